@@ -1,0 +1,49 @@
+"""Adam for PyTorch Lightning: configured from Hydra, measured at the optimizer step.
+
+The public names are loaded when they are first used (PEP 562): `import lightning_adam` and
+`lightning_adam.schema`, which every Hydra app loads, cost neither torch nor lightning.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_adam.mixin import AdamMixin, build_adam
+    from lightning_adam.monitor import AdamMonitor
+    from lightning_adam.optimizers import build_optimizer
+    from lightning_adam.schedulers import build_scheduler
+    from lightning_adam.schema import ConfigError
+    from lightning_adam.statistics import AdamStatistics
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AdamMixin": "mixin",
+    "AdamMonitor": "monitor",
+    "AdamStatistics": "statistics",
+    "ConfigError": "schema",
+    "build_adam": "mixin",
+    "build_optimizer": "optimizers",
+    "build_scheduler": "schedulers",
+}
+
+__all__ = [
+    "AdamMixin",
+    "AdamMonitor",
+    "AdamStatistics",
+    "ConfigError",
+    "__version__",
+    "build_adam",
+    "build_optimizer",
+    "build_scheduler",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"lightning_adam.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'lightning_adam' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

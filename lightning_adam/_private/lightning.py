@@ -1,0 +1,18 @@
+"""Private names of lightning, seen in 2.6.6."""
+
+from lightning.pytorch import LightningModule, Trainer
+
+
+def attached_trainer(module: LightningModule) -> Trainer | None:
+    """The module's trainer; None (where `module.trainer` raises) if it has none."""
+    return module._trainer
+
+
+def logging_step(trainer: Trainer) -> int:
+    """The x-axis of Lightning's own callbacks, so that curves line up with the loss."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def log_every_n_steps(trainer: Trainer) -> int:
+    """The trainer's logging interval, an attribute that is set without being declared."""
+    return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]

@@ -1,0 +1,50 @@
+"""Makes our config groups and schemas visible in every Hydra app, with no import in the app.
+
+Hydra loads this in every app of the environment: it imports neither torch nor lightning.
+"""
+
+from pathlib import Path
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+from lightning_adam import schema
+
+PROVIDER = "lightning_adam"
+
+
+class LightningAdamSearchPath(SearchPathPlugin):
+    """Appends our `conf` folder to the search path and stores the schemas."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Called by Hydra before each composition.
+
+        Hydra 1.4 finds this class twice, by namespace package and by entry point; the second call
+        finds the work done.
+        """
+        folder = f"file://{_conf_folder()}"
+        if any(entry.path == folder for entry in search_path.get_path()):
+            return
+        search_path.append(provider=PROVIDER, path=folder)
+        _store_schemas()
+
+
+def _conf_folder() -> Path:
+    """The `conf` folder in the installed package, else (editable install) the repository's."""
+    package = Path(schema.__file__).parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def _store_schemas() -> None:
+    """Stores the schemas without a package: each preset says where it belongs by default."""
+    schemas = {
+        "adam": schema.AdamConfig,
+        "monitor": schema.MonitorConfig,
+        **schema.SCHEDULERS,
+    }
+    for name, node in schemas.items():
+        ConfigStore.instance().store(
+            group="lightning_adam/schema", name=name, node=node, provider=PROVIDER
+        )

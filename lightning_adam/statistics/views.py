@@ -1,0 +1,109 @@
+"""Optimizer → tensors to measure: what belongs to each parameter right after a step."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+
+from lightning_adam.param_groups import group_name
+
+
+@dataclass(frozen=True)
+class TensorView:
+    """One parameter with all that its step depended on. The tensors are the optimizer's own."""
+
+    name: str
+    group: str
+    parameter: Tensor
+    grad: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    max_exp_avg_sq: Tensor | None
+    """None without amsgrad."""
+    step: Tensor | float
+    lr: Tensor | float
+    beta1: Tensor | float
+    beta2: Tensor | float
+    eps: float
+    weight_decay: float
+    decoupled: bool
+    maximize: bool
+
+
+def is_measurable(optimizer: Optimizer) -> bool:
+    """Whether the optimizer's step is Adam's or AdamW's.
+
+    Example:
+        >>> weights = [torch.zeros(2, requires_grad=True)]
+        >>> is_measurable(torch.optim.AdamW(weights)), is_measurable(torch.optim.SGD(weights))
+        (True, False)
+    """
+    return isinstance(optimizer, Adam | torch.optim.AdamW)
+
+
+def tensor_views(
+    optimizer: Optimizer, names: Mapping[Tensor, str] | None = None
+) -> list[TensorView]:
+    """The tensors of an optimizer that took part in the step it has just taken.
+
+    Args:
+        optimizer: An Adam or AdamW, right after `step()`, its gradients still in place.
+        names: Names for parameters that the optimizer knows no name of (default: None, they are
+            named by group and position).
+
+    Returns:
+        A view for each parameter with a gradient, in the order of `param_groups`.
+
+    Example:
+        >>> layer = torch.nn.Linear(3, 4)
+        >>> adam = torch.optim.Adam(layer.named_parameters())
+        >>> layer(torch.ones(3)).sum().backward()
+        >>> adam.step()
+        >>> [(view.name, view.group) for view in tensor_views(adam)]
+        [('weight', 'group_0'), ('bias', 'group_0')]
+    """
+    views = []
+    for group_index, group in enumerate(optimizer.param_groups):
+        in_group = key_part(group_name(group, group_index))
+        own_names = group.get("param_names")
+        for index, parameter in enumerate(group["params"]):
+            if parameter.grad is None:
+                continue
+            if own_names is not None:
+                name = own_names[index]
+            else:
+                name = (names or {}).get(parameter, f"{in_group}.{index}")
+            state = optimizer.state[parameter]
+            views.append(
+                TensorView(
+                    name=key_part(name),
+                    group=in_group,
+                    parameter=parameter.detach(),
+                    grad=parameter.grad,
+                    exp_avg=state["exp_avg"],
+                    exp_avg_sq=state["exp_avg_sq"],
+                    max_exp_avg_sq=state["max_exp_avg_sq"] if group["amsgrad"] else None,
+                    step=state["step"],
+                    lr=group["lr"],
+                    beta1=group["betas"][0],
+                    beta2=group["betas"][1],
+                    eps=group["eps"],
+                    weight_decay=group["weight_decay"],
+                    decoupled=group["decoupled_weight_decay"],
+                    maximize=group["maximize"],
+                )
+            )
+    return views
+
+
+def key_part(name: object) -> str:
+    """A name as it may stand in a key: letters, digits, `_`, `.` and `/`.
+
+    Example:
+        >>> key_part("encoder (frozen)")
+        'encoder__frozen_'
+    """
+    return re.sub(r"[^A-Za-z0-9_./]", "_", str(name))

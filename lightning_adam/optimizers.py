@@ -150,11 +150,14 @@ def settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def _torch_obstacle(parameters: list[nn.Parameter]) -> str | None:
-    """Torch's own answer to whether fused works: it is asked by building one."""
-    try:
-        Adam(parameters, fused=True)
-    except RuntimeError as error:
-        return str(error)
+    """What torch itself says to whether fused works: one element of each kind takes a step."""
+    for device, dtype in {(parameter.device, parameter.dtype) for parameter in parameters}:
+        element = torch.zeros(1, device=device, dtype=dtype, requires_grad=True)
+        element.grad = torch.zeros_like(element)
+        try:
+            Adam([element], fused=True).step()
+        except RuntimeError as error:
+            return f"{_short(dtype)} on {device.type} cannot: {error}"
     return None
 
 
@@ -163,7 +166,11 @@ def _check_dtypes(config: AdamConfig, where: str, parameters: list[nn.Parameter]
     for dtype in {parameter.dtype for parameter in parameters if parameter.is_floating_point()}:
         if torch.tensor(config.eps, dtype=dtype) == 0:
             raise refusal(
-                where, "eps", config.eps, f"a number that is not 0 in {_short(dtype)}", 1e-4
+                where,
+                "eps",
+                config.eps,
+                f"expected a number that is not 0 in {_short(dtype)}",
+                1e-4,
             )
 
 

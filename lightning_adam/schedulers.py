@@ -79,7 +79,7 @@ def build_scheduler(optimizer: Optimizer, scheduler: Any, total_steps: int | Non
     warmup_steps = _warmup_steps(config, schedule_steps)
     for steps in (total_steps, schedule_steps):
         if steps is not None and warmup_steps > steps:
-            expected = f"a warm-up within the {steps} optimizer steps of the run"
+            expected = f"expected a warm-up within the {steps} optimizer steps of the run"
             raise refusal(where, "warmup_steps", warmup_steps, expected, steps // 10)
     min_lr_ratio = getattr(config, "min_lr_ratio", 0.0)
     return LambdaLR(optimizer, Schedule(config.name, warmup_steps, schedule_steps, min_lr_ratio))

@@ -163,11 +163,11 @@ def refusal(where: str, name: str, value: object, expected: str, instead: object
     """The one form of a refusal: field and value given, what was expected, what to type.
 
     Example:
-        >>> print(refusal("optimizer", "lr", -1.0, "a finite number above 0", 0.001))
-        optimizer.lr=-1.0: expected a finite number above 0; type for example optimizer.lr=0.001
+        >>> print(refusal("optimizer", "lr", -1.0, "expected a number above 0", 0.001))
+        optimizer.lr=-1.0: expected a number above 0; type for example optimizer.lr=0.001
     """
-    typed = shlex.quote(f"{where}.{name}={instead}".replace(" ", ""))
-    return ConfigError(f"{where}.{name}={value}: expected {expected}; type for example {typed}")
+    typed = shlex.quote(f"{where}.{name}={_as_typed(instead)}")
+    return ConfigError(f"{where}.{name}={value}: {expected}; type for example {typed}")
 
 
 def read_optimizer(node: Any, where: str = "optimizer") -> tuple[AdamConfig, str]:
@@ -193,15 +193,17 @@ def read_optimizer(node: Any, where: str = "optimizer") -> tuple[AdamConfig, str
     where = full_key(node, where)
     config = _typed(_values(node, where), AdamConfig, where)
     if not (math.isfinite(config.lr) and config.lr > 0):
-        raise refusal(where, "lr", config.lr, "a finite number above 0", 0.001)
+        raise refusal(where, "lr", config.lr, "expected a finite number above 0", 0.001)
     if len(config.betas) != 2 or not all(0 <= beta < 1 for beta in config.betas):
-        raise refusal(where, "betas", config.betas, "two numbers in [0, 1)", [0.9, 0.999])
+        raise refusal(where, "betas", config.betas, "expected two numbers in [0, 1)", [0.9, 0.999])
     if not (math.isfinite(config.eps) and config.eps > 0):
-        raise refusal(where, "eps", config.eps, "a finite number above 0", 1e-8)
+        raise refusal(where, "eps", config.eps, "expected a finite number above 0", 1e-8)
     if not (math.isfinite(config.weight_decay) and config.weight_decay >= 0):
-        raise refusal(where, "weight_decay", config.weight_decay, "a number of at least 0", 0.01)
+        expected = "expected a number of at least 0"
+        raise refusal(where, "weight_decay", config.weight_decay, expected, 0.01)
     if config.fused and config.foreach:
-        raise refusal(where, "foreach", True, "not both fused and foreach", "null")
+        expected = "expected not both fused and foreach"
+        raise refusal(where, "foreach", True, expected, None)
     return config, where
 
 
@@ -225,20 +227,22 @@ def read_scheduler(node: Any, where: str = "scheduler") -> tuple[SchedulerConfig
     where = full_key(node, where)
     values = _values(node, where)
     if values.get("name") not in SCHEDULERS:
-        expected = f"one of {', '.join(SCHEDULERS)}"
+        expected = f"expected one of {', '.join(SCHEDULERS)}"
         raise refusal(where, "name", values.get("name"), expected, "cosine")
     config = _typed(values, SCHEDULERS[values["name"]], where)
     if config.warmup_steps is not None and config.warmup_ratio is not None:
-        expected = "warmup_steps or warmup_ratio, not both"
-        raise refusal(where, "warmup_ratio", config.warmup_ratio, expected, "null")
+        expected = "expected warmup_steps or warmup_ratio, not both"
+        raise refusal(where, "warmup_ratio", config.warmup_ratio, expected, None)
     if config.warmup_steps is not None and config.warmup_steps < 0:
-        raise refusal(where, "warmup_steps", config.warmup_steps, "an integer of at least 0", 100)
+        expected = "expected an integer of at least 0"
+        raise refusal(where, "warmup_steps", config.warmup_steps, expected, 100)
     if config.total_steps is not None and config.total_steps < 1:
-        raise refusal(where, "total_steps", config.total_steps, "an integer of at least 1", 1000)
+        expected = "expected an integer of at least 1"
+        raise refusal(where, "total_steps", config.total_steps, expected, 1000)
     for name, instead in (("warmup_ratio", 0.05), ("min_lr_ratio", 0.1)):
         ratio = getattr(config, name, None)
         if ratio is not None and not 0 <= ratio <= 1:
-            raise refusal(where, name, ratio, "a number in [0, 1]", instead)
+            raise refusal(where, name, ratio, "expected a number in [0, 1]", instead)
     return config, where
 
 
@@ -259,35 +263,38 @@ def read_monitor(node: Any, where: str = "adam_monitor") -> MonitorConfig:
     where = full_key(node, where)
     config = _typed(_values(node, where), MonitorConfig, where)
     if config.every_n_steps is not None and config.every_n_steps < 1:
-        raise refusal(where, "every_n_steps", config.every_n_steps, "an integer of at least 1", 50)
+        expected = "expected an integer of at least 1"
+        raise refusal(where, "every_n_steps", config.every_n_steps, expected, 50)
     return config
 
 
 def _values(node: Any, where: str) -> dict[str, Any]:
     """The node as a plain dict, its interpolations resolved in the config it belongs to."""
-    if is_dataclass(node) and not isinstance(node, type):
-        node = OmegaConf.structured(node)
-    if isinstance(node, DictConfig):
-        try:
-            node = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"{where}: {_sentence(error)}") from error
-    if not isinstance(node, Mapping):
+    if isinstance(node, type) or not (is_dataclass(node) or isinstance(node, Mapping)):
         raise ConfigError(f"{where}={node!r}: expected a config node, a dict or a dataclass")
-    return dict(node)
+    try:
+        if not isinstance(node, DictConfig):
+            node = OmegaConf.structured(node) if is_dataclass(node) else OmegaConf.create(dict(node))
+        values = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{where}: {_sentence(error)}") from error
+    assert isinstance(values, dict)
+    return {str(name): value for name, value in values.items()}
 
 
 def _typed(values: dict[str, Any], schema: type[Config], where: str) -> Config:
     """The values as an instance of their dataclass, converted and checked by OmegaConf."""
-    names = [entry.name for entry in fields(schema)]  # type: ignore[arg-type]
+    defaults = schema()
+    names = [entry.name for entry in fields(defaults)]  # type: ignore[arg-type]
     for name in values:
         if name not in names:
             raise ConfigError(f"{where}.{name}: no such field; {_nearest(name, names, where)}")
     try:
         typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
     except OmegaConfBaseException as error:
-        given = str(error.full_key).partition("[")[0]
-        raise ConfigError(f"{where}.{given}={values.get(given)!r}: {_sentence(error)}") from error
+        name = str(error.full_key).partition("[")[0]
+        instead = getattr(defaults, name)
+        raise refusal(where, name, repr(values[name]), _sentence(error), instead) from error
     assert isinstance(typed, schema)
     return typed
 
@@ -302,3 +309,14 @@ def _nearest(name: str, names: list[str], where: str) -> str:
 def _sentence(error: OmegaConfBaseException) -> str:
     """OmegaConf's message without the lines that repeat key and type."""
     return str(error).partition("\n")[0]
+
+
+def _as_typed(value: object) -> str:
+    """A value in Hydra's override grammar."""
+    if value is None:
+        return "null"
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, list):
+        return f"[{','.join(map(_as_typed, value))}]"
+    return str(value)

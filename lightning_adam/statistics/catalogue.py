@@ -46,9 +46,9 @@ class Row(NamedTuple):
     eps_dominated: float
     """Number of active elements with √v̂ < ε."""
     energy_without_eps: float
-    """Σ m̂²/v̂ over v̂ ≠ 0."""
+    """Σ m̂²/v̂ over v̂ > 0."""
     energy_lost_to_eps: float
-    """Σ u²r(2+r) over v̂ ≠ 0, with r = ε/√v̂."""
+    """Σ u²r(2+r) over v̂ > 0, with r = ε/√v̂."""
     exp_avg_sq_zero: float
     """Number of elements with v = 0 and g̃ ≠ 0."""
     direction_squares: float

@@ -71,7 +71,7 @@ def _accumulate(
         entered = entered + weight_decay * p_before
 
     active = (m != 0) | (v != 0) | (entered != 0)
-    seen = v_hat != 0
+    seen = ~(v_hat <= 0)  # NaN is seen
     eps_share = torch.where(seen, eps / denominator, 0.0)
     u_without_eps = torch.where(seen, m_hat / denominator, 0.0)
     second_moment = v_own.clamp(min=eps**2)

@@ -1,0 +1,42 @@
+# `make` says what there is; PYTHON=python3.12 make ... takes another interpreter.
+PYTHON ?= python3
+BIN := .venv/bin/python
+PIP := $(BIN) -m pip install --quiet -c constraints.txt
+
+.PHONY: help demo test test-slow lint clean
+help:
+	@echo 'make demo       install into .venv, train a CNN on MNIST, leave a W&B run that holds what Adam did'
+	@echo 'make test       install into .venv, run the tests (some minutes)'
+	@echo 'make test-slow  the tests in fresh environments and with longer trainings'
+	@echo 'make lint       ruff (lint and format) and mypy'
+	@echo 'make clean      remove .venv, caches and the outputs of jobs'
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/recipes-installed: pyproject.toml constraints.txt | .venv/bin/python
+	@echo 'installing into .venv (torch is large: some minutes the first time)'
+	$(PIP) -e '.[recipes]'
+	@touch $@
+
+.venv/dev-installed: pyproject.toml constraints.txt | .venv/bin/python
+	@echo 'installing into .venv (torch is large: some minutes the first time)'
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+demo: .venv/recipes-installed
+	$(BIN) -m recipes.mnist
+
+test: .venv/dev-installed
+	$(BIN) -m pytest -n 2 -m 'not slow'
+
+test-slow: .venv/dev-installed
+	$(BIN) -m pytest -m slow
+
+lint: .venv/dev-installed
+	$(BIN) -m ruff check .
+	$(BIN) -m ruff format --check .
+	$(BIN) -m mypy
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist outputs multirun

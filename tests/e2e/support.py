@@ -1,0 +1,197 @@
+"""What a user does and sees: commands in a shell, the README's blocks, the run that is left."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_adam.statistics import STATISTICS
+
+REPOSITORY = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+"""Where the environment that runs the tests has its commands."""
+
+GLOBAL_STEP = "trainer/global_step"
+MODEL = ""
+DECAY = "/group/decay"
+NO_DECAY = "/group/no_decay"
+SCOPES = (MODEL, DECAY, NO_DECAY)
+
+NO_DECAY_LACKS = {"decay_norm", "decay_to_update"}
+"""Undefined where nothing decays."""
+FIRST_STEP_LACKS = {"update_lost_fraction", "decay_to_update"}
+"""Undefined in the first step of a warm-up: its learning rate is 0, and so is its update."""
+
+TRAIN = ("python", "# train.py\n")
+CONFIG = ("yaml", "# conf/config.yaml\n")
+TRAIN_COMMAND = ("bash", "python train.py ")
+"""Blocks of the README: their language and how they begin."""
+
+BRIEFLY = ("trainer.max_epochs=1", "+trainer.limit_train_batches=25")
+"""Overrides: a training of the recipe that is longer than its warm-up and not much longer."""
+PROJECT_KEYS = (10 * 3072 // 32, 10)
+DEMO_KEYS = (8 * 63, 10)
+BRIEF_KEYS = (25, 10)
+"""Optimizer steps and `every_n_steps` of the README's training, of `make demo`, of a brief one."""
+
+FOREIGN_VARIABLES = ("WANDB_", "HYDRA_", "PYTEST_", "PYTHONPATH", "NETRC")
+"""What the tests' own environment must not lend to a user's."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that has ended."""
+
+    returncode: int
+    output: str
+    """stdout and stderr as a terminal would show them, what a progress bar overwrites included."""
+
+    @property
+    def lines(self) -> list[str]:
+        return [line.strip() for line in re.split(r"[\r\n]+", self.output) if line.strip()]
+
+    def after(self, beginning: str) -> str:
+        """The rest of the only line with that beginning."""
+        (found,) = {line for line in self.lines if line.startswith(beginning)}
+        return found.removeprefix(beginning)
+
+
+def environment(bin_folder: Path = BIN, **changes: str) -> dict[str, str]:
+    """A user's environment, with the commands of `bin_folder` first on the path."""
+    own = os.environ.items()
+    kept = {name: value for name, value in own if not name.startswith(FOREIGN_VARIABLES)}
+    path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
+    return kept | {"PATH": path, "OMP_NUM_THREADS": "1"} | changes
+
+
+def run(
+    command: Sequence[str | Path],
+    folder: Path = REPOSITORY,
+    variables: Mapping[str, str] | None = None,
+) -> Finished:
+    """Runs a command in a folder; there is nobody at the keyboard."""
+    finished = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment() if variables is None else variables,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        check=False,
+    )
+    return Finished(finished.returncode, finished.stdout)
+
+
+def run_text(text: str, folder: Path, variables: Mapping[str, str] | None = None) -> Finished:
+    """Runs a block of shell text, as it would be pasted."""
+    return run(["bash", "-e", "-c", text], folder, variables)
+
+
+def succeed(command: Sequence[str | Path], folder: Path = REPOSITORY, **changes: str) -> str:
+    """The output of a command that has to work."""
+    finished = run(command, folder, environment(**changes))
+    if finished.returncode:
+        raise AssertionError(f"{shlex.join(map(str, command))}\n{finished.output}")
+    return finished.output
+
+
+def readme_blocks() -> list[tuple[str, str]]:
+    """Language and text of each fenced block."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    fences = re.findall(r"^ *(`{3,}|~{3,})", text, re.MULTILINE)
+    blocks: list[tuple[str, str]] = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S)
+    assert len(fences) == 2 * len(blocks), "a fence of the README is indented or not closed"
+    return blocks
+
+
+def readme_text(language: str, beginning: str) -> str:
+    """The text of the README's blocks in that language that begin so, in their order."""
+    texts = [
+        text for name, text in readme_blocks() if name == language and text.startswith(beginning)
+    ]
+    assert texts, f"the README has no {language} block that begins with {beginning}"
+    return "".join(texts)
+
+
+def follow_the_readme(folder: Path, bin_folder: Path = BIN) -> tuple[Finished, Path]:
+    """Does what the README says under "In your project", in that folder.
+
+    Returns:
+        The training as it was typed, and the only W&B run that it left.
+    """
+    for block in (TRAIN, CONFIG):
+        text = readme_text(*block)
+        path = folder / text.partition("\n")[0].removeprefix("# ")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    training = run_text(readme_text(*TRAIN_COMMAND), folder, environment(bin_folder))
+    assert training.returncode == 0, training.output
+    (offline_run,) = offline_runs(folder)
+    return training, offline_run
+
+
+def recipe(folder: Path, *overrides: str, variables: Mapping[str, str] | None = None) -> Finished:
+    """The recipe, run from the repository's root, its jobs in that folder."""
+    command = [BIN / "python", "-m", "recipes.mnist", *overrides, *jobs_in(folder)]
+    return run(command, REPOSITORY, variables)
+
+
+def jobs_in(folder: Path) -> list[str]:
+    """Overrides that put the job, or the jobs of a sweep, in a folder."""
+    return [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
+
+
+def offline_runs(folder: Path) -> list[Path]:
+    """The W&B runs that were left under a folder, the oldest first."""
+    return sorted(path for path in folder.rglob("offline-run-*") if path.is_dir())
+
+
+def run_config(offline_run: Path) -> dict[str, Any]:
+    """The config of a W&B run as W&B's own reader gives it, our part of it."""
+    printed = succeed(["wandb", "leet", "inspect", "--summary", "--json", offline_run])
+    config: dict[str, Any] = json.loads(printed)["config"]["lightning_adam"]
+    return config
+
+
+def logged_rows(offline_run: Path) -> dict[int, dict[str, float]]:
+    """Our keys in a W&B run's history, by the step they were logged under."""
+    printed = succeed(["wandb", "leet", "inspect", "--json", offline_run])
+    records = map(json.loads, printed.splitlines())
+    return our_rows(record["history"]["item"] for record in records if record["type"] == "history")
+
+
+def our_rows(history: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
+    """Our keys of each row that has any, by the row's step."""
+    rows: dict[int, dict[str, float]] = {}
+    for row in history:
+        ours = {key: float(value) for key, value in row.items() if key.startswith("adam_")}
+        if ours:
+            rows.setdefault(int(row[GLOBAL_STEP]), {}).update(ours)
+    return rows
+
+
+def keys(rows: Mapping[int, Mapping[str, float]]) -> dict[int, list[str]]:
+    """What was logged at each step, the numbers left aside."""
+    return {step: sorted(row) for step, row in rows.items()}
+
+
+def promised_keys(steps: int, every_n_steps: int) -> dict[int, list[str]]:
+    """What a run of so many optimizer steps that begins with a warm-up has to log, and when."""
+    measured = [1, *range(every_n_steps, steps + 1, every_n_steps)]
+    return {
+        step - 1: sorted(
+            statistic.key + scope
+            for name, statistic in STATISTICS.items()
+            for scope in SCOPES
+            if not (scope == NO_DECAY and name in NO_DECAY_LACKS)
+            if not (step == 1 and name in FIRST_STEP_LACKS)
+        )
+        for step in measured
+    }

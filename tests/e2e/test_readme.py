@@ -1,0 +1,114 @@
+"""Every fenced block of the README does what the README says."""
+
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from .support import (
+    BRIEFLY,
+    CONFIG,
+    DEMO_KEYS,
+    PROJECT_KEYS,
+    REPOSITORY,
+    TRAIN,
+    TRAIN_COMMAND,
+    Finished,
+    follow_the_readme,
+    jobs_in,
+    keys,
+    logged_rows,
+    offline_runs,
+    promised_keys,
+    readme_blocks,
+    readme_text,
+    run,
+    run_config,
+    run_text,
+    succeed,
+)
+
+TABLE = ("text", "AdamW, ")
+RECIPE = ("bash", "python -m recipes.mnist ")
+MAKE = ("bash", "make demo\n")
+HANDLED = [TRAIN, CONFIG, TRAIN_COMMAND, TABLE, RECIPE, MAKE]
+
+ACCURACY = "validation accuracy: "
+INSTALLING = "installing into .venv"
+
+
+def test_a_project_as_in_the_readme_logs_what_the_readme_says(tmp_path: Path) -> None:
+    training, offline_run = follow_the_readme(tmp_path / "my project")
+    config = run_config(offline_run)
+    assert readme_text(*TABLE) in training.output
+    assert keys(logged_rows(offline_run)) == promised_keys(*PROJECT_KEYS)
+    assert (config["optimizer"]["lr"], config["optimizer"]["betas"]) == (3e-4, [0.9, 0.95])
+    assert config["scheduler"]["warmup_steps"] == 500
+
+
+@pytest.mark.parametrize(
+    ("line", "jobs"),
+    zip(
+        readme_text(*RECIPE).splitlines(),
+        [
+            [{"lr": 3e-4, "betas": [0.9, 0.95], "amsgrad": True}],
+            [{"lr": 1e-4}, {"lr": 1e-3}],
+        ],
+        strict=True,
+    ),
+)
+def test_a_recipe_line_of_the_readme_trains_with_what_it_says(
+    line: str, jobs: list[dict[str, object]], tmp_path: Path
+) -> None:
+    training = run_text(f"{line} {shlex.join([*BRIEFLY, *jobs_in(tmp_path)])}", REPOSITORY)
+    assert training.returncode == 0, training.output
+    assert training.output.count(ACCURACY) == len(jobs)
+    for optimizer, job in zip(recorded_optimizers(tmp_path), jobs, strict=True):
+        assert optimizer | job == optimizer
+
+
+def recorded_optimizers(folder: Path) -> list[dict[str, Any]]:
+    """What the jobs under a folder recorded, in W&B or, without, in Lightning's CSV logger."""
+    files = sorted(folder.rglob("hparams.yaml"))
+    configs = [yaml.safe_load(path.read_text(encoding="utf-8"))["lightning_adam"] for path in files]
+    return [config["optimizer"] for config in configs or map(run_config, offline_runs(folder))]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_make_demo_works_in_a_fresh_clone_and_installs_once(tmp_path: Path) -> None:
+    clone = tmp_path / "a clone"
+    succeed(["git", "clone", "--quiet", REPOSITORY, clone])
+    first, second = demo(clone), demo(clone)
+    assert INSTALLING in first.output
+    assert INSTALLING not in second.output
+    assert first.after("run: ") != second.after("run: ")
+
+
+def demo(clone: Path) -> Finished:
+    """One `make demo`, which has to end by naming a run that its own advice can open."""
+    demonstrated = run(["make", "demo"], clone)
+    assert demonstrated.returncode == 0, demonstrated.output
+    assert float(demonstrated.after(ACCURACY)) >= 0.95
+    offline_run = Path(demonstrated.after("run: "))
+    assert keys(logged_rows(offline_run)) == promised_keys(*DEMO_KEYS)
+    advice = demonstrated.after("look: wandb leet ")
+    looked = run_text(f"wandb leet inspect --summary --json {advice}", clone)
+    assert f'"file": "{offline_run}' in looked.output
+    return demonstrated
+
+
+def test_make_test_is_part_of_what_is_checked_before_a_change_lands() -> None:
+    script = REPOSITORY / ".ci" / "run"
+    assert readme_text(*MAKE).splitlines() == ["make demo", "make test"]
+    assert "make test" in script.read_text(encoding="utf-8").splitlines()
+    assert os.access(script, os.X_OK)
+
+
+def test_no_block_of_the_readme_goes_untested() -> None:
+    for language, text in readme_blocks():
+        handlers = [kind for kind in HANDLED if (kind[0], text[: len(kind[1])]) == kind]
+        assert len(handlers) == 1, f"```{language}\n{text}"

@@ -1,0 +1,252 @@
+"""AdamMixin in a real Trainer: what is trained with, where configs come from, what is refused."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_adam import AdamMixin, ConfigError, build_adam
+from lightning_adam.schema import AdamConfig, CosineConfig
+from tests.training import Lit, loader, loss_of, network, parameters, trainer
+
+ADAMW = {"lr": 1e-2, "weight_decay": 0.1, "decoupled_weight_decay": True}
+COSINE = {"name": "cosine", "warmup_steps": 5}
+
+
+class Endless(IterableDataset[tuple[Tensor, Tensor]]):
+    def __iter__(self) -> Any:
+        while True:
+            yield torch.randn(6), torch.randn(1)
+
+
+def trained_by_hand(steps: int, warmup: int) -> list[Tensor]:
+    """torch alone: groups, AdamW and the cosine written out."""
+    net = network()
+    matrices = [each for each in net.parameters() if each.ndim == 2]
+    vectors = [each for each in net.parameters() if each.ndim == 1]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    adam = torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.1, fused=True)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return step / warmup
+        cosine = torch.tensor((step - warmup) / (steps - warmup) * torch.pi, dtype=torch.float64)
+        return (1 + cosine.cos().item()) / 2
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, factor)
+    for batch in loader(steps):
+        adam.zero_grad()
+        loss_of(net, (batch[0], batch[1])).backward()  # type: ignore[no-untyped-call]
+        adam.step()
+        schedule.step()
+    return parameters(net)
+
+
+def test_trains_bit_identically_to_torch_by_hand() -> None:
+    module = Lit(ADAMW, COSINE)
+    trainer(max_epochs=1).fit(module, loader(40))
+    expected = trained_by_hand(steps=40, warmup=5)
+    assert all(torch.equal(a, b) for a, b in zip(parameters(module), expected, strict=True))
+
+
+def test_the_schedule_is_as_long_as_the_training() -> None:
+    fit = trainer(max_epochs=2, accumulate_grad_batches=2)
+    fit.fit(Lit(ADAMW, {"name": "linear"}), loader(10))
+    assert fit.global_step == 10
+    assert fit.lr_scheduler_configs[0].scheduler.get_last_lr() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("flags", [{"max_epochs": -1, "max_steps": 7}, {"max_steps": 7}], ids=str)
+def test_max_steps_gives_the_length(flags: dict[str, int]) -> None:
+    fit = trainer(**flags)
+    fit.fit(Lit(ADAMW, {"name": "linear"}), DataLoader(Endless(), batch_size=4))
+    assert fit.lr_scheduler_configs[0].scheduler.get_last_lr() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "data"),
+    [
+        ({"max_epochs": -1}, loader(4)),
+        ({"max_epochs": 3}, DataLoader(Endless(), batch_size=4)),
+    ],
+    ids=["no last epoch", "no length"],
+)
+def test_a_training_without_an_end_is_refused(flags: dict[str, int], data: Any) -> None:
+    fit = trainer(**flags)
+    with pytest.raises(ConfigError, match=r"scheduler\.total_steps=N"):
+        fit.fit(Lit(ADAMW, COSINE), data)
+    assert fit.global_step == 0
+
+
+def test_a_training_without_an_end_may_name_its_schedules_length() -> None:
+    module = Lit(ADAMW, {"name": "linear", "total_steps": 5})
+    fit = trainer(max_epochs=1, limit_train_batches=6)
+    fit.fit(module, DataLoader(Endless(), batch_size=4))
+    assert fit.lr_scheduler_configs[0].scheduler.get_last_lr() == [0.0, 0.0]
+
+
+def test_a_warm_up_longer_than_the_training_is_refused() -> None:
+    with pytest.raises(ConfigError, match="within the 4 optimizer steps"):
+        trainer(max_epochs=1).fit(Lit(ADAMW, {"name": "constant", "warmup_steps": 5}), loader(4))
+
+
+def test_without_a_scheduler_the_rate_is_constant() -> None:
+    fit = trainer(max_epochs=1)
+    fit.fit(Lit(ADAMW), loader(4))
+    assert fit.lr_scheduler_configs == []
+    assert fit.optimizers[0].param_groups[0]["lr"] == 1e-2
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "scheduler"),
+    [
+        (ADAMW, COSINE),
+        (OmegaConf.create(ADAMW), OmegaConf.create(COSINE)),
+        (
+            AdamConfig(lr=1e-2, weight_decay=0.1, decoupled_weight_decay=True),
+            CosineConfig(warmup_steps=5),
+        ),
+    ],
+    ids=["dict", "DictConfig", "dataclass"],
+)
+def test_every_form_trains_the_same(optimizer: Any, scheduler: Any) -> None:
+    module = Lit(optimizer, scheduler)
+    trainer(max_epochs=1).fit(module, loader(40))
+    expected = trained_by_hand(steps=40, warmup=5)
+    assert all(torch.equal(a, b) for a, b in zip(parameters(module), expected, strict=True))
+
+
+class FromHparams(AdamMixin, L.LightningModule):
+    def __init__(self, width: int, optimizer: Any, scheduler: Any = None) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Linear(6, 1)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return loss_of(self.net, batch)
+
+
+@pytest.mark.parametrize("form", [dict, OmegaConf.create], ids=["dict", "DictConfig"])
+def test_hparams_serve_as_well_and_come_back_from_a_checkpoint(form: Any, tmp_path: Path) -> None:
+    module = FromHparams(3, form({"lr": 0.5}), form({"name": "linear"}))
+    fit = trainer(max_epochs=1)
+    fit.fit(module, loader(4))
+    assert fit.optimizers[0].defaults["lr"] == 0.5
+    assert len(fit.lr_scheduler_configs) == 1
+    fit.save_checkpoint(tmp_path / "last.ckpt")
+    loaded = FromHparams.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=False)
+    assert loaded.hparams["optimizer"]["lr"] == 0.5
+
+
+class Counting:
+    """Another mixin, with a constructor and a keyword of its own."""
+
+    def __init__(self, *args: Any, start: int = 0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.count = start
+
+
+class Cooperative(AdamMixin, Counting, L.LightningModule):
+    def __init__(self) -> None:
+        super().__init__(optimizer=ADAMW, start=3)
+        self.net = nn.Linear(6, 1)
+
+
+class CooperativeTheOtherWay(Counting, AdamMixin, L.LightningModule):
+    def __init__(self) -> None:
+        super().__init__(optimizer=ADAMW, start=3)
+        self.net = nn.Linear(6, 1)
+
+
+@pytest.mark.parametrize("kind", [Cooperative, CooperativeTheOtherWay])
+def test_cooperates_with_other_mixins(kind: type[Any]) -> None:
+    module = kind()
+    assert module.count == 3
+    assert module.configure_optimizers().defaults["lr"] == 1e-2
+
+
+def test_the_wrong_order_of_bases_is_refused_when_the_class_is_written() -> None:
+    with pytest.raises(TypeError, match=r"class Wrong\(AdamMixin, LightningModule\)"):
+
+        class Wrong(L.LightningModule, AdamMixin):  # type: ignore[misc]
+            pass
+
+
+def test_a_bad_config_is_refused_when_the_module_is_built() -> None:
+    with pytest.raises(ConfigError, match=r"optimizer\.lr=-1\.0"):
+        Lit({"lr": -1})
+    with pytest.raises(ConfigError, match=r"scheduler\.name=step"):
+        Lit(ADAMW, {"name": "step"})
+
+
+def test_no_config_at_all_is_refused_before_training() -> None:
+    fit = trainer(max_epochs=1)
+    with pytest.raises(ConfigError, match="Lit has no optimizer config"):
+        fit.fit(Lit(), loader(2))
+
+
+@pytest.mark.parametrize(
+    ("flags", "fused"),
+    [
+        ({}, True),
+        ({"gradient_clip_val": 1.0}, True),
+        ({"precision": "bf16-mixed"}, True),
+        ({"precision": "bf16-mixed", "gradient_clip_val": 1.0}, False),
+        ({"precision": "bf16-true", "gradient_clip_val": 1.0}, True),
+        ({"precision": "64-true"}, True),
+    ],
+    ids=str,
+)
+def test_fused_is_chosen_wherever_the_trainer_can_train_with_it(
+    flags: dict[str, Any], fused: bool
+) -> None:
+    fit = trainer(max_epochs=1, **flags)
+    fit.fit(Lit(ADAMW), loader(3))
+    assert fit.global_step == 3
+    assert fit.optimizers[0].param_groups[0]["fused"] is fused
+
+
+def test_fused_that_cannot_clip_is_refused_before_training() -> None:
+    fit = trainer(max_epochs=1, precision="bf16-mixed", gradient_clip_val=1.0)
+    with pytest.raises(ConfigError, match=r"optimizer\.fused=true: .*gradient_clip_val=1\.0"):
+        fit.fit(Lit({**ADAMW, "fused": True}), loader(3))
+    assert fit.global_step == 0
+
+
+def test_an_eps_that_is_0_in_half_precision_is_refused_before_training() -> None:
+    fit = trainer(max_epochs=1, precision="16-true")
+    with pytest.raises(ConfigError, match=r"optimizer\.eps=1e-08: .*float16"):
+        fit.fit(Lit(ADAMW), loader(3))
+
+
+def test_the_groups_are_shown_once_at_fit_start(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        trainer(max_epochs=2).fit(Lit(ADAMW, COSINE), loader(4))
+    shown = [record.message for record in caplog.records if "no_decay" in record.message]
+    assert len(shown) == 1
+    assert shown[0].startswith("AdamW, fused: 6 tensors of float32 on cpu\ngroup ")
+
+
+def test_build_adam_serves_a_module_without_the_mixin() -> None:
+    class Plain(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            return loss_of(self.net, batch)
+
+        def configure_optimizers(self) -> Any:
+            steps = int(self.trainer.estimated_stepping_batches)
+            return build_adam(self.net, ADAMW, COSINE, steps)
+
+    module = Plain()
+    trainer(max_epochs=1).fit(module, loader(40))
+    expected = trained_by_hand(steps=40, warmup=5)
+    assert all(torch.equal(a, b) for a, b in zip(parameters(module), expected, strict=True))

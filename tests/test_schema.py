@@ -1,0 +1,162 @@
+"""What a config may be, and what a refusal says."""
+
+import shlex
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from lightning_adam.schema import (
+    AdamConfig,
+    ConfigError,
+    CosineConfig,
+    MonitorConfig,
+    WeightDecayOn,
+    read_monitor,
+    read_optimizer,
+    read_scheduler,
+)
+
+SETTINGS = {"lr": 0.02, "betas": [0.8, 0.9], "weight_decay_on": "all", "fused": False}
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        SETTINGS,
+        AdamConfig(lr=0.02, betas=[0.8, 0.9], weight_decay_on=WeightDecayOn.all, fused=False),
+        OmegaConf.create(SETTINGS),
+        OmegaConf.merge(OmegaConf.structured(AdamConfig), SETTINGS),
+    ],
+    ids=["dict", "dataclass", "DictConfig", "typed node"],
+)
+def test_every_form_reads_the_same(node: Any) -> None:
+    config, where = read_optimizer(node)
+    assert config == AdamConfig(
+        lr=0.02, betas=[0.8, 0.9], weight_decay_on=WeightDecayOn.all, fused=False
+    )
+    assert where == "optimizer"
+
+
+def test_interpolations_are_resolved_where_the_node_stands() -> None:
+    root = OmegaConf.create({"peak": 0.5, "model": {"optimizer": {"lr": "${peak}"}}})
+    config, where = read_optimizer(root.model.optimizer)
+    assert (config.lr, where) == (0.5, "model.optimizer")
+
+
+def test_whole_numbers_become_floats() -> None:
+    config, _ = read_optimizer({"lr": 1, "betas": [0, 0.9], "weight_decay": 0})
+    assert [type(each) for each in (config.lr, *config.betas, config.weight_decay)] == [float] * 4
+
+
+@pytest.mark.parametrize(
+    ("values", "given", "expected"),
+    [
+        ({"lr": 0}, "optimizer.lr=0.0", "above 0"),
+        ({"lr": -1e-3}, "optimizer.lr=-0.001", "above 0"),
+        ({"lr": float("nan")}, "optimizer.lr=nan", "finite"),
+        ({"lr": "fast"}, "optimizer.lr='fast'", "Float"),
+        ({"lr": None}, "optimizer.lr=None", "type for example optimizer.lr=0.001"),
+        ({"betas": [0.9]}, "optimizer.betas=[0.9]", "two numbers in [0, 1)"),
+        ({"betas": [0.9, 1.0]}, "optimizer.betas=[0.9, 1.0]", "two numbers in [0, 1)"),
+        ({"betas": [-0.1, 0.9]}, "optimizer.betas=[-0.1, 0.9]", "two numbers in [0, 1)"),
+        ({"betas": [0.9, 0.99, 0.999]}, "optimizer.betas=", "two numbers in [0, 1)"),
+        ({"betas": 0.9}, "optimizer.betas=0.9", "list"),
+        ({"betas": ["a", 0.9]}, "optimizer.betas=['a', 0.9]", "Float"),
+        ({"eps": 0}, "optimizer.eps=0.0", "above 0"),
+        ({"weight_decay": -0.1}, "optimizer.weight_decay=-0.1", "at least 0"),
+        ({"weight_decay_on": "biases"}, "optimizer.weight_decay_on='biases'", "matrices, all"),
+        ({"amsgrad": "perhaps"}, "optimizer.amsgrad='perhaps'", "not a valid bool"),
+        ({"lr": "???"}, "optimizer: Missing mandatory value: lr", ""),
+        ({"fused": True, "foreach": True}, "optimizer.foreach=True", "not both"),
+        ({"beta": [0.9, 0.99]}, "optimizer.beta", "did you mean optimizer.betas?"),
+        ({"_target_": "torch.optim.SGD"}, "optimizer._target_", "no such field"),
+    ],
+)
+def test_an_optimizer_that_cannot_work_is_refused(
+    values: dict[str, Any], given: str, expected: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read_optimizer(values)
+    sentence = str(refused.value)
+    assert sentence.startswith(given)
+    assert expected in sentence
+    assert "\n" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("values", "given", "expected"),
+    [
+        ({}, "scheduler.name=None", "constant, linear, cosine"),
+        ({"name": "cosin"}, "scheduler.name=cosin", "constant, linear, cosine"),
+        ({"name": "cosine", "warmup_steps": -1}, "scheduler.warmup_steps=-1", "at least 0"),
+        ({"name": "cosine", "warmup_steps": 1.5}, "scheduler.warmup_steps=1.5", "Integer"),
+        ({"name": "cosine", "warmup_ratio": 1.5}, "scheduler.warmup_ratio=1.5", "in [0, 1]"),
+        ({"name": "linear", "min_lr_ratio": -0.5}, "scheduler.min_lr_ratio=-0.5", "in [0, 1]"),
+        ({"name": "linear", "total_steps": 0}, "scheduler.total_steps=0", "at least 1"),
+        (
+            {"name": "linear", "warmup_steps": 1, "warmup_ratio": 0.1},
+            "scheduler.warmup_ratio=0.1",
+            "not both",
+        ),
+        ({"name": "constant", "min_lr_ratio": 0.1}, "scheduler.min_lr_ratio", "no such field"),
+    ],
+)
+def test_a_schedule_that_cannot_work_is_refused(
+    values: dict[str, Any], given: str, expected: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read_scheduler(values)
+    assert str(refused.value).startswith(given)
+    assert expected in str(refused.value)
+
+
+def test_a_schedule_of_a_typed_node_knows_its_name() -> None:
+    assert read_scheduler(CosineConfig(warmup_ratio=0.1))[0].name == "cosine"
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"every_n_steps": 0}, "at least 1"),
+        ({"every_n_steps": 2.5}, "Integer"),
+        ({"scopes": ["modle"]}, "model, group"),
+    ],
+)
+def test_a_monitor_that_cannot_work_is_refused(values: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        read_monitor(values)
+
+
+def test_refusals_name_the_place_in_the_users_config() -> None:
+    root = OmegaConf.create({"model": {"optimizer": {"lr": -1}}})
+    with pytest.raises(ConfigError, match=r"^model\.optimizer\.lr=-1\.0: .*type for example"):
+        read_optimizer(root.model.optimizer)
+
+
+def test_what_a_refusal_says_to_type_is_one_shell_word_that_works() -> None:
+    with pytest.raises(ConfigError) as refused:
+        read_optimizer({"betas": [0.9]})
+    typed = shlex.split(str(refused.value).partition("type for example ")[2])
+    assert typed == ["optimizer.betas=[0.9,0.999]"]
+    assert read_optimizer(OmegaConf.from_dotlist(typed).optimizer)[0].betas == [0.9, 0.999]
+
+
+def test_something_else_than_a_config_is_refused() -> None:
+    with pytest.raises(ConfigError, match="expected a config node, a dict or a dataclass"):
+        read_optimizer([1e-3])
+
+
+def test_the_monitors_target_is_the_class() -> None:
+    assert MonitorConfig()._target_ == "lightning_adam.AdamMonitor"
+
+
+@pytest.mark.parametrize("module", ["lightning_adam.schema", "lightning_adam.hydra_plugin"])
+def test_neither_torch_nor_lightning_is_imported(module: str) -> None:
+    script = f"import sys, {module}; print(sorted({{'torch', 'lightning'}} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

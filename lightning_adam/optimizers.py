@@ -14,8 +14,8 @@ from lightning_adam.schema import AdamConfig, ConfigError, read_optimizer, refus
 class Implementation(NamedTuple):
     """Which of torch's implementations takes the step, and why."""
 
-    fused: bool | None
-    foreach: bool | None
+    fused: bool
+    foreach: bool
     reason: str
 
 
@@ -68,7 +68,9 @@ def build_optimizer(
 def choose_implementation(
     config: AdamConfig, where: str, parameters: list[nn.Parameter], fused_obstacle: str | None
 ) -> Implementation:
-    """Takes what the config names; where it names nothing, fused if it works, else torch's choice.
+    """Takes what the config names; where it names nothing, fused if it works.
+
+    Without fused it is foreach on CUDA and the for-loop elsewhere, as torch chooses too.
 
     Args:
         config: The optimizer config.
@@ -77,30 +79,31 @@ def choose_implementation(
         fused_obstacle: Why the training loop cannot use the fused implementation, if it cannot.
 
     Raises:
-        ConfigError: If the config asks for fused and it cannot work.
+        ConfigError: If the config asks for an implementation that cannot work here.
 
     Example:
         >>> choose_implementation(AdamConfig(), "optimizer", [nn.Parameter(torch.zeros(2))], None)
-        Implementation(fused=True, foreach=False, reason='fused: 1 tensors of float32 on cpu')
+        Implementation(fused=True, foreach=False, reason='fused: float32 on cpu')
     """
     if config.foreach:
-        return Implementation(False, True, f"foreach: {where}.foreach=true")
-    if config.fused is False:
-        chosen = "for-loop" if config.foreach is False else "torch's choice of foreach or for-loop"
-        return Implementation(False, config.foreach, f"{chosen}: {where}.fused=false")
-    obstacle = fused_obstacle or _torch_obstacle(parameters)
-    if obstacle is None:
-        kinds = sorted({f"{_short(p.dtype)} on {p.device.type}" for p in parameters})
-        return Implementation(
-            True, False, f"fused: {len(parameters)} tensors of {', '.join(kinds)}"
-        )
-    if config.fused:
-        raise ConfigError(
-            f"{where}.fused=true: expected a place where fused works, but {obstacle}; type"
-            f" {where}.fused=null"
-        )
-    chosen = "for-loop" if config.foreach is False else "torch's choice of foreach or for-loop"
-    return Implementation(False, config.foreach, f"{chosen}, not fused: {obstacle}")
+        reason = f"{where}.foreach=true"
+    elif config.fused is False:
+        reason = f"{where}.fused=false"
+    else:
+        obstacle = fused_obstacle or _obstacle(config, parameters, fused=True)
+        if obstacle is None:
+            return Implementation(True, False, f"fused: {', '.join(sorted(_kinds(parameters)))}")
+        reason = f"not fused, for {obstacle}"
+        if config.fused:
+            expected = f"expected a place where fused works, but {obstacle}"
+            raise refusal(where, "fused", True, expected, None)
+    foreach = config.foreach
+    if foreach is None:
+        foreach = any(parameter.device.type == "cuda" for parameter in parameters)
+    obstacle = _obstacle(config, parameters, foreach=foreach)
+    if obstacle is not None:
+        raise ConfigError(f"{where}: expected settings that torch can train with, but {obstacle}")
+    return Implementation(False, foreach, f"{'foreach' if foreach else 'for-loop'}: {reason}")
 
 
 def describe(optimizer: torch.optim.Optimizer) -> str:
@@ -149,15 +152,20 @@ def settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return {"class": type(optimizer).__name__, **optimizer.defaults, "param_groups": groups}
 
 
-def _torch_obstacle(parameters: list[nn.Parameter]) -> str | None:
-    """What torch itself says to whether fused works: one element of each kind takes a step."""
-    for device, dtype in {(parameter.device, parameter.dtype) for parameter in parameters}:
-        element = torch.zeros(1, device=device, dtype=dtype, requires_grad=True)
+def _kinds(parameters: list[nn.Parameter]) -> dict[str, nn.Parameter]:
+    """One parameter of each dtype and device."""
+    return {f"{_short(each.dtype)} on {each.device.type}": each for each in parameters}
+
+
+def _obstacle(config: AdamConfig, parameters: list[nn.Parameter], **flags: Any) -> str | None:
+    """What torch itself says against an implementation: one element of each kind takes a step."""
+    for kind, parameter in _kinds(parameters).items():
+        element = torch.zeros(1, dtype=parameter.dtype, device=parameter.device, requires_grad=True)
         element.grad = torch.zeros_like(element)
         try:
-            Adam([element], fused=True).step()
-        except RuntimeError as error:
-            return f"{_short(dtype)} on {device.type} cannot: {error}"
+            Adam([element], capturable=config.capturable, **flags).step()
+        except (RuntimeError, AssertionError) as error:
+            return f"{kind} cannot: {error}"
     return None
 
 

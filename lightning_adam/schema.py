@@ -167,7 +167,7 @@ def refusal(where: str, name: str, value: object, expected: str, instead: object
         optimizer.lr=-1.0: expected a number above 0; type for example optimizer.lr=0.001
     """
     typed = shlex.quote(f"{where}.{name}={_as_typed(instead)}")
-    return ConfigError(f"{where}.{name}={value}: {expected}; type for example {typed}")
+    return ConfigError(f"{where}.{name}={_as_typed(value)}: {expected}; type for example {typed}")
 
 
 def read_optimizer(node: Any, where: str = "optimizer") -> tuple[AdamConfig, str]:
@@ -274,7 +274,9 @@ def _values(node: Any, where: str) -> dict[str, Any]:
         raise ConfigError(f"{where}={node!r}: expected a config node, a dict or a dataclass")
     try:
         if not isinstance(node, DictConfig):
-            node = OmegaConf.structured(node) if is_dataclass(node) else OmegaConf.create(dict(node))
+            node = (
+                OmegaConf.structured(node) if is_dataclass(node) else OmegaConf.create(dict(node))
+            )
         values = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{where}: {_sentence(error)}") from error
@@ -294,7 +296,7 @@ def _typed(values: dict[str, Any], schema: type[Config], where: str) -> Config:
     except OmegaConfBaseException as error:
         name = str(error.full_key).partition("[")[0]
         instead = getattr(defaults, name)
-        raise refusal(where, name, repr(values[name]), _sentence(error), instead) from error
+        raise refusal(where, name, values[name], _sentence(error), instead) from error
     assert isinstance(typed, schema)
     return typed
 
@@ -312,9 +314,11 @@ def _sentence(error: OmegaConfBaseException) -> str:
 
 
 def _as_typed(value: object) -> str:
-    """A value in Hydra's override grammar."""
+    """A value as it is typed on Hydra's command line."""
     if value is None:
         return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, Enum):
         return str(value.value)
     if isinstance(value, list):

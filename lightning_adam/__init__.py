@@ -7,6 +7,8 @@ The public names are loaded when they are first used (PEP 562): `import lightnin
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from lightning_adam.version import __version__
+
 if TYPE_CHECKING:
     from lightning_adam.mixin import AdamMixin, build_adam
     from lightning_adam.monitor import AdamMonitor
@@ -14,8 +16,6 @@ if TYPE_CHECKING:
     from lightning_adam.schedulers import build_scheduler
     from lightning_adam.schema import ConfigError
     from lightning_adam.statistics import AdamStatistics
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "AdamMixin": "mixin",

@@ -14,13 +14,13 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-import lightning_adam
 from lightning_adam._private.lightning import log_every_n_steps, logging_step
 from lightning_adam.optimizers import settings as optimizer_settings
 from lightning_adam.param_groups import clean_name
 from lightning_adam.schedulers import settings as scheduler_settings
 from lightning_adam.schema import ConfigError, Scope, read_monitor
 from lightning_adam.statistics import AdamStatistics, is_measurable
+from lightning_adam.version import __version__
 
 
 @dataclass
@@ -193,7 +193,7 @@ def _log_settings(trainer: Trainer) -> None:
     optimizers = [optimizer_settings(optimizer) for optimizer in trainer.optimizers]
     schedulers = [scheduler_settings(entry.scheduler) for entry in trainer.lr_scheduler_configs]
     several = len(optimizers) > 1
-    config: dict[str, Any] = {"version": lightning_adam.__version__}
+    config: dict[str, Any] = {"version": __version__}
     config["optimizer"] = dict(enumerate(optimizers)) if several else optimizers[0]
     if schedulers:
         config["scheduler"] = dict(enumerate(schedulers)) if several else schedulers[0]

@@ -151,7 +151,7 @@ def test_what_torch_would_refuse_at_the_first_step_is_refused_at_once() -> None:
         ({"fused": True}, "fused: float32 on cpu"),
     ],
 )
-def test_what_is_named_is_taken(choice: dict[str, bool], expected: str) -> None:
+def test_what_is_named_is_taken(choice: dict[str, Any], expected: str) -> None:
     parameters = list(network().parameters())
     chosen = choose_implementation(AdamConfig(**choice), "optimizer", parameters, None)
     assert chosen.reason == expected

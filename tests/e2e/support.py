@@ -37,9 +37,11 @@ TRAIN_COMMAND = ("bash", "python train.py ")
 BRIEFLY = ("width=2", "trainer.max_epochs=1", "+trainer.limit_train_batches=25")
 """Overrides for a small training that is a little longer than the recipe's warm-up."""
 PROJECT_KEYS = (10 * 3072 // 32, 10)
+"""What decides on the keys of the README's training: optimizer steps, `every_n_steps`."""
 DEMO_KEYS = (8 * 63, 10)
+"""The same of `make demo`."""
 BRIEF_KEYS = (25, 10)
-"""Optimizer steps and `every_n_steps` of the README's training, of `make demo`, of a brief one."""
+"""The same of a brief training."""
 
 Command = Sequence[str | Path]
 

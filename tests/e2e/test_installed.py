@@ -25,6 +25,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 WHEEL, EDITABLE = "wheel", "editable"
 PRESETS = "conf/lightning_adam"
+DISCOVERY = "lightning_adam/hydra_plugin/discovery.py"
+"""It stands where Hydra looks for it, and only there."""
 NOT_NEEDED = ("hypothesis", "mlxtend", "pytest", "tensorboard")
 HEAVY = ("lightning", "pytorch_lightning", "torch")
 LOADED_BY_EVERY_HYDRA_APP = (
@@ -102,7 +104,7 @@ def test_the_wheel_holds_the_package_its_presets_and_nothing_else(
     presets = (repository / PRESETS).rglob("*.yaml")
     sources = (repository / "lightning_adam").rglob("*.py")
     expected = {f"lightning_adam/{path}" for path in relative(presets, repository)}
-    expected |= relative(sources, repository)
+    expected |= relative(sources, repository) - {DISCOVERY}
     expected |= {"hydra_plugins/lightning_adam.py", "lightning_adam/py.typed"}
     files = contents(wheel)
     assert {name for name in files if ".dist-info/" not in name} == expected

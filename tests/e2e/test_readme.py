@@ -18,6 +18,7 @@ from tests.e2e.support import (
     TRAIN,
     TRAIN_COMMAND,
     Finished,
+    environment,
     follow_the_readme,
     jobs_in,
     keys,
@@ -55,6 +56,7 @@ def test_a_project_as_in_the_readme_logs_what_the_readme_says(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("line", "jobs"),
     list(zip(readme_text(*RECIPE).splitlines(), RECIPE_JOBS, strict=True)),
+    ids=["job", "sweep"],
 )
 def test_a_recipe_line_of_the_readme_trains_with_what_it_says(
     line: str, jobs: list[dict[str, object]], tmp_path: Path
@@ -86,7 +88,8 @@ def test_make_demo_works_in_a_fresh_clone_and_installs_once(tmp_path: Path) -> N
 
 def demo(clone: Path) -> Finished:
     """One `make demo`, which has to end by naming a run that its own advice can open."""
-    demonstrated = run(["make", "demo"], clone)
+    all_cores = environment(OMP_NUM_THREADS=str(os.cpu_count() or 1))
+    demonstrated = run(["make", "demo"], clone, all_cores)
     assert demonstrated.returncode == 0, demonstrated.output
     assert float(demonstrated.after(ACCURACY)) >= 0.95
     (folder,) = shlex.split(demonstrated.after("run: "))

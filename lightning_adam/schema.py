@@ -28,6 +28,10 @@ class ConfigError(ValueError, CompactHydraException):
     Hydra prints a `CompactHydraException` as its message alone, without a traceback.
     """
 
+    def __repr__(self) -> str:
+        """The sentence alone: what Hydra quotes when `instantiate` meets the error."""
+        return str(self)
+
 
 class WeightDecayOn(str, Enum):
     """Which parameters weight decay pulls on."""

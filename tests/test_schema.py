@@ -160,3 +160,7 @@ def test_neither_torch_nor_lightning_is_imported(module: str) -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_refusal_is_quoted_as_its_sentence_alone() -> None:
+    assert repr(ConfigError("optimizer.lr=-1: ...")) == "optimizer.lr=-1: ..."

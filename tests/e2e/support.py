@@ -34,7 +34,7 @@ CONFIG = ("yaml", "# conf/config.yaml\n")
 TRAIN_COMMAND = ("bash", "python train.py ")
 """Blocks of the README: their language and how they begin."""
 
-BRIEFLY = ("width=2", "trainer.max_epochs=1", "+trainer.limit_train_batches=25")
+BRIEFLY = ("width=2", "trainer.max_epochs=1", "trainer.limit_train_batches=25")
 """Overrides for a small training that is a little longer than the recipe's warm-up."""
 PROJECT_KEYS = (10 * 3072 // 32, 10)
 """What decides on the keys of the README's training: optimizer steps, `every_n_steps`."""
@@ -136,7 +136,9 @@ def follow_the_readme(folder: Path, bin_folder: Path = BIN) -> tuple[Finished, P
         path = folder / text.partition("\n")[0].removeprefix("# ")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    training = run_text(readme_text(*TRAIN_COMMAND), folder, environment(bin_folder))
+    # The README shows what is printed where there is no GPU.
+    variables = environment(bin_folder, CUDA_VISIBLE_DEVICES="")
+    training = run_text(readme_text(*TRAIN_COMMAND), folder, variables)
     assert training.returncode == 0, training.output
     (offline_run,) = offline_runs(folder)
     return training, offline_run

@@ -1,9 +1,9 @@
 """AdamMonitor: decides when to measure, for which scopes, and where to log."""
 
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from typing_extensions import override
 
 from lightning_adam._private.lightning import log_every_n_steps, logging_step
 from lightning_adam.optimizers import settings as optimizer_settings
-from lightning_adam.param_groups import clean_name
 from lightning_adam.schedulers import settings as scheduler_settings
 from lightning_adam.schema import ConfigError, Scope, read_monitor
 from lightning_adam.statistics import AdamStatistics, is_measurable
@@ -31,9 +30,7 @@ class _Watched:
     statistics: AdamStatistics
     steps: int
     due: int
-    hook: RemovableHandle | None = None
     measured: bool = False
-    names: Mapping[torch.Tensor, str] = field(default_factory=dict)
 
 
 class AdamMonitor(Callback):
@@ -66,6 +63,7 @@ class AdamMonitor(Callback):
         self.scopes = config.scopes
         self._interval = 0
         self._watched: list[_Watched] = []
+        self._hooks: list[RemovableHandle] = []
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -95,13 +93,10 @@ class AdamMonitor(Callback):
             self._interval = self.every_n_steps or log_every_n_steps(trainer)
             if not self._interval:
                 return
-            names: dict[torch.Tensor, str] = {}
-            for name, parameter in pl_module.named_parameters():
-                names[parameter] = clean_name(name)
             for index, optimizer in enumerate(trainer.optimizers):
                 if is_measurable(optimizer):
-                    title = str(index) if len(trainer.optimizers) > 1 else None
-                    self._watch(optimizer, AdamStatistics(self.scopes, title), names)
+                    name = str(index) if len(trainer.optimizers) > 1 else None
+                    self._watch(optimizer, AdamStatistics(self.scopes, name))
             _log_settings(trainer)
 
     @override
@@ -130,19 +125,16 @@ class AdamMonitor(Callback):
         """Lets go of the optimizers."""
         self._stop()
 
-    def _watch(
-        self,
-        optimizer: Optimizer,
-        statistics: AdamStatistics,
-        names: Mapping[torch.Tensor, str],
-    ) -> None:
+    def _watch(self, optimizer: Optimizer, statistics: AdamStatistics) -> None:
         taken = [float(state["step"]) for state in optimizer.state.values() if "step" in state]
         steps = int(max(taken, default=0))
-        watched = _Watched(optimizer, statistics, steps, self._next_due(steps), names=names)
-        watched.hook = optimizer.register_step_post_hook(
-            lambda optimizer, args, kwargs: self._after_step(watched)
-        )
+        watched = _Watched(optimizer, statistics, steps, self._next_due(steps))
         self._watched.append(watched)
+        self._hooks.append(
+            optimizer.register_step_post_hook(
+                lambda optimizer, args, kwargs: self._after_step(watched)
+            )
+        )
 
     def _after_step(self, watched: _Watched) -> None:
         watched.steps += 1
@@ -150,7 +142,7 @@ class AdamMonitor(Callback):
             return
         with self._never_harm():
             watched.due = self._next_due(watched.steps)
-            watched.statistics.update(watched.optimizer, watched.names)
+            watched.statistics.update(watched.optimizer)
             watched.measured = True
 
     def _next_due(self, steps: int) -> int:
@@ -182,22 +174,28 @@ class AdamMonitor(Callback):
             )
 
     def _stop(self) -> None:
-        for watched in self._watched:
-            if watched.hook is not None:
-                watched.hook.remove()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
         self._watched = []
 
 
 def _log_settings(trainer: Trainer) -> None:
     """The settings as they were resolved, in the run's config, and how to draw our keys."""
-    optimizers = [optimizer_settings(optimizer) for optimizer in trainer.optimizers]
-    schedulers = [scheduler_settings(entry.scheduler) for entry in trainer.lr_scheduler_configs]
-    several = len(optimizers) > 1
-    config: dict[str, Any] = {"version": __version__}
-    config["optimizer"] = dict(enumerate(optimizers)) if several else optimizers[0]
-    if schedulers:
-        config["scheduler"] = dict(enumerate(schedulers)) if several else schedulers[0]
+    config: dict[str, Any] = {
+        "version": __version__,
+        "optimizer": _one_or_numbered(map(optimizer_settings, trainer.optimizers)),
+        "scheduler": _one_or_numbered(
+            scheduler_settings(entry.scheduler) for entry in trainer.lr_scheduler_configs
+        ),
+    }
     for logger in trainer.loggers:
         logger.log_hyperparams({"lightning_adam": config})
         if isinstance(logger, WandbLogger):
             logger.experiment.define_metric("adam_*", step_metric="trainer/global_step")
+
+
+def _one_or_numbered(settings: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    """The settings themselves if there is one, else each under its position."""
+    numbered = {str(index): each for index, each in enumerate(settings)}
+    return numbered["0"] if len(numbered) == 1 else numbered or None

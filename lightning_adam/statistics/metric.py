@@ -1,6 +1,6 @@
 """AdamStatistics: a torchmetrics.Metric over the optimizer's state, with or without Lightning."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -52,14 +52,13 @@ class AdamStatistics(Metric):
         self.add_state("sums", _empty(len(SUMS)), dist_reduce_fx="sum")
         self.add_state("maxima", _empty(len(MAXIMA)), dist_reduce_fx="max")
 
-    def update(self, optimizer: Optimizer, names: Mapping[Tensor, str] | None = None) -> None:
+    def update(self, optimizer: Optimizer) -> None:
         """Measures the step that the optimizer has just taken, in place of the last measurement.
 
         Args:
             optimizer: An Adam or AdamW, right after `step()`, its gradients still in place.
-            names: Names for parameters that the optimizer knows no name of (default: None).
         """
-        views = tensor_views(optimizer, names)
+        views = tensor_views(optimizer)
         self.groups = [view.group for view in views]
         if not views:
             self.sums, self.maxima = _empty(len(SUMS)), _empty(len(MAXIMA))

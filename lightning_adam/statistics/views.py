@@ -1,7 +1,6 @@
 """Optimizer → tensors to measure: what belongs to each parameter right after a step."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,6 @@ from lightning_adam.param_groups import group_name
 class TensorView:
     """One parameter with all that its step depended on. The tensors are the optimizer's own."""
 
-    name: str
     group: str
     parameter: Tensor
     grad: Tensor
@@ -44,43 +42,32 @@ def is_measurable(optimizer: Optimizer) -> bool:
     return isinstance(optimizer, Adam | torch.optim.AdamW)
 
 
-def tensor_views(
-    optimizer: Optimizer, names: Mapping[Tensor, str] | None = None
-) -> list[TensorView]:
+def tensor_views(optimizer: Optimizer) -> list[TensorView]:
     """The tensors of an optimizer that took part in the step it has just taken.
 
     Args:
         optimizer: An Adam or AdamW, right after `step()`, its gradients still in place.
-        names: Names for parameters that the optimizer knows no name of (default: None, they are
-            named by group and position).
 
     Returns:
         A view for each parameter with a gradient, in the order of `param_groups`.
 
     Example:
         >>> layer = torch.nn.Linear(3, 4)
-        >>> adam = torch.optim.Adam(layer.named_parameters())
+        >>> adam = torch.optim.Adam(layer.parameters())
         >>> layer(torch.ones(3)).sum().backward()
         >>> adam.step()
-        >>> [(view.name, view.group) for view in tensor_views(adam)]
-        [('weight', 'group_0'), ('bias', 'group_0')]
+        >>> [(view.group, view.parameter.shape) for view in tensor_views(adam)]
+        [('group_0', torch.Size([4, 3])), ('group_0', torch.Size([4]))]
     """
     views = []
-    for group_index, group in enumerate(optimizer.param_groups):
-        in_group = key_part(group_name(group, group_index))
-        own_names = group.get("param_names")
-        for index, parameter in enumerate(group["params"]):
+    for index, group in enumerate(optimizer.param_groups):
+        for parameter in group["params"]:
             if parameter.grad is None:
                 continue
-            if own_names is not None:
-                name = own_names[index]
-            else:
-                name = (names or {}).get(parameter, f"{in_group}.{index}")
             state = optimizer.state[parameter]
             views.append(
                 TensorView(
-                    name=key_part(name),
-                    group=in_group,
+                    group=key_part(group_name(group, index)),
                     parameter=parameter.detach(),
                     grad=parameter.grad,
                     exp_avg=state["exp_avg"],

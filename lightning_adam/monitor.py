@@ -68,16 +68,14 @@ class AdamMonitor(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses optimizers that cannot be measured, before a step is spent."""
-        kinds = [type(optimizer).__name__ for optimizer in trainer.optimizers]
-        measurable = [is_measurable(optimizer) for optimizer in trainer.optimizers]
-        if not any(measurable):
+        others = [type(each).__name__ for each in trainer.optimizers if not is_measurable(each)]
+        if len(others) == len(trainer.optimizers):
             raise ConfigError(
-                f"AdamMonitor: expected Adam or AdamW, which keep exp_avg and exp_avg_sq, but the"
-                f" model trains with {', '.join(kinds) or 'no optimizer'}; train with"
+                "AdamMonitor: expected Adam or AdamW, which keep exp_avg and exp_avg_sq, but the"
+                f" model trains with {', '.join(others) or 'no optimizer'}; train with"
                 " torch.optim.Adam or AdamW (AdamMixin builds them), or remove the callback"
             )
-        if not all(measurable):
-            others = [kind for kind, can in zip(kinds, measurable, strict=True) if not can]
+        if others:
             rank_zero_info(f"AdamMonitor does not measure {', '.join(others)}: no Adam or AdamW.")
         if not trainer.loggers:
             rank_zero_warn(

@@ -93,10 +93,10 @@ def choose_implementation(
         obstacle = fused_obstacle or _obstacle(config, parameters, fused=True)
         if obstacle is None:
             return Implementation(True, False, f"fused: {', '.join(sorted(_kinds(parameters)))}")
-        reason = f"not fused, for {obstacle}"
         if config.fused:
             expected = f"expected a place where fused works, but {obstacle}"
             raise refusal(where, "fused", True, expected, None)
+        reason = f"not fused, for {obstacle}"
     foreach = config.foreach
     if foreach is None:
         foreach = any(parameter.device.type == "cuda" for parameter in parameters)
@@ -173,13 +173,8 @@ def _check_dtypes(config: AdamConfig, where: str, parameters: list[nn.Parameter]
     """Adam's state has the parameters' dtype: an eps that rounds to 0 there gives 0/0."""
     for dtype in {parameter.dtype for parameter in parameters if parameter.is_floating_point()}:
         if torch.tensor(config.eps, dtype=dtype) == 0:
-            raise refusal(
-                where,
-                "eps",
-                config.eps,
-                f"expected a number that is not 0 in {_short(dtype)}",
-                1e-4,
-            )
+            expected = f"expected a number that is not 0 in {_short(dtype)}"
+            raise refusal(where, "eps", config.eps, expected, 1e-4)
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -174,12 +174,11 @@ def refusal(where: str, name: str, value: object, expected: str, instead: object
     return ConfigError(f"{where}.{name}={_as_typed(value)}: {expected}; type for example {typed}")
 
 
-def read_optimizer(node: Any, where: str = "optimizer") -> tuple[AdamConfig, str]:
+def read_optimizer(node: Any) -> tuple[AdamConfig, str]:
     """Checks an optimizer config in any of its forms.
 
     Args:
         node: A composed Hydra node, a dict, or an `AdamConfig`.
-        where: The name to use in errors when the node does not know its own place.
 
     Returns:
         The config, and the full name of its place (`model.optimizer`).
@@ -194,7 +193,7 @@ def read_optimizer(node: Any, where: str = "optimizer") -> tuple[AdamConfig, str
         Traceback (most recent call last):
         lightning_adam.schema.ConfigError: optimizer.lrr: no such field; did you mean optimizer.lr?
     """
-    where = full_key(node, where)
+    where = full_key(node, "optimizer")
     config = _typed(_values(node, where), AdamConfig, where)
     if not (math.isfinite(config.lr) and config.lr > 0):
         raise refusal(where, "lr", config.lr, "expected a finite number above 0", 0.001)
@@ -211,12 +210,11 @@ def read_optimizer(node: Any, where: str = "optimizer") -> tuple[AdamConfig, str
     return config, where
 
 
-def read_scheduler(node: Any, where: str = "scheduler") -> tuple[SchedulerConfig, str]:
+def read_scheduler(node: Any) -> tuple[SchedulerConfig, str]:
     """Checks a scheduler config in any of its forms; `name` says which shape it is.
 
     Args:
         node: A composed Hydra node, a dict, or one of the scheduler dataclasses.
-        where: The name to use in errors when the node does not know its own place.
 
     Returns:
         The config, and the full name of its place.
@@ -228,7 +226,7 @@ def read_scheduler(node: Any, where: str = "scheduler") -> tuple[SchedulerConfig
         >>> read_scheduler({"name": "cosine", "warmup_steps": 10})[0].warmup_steps
         10
     """
-    where = full_key(node, where)
+    where = full_key(node, "scheduler")
     values = _values(node, where)
     if values.get("name") not in SCHEDULERS:
         expected = f"expected one of {', '.join(SCHEDULERS)}"
@@ -250,12 +248,11 @@ def read_scheduler(node: Any, where: str = "scheduler") -> tuple[SchedulerConfig
     return config, where
 
 
-def read_monitor(node: Any, where: str = "adam_monitor") -> MonitorConfig:
+def read_monitor(node: Any) -> MonitorConfig:
     """Checks the monitor's settings.
 
     Args:
         node: A composed Hydra node, a dict, or a `MonitorConfig`.
-        where: The name to use in errors when the node does not know its own place.
 
     Raises:
         ConfigError: If a key is unknown or a value is out of range.
@@ -264,7 +261,7 @@ def read_monitor(node: Any, where: str = "adam_monitor") -> MonitorConfig:
         >>> read_monitor({"every_n_steps": 10}).every_n_steps
         10
     """
-    where = full_key(node, where)
+    where = full_key(node, "adam_monitor")
     config = _typed(_values(node, where), MonitorConfig, where)
     if config.every_n_steps is not None and config.every_n_steps < 1:
         expected = "expected an integer of at least 1"

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from lightning_adam import AdamMonitor, ConfigError, __version__
 from lightning_adam.statistics import STATISTICS
+from tests.e2e.support import offline_runs, records
 from tests.reference import reference_statistics
 from tests.statistics.cases import reference_tensors
 from tests.training import Lit, loader, loss_of, network, parameters, trainer
@@ -138,20 +137,13 @@ def test_no_logger_is_a_warning_and_the_numbers_are_in_callback_metrics() -> Non
     assert KEY in fit.callback_metrics
 
 
-def wandb_records(folder: Path) -> list[dict[str, Any]]:
-    """The run as wandb's own command reads it."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
 def test_the_wandb_run_holds_rows_config_and_step_metric(tmp_path: Path) -> None:
     logger = WandbLogger(offline=True, save_dir=tmp_path, project="test")
     fitted(AdamMonitor(), logger=logger)
     wandb.finish()
-    records = wandb_records(next(tmp_path.glob("wandb/offline-run-*")))
-    text = json.dumps(records)
-    globs = [each["metric"] for each in records if each["type"] == "metric"]
+    (offline_run,) = offline_runs(tmp_path)
+    text = json.dumps(records(offline_run))
+    globs = [each["metric"] for each in records(offline_run) if each["type"] == "metric"]
     ours = next(each for each in globs if each.get("glob_name") == "adam_*")
     assert ours["step_metric"] == "trainer/global_step"
     assert __version__ in text
@@ -247,7 +239,7 @@ def test_a_second_fit_is_measured_from_where_the_optimizer_is(tmp_path: Path) ->
     assert recorder.steps_of(KEY) == [7], "optimizer step 8, not the first one after the resume"
 
 
-def test_compiled_modules_are_measured_under_their_own_names() -> None:
+def test_compiled_modules_are_measured() -> None:
     module = Lit(ADAMW)
     module.net = torch.compile(module.net, backend="eager")  # type: ignore[assignment]
     _, recorder = fitted(AdamMonitor(1), module=module, batches=2)

@@ -3,7 +3,6 @@
 import re
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
@@ -32,14 +31,15 @@ class TensorView:
 
 
 def is_measurable(optimizer: Optimizer) -> bool:
-    """Whether the optimizer's step is Adam's or AdamW's.
+    """Whether the optimizer's step is Adam's or AdamW's, which in torch is an Adam.
 
     Example:
+        >>> import torch
         >>> weights = [torch.zeros(2, requires_grad=True)]
         >>> is_measurable(torch.optim.AdamW(weights)), is_measurable(torch.optim.SGD(weights))
         (True, False)
     """
-    return isinstance(optimizer, Adam | torch.optim.AdamW)
+    return isinstance(optimizer, Adam)
 
 
 def tensor_views(optimizer: Optimizer) -> list[TensorView]:
@@ -52,6 +52,7 @@ def tensor_views(optimizer: Optimizer) -> list[TensorView]:
         A view for each parameter with a gradient, in the order of `param_groups`.
 
     Example:
+        >>> import torch
         >>> layer = torch.nn.Linear(3, 4)
         >>> adam = torch.optim.Adam(layer.parameters())
         >>> layer(torch.ones(3)).sum().backward()

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 from lightning_adam.version import __version__
 
 if TYPE_CHECKING:
+    from lightning_adam.errors import ConfigError
     from lightning_adam.mixin import AdamMixin, build_adam
     from lightning_adam.monitor import AdamMonitor
     from lightning_adam.optimizers import build_optimizer
     from lightning_adam.schedulers import build_scheduler
-    from lightning_adam.schema import ConfigError
     from lightning_adam.statistics import AdamStatistics
 
 _HOMES = {
     "AdamMixin": "mixin",
     "AdamMonitor": "monitor",
     "AdamStatistics": "statistics",
-    "ConfigError": "schema",
+    "ConfigError": "errors",
     "build_adam": "mixin",
     "build_optimizer": "optimizers",
     "build_scheduler": "schedulers",

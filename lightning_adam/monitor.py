@@ -15,9 +15,11 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_adam._private.lightning import log_every_n_steps, logging_step
+from lightning_adam.errors import ConfigError
 from lightning_adam.optimizers import settings as optimizer_settings
+from lightning_adam.reading import read_monitor
 from lightning_adam.schedulers import settings as scheduler_settings
-from lightning_adam.schema import ConfigError, Scope, read_monitor
+from lightning_adam.schema import Scope
 from lightning_adam.statistics import AdamStatistics, is_measurable
 from lightning_adam.version import __version__
 

@@ -1,14 +1,19 @@
 """Config → torch optimizer: the class, its groups, and the implementation that works here."""
 
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
-from torch.optim import Adam, AdamW
+from torch.optim import Adam, AdamW, Optimizer
 
+from lightning_adam.errors import ConfigError, refusal
 from lightning_adam.param_groups import group_name, param_groups
-from lightning_adam.schema import AdamConfig, ConfigError, read_optimizer, refusal
+from lightning_adam.reading import CustomOptimizer, read_optimizer
+from lightning_adam.schema import AdamConfig
 
 
 class Implementation(NamedTuple):
@@ -21,48 +26,109 @@ class Implementation(NamedTuple):
 
 def build_optimizer(
     module: nn.Module, optimizer: Any, *, fused_obstacle: str | None = None
-) -> Adam | AdamW:
-    """Builds Adam or AdamW over the named groups of a module, and says once what it built.
+) -> Optimizer:
+    """Builds Adam, AdamW or a class of another library over the named groups of a module.
+
+    Says once what it built.
 
     Args:
         module: The module to train; its parameters are on the device they will be trained on.
-        optimizer: The optimizer config: a composed Hydra node, a dict, or an `AdamConfig`.
+        optimizer: The optimizer config: a composed Hydra node, a dict, an `AdamConfig`, or, with
+            a `_target_` or as a `functools.partial`, any class that takes parameter groups.
         fused_obstacle: Why the caller's training loop cannot use the fused implementation
             (default: None, it can).
 
     Returns:
-        `torch.optim.AdamW` if the decay is decoupled, else `torch.optim.Adam`, with the groups
-        `decay` and `no_decay`, each with its `name` and `param_names`.
+        `torch.optim.AdamW` if the decay is decoupled, else `torch.optim.Adam`, or what the config
+        names; its groups have each a `name` and `param_names`.
 
     Raises:
-        ConfigError: If a value is out of range, eps is 0 in a parameter's dtype, or `fused=true`
-            cannot work here.
+        ConfigError: If a value is out of range, eps is 0 in a parameter's dtype, a group is for no
+            parameter, or `fused=true` cannot work here.
 
     Example:
         >>> built = build_optimizer(nn.Linear(3, 4), {"lr": 0.01, "decoupled_weight_decay": True})
         >>> type(built).__name__, [group["name"] for group in built.param_groups]
         ('AdamW', ['decay', 'no_decay'])
+        >>> node = {"_target_": "torch.optim.NAdam", "weight_decay": 0.1}
+        >>> built = build_optimizer(nn.Linear(3, 4), node)
+        >>> type(built).__name__, [group["weight_decay"] for group in built.param_groups]
+        ('NAdam', [0.1, 0.0])
     """
     config, where = read_optimizer(optimizer)
-    groups = param_groups(module, config.weight_decay, config.weight_decay_on)
-    parameters = [parameter for group in groups for _, parameter in group["params"]]
-    _check_dtypes(config, where, parameters)
+    if not isinstance(module, nn.Module):
+        raise ConfigError(
+            f"{where}: expected a torch.nn.Module to train, but got {type(module).__name__}; give"
+            " the module itself, not its parameters"
+        )
+    if isinstance(config, CustomOptimizer):
+        built, reason = _custom(module, config, where), "as its config calls it"
+    else:
+        built, reason = _adam(module, config, where, fused_obstacle)
+    rank_zero_info(f"{type(built).__name__}, {reason}\n{describe(built)}")
+    return built
+
+
+def _adam(
+    module: nn.Module, config: AdamConfig, where: str, fused_obstacle: str | None
+) -> tuple[Adam, str]:
+    groups = param_groups(
+        module, config, where, {"lr": config.lr, "weight_decay": config.weight_decay}
+    )
+    _check_eps(config, where, groups)
+    parameters = [parameter for group in groups for parameter in group["params"]]
     implementation = choose_implementation(config, where, parameters, fused_obstacle)
-    optimizer_class = AdamW if config.decoupled_weight_decay else Adam
-    built = optimizer_class(
+    adam = AdamW if config.decoupled_weight_decay else Adam
+    built = adam(
         groups,
         lr=config.lr,
+        weight_decay=config.weight_decay,
         betas=(config.betas[0], config.betas[1]),
         eps=config.eps,
-        weight_decay=config.weight_decay,
         amsgrad=config.amsgrad,
         maximize=config.maximize,
         capturable=config.capturable,
         fused=implementation.fused,
         foreach=implementation.foreach,
     )
-    rank_zero_info(f"{optimizer_class.__name__}, {implementation.reason}\n{describe(built)}")
+    return built, implementation.reason
+
+
+def _custom(module: nn.Module, config: CustomOptimizer, where: str) -> Optimizer:
+    """The class that the config names, over our groups."""
+    target = getattr(config.factory.func, "__name__", repr(config.factory.func))
+    groups = param_groups(module, config, where, _hyperparameters(config.factory))
+    try:
+        built = config.factory(groups)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigError(
+            f"{where}._target_={target}: expected arguments that it takes, but {error}; type"
+            f" {where}.ARGUMENT=VALUE"
+        ) from error
+    if not isinstance(built, Optimizer):
+        raise refusal(
+            where, "_target_", target, "expected a torch.optim.Optimizer", "torch.optim.NAdam"
+        )
+    for index, group in enumerate(config.groups):
+        for name in ("weight_decay", "betas", "eps"):
+            if getattr(group, name) is not None and name not in built.defaults:
+                expected = f"expected a setting of {target}, whose groups have"
+                expected += f" {', '.join(built.defaults)}"
+                raise refusal(f"{where}.groups.{index}", name, getattr(group, name), expected, None)
     return built
+
+
+def _hyperparameters(factory: functools.partial[Any]) -> dict[str, Any]:
+    """The `lr` and `weight_decay` that the class will be built with, as far as that is known."""
+    try:
+        parameters = inspect.signature(factory.func).parameters
+    except (TypeError, ValueError):
+        return dict(factory.keywords)
+    defaults = {name: each.default for name, each in parameters.items()}
+    known = {
+        name: value for name, value in defaults.items() if value is not inspect.Parameter.empty
+    }
+    return known | factory.keywords
 
 
 def choose_implementation(
@@ -106,7 +172,7 @@ def choose_implementation(
     return Implementation(False, foreach, f"{'foreach' if foreach else 'for-loop'}: {reason}")
 
 
-def describe(optimizer: torch.optim.Optimizer) -> str:
+def describe(optimizer: Optimizer) -> str:
     """A table of an optimizer's groups.
 
     Example:
@@ -115,27 +181,34 @@ def describe(optimizer: torch.optim.Optimizer) -> str:
         decay     1        12          0.001  (0.9, 0.999)  1e-08  0.1           weight
         no_decay  1        4           0.001  (0.9, 0.999)  1e-08  0             bias
     """
-    rows = [("group", "tensors", "parameters", "lr", "betas", "eps", "weight_decay", "names")]
+    columns = [name for name in SHOWN if name in optimizer.defaults]
+    rows = [["group", "tensors", "parameters", *columns, "names"]]
     for group in optimizer.param_groups:
         names = group["param_names"]
         rows.append(
-            (
+            [
                 group["name"],
                 str(len(names)),
                 f"{sum(parameter.numel() for parameter in group['params']):,}",
-                f"{group['lr']:g}",
-                f"({group['betas'][0]:g}, {group['betas'][1]:g})",
-                f"{group['eps']:g}",
-                f"{group['weight_decay']:g}",
+                *(_shown(group[column]) for column in columns),
                 ", ".join(names[:2]) + (", …" if len(names) > 2 else ""),
-            )
+            ]
         )
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
     return "\n".join(lines)
 
 
-def settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+SHOWN = ("lr", "betas", "eps", "weight_decay")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_shown, value))})"
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def settings(optimizer: Optimizer) -> dict[str, Any]:
     """An optimizer as a run's config records it: torch's own defaults and groups.
 
     Example:
@@ -169,12 +242,20 @@ def _obstacle(config: AdamConfig, parameters: list[nn.Parameter], **flags: Any) 
     return None
 
 
-def _check_dtypes(config: AdamConfig, where: str, parameters: list[nn.Parameter]) -> None:
+def _check_eps(config: AdamConfig, where: str, groups: Sequence[Mapping[str, Any]]) -> None:
     """Adam's state has the parameters' dtype: an eps that rounds to 0 there gives 0/0."""
-    for dtype in {parameter.dtype for parameter in parameters if parameter.is_floating_point()}:
-        if torch.tensor(config.eps, dtype=dtype) == 0:
-            expected = f"expected a number that is not 0 in {_short(dtype)}"
-            raise refusal(where, "eps", config.eps, expected, 1e-4)
+    for group in groups:
+        eps, place = group.get("eps", config.eps), where
+        if "eps" in group:
+            own = (
+                group["name"].startswith(each.name) and each.eps == eps for each in config.groups
+            )
+            place = f"{where}.groups.{list(own).index(True)}"
+        for dtype in {each.dtype for each in group["params"] if each.is_floating_point()}:
+            if torch.tensor(eps, dtype=dtype) == 0:
+                expected = f"expected a number that is not 0 in {_short(dtype)}"
+                expected += f", the dtype of {group['param_names'][0]}"
+                raise refusal(place, "eps", eps, expected, 1e-4)
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -1,39 +1,26 @@
-"""The typed configs: what can be set, its default, and what a value must be.
+"""The typed configs: what can be set, what it means, its default, and where it comes from.
 
 Hydra composes the dataclasses of this file (`conf/lightning_adam/`), so an unknown key or a value
 of the wrong type is refused before the job starts. What a type cannot say (a length, a range) is
-checked by `read_optimizer`, `read_scheduler` and `read_monitor`, under the field's full name.
+checked by `lightning_adam.reading`. `lightning-adam explain` prints the docstrings of the fields.
 
 Imports neither torch nor lightning: this file is loaded by every Hydra app of the environment.
 """
 
-import difflib
-import math
-import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, TypeVar
 
-from hydra.errors import CompactHydraException
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from lightning_adam._private.omegaconf import full_key
+from omegaconf import MISSING
 
 
-class ConfigError(ValueError, CompactHydraException):
-    """A setting that cannot work: what was given, what was expected, what to type instead.
+class _Word(str, Enum):
+    """One of several words; shown as the word alone."""
 
-    Hydra prints a `CompactHydraException` as its message alone, without a traceback.
-    """
-
-    def __repr__(self) -> str:
-        """The sentence alone: what Hydra quotes when `instantiate` meets the error."""
-        return str(self)
+    def __str__(self) -> str:
+        return str(self.value)
 
 
-class WeightDecayOn(str, Enum):
+class WeightDecayOn(_Word):
     """Which parameters weight decay pulls on."""
 
     matrices = "matrices"
@@ -42,13 +29,108 @@ class WeightDecayOn(str, Enum):
     """Every parameter that is trained."""
 
 
-class Scope(str, Enum):
+class Scope(_Word):
     """A set of tensors that a statistic is given for."""
 
     model = "model"
     """All tensors of the optimizer together."""
     group = "group"
     """The tensors of one of `optimizer.param_groups`."""
+
+
+class Decay(_Word):
+    """How the learning rate goes down at the end of `wsd`."""
+
+    cosine = "cosine"
+    """Half a cosine."""
+    linear = "linear"
+    """A straight line."""
+    sqrt = "sqrt"
+    """One minus the square root of the progress (Hägele et al. 2024, arXiv 2405.18392)."""
+
+
+class Mode(_Word):
+    """Which way a metric gets better."""
+
+    min = "min"
+    """Less is better."""
+    max = "max"
+    """More is better."""
+
+
+class ThresholdMode(_Word):
+    """What the threshold of `plateau` is measured in."""
+
+    rel = "rel"
+    """A share of the best value."""
+    abs = "abs"
+    """The metric's own units."""
+
+
+class Interval(_Word):
+    """What a scheduler counts."""
+
+    step = "step"
+    """Batches that end in an optimizer step."""
+    epoch = "epoch"
+    """Epochs."""
+
+
+@dataclass
+class GroupConfig:
+    """Parameters that are trained with settings of their own, found by exactly one matcher.
+
+    Example:
+        >>> GroupConfig(name="head", match="net.head.*", lr_scale=10).lr_scale
+        10
+    """
+
+    name: str = MISSING
+    """What the group is called in tables and keys: letters, digits, `_` and `.`; those of its
+    parameters that do not decay stand in `<name>_no_decay` (no default; torch.optim, param_groups).
+    """
+    match: str | None = None
+    """Glob over parameter names, as in `net.head.*`; `*` matches dots too (default: null; Python
+    fnmatch)."""
+    regex: str | None = None
+    """Regular expression, searched for anywhere in a parameter's name (default: null; Python
+    re.search)."""
+    module_class: str | None = None
+    """Class of the modules whose parameters are meant, at any depth: `LayerNorm`, or with its path
+    `my_project.layers.Router` (default: null; Python isinstance)."""
+    lr_scale: float = 1.0
+    """Factor on the learning rate, above 0 (default: 1; Howard & Ruder 2018, arXiv 1801.06146,
+    section 3.2)."""
+    weight_decay: float | None = None
+    """Instead of the optimizer's weight_decay, for those that decay (default: null, the same;
+    torch.optim, per-parameter options)."""
+    betas: list[float] | None = None
+    """Instead of the optimizer's betas (default: null, the same; torch.optim, per-parameter
+    options)."""
+    eps: float | None = None
+    """Instead of the optimizer's eps (default: null, the same; torch.optim, per-parameter options).
+    """
+
+
+@dataclass
+class LayerDecayConfig:
+    """Learning rates that fall geometrically from the output to the input, for fine-tuning.
+
+    The last layer trains with `rate` times the learning rate, the one below with `rate**2` times,
+    and so on; what the module registers before its first layer counts as one layer below it, all
+    the rest as the head, which trains with the full rate.
+
+    Example:
+        >>> LayerDecayConfig(pattern="net.blocks.*", rate=0.75).rate
+        0.75
+    """
+
+    pattern: str | None = None
+    """Path of the layers, `*` standing for their number: `net.blocks.*` (default: null, off; Bao et
+    al. 2022, arXiv 2106.08254)."""
+    rate: float | None = None
+    """Factor from a layer to the one below it, above 0 and at most 1 (default: null, off;
+    Clark et al. 2020, arXiv 2003.10555, appendix B; Bao et al. 2022, arXiv 2106.08254)."""
 
 
 @dataclass
@@ -61,46 +143,78 @@ class AdamConfig:
     """
 
     lr: float = 1e-3
-    """Peak learning rate, above 0 (default: 1e-3)."""
+    """Peak learning rate, above 0 (default: 1e-3; Kingma & Ba 2015, arXiv 1412.6980, alg. 1)."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    """Decay rates of the first and the second moment, each in [0, 1) (default: [0.9, 0.999])."""
+    """Decay rates of the first and the second moment, each in [0, 1) (default: [0.9, 0.999];
+    Kingma & Ba 2015, arXiv 1412.6980, alg. 1)."""
     eps: float = 1e-8
-    """Added to the denominator, above 0, and not 0 in the parameters' dtype (default: 1e-8)."""
+    """Added to the denominator, above 0, and not 0 in the parameters' dtype (default: 1e-8;
+    Kingma & Ba 2015, arXiv 1412.6980, alg. 1)."""
     weight_decay: float = 0.0
-    """Strength of weight decay, at least 0 (default: 0 for `adam`, 0.01 for `adamw`)."""
+    """Strength of weight decay, at least 0 (default: 0 for `adam`, 0.01 for `adamw`; Loshchilov &
+    Hutter 2019, arXiv 1711.05101, section 2)."""
     amsgrad: bool = False
-    """Divide by the largest second moment so far (Reddi et al. 2018) (default: false)."""
+    """Divide by the largest second moment so far (default: false; Reddi et al. 2018,
+    arXiv 1904.09237, alg. 2)."""
     maximize: bool = False
-    """Ascend instead of descend (default: false)."""
+    """Ascend instead of descend (default: false; torch.optim.Adam)."""
     decoupled_weight_decay: bool = False
     """Shrink the weights (AdamW) instead of adding to the gradient (Adam with L2) (default: false
-    for `adam`, true for `adamw`; Loshchilov & Hutter 2019)."""
+    for `adam`, true for `adamw`; Loshchilov & Hutter 2019, arXiv 1711.05101, alg. 2)."""
     fused: bool | None = None
-    """torch's fused kernel; null takes it wherever it works (default: null)."""
+    """One kernel for the whole step; null takes it wherever it works (default: null;
+    torch.optim.Adam)."""
     foreach: bool | None = None
-    """torch's multi-tensor implementation; null leaves the choice to us (default: null)."""
+    """One call over all tensors; null leaves the choice to us (default: null;
+    torch.optim.Adam)."""
     capturable: bool = False
-    """Safe to capture in a CUDA graph (default: false)."""
+    """Safe to capture in a CUDA graph (default: false; torch.optim.Adam)."""
     weight_decay_on: WeightDecayOn = WeightDecayOn.matrices
-    """Which parameters decay: `matrices` or `all` (default: matrices)."""
+    """Which parameters decay: `matrices`, that is neither biases nor norms nor embeddings, or
+    `all` (default: matrices; Radford et al. 2018, section 4.1, and every GPT since)."""
+    groups: list[GroupConfig] = field(default_factory=list)
+    """Parameters with settings of their own; the first that matches a parameter takes it
+    (default: []; torch.optim, per-parameter options)."""
+    layer_decay: LayerDecayConfig = field(default_factory=LayerDecayConfig)
+    """Learning rates that fall from the output to the input (default: null, off; Clark et al. 2020,
+    arXiv 2003.10555, appendix B)."""
 
 
 @dataclass
 class SchedulerConfig:
-    """What every schedule shares: a linear warm-up from 0, then the shape that `name` names."""
+    """What every schedule has: the name of its shape.
+
+    Example:
+        >>> SchedulerConfig("cosine").name
+        'cosine'
+    """
 
     name: str = MISSING
-    """The shape."""
-    warmup_steps: int | None = None
-    """Optimizer steps of linear warm-up (default: null, no warm-up)."""
-    warmup_ratio: float | None = None
-    """The warm-up as a share of all steps, in [0, 1]; instead of `warmup_steps` (default: null)."""
-    total_steps: int | None = None
-    """Optimizer steps of the whole schedule (default: null, the steps the trainer will take)."""
+    """The shape (default: that of the preset; lightning_adam)."""
 
 
 @dataclass
-class ConstantConfig(SchedulerConfig):
+class StepwiseConfig(SchedulerConfig):
+    """A function of the optimizer step: a linear warm-up from 0, then the shape.
+
+    Example:
+        >>> StepwiseConfig("constant", warmup_steps=100).warmup_steps
+        100
+    """
+
+    warmup_steps: int | None = None
+    """Optimizer steps of linear warm-up, which starts at 0 (default: null, none; Goyal et al.
+    2017, arXiv 1706.02677, section 2.2)."""
+    warmup_ratio: float | None = None
+    """The warm-up as a share of all steps, in [0, 1]; instead of `warmup_steps` (default: null;
+    transformers.TrainingArguments)."""
+    total_steps: int | None = None
+    """Optimizer steps of the whole schedule (default: null, the steps the trainer will take;
+    torch.optim.lr_scheduler.OneCycleLR)."""
+
+
+@dataclass
+class ConstantConfig(StepwiseConfig):
     """The peak learning rate throughout, after the warm-up.
 
     Example:
@@ -112,7 +226,7 @@ class ConstantConfig(SchedulerConfig):
 
 
 @dataclass
-class LinearConfig(SchedulerConfig):
+class LinearConfig(StepwiseConfig):
     """A straight line from the peak to `min_lr_ratio` of it.
 
     Example:
@@ -122,12 +236,13 @@ class LinearConfig(SchedulerConfig):
 
     name: str = "linear"
     min_lr_ratio: float = 0.0
-    """The learning rate at the end as a share of the peak, in [0, 1] (default: 0)."""
+    """The learning rate at the end as a share of the peak, in [0, 1] (default: 0; Bergsma et al.
+    2025, arXiv 2502.15938)."""
 
 
 @dataclass
-class CosineConfig(SchedulerConfig):
-    """Half a cosine from the peak to `min_lr_ratio` of it (Loshchilov & Hutter 2017, no restarts).
+class CosineConfig(StepwiseConfig):
+    """Half a cosine from the peak to `min_lr_ratio` of it, without restarts.
 
     Example:
         >>> CosineConfig(warmup_ratio=0.05).warmup_ratio
@@ -136,7 +251,121 @@ class CosineConfig(SchedulerConfig):
 
     name: str = "cosine"
     min_lr_ratio: float = 0.0
-    """The learning rate at the end as a share of the peak, in [0, 1] (default: 0)."""
+    """The learning rate at the end as a share of the peak, in [0, 1] (default: 0; Loshchilov &
+    Hutter 2017, arXiv 1608.03983, eq. 5)."""
+
+
+@dataclass
+class PolynomialConfig(StepwiseConfig):
+    """What is left of the way to the end, to a power.
+
+    Example:
+        >>> PolynomialConfig(power=2.0).power
+        2.0
+    """
+
+    name: str = "polynomial"
+    power: float = 1.0
+    """The exponent, above 0; 1 is a straight line (default: 1;
+    torch.optim.lr_scheduler.PolynomialLR)."""
+    min_lr_ratio: float = 0.0
+    """The learning rate at the end as a share of the peak, in [0, 1] (default: 0;
+    transformers.get_polynomial_decay_schedule_with_warmup)."""
+
+
+@dataclass
+class InverseSqrtConfig(StepwiseConfig):
+    """The peak over the square root of the step, which needs no end.
+
+    Example:
+        >>> InverseSqrtConfig(warmup_steps=4000).name
+        'inverse_sqrt'
+    """
+
+    name: str = "inverse_sqrt"
+    timescale: int | None = None
+    """Optimizer steps in which the rate first falls to 1/√2, at least 1 (default: null, as long as
+    the warm-up, or 10,000 without one; Vaswani et al. 2017, arXiv 1706.03762, section 5.3)."""
+
+
+@dataclass
+class WSDConfig(StepwiseConfig):
+    """Warm-up, stable, decay: the peak, and a way down at the end.
+
+    Example:
+        >>> WSDConfig(decay_ratio=0.2).decay
+        <Decay.cosine: 'cosine'>
+    """
+
+    name: str = "wsd"
+    decay_steps: int | None = None
+    """Optimizer steps of the way down (default: null, `decay_ratio` of all; Hu et al. 2024,
+    arXiv 2404.06395, section 4.2)."""
+    decay_ratio: float | None = None
+    """The way down as a share of all steps, in (0, 1]; instead of `decay_steps` (default: null,
+    which is 0.1 if `decay_steps` is null too; Hu et al. 2024, arXiv 2404.06395, section 4.3)."""
+    decay: Decay = Decay.cosine
+    """The form of the way down: `cosine`, `linear` or `sqrt` (default: cosine;
+    transformers.get_wsd_schedule)."""
+    min_lr_ratio: float = 0.0
+    """The learning rate at the end as a share of the peak, in [0, 1] (default: 0;
+    transformers.get_wsd_schedule)."""
+
+
+@dataclass
+class PlateauConfig(SchedulerConfig):
+    """A lower learning rate each time a metric has stopped improving, judged after validation.
+
+    Example:
+        >>> PlateauConfig(monitor="val/acc", mode=Mode.max).patience
+        10
+    """
+
+    name: str = "plateau"
+    monitor: str = "val/loss"
+    """The metric, as the module logs it in validation (default: val/loss; Lightning's
+    lr_scheduler config)."""
+    mode: Mode = Mode.min
+    """Which way it gets better: `min` or `max` (default: min; torch ReduceLROnPlateau)."""
+    factor: float = 0.1
+    """What the learning rate is multiplied by, above 0 and below 1 (default: 0.1; torch
+    ReduceLROnPlateau)."""
+    patience: int = 10
+    """Validations without improvement that are tolerated (default: 10; torch ReduceLROnPlateau)."""
+    threshold: float = 1e-4
+    """What counts as an improvement, at least 0 (default: 1e-4; torch ReduceLROnPlateau)."""
+    threshold_mode: ThresholdMode = ThresholdMode.rel
+    """Whether the threshold is a share of the best value or absolute: `rel` or `abs` (default: rel;
+    torch ReduceLROnPlateau)."""
+    cooldown: int = 0
+    """Validations after a reduction that are not judged (default: 0; torch ReduceLROnPlateau)."""
+    min_lr_ratio: float = 0.0
+    """The lowest learning rate as a share of the peak, in [0, 1] (default: 0; torch
+    ReduceLROnPlateau)."""
+
+
+@dataclass
+class CustomSchedulerConfig(SchedulerConfig):
+    """Any scheduler by its `_target_`; all other keys go to it.
+
+    Where the value of an argument is the word `total_steps`, the scheduler gets the number of
+    optimizer steps that the trainer will take: `scheduler.T_max=total_steps`.
+
+    Example:
+        >>> CustomSchedulerConfig(interval=Interval.step).frequency
+        1
+    """
+
+    name: str = "custom"
+    interval: Interval | None = None
+    """What the scheduler counts: `step` or `epoch` (default: null, which is `step` if an argument
+    is `total_steps`, after each validation for ReduceLROnPlateau, and else `epoch`; Lightning's
+    lr_scheduler config)."""
+    frequency: int = 1
+    """Intervals between its steps, at least 1 (default: 1; Lightning's lr_scheduler config)."""
+    monitor: str = "val/loss"
+    """The metric that ReduceLROnPlateau is given (default: val/loss; Lightning's lr_scheduler
+    config)."""
 
 
 @dataclass
@@ -149,179 +378,25 @@ class MonitorConfig:
     """
 
     _target_: str = "lightning_adam.AdamMonitor"
+    """The class (default: lightning_adam.AdamMonitor; Hydra's instantiate)."""
     every_n_steps: int | None = None
     """Measure the first optimizer step and every n-th (default: null, the trainer's
-    `log_every_n_steps`)."""
+    `log_every_n_steps`; lightning_adam)."""
     scopes: list[Scope] = field(default_factory=lambda: [Scope.model, Scope.group])
-    """What the statistics are given for (default: [model, group])."""
+    """What the statistics are given for: `model`, `group` (default: [model, group];
+    lightning_adam)."""
 
 
 SCHEDULERS: dict[str, type[SchedulerConfig]] = {
-    config.name: config for config in (ConstantConfig, LinearConfig, CosineConfig)
+    config.name: config
+    for config in (
+        ConstantConfig,
+        LinearConfig,
+        CosineConfig,
+        PolynomialConfig,
+        InverseSqrtConfig,
+        WSDConfig,
+        PlateauConfig,
+        CustomSchedulerConfig,
+    )
 }
-
-Config = TypeVar("Config")
-
-
-def refusal(where: str, name: str, value: object, expected: str, instead: object) -> ConfigError:
-    """The one form of a refusal: field and value given, what was expected, what to type.
-
-    Example:
-        >>> print(refusal("optimizer", "lr", -1.0, "expected a number above 0", 0.001))
-        optimizer.lr=-1.0: expected a number above 0; type for example optimizer.lr=0.001
-    """
-    typed = shlex.quote(f"{where}.{name}={_as_typed(instead)}")
-    return ConfigError(f"{where}.{name}={_as_typed(value)}: {expected}; type for example {typed}")
-
-
-def read_optimizer(node: Any) -> tuple[AdamConfig, str]:
-    """Checks an optimizer config in any of its forms.
-
-    Args:
-        node: A composed Hydra node, a dict, or an `AdamConfig`.
-
-    Returns:
-        The config, and the full name of its place (`model.optimizer`).
-
-    Raises:
-        ConfigError: If a key is unknown or a value is out of range.
-
-    Example:
-        >>> read_optimizer({"lr": 0.01, "betas": [0.9, 0.95]})[0].betas
-        [0.9, 0.95]
-        >>> read_optimizer({"lrr": 0.01})
-        Traceback (most recent call last):
-        lightning_adam.schema.ConfigError: optimizer.lrr: no such field; did you mean optimizer.lr?
-    """
-    where = full_key(node, "optimizer")
-    config = _typed(_values(node, where), AdamConfig, where)
-    if not (math.isfinite(config.lr) and config.lr > 0):
-        raise refusal(where, "lr", config.lr, "expected a finite number above 0", 0.001)
-    if len(config.betas) != 2 or not all(0 <= beta < 1 for beta in config.betas):
-        raise refusal(where, "betas", config.betas, "expected two numbers in [0, 1)", [0.9, 0.999])
-    if not (math.isfinite(config.eps) and config.eps > 0):
-        raise refusal(where, "eps", config.eps, "expected a finite number above 0", 1e-8)
-    if not (math.isfinite(config.weight_decay) and config.weight_decay >= 0):
-        expected = "expected a number of at least 0"
-        raise refusal(where, "weight_decay", config.weight_decay, expected, 0.01)
-    if config.fused and config.foreach:
-        expected = "expected not both fused and foreach"
-        raise refusal(where, "foreach", True, expected, None)
-    return config, where
-
-
-def read_scheduler(node: Any) -> tuple[SchedulerConfig, str]:
-    """Checks a scheduler config in any of its forms; `name` says which shape it is.
-
-    Args:
-        node: A composed Hydra node, a dict, or one of the scheduler dataclasses.
-
-    Returns:
-        The config, and the full name of its place.
-
-    Raises:
-        ConfigError: If the name or a key is unknown, or a value is out of range.
-
-    Example:
-        >>> read_scheduler({"name": "cosine", "warmup_steps": 10})[0].warmup_steps
-        10
-    """
-    where = full_key(node, "scheduler")
-    values = _values(node, where)
-    if values.get("name") not in SCHEDULERS:
-        expected = f"expected one of {', '.join(SCHEDULERS)}"
-        raise refusal(where, "name", values.get("name"), expected, "cosine")
-    config = _typed(values, SCHEDULERS[values["name"]], where)
-    if config.warmup_steps is not None and config.warmup_ratio is not None:
-        expected = "expected warmup_steps or warmup_ratio, not both"
-        raise refusal(where, "warmup_ratio", config.warmup_ratio, expected, None)
-    if config.warmup_steps is not None and config.warmup_steps < 0:
-        expected = "expected an integer of at least 0"
-        raise refusal(where, "warmup_steps", config.warmup_steps, expected, 100)
-    if config.total_steps is not None and config.total_steps < 1:
-        expected = "expected an integer of at least 1"
-        raise refusal(where, "total_steps", config.total_steps, expected, 1000)
-    for name, instead in (("warmup_ratio", 0.05), ("min_lr_ratio", 0.1)):
-        ratio = getattr(config, name, None)
-        if ratio is not None and not 0 <= ratio <= 1:
-            raise refusal(where, name, ratio, "expected a number in [0, 1]", instead)
-    return config, where
-
-
-def read_monitor(node: Any) -> MonitorConfig:
-    """Checks the monitor's settings.
-
-    Args:
-        node: A composed Hydra node, a dict, or a `MonitorConfig`.
-
-    Raises:
-        ConfigError: If a key is unknown or a value is out of range.
-
-    Example:
-        >>> read_monitor({"every_n_steps": 10}).every_n_steps
-        10
-    """
-    where = full_key(node, "adam_monitor")
-    config = _typed(_values(node, where), MonitorConfig, where)
-    if config.every_n_steps is not None and config.every_n_steps < 1:
-        expected = "expected an integer of at least 1"
-        raise refusal(where, "every_n_steps", config.every_n_steps, expected, 50)
-    return config
-
-
-def _values(node: Any, where: str) -> dict[str, Any]:
-    """The node as a plain dict, its interpolations resolved in the config it belongs to."""
-    if isinstance(node, type) or not (is_dataclass(node) or isinstance(node, Mapping)):
-        raise ConfigError(f"{where}={node!r}: expected a config node, a dict or a dataclass")
-    try:
-        if not isinstance(node, DictConfig):
-            node = (
-                OmegaConf.structured(node) if is_dataclass(node) else OmegaConf.create(dict(node))
-            )
-        values = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{where}: {_sentence(error)}") from error
-    assert isinstance(values, dict)
-    return {str(name): value for name, value in values.items()}
-
-
-def _typed(values: dict[str, Any], schema: type[Config], where: str) -> Config:
-    """The values as an instance of their dataclass, converted and checked by OmegaConf."""
-    defaults = schema()
-    names = [entry.name for entry in fields(defaults)]  # type: ignore[arg-type]
-    for name in values:
-        if name not in names:
-            raise ConfigError(f"{where}.{name}: no such field; {_nearest(name, names, where)}")
-    try:
-        typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
-    except OmegaConfBaseException as error:
-        name = str(error.full_key).partition("[")[0]
-        instead = getattr(defaults, name)
-        raise refusal(where, name, values[name], _sentence(error), instead) from error
-    assert isinstance(typed, schema)
-    return typed
-
-
-def _nearest(name: str, names: list[str], where: str) -> str:
-    close = difflib.get_close_matches(str(name), names, n=1)
-    if close:
-        return f"did you mean {where}.{close[0]}?"
-    return f"the fields are {', '.join(names)}"
-
-
-def _sentence(error: OmegaConfBaseException) -> str:
-    """OmegaConf's message without the lines that repeat key and type."""
-    return str(error).partition("\n")[0]
-
-
-def _as_typed(value: object) -> str:
-    """A value as it is typed on Hydra's command line."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Enum):
-        return str(value.value)
-    if isinstance(value, list):
-        return f"[{','.join(map(_as_typed, value))}]"
-    return str(value)

@@ -168,7 +168,7 @@ class CooperativeTheOtherWay(Counting, AdamMixin, L.LightningModule):
 def test_cooperates_with_other_mixins(kind: type[Any]) -> None:
     module = kind()
     assert module.count == 3
-    assert module.configure_optimizers().defaults["lr"] == 1e-2
+    assert module.configure_optimizers()["optimizer"].defaults["lr"] == 1e-2
 
 
 def test_the_wrong_order_of_bases_is_refused_when_the_class_is_written() -> None:

@@ -1,11 +1,15 @@
 """The builder gives exactly the optimizer that torch would by hand."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.testing._internal.common_optimizers import optim_db
 
 from lightning_adam import ConfigError, build_optimizer
 from lightning_adam.optimizers import choose_implementation, describe, settings
@@ -155,3 +159,162 @@ def test_what_is_named_is_taken(choice: dict[str, Any], expected: str) -> None:
     parameters = list(network().parameters())
     chosen = choose_implementation(AdamConfig(**choice), "optimizer", parameters, None)
     assert chosen.reason == expected
+
+
+# torch's own inputs for its optimizers' tests; the import needs expecttest.
+CLASSES: dict[Any, dict[str, Any]] = {
+    torch.optim.Adam: {},
+    torch.optim.AdamW: {"decoupled_weight_decay": True},
+}
+INFOS: list[Any] = [info for info in optim_db if info.optim_cls in CLASSES]
+VALID = [
+    pytest.param(info.optim_cls, each.kwargs, id=f"{info.optim_cls.__name__}: {each.desc}")
+    for info in INFOS
+    for each in info.optim_inputs_func(device="cpu")
+]
+ERRONEOUS = [
+    pytest.param(info.optim_cls, each, id=f"{info.optim_cls.__name__}: {each.desc}")
+    for info in INFOS
+    for error in info.optim_error_inputs_func(device="cpu", dtype=torch.float32)
+    for each in [error.optimizer_error_input]
+]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("adam", "arguments"), VALID)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_torchs_own_inputs_give_torchs_own_trajectories(
+    adam: Any,
+    arguments: dict[str, Any],
+    implementation: str,
+    dtype: torch.dtype,
+) -> None:
+    choice = IMPLEMENTATIONS[implementation]
+    decay = 0.01 if adam is torch.optim.AdamW else 0.0
+    config = {
+        "weight_decay": decay,
+        **CLASSES[adam],
+        **arguments,
+        **choice,
+        "weight_decay_on": "all",
+    }
+    ours = trained(network(dtype), lambda net: build_optimizer(net, config))
+    theirs = trained(network(dtype), lambda net: adam(net.parameters(), **arguments, **choice))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize(("adam", "erroneous"), ERRONEOUS)
+def test_torchs_own_errors_are_refused(adam: Any, erroneous: Any) -> None:
+    module = network() if erroneous.params is None else erroneous.params
+    with pytest.raises(ConfigError):
+        build_optimizer(module, {**CLASSES[adam], **erroneous.kwargs})
+
+
+def test_torch_has_inputs_to_test_with() -> None:
+    assert len(VALID) == 10
+    assert len(ERRONEOUS) >= 20
+
+
+NADAM = {"_target_": "torch.optim.NAdam", "_partial_": True, "lr": 0.02, "betas": [0.8, 0.9]}
+
+
+def nadam_by_hand(net: nn.Module) -> torch.optim.Optimizer:
+    matrices = [each for each in net.parameters() if each.ndim == 2]
+    vectors = [each for each in net.parameters() if each.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.NAdam(groups, lr=0.02, betas=(0.8, 0.9))
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {**NADAM, "weight_decay": 0.1},
+        OmegaConf.create({**NADAM, "weight_decay": 0.1}),
+        functools.partial(torch.optim.NAdam, lr=0.02, betas=(0.8, 0.9), weight_decay=0.1),
+        instantiate({**NADAM, "weight_decay": 0.1, "weight_decay_on": "matrices"}),
+    ],
+    ids=["dict", "DictConfig", "functools.partial", "instantiated"],
+)
+def test_a_class_of_another_library_trains_as_by_hand(node: Any) -> None:
+    ours = trained(network(), lambda net: build_optimizer(net, node))
+    theirs = trained(network(), nadam_by_hand)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_our_group_keys_work_for_a_class_of_another_library() -> None:
+    optimizer = build_optimizer(
+        network(),
+        {
+            **NADAM,
+            "weight_decay": 0.1,
+            "weight_decay_on": "all",
+            "groups": [{"name": "head", "match": "3.*", "lr_scale": 0.5, "eps": 1e-6}],
+            "layer_decay": {"pattern": "*", "rate": 0.5},
+        },
+    )
+    assert [(group["name"], group["lr"]) for group in optimizer.param_groups] == [
+        ("layer_0", 0.02 * 0.125),
+        ("layer_1", 0.02 * 0.25),
+        ("head_layer_3", 0.02 * 0.25),
+    ]
+    assert [group["eps"] for group in optimizer.param_groups] == [1e-8, 1e-8, 1e-6]
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.1}
+
+
+def test_the_default_rate_of_a_class_is_what_its_groups_scale() -> None:
+    groups = [{"name": "head", "match": "3.*", "lr_scale": 10}]
+    optimizer = build_optimizer(network(), {"_target_": "torch.optim.RAdam", "groups": groups})
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1e-3, 1e-2, 1e-2]
+
+
+def test_a_class_without_weight_decay_is_not_given_any() -> None:
+    optimizer = build_optimizer(network(), {"_target_": "torch.optim.SparseAdam", "lr": 0.1})
+    assert not any("weight_decay" in group for group in optimizer.param_groups)
+
+
+class Counter:
+    def __init__(self, groups: Any, lr: float = 0.1) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"_target_": "torch.optim.NAdm"}, "optimizer._target_=torch.optim.NAdm: .*NAdm"),
+        ({"_target_": "no_such.Adam"}, "optimizer._target_=no_such.Adam: .*no_such"),
+        ({"_target_": "torch.optim.NAdam", "beta": 1}, r"optimizer\.beta=1: .*optimizer\.betas=1"),
+        ({"_target_": "torch.optim.NAdam", "lr": -1.0}, "Invalid learning rate"),
+        ({"_target_": "torch.optim.NAdam", "lr": "fast"}, "optimizer._target_=NAdam: "),
+        (
+            {
+                "_target_": "torch.optim.SparseAdam",
+                "groups": [{"name": "head", "match": "3.*", "weight_decay": 0.1}],
+            },
+            r"optimizer\.groups\.0\.weight_decay=0\.1: .*a setting of SparseAdam",
+        ),
+        ({"_target_": f"{__name__}.Counter"}, "expected a torch.optim.Optimizer"),
+        ({"_target_": "torch.optim.NAdam", "groups": 3}, r"optimizer\.groups=3: expected a list"),
+        ({"_target_": "???"}, r"optimizer\._target_=\?\?\?: expected a value"),
+    ],
+)
+def test_a_class_that_cannot_be_built_is_refused(values: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected) as refused:
+        build_optimizer(network(), values)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("form", [dict, OmegaConf.create])
+def test_a_target_merged_under_our_fields_is_refused_by_name(form: Any) -> None:
+    node = OmegaConf.merge(
+        {"_target_": "torch.optim.SGD", "lr": 0.1}, OmegaConf.structured(AdamConfig)
+    )
+    with pytest.raises(ConfigError, match=r"optimizer\._target_=torch\.optim\.SGD: .*of your own"):
+        build_optimizer(network(), node)
+    with pytest.raises(ConfigError, match="no such field"):
+        build_optimizer(network(), form(OmegaConf.to_container(node, enum_to_str=True)))
+
+
+def test_an_eps_of_a_group_that_is_0_in_its_dtype_is_refused_under_its_name() -> None:
+    groups = [{"name": "head", "match": "3.*", "eps": 1e-9}]
+    with pytest.raises(ConfigError, match=r"optimizer\.groups\.0\.eps=1e-09: .*float16.*3\.weight"):
+        build_optimizer(network(torch.float16), {"eps": 1e-4, "groups": groups})

@@ -112,4 +112,4 @@ def test_the_recorded_settings_are_resolved() -> None:
         "min_lr_ratio": 0.0,
     }
     other = torch.optim.lr_scheduler.StepLR(optimizer(1.0), 3)
-    assert settings(other) == {"name": "StepLR"}
+    assert settings(other) == {"name": "StepLR", "step_size": 3, "gamma": 0.1}

@@ -20,8 +20,8 @@ class LightningAdamSearchPath(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Called by Hydra before each composition.
 
-        Hydra 1.4 finds this class twice, by namespace package and by entry point; the second call
-        finds the work done.
+        Hydra 1.4 finds this class twice, as a namespace package and as an entry point; the second
+        call finds the work done.
         """
         folder = f"file://{_conf_folder()}"
         if any(entry.path == folder for entry in search_path.get_path()):
@@ -38,13 +38,17 @@ def _conf_folder() -> Path:
 
 
 def _store_schemas() -> None:
-    """Stores the schemas without a package: each preset says where it belongs by default."""
-    schemas = {
+    """Stores the schemas for the presets to name.
+
+    They have no package, for each preset says where it belongs by default, and no group, so that
+    `--help` and tab completion offer the presets alone.
+    """
+    schemas: dict[str, type] = {
         "adam": schema.AdamConfig,
         "monitor": schema.MonitorConfig,
         **schema.SCHEDULERS,
     }
+    store = ConfigStore.instance()
     for name, node in schemas.items():
-        ConfigStore.instance().store(
-            group="lightning_adam/schema", name=name, node=node, provider=PROVIDER
-        )
+        if f"{PROVIDER}_{name}.yaml" not in store.repo:
+            store.store(name=f"{PROVIDER}_{name}", node=node, provider=PROVIDER)

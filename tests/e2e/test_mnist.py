@@ -74,7 +74,7 @@ WHEN_BUILT = {
     "'optimizer.betas=[0.9,1.0]'": "optimizer.betas=[0.9,1.0]: expected two numbers in [0, 1)",
     "'optimizer.betas=[0.9]'": "optimizer.betas=[0.9]: expected two numbers in [0, 1)",
     "optimizer.eps=0": "optimizer.eps=0.0: expected a finite number above 0",
-    "optimizer.weight_decay=-1": "optimizer.weight_decay=-1.0: expected a number of at least 0",
+    "optimizer.weight_decay=-1": "optimizer.weight_decay=-1.0: expected a finite number of at",
     "adam_monitor.every_n_steps=0": "adam_monitor.every_n_steps=0: expected an integer of at",
 }
 WHEN_FIT_STARTS = {

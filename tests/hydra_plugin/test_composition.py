@@ -9,7 +9,8 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_adam import AdamMonitor, schema
+from lightning_adam import AdamMonitor, ConfigError, schema
+from lightning_adam.reading import read_optimizer, read_scheduler
 
 DEFAULT_PLACE = """
 defaults:
@@ -63,6 +64,10 @@ def test_the_presets_stand_at_their_default_places(tmp_path: Path) -> None:
         ("constant", schema.ConstantConfig()),
         ("linear", schema.LinearConfig()),
         ("cosine", schema.CosineConfig()),
+        ("polynomial", schema.PolynomialConfig()),
+        ("inverse_sqrt", schema.InverseSqrtConfig()),
+        ("wsd", schema.WSDConfig()),
+        ("plateau", schema.PlateauConfig()),
     ],
 )
 def test_each_scheduler_preset(tmp_path: Path, option: str, expected: object) -> None:
@@ -78,15 +83,15 @@ def test_adam_differs_from_adamw_in_the_decay(tmp_path: Path) -> None:
 def test_relocated_they_are_read_under_their_new_name(tmp_path: Path) -> None:
     cfg = composed(tmp_path, RELOCATED, ["model.optimizer.lr=0.25"])
     assert set(cfg) == {"model", "callbacks"}
-    config, where = schema.read_optimizer(cfg.model.optimizer)
-    assert (config.lr, where) == (0.25, "model.optimizer")
-    assert schema.read_scheduler(cfg.model.scheduler)[1] == "model.scheduler"
+    config, where = read_optimizer(cfg.model.optimizer)
+    assert (config, where) == (schema.AdamConfig(lr=0.25), "model.optimizer")
+    assert read_scheduler(cfg.model.scheduler)[1] == "model.scheduler"
     assert isinstance(instantiate(cfg.callbacks.adam_monitor), AdamMonitor)
 
 
 def test_a_recursive_instantiate_hands_the_optimizer_over_untouched(tmp_path: Path) -> None:
     model = instantiate(composed(tmp_path, RELOCATED).model)
-    assert schema.read_optimizer(model.optimizer)[0] == schema.AdamConfig()
+    assert read_optimizer(model.optimizer)[0] == schema.AdamConfig()
 
 
 def test_twice_in_one_config(tmp_path: Path) -> None:
@@ -129,5 +134,5 @@ def test_values_before_our_preset_are_typed_too(tmp_path: Path) -> None:
 
 def test_a_key_added_by_force_is_refused_when_it_is_read(tmp_path: Path) -> None:
     cfg = composed(tmp_path, DEFAULT_PLACE, ["+optimizer.nesterov=true"])
-    with pytest.raises(schema.ConfigError, match="nesterov: no such field"):
-        schema.read_optimizer(cfg.optimizer)
+    with pytest.raises(ConfigError, match="nesterov=true: no such field"):
+        read_optimizer(cfg.optimizer)

@@ -1,0 +1,105 @@
+"""The command `lightning-adam`."""
+
+import argparse
+import ast
+import inspect
+import itertools
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from lightning_adam import schema
+from lightning_adam.errors import as_typed
+from lightning_adam.reading import CustomOptimizer
+from lightning_adam.version import __version__
+
+
+class Section(NamedTuple):
+    """A config, and the place its fields have on the command line."""
+
+    title: str
+    place: str
+    config: type
+
+
+TOPICS: dict[str, list[Section]] = {
+    "optimizer": [
+        Section("lightning_adam/optimizer=adam, adamw", "optimizer", schema.AdamConfig),
+        Section("One of optimizer.groups", "optimizer.groups.0", schema.GroupConfig),
+        Section("optimizer.layer_decay", "optimizer.layer_decay", schema.LayerDecayConfig),
+        Section("lightning_adam/optimizer=custom", "optimizer", CustomOptimizer),
+    ],
+    "scheduler": [
+        Section("All but plateau and custom", "scheduler", schema.StepwiseConfig),
+        *(
+            Section(f"lightning_adam/scheduler={name}", "scheduler", config)
+            for name, config in schema.SCHEDULERS.items()
+        ),
+    ],
+    "monitor": [Section("lightning_adam/monitor=default", "adam_monitor", schema.MonitorConfig)],
+}
+"""What can be explained."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command.
+
+    Args:
+        arguments: The words after `lightning-adam` (default: None, those of the command line).
+
+    Example:
+        >>> main(["explain", "monitor"])  # doctest: +ELLIPSIS
+        lightning_adam/monitor=default
+        The arguments of `lightning_adam.AdamMonitor`.
+        ...
+          adam_monitor.every_n_steps=null
+              Measure the first optimizer step and every n-th ...
+    """
+    parser = argparse.ArgumentParser(
+        prog="lightning-adam", description="Adam for PyTorch Lightning, configured from Hydra."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    explaining = commands.add_parser(
+        "explain",
+        help="what can be set, its default, its meaning and where it comes from",
+        description="Prints every field of a config, with its default, as it is typed on the"
+        " command line of a Hydra app, its meaning and its source.",
+    )
+    explaining.add_argument("topic", choices=list(TOPICS), help="the config")
+    topic = parser.parse_args(arguments).topic
+    print("\n\n".join(map(explain, TOPICS[topic])))  # noqa: T201
+
+
+def explain(section: Section) -> str:
+    """A config's own fields, each with its default, its meaning and its source.
+
+    Example:
+        >>> print(explain(TOPICS["optimizer"][2]))  # doctest: +ELLIPSIS
+        optimizer.layer_decay
+        Learning rates that fall geometrically from the output to the input, for fine-tuning.
+        ...
+          optimizer.layer_decay.pattern=null
+              Path of the layers, `*` standing for their number: ...
+    """
+    summary = (inspect.getdoc(section.config) or "").partition("\n\nExample:")[0]
+    lines = [section.title, summary]
+    for name, meaning in field_docstrings(section.config):
+        lines += ["", f"  {section.place}.{name}={as_typed(getattr(section.config(), name))}"]
+        lines.append(textwrap.indent(textwrap.fill(meaning, 90), " " * 6))
+    return "\n".join(lines)
+
+
+def field_docstrings(config: type) -> Iterator[tuple[str, str]]:
+    """The documented fields that a dataclass itself declares, each with the string after it.
+
+    Example:
+        >>> [name for name, _ in field_docstrings(schema.LayerDecayConfig)]
+        ['pattern', 'rate']
+    """
+    (definition,) = ast.parse(inspect.getsource(config)).body
+    assert isinstance(definition, ast.ClassDef)
+    for entry, following in itertools.pairwise(definition.body):
+        if isinstance(entry, ast.AnnAssign) and isinstance(following, ast.Expr):
+            assert isinstance(entry.target, ast.Name)
+            yield entry.target.id, " ".join(ast.literal_eval(following.value).split())

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -15,6 +16,7 @@ from lightning_adam.errors import ConfigError, nearest, refusal
 from lightning_adam.optimizers import build_optimizer
 from lightning_adam.reading import CustomScheduler, read_optimizer, read_scheduler
 from lightning_adam.schedulers import build_scheduler
+from lightning_adam.schedulers import settings as scheduler_settings
 from lightning_adam.schema import PlateauConfig
 
 if TYPE_CHECKING:
@@ -137,15 +139,17 @@ def build_adam(
         >>> config["lr_scheduler"]["interval"]
         'step'
     """
+    if scheduler is not None and total_steps is None and trainer is not None:
+        total_steps = _total_steps(trainer)
     fused_obstacle = None if trainer is None else _fused_obstacle(trainer)
     built = build_optimizer(module, optimizer, fused_obstacle=fused_obstacle)
     if scheduler is None:
         return {"optimizer": built}
-    if total_steps is None and trainer is not None:
-        total_steps = _total_steps(trainer)
     built_scheduler = build_scheduler(built, scheduler, total_steps)
-    entry = {"scheduler": built_scheduler, **_rhythm(built_scheduler, scheduler, trainer)}
-    return {"optimizer": built, "lr_scheduler": entry}
+    rhythm = _rhythm(built_scheduler, scheduler, trainer)
+    shown = {**scheduler_settings(built_scheduler), **rhythm}
+    rank_zero_info(f"schedule  {', '.join(f'{name}={value}' for name, value in shown.items())}")
+    return {"optimizer": built, "lr_scheduler": {"scheduler": built_scheduler, **rhythm}}
 
 
 def _rhythm(built: LRScheduler, scheduler: Any, trainer: Trainer | None) -> dict[str, Any]:
@@ -179,8 +183,8 @@ def _after_validation(where: str, trainer: Trainer | None) -> dict[str, Any]:
             return {"interval": "step", "frequency": int(batches)}
     raise ConfigError(
         f"{where}: expected validations that a plateau can be judged after, at the end of epochs or"
-        " at optimizer steps within each, but the Trainer has"
-        f" val_check_interval={trainer.val_check_interval}, check_val_every_n_epoch={epochs} and"
+        f" at optimizer steps within each, but the Trainer validates every {batches or 'so much'}"
+        f" {'batches' if batches else 'time'}, with check_val_every_n_epoch={epochs} and"
         f" accumulate_grad_batches={trainer.accumulate_grad_batches}; type Trainer(...,"
         " val_check_interval=1.0, check_val_every_n_epoch=1)"
     )

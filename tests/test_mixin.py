@@ -1,5 +1,6 @@
 """AdamMixin in a real Trainer: what is trained with, where configs come from, what is refused."""
 
+import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,189 @@ def test_the_groups_are_shown_once_at_fit_start(caplog: pytest.LogCaptureFixture
     shown = [record.message for record in caplog.records if "no_decay" in record.message]
     assert len(shown) == 1
     assert shown[0].startswith("AdamW, fused: float32 on cpu\ngroup ")
+
+
+def test_the_schedule_is_shown_at_fit_start(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        trainer(max_epochs=2).fit(Lit(ADAMW, COSINE), loader(4))
+    (shown,) = [each.message for each in caplog.records if each.message.startswith("schedule")]
+    assert shown == (
+        "schedule  name=cosine, warmup_steps=5, total_steps=8, min_lr_ratio=0.0, interval=step,"
+        " frequency=1"
+    )
+
+
+class Stalled(Lit):
+    """Validation never improves; notes the epoch and batch of each step of the scheduler."""
+
+    logged: tuple[str, ...] = ("val/loss", "val/acc")
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log_dict(dict.fromkeys(self.logged, torch.tensor(1.0)))
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        batch = self.trainer.fit_loop.epoch_loop.batch_idx
+        self.stepped = [*getattr(self, "stepped", []), (self.trainer.current_epoch, batch)]
+        super().lr_scheduler_step(scheduler, metric)
+
+
+PLATEAU = {"name": "plateau", "patience": 0, "factor": 0.5, "min_lr_ratio": 0.2}
+TORCHS_PLATEAU = {
+    "_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau",
+    "patience": 0,
+    "factor": 0.5,
+    "min_lr": 0.2 * 1e-2,
+}
+
+
+@pytest.mark.parametrize("scheduler", [PLATEAU, TORCHS_PLATEAU], ids=["ours", "torch's"])
+@pytest.mark.parametrize(
+    ("flags", "stepped"),
+    [
+        ({}, [(0, 5), (1, 5)]),
+        ({"val_check_interval": 0.5}, [(0, 2), (0, 5), (1, 2), (1, 5)]),
+        (
+            {"val_check_interval": 4, "accumulate_grad_batches": 2},
+            [(0, 3), (1, 3)],
+        ),
+        ({"check_val_every_n_epoch": 2}, [(1, 5)]),
+    ],
+    ids=str,
+)
+def test_a_plateau_is_judged_after_each_validation(
+    scheduler: Any, flags: dict[str, Any], stepped: list[tuple[int, int]]
+) -> None:
+    module = Stalled(ADAMW, scheduler)
+    fit = trainer(max_epochs=2, **flags)
+    fit.fit(module, loader(6), loader(2))
+    assert module.stepped == stepped
+    expected = max(1e-2 * 0.5 ** (len(stepped) - 1), 0.2 * 1e-2)
+    assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"val_check_interval": 3, "accumulate_grad_batches": 2},
+        {"val_check_interval": 4, "check_val_every_n_epoch": None},
+        {"val_check_interval": 3, "check_val_every_n_epoch": 2},
+        {"val_check_interval": "00:00:00:01"},
+    ],
+    ids=str,
+)
+def test_a_plateau_that_validation_does_not_fit_is_refused(flags: dict[str, Any]) -> None:
+    fit = trainer(max_epochs=2, **flags)
+    with pytest.raises(ConfigError, match=r"scheduler: .*Trainer\(\.\.\., val_check_interval=1\.0"):
+        fit.fit(Stalled(ADAMW, PLATEAU), loader(6), loader(2))
+
+
+def test_a_metric_that_validation_does_not_log_is_refused_before_training() -> None:
+    fit = trainer(max_epochs=1)
+    expected = r"^scheduler\.monitor=val/los: .*: val/loss, val/acc; .*scheduler\.monitor=val/loss$"
+    with pytest.raises(ConfigError, match=expected):
+        fit.fit(Stalled(ADAMW, {**PLATEAU, "monitor": "val/los"}), loader(6), loader(2))
+    assert fit.global_step == 0
+
+
+def test_a_metric_that_is_missing_is_refused_under_the_name_of_its_place() -> None:
+    root = OmegaConf.create({"model": {"scheduler": {**PLATEAU, "monitor": "loss/val"}}})
+    with pytest.raises(ConfigError, match=r"^model\.scheduler\.monitor=loss/val: "):
+        trainer(max_epochs=1).fit(Stalled(ADAMW, root.model.scheduler), loader(6), loader(2))
+
+
+class QuietAtFirst(Stalled):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        if not self.trainer.sanity_checking:
+            super().validation_step(batch, batch_idx)
+
+
+def test_a_module_that_logs_nothing_in_the_sanity_check_is_let_pass() -> None:
+    fit = trainer(max_epochs=1)
+    fit.fit(QuietAtFirst(ADAMW, PLATEAU), loader(6), loader(2))
+    assert fit.global_step == 6
+    fit = trainer(max_epochs=3)
+    with pytest.raises(ConfigError, match=r"scheduler\.monitor=val/los"):
+        fit.fit(QuietAtFirst(ADAMW, {**PLATEAU, "monitor": "val/los"}), loader(6), loader(2))
+    assert fit.global_step == 6
+
+
+def test_validating_after_a_fit_is_not_judged() -> None:
+    module = Stalled(ADAMW, PLATEAU)
+    fit = trainer(max_epochs=1)
+    fit.fit(module, loader(6), loader(2))
+    module.logged = ("test/loss",)
+    assert "test/loss" in fit.validate(module, loader(2), verbose=False)[0]
+
+
+CUSTOM = "torch.optim.lr_scheduler"
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "interval", "steps"),
+    [
+        ({"_target_": f"{CUSTOM}.StepLR", "step_size": 1}, "epoch", 2),
+        ({"_target_": f"{CUSTOM}.StepLR", "step_size": 1, "interval": "step"}, "step", 12),
+        ({"_target_": f"{CUSTOM}.StepLR", "step_size": 1, "frequency": 2}, "epoch", 1),
+        ({"_target_": f"{CUSTOM}.CosineAnnealingLR", "T_max": "total_steps"}, "step", 12),
+        (functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1), "epoch", 2),
+        (
+            functools.partial(
+                torch.optim.lr_scheduler.CosineAnnealingLR,
+                T_max="total_steps",  # type: ignore[arg-type]
+            ),
+            "step",
+            12,
+        ),
+    ],
+    ids=str,
+)
+def test_a_scheduler_of_torch_is_stepped_as_lightning_would(
+    scheduler: Any, interval: str, steps: int
+) -> None:
+    module = Stalled(ADAMW, scheduler)
+    fit = trainer(max_epochs=2)
+    fit.fit(module, loader(6))
+    assert fit.lr_scheduler_configs[0].interval == interval
+    assert len(module.stepped) == steps
+
+
+def test_the_schedulers_argument_is_the_trainings_length() -> None:
+    fit = trainer(max_epochs=2)
+    scheduler = {"_target_": f"{CUSTOM}.CosineAnnealingLR", "T_max": "total_steps"}
+    fit.fit(Stalled(ADAMW, scheduler), loader(6))
+    built = fit.lr_scheduler_configs[0].scheduler
+    assert isinstance(built, torch.optim.lr_scheduler.CosineAnnealingLR)
+    assert built.T_max == 12
+    assert built.get_last_lr() == [0.0, 0.0]
+
+
+def test_two_optimizers_are_built_by_build_adam() -> None:
+    class Two(L.LightningModule):
+        automatic_optimization = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.generator, self.discriminator = nn.Linear(6, 1), nn.Linear(6, 1)
+
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+            for optimizer, net in zip(
+                self.optimizers(), (self.generator, self.discriminator), strict=True
+            ):
+                optimizer.zero_grad()
+                self.manual_backward(loss_of(net, batch))
+                optimizer.step()
+            self.lr_schedulers().step()  # type: ignore[union-attr]
+
+        def configure_optimizers(self) -> Any:
+            return (
+                build_adam(self.generator, ADAMW, {"name": "linear"}, 4, trainer=self.trainer),
+                build_adam(self.discriminator, {"lr": 0.5}, trainer=self.trainer),
+            )
+
+    fit = trainer(max_epochs=1)
+    fit.fit(Two(), loader(2))
+    assert [type(each).__name__ for each in fit.optimizers] == ["AdamW", "Adam"]
+    assert [each.param_groups[0]["lr"] for each in fit.optimizers] == [1e-2 / 2, 0.5]
 
 
 def test_build_adam_serves_a_module_without_the_mixin() -> None:

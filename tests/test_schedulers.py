@@ -113,3 +113,107 @@ def test_the_recorded_settings_are_resolved() -> None:
     }
     other = torch.optim.lr_scheduler.StepLR(optimizer(1.0), 3)
     assert settings(other) == {"name": "StepLR", "step_size": 3, "gamma": 0.1}
+
+
+def custom(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"name": "custom", "_target_": f"torch.optim.lr_scheduler.{name}", **arguments}
+
+
+def test_a_scheduler_of_torch_is_told_the_length_where_it_asks() -> None:
+    config = custom("OneCycleLR", max_lr=10.0, total_steps="total_steps", cycle_momentum=False)
+    scheduler = build_scheduler(optimizer(10.0), config, 10)
+    expected = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer(10.0), max_lr=10.0, total_steps=10, cycle_momentum=False
+    )
+    for _ in range(9):
+        assert scheduler.get_last_lr() == expected.get_last_lr()
+        scheduler.optimizer.step()
+        scheduler.step()
+        expected.optimizer.step()
+        expected.step()
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (custom("OneCycleLR", max_lr=1.0, total_steps="total_steps"), r"total_steps=total_steps: "),
+        (custom("CosineAnnealingLR", T_max="total_steps"), r"scheduler\.T_max=N"),
+    ],
+)
+def test_a_scheduler_that_asks_for_a_length_that_is_not_known_is_refused(
+    config: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        build_scheduler(optimizer(1.0), config, None)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (custom("CosineAnnealingLR"), "missing 1 required positional argument: 'T_max'"),
+        (custom("StpLR", step_size=1), r"scheduler\._target_=torch\.optim\.lr_scheduler\.StpLR: "),
+        ({"_target_": "torch.optim.Adam", "lr": 0.1}, "_target_=Adam: expected arguments"),
+        ({"_target_": "builtins.id"}, "expected a torch.optim.lr_scheduler.LRScheduler"),
+    ],
+)
+def test_a_scheduler_that_cannot_be_built_is_refused(config: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected) as refused:
+        build_scheduler(optimizer(1.0), config, 10)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_scheduler_that_cycles_the_momentum_is_a_warning() -> None:
+    config = custom("OneCycleLR", max_lr=1.0, total_steps=10)
+    with pytest.warns(
+        UserWarning, match=r"not with \(0\.9, 0\.999\).*scheduler\.cycle_momentum=false"
+    ):
+        build_scheduler(optimizer(1.0), config, 10)
+
+
+def test_a_scheduler_that_forgets_the_groups_ratios_is_a_warning() -> None:
+    config = custom("OneCycleLR", max_lr=1.0, total_steps=10, cycle_momentum=False)
+    with pytest.warns(UserWarning, match="one learning rate: .*is lost"):
+        build_scheduler(optimizer(1.0, 0.1), config, 10)
+
+
+def test_a_scheduler_that_keeps_all_is_not_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    build_scheduler(optimizer(1.0, 0.1), custom("StepLR", step_size=3), 10)
+    assert not recwarn.list
+
+
+def test_a_plateau_falls_to_a_share_of_each_groups_peak() -> None:
+    adam = optimizer(10.0, 1.0)
+    config = {"name": "plateau", "patience": 1, "factor": 0.5, "min_lr_ratio": 0.3}
+    scheduler = build_scheduler(adam, config, None)
+    rates = []
+    for metric in [1.0, 0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6]:
+        scheduler.step(metric)  # type: ignore[arg-type]
+        rates.append([group["lr"] for group in adam.param_groups])
+    assert rates[:3] == [[10.0, 1.0]] * 3
+    assert rates[3:5] == [[5.0, 0.5]] * 2
+    assert rates[-1] == pytest.approx([3.0, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"name": "wsd", "warmup_steps": 8, "decay_steps": 3}, r"decay_steps=3: .*within the 2 st"),
+        (
+            {"name": "wsd", "warmup_ratio": 0.8, "decay_ratio": 0.3},
+            r"decay_steps=3: .*within the 2",
+        ),
+    ],
+)
+def test_a_way_down_that_overlaps_the_warm_up_is_refused(
+    config: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        build_scheduler(optimizer(1.0), config, 10)
+
+
+def test_an_inverse_square_root_without_a_warm_up_has_a_timescale() -> None:
+    assert rates({"name": "inverse_sqrt", "timescale": 1}, 4, None) == pytest.approx(
+        [10.0, 10 / 2**0.5, 10 / 3**0.5, 5.0]
+    )
+    scheduler = build_scheduler(optimizer(1.0), {"name": "inverse_sqrt"}, None)
+    assert settings(scheduler)["timescale"] == 10_000

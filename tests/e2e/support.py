@@ -31,7 +31,7 @@ FIRST_STEP_LACKS = {"update_lost_fraction", "decay_to_update"}
 
 TRAIN = ("python", "# train.py\n")
 CONFIG = ("yaml", "# conf/config.yaml\n")
-TRAIN_COMMAND = ("bash", "python train.py ")
+TRAIN_COMMAND = ("bash", "python train.py optimizer.lr=")
 """Blocks of the README: their language and how they begin."""
 
 BRIEFLY = ("width=2", "trainer.max_epochs=1", "trainer.limit_train_batches=25")
@@ -131,17 +131,22 @@ def follow_the_readme(folder: Path, bin_folder: Path = BIN) -> tuple[Finished, P
     Returns:
         The training as it was typed, and the only W&B run that it left.
     """
-    for block in (TRAIN, CONFIG):
-        text = readme_text(*block)
-        path = folder / text.partition("\n")[0].removeprefix("# ")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+    write_the_project(folder)
     # The README shows what is printed where there is no GPU.
     variables = environment(bin_folder, CUDA_VISIBLE_DEVICES="")
     training = run_text(readme_text(*TRAIN_COMMAND), folder, variables)
     assert training.returncode == 0, training.output
     (offline_run,) = offline_runs(folder)
     return training, offline_run
+
+
+def write_the_project(folder: Path) -> None:
+    """The files of the README, each where its first line says."""
+    for block in (TRAIN, CONFIG):
+        text = readme_text(*block)
+        path = folder / text.partition("\n")[0].removeprefix("# ")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
 
 def recipe(folder: Path, *overrides: str, variables: Mapping[str, str] | None = None) -> Finished:

@@ -31,12 +31,14 @@ from tests.e2e.support import (
     run_config,
     run_text,
     succeed,
+    write_the_project,
 )
 
 TABLE = ("text", "AdamW, ")
 RECIPE = ("bash", "python -m recipes.mnist ")
 MAKE = ("bash", "make demo\n")
-HANDLED = [TRAIN, CONFIG, TRAIN_COMMAND, TABLE, RECIPE, MAKE]
+VARIANTS = ("bash", "python train.py 'optimizer.groups=")
+HANDLED = [TRAIN, CONFIG, TRAIN_COMMAND, VARIANTS, TABLE, RECIPE, MAKE]
 
 RECIPE_JOBS = [[{"lr": 3e-4, "betas": [0.9, 0.95], "amsgrad": True}], [{"lr": 1e-4}, {"lr": 1e-3}]]
 """What the jobs of each line of that block train with."""
@@ -51,6 +53,35 @@ def test_a_project_as_in_the_readme_logs_what_the_readme_says(tmp_path: Path) ->
     assert keys(logged_rows(offline_run)) == promised_keys(*PROJECT_KEYS)
     assert (config["optimizer"]["lr"], config["optimizer"]["betas"]) == (3e-4, [0.9, 0.95])
     assert config["scheduler"]["warmup_steps"] == 500
+
+
+SAID = [
+    ["head      ", "name=wsd", "decay_steps=192"],
+    ["layer_0", "name=ReduceLROnPlateau", "patience=3", "monitor=val/loss", "interval=epoch"],
+    ["name=OneCycleLR", "total_steps=960", "interval=step"],
+    ["optimizer.layer_decay.rate=null"],
+    ["lightning_adam/scheduler=inverse_sqrt"],
+]
+"""What each line of that block prints."""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("my project")
+    write_the_project(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("line", "said"), list(zip(readme_text(*VARIANTS).splitlines(), SAID, strict=True))
+)
+def test_what_else_the_readme_types_does_what_it_says(
+    line: str, said: list[str], project: Path
+) -> None:
+    typed = run_text(line, project, environment(CUDA_VISIBLE_DEVICES=""))
+    assert typed.returncode == 0, typed.output
+    for words in said:
+        assert words in typed.output
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,9 @@ def choose_implementation(
         foreach = any(parameter.device.type == "cuda" for parameter in parameters)
     obstacle = _obstacle(config, parameters, foreach=foreach)
     if obstacle is not None:
-        raise ConfigError(f"{where}: expected settings that torch can train with, but {obstacle}")
+        name, instead = ("capturable", False) if config.capturable else ("foreach", None)
+        expected = f"expected a setting that torch can train with, but {obstacle}"
+        raise refusal(where, name, getattr(config, name), expected, instead)
     return Implementation(False, foreach, f"{'foreach' if foreach else 'for-loop'}: {reason}")
 
 

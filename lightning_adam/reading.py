@@ -92,9 +92,7 @@ RANGES: dict[str, Range] = {
     "power": _above_0(2.0),
     "timescale": _integer(1, 10_000),
     "decay_steps": _integer(1, 100),
-    "decay_ratio": Range(
-        lambda value: 0 < value <= 1, "expected a number above 0 and at most 1", 0.1
-    ),
+    "decay_ratio": _share_above_0(0.1),
     "factor": Range(lambda factor: 0 < factor < 1, "expected a number above 0 and below 1", 0.1),
     "patience": _integer(0, 10),
     "threshold": _not_negative(1e-4),
@@ -219,7 +217,8 @@ def _values(node: Any, where: str) -> dict[str, Any]:
     """The node as a plain dict, its interpolations resolved in the config it belongs to."""
     if isinstance(node, type) or not (is_dataclass(node) or isinstance(node, Mapping)):
         raise ConfigError(
-            f"{where}={node!r}: expected a config node, a dict, a dataclass or a functools.partial"
+            f"{where}={node!r}: expected a config node, a dict, a dataclass or a functools.partial,"
+            f" such as {{'lr': 0.001}} or {{'name': 'cosine'}}"
         )
     try:
         if is_dataclass(node):

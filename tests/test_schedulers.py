@@ -217,3 +217,28 @@ def test_an_inverse_square_root_without_a_warm_up_has_a_timescale() -> None:
     )
     scheduler = build_scheduler(optimizer(1.0), {"name": "inverse_sqrt"}, None)
     assert settings(scheduler)["timescale"] == 10_000
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"mode": "max"},
+        {"factor": 0.3, "patience": 0},
+        {"threshold": 0.2, "patience": 1},
+        {"threshold": 0.2, "threshold_mode": "abs", "patience": 1},
+        {"cooldown": 3, "patience": 0},
+    ],
+    ids=str,
+)
+def test_a_plateau_is_torchs(arguments: dict[str, Any]) -> None:
+    ours, theirs = optimizer(10.0), optimizer(10.0)
+    scheduler = build_scheduler(ours, {"name": "plateau", "patience": 3, **arguments}, None)
+    expected = torch.optim.lr_scheduler.ReduceLROnPlateau(theirs, **{"patience": 3, **arguments})
+    falls = set()
+    for metric in torch.rand(60, generator=torch.Generator().manual_seed(0)).add(0.3).tolist():
+        scheduler.step(metric)
+        expected.step(metric)
+        assert ours.param_groups[0]["lr"] == theirs.param_groups[0]["lr"]
+        falls.add(ours.param_groups[0]["lr"])
+    assert len(falls) > 1

@@ -110,7 +110,7 @@ def values_of(node: Any, where: str) -> dict[str, Any]:
             node = OmegaConf.create(dict(node))
         plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise _refused(error, where) from error
+        raise _refused(error, where) from None
     assert isinstance(plain, dict)
     return {str(name): value for name, value in plain.items()}
 
@@ -139,11 +139,11 @@ def typed(given: Mapping[str, Any], schema: type[Config], where: str) -> Config:
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(given)))
     except MissingMandatoryValue as error:
-        raise _refused(error, where) from error
+        raise _refused(error, where) from None
     except OmegaConfBaseException as error:
         name = re.split(r"[.\[]", str(error.full_key))[0]
         instead = RANGES[name].instead if name in RANGES else getattr(defaults, name)
-        raise refusal(where, name, given[name], _sentence(error), instead) from error
+        raise refusal(where, name, given[name], _sentence(error), instead) from None
     assert isinstance(config, schema)
     for name in names:
         value = getattr(config, name)
@@ -237,7 +237,10 @@ def _check_arguments(target: Callable[..., Any], arguments: Mapping[str, Any], w
 
 
 def _refused(error: OmegaConfBaseException, where: str) -> ConfigError:
-    """A value that is missing, or that OmegaConf cannot resolve or hold."""
+    """A value that is missing, or that OmegaConf cannot resolve or hold.
+
+    OmegaConf's error is not raised as its cause: Hydra would print it below our sentence.
+    """
     key = re.sub(r"\[(\d+)\]", r".\1", str(error.full_key or ""))
     if not key.startswith(where):
         key = f"{where}.{key}".rstrip(".")

@@ -157,9 +157,13 @@ def _wsd_arguments(config: WSDConfig, where: str, warmup_steps: int, end: int) -
     decay_steps = config.decay_steps
     if decay_steps is None:
         decay_steps = max(1, round((config.decay_ratio or 0.1) * end))
-    if warmup_steps + decay_steps > end:
-        expected = f"expected a way down within the {end - warmup_steps} steps after the warm-up"
-        raise refusal(where, "decay_steps", decay_steps, expected, (end - warmup_steps) // 10)
+    room = end - warmup_steps
+    if room == 0:
+        expected = f"expected a warm-up that leaves some of the {end} steps for the way down"
+        raise refusal(where, "warmup_steps", warmup_steps, expected, end // 10)
+    if decay_steps > room:
+        expected = f"expected a way down within the {room} steps after the warm-up"
+        raise refusal(where, "decay_steps", decay_steps, expected, max(1, room // 10))
     return {
         "decay_steps": decay_steps,
         "decay": config.decay.value,

@@ -202,6 +202,10 @@ def test_a_plateau_falls_to_a_share_of_each_groups_peak() -> None:
             {"name": "wsd", "warmup_ratio": 0.8, "decay_ratio": 0.3},
             r"decay_steps=3: .*within the 2",
         ),
+        (
+            {"name": "wsd", "warmup_steps": 10},
+            r"warmup_steps=10: .*leaves some of the 10.*steps=1$",
+        ),
     ],
 )
 def test_a_way_down_that_overlaps_the_warm_up_is_refused(

@@ -96,7 +96,7 @@ def as_typed(value: object) -> str:
         return f"{{{','.join(f'{key}:{as_typed(each)}' for key, each in value.items())}}}"
     if isinstance(value, list | tuple):
         return f"[{','.join(map(as_typed, value))}]"
-    if isinstance(value, str) and not re.fullmatch(r"[\w/\-.+*?%$@|]+", value):
+    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z0-9_/\-.+*?%$@|]+", value):
         # Within quotes a backslash stands for itself, except before a quote.
         escaped = re.sub(r'(\\*)("|$)', lambda run: 2 * run[1] + run[2].replace('"', r"\""), value)
         return f'"{escaped}"'

@@ -318,3 +318,10 @@ def test_an_eps_of_a_group_that_is_0_in_its_dtype_is_refused_under_its_name() ->
     groups = [{"name": "head", "match": "3.*", "eps": 1e-9}]
     with pytest.raises(ConfigError, match=r"optimizer\.groups\.0\.eps=1e-09: .*float16.*3\.weight"):
         build_optimizer(network(torch.float16), {"eps": 1e-4, "groups": groups})
+
+
+def test_what_a_partial_got_from_hydra_is_made_plain() -> None:
+    betas: Any = OmegaConf.create([0.8, 0.9])
+    node = functools.partial(torch.optim.NAdam, betas=betas)
+    (group,) = build_optimizer(nn.Linear(2, 2, bias=False), node).param_groups
+    assert type(group["betas"]) is list

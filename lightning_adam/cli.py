@@ -30,6 +30,7 @@ TOPICS: dict[str, list[Section]] = {
         Section("lightning_adam/optimizer=custom", "optimizer", CustomOptimizer),
     ],
     "scheduler": [
+        Section("Every schedule", "scheduler", schema.SchedulerConfig),
         Section("All but plateau and custom", "scheduler", schema.StepwiseConfig),
         *(
             Section(f"lightning_adam/scheduler={name}", "scheduler", config)

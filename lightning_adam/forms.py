@@ -10,16 +10,18 @@ import functools
 import inspect
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from lightning_adam.errors import ConfigError, refusal, unknown_field
+from lightning_adam.errors import ConfigError, nearest, refusal, unknown_field
 
 Config = TypeVar("Config")
 
@@ -99,15 +101,16 @@ def values_of(node: Any, where: str) -> dict[str, Any]:
         {'lr': 0.1, 'eps': 0.1}
     """
     if isinstance(node, type) or not (is_dataclass(node) or isinstance(node, Mapping)):
+        shown = " ".join(repr(node).split())
         raise ConfigError(
-            f"{where}={node!r}: expected a config node, a dict, a dataclass or a functools.partial,"
-            f" such as {{'lr': 0.001}} or {{'name': 'cosine'}}"
+            f"{where}={shown[:80]}: expected a config node, a dict, a dataclass or a"
+            f" functools.partial, such as {{'lr': 0.001}} or {{'name': 'cosine'}}"
         )
     try:
         if is_dataclass(node):
             node = {entry.name: getattr(node, entry.name) for entry in fields(node)}
         if not isinstance(node, DictConfig):
-            node = OmegaConf.create(dict(node))
+            node = OmegaConf.create({name: _number(value) for name, value in node.items()})
         plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise _refused(error, where) from None
@@ -143,6 +146,9 @@ def typed(given: Mapping[str, Any], schema: type[Config], where: str) -> Config:
     except OmegaConfBaseException as error:
         name = re.split(r"[.\[]", str(error.full_key))[0]
         instead = RANGES[name].instead if name in RANGES else getattr(defaults, name)
+        words = re.search(r"expected one of \[(.*)\]", str(error))
+        if words:
+            instead = nearest(str(given[name]), words[1].split(", "), 1, cutoff=0.0)[0]
         raise refusal(where, name, given[name], _sentence(error), instead) from None
     assert isinstance(config, schema)
     for name in names:
@@ -153,26 +159,24 @@ def typed(given: Mapping[str, Any], schema: type[Config], where: str) -> Config:
 
 
 def factory_of(
-    node: Any, where: str, schema: type, preset: str, ours: Iterable[str]
+    node: Any, where: str, ours: Iterable[str]
 ) -> tuple[functools.partial[Any], dict[str, Any]] | None:
     """What a node with a `_target_` or a `functools.partial` calls, and the values that are ours.
 
     Args:
         node: Any form of a config.
         where: The full name of its place.
-        schema: Our dataclass for that place; a node of this type cannot have a `_target_`.
-        preset: The config group of that dataclass, for errors.
         ours: The keys that are not the target's.
 
     Returns:
         What to call, with its arguments, and our values; None for a node without a `_target_`.
 
     Raises:
-        ConfigError: If the target cannot be imported or does not take an argument.
+        ConfigError: If the target cannot be imported.
 
     Example:
         >>> node = {"_target_": "fractions.Fraction", "denominator": 4, "groups": []}
-        >>> factory, own = factory_of(node, "optimizer", dict, "", ["groups"])
+        >>> factory, own = factory_of(node, "optimizer", ["groups"])
         >>> factory(3), own
         (Fraction(3, 4), {'groups': []})
     """
@@ -181,27 +185,12 @@ def factory_of(
         own = {name: _plain(node.keywords[name]) for name in ours if name in node.keywords}
     elif isinstance(node, Mapping) and "_target_" in node:
         theirs = values_of(node, where)
-        _check_unmerged(node, theirs["_target_"], where, schema, preset)
         own = {name: theirs.pop(name) for name in ours if name in theirs}
         factory = _located(theirs, where)
     else:
         return None
     arguments = {name: _plain(value) for name, value in factory.keywords.items() if name not in own}
-    _check_arguments(factory.func, arguments, where)
     return functools.partial(factory.func, *factory.args, **arguments), own
-
-
-def _check_unmerged(
-    node: Mapping[str, Any], target: str, where: str, schema: type, preset: str
-) -> None:
-    """A `_target_` in one of our typed nodes comes from a config group of the user's own."""
-    merged = OmegaConf.get_type(node) if isinstance(node, DictConfig) else None
-    if merged is not None and issubclass(merged, schema):
-        raise ConfigError(
-            f"{where}._target_={target}: expected the fields of {merged.__name__}"
-            f" alone, but a config group of your own is merged with {preset}; take one of the two"
-            f" out of the defaults list, or, for a class of your own, type {preset}=custom"
-        )
 
 
 def _located(theirs: Mapping[str, Any], where: str) -> functools.partial[Any]:
@@ -217,21 +206,34 @@ def _located(theirs: Mapping[str, Any], where: str) -> functools.partial[Any]:
     return factory
 
 
+def _number(value: Any) -> Any:
+    """A scalar of numpy, as sweeps produce them, as Python's own."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def _check_arguments(target: Callable[..., Any], arguments: Mapping[str, Any], where: str) -> None:
-    """Refuses an argument that the target does not take, as far as its signature tells."""
+def check_arguments(factory: functools.partial[Any], where: str) -> None:
+    """Refuses an argument that the target does not take, as far as its signature tells.
+
+    Raises:
+        ConfigError: If there is one.
+
+    Example:
+        >>> from fractions import Fraction
+        >>> check_arguments(functools.partial(Fraction, denominator=4), "optimizer")
+    """
     try:
-        parameters = list(inspect.signature(target).parameters.values())
+        parameters = list(inspect.signature(factory.func).parameters.values())
     except (TypeError, ValueError):
         return
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
     # The first is what the target is built over: the parameters, or the optimizer.
     names = [parameter.name for parameter in parameters][1:]
-    for name, value in arguments.items():
+    for name, value in factory.keywords.items():
         if name not in names:
             raise unknown_field(where, name, value, names)
 
@@ -252,3 +254,20 @@ def _refused(error: OmegaConfBaseException, where: str) -> ConfigError:
 def _sentence(error: OmegaConfBaseException) -> str:
     """OmegaConf's message without the lines that repeat key and type."""
     return str(error).partition("\n")[0]
+
+
+def name_of(factory: functools.partial[Any]) -> str:
+    """The target's name with its path, the shortest that leads to it.
+
+    Example:
+        >>> name_of(functools.partial(OmegaConf))
+        'omegaconf.OmegaConf'
+    """
+    target: Any = factory.func
+    name = getattr(target, "__qualname__", type(target).__qualname__)
+    parts = str(target.__module__).split(".")
+    paths = (".".join(parts[:length]) for length in range(1, len(parts)))
+    for path in paths:
+        if getattr(sys.modules.get(path), name, None) is target:
+            return f"{path}.{name}"
+    return f"{target.__module__}.{name}"

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from lightning_adam.errors import ConfigError, refusal
+from lightning_adam.forms import name_of
 from lightning_adam.param_groups import group_name, param_groups
 from lightning_adam.reading import CustomOptimizer, read_optimizer
 from lightning_adam.schema import AdamConfig
@@ -96,13 +97,14 @@ def _adam(
 
 def _custom(module: nn.Module, config: CustomOptimizer, where: str) -> Optimizer:
     """The class that the config names, over our groups."""
-    target = getattr(config.factory.func, "__name__", repr(config.factory.func))
+    target = name_of(config.factory)
     groups = param_groups(module, config, where, _hyperparameters(config.factory))
     try:
         built = config.factory(groups)
-    except (TypeError, ValueError, AssertionError) as error:
+    except Exception as error:
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(
-            f"{where}._target_={target}: expected arguments that it takes, but {error}; type"
+            f"{where}._target_={target}: expected arguments that it takes, but {cause}; type"
             f" {where}.ARGUMENT=VALUE"
         ) from error
     if not isinstance(built, Optimizer):

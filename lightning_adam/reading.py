@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
 from lightning_adam._private.omegaconf import full_key
 from lightning_adam.errors import ConfigError, nearest, refusal, type_instead
-from lightning_adam.forms import factory_of, typed, values_of
+from lightning_adam.forms import check_arguments, factory_of, name_of, typed, values_of
 from lightning_adam.schema import (
     SCHEDULERS,
     AdamConfig,
@@ -76,13 +78,16 @@ def read_optimizer(node: Any) -> tuple[AdamConfig | CustomOptimizer, str]:
         lightning_adam.errors.ConfigError: optimizer.lrr=1: no such field; type for example ...
     """
     where = full_key(node, "optimizer")
-    custom = factory_of(node, where, AdamConfig, "lightning_adam/optimizer", GROUPING)
+    custom = factory_of(node, where, GROUPING)
     if custom is None:
         config = _adam(values_of(node, where), where)
         if config.fused and config.foreach:
             raise refusal(where, "foreach", True, "expected not both fused and foreach", None)
         return config, where
     factory, ours = custom
+    if {entry.name for entry in fields(AdamConfig)} <= {*factory.keywords, *ours}:
+        raise _merged(where, name_of(factory), "lightning_adam/optimizer")
+    check_arguments(factory, where)
     config = _adam(ours, where)
     return CustomOptimizer(
         factory, config.weight_decay_on, config.groups, config.layer_decay
@@ -108,11 +113,18 @@ def read_scheduler(node: Any) -> tuple[SchedulerConfig | CustomScheduler, str]:
     """
     where = full_key(node, "scheduler")
     ours = [entry.name for entry in fields(CustomSchedulerConfig)]
-    custom = factory_of(node, where, SchedulerConfig, "lightning_adam/scheduler", ours)
+    custom = factory_of(node, where, ours)
     if custom is not None:
         return _custom_scheduler(*custom, where), where
     values = values_of(node, where)
     name = values.get("name")
+    kind = OmegaConf.get_type(node) if isinstance(node, DictConfig) else type(node)
+    presets = {config: preset for preset, config in SCHEDULERS.items()}
+    if kind in presets and name in SCHEDULERS and name != presets[kind]:
+        raise ConfigError(
+            f"{where}.name={name}: expected {presets[kind]}, the shape of the fields beside it;"
+            f" type lightning_adam/scheduler={name}"
+        )
     if name == CustomSchedulerConfig.name:
         expected = "expected the class of a scheduler"
         raise refusal(where, "_target_", None, expected, "torch.optim.lr_scheduler.OneCycleLR")
@@ -168,16 +180,28 @@ def _adam(values: dict[str, Any], where: str) -> AdamConfig:
 def _custom_scheduler(
     factory: functools.partial[Any], ours: Mapping[str, Any], where: str
 ) -> CustomScheduler:
-    config = typed(ours, CustomSchedulerConfig, where)
-    if config.name != CustomSchedulerConfig.name:
+    if ours.get("name", CustomSchedulerConfig.name) != CustomSchedulerConfig.name:
+        if ours["name"] in SCHEDULERS:
+            raise _merged(where, name_of(factory), "lightning_adam/scheduler")
         expected = "expected custom beside a _target_"
-        raise refusal(where, "name", config.name, expected, CustomSchedulerConfig.name)
+        raise refusal(where, "name", ours["name"], expected, CustomSchedulerConfig.name)
+    check_arguments(factory, where)
+    config = typed(ours, CustomSchedulerConfig, where)
     counts_steps = TOTAL_STEPS in factory.keywords.values()
     if counts_steps and config.interval is Interval.epoch:
         expected = f"expected step, for an argument is {TOTAL_STEPS}"
         raise refusal(where, "interval", config.interval, expected, Interval.step)
     interval = Interval.step if counts_steps else config.interval
     return CustomScheduler(factory, interval, config.frequency, config.monitor)
+
+
+def _merged(where: str, target: str, preset: str) -> ConfigError:
+    """A `_target_` among the fields of a preset comes from a config group of the user's own."""
+    return ConfigError(
+        f"{where}._target_={target}: expected the fields of {preset} alone, but a node of your own"
+        " is merged with them; take one of the two out of the defaults list, or, for a class of"
+        f" your own, type {preset}=custom"
+    )
 
 
 def _check_group_names(groups: list[GroupConfig], where: str) -> None:

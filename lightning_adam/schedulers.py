@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from lightning_adam.errors import ConfigError, refusal
+from lightning_adam.forms import name_of
 from lightning_adam.reading import TOTAL_STEPS, CustomScheduler, read_scheduler
 from lightning_adam.schema import (
     Decay,
@@ -188,7 +189,7 @@ def _custom(
     optimizer: Optimizer, config: CustomScheduler, where: str, total_steps: int | None
 ) -> LRScheduler:
     """The class that the config names, told the number of steps where it asks for it."""
-    target = getattr(config.factory.func, "__name__", repr(config.factory.func))
+    target = name_of(config.factory)
     asking = [name for name, value in config.factory.keywords.items() if value == TOTAL_STEPS]
     if asking and total_steps is None:
         raise ConfigError(
@@ -200,9 +201,10 @@ def _custom(
     peaks = [group["lr"] for group in optimizer.param_groups]
     try:
         built = functools.partial(config.factory, **dict.fromkeys(asking, total_steps))(optimizer)
-    except (TypeError, ValueError, AttributeError) as error:
+    except Exception as error:
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(
-            f"{where}._target_={target}: expected arguments that it takes, but {error}; type"
+            f"{where}._target_={target}: expected arguments that it takes, but {cause}; type"
             f" {where}.ARGUMENT=VALUE"
         ) from error
     if not isinstance(built, LRScheduler):

@@ -173,10 +173,10 @@ class AdamConfig:
     """Which parameters decay: `matrices`, that is neither biases nor norms nor embeddings, or
     `all` (default: matrices; Radford et al. 2018, section 4.1, and every GPT since)."""
     groups: list[GroupConfig] = field(default_factory=list)
-    """Parameters with settings of their own; the first that matches a parameter takes it
-    (default: []; torch.optim, per-parameter options)."""
+    """Parameters with settings of their own, `[{name: head, match: net.head.*, lr_scale: 10}]`; the
+    first that matches a parameter takes it (default: []; torch.optim, per-parameter options)."""
     layer_decay: LayerDecayConfig = field(default_factory=LayerDecayConfig)
-    """Learning rates that fall from the output to the input (default: null, off; Clark et al. 2020,
+    """Learning rates that fall from the output to the input (default: off; Clark et al. 2020,
     arXiv 2003.10555, appendix B)."""
 
 
@@ -284,7 +284,7 @@ class InverseSqrtConfig(StepwiseConfig):
 
     name: str = "inverse_sqrt"
     timescale: int | None = None
-    """Optimizer steps in which the rate first falls to 1/√2, at least 1 (default: null, as long as
+    """Optimizer steps in which the rate falls to 1/sqrt(2), at least 1 (default: null, as long as
     the warm-up, or 10,000 without one; Vaswani et al. 2017, arXiv 1706.03762, section 5.3)."""
 
 

@@ -97,6 +97,21 @@ def test_a_warm_up_longer_than_the_training_is_refused() -> None:
         trainer(max_epochs=1).fit(Lit(ADAMW, {"name": "constant", "warmup_steps": 5}), loader(4))
 
 
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        {"name": "constant", "warmup_steps": 500},
+        {"name": "wsd", "warmup_steps": 500, "decay_steps": 500},
+        {"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "T_max": "total_steps"},
+    ],
+    ids=str,
+)
+def test_a_smoke_test_takes_the_schedule_of_the_whole_run(scheduler: dict[str, Any]) -> None:
+    fit = trainer(fast_dev_run=True)
+    fit.fit(Lit(ADAMW, scheduler), loader(4))
+    assert fit.global_step == 1
+
+
 def test_without_a_scheduler_the_rate_is_constant() -> None:
     fit = trainer(max_epochs=1)
     fit.fit(Lit(ADAMW), loader(4))

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
@@ -208,6 +209,38 @@ def test_a_schedule_that_cannot_work_is_refused(
         read_scheduler(values)
     assert str(refused.value).startswith(given)
     assert expected in str(refused.value)
+
+
+def test_a_word_that_is_none_of_those_expected_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"interval=steps: .*type for example .*interval=step$"):
+        read_scheduler({"_target_": "torch.optim.lr_scheduler.StepLR", "interval": "steps"})
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        CosineConfig(name="linear"),
+        OmegaConf.structured(CosineConfig(name="linear")),
+    ],
+    ids=["dataclass", "typed node"],
+)
+def test_another_name_than_the_presets_is_refused(node: Any) -> None:
+    expected = r"name=linear: expected cosine, .*type lightning_adam/scheduler=linear$"
+    with pytest.raises(ConfigError, match=expected):
+        read_scheduler(node)
+
+
+@pytest.mark.parametrize("form", [dict, OmegaConf.create], ids=["dict", "DictConfig"])
+def test_a_target_merged_under_a_schedule_is_refused_by_name(form: Any) -> None:
+    values = {"_target_": "torch.optim.lr_scheduler.StepLR", "name": "cosine", "step_size": 3}
+    expected = r"_target_=torch\.optim\.lr_scheduler\.StepLR: .*lightning_adam/scheduler=custom$"
+    with pytest.raises(ConfigError, match=expected):
+        read_scheduler(form(values))
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    config, _ = read_optimizer({"lr": np.float64(0.5), "weight_decay": np.float32(0)})
+    assert config == AdamConfig(lr=0.5)
 
 
 def test_a_schedule_of_a_typed_node_knows_its_name() -> None:

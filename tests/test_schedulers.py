@@ -152,7 +152,10 @@ def test_a_scheduler_that_asks_for_a_length_that_is_not_known_is_refused(
     [
         (custom("CosineAnnealingLR"), "missing 1 required positional argument: 'T_max'"),
         (custom("StpLR", step_size=1), r"scheduler\._target_=torch\.optim\.lr_scheduler\.StpLR: "),
-        ({"_target_": "torch.optim.Adam", "lr": 0.1}, "_target_=Adam: expected arguments"),
+        (
+            {"_target_": "torch.optim.Adam", "lr": 0.1},
+            "_target_=torch.optim.Adam: expected",
+        ),
         ({"_target_": "builtins.id"}, "expected a torch.optim.lr_scheduler.LRScheduler"),
     ],
 )

@@ -13,6 +13,11 @@ def logging_step(trainer: Trainer) -> int:
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
+def is_smoke_test(trainer: Trainer) -> bool:
+    """Whether `fast_dev_run` is on, an attribute that is set without being declared."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
 def log_every_n_steps(trainer: Trainer) -> int:
     """The trainer's logging interval, an attribute that is set without being declared."""
     return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]

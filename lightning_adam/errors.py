@@ -99,5 +99,6 @@ def as_typed(value: object) -> str:
     if isinstance(value, str) and not re.fullmatch(r"[A-Za-z0-9_/\-.+*?%$@|]+", value):
         # Within quotes a backslash stands for itself, except before a quote.
         escaped = re.sub(r'(\\*)("|$)', lambda run: 2 * run[1] + run[2].replace('"', r"\""), value)
-        return f'"{escaped}"'
+        # A line break cannot be typed within a line.
+        return '"' + escaped.replace("\n", "\\n") + '"'
     return str(value)

@@ -139,23 +139,37 @@ def typed(given: Mapping[str, Any], schema: type[Config], where: str) -> Config:
     for name in given:
         if name not in names:
             raise unknown_field(where, name, given[name], names)
+    node = OmegaConf.structured(schema)
+    for name, value in given.items():
+        try:
+            node = OmegaConf.merge(node, {name: value})
+        except OmegaConfBaseException as error:
+            instead = RANGES[name].instead if name in RANGES else getattr(defaults, name)
+            words = re.search(r"expected one of \[(.*)\]", str(error))
+            if words:
+                instead = nearest(str(value), words[1].split(", "), 1, cutoff=0.0)[0]
+            raise refusal(where, name, value, _sentence(error), instead) from None
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(given)))
-    except MissingMandatoryValue as error:
-        raise _refused(error, where) from None
+        config = OmegaConf.to_object(node)
     except OmegaConfBaseException as error:
-        name = re.split(r"[.\[]", str(error.full_key))[0]
-        instead = RANGES[name].instead if name in RANGES else getattr(defaults, name)
-        words = re.search(r"expected one of \[(.*)\]", str(error))
-        if words:
-            instead = nearest(str(given[name]), words[1].split(", "), 1, cutoff=0.0)[0]
-        raise refusal(where, name, given[name], _sentence(error), instead) from None
+        raise _refused(error, where) from None
     assert isinstance(config, schema)
     for name in names:
-        value = getattr(config, name)
-        if value is not None and name in RANGES and not RANGES[name].accepts(value):
-            raise refusal(where, name, value, RANGES[name].expected, RANGES[name].instead)
+        _check_range(getattr(config, name), where, name, getattr(defaults, name))
     return config
+
+
+def _check_range(value: Any, where: str, name: str, default: object) -> None:
+    limits = RANGES.get(name, Range(lambda value: True, "", default))
+    if isinstance(value, list) and any(isinstance(each, list | dict) for each in value):
+        expected = "expected a list without lists in it"
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        expected = "expected an integer below 2**63"
+    elif value is not None and not limits.accepts(value):
+        expected = limits.expected
+    else:
+        return
+    raise refusal(where, name, value, expected, limits.instead)
 
 
 def factory_of(

@@ -238,7 +238,9 @@ def _layers(
     numbers = [match and tuple(map(int, match.groups())) for match in found]
     layers = sorted({number for number in numbers if number})
     if not layers:
-        known = [name for each in parameters for name in each.names]
+        names = [name for each in parameters for name in each.names]
+        numbered = [re.sub(r"\.\d+\..*", ".*", name) for name in names]
+        known = [name for name in numbered if name.endswith(".*")]
         raise _matches_nothing(where, "pattern", layer_decay.pattern, known)
     first = next(position for position, number in enumerate(numbers) if number)
     head = len(layers) + 1
@@ -253,10 +255,10 @@ def _layers(
 
 
 def _matches_nothing(where: str, key: str, pattern: str, known: list[str]) -> ConfigError:
-    # Without a cutoff there is always something near.
+    # Without a cutoff there is always something near, if there is anything.
     close = nearest(pattern.replace("*", ""), dict.fromkeys(known), 3, cutoff=0.0)
     expected = f"expected a match, but it matches nothing; the nearest are {', '.join(close)}"
-    return refusal(where, key, pattern, expected, close[0])
+    return refusal(where, key, pattern, expected, close[0] if close else None)
 
 
 def _name(group: GroupConfig, layer: _Layer, spared: bool) -> str:
@@ -275,7 +277,7 @@ def _settings(
     settings: dict[str, Any] = {}
     lr_scale = group.lr_scale * layer.lr_scale
     if lr_scale != 1:
-        if not isinstance(hyperparameters.get("lr"), float):
+        if not isinstance(hyperparameters.get("lr"), int | float):
             expected = "expected a number for groups and layer_decay to scale"
             raise refusal(where, "lr", hyperparameters.get("lr"), expected, 0.001)
         settings["lr"] = hyperparameters["lr"] * lr_scale

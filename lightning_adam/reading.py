@@ -120,7 +120,7 @@ def read_scheduler(node: Any) -> tuple[SchedulerConfig | CustomScheduler, str]:
     name = values.get("name")
     kind = OmegaConf.get_type(node) if isinstance(node, DictConfig) else type(node)
     presets = {config: preset for preset, config in SCHEDULERS.items()}
-    if kind in presets and name in SCHEDULERS and name != presets[kind]:
+    if kind in presets and str(name) in SCHEDULERS and name != presets[kind]:
         raise ConfigError(
             f"{where}.name={name}: expected {presets[kind]}, the shape of the fields beside it;"
             f" type lightning_adam/scheduler={name}"
@@ -128,7 +128,12 @@ def read_scheduler(node: Any) -> tuple[SchedulerConfig | CustomScheduler, str]:
     if name == CustomSchedulerConfig.name:
         expected = "expected the class of a scheduler"
         raise refusal(where, "_target_", None, expected, "torch.optim.lr_scheduler.OneCycleLR")
-    if name not in SCHEDULERS:
+    if name is None:
+        raise ConfigError(
+            f"{where}.name: expected one of {', '.join(SCHEDULERS)};"
+            f" {type_instead(f'+{where}.name', 'cosine')}"
+        )
+    if str(name) not in SCHEDULERS:
         expected = f"expected one of {', '.join(SCHEDULERS)}"
         close = nearest(str(name), SCHEDULERS, 1)
         raise refusal(where, "name", name, expected, close[0] if close else "cosine")
@@ -181,7 +186,7 @@ def _custom_scheduler(
     factory: functools.partial[Any], ours: Mapping[str, Any], where: str
 ) -> CustomScheduler:
     if ours.get("name", CustomSchedulerConfig.name) != CustomSchedulerConfig.name:
-        if ours["name"] in SCHEDULERS:
+        if str(ours["name"]) in SCHEDULERS:
             raise _merged(where, name_of(factory), "lightning_adam/scheduler")
         expected = "expected custom beside a _target_"
         raise refusal(where, "name", ours["name"], expected, CustomSchedulerConfig.name)
@@ -233,7 +238,7 @@ def _check_matcher(group: GroupConfig, where: str) -> None:
     if group.regex is not None:
         try:
             re.compile(group.regex)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             expected = f"expected a regular expression, but {error}"
             raise refusal(where, "regex", group.regex, expected, r"head\.") from error
 

@@ -146,7 +146,7 @@ def test_an_optimizer_that_cannot_work_is_refused(
 @pytest.mark.parametrize(
     ("values", "given", "expected"),
     [
-        ({}, "scheduler.name=null", "constant, linear, cosine"),
+        ({}, "scheduler.name: expected", "type for example +scheduler.name=cosine"),
         ({"name": "cosin"}, "scheduler.name=cosin", "constant, linear, cosine"),
         ({"name": "cosine", "warmup_steps": -1}, "scheduler.warmup_steps=-1", "at least 0"),
         ({"name": "cosine", "warmup_steps": 1.5}, "scheduler.warmup_steps=1.5", "Integer"),

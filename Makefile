@@ -31,7 +31,7 @@ test: .venv/dev-installed
 	$(BIN) -m pytest -n 2 -m 'not slow'
 
 test-slow: .venv/dev-installed
-	$(BIN) -m pytest -m slow
+	$(BIN) -m pytest -n 2 -m slow
 
 lint: .venv/dev-installed
 	$(BIN) -m ruff check .

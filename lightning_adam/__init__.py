@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from lightning_adam.monitor import AdamMonitor
     from lightning_adam.optimizers import build_optimizer
     from lightning_adam.schedulers import build_scheduler
-    from lightning_adam.statistics import AdamStatistics
+    from lightning_adam.statistics.metric import AdamStatistics
 
 _HOMES = {
     "AdamMixin": "mixin",
     "AdamMonitor": "monitor",
-    "AdamStatistics": "statistics",
+    "AdamStatistics": "statistics.metric",
     "ConfigError": "errors",
     "build_adam": "mixin",
     "build_optimizer": "optimizers",

@@ -4,13 +4,16 @@ import argparse
 import ast
 import inspect
 import itertools
+import os
+import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from lightning_adam import schema
-from lightning_adam.errors import as_typed
+from lightning_adam.errors import as_typed, nearest, type_instead
 from lightning_adam.reading import CustomOptimizer
+from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS, Statistic, select
 from lightning_adam.version import __version__
 
 
@@ -39,7 +42,7 @@ TOPICS: dict[str, list[Section]] = {
     ],
     "monitor": [Section("lightning_adam/monitor=default", "adam_monitor", schema.MonitorConfig)],
 }
-"""What can be explained."""
+"""The configs that can be explained."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -63,13 +66,54 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     explaining = commands.add_parser(
         "explain",
-        help="what can be set, its default, its meaning and where it comes from",
+        help="what can be set and what is measured, its meaning and where it comes from",
         description="Prints every field of a config, with its default, as it is typed on the"
-        " command line of a Hydra app, its meaning and its source.",
+        " command line of a Hydra app, its meaning and its source; or what a statistic is.",
     )
-    explaining.add_argument("topic", choices=list(TOPICS), help="the config")
-    topic = parser.parse_args(arguments).topic
-    print("\n\n".join(map(explain, TOPICS[topic])))  # noqa: T201
+    explaining.add_argument(
+        "topic",
+        type=_topic,
+        metavar="TOPIC",
+        help=f"{', '.join(TOPICS)}, statistics, or the name of a statistic",
+    )
+    try:
+        print(parser.parse_args(arguments).topic, flush=True)  # noqa: T201
+    except BrokenPipeError:
+        # The reader, `head` say, has seen enough; Python would fail again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _topic(name: str) -> str:
+    """What is said of a topic."""
+    if name in TOPICS:
+        return "\n\n".join(map(explain, TOPICS[name]))
+    chosen = select(["all" if name == "statistics" else name])
+    if not chosen:
+        known = [*TOPICS, "statistics", *STATISTICS]
+        close = " or ".join(nearest(name, known, 2)) or "statistics"
+        raise argparse.ArgumentTypeError(f"{name!r} is no topic; type {close}")
+    return "\n\n".join([*map(explain_statistic, chosen), SYMBOLS])
+
+
+def explain_statistic(statistic: Statistic) -> str:
+    """A statistic's key, its meaning, its definition and its source.
+
+    Example:
+        >>> print(explain_statistic(STATISTICS["exp_avg_sq_lag"]))
+        adam_moments/exp_avg_sq_lag (logged by default)
+            How far the second moment lags behind the gradient. About 1 in health, far above 1
+            when the gradient has grown faster than it.
+            = √mean(g̃²/max(ṽ, ε²)) over active elements
+            RMS_t of StableAdamW, Wortsman et al. 2023, arXiv 2304.13013
+    """
+    selection = type_instead("adam_monitor.statistics", ["headline", statistic.name])
+    default = "logged by default" if statistic.is_headline else selection
+    unit = f" [{statistic.unit}]" if statistic.unit else ""
+    lines = [f"{statistic.key} ({default})"]
+    lines += textwrap.wrap(statistic.meaning, 86, initial_indent=" " * 4, subsequent_indent=" " * 4)
+    lines.append(f"    = {statistic.formula}{unit}")
+    lines += [f"    {statistic.source}"] if statistic.source else []
+    return "\n".join(lines)
 
 
 def explain(section: Section) -> str:

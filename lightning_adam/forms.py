@@ -82,6 +82,8 @@ RANGES: dict[str, Range] = {
     "cooldown": _integer(0, 0),
     "frequency": _integer(1, 1),
     "every_n_steps": _integer(1, 50),
+    "histograms_every_n_steps": _integer(1, 500),
+    "layer_depth": _integer(1, 2),
 }
 """The ranges of all fields, of whatever config: a name means the same everywhere."""
 

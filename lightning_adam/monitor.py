@@ -1,7 +1,7 @@
 """AdamMonitor: decides when to measure, for which scopes, and where to log."""
 
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,23 +16,29 @@ from typing_extensions import override
 
 from lightning_adam._private.lightning import log_every_n_steps, logging_step
 from lightning_adam.errors import ConfigError
+from lightning_adam.loggers import ROWS_AT_ONCE, LayerTable, log_exponents, takes_histograms
 from lightning_adam.optimizers import settings as optimizer_settings
 from lightning_adam.reading import read_monitor
 from lightning_adam.schedulers import settings as scheduler_settings
 from lightning_adam.schema import Scope
-from lightning_adam.statistics import AdamStatistics, is_measurable
+from lightning_adam.statistics.accumulators import Knowledge
+from lightning_adam.statistics.metric import AdamStatistics
+from lightning_adam.statistics.views import is_measurable
 from lightning_adam.version import __version__
 
 
 @dataclass
 class _Watched:
-    """One optimizer, and how far it has come."""
+    """One optimizer, how far it has come, and what waits to be logged."""
 
     optimizer: Optimizer
+    name: str | None
     statistics: AdamStatistics
     steps: int
     due: int
-    measured: bool = False
+    has_statistics: bool = False
+    has_histograms: bool = False
+    is_introduced: bool = False
 
 
 class AdamMonitor(Callback):
@@ -45,58 +51,93 @@ class AdamMonitor(Callback):
     Args:
         every_n_steps: Measure the first optimizer step and every n-th (default: None, the
             trainer's `log_every_n_steps`).
-        scopes: What the statistics are given for: `model`, `group` (default: both).
+        scopes: What the statistics are given for: `model`, `group`, `layer`, `tensor` (default: the
+            model and its parameter groups).
+        statistics: What is measured: `headline`, `all`, or names and globs, as in
+            `["headline", "eps_*", "update/*"]` (default: headline).
+        layer_depth: Parts of a module's path that make a layer, at least 1 (default: None, all).
+        worst: How many tensors to show of those with a statistic's largest values, whatever the
+            scopes, as in `{"eps_energy_loss": 5}` (default: none).
+        histograms_every_n_steps: Count gradients, moments, denominators and directions by binary
+            exponent at the first optimizer step and every n-th; W&B and TensorBoard draw them
+            (default: None, never).
+        layer_table: Keep the statistics of every layer in the W&B table `adam_layers` too (default:
+            False).
 
     Raises:
-        ConfigError: If an argument cannot work or, when `fit` starts, if no optimizer is Adam or
-            AdamW.
+        ConfigError: If an argument cannot work or, when `fit` starts, if no optimizer is of Adam's
+            family.
 
     Example:
-        >>> trainer = Trainer(callbacks=[AdamMonitor(every_n_steps=10)], logger=False)
+        >>> monitor = AdamMonitor(every_n_steps=10, statistics=["headline", "eps_*"])
+        >>> trainer = Trainer(callbacks=[monitor], logger=False)
     """
 
     def __init__(
         self,
         every_n_steps: int | None = None,
         scopes: Sequence[str] = (Scope.model, Scope.group),
+        statistics: str | Sequence[str] = "headline",
+        layer_depth: int | None = None,
+        worst: Mapping[str, int] | None = None,
+        histograms_every_n_steps: int | None = None,
+        layer_table: bool = False,
     ) -> None:
-        config = read_monitor({"every_n_steps": every_n_steps, "scopes": list(scopes)})
-        self.every_n_steps = config.every_n_steps
-        self.scopes = config.scopes
+        arguments = {
+            "every_n_steps": every_n_steps,
+            "scopes": list(scopes),
+            "statistics": statistics if isinstance(statistics, str) else list(statistics),
+            "layer_depth": layer_depth,
+            "worst": dict(worst or {}),
+            "histograms_every_n_steps": histograms_every_n_steps,
+            "layer_table": layer_table,
+        }
+        self.config = read_monitor(arguments)
         self._interval = 0
         self._watched: list[_Watched] = []
         self._hooks: list[RemovableHandle] = []
+        self._layers = LayerTable([])
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses optimizers that cannot be measured, before a step is spent."""
+        """Refuses what cannot be measured, and says what cannot be shown, before the first step."""
         others = [type(each).__name__ for each in trainer.optimizers if not is_measurable(each)]
         if len(others) == len(trainer.optimizers):
             raise ConfigError(
-                "AdamMonitor: expected Adam or AdamW, which keep exp_avg and exp_avg_sq, but the"
-                f" model trains with {', '.join(others) or 'no optimizer'}; train with"
-                " torch.optim.Adam or AdamW (AdamMixin builds them), or remove the callback"
+                "AdamMonitor: expected an optimizer of Adam's family, with betas, but the model"
+                f" trains with {', '.join(others) or 'no optimizer'}; train with torch.optim.Adam"
+                " or AdamW (AdamMixin builds them), or remove the callback"
             )
         if others:
-            rank_zero_info(f"AdamMonitor does not measure {', '.join(others)}: no Adam or AdamW.")
+            rank_zero_info(f"AdamMonitor does not measure {', '.join(others)}: without betas.")
         if not trainer.loggers:
             rank_zero_warn(
                 "AdamMonitor has no logger: its numbers are in trainer.callback_metrics only."
                 " Give the Trainer one, such as WandbLogger(offline=True)."
             )
+        elif self.config.histograms_every_n_steps and not any(
+            map(takes_histograms, trainer.loggers)
+        ):
+            rank_zero_warn("AdamMonitor's histograms need a WandbLogger or a TensorBoardLogger.")
+        if self.config.layer_table and not any(
+            isinstance(logger, WandbLogger) for logger in trainer.loggers
+        ):
+            rank_zero_warn("AdamMonitor's layer_table needs a WandbLogger.")
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hooks into the optimizers; a checkpoint's state has been restored by now."""
         with self._never_harm():
             # 0 is Lightning's word for never.
-            self._interval = self.every_n_steps or log_every_n_steps(trainer)
-            if not self._interval:
+            self._interval = self.config.every_n_steps or log_every_n_steps(trainer)
+            if not self._interval and not self.config.histograms_every_n_steps:
                 return
             for index, optimizer in enumerate(trainer.optimizers):
                 if is_measurable(optimizer):
                     name = str(index) if len(trainer.optimizers) > 1 else None
-                    self._watch(optimizer, AdamStatistics(self.scopes, name))
+                    self._watch(optimizer, name, pl_module)
+            names = [each.name for each in self._watched[0].statistics.statistics]
+            self._layers = LayerTable(["step", "optimizer", "layer", *names])
             _log_settings(trainer)
 
     @override
@@ -109,26 +150,40 @@ class AdamMonitor(Callback):
         batch_idx: int,
     ) -> None:
         """Logs what the batch's optimizer steps have left, under the step of the batch's loss."""
-        if any(watched.measured for watched in self._watched):
+        if any(each.has_statistics or each.has_histograms for each in self._watched):
             with self._never_harm():
                 self._log(trainer)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lets go of the optimizers."""
-        self._stop()
+        """Sends what is left of the layers' table, and lets go of the optimizers."""
+        self._finish(trainer)
 
     @override
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Lets go of the optimizers."""
+        """Sends what is left of the layers' table, and lets go of the optimizers."""
+        self._finish(trainer)
+
+    def _finish(self, trainer: Trainer) -> None:
+        if self._layers.rows:
+            with self._never_harm():
+                self._layers.send(trainer.loggers, logging_step(trainer))
         self._stop()
 
-    def _watch(self, optimizer: Optimizer, statistics: AdamStatistics) -> None:
+    def _watch(self, optimizer: Optimizer, name: str | None, module: LightningModule) -> None:
+        statistics = AdamStatistics(
+            statistics=self.config.statistics,
+            scopes=self.config.scopes,
+            worst=self.config.worst,
+            layer_depth=self.config.layer_depth,
+            named_parameters=module.named_parameters,
+            optimizer_name=name,
+        )
         taken = [float(state["step"]) for state in optimizer.state.values() if "step" in state]
         steps = int(max(taken, default=0))
-        watched = _Watched(optimizer, statistics, steps, self._next_due(steps))
+        watched = _Watched(optimizer, name, statistics, steps, self._next_due(steps))
         self._watched.append(watched)
         self._hooks.append(
             optimizer.register_step_post_hook(
@@ -142,24 +197,62 @@ class AdamMonitor(Callback):
             return
         with self._never_harm():
             watched.due = self._next_due(watched.steps)
-            watched.statistics.update(watched.optimizer)
-            watched.measured = True
+            watched.has_statistics = _is_due(watched.steps, self._interval)
+            watched.has_histograms = _is_due(watched.steps, self.config.histograms_every_n_steps)
+            watched.statistics.update(watched.optimizer, histograms=watched.has_histograms)
 
     def _next_due(self, steps: int) -> int:
-        """The first optimizer step after `steps` that is 1 or divisible by the interval."""
-        return 1 if steps == 0 else (steps // self._interval + 1) * self._interval
+        """The first optimizer step after `steps` that is 1 or divisible by an interval."""
+        intervals = filter(None, (self._interval, self.config.histograms_every_n_steps))
+        return 1 if steps == 0 else min((steps // each + 1) * each for each in intervals)
 
     def _log(self, trainer: Trainer) -> None:
+        step = logging_step(trainer)
         values: dict[str, float] = {}
+        exponents: dict[str, list[int]] = {}
         for watched in self._watched:
-            if watched.measured:
+            if watched.has_statistics:
                 values |= watched.statistics.compute()
-                watched.measured = False
+                self._keep_layers(watched, step)
+            if watched.has_histograms:
+                exponents |= watched.statistics.compute_exponents()
+            if not watched.is_introduced:
+                self._introduce(watched)
+            watched.has_statistics = watched.has_histograms = False
         trainer.callback_metrics.update(
             {key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()}
         )
         for logger in trainer.loggers:
-            logger.log_metrics(values, step=logging_step(trainer))
+            if values:
+                logger.log_metrics(values, step=step)
+            if exponents:
+                log_exponents(logger, exponents, step)
+        if len(self._layers.rows) >= ROWS_AT_ONCE:
+            self._layers.send(trainer.loggers, step)
+
+    def _keep_layers(self, watched: _Watched, step: int) -> None:
+        for row in watched.statistics.table(Scope.layer) if self.config.layer_table else []:
+            optimizer = {} if watched.name is None else {"optimizer": watched.name}
+            self._layers.add({"step": step, **optimizer, **row})
+
+    def _introduce(self, watched: _Watched) -> None:
+        """Says once, after the first step, what is not measured of an optimizer."""
+        watched.is_introduced = True
+        name, statistics = type(watched.optimizer).__name__, watched.statistics
+        unknown = [each.name for each in statistics.not_measured]
+        if self.config.histograms_every_n_steps and statistics.knowledge is not Knowledge.STEP:
+            unknown.append("histograms")
+        if unknown:
+            rank_zero_info(
+                f"AdamMonitor measures of {name} what its state tells, without"
+                f" {', '.join(unknown)}."
+            )
+        others = statistics.passed_over
+        if others:
+            rank_zero_info(
+                f"AdamMonitor does not measure {len(others)} parameters of {name} that keep no"
+                f" exp_avg, such as {others[0]}."
+            )
 
     @contextmanager
     def _never_harm(self) -> Iterator[None]:
@@ -178,6 +271,11 @@ class AdamMonitor(Callback):
             hook.remove()
         self._hooks = []
         self._watched = []
+        self._layers = LayerTable([])
+
+
+def _is_due(steps: int, interval: int | None) -> bool:
+    return bool(interval and (steps == 1 or steps % interval == 0))
 
 
 def _log_settings(trainer: Trainer) -> None:

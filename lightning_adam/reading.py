@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_adam._private.omegaconf import full_key
-from lightning_adam.errors import ConfigError, nearest, refusal, type_instead
+from lightning_adam.errors import ConfigError, nearest, refusal, type_instead, unknown_field
 from lightning_adam.forms import check_arguments, factory_of, name_of, typed, values_of
 from lightning_adam.schema import (
     SCHEDULERS,
@@ -27,6 +27,7 @@ from lightning_adam.schema import (
     SchedulerConfig,
     WeightDecayOn,
 )
+from lightning_adam.statistics.catalogue import STATISTICS, select
 
 GROUPING = ("weight_decay_on", "groups", "layer_decay")
 """The fields that say which parameters stand together: ours, whatever the optimizer is."""
@@ -143,11 +144,12 @@ def read_scheduler(node: Any) -> tuple[SchedulerConfig | CustomScheduler, str]:
     return config, where
 
 
-def read_monitor(node: Any) -> MonitorConfig:
+def read_monitor(node: Any, where: str = "adam_monitor") -> MonitorConfig:
     """Checks the monitor's settings.
 
     Args:
         node: A composed Hydra node, a dict, or a `MonitorConfig`.
+        where: The full name of its place, if it is no part of a composed config.
 
     Raises:
         ConfigError: If a key is unknown or a value is out of range.
@@ -156,8 +158,31 @@ def read_monitor(node: Any) -> MonitorConfig:
         >>> read_monitor({"every_n_steps": 10}).every_n_steps
         10
     """
-    where = full_key(node, "adam_monitor")
-    return typed(values_of(node, where), MonitorConfig, where)
+    where = full_key(node, where)
+    config = typed(values_of(node, where), MonitorConfig, where)
+    config.statistics = _patterns(config.statistics, where)
+    for name, tensors in config.worst.items():
+        if name not in STATISTICS:
+            raise unknown_field(f"{where}.worst", name, tensors, STATISTICS)
+        if tensors < 1:
+            expected = "expected the number of tensors to show, at least 1"
+            raise refusal(f"{where}.worst", name, tensors, expected, 5)
+    return config
+
+
+def _patterns(statistics: Any, where: str) -> list[str]:
+    """A selection of statistics as a list, each of which means at least one."""
+    patterns = [statistics] if isinstance(statistics, str) else statistics
+    expected = "expected headline, all, or a list of names and globs of statistics"
+    if not isinstance(patterns, list) or not all(isinstance(each, str) for each in patterns):
+        raise refusal(where, "statistics", statistics, expected, ["headline", "eps_*"])
+    for pattern in patterns:
+        if not select([pattern]):
+            # Without a cutoff there is always something near.
+            (close,) = nearest(pattern.rpartition("/")[2], STATISTICS, 1, cutoff=0.0)
+            expected += f", but {pattern} is none"
+            raise refusal(where, "statistics", statistics, expected, [close])
+    return patterns
 
 
 def _adam(values: dict[str, Any], where: str) -> AdamConfig:

@@ -9,6 +9,7 @@ Imports neither torch nor lightning: this file is loaded by every Hydra app of t
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -36,6 +37,10 @@ class Scope(_Word):
     """All tensors of the optimizer together."""
     group = "group"
     """The tensors of one of `optimizer.param_groups`."""
+    layer = "layer"
+    """The tensors that one module owns."""
+    tensor = "tensor"
+    """One parameter."""
 
 
 class Decay(_Word):
@@ -383,7 +388,23 @@ class MonitorConfig:
     """Measure the first optimizer step and every n-th (default: null, the trainer's
     `log_every_n_steps`; lightning_adam)."""
     scopes: list[Scope] = field(default_factory=lambda: [Scope.model, Scope.group])
-    """What the statistics are given for: `model`, `group` (default: [model, group];
+    """What the statistics are given for: `model`, `group`, `layer`, `tensor` (default: [model,
+    group]; lightning_adam)."""
+    statistics: Any = "headline"
+    """What is measured: `headline`, `all`, or names and globs, `[headline,eps_*,update/*]`
+    (default: headline; `lightning-adam explain statistics`)."""
+    layer_depth: int | None = None
+    """Parts of a module's path that make a layer, as 2 in `net.blocks` of `net.blocks.3.fc`, at
+    least 1 (default: null, all; lightning_adam)."""
+    worst: dict[str, int] = field(default_factory=dict)
+    """How many tensors to show of those with a statistic's largest values, whatever the scopes:
+    `{eps_energy_loss:5}` (default: {}; lightning_adam)."""
+    histograms_every_n_steps: int | None = None
+    """Count gradients, moments, denominators and directions by binary exponent at the first
+    optimizer step and every n-th; W&B and TensorBoard draw them (default: null, never;
+    lightning_adam)."""
+    layer_table: bool = False
+    """Keep the statistics of every layer in the W&B table `adam_layers` too (default: false;
     lightning_adam)."""
 
 

@@ -1,4 +1,4 @@
-"""The catalogue's headline statistics and Adam itself, evaluated directly in float64 numpy.
+"""The catalogue's statistics and Adam itself, evaluated directly in float64 numpy.
 
 Everything here is written from the definitions and the papers alone, so that it can serve as an
 outside oracle: it shares no code, no accumulators and no order of evaluation with the package.
@@ -6,16 +6,32 @@ outside oracle: it shares no code, no accumulators and no order of evaluation wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-Array = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
-Wide = npt.NDArray[np.longdouble]
+from tests.arithmetic import (
+    Array,
+    Mask,
+    cosine,
+    flat,
+    maximum,
+    mean,
+    norm,
+    ratio,
+    root_mean_square,
+    round_to,
+    share,
+    single_value,
+    square,
+    sum_of_squares,
+    to_float64,
+    widen,
+)
 
 
 @dataclass
@@ -57,7 +73,7 @@ class Tensor:
 
 @dataclass
 class _Elements:
-    """Elementwise quantities, flat and in float64, of one tensor or of a whole scope."""
+    """Elementwise quantities, flat, of one tensor or of a whole scope: float64 and booleans."""
 
     parameter: Array
     grad: Array
@@ -70,15 +86,20 @@ class _Elements:
     eps: Array
     direction: Array
     update: Array
-    subtracted: Array
     decay: Array
+    exp_avg_sq_subnormal: Mask
+    exp_avg_sq_stalled: Mask
+    update_lost: Mask
+    decay_lost: Mask
+    coupled_decay: Mask
+    decoupled_decay: Mask
 
-    @property
+    @cached_property
     def denominator(self) -> Array:
         """The square root in the denominator, before eps is added."""
         return np.sqrt(self.denominator_sq)
 
-    @property
+    @cached_property
     def active(self) -> Mask:
         """Elements that have a moment or a gradient; a NaN counts as one."""
         active: Mask = (self.exp_avg != 0) | (self.exp_avg_sq != 0) | (self.entered != 0)
@@ -86,7 +107,7 @@ class _Elements:
 
 
 def reference_statistics(tensors: Sequence[Tensor]) -> dict[str, float]:
-    """Evaluate the headline statistics over one scope.
+    """Evaluate every statistic of the catalogue over one scope, but for `skipped_steps`.
 
     Args:
         tensors: The tensors of the scope; those without elements contribute nothing.
@@ -94,19 +115,67 @@ def reference_statistics(tensors: Sequence[Tensor]) -> dict[str, float]:
     Returns:
         Every statistic that is defined for the scope, by name.
     """
-    present = [tensor for tensor in tensors if tensor.parameter.numel() > 0]
+    present = _nonempty(tensors)
     # Overflow, division by zero and NaN are legitimate outcomes here, not accidents to warn about.
     with np.errstate(all="ignore"):
-        each = [_elements_of(tensor) for tensor in present]
-        scope = _concatenate(each)
+        scope = _scope_of(present)
         values = (
             _moment_statistics(scope)
+            | {"amsgrad_gap": _amsgrad_gap(present)}
             | _underflow_statistics(scope)
             | _update_statistics(scope)
-            | _decay_statistics(present, each)
+            | _decay_statistics(present, scope)
+            | _schedule_statistics(present)
         )
-    values["lr"] = _single_value(tensor.lr for tensor in present)
-    return {name: value for name, value in values.items() if value is not None}
+    return _defined(values)
+
+
+def reference_magnitudes(tensors: Sequence[Tensor]) -> dict[str, Array]:
+    """Collect the magnitudes that the histograms count, over the active elements of one scope.
+
+    Args:
+        tensors: The tensors of the scope; those without elements contribute nothing.
+
+    Returns:
+        One value an active element for each of `grad` (its absolute value), `exp_avg` (that of
+        the bias-corrected first moment), `denominator` (the square root of the bias-corrected
+        second moment, with amsgrad of its maximum) and `direction` (its absolute value).
+    """
+    with np.errstate(all="ignore"):
+        scope = _scope_of(_nonempty(tensors))
+        magnitudes = {
+            "grad": scope.grad,
+            "exp_avg": scope.corrected_exp_avg,
+            "denominator": scope.denominator,
+            "direction": scope.direction,
+        }
+        return {name: np.abs(values[scope.active]) for name, values in magnitudes.items()}
+
+
+def signed_sum_scale(tensors: Sequence[Tensor]) -> dict[str, float]:
+    """Evaluate the statistics that are signed sums with every term replaced by its absolute value.
+
+    Terms of either sign cancel, so the error of such a sum is small beside this scale, not beside
+    the sum itself.
+
+    Args:
+        tensors: The tensors of the scope; those without elements contribute nothing.
+
+    Returns:
+        The scale of `exp_avg_mean`, `momentum_alignment` and `decay_alignment`, by name, where
+        the statistic is defined for the scope.
+    """
+    present = _nonempty(tensors)
+    with np.errstate(all="ignore"):
+        scope = _scope_of(present)
+        decay, update = _decoupled_pulls(present, scope)
+        return _defined(
+            {
+                "exp_avg_mean": mean(np.abs(scope.exp_avg)),
+                "momentum_alignment": cosine(np.abs(scope.exp_avg), np.abs(scope.entered)),
+                "decay_alignment": cosine(np.abs(decay), np.abs(update)),
+            }
+        )
 
 
 def replay_adam(
@@ -143,10 +212,10 @@ def replay_adam(
         maximum is kept without amsgrad as well, where nothing uses it.
     """
     beta1, beta2 = betas
-    theta = _to_float64(parameter)
+    theta = to_float64(parameter)
     first, second, largest = np.zeros_like(theta), np.zeros_like(theta), np.zeros_like(theta)
     for step, raw in enumerate(grads, start=1):
-        grad = -_to_float64(raw) if maximize else _to_float64(raw)
+        grad = -to_float64(raw) if maximize else to_float64(raw)
         if not decoupled:
             grad = grad + weight_decay * theta
         first = beta1 * first + (1 - beta1) * grad
@@ -165,79 +234,135 @@ def replay_adam(
 
 
 def _moment_statistics(scope: _Elements) -> dict[str, float | None]:
-    """Evaluate the headline statistics of the family `moments`."""
+    """Evaluate the family `moments`, but for what amsgrad adds."""
     return {
-        "grad_norm": _norm(scope.grad),
-        "exp_avg_rms": _root_mean_square(scope.exp_avg),
-        "exp_avg_sq_mean": _mean(scope.exp_avg_sq),
-        "denominator_mean": _mean(scope.denominator),
-        "momentum_alignment": _cosine(scope.exp_avg, scope.entered),
+        "grad_norm": norm(scope.grad),
+        "grad_rms": root_mean_square(scope.grad),
+        "grad_max": maximum(np.abs(scope.grad)),
+        "exp_avg_norm": norm(scope.exp_avg),
+        "exp_avg_rms": root_mean_square(scope.exp_avg),
+        "exp_avg_mean": mean(scope.exp_avg),
+        "exp_avg_max": maximum(np.abs(scope.exp_avg)),
+        "exp_avg_sq_mean": mean(scope.exp_avg_sq),
+        "exp_avg_sq_max": maximum(scope.exp_avg_sq),
+        "denominator_mean": mean(scope.denominator),
+        "momentum_alignment": cosine(scope.exp_avg, scope.entered),
+        "signal_fraction": _signal_fraction(scope),
         "exp_avg_sq_lag": _exp_avg_sq_lag(scope),
     }
 
 
 def _underflow_statistics(scope: _Elements) -> dict[str, float | None]:
-    """Evaluate the headline statistics of the family `underflow`."""
-    everything = np.ones(scope.parameter.shape, dtype=np.bool_)
-    zero_although_fed = (scope.exp_avg_sq == 0) & (scope.entered != 0)
+    """Evaluate the family `underflow`."""
+    active = scope.active
+    damping = scope.denominator[active] / (scope.denominator[active] + scope.eps[active])
     return {
-        "eps_dominated_fraction": _fraction(scope.denominator < scope.eps, scope.active),
+        "idle_fraction": share(~active),
+        "eps_dominated_fraction": share((scope.denominator < scope.eps)[active]),
+        "eps_damping": mean(damping),
         "eps_energy_loss": _eps_energy_loss(scope),
-        "exp_avg_sq_zero_fraction": _fraction(zero_although_fed, everything),
-        "update_lost_fraction": _fraction(scope.subtracted == scope.parameter, scope.update != 0),
+        "exp_avg_sq_zero_fraction": share((scope.exp_avg_sq == 0) & (scope.entered != 0)),
+        "exp_avg_sq_subnormal_fraction": share(scope.exp_avg_sq_subnormal),
+        "exp_avg_sq_stalled_fraction": share(scope.exp_avg_sq_stalled),
+        "update_lost_fraction": share(scope.update_lost[scope.update != 0]),
+        "grad_zero_fraction": share(scope.grad == 0),
         "nonfinite_count": _nonfinite_count(scope),
     }
 
 
 def _update_statistics(scope: _Elements) -> dict[str, float | None]:
-    """Evaluate the headline statistics of the family `update`, and the norm of the weights."""
-    update_norm, weight_norm = _norm(scope.update), _norm(scope.parameter)
+    """Evaluate the family `update`."""
+    direction = np.abs(scope.direction[scope.active])
+    update_norm = norm(scope.update)
     return {
         "update_norm": update_norm,
-        "direction_rms": _root_mean_square(scope.direction[scope.active]),
-        "update_to_weight": _ratio(update_norm, weight_norm),
-        "weight_norm": weight_norm,
+        "direction_rms": root_mean_square(direction),
+        "direction_max": maximum(direction),
+        "direction_large_fraction": share(direction > 0.8),
+        "update_to_weight": ratio(update_norm, norm(scope.parameter)),
     }
 
 
-def _decay_statistics(
-    tensors: Sequence[Tensor], each: Sequence[_Elements]
-) -> dict[str, float | None]:
-    """Evaluate the headline statistics that speak of decayed tensors only."""
-    decayed = [
-        (tensor, elements)
-        for tensor, elements in zip(tensors, each, strict=True)
-        if tensor.weight_decay > 0
-    ]
-    kinds = {tensor.decoupled for tensor, _ in decayed}
-    # A decay that takes the whole parameter leaves nothing to recover its former value from.
-    recoverable = all(_survival(tensor) != 0 for tensor, _ in decayed if tensor.decoupled)
-    everything = _concatenate([elements for _, elements in decayed])
-    decoupled = _concatenate([elements for tensor, elements in decayed if tensor.decoupled])
-    to_update = _ratio(_norm(decoupled.decay), _norm(decoupled.update))
+def _decay_statistics(tensors: Sequence[Tensor], scope: _Elements) -> dict[str, float | None]:
+    """Evaluate the family `weight_decay`."""
+    coupled, decoupled = scope.coupled_decay, scope.decoupled_decay
+    one_kind = bool(coupled.any()) != bool(decoupled.any())
+    either_decay = norm(scope.decay[coupled | decoupled])
+    decay, update = _decoupled_pulls(tensors, scope)
     return {
-        "decay_norm": _norm(everything.decay) if len(kinds) == 1 and recoverable else None,
-        "decay_to_update": to_update if True in kinds and recoverable else None,
+        "weight_norm": norm(scope.parameter),
+        "weight_rms": root_mean_square(scope.parameter),
+        "decay_norm": either_decay if one_kind and _recoverable(tensors) else None,
+        "decay_to_update": ratio(norm(decay), norm(update)),
+        "decay_alignment": cosine(decay, update),
+        "decay_to_grad": ratio(norm(scope.decay[coupled]), norm(scope.grad[coupled])),
+        "decay_lost_fraction": share(scope.decay_lost[decoupled & (scope.parameter != 0)]),
+        "decay_timescale": _decay_timescale(tensors),
+        "equilibrium_ratio": _equilibrium_ratio(tensors, scope),
     }
+
+
+def _schedule_statistics(tensors: Sequence[Tensor]) -> dict[str, float | None]:
+    """Evaluate the family `schedule`, but for what the tensors cannot know."""
+    names = ("lr", "beta1", "beta2", "eps", "weight_decay", "step")
+    return {name: single_value(getattr(tensor, name) for tensor in tensors) for name in names}
+
+
+def _signal_fraction(scope: _Elements) -> float | None:
+    """Evaluate the mean share of the second moment that the first one explains."""
+    # Written as "not known to be zero" because NaN > 0 is false and would hide the NaN.
+    chosen = ~(scope.corrected_exp_avg_sq <= 0)
+    explained = square(scope.corrected_exp_avg[chosen]) / scope.corrected_exp_avg_sq[chosen]
+    return mean(np.minimum(explained, 1))
+
+
+def _amsgrad_gap(tensors: Sequence[Tensor]) -> float | None:
+    """Evaluate how far the maximum stands above the second moment, over the amsgrad tensors."""
+    chosen = [tensor for tensor in tensors if tensor.amsgrad]
+    current = sum(np.sum(widen(flat(tensor.exp_avg_sq))) for tensor in chosen)
+    largest = sum(np.sum(widen(_raw_denominator_sq(tensor))) for tensor in chosen)
+    return None if current == 0 else float(np.sqrt(largest / current))
+
+
+def _decay_timescale(tensors: Sequence[Tensor]) -> float | None:
+    """Evaluate the number of steps over which decoupled decay forgets a parameter."""
+    rate = single_value(_decay_rate(tensor) for tensor in tensors if _decays_decoupled(tensor))
+    return None if rate is None else ratio(1.0, rate)
+
+
+def _equilibrium_ratio(tensors: Sequence[Tensor], scope: _Elements) -> float | None:
+    """Evaluate the size of the weights relative to that at rotational equilibrium."""
+    balance = sum(
+        tensor.parameter.numel() * tensor.lr / (2 * tensor.weight_decay)
+        for tensor in tensors
+        if _decays_decoupled(tensor)
+    )
+    squares = sum_of_squares(scope.parameter[scope.decoupled_decay])
+    return None if balance == 0 else float(np.sqrt(squares / balance))
+
+
+def _decoupled_pulls(tensors: Sequence[Tensor], scope: _Elements) -> tuple[Array, Array]:
+    """Give decay and update where decoupled decay acts; nothing if that decay is unknown."""
+    chosen = scope.decoupled_decay if _recoverable(tensors) else slice(0)
+    return scope.decay[chosen], scope.update[chosen]
 
 
 def _exp_avg_sq_lag(scope: _Elements) -> float | None:
     """Evaluate StableAdamW's RMS over the active elements."""
-    entered = _widen(scope.entered[scope.active])
-    floor = _widen(scope.eps[scope.active]) ** 2
-    mean = _mean(entered**2 / np.maximum(_widen(scope.corrected_exp_avg_sq[scope.active]), floor))
-    return None if mean is None else float(np.sqrt(mean))
+    active = scope.active
+    floor = np.maximum(scope.corrected_exp_avg_sq[active], square(scope.eps[active]))
+    squared = mean(square(scope.entered[active]) / floor)
+    return None if squared is None else float(np.sqrt(squared))
 
 
 def _eps_energy_loss(scope: _Elements) -> float | None:
     """Evaluate the share of the update's energy that eps takes."""
     # Written as "not known to be zero" because NaN > 0 is false and would hide the NaN.
     chosen = ~(scope.denominator_sq <= 0)
-    denominator_sq = _widen(scope.denominator_sq[chosen])
-    direction = _widen(scope.direction[chosen])
-    ratio = _widen(scope.eps[chosen]) / np.sqrt(denominator_sq)
-    lost = np.sum(direction**2 * ratio * (2 + ratio))
-    whole = np.sum(_widen(scope.corrected_exp_avg[chosen]) ** 2 / denominator_sq)
+    denominator_sq = widen(scope.denominator_sq[chosen])
+    relative_eps = scope.eps[chosen] / np.sqrt(denominator_sq)
+    lost = np.sum(square(scope.direction[chosen]) * relative_eps * (2 + relative_eps))
+    whole = np.sum(square(scope.corrected_exp_avg[chosen]) / denominator_sq)
     return None if whole == 0 else float(lost / whole)
 
 
@@ -252,16 +377,49 @@ def _nonfinite_count(scope: _Elements) -> float:
     return float(np.count_nonzero(~finite))
 
 
+def _nonempty(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Leave out the tensors that have no elements, and with them their hyperparameters."""
+    return [tensor for tensor in tensors if tensor.parameter.numel() > 0]
+
+
+def _defined(values: dict[str, float | None]) -> dict[str, float]:
+    """Leave out the statistics that are undefined."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _scope_of(tensors: Sequence[Tensor]) -> _Elements:
+    """Join the elements of several tensors, or of none, into one population."""
+    each = [_elements_of(tensor) for tensor in tensors]
+    if len(each) == 1:
+        return each[0]
+    columns = {
+        # A column without rows still has to index and count as one of its kind.
+        field.name: np.concatenate(
+            [
+                np.empty(0, dtype=np.bool_ if field.type == "Mask" else np.float64),
+                *(getattr(part, field.name) for part in each),
+            ]
+        )
+        for field in fields(_Elements)
+    }
+    return _Elements(**columns)
+
+
 def _elements_of(tensor: Tensor) -> _Elements:
     """Apply a tensor's own hyperparameters to each of its elements."""
-    parameter, grad = _flat(tensor.parameter), _flat(tensor.grad)
-    exp_avg, exp_avg_sq = _flat(tensor.exp_avg), _flat(tensor.exp_avg_sq)
+    parameter, grad = flat(tensor.parameter), flat(tensor.grad)
+    exp_avg, exp_avg_sq = flat(tensor.exp_avg), flat(tensor.exp_avg_sq)
     corrected_exp_avg = exp_avg / (1 - tensor.beta1**tensor.step)
     bias_correction2 = 1 - tensor.beta2**tensor.step
-    denominator_sq = _raw_denominator_sq(tensor) / bias_correction2
+    corrected_exp_avg_sq = exp_avg_sq / bias_correction2
+    denominator_sq = (
+        _raw_denominator_sq(tensor) / bias_correction2 if tensor.amsgrad else corrected_exp_avg_sq
+    )
     direction = corrected_exp_avg / (np.sqrt(denominator_sq) + tensor.eps)
     update = tensor.lr * direction
     decay = _decay(tensor, parameter, update)
+    parameter_dtype, exp_avg_sq_dtype = tensor.parameter.dtype, tensor.exp_avg_sq.dtype
+    smallest_normal = torch.finfo(exp_avg_sq_dtype).smallest_normal
     return _Elements(
         parameter=parameter,
         grad=grad,
@@ -269,23 +427,29 @@ def _elements_of(tensor: Tensor) -> _Elements:
         exp_avg=exp_avg,
         exp_avg_sq=exp_avg_sq,
         corrected_exp_avg=corrected_exp_avg,
-        corrected_exp_avg_sq=exp_avg_sq / bias_correction2,
+        corrected_exp_avg_sq=corrected_exp_avg_sq,
         denominator_sq=denominator_sq,
-        eps=np.full_like(parameter, tensor.eps),
+        eps=np.broadcast_to(np.float64(tensor.eps), parameter.shape),
         direction=direction,
         update=update,
-        subtracted=_round_to(tensor.parameter.dtype, parameter - update),
         decay=decay,
+        exp_avg_sq_subnormal=(exp_avg_sq > 0) & (exp_avg_sq < smallest_normal),
+        exp_avg_sq_stalled=(exp_avg_sq > 0)
+        & (round_to(exp_avg_sq_dtype, tensor.beta2 * exp_avg_sq) == exp_avg_sq),
+        update_lost=round_to(parameter_dtype, parameter - update) == parameter,
+        decay_lost=round_to(parameter_dtype, parameter * _survival(tensor)) == parameter,
+        coupled_decay=np.full(parameter.shape, tensor.weight_decay > 0 and not tensor.decoupled),
+        decoupled_decay=np.full(parameter.shape, _decays_decoupled(tensor)),
     )
 
 
 def _raw_denominator_sq(tensor: Tensor) -> Array:
     """Pick the second moment that the denominator uses, before bias correction."""
     if not tensor.amsgrad:
-        return _flat(tensor.exp_avg_sq)
+        return flat(tensor.exp_avg_sq)
     if tensor.max_exp_avg_sq is None:
         raise ValueError("max_exp_avg_sq is needed with amsgrad")
-    return _flat(tensor.max_exp_avg_sq)
+    return flat(tensor.max_exp_avg_sq)
 
 
 def _decay(tensor: Tensor, parameter: Array, update: Array) -> Array:
@@ -294,123 +458,32 @@ def _decay(tensor: Tensor, parameter: Array, update: Array) -> Array:
     if tensor.weight_decay == 0:
         return np.zeros_like(parameter)
     if tensor.decoupled:
-        return tensor.lr * tensor.weight_decay * ((parameter + update) / _survival(tensor))
+        return _decay_rate(tensor) * ((parameter + update) / _survival(tensor))
     return tensor.weight_decay * (parameter + update)
+
+
+def _decays_decoupled(tensor: Tensor) -> bool:
+    """Tell whether decoupled decay acts on a tensor."""
+    return tensor.decoupled and tensor.weight_decay > 0
+
+
+def _decay_rate(tensor: Tensor) -> float:
+    """Give the share of the parameter that one decoupled decay takes."""
+    return tensor.lr * tensor.weight_decay
 
 
 def _survival(tensor: Tensor) -> float:
     """Give the share of the parameter that one decoupled decay leaves."""
-    return 1 - tensor.lr * tensor.weight_decay
+    return 1 - _decay_rate(tensor)
+
+
+def _recoverable(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether the parameters before the step follow from those after it."""
+    # A decay that takes the whole parameter leaves nothing to recover its former value from.
+    return all(_survival(tensor) != 0 for tensor in tensors if _decays_decoupled(tensor))
 
 
 def _entered(tensor: Tensor, grad: Array, decay: Array) -> Array:
     """Compute the gradient that entered the moments."""
     signed = -grad if tensor.maximize else grad
     return signed if tensor.decoupled else signed + decay
-
-
-def _concatenate(each: Sequence[_Elements]) -> _Elements:
-    """Join the elements of several tensors, or of none, into one population."""
-    nothing: Array = np.empty(0, dtype=np.float64)
-    columns: dict[str, Array] = {
-        field.name: np.concatenate([nothing, *(getattr(part, field.name) for part in each)])
-        for field in fields(_Elements)
-    }
-    return _Elements(**columns)
-
-
-def _to_float64(values: torch.Tensor | npt.ArrayLike) -> Array:
-    """Copy values to float64, exactly."""
-    if isinstance(values, torch.Tensor):
-        # numpy has no bfloat16; widening to float64 loses nothing from any narrower float.
-        values = values.detach().cpu().to(torch.float64).numpy()
-    return np.array(values, dtype=np.float64)
-
-
-def _flat(values: torch.Tensor) -> Array:
-    """Copy a tensor to one flat float64 array, exactly."""
-    return _to_float64(values).reshape(-1)
-
-
-def _round_to(dtype: torch.dtype, values: Array) -> Array:
-    """Round to the nearest value of a dtype, ties to even, and widen again.
-
-    Args:
-        dtype: The dtype to round to.
-        values: The values; the 16-bit dtypes round them to float32 first.
-
-    Returns:
-        The rounded values, which float64 holds exactly.
-
-    Raises:
-        ValueError: If the dtype is none of float64, float32, float16 and bfloat16.
-    """
-    roundings: dict[torch.dtype, Callable[[Array], Array]] = {
-        torch.float64: lambda exact: exact,
-        torch.float32: lambda exact: exact.astype(np.float32).astype(np.float64),
-        torch.float16: lambda exact: exact.astype(np.float32).astype(np.float16).astype(np.float64),
-        torch.bfloat16: _round_to_bfloat16,
-    }
-    if dtype not in roundings:
-        raise ValueError(f"no rounding is defined for {dtype}")
-    return roundings[dtype](values)
-
-
-def _round_to_bfloat16(values: Array) -> Array:
-    """Round to float32, then to its upper 16 bits, both times to nearest, ties to even."""
-    single = values.astype(np.float32)
-    bits = single.view(np.uint32)
-    last_kept_bit = (bits >> np.uint32(16)) & np.uint32(1)
-    carried = (bits + np.uint32(0x7FFF) + last_kept_bit) & np.uint32(0xFFFF0000)
-    # The carry can turn a NaN into an infinity or a zero, so NaN does not pass through it.
-    rounded = np.where(np.isnan(single), single, carried.view(np.float32))
-    return rounded.astype(np.float64)
-
-
-def _widen(values: Array) -> Wide:
-    """Convert to long double, whose range and precision keep squares and sums faithful."""
-    return values.astype(np.longdouble)
-
-
-def _sum_of_squares(values: Array) -> np.longdouble:
-    """Sum the squares of the values."""
-    total: np.longdouble = np.sum(_widen(values) ** 2)
-    return total
-
-
-def _norm(values: Array) -> float:
-    """Compute the Euclidean norm; that of no values is zero."""
-    return float(np.sqrt(_sum_of_squares(values)))
-
-
-def _mean(values: Array | Wide) -> float | None:
-    """Compute the mean; that of no values is undefined."""
-    return float(np.mean(values, dtype=np.longdouble)) if values.size else None
-
-
-def _root_mean_square(values: Array) -> float | None:
-    """Compute the root mean square; that of no values is undefined."""
-    return float(np.sqrt(_sum_of_squares(values) / values.size)) if values.size else None
-
-
-def _cosine(left: Array, right: Array) -> float | None:
-    """Compute the cosine of the angle between two vectors, undefined where one of them is zero."""
-    lengths = np.sqrt(_sum_of_squares(left)) * np.sqrt(_sum_of_squares(right))
-    return None if lengths == 0 else float(np.sum(_widen(left) * _widen(right)) / lengths)
-
-
-def _fraction(chosen: Mask, among: Mask) -> float | None:
-    """Compute the share of a set that is chosen; that of an empty set is undefined."""
-    total = np.count_nonzero(among)
-    return float(np.count_nonzero(chosen & among) / total) if total else None
-
-
-def _ratio(numerator: float, denominator: float) -> float | None:
-    """Divide, undefined where the denominator is zero."""
-    return None if denominator == 0 else numerator / denominator
-
-
-def _single_value(values: Iterable[float]) -> float | None:
-    """Give the value that all share, undefined where there is none or more than one."""
-    distinct = set(values)
-    return float(distinct.pop()) if len(distinct) == 1 else None

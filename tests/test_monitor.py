@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from torch import Tensor
 
 from lightning_adam import AdamMonitor, ConfigError, __version__
-from lightning_adam.statistics import STATISTICS
+from lightning_adam.statistics.catalogue import select
 from tests.e2e.support import offline_runs, records
 from tests.reference import reference_statistics
 from tests.statistics.cases import reference_tensors
@@ -95,7 +95,7 @@ def test_log_every_n_steps_0_means_never() -> None:
 def test_every_headline_statistic_is_logged_for_the_model_and_each_group() -> None:
     _, recorder = fitted(AdamMonitor(10))
     logged = {key for _, metrics in recorder.rows for key in metrics if key.startswith("adam_")}
-    model = {statistic.key for statistic in STATISTICS.values()}
+    model = {statistic.key for statistic in select(["headline"])}
     undefined = {"adam_weight_decay/decay_norm", "adam_weight_decay/decay_to_update"}
     expected = model | {f"{key}/group/decay" for key in model}
     assert logged == expected | {f"{key}/group/no_decay" for key in model - undefined}
@@ -111,8 +111,8 @@ def test_what_is_logged_is_what_the_reference_says_of_the_last_step() -> None:
     assert expected["grad_norm"] == pytest.approx(1e-3, rel=1e-4), "the gradient is the clipped one"
     with open(Path(logger.log_dir) / "metrics.csv") as file:
         last = [row for row in csv.DictReader(file) if row[KEY]][-1]
-    for name, value in expected.items():
-        key = STATISTICS[name].key
+    for statistic in select(["headline"]):
+        key, value = statistic.key, expected[statistic.name]
         assert float(fit.callback_metrics[key]) == pytest.approx(value, rel=1e-9, abs=1e-12)
         assert float(last[key]) == pytest.approx(value, rel=1e-9, abs=1e-12)
 
@@ -196,7 +196,7 @@ def test_an_optimizer_without_moments_is_refused_before_training() -> None:
 @pytest.mark.parametrize(
     "place",
     [
-        "lightning_adam.statistics.metric.tensor_views",
+        "lightning_adam.statistics.views.Views.after_step",
         "lightning_adam.statistics.kernels.eager.measure",
         "lightning_adam.statistics.metric.AdamStatistics.compute",
         "lightning_adam.monitor.logging_step",
@@ -259,7 +259,7 @@ def test_bad_arguments_are_refused_when_it_is_built() -> None:
     with pytest.raises(ConfigError, match=r"adam_monitor\.every_n_steps=0"):
         AdamMonitor(every_n_steps=0)
     with pytest.raises(
-        ConfigError, match=r"adam_monitor\.scopes=.*expected one of \[model, group\]"
+        ConfigError, match=r"adam_monitor\.scopes=.*expected one of \[model, group, layer, tensor\]"
     ):
         AdamMonitor(scopes=["tensors"])
 

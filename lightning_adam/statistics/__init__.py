@@ -1,7 +1,1 @@
-"""The numbers: what each statistic is, where it is read, and how it is computed."""
-
-from lightning_adam.statistics.catalogue import STATISTICS, Statistic
-from lightning_adam.statistics.metric import AdamStatistics
-from lightning_adam.statistics.views import is_measurable
-
-__all__ = ["STATISTICS", "AdamStatistics", "Statistic", "is_measurable"]
+"""The numbers: what each statistic is, which tensors belong to it, and how they are summed up."""

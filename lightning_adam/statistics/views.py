@@ -1,26 +1,24 @@
 """Optimizer → tensors to measure: what belongs to each parameter right after a step."""
 
+import math
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
-from lightning_adam.param_groups import group_name
+from lightning_adam.param_groups import clean_name, group_name
+from lightning_adam.statistics.accumulators import Knowledge
+
+Group = Mapping[str, Any]
+NamedParameters = Callable[[], Iterable[tuple[str, Tensor]]]
 
 
-@dataclass(frozen=True)
-class TensorView:
-    """One parameter with all that its step depended on. The tensors are the optimizer's own."""
+class Settings(NamedTuple):
+    """The hyperparameters of a group, as the step used them; NaN where the group has none."""
 
-    group: str
-    parameter: Tensor
-    grad: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    max_exp_avg_sq: Tensor | None
-    """None without amsgrad."""
-    step: Tensor | float
     lr: Tensor | float
     beta1: Tensor | float
     beta2: Tensor | float
@@ -30,61 +28,197 @@ class TensorView:
     maximize: bool
 
 
+class Place(NamedTuple):
+    """Where a parameter stands."""
+
+    tensor: str
+    """Its name."""
+    layer: str
+    """The module that owns it."""
+    group: str
+
+
+class TensorView(NamedTuple):
+    """One parameter with all that its step depended on. The tensors are the optimizer's own."""
+
+    place: Place
+    settings: Settings
+    parameter: Tensor
+    grad: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor | None
+    """None where the optimizer keeps none of the parameter's shape, or it decays by no one beta."""
+    max_exp_avg_sq: Tensor | None
+    """None without amsgrad."""
+    step: Tensor | float
+    """NaN where the optimizer counts its steps elsewhere."""
+
+
 def is_measurable(optimizer: Optimizer) -> bool:
-    """Whether the optimizer's step is Adam's or AdamW's, which in torch is an Adam.
+    """Whether the optimizer is of Adam's family, of which betas are the mark.
 
     Example:
-        >>> import torch
         >>> weights = [torch.zeros(2, requires_grad=True)]
-        >>> is_measurable(torch.optim.AdamW(weights)), is_measurable(torch.optim.SGD(weights))
+        >>> is_measurable(torch.optim.NAdam(weights)), is_measurable(torch.optim.SGD(weights))
         (True, False)
     """
-    return isinstance(optimizer, Adam)
+    return any("betas" in group for group in optimizer.param_groups)
 
 
-def tensor_views(optimizer: Optimizer) -> list[TensorView]:
-    """The tensors of an optimizer that took part in the step it has just taken.
+def knowledge_of(optimizer: Optimizer, views: Iterable[TensorView]) -> Knowledge:
+    """What the optimizer's state allows to tell, of all of its tensors alike.
 
     Args:
-        optimizer: An Adam or AdamW, right after `step()`, its gradients still in place.
-
-    Returns:
-        A view for each parameter with a gradient, in the order of `param_groups`.
+        optimizer: The optimizer.
+        views: Its tensors.
 
     Example:
-        >>> import torch
-        >>> layer = torch.nn.Linear(3, 4)
-        >>> adam = torch.optim.Adam(layer.parameters())
-        >>> layer(torch.ones(3)).sum().backward()
-        >>> adam.step()
-        >>> [(view.group, view.parameter.shape) for view in tensor_views(adam)]
-        [('group_0', torch.Size([4, 3])), ('group_0', torch.Size([4]))]
+        >>> adam = torch.optim.Adam([torch.zeros(2, requires_grad=True)])
+        >>> knowledge_of(adam, []).name
+        'STEP'
     """
-    views = []
-    for index, group in enumerate(optimizer.param_groups):
-        for parameter in group["params"]:
-            if parameter.grad is None:
-                continue
-            state = optimizer.state[parameter]
-            views.append(
-                TensorView(
-                    group=key_part(group_name(group, index)),
-                    parameter=parameter.detach(),
-                    grad=parameter.grad,
-                    exp_avg=state["exp_avg"],
-                    exp_avg_sq=state["exp_avg_sq"],
-                    max_exp_avg_sq=state["max_exp_avg_sq"] if group["amsgrad"] else None,
-                    step=state["step"],
-                    lr=group["lr"],
-                    beta1=group["betas"][0],
-                    beta2=group["betas"][1],
-                    eps=group["eps"],
-                    weight_decay=group["weight_decay"],
-                    decoupled=group["decoupled_weight_decay"],
-                    maximize=group["maximize"],
-                )
-            )
-    return views
+    # A subclass with a step of its own may do anything in it. torch wraps `step` at the first
+    # construction, which keeps its name.
+    step = type(optimizer).step
+    is_adams = (step.__module__, step.__qualname__) == (Adam.__module__, "Adam.step")
+    if isinstance(optimizer, Adam) and is_adams:
+        return Knowledge.STEP
+    if all(view.exp_avg_sq is not None for view in views):
+        return Knowledge.SECOND_MOMENT
+    return Knowledge.FIRST_MOMENT
+
+
+class Views:
+    """The tensors of an optimizer that took part in its last step, at every measurement anew.
+
+    Only names are kept from one measurement to the next: groups, state and gradients are replaced
+    by checkpoints, callbacks and `zero_grad`.
+
+    Args:
+        named_parameters: The module's `named_parameters`, where the names come from (default:
+            None, the names that the optimizer was given, or positions in its groups).
+        layer_depth: Parts of a module's path that make a layer (default: None, all).
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4))
+        >>> adam = torch.optim.Adam(net.parameters())
+        >>> net(torch.ones(3)).sum().backward()
+        >>> adam.step()
+        >>> [view.place.tensor for view in Views(net.named_parameters).after_step(adam)]
+        ['0.weight', '0.bias']
+    """
+
+    def __init__(
+        self, named_parameters: NamedParameters | None = None, layer_depth: int | None = None
+    ) -> None:
+        self._named_parameters = named_parameters
+        self._layer_depth = layer_depth
+        self._places: dict[tuple[Tensor, str], Place] = {}
+        self.passed_over: list[str] = []
+        """Names of the parameters that had a gradient at the last step, but keep no `exp_avg`."""
+
+    def after_step(self, optimizer: Optimizer) -> list[TensorView]:
+        """The views, in the order of `param_groups`.
+
+        Args:
+            optimizer: The optimizer, right after `step()`, its gradients still in place.
+        """
+        views = []
+        self.passed_over = []
+        for index, group in enumerate(optimizer.param_groups):
+            name = group_name(group, index)
+            settings = _settings(group)
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                if (parameter, name) not in self._places:
+                    self._find_places(optimizer)
+                place = self._places[parameter, name]
+                # `state[parameter]` would leave an empty state behind.
+                state = optimizer.state.get(parameter, {})
+                view = _view(place, settings, parameter, state, group)
+                if view is None:
+                    self.passed_over.append(place.tensor)
+                else:
+                    views.append(view)
+        return views
+
+    def _find_places(self, optimizer: Optimizer) -> None:
+        named = [] if self._named_parameters is None else self._named_parameters()
+        names = {parameter: clean_name(name) for name, parameter in named}
+        self._places = {}
+        for index, group in enumerate(optimizer.param_groups):
+            own_names = group.get("param_names", [])
+            for position, parameter in enumerate(group["params"]):
+                name = names.get(parameter)
+                if name is None and position < len(own_names):
+                    name = clean_name(own_names[position])
+                if name is None:
+                    name = f"{group_name(group, index)}.{position}"
+                layer = ".".join(name.split(".")[:-1][: self._layer_depth])
+                place = Place(name, layer or ROOT, group_name(group, index))
+                self._places[parameter, place.group] = place
+
+
+ROOT = "root"
+"""The layer of parameters that the module itself owns."""
+
+
+def _settings(group: Group) -> Settings:
+    beta1, beta2 = group["betas"] if _has_two_betas(group) else (None, None)
+    return Settings(
+        lr=_number(group.get("lr")),
+        beta1=_number(beta1),
+        beta2=_number(beta2),
+        eps=_number(group.get("eps")),
+        weight_decay=_number(group.get("weight_decay")),
+        decoupled=group.get("decoupled_weight_decay", False),
+        maximize=group.get("maximize", False),
+    )
+
+
+def _view(
+    place: Place, settings: Settings, parameter: Tensor, state: Mapping[str, Any], group: Group
+) -> TensorView | None:
+    """The view of a parameter; None without an `exp_avg` that belongs to its elements."""
+    grad, exp_avg = parameter.grad, _elementwise(state.get("exp_avg"), parameter)
+    if grad is None or grad.layout is not torch.strided or exp_avg is None:
+        return None
+    exp_avg_sq = _elementwise(state.get("exp_avg_sq"), parameter)
+    if not _has_two_betas(group):
+        # Of three, say, exp_avg_sq is not known to decay by the second.
+        exp_avg_sq = None
+    max_exp_avg_sq = state.get("max_exp_avg_sq") if group.get("amsgrad") else None
+    return TensorView(
+        place=place,
+        settings=settings,
+        parameter=_real(parameter.detach()),
+        grad=_real(grad),
+        exp_avg=_real(exp_avg),
+        exp_avg_sq=None if exp_avg_sq is None else _real(exp_avg_sq),
+        max_exp_avg_sq=None if max_exp_avg_sq is None else _real(max_exp_avg_sq),
+        step=_number(state.get("step", group.get("step"))),
+    )
+
+
+def _number(value: Any) -> Any:
+    """A hyperparameter that is one number; some optimizers have two eps."""
+    return value if isinstance(value, int | float | Tensor) else math.nan
+
+
+def _has_two_betas(group: Group) -> bool:
+    return len(group.get("betas") or ()) == 2
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """Adam treats a complex number as two real ones."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _elementwise(state: Any, parameter: Tensor) -> Tensor | None:
+    """A state tensor that has a number for each element of the parameter."""
+    is_numbers = isinstance(state, Tensor) and (state.is_floating_point() or state.is_complex())
+    return state if is_numbers and state.shape == parameter.shape else None
 
 
 def key_part(name: object) -> str:

@@ -349,9 +349,17 @@ SCHEDULER: dict[str, Values] = {
 }
 # Within `instantiate` an interpolation or ??? is refused by OmegaConf, not by Hydra.
 NOT_INTERVAL = [each for each in NOT_INTEGER if each.value is not NOTHING]
+INTERVALS = Values(integers(1, 1000) | st.just(NULL), [*NOT_INTERVAL, *beyond(0, -1)])
+# The field takes a word or a list, so that its type is checked by us and not by Hydra.
+NOT_STATISTICS = meaning(REFUSED, "null 3 grad_nrom [grad_norm,nothing] [1] {} true")
 MONITOR: dict[str, Values] = {
-    "adam_monitor.every_n_steps": Values(
-        integers(1, 1000) | st.just(NULL), [*NOT_INTERVAL, *beyond(0, -1)]
+    "adam_monitor.every_n_steps": INTERVALS,
+    "adam_monitor.histograms_every_n_steps": INTERVALS,
+    "adam_monitor.layer_depth": INTERVALS,
+    "adam_monitor.statistics": Values(
+        words("headline", "all", "grad_norm", "eps_*")
+        | lists(words("headline", "lr", "update/*", "adam_moments/grad_*"), 1, 3),
+        NOT_STATISTICS,
     ),
     "adam_monitor.scopes": Values(
         lists(words("model", "group"), 1, 2),
@@ -390,6 +398,13 @@ SHAPES: dict[str, dict[str, Any]] = {
         "min_lr_ratio": 0.0,
     },
 }
+MONITORED = {
+    "every_n_steps": None,
+    "scopes": ["model", "group"],
+    "statistics": "headline",
+    "layer_depth": None,
+    "histograms_every_n_steps": None,
+}
 PRESET = "preset"
 """The shape that was chosen, which a schedule's name cannot change."""
 Asked = dict[str, Any]
@@ -416,8 +431,7 @@ def presets(optimizer: str, shape: str) -> Asked:
         PRESET: shape,
         "scheduler.name": shape,
         **{f"scheduler.{name}": value for name, value in SHAPES[shape].items()},
-        "adam_monitor.every_n_steps": None,
-        "adam_monitor.scopes": ["model", "group"],
+        **{f"adam_monitor.{name}": value for name, value in MONITORED.items()},
     }
 
 
@@ -837,7 +851,6 @@ SCHEDULER_ARGUMENTS: dict[str, tuple[list[str], str, list[float]]] = {
     "ExponentialLR": (["++scheduler.gamma=0.5"], "epoch", [0.001, 0.0005, 0.00025, 0.000125]),
 }
 """Arguments, the interval that goes with them, and the first learning rates."""
-MONITORED = {"every_n_steps": None, "scopes": ["model", "group"]}
 
 
 @st.composite

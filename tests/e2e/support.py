@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_adam.statistics import STATISTICS
+from lightning_adam.statistics.catalogue import select
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -190,10 +190,14 @@ def logged_rows(offline_run: Path) -> dict[int, dict[str, float]]:
 
 
 def our_rows(rows: Iterable[Mapping[str, Any]], step_key: str) -> dict[int, dict[str, float]]:
-    """Our keys of each row that has any, by the row's step."""
+    """Our numbers of each row that has any, by the row's step; histograms and tables aside."""
     found: dict[int, dict[str, float]] = {}
     for row in rows:
-        ours = {key: float(value) for key, value in row.items() if key.startswith("adam_")}
+        ours = {
+            key: float(value)
+            for key, value in row.items()
+            if key.startswith("adam_") and not isinstance(value, dict)
+        }
         if ours:
             found.setdefault(int(row[step_key]), {}).update(ours)
     return found
@@ -210,10 +214,10 @@ def promised_keys(steps: int, every_n_steps: int) -> dict[int, list[str]]:
     return {
         step - 1: sorted(
             statistic.key + scope
-            for name, statistic in STATISTICS.items()
+            for statistic in select(["headline"])
             for scope in SCOPES
-            if not (scope == NO_DECAY and name in NO_DECAY_LACKS)
-            if not (step == 1 and name in FIRST_STEP_LACKS)
+            if not (scope == NO_DECAY and statistic.name in NO_DECAY_LACKS)
+            if not (step == 1 and statistic.name in FIRST_STEP_LACKS)
         )
         for step in measured
     }

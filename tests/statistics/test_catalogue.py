@@ -1,41 +1,37 @@
-"""The catalogue is whole: its names are the promised keys, its columns are what kernels fill."""
+"""The catalogue is whole: its keys are the promised ones, and every kernel can fill its rows."""
 
 import re
 
 import pytest
 import torch
 
-from lightning_adam.statistics import STATISTICS, Statistic
-from lightning_adam.statistics.catalogue import MAXIMA, SUMS, Row
+from lightning_adam.statistics.accumulators import ACCUMULATORS
+from lightning_adam.statistics.catalogue import STATISTICS, Statistic, select
 from lightning_adam.statistics.kernels import eager
-from lightning_adam.statistics.views import tensor_views
+from lightning_adam.statistics.views import Views
 from tests.statistics.cases import stepped
 
-HEADLINE = {
-    "moments": [
-        "grad_norm",
-        "exp_avg_rms",
-        "exp_avg_sq_mean",
-        "denominator_mean",
-        "momentum_alignment",
-        "exp_avg_sq_lag",
-    ],
-    "underflow": [
-        "eps_dominated_fraction",
-        "eps_energy_loss",
-        "exp_avg_sq_zero_fraction",
-        "update_lost_fraction",
-        "nonfinite_count",
-    ],
-    "update": ["update_norm", "direction_rms", "update_to_weight"],
-    "weight_decay": ["weight_norm", "decay_norm", "decay_to_update"],
-    "schedule": ["lr"],
+PROMISED = {
+    "moments": "grad_norm* grad_rms grad_max exp_avg_norm exp_avg_rms* exp_avg_mean exp_avg_max"
+    " exp_avg_sq_mean* exp_avg_sq_max denominator_mean* momentum_alignment* signal_fraction"
+    " exp_avg_sq_lag* amsgrad_gap",
+    "underflow": "idle_fraction eps_dominated_fraction* eps_damping eps_energy_loss*"
+    " exp_avg_sq_zero_fraction* exp_avg_sq_subnormal_fraction exp_avg_sq_stalled_fraction"
+    " update_lost_fraction* grad_zero_fraction nonfinite_count*",
+    "update": "update_norm* direction_rms* direction_max direction_large_fraction"
+    " update_to_weight*",
+    "weight_decay": "weight_norm* weight_rms decay_norm* decay_to_update* decay_alignment"
+    " decay_to_grad decay_lost_fraction decay_timescale equilibrium_ratio",
+    "schedule": "lr* beta1 beta2 eps weight_decay step",
 }
+"""The names of each family; a star marks the headline."""
 
 
 def test_the_keys_are_the_promised_ones() -> None:
-    promised = [f"adam_{family}/{name}" for family, names in HEADLINE.items() for name in names]
-    assert [statistic.key for statistic in STATISTICS.values()] == promised
+    names = [f"adam_{family}/{name}" for family, row in PROMISED.items() for name in row.split()]
+    assert [each.key for each in STATISTICS.values()] == [name.rstrip("*") for name in names]
+    headline = [name.rstrip("*") for name in names if name.endswith("*")]
+    assert [each.key for each in select(["headline"])] == headline
 
 
 @pytest.mark.parametrize("statistic", STATISTICS.values(), ids=STATISTICS)
@@ -43,11 +39,35 @@ def test_every_statistic_explains_itself(statistic: Statistic) -> None:
     assert statistic.formula
     assert statistic.meaning.endswith(".")
     assert re.fullmatch(r"adam_[a-z_]+/[a-z0-9_]+", statistic.key)
+    assert set(statistic.accumulators) <= set(ACCUMULATORS)
 
 
-def test_a_kernel_fills_every_column() -> None:
+def test_no_accumulator_is_kept_for_nothing() -> None:
+    needed = {name for each in STATISTICS.values() for name in each.accumulators}
+    assert needed == set(ACCUMULATORS)
+
+
+def test_the_kernel_has_a_line_for_each_accumulator() -> None:
     optimizer = stepped([torch.nn.Parameter(torch.randn(3))], decoupled=True)
-    row = eager.measure(tensor_views(optimizer)[0])
-    assert row.shape == (len(Row._fields),)
+    ordered = sorted(ACCUMULATORS, key=lambda name: ACCUMULATORS[name].is_maximum)
+    row = eager.measure(Views().after_step(optimizer)[0], ordered)
+    assert row.shape == (len(ACCUMULATORS),)
     assert row.dtype is torch.float64
-    assert Row._fields == SUMS + MAXIMA
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        (["grad_norm"], ["grad_norm"]),
+        (["schedule/*"], ["lr", "beta1", "beta2", "eps", "weight_decay", "step"]),
+        (
+            ["adam_update/direction_*"],
+            ["direction_rms", "direction_max", "direction_large_fraction"],
+        ),
+        (["lr", "grad_max"], ["grad_max", "lr"]),
+        (["nothing"], []),
+        (["all"], list(STATISTICS)),
+    ],
+)
+def test_a_selection_by_names_and_globs(patterns: list[str], expected: list[str]) -> None:
+    assert [each.name for each in select(patterns)] == expected

@@ -4,114 +4,315 @@ It works through a tensor in pieces, so that its temporaries stay below 32 MB wh
 size, and it never waits for the device.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from lightning_adam.statistics.catalogue import MAXIMA, SUMS
+from lightning_adam.statistics.accumulators import ACCUMULATORS
+from lightning_adam.statistics.histograms import BINS, QUANTITIES
 from lightning_adam.statistics.views import TensorView
 
 PIECE = 1 << 16
-"""Elements at a time: half a megabyte in float64, of which about twenty live at once."""
+"""Elements at a time: half a megabyte in float64, of which about thirty live at once."""
 
 
 @torch.no_grad()
-def measure(view: TensorView) -> Tensor:
-    """The accumulators of one tensor.
+def measure(view: TensorView, accumulators: Sequence[str]) -> Tensor:
+    """Accumulators of one tensor.
 
     Args:
         view: The tensor with its state and hyperparameters, right after the step.
+        accumulators: Names of `ACCUMULATORS`, all sums and counts before the maxima.
 
     Returns:
-        A float64 vector in the order of `Row._fields`, on the parameter's device.
+        A float64 vector in the order of the names, on the parameter's device.
 
     Example:
         >>> layer = torch.nn.Linear(3, 4, bias=False)
         >>> adam = torch.optim.Adam(layer.parameters())
         >>> layer(torch.ones(3)).sum().backward()
         >>> adam.step()
-        >>> from lightning_adam.statistics.catalogue import Row
-        >>> from lightning_adam.statistics.views import tensor_views
-        >>> Row(*measure(tensor_views(adam)[0]).tolist()).grad_squares
-        12.0
+        >>> from lightning_adam.statistics.views import Views
+        >>> measure(Views().after_step(adam)[0], ["elements", "grad_squares", "grad_max_abs"])
+        tensor([12., 12.,  1.], dtype=torch.float64)
     """
-    tensors = [view.parameter, view.grad, view.exp_avg, view.exp_avg_sq]
-    if view.max_exp_avg_sq is not None:
-        tensors.append(view.max_exp_avg_sq)
-    device = view.parameter.device
-    sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
-    for piece in _pieces(tensors):
-        accumulated = _accumulate(view, *(tensor.double() for tensor in piece))
-        sums += torch.stack([accumulated[name].double() for name in SUMS])
-    lr = torch.zeros((), dtype=torch.float64, device=device) + view.lr
-    maxima = {"largest_lr": lr, "negated_smallest_lr": -lr}
-    return torch.cat([sums, torch.stack([maxima[name] for name in MAXIMA])])
+    sums = sum(not ACCUMULATORS[name].is_maximum for name in accumulators)
+    rows = (
+        torch.stack([_LINES[name](elements).double() for name in accumulators])
+        for elements in _elements(view)
+    )
+    row = next(rows)
+    for other in rows:
+        row = torch.cat([row[:sums] + other[:sums], torch.maximum(row[sums:], other[sums:])])
+    return row
 
 
-def _accumulate(
-    view: TensorView, p: Tensor, g: Tensor, m: Tensor, v: Tensor, v_max: Tensor | None = None
-) -> dict[str, Tensor]:
-    """The sums over one piece; the letters are the catalogue's."""
-    step = view.step.double() if isinstance(view.step, Tensor) else view.step
-    bias1, bias2 = 1 - view.beta1**step, 1 - view.beta2**step
-    lr, eps, weight_decay = view.lr, view.eps, view.weight_decay
-    decoupled = view.decoupled and weight_decay > 0
-    coupled = not view.decoupled and weight_decay > 0
+@torch.no_grad()
+def count_exponents(view: TensorView) -> Tensor:
+    """Active elements of one tensor by the binary exponent of each of `QUANTITIES`.
 
-    m_hat = m / bias1
-    v_own = v / bias2
-    v_hat = v_own if v_max is None else v_max / bias2
-    denominator = v_hat.sqrt()
-    u = m_hat / (denominator + eps)
-    update = lr * u
-    p_before = (p + update) / (1 - lr * weight_decay) if decoupled else p + update
-    entered = -g if view.maximize else g
-    if coupled:
-        entered = entered + weight_decay * p_before
+    Args:
+        view: The tensor with its state and hyperparameters, right after the step.
 
-    active = (m != 0) | (v != 0) | (entered != 0)
-    seen = ~(v_hat <= 0)  # NaN is seen
-    eps_share = torch.where(seen, eps / denominator, 0.0)
-    u_without_eps = torch.where(seen, m_hat / denominator, 0.0)
-    second_moment = v_own.clamp(min=eps**2)
-    moved = update != 0
-    kept = (p - update).to(view.parameter.dtype).double() == p
-    finite = p.isfinite() & g.isfinite() & m.isfinite() & v.isfinite()
+    Returns:
+        Counts, `[len(QUANTITIES), BINS]` in int64, on the parameter's device.
 
-    count = torch.full((), p.numel(), device=p.device)
-    zero = torch.zeros((), device=p.device)
-    update_squares = update.dot(update)
-    return {
-        "elements": count,
-        "active": active.sum(),
-        "grad_squares": g.dot(g),
-        "entered_squares": entered.dot(entered),
-        "exp_avg_squares": m.dot(m),
-        "exp_avg_times_entered": m.dot(entered),
-        "exp_avg_sq": v.sum(),
-        "denominator": denominator.sum(),
-        "entered_over_second_moment": (entered**2 / second_moment).sum(),
-        "eps_dominated": (active & (denominator < eps)).sum(),
-        "energy_without_eps": u_without_eps.dot(u_without_eps),
-        "energy_lost_to_eps": (torch.where(seen, u, 0.0) ** 2 * eps_share * (2 + eps_share)).sum(),
-        "exp_avg_sq_zero": ((v == 0) & (entered != 0)).sum(),
-        "direction_squares": u.dot(u),
-        "update_squares": update_squares,
-        "update_nonzero": moved.sum(),
-        "update_lost": (moved & kept).sum(),
-        "nonfinite": (~finite).sum(),
-        "weight_squares": p.dot(p),
-        "decoupled_elements": count if decoupled else zero,
-        "decoupled_decay_squares": _squares(lr * weight_decay * p_before) if decoupled else zero,
-        "decoupled_update_squares": update_squares if decoupled else zero,
-        "coupled_elements": count if coupled else zero,
-        "coupled_decay_squares": _squares(weight_decay * p_before) if coupled else zero,
-    }
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(5))
+        >>> adam = torch.optim.Adam([weight])
+        >>> weight.grad = torch.ones(5)
+        >>> adam.step()
+        >>> from lightning_adam.statistics.views import Views
+        >>> int(count_exponents(Views().after_step(adam)[0])[0, 127])
+        5
+    """
+    counts = torch.zeros(len(QUANTITIES), BINS, dtype=torch.int64, device=view.parameter.device)
+    for elements in _elements(view):
+        ones = elements.active.long()
+        for quantity, row in zip(QUANTITIES, counts, strict=True):
+            row.scatter_add_(0, _exponents(_MAGNITUDES[quantity](elements)), ones)
+    return counts
+
+
+class _Elements:
+    """The elementwise quantities of a piece, each computed when it is first asked for.
+
+    Letters and symbols are the catalogue's.
+    """
+
+    def __init__(self, view: TensorView, **piece: Tensor) -> None:
+        self.settings = view.settings
+        self.piece = piece
+        self.p, self.g, self.m = (piece[name].double() for name in ("parameter", "grad", "exp_avg"))
+        step = view.step.double() if isinstance(view.step, Tensor) else view.step
+        self.step = step
+        self.bias1 = 1 - view.settings.beta1**step
+        self.bias2 = 1 - view.settings.beta2**step
+        self.is_decoupled = view.settings.decoupled and view.settings.weight_decay > 0
+        self.is_coupled = not view.settings.decoupled and view.settings.weight_decay > 0
+        self.zero = self.scalar(0.0)
+
+    def scalar(self, value: Tensor | float) -> Tensor:
+        """A number for all of the piece."""
+        return torch.zeros((), dtype=torch.float64, device=self.p.device) + value
+
+    def setting(self, value: Tensor | float) -> Tensor:
+        """A hyperparameter as a maximum: that of no elements does not count."""
+        return self.scalar(value if self.p.numel() else -math.inf)
+
+    def rounds_to_itself(self, name: str, exact: Tensor, value: Tensor) -> Tensor:
+        """Where the exact result is the value again in the dtype of the named tensor."""
+        return exact.to(self.piece[name].dtype).double() == value
+
+    @cached_property
+    def v(self) -> Tensor:
+        return self.piece["exp_avg_sq"].double()
+
+    @cached_property
+    def v_max(self) -> Tensor | None:
+        return self.piece["max_exp_avg_sq"].double() if "max_exp_avg_sq" in self.piece else None
+
+    @cached_property
+    def m_hat(self) -> Tensor:
+        return self.m / self.bias1
+
+    @cached_property
+    def v_own(self) -> Tensor:
+        """ṽ."""
+        return self.v / self.bias2
+
+    @cached_property
+    def v_hat(self) -> Tensor:
+        return self.v_own if self.v_max is None else self.v_max / self.bias2
+
+    @cached_property
+    def denominator(self) -> Tensor:
+        """√v̂."""
+        return self.v_hat.sqrt()
+
+    @cached_property
+    def u(self) -> Tensor:
+        return self.m_hat / (self.denominator + self.settings.eps)
+
+    @cached_property
+    def update(self) -> Tensor:
+        """ηu."""
+        return self.settings.lr * self.u
+
+    @cached_property
+    def p_before(self) -> Tensor:
+        """p₀."""
+        undone = self.p + self.update
+        return undone / (1 - self.decay_rate) if self.is_decoupled else undone
+
+    @property
+    def decay_rate(self) -> Tensor | float:
+        """ηλ."""
+        return self.settings.lr * self.settings.weight_decay
+
+    @cached_property
+    def entered(self) -> Tensor:
+        """g̃."""
+        signed = -self.g if self.settings.maximize else self.g
+        return signed + self.settings.weight_decay * self.p_before if self.is_coupled else signed
+
+    @cached_property
+    def active(self) -> Tensor:
+        return (self.m != 0) | (self.v != 0) | (self.entered != 0)
+
+    @cached_property
+    def has_denominator(self) -> Tensor:
+        """Where v̂ > 0, NaN included."""
+        return ~(self.v_hat <= 0)
+
+    @cached_property
+    def eps_share(self) -> Tensor:
+        """ε/√v̂ over v̂ > 0."""
+        return torch.where(self.has_denominator, self.settings.eps / self.denominator, 0.0)
+
+    @cached_property
+    def moved(self) -> Tensor:
+        return self.update != 0
+
+    @cached_property
+    def decay(self) -> Tensor:
+        """What decay takes off the weights, or adds to the gradient."""
+        strength = self.decay_rate if self.is_decoupled else self.settings.weight_decay
+        return strength * self.p_before
 
 
 def _squares(values: Tensor) -> Tensor:
     return values.dot(values)
+
+
+def _largest(values: Tensor) -> Tensor:
+    return values.amax() if values.numel() else values.new_full((), -math.inf)
+
+
+def _over(mask: Tensor, values: Tensor, otherwise: float = 0.0) -> Tensor:
+    return torch.where(mask, values, otherwise)
+
+
+def _nonfinite(e: _Elements) -> Tensor:
+    finite = e.p.isfinite() & e.g.isfinite() & e.m.isfinite()
+    return (~(finite & e.v.isfinite() if "exp_avg_sq" in e.piece else finite)).sum()
+
+
+_LINES: dict[str, Callable[[_Elements], Tensor]] = {
+    "elements": lambda e: e.scalar(e.p.numel()),
+    "grad_squares": lambda e: _squares(e.g),
+    "grad_max_abs": lambda e: _largest(e.g.abs()),
+    "grad_zero": lambda e: (e.g == 0).sum(),
+    "exp_avg_sum": lambda e: e.m.sum(),
+    "exp_avg_squares": lambda e: _squares(e.m),
+    "exp_avg_max_abs": lambda e: _largest(e.m.abs()),
+    "weight_squares": lambda e: _squares(e.p),
+    "nonfinite": _nonfinite,
+    "exp_avg_sq_sum": lambda e: e.v.sum(),
+    "exp_avg_sq_largest": lambda e: _largest(e.v),
+    "exp_avg_sq_subnormal": lambda e: (
+        (e.v > 0) & (e.v < torch.finfo(e.piece["exp_avg_sq"].dtype).tiny)
+    ).sum(),
+    "exp_avg_sq_stalled": lambda e: (
+        (e.v > 0) & e.rounds_to_itself("exp_avg_sq", e.settings.beta2 * e.v, e.v)
+    ).sum(),
+    "active": lambda e: e.active.sum(),
+    "entered_squares": lambda e: _squares(e.entered),
+    "exp_avg_times_entered": lambda e: e.m.dot(e.entered),
+    "denominator_sum": lambda e: e.denominator.sum(),
+    "entered_over_second_moment": lambda e: _over(
+        e.active, e.entered**2 / e.v_own.clamp(min=e.settings.eps**2)
+    ).sum(),
+    "second_moment_positive": lambda e: (~(e.v_own <= 0)).sum(),
+    "signal": lambda e: _over(~(e.v_own <= 0), (e.m_hat**2 / e.v_own).clamp(max=1)).sum(),
+    "amsgrad_exp_avg_sq": lambda e: e.zero if e.v_max is None else e.v.sum(),
+    "amsgrad_max_exp_avg_sq": lambda e: e.zero if e.v_max is None else e.v_max.sum(),
+    "eps_dominated": lambda e: (e.active & (e.denominator < e.settings.eps)).sum(),
+    "denominator_share": lambda e: _over(
+        e.active, e.denominator / (e.denominator + e.settings.eps)
+    ).sum(),
+    "energy_without_eps": lambda e: _squares(_over(e.has_denominator, e.m_hat / e.denominator)),
+    "energy_lost_to_eps": lambda e: (
+        _over(e.has_denominator, e.u) ** 2 * e.eps_share * (2 + e.eps_share)
+    ).sum(),
+    "exp_avg_sq_zero": lambda e: ((e.v == 0) & (e.entered != 0)).sum(),
+    "direction_squares": lambda e: _squares(e.u),
+    "direction_max_abs": lambda e: _largest(_over(e.active, e.u.abs(), -math.inf)),
+    "direction_large": lambda e: (e.u.abs() > 0.8).sum(),
+    "update_squares": lambda e: _squares(e.update),
+    "update_nonzero": lambda e: e.moved.sum(),
+    "update_lost": lambda e: (e.moved & e.rounds_to_itself("parameter", e.p - e.update, e.p)).sum(),
+    "decoupled_elements": lambda e: e.scalar(e.p.numel()) if e.is_decoupled else e.zero,
+    "decoupled_decay_squares": lambda e: _squares(e.decay) if e.is_decoupled else e.zero,
+    "decoupled_update_squares": lambda e: _squares(e.update) if e.is_decoupled else e.zero,
+    "decoupled_decay_times_update": lambda e: e.decay.dot(e.update) if e.is_decoupled else e.zero,
+    "decoupled_weight_squares": lambda e: _squares(e.p) if e.is_decoupled else e.zero,
+    "decoupled_equilibrium_squares": lambda e: (
+        e.scalar(e.p.numel() * e.settings.lr / (2 * e.settings.weight_decay))
+        if e.is_decoupled
+        else e.zero
+    ),
+    "decoupled_nonzero": lambda e: (e.p != 0).sum() if e.is_decoupled else e.zero,
+    "decoupled_lost": lambda e: (
+        ((e.p != 0) & e.rounds_to_itself("parameter", e.p * (1 - e.decay_rate), e.p)).sum()
+        if e.is_decoupled
+        else e.zero
+    ),
+    "largest_decay_rate": lambda e: (
+        e.setting(e.decay_rate) if e.is_decoupled else e.scalar(-math.inf)
+    ),
+    "negated_smallest_decay_rate": lambda e: (
+        e.setting(-e.decay_rate) if e.is_decoupled else e.scalar(-math.inf)
+    ),
+    "coupled_elements": lambda e: e.scalar(e.p.numel()) if e.is_coupled else e.zero,
+    "coupled_decay_squares": lambda e: _squares(e.decay) if e.is_coupled else e.zero,
+    "coupled_grad_squares": lambda e: _squares(e.g) if e.is_coupled else e.zero,
+    "largest_lr": lambda e: e.setting(e.settings.lr),
+    "negated_smallest_lr": lambda e: e.setting(-e.settings.lr),
+    "largest_beta1": lambda e: e.setting(e.settings.beta1),
+    "negated_smallest_beta1": lambda e: e.setting(-e.settings.beta1),
+    "largest_beta2": lambda e: e.setting(e.settings.beta2),
+    "negated_smallest_beta2": lambda e: e.setting(-e.settings.beta2),
+    "largest_eps": lambda e: e.setting(e.settings.eps),
+    "negated_smallest_eps": lambda e: e.setting(-e.settings.eps),
+    "largest_weight_decay": lambda e: e.setting(e.settings.weight_decay),
+    "negated_smallest_weight_decay": lambda e: e.setting(-e.settings.weight_decay),
+    "largest_step": lambda e: e.setting(e.step),
+    "negated_smallest_step": lambda e: e.setting(-e.step),
+}
+"""How each accumulator is computed over a piece."""
+
+_MAGNITUDES: dict[str, Callable[[_Elements], Tensor]] = {
+    "grad": lambda e: e.g.abs(),
+    "exp_avg": lambda e: e.m_hat.abs(),
+    "denominator": lambda e: e.denominator,
+    "direction": lambda e: e.u.abs(),
+}
+"""What each histogram counts."""
+
+
+def _exponents(magnitudes: Tensor) -> Tensor:
+    """The exponents that float32 would give: 0 for zero and subnormal, 255 for inf and NaN."""
+    # The bits between the 52 of the fraction and the sign; 1023 and 127 are the biases.
+    exponents = (magnitudes.view(torch.int64) >> 52) & 0x7FF
+    return (exponents - (1023 - 127)).clamp_(0, BINS - 1)
+
+
+def _elements(view: TensorView) -> Iterator[_Elements]:
+    """The elements of a tensor, piece by piece."""
+    tensors = {
+        "parameter": view.parameter,
+        "grad": view.grad,
+        "exp_avg": view.exp_avg,
+        "exp_avg_sq": view.exp_avg_sq,
+        "max_exp_avg_sq": view.max_exp_avg_sq,
+    }
+    present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    for piece in _pieces(list(present.values())):
+        yield _Elements(view, **dict(zip(present, piece, strict=True)))
 
 
 def _pieces(tensors: list[Tensor]) -> Iterator[list[Tensor]]:

@@ -1,0 +1,133 @@
+"""What Lightning's loggers have no method for: histograms, curves and tables."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import wandb
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from lightning_adam.statistics.histograms import (
+    EPS_SHOWN,
+    Histogram,
+    dominated_fractions,
+    fold,
+)
+
+EPS_CURVE = "adam_underflow/eps_curve"
+DENOMINATOR = "adam_histogram/denominator"
+LAYERS = "adam_layers"
+ROWS_AT_ONCE = 1000
+"""A table of layers is sent when it has so many rows; what a killed run loses is less than that."""
+
+
+def takes_histograms(logger: Logger) -> bool:
+    """Whether `log_exponents` has something for a logger."""
+    return isinstance(logger, WandbLogger | TensorBoardLogger)
+
+
+def log_exponents(logger: Logger, exponents: Mapping[str, Sequence[int]], step: int) -> None:
+    """Logs counts by binary exponent as histograms over the logarithm to base 2.
+
+    W&B gets the curve of what any eps would dominate too.
+
+    Args:
+        logger: A logger; all but W&B's and TensorBoard's are passed over.
+        exponents: What `AdamStatistics.compute_exponents` returned.
+        step: The step of the x-axis.
+    """
+    if isinstance(logger, WandbLogger):
+        histograms = {
+            key: wandb.Histogram(
+                np_histogram=(np.asarray(shown.counts), np.asarray(shown.log2_edges))
+            )
+            for key, shown in _folded(exponents).items()
+        }
+        logger.log_metrics({**histograms, **_eps_curves(exponents)}, step)  # type: ignore[dict-item]
+    elif isinstance(logger, TensorBoardLogger):
+        for key, shown in _folded(exponents).items():
+            _log_to_tensorboard(logger, key, shown, step)
+
+
+def _folded(exponents: Mapping[str, Sequence[int]]) -> dict[str, Histogram]:
+    return {key: fold(counts) for key, counts in exponents.items()}
+
+
+def _eps_curves(exponents: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """What any eps would dominate, one line a scope, a chart for each optimizer."""
+    lines: dict[str, dict[str, list[float]]] = {}
+    for key, counts in exponents.items():
+        if key.startswith(DENOMINATOR):
+            optimizer, _, group = key.removeprefix(DENOMINATOR).partition("/group/")
+            chart = lines.setdefault(EPS_CURVE + optimizer, {})
+            chart[group or "model"] = dominated_fractions(counts)
+    return {
+        key: wandb.plot.line_series(
+            xs=[math.log10(eps) for eps in EPS_SHOWN],
+            ys=list(chart.values()),
+            keys=list(chart),
+            title="elements that eps would dominate",
+            xname="log10(eps)",
+        )
+        for key, chart in lines.items()
+    }
+
+
+def _log_to_tensorboard(logger: TensorBoardLogger, key: str, shown: Histogram, step: int) -> None:
+    edges, counts = shown.log2_edges, shown.counts
+    centers = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
+    occupied = [position for position, number in enumerate(counts) if number]
+    logger.experiment.add_histogram_raw(
+        key,
+        min=edges[occupied[0]] if occupied else 0.0,
+        max=edges[occupied[-1] + 1] if occupied else 0.0,
+        num=sum(counts),
+        sum=sum(number * center for number, center in zip(counts, centers, strict=True)),
+        sum_squares=sum(number * center**2 for number, center in zip(counts, centers, strict=True)),
+        bucket_limits=edges[1:],
+        bucket_counts=counts,
+        global_step=step,
+    )
+
+
+class LayerTable:
+    """Rows of layers, sent to W&B piece by piece as training goes.
+
+    Each piece is a table of its own under `adam_layers`: in a W&B panel,
+    `runs.history.concat["adam_layers"]` joins them.
+
+    Args:
+        columns: The table's columns.
+
+    Example:
+        >>> table = LayerTable(["step", "layer", "grad_norm"])
+        >>> table.add({"step": 0, "layer": "net.0", "grad_norm": 1.5})
+        >>> len(table.rows)
+        1
+    """
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self.columns: list[str | int] = list(columns)
+        self.rows: list[list[str | float | None]] = []
+
+    def add(self, row: Mapping[str, str | float]) -> None:
+        """Keeps a row; a column that it lacks stays empty."""
+        self.rows.append([row.get(str(column)) for column in self.columns])
+
+    def send(self, loggers: Sequence[Logger], step: int) -> None:
+        """Sends the rows and forgets them.
+
+        Args:
+            loggers: The trainer's; all but W&B's are passed over.
+            step: The step of the x-axis.
+        """
+        while self.rows:
+            # W&B cuts a table that is longer.
+            piece = self.rows[: wandb.Table.MAX_ROWS]
+            self.rows = self.rows[len(piece) :]
+            for logger in loggers:
+                if isinstance(logger, WandbLogger):
+                    table = wandb.Table(columns=self.columns, data=piece)
+                    logger.log_metrics({LAYERS: table}, step)  # type: ignore[dict-item]

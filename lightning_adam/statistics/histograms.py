@@ -1,0 +1,80 @@
+"""Counts by binary exponent: what is drawn of them, and what eps would dominate."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+QUANTITIES = {
+    "grad": "|g|, the gradient that the step used",
+    "exp_avg": "|m̂|, the first moment, bias-corrected",
+    "denominator": "√v̂, the denominator before eps is added",
+    "direction": "|u|, the step in units of the learning rate",
+}
+"""What is counted, over the active elements; the symbols are those of `catalogue.py`."""
+
+BINS = 256
+"""The exponents of float32: 0 is zero and subnormal, 255 infinite and NaN, and `k` between them
+holds magnitudes from 2^(k-127) to below 2^(k-126)."""
+
+SHOWN_BINS = 64
+EPS_SHOWN = [float(f"1e{exponent}") for exponent in range(-20, 1)]
+"""Where the curve of `dominated_fractions` is drawn."""
+
+
+class Histogram(NamedTuple):
+    """Counts between edges, which are powers of two, given as their exponents."""
+
+    counts: list[int]
+    log2_edges: list[float]
+
+
+def fold(counts: Sequence[int]) -> Histogram:
+    """The 64 octaves below the largest magnitude; what is smaller stands in the first.
+
+    Zeros stand with the smallest, infinite and NaN elements with the largest.
+
+    Args:
+        counts: One count a binary exponent, as in `BINS`.
+
+    Example:
+        >>> counts = [0] * BINS
+        >>> counts[127] = 5
+        >>> shown = fold(counts)
+        >>> shown.counts[-1], shown.log2_edges[-2:]
+        (5, [0.0, 1.0])
+    """
+    occupied = [exponent for exponent in range(BINS - 1) if counts[exponent]]
+    top = max([SHOWN_BINS, *occupied])
+    first = top - SHOWN_BINS + 1
+    shown = [sum(counts[: first + 1]), *counts[first + 1 : top + 1]]
+    shown[-1] += counts[-1]
+    return Histogram(shown, [float(exponent - 127) for exponent in range(first, top + 2)])
+
+
+def dominated_fractions(counts: Sequence[int], eps: Sequence[float] = EPS_SHOWN) -> list[float]:
+    """The share of the elements whose √v̂ would be below eps, for every eps asked for.
+
+    Exact where eps is a power of two; within an octave the elements are taken to be spread evenly
+    over its logarithm.
+
+    Args:
+        counts: The counts of `denominator`, one a binary exponent, as in `BINS`.
+        eps: The values, above 0 (default: the powers of ten from 1e-20 to 1).
+
+    Returns:
+        The shares, NaN if there are no elements.
+
+    Example:
+        >>> counts = [0] * BINS
+        >>> counts[127 - 10] = counts[127] = 2
+        >>> dominated_fractions(counts, [1e-8, 2.0**-9, 2.0])
+        [0.0, 0.5, 1.0]
+    """
+    elements = sum(counts)
+    fractions = []
+    for each in eps:
+        place = min(max(math.log2(each) + 127, 1.0), BINS - 1.0)
+        octave = min(int(place), BINS - 2)
+        below = sum(counts[:octave]) + (place - octave) * counts[octave]
+        fractions.append(below / elements if elements else math.nan)
+    return fractions

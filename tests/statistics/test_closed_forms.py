@@ -1,0 +1,343 @@
+"""Statistics against mathematics and optax, never against this package's own reference."""
+
+from collections.abc import Iterator
+from math import exp, sqrt
+from typing import Any
+
+import jax
+import numpy as np
+import numpy.typing as npt
+import optax  # type: ignore[import-untyped]
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+
+from lightning_adam import AdamStatistics
+from tests.statistics.cases import stepped
+
+Array = npt.NDArray[np.float64]
+Law = tuple[float, float]
+"""What a number is expected to be, and its standard deviation over samples."""
+
+
+def measured(optimizer: Optimizer) -> dict[str, float]:
+    """The whole model's statistics by their bare name."""
+    metric = AdamStatistics(statistics="all", scopes=["model"])
+    metric.update(optimizer)
+    return {key.split("/")[1]: value for key, value in metric.compute().items()}
+
+
+def float64(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(shape, dtype=torch.float64))
+
+
+# White noise. With independent gradients g ~ N(0, s²), one a step, m̂ = Σaᵢgᵢ and ṽ = Σdᵢgᵢ²: a
+# ratio of quadratic forms of one Gaussian vector, the scale s cancelled. Its laws below are exact
+# at every step, so is the sampling error of a mean over elements.
+
+LOG_GRID = np.linspace(-40, 80, 1201)
+GRID, SPACING = np.exp(LOG_GRID), float(LOG_GRID[1] - LOG_GRID[0])
+
+
+def moment_weights(betas: tuple[float, float], steps: int) -> tuple[Array, Array]:
+    """How much of m̂ and of ṽ each of the past gradients is, the latest first."""
+    age = np.arange(steps, dtype=np.float64)
+    first, second = ((1 - beta) * beta**age / (1 - beta**steps) for beta in betas)
+    return first, second
+
+
+def ratio_law(a: Array, d: Array) -> Law:
+    """Mean and deviation of R = (Σaᵢgᵢ)²/Σdᵢgᵢ².
+
+    From 1/Q = ∫exp(-sQ)ds and 1/Q² = ∫s·exp(-sQ)ds: under the integral all is Gaussian.
+    """
+    spread = 1 + 2 * np.outer(GRID, d)
+    tail = np.exp(-np.log(spread).sum(axis=1) / 2)
+    variance = (a**2 / spread).sum(axis=1)
+    mean = float((GRID * variance * tail).sum() * SPACING)
+    square = float((GRID**2 * 3 * variance**2 * tail).sum() * SPACING)
+    return mean, sqrt(max(square - mean**2, 0))
+
+
+def ratio_exceeds(a: Array, d: Array, level: float) -> float:
+    """P(R > level) = P(gᵀ(aaᵀ - level·D)g > 0), by Imhof's (1961) integral."""
+    eigenvalues = np.outer(GRID, np.linalg.eigvalsh(np.outer(a, a) - level * np.diag(d)))
+    angle = np.arctan(eigenvalues).sum(axis=1) / 2
+    damping = np.exp(-np.log1p(eigenvalues**2).sum(axis=1) / 4)
+    return 0.5 + float((np.sin(angle) * damping).sum() * SPACING / np.pi)
+
+
+def cut_ratio_law(a: Array, d: Array) -> Law:
+    """Mean and deviation of min(R, 1), from E[min(R, 1)ᵏ] = ∫k·rᵏ⁻¹·P(R > r)dr over 0…1."""
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    # P(R > r) falls like √r near 0, so it is smooth in √r.
+    root = (nodes + 1) / 2
+    exceeds = np.array([ratio_exceeds(a, d, level) for level in root**2])
+    mean = float((weights / 2 * 2 * root * exceeds).sum())
+    square = float((weights / 2 * 4 * root**3 * exceeds).sum())
+    return mean, sqrt(max(square - mean**2, 0))
+
+
+def white_noise_laws(betas: tuple[float, float], step: int, scale: float) -> dict[str, Law]:
+    beta1, beta2 = betas
+    a, d = moment_weights(betas, step)
+    exp_avg_rms = scale * sqrt((1 - beta1) / (1 + beta1) * (1 - beta1 ** (2 * step)))
+    alignment = (1 - beta1) * scale / exp_avg_rms
+    exp_avg_sq = scale**2 * (1 - beta2**step)
+    ratio, ratio_deviation = ratio_law(a, d)
+    last, last_deviation = ratio_law(np.eye(step)[0], d)
+    return {
+        "grad_rms": (scale, scale / sqrt(2)),
+        "exp_avg_rms": (exp_avg_rms, exp_avg_rms / sqrt(2)),
+        "exp_avg_mean": (0.0, exp_avg_rms),
+        "exp_avg_sq_mean": (exp_avg_sq, exp_avg_sq * sqrt(2 * float((d**2).sum()))),
+        "momentum_alignment": (alignment, 1 - alignment**2),
+        "direction_rms": (sqrt(ratio), ratio_deviation / sqrt(4 * ratio)),
+        "exp_avg_sq_lag": (sqrt(last), last_deviation / sqrt(4 * last)),
+        "signal_fraction": cut_ratio_law(a, d),
+    }
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.9, 0.95), (0.0, 0.9)])
+def test_white_noise_has_the_moments_of_white_noise(betas: tuple[float, float]) -> None:
+    torch.manual_seed(1)
+    size, scale, checked = 400_000, 0.02, [1, 2, 3, 5, 10, 30, 100]
+    weight = float64(size)
+    optimizer = torch.optim.AdamW(
+        [weight], lr=1e-4, betas=betas, eps=1e-15, weight_decay=0, fused=True
+    )
+    weight.grad = torch.empty_like(weight)
+    for step in range(1, checked[-1] + 1):
+        weight.grad.normal_(0, scale)
+        optimizer.step()
+        if step not in checked:
+            continue
+        actual = measured(optimizer)
+        for name, (expected, deviation) in white_noise_laws(betas, step, scale).items():
+            tolerance = 5 * deviation / sqrt(size) + 1e-12 * abs(expected)
+            assert abs(actual[name] - expected) < tolerance, (step, name, actual[name], expected)
+        a, d = moment_weights(betas, step)
+        # Cauchy and Schwarz: no gradients whatever can give a larger step.
+        assert actual["direction_max"] <= sqrt(float((a**2 / d).sum())) * (1 + 1e-12)
+        if step == 1:
+            for name in ["signal_fraction", "direction_rms", "direction_max", "exp_avg_sq_lag"]:
+                assert actual[name] == pytest.approx(1, rel=1e-12), name
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 10, 30, 100])
+def test_the_short_formula_for_white_noise_is_good_to_one_minus_beta2(step: int) -> None:
+    """The one that design.md gives: it takes ṽ to be s² and the cut at 1 never to happen."""
+    short = 0.1 / 1.9 * (1 - 0.9 ** (2 * step)) / (1 - 0.9**step) ** 2
+    a, d = moment_weights((0.9, 0.999), step)
+    assert cut_ratio_law(a, d)[0] == pytest.approx(short, rel=1e-3)
+    assert ratio_law(a, d)[0] == pytest.approx(short, rel=1e-3)
+
+
+# Another library's Adam.
+
+
+@pytest.fixture
+def jax_in_float64() -> Iterator[None]:
+    update: Any = jax.config.update
+    update("jax_platforms", "cpu")  # looking for GPUs is what prints warnings
+    update("jax_enable_x64", True)
+    yield
+    update("jax_enable_x64", False)
+
+
+def flat(tree: Any) -> Array:
+    return np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(tree)])
+
+
+def rms(values: Array) -> float:
+    return float(np.sqrt(np.mean(values**2)))
+
+
+@pytest.mark.usefixtures("jax_in_float64")
+@pytest.mark.parametrize("kind", ["adam", "coupled", "adamw"])
+@pytest.mark.parametrize("eps", [1e-8, 0.3])
+def test_the_moments_and_the_step_are_those_of_optax(kind: str, eps: float) -> None:
+    torch.manual_seed(2)
+    lr, beta1, beta2, decay = 0.01, 0.8, 0.97, 0.0 if kind == "adam" else 0.3
+    adam: Any = {"b1": beta1, "b2": beta2, "eps": eps}
+    theirs: Any = {
+        "adam": optax.adam(lr, **adam),
+        "coupled": optax.chain(optax.add_decayed_weights(decay), optax.adam(lr, **adam)),
+        "adamw": optax.adamw(lr, weight_decay=decay, **adam),
+    }[kind]
+    weights = [float64(7, 5), float64(11)]
+    ours = (torch.optim.AdamW if kind == "adamw" else torch.optim.Adam)(
+        weights, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=decay
+    )
+    params: Any = [weight.detach().numpy().copy() for weight in weights]
+    state = theirs.init(params)
+    for step in range(1, 21):
+        for weight in weights:
+            weight.grad = torch.randn_like(weight)
+        ours.step()
+        grads = [weight.grad.numpy() for weight in weights if weight.grad is not None]
+        updates, state = theirs.update(grads, state, params)
+        before, params = flat(params), optax.apply_updates(params, updates)
+        mu, nu = (flat(optax.tree.get(state, name)) for name in ["mu", "nu"])
+        update = -flat(updates)
+        decayed = decay * before
+        if kind == "adamw":
+            decayed = lr * decayed
+            update = update - decayed
+        denominator = np.sqrt(nu / (1 - beta2**step))
+        ratio = (mu / (1 - beta1**step) / denominator) ** 2
+        entered = flat(grads) + (decayed if kind == "coupled" else 0)
+        expected = {
+            "exp_avg_norm": np.linalg.norm(mu),
+            "exp_avg_rms": rms(mu),
+            "exp_avg_max": np.abs(mu).max(),
+            "exp_avg_sq_mean": nu.mean(),
+            "exp_avg_sq_max": nu.max(),
+            "denominator_mean": denominator.mean(),
+            "signal_fraction": np.minimum(ratio, 1).mean(),
+            "eps_damping": np.mean(denominator / (denominator + eps)),
+            "eps_dominated_fraction": np.mean(denominator < eps),
+            "exp_avg_sq_lag": rms(entered / np.maximum(denominator, eps)),
+            "update_norm": np.linalg.norm(update),
+            "direction_rms": rms(update) / lr,
+            "direction_max": np.abs(update).max() / lr,
+            "weight_norm": np.linalg.norm(flat(params)),
+            "update_to_weight": np.linalg.norm(update) / np.linalg.norm(flat(params)),
+        }
+        if kind != "adam":
+            expected["decay_norm"] = np.linalg.norm(decayed)
+        actual = measured(ours)
+        for name, value in expected.items():
+            assert actual[name] == pytest.approx(float(value), rel=1e-12), (step, name)
+        eps_energy_loss = 1 - float(((update / lr) ** 2).sum() / ratio.sum())
+        assert actual["eps_energy_loss"] == pytest.approx(eps_energy_loss, rel=0, abs=1e-12)
+        # A sum of both signs is as accurate as its terms are large.
+        tolerance = 1e-12 * float(np.abs(mu).mean())
+        assert actual["exp_avg_mean"] == pytest.approx(float(mu.mean()), rel=0, abs=tolerance)
+        cosine = float(mu @ entered / np.linalg.norm(mu) / np.linalg.norm(entered))
+        assert actual["momentum_alignment"] == pytest.approx(cosine, rel=0, abs=1e-12)
+        assert ("decay_norm" in actual) == (kind != "adam")
+
+
+# Laws of Adam's own.
+
+OF_ACTIVE = ["eps_energy_loss", "eps_dominated_fraction", "eps_damping", "direction_rms"]
+
+
+@pytest.mark.parametrize(("eps", "dominated"), [(1e-15, 0), (5e-4, None), (1.0, 1)])
+@pytest.mark.parametrize(("decoupled", "decay"), [(True, 0.0), (True, 0.1), (False, 0.0)])
+def test_rows_never_seen_say_nothing_about_eps(
+    eps: float, dominated: float | None, decoupled: bool, decay: float
+) -> None:
+    torch.manual_seed(3)
+    table = nn.Embedding(1000, 16, dtype=torch.float64)
+    head = nn.Linear(16, 5, dtype=torch.float64)
+    rows = torch.randperm(1000)[:100]
+    tokens, targets = rows[torch.randint(100, (5, 400))], torch.randint(5, (5, 400))
+    small = nn.Parameter(table.weight.detach()[rows])
+    grads: list[Tensor] = []
+
+    def backward(weight: Tensor, step: int) -> Tensor:
+        logits = head(functional.embedding(tokens[step], weight))
+        loss = functional.cross_entropy(logits, targets[step])
+        grads.extend(torch.autograd.grad(loss, weight))
+        return grads[-1]
+
+    settings: Any = {"decoupled": decoupled, "weight_decay": decay, "eps": eps, "steps": 5}
+    whole = measured(stepped([table.weight], grad=backward, **settings))
+    seen = measured(stepped([small], grad=lambda _, step: grads[step][rows], **settings))
+    assert whole["idle_fraction"] == 0.9
+    assert seen["idle_fraction"] == 0
+    for name in OF_ACTIVE:
+        assert whole[name] == pytest.approx(seen[name], rel=1e-9), name
+    if dominated is None:
+        assert all(0.1 < whole[name] < 0.9 for name in OF_ACTIVE)
+    else:
+        assert whole["eps_dominated_fraction"] == dominated
+        assert whole["eps_energy_loss"] == pytest.approx(dominated, abs=1e-3)
+        assert whole["eps_damping"] == pytest.approx(1 - dominated, abs=1e-2)
+
+
+@pytest.mark.parametrize("factor", [2.0**-30, 2.0**12])
+def test_gradients_and_eps_on_another_scale_take_the_same_steps(factor: float) -> None:
+    def at_scale(scale: float) -> dict[str, float]:
+        torch.manual_seed(4)
+        settings: Any = {"decoupled": True, "weight_decay": 0.1, "eps": 0.4 * scale, "steps": 7}
+        settings["grad"] = lambda weight, _: torch.randn_like(weight) * scale
+        return measured(stepped([float64(60, 50)], **settings))
+
+    plain, scaled = at_scale(1.0), at_scale(factor)
+    powers = {
+        **dict.fromkeys([*OF_ACTIVE, "momentum_alignment", "signal_fraction", "direction_max"], 0),
+        **dict.fromkeys(["exp_avg_sq_lag", "update_norm", "weight_norm", "decay_alignment"], 0),
+        **dict.fromkeys(["grad_norm", "grad_max", "exp_avg_rms", "denominator_mean", "eps"], 1),
+        **dict.fromkeys(["exp_avg_sq_mean", "exp_avg_sq_max"], 2),
+    }
+    for name, power in powers.items():
+        # A power of two changes no rounding.
+        assert scaled[name] == pytest.approx(plain[name] * factor**power, rel=1e-15), name
+    assert 0 < plain["eps_dominated_fraction"] < 1
+
+
+def test_rotational_equilibrium() -> None:
+    """Kosson et al. 2023: white noise and decoupled decay settle at rms(p) = √(η/2λ)."""
+    torch.manual_seed(5)
+    lr, decay, beta1, size, steps = 0.01, 0.1, 0.9, 65_536, 5000
+    weight = nn.Parameter(torch.zeros(size))
+    weight.grad = torch.empty_like(weight)
+    optimizer = torch.optim.AdamW(
+        [weight], lr=lr, betas=(beta1, 0.999), eps=1e-15, weight_decay=decay, fused=True
+    )
+    for _ in range(steps):
+        weight.grad.normal_()
+        optimizer.step()
+    actual = measured(optimizer)
+    assert actual["decay_timescale"] == pytest.approx(1000, rel=1e-12)
+    assert actual["equilibrium_ratio"] == pytest.approx(1, rel=0.02)
+    # Closer than the paper's first order: p is a sum of u's, themselves correlated as β1ᵏ. What
+    # is left of the start dies as exp(-2ηλt); v is s² only to 1-β2.
+    keep = 1 - lr * decay
+    law = lr * 2 * decay * (1 - beta1) / (1 + beta1) / (1 - beta1 * keep)
+    law *= (1 + beta1 * keep) / (1 - keep**2)
+    tolerance = 5 / sqrt(2 * size) + exp(-2 * lr * decay * steps) + 1e-3
+    assert actual["equilibrium_ratio"] == pytest.approx(sqrt(law), rel=tolerance)
+    rotation = sqrt(2 * lr * decay * (1 - beta1) / (1 + beta1))
+    assert actual["update_to_weight"] == pytest.approx(rotation, rel=0.02)
+
+
+# What the parameter's and the state's own arithmetic loses.
+
+
+@pytest.mark.parametrize(("dtype", "lost"), [(torch.bfloat16, 1.0), (torch.float32, 0.0)])
+def test_bfloat16_weights_do_not_decay(dtype: torch.dtype, lost: float) -> None:
+    """1 - ηλ = 1 - 1e-4, and half a unit in bfloat16's last place is at least 2⁻⁹ = 2e-3."""
+    torch.manual_seed(6)
+    weight = nn.Parameter(torch.randn(5000).to(dtype))
+    optimizer = stepped([weight], decoupled=True, lr=1e-3, weight_decay=0.1)
+    assert measured(optimizer)["decay_lost_fraction"] == lost
+
+
+@pytest.mark.parametrize(
+    ("dtype", "beta2", "stalled"),
+    [(torch.bfloat16, 0.999, 1.0), (torch.bfloat16, 0.9, 0.0), (torch.float32, 0.999, 0.0)],
+)
+def test_exp_avg_sq_in_bfloat16_stalls(dtype: torch.dtype, beta2: float, stalled: float) -> None:
+    torch.manual_seed(7)
+    weight = nn.Parameter(torch.randn(5000).to(dtype))
+    optimizer = stepped([weight], decoupled=True, betas=(0.9, beta2))
+    assert optimizer.state[weight]["exp_avg_sq"].dtype == dtype
+    assert measured(optimizer)["exp_avg_sq_stalled_fraction"] == stalled
+
+
+@pytest.mark.parametrize(("lr", "below"), [(1e-3, 1.0), (3e-3, 0.0)])
+def test_from_one_bfloat16_steps_down_twice_as_finely_as_up(lr: float, below: float) -> None:
+    """The first step is ±η: lost upwards under 2⁻⁸, downwards under 2⁻⁹."""
+    torch.manual_seed(8)
+    grad = torch.randn(5000).to(torch.bfloat16)
+    weight = nn.Parameter(torch.ones_like(grad))
+    settings: Any = {"lr": lr, "weight_decay": 0.0, "steps": 1}
+    actual = measured(stepped([weight], grad=lambda *_: grad, decoupled=True, **settings))
+    up = (grad < 0).double().mean().item()
+    assert actual["update_lost_fraction"] == pytest.approx(up + (1 - up) * below, rel=1e-15)

@@ -1,0 +1,106 @@
+"""Counts by binary exponent: their folding for display, and what eps would dominate."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from lightning_adam import AdamStatistics
+from lightning_adam.statistics.histograms import BINS, EPS_SHOWN, dominated_fractions, fold
+from tests.statistics.cases import stepped
+
+counts = st.dictionaries(st.integers(0, BINS - 1), st.integers(1, 10**12)).map(
+    lambda occupied: [occupied.get(exponent, 0) for exponent in range(BINS)]
+)
+
+
+@given(counts)
+def test_folding_keeps_every_element_in_64_octaves(numbers: list[int]) -> None:
+    shown = fold(numbers)
+    assert len(shown.counts) == 64
+    assert sum(shown.counts) == sum(numbers)
+    assert np.diff(shown.log2_edges).tolist() == [1.0] * 64
+    for edge, number in zip(shown.log2_edges[1:-2], shown.counts[1:-1], strict=False):
+        assert number == numbers[int(edge) + 127]
+
+
+def test_folding_shows_the_largest_magnitudes_whatever_their_size() -> None:
+    numbers = [0] * BINS
+    numbers[20], numbers[24], numbers[0], numbers[255] = 3, 5, 7, 11
+    shown = fold(numbers)
+    assert shown.log2_edges[0] == 1 - 127, "float32 has nothing smaller"
+    assert (shown.counts[0], shown.counts[19], shown.counts[23], shown.counts[-1]) == (7, 3, 5, 11)
+
+
+def denominators(eps: float) -> tuple[torch.Tensor, list[int], float]:
+    """√v̂ of a step, its counts, and what eps dominated in it."""
+    weight = nn.Parameter(torch.randn(50_000, dtype=torch.float64))
+    scale = 10 ** (-12 * torch.rand(50_000, dtype=torch.float64))
+    scale[:5000] = 0
+    optimizer = stepped(
+        [weight], grad=lambda *_: torch.randn(50_000).double() * scale, decoupled=True, eps=eps
+    )
+    metric = AdamStatistics("eps_dominated_fraction", scopes=["model"])
+    metric.update(optimizer, histograms=True)
+    v_hat = optimizer.state[weight]["exp_avg_sq"] / (1 - 0.999**3)
+    (fraction,) = metric.compute().values()
+    return v_hat.sqrt(), metric.compute_exponents()["adam_histogram/denominator"], fraction
+
+
+def test_the_curve_is_exact_at_powers_of_two_and_close_between_them() -> None:
+    values, numbers, _ = denominators(1e-8)
+    seen = values[values > 0]
+    powers = [2.0**exponent for exponent in range(-60, 2)]
+    exact = [(seen < eps).double().mean().item() for eps in powers]
+    assert dominated_fractions(numbers, powers) == pytest.approx(exact, abs=1e-12)
+    between = [(seen < eps).double().mean().item() for eps in EPS_SHOWN]
+    assert dominated_fractions(numbers) == pytest.approx(between, abs=0.02)
+    assert between[10] > 0.05, "the powers of ten are not all below or above the values"
+
+
+@pytest.mark.parametrize("exponent", [-30, -20, -10])
+def test_the_curve_says_of_the_eps_in_use_what_the_statistic_says(exponent: int) -> None:
+    """Rows that were never seen count in neither."""
+    _, numbers, fraction = denominators(2.0**exponent)
+    assert dominated_fractions(numbers, [2.0**exponent]) == pytest.approx([fraction], abs=1e-12)
+    assert sum(numbers) == 45_000
+
+
+def test_of_no_elements_there_is_no_share() -> None:
+    assert all(map(math.isnan, dominated_fractions([0] * BINS)))
+
+
+@given(counts)
+def test_the_curve_never_falls(numbers: list[int]) -> None:
+    curve = dominated_fractions(numbers)
+    assert len(curve) == 21
+    if sum(numbers):
+        assert curve == sorted(curve)
+        assert curve[0] >= 0
+        assert curve[-1] <= 1
+
+
+def test_histograms_cost_nothing_where_they_are_not_asked_for() -> None:
+    metric = AdamStatistics()
+    weight = nn.Parameter(torch.randn(5))
+    metric.update(stepped([weight], decoupled=True), histograms=True)
+    assert metric.compute_exponents()
+    metric.update(stepped([weight], decoupled=True))
+    assert metric.compute_exponents() == {}
+
+
+def test_models_and_groups_have_keys_of_their_own() -> None:
+    groups = [
+        {"params": [nn.Parameter(torch.randn(3))], "name": "body"},
+        {"params": [nn.Parameter(torch.randn(5))], "name": "head"},
+    ]
+    metric = AdamStatistics(optimizer_name="0")
+    metric.update(stepped(groups, decoupled=True), histograms=True)
+    sizes = {key: sum(numbers) for key, numbers in metric.compute_exponents().items()}
+    assert len(sizes) == 12
+    assert sizes["adam_histogram/denominator/optimizer/0"] == 8
+    assert sizes["adam_histogram/direction/optimizer/0/group/head"] == 5

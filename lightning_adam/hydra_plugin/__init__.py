@@ -8,6 +8,7 @@ from pathlib import Path
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import OmegaConf
 
 from lightning_adam import schema
 
@@ -43,9 +44,12 @@ def _store_schemas() -> None:
     They have no package, for each preset says where it belongs by default, and no group, so that
     `--help` and tab completion offer the presets alone.
     """
-    schemas: dict[str, type] = {
+    monitor = OmegaConf.structured(schema.MonitorConfig)
+    # Without this Hydra would ask for a + before `adam_monitor.worst={grad_norm:3}`.
+    OmegaConf.set_struct(monitor.worst, False)
+    schemas = {
         "adam": schema.AdamConfig,
-        "monitor": schema.MonitorConfig,
+        "monitor": monitor,
         **schema.SCHEDULERS,
     }
     store = ConfigStore.instance()

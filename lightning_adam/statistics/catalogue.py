@@ -239,7 +239,11 @@ def exp_avg_sq_lag(entered_over_second_moment: float, active: float) -> float | 
     return root(ratio(entered_over_second_moment, active))
 
 
-@statistic("moments", "√(Σmax_exp_avg_sq/Σv), with amsgrad", source="Reddi et al. 2018")
+@statistic(
+    "moments",
+    "√(Σmax_exp_avg_sq/Σv), with amsgrad",
+    source="Reddi et al. 2018, arXiv 1904.09237",
+)
 def amsgrad_gap(amsgrad_max_exp_avg_sq: float, amsgrad_exp_avg_sq: float) -> float | None:
     """How much smaller the steps are than without amsgrad: 1 if its maximum holds nothing back."""
     return root(ratio(amsgrad_max_exp_avg_sq, amsgrad_exp_avg_sq))

@@ -92,6 +92,8 @@ def _draw(ax: Axes, name: str, lines: Mapping[str, list[float]]) -> None:
     values = [abs(value) for line in lines.values() for value in line if math.isfinite(value)]
     if min(values, default=0) > 0 and max(values) > LOG_SPAN * min(values):
         ax.set_yscale("log")
+    elif STATISTICS[name].unit == "fraction":
+        ax.set_ylim(0, 1.05 * max(values, default=0) or 1)
     ax.set_title(name, fontsize="medium")
     ax.set_ylabel(STATISTICS[name].unit, fontsize="small")
     ax.tick_params(labelsize="x-small")

@@ -24,6 +24,9 @@ DECAY = "/group/decay"
 NO_DECAY = "/group/no_decay"
 SCOPES = (MODEL, DECAY, NO_DECAY)
 
+NO_NUMBERS = ("adam_histogram/", "adam_underflow/eps_curve", "adam_layers")
+"""What the keys of histograms, curves and tables begin with."""
+
 NO_DECAY_LACKS = {"decay_norm", "decay_to_update"}
 """Undefined where nothing decays."""
 FIRST_STEP_LACKS = {"update_lost_fraction", "decay_to_update"}
@@ -196,7 +199,7 @@ def our_rows(rows: Iterable[Mapping[str, Any]], step_key: str) -> dict[int, dict
         ours = {
             key: float(value)
             for key, value in row.items()
-            if key.startswith("adam_") and not isinstance(value, dict)
+            if key.startswith("adam_") and not key.startswith(NO_NUMBERS)
         }
         if ours:
             found.setdefault(int(row[step_key]), {}).update(ours)

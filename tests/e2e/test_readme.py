@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS, Statistic
 from tests.e2e.support import (
     BRIEFLY,
     CONFIG,
@@ -20,6 +23,7 @@ from tests.e2e.support import (
     Finished,
     environment,
     follow_the_readme,
+    history,
     jobs_in,
     keys,
     logged_rows,
@@ -38,7 +42,9 @@ TABLE = ("text", "AdamW, ")
 RECIPE = ("bash", "python -m recipes.mnist ")
 MAKE = ("bash", "make demo\n")
 VARIANTS = ("bash", "python train.py 'optimizer.groups=")
-HANDLED = [TRAIN, CONFIG, TRAIN_COMMAND, VARIANTS, TABLE, RECIPE, MAKE]
+MONITORING = ("bash", "python train.py adam_monitor.")
+MEASURE = ("python", "# measure.py\n")
+HANDLED = [TRAIN, CONFIG, TRAIN_COMMAND, VARIANTS, TABLE, RECIPE, MAKE, MONITORING, MEASURE]
 
 RECIPE_JOBS = [[{"lr": 3e-4, "betas": [0.9, 0.95], "amsgrad": True}], [{"lr": 1e-4}, {"lr": 1e-3}]]
 """What the jobs of each line of that block train with."""
@@ -63,6 +69,12 @@ SAID = [
     ["lightning_adam/scheduler=inverse_sqrt"],
 ]
 """What each line of that block prints."""
+LOGGED = [
+    ["adam_update/direction_max/layer/net", "adam_underflow/idle_fraction/group/decay"],
+    ["adam_underflow/eps_damping", "adam_underflow/eps_energy_loss/tensor/net.0.weight"],
+    ["adam_histogram/denominator/group/decay", "adam_underflow/eps_curve_table", "adam_layers"],
+]
+"""Some of the keys that each training of the monitor's block logs; the other lines explain."""
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +94,44 @@ def test_what_else_the_readme_types_does_what_it_says(
     assert typed.returncode == 0, typed.output
     for words in said:
         assert words in typed.output
+
+
+@pytest.mark.parametrize(
+    ("line", "logged"),
+    list(zip(readme_text(*MONITORING).splitlines(), [*LOGGED, [], []], strict=True)),
+)
+def test_what_the_readme_types_for_the_monitor_is_logged(
+    line: str, logged: list[str], project: Path
+) -> None:
+    before = set(offline_runs(project))
+    typed = run_text(line, project, environment(CUDA_VISIBLE_DEVICES=""))
+    assert typed.returncode == 0, typed.output
+    rows = [row for left in set(offline_runs(project)) - before for row in history(left)]
+    # A histogram's and a table's parts stand behind a dot.
+    keys_and_parts = {key for row in rows for key in row}
+    assert all(any(f"{each}.".startswith(f"{key}.") for each in keys_and_parts) for key in logged)
+    assert logged or SYMBOLS in typed.output
+
+
+def test_the_table_of_statistics_is_the_catalogues() -> None:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if re.match(r"\| (\*\*)?`adam_", line)]
+    assert rows == [as_row(statistic) for statistic in STATISTICS.values()]
+    assert SYMBOLS in text
+
+
+def as_row(statistic: Statistic) -> str:
+    key = f"**`{statistic.key}`**" if statistic.is_headline else f"`{statistic.key}`"
+    source = f" ({statistic.source})" if statistic.source else ""
+    formula = statistic.formula.replace("|", r"\|")
+    return f"| {key} | {statistic.meaning} | {formula}{source} |"
+
+
+def test_the_block_without_lightning_measures_and_draws(tmp_path: Path) -> None:
+    (tmp_path / "measure.py").write_text(readme_text(*MEASURE), encoding="utf-8")
+    said = succeed([sys.executable, "measure.py"], tmp_path)
+    assert "{'layer': '0', 'grad_norm': " in said
+    assert (tmp_path / "adam.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,8 @@ def made_tensor(
         values[idle] = 0
     if recipe["special"] is not None and p.numel():
         special, place = recipe["special"]
-        (p, g, m, v)[place].view(-1)[p.numel() // 2] = special
+        # A sum of squares is never negative.
+        (p, g, m, v)[place].view(-1)[p.numel() // 2] = abs(special) if place == 3 else special
     laid_out = [LAYOUTS[name] for name in recipe["layouts"]]
     parameter = nn.Parameter(laid_out[0](p.to(p_dtype)))
     parameter.grad_dtype = None
@@ -170,7 +171,7 @@ def test_any_state_agrees_with_the_reference(groups: list[dict[str, Any]], seed:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=1500, deadline=None)
 @given(groups=parameter_groups(), seed=st.integers(0, 2**31))
 def test_any_state_agrees_with_the_reference_many_times(
     groups: list[dict[str, Any]], seed: int

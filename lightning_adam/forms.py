@@ -149,7 +149,8 @@ def typed(given: Mapping[str, Any], schema: type[Config], where: str) -> Config:
             instead = RANGES[name].instead if name in RANGES else getattr(defaults, name)
             words = re.search(r"expected one of \[(.*)\]", str(error))
             if words:
-                instead = nearest(str(value), words[1].split(", "), 1, cutoff=0.0)[0]
+                close = nearest(str(value), words[1].split(", "), 1, cutoff=0.0)[0]
+                instead = [close] if isinstance(getattr(defaults, name), list) else close
             raise refusal(where, name, value, _sentence(error), instead) from None
     try:
         config = OmegaConf.to_object(node)

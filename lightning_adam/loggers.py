@@ -19,8 +19,10 @@ from lightning_adam.statistics.histograms import (
 EPS_CURVE = "adam_underflow/eps_curve"
 DENOMINATOR = "adam_histogram/denominator"
 LAYERS = "adam_layers"
+X_AXIS = "trainer/global_step"
+"""What Lightning logs its steps under."""
 ROWS_AT_ONCE = 1000
-"""A table of layers is sent when it has so many rows; what a killed run loses is less than that."""
+"""The rows of a layers' table that are sent together: about as many a killed run loses."""
 
 
 def takes_histograms(logger: Logger) -> bool:
@@ -60,9 +62,9 @@ def _eps_curves(exponents: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     lines: dict[str, dict[str, list[float]]] = {}
     for key, counts in exponents.items():
         if key.startswith(DENOMINATOR):
-            optimizer, _, group = key.removeprefix(DENOMINATOR).partition("/group/")
+            optimizer, separator, group = key.removeprefix(DENOMINATOR).partition("/group/")
             chart = lines.setdefault(EPS_CURVE + optimizer, {})
-            chart[group or "model"] = dominated_fractions(counts)
+            chart[f"group/{group}" if separator else "model"] = dominated_fractions(counts)
     return {
         key: wandb.plot.line_series(
             xs=[math.log10(eps) for eps in EPS_SHOWN],
@@ -102,8 +104,8 @@ class LayerTable:
         columns: The table's columns.
 
     Example:
-        >>> table = LayerTable(["step", "layer", "grad_norm"])
-        >>> table.add({"step": 0, "layer": "net.0", "grad_norm": 1.5})
+        >>> table = LayerTable([X_AXIS, "layer", "grad_norm"])
+        >>> table.add({X_AXIS: 0, "layer": "net.0", "grad_norm": 1.5})
         >>> len(table.rows)
         1
     """

@@ -1,5 +1,6 @@
 """AdamMonitor: decides when to measure, for which scopes, and where to log."""
 
+import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,13 @@ from typing_extensions import override
 
 from lightning_adam._private.lightning import log_every_n_steps, logging_step
 from lightning_adam.errors import ConfigError
-from lightning_adam.loggers import ROWS_AT_ONCE, LayerTable, log_exponents, takes_histograms
+from lightning_adam.loggers import (
+    ROWS_AT_ONCE,
+    X_AXIS,
+    LayerTable,
+    log_exponents,
+    takes_histograms,
+)
 from lightning_adam.optimizers import settings as optimizer_settings
 from lightning_adam.reading import read_monitor
 from lightning_adam.schedulers import settings as scheduler_settings
@@ -36,6 +43,9 @@ class _Watched:
     statistics: AdamStatistics
     steps: int
     due: int
+    depth: int = 0
+    """How many calls of `step` are under way, each of which fires the hooks: a subclass may call
+    `super().step()`."""
     has_statistics: bool = False
     has_histograms: bool = False
     is_introduced: bool = False
@@ -85,10 +95,10 @@ class AdamMonitor(Callback):
     ) -> None:
         arguments = {
             "every_n_steps": every_n_steps,
-            "scopes": list(scopes),
-            "statistics": statistics if isinstance(statistics, str) else list(statistics),
+            "scopes": scopes,
+            "statistics": statistics,
             "layer_depth": layer_depth,
-            "worst": dict(worst or {}),
+            "worst": {} if worst is None else worst,
             "histograms_every_n_steps": histograms_every_n_steps,
             "layer_table": layer_table,
         }
@@ -137,7 +147,7 @@ class AdamMonitor(Callback):
                     name = str(index) if len(trainer.optimizers) > 1 else None
                     self._watch(optimizer, name, pl_module)
             names = [each.name for each in self._watched[0].statistics.statistics]
-            self._layers = LayerTable(["step", "optimizer", "layer", *names])
+            self._layers = LayerTable([X_AXIS, "optimizer", "layer", *names])
             _log_settings(trainer)
 
     @override
@@ -150,7 +160,10 @@ class AdamMonitor(Callback):
         batch_idx: int,
     ) -> None:
         """Logs what the batch's optimizer steps have left, under the step of the batch's loss."""
-        if any(each.has_statistics or each.has_histograms for each in self._watched):
+        for watched in self._watched:
+            # A step that raised has left its mark.
+            watched.depth = 0
+        if any(map(_is_waiting, self._watched)):
             with self._never_harm():
                 self._log(trainer)
 
@@ -170,7 +183,10 @@ class AdamMonitor(Callback):
         if self._layers.rows:
             with self._never_harm():
                 self._layers.send(trainer.loggers, logging_step(trainer))
-        self._stop()
+        self._switch_off()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
 
     def _watch(self, optimizer: Optimizer, name: str | None, module: LightningModule) -> None:
         statistics = AdamStatistics(
@@ -181,15 +197,24 @@ class AdamMonitor(Callback):
             named_parameters=module.named_parameters,
             optimizer_name=name,
         )
-        taken = [float(state["step"]) for state in optimizer.state.values() if "step" in state]
+        counted = [*optimizer.state.values(), *optimizer.param_groups]
+        taken = [float(each["step"]) for each in counted if "step" in each]
         steps = int(max(taken, default=0))
         watched = _Watched(optimizer, name, statistics, steps, self._next_due(steps))
         self._watched.append(watched)
-        self._hooks.append(
-            optimizer.register_step_post_hook(
-                lambda optimizer, args, kwargs: self._after_step(watched)
-            )
-        )
+
+        def before_step(*hook_arguments: Any) -> None:
+            watched.depth += 1
+
+        def after_step(*hook_arguments: Any) -> None:
+            watched.depth -= 1
+            if watched.depth <= 0:
+                self._after_step(watched)
+
+        self._hooks += [
+            optimizer.register_step_pre_hook(before_step),
+            optimizer.register_step_post_hook(after_step),
+        ]
 
     def _after_step(self, watched: _Watched) -> None:
         watched.steps += 1
@@ -197,8 +222,9 @@ class AdamMonitor(Callback):
             return
         with self._never_harm():
             watched.due = self._next_due(watched.steps)
-            watched.has_statistics = _is_due(watched.steps, self._interval)
-            watched.has_histograms = _is_due(watched.steps, self.config.histograms_every_n_steps)
+            # What an earlier step of the batch has left is not logged yet.
+            watched.has_statistics |= _is_due(watched.steps, self._interval)
+            watched.has_histograms |= _is_due(watched.steps, self.config.histograms_every_n_steps)
             watched.statistics.update(watched.optimizer, histograms=watched.has_histograms)
 
     def _next_due(self, steps: int) -> int:
@@ -210,7 +236,7 @@ class AdamMonitor(Callback):
         step = logging_step(trainer)
         values: dict[str, float] = {}
         exponents: dict[str, list[int]] = {}
-        for watched in self._watched:
+        for watched in filter(_is_waiting, self._watched):
             if watched.has_statistics:
                 values |= watched.statistics.compute()
                 self._keep_layers(watched, step)
@@ -233,25 +259,25 @@ class AdamMonitor(Callback):
     def _keep_layers(self, watched: _Watched, step: int) -> None:
         for row in watched.statistics.table(Scope.layer) if self.config.layer_table else []:
             optimizer = {} if watched.name is None else {"optimizer": watched.name}
-            self._layers.add({"step": step, **optimizer, **row})
+            self._layers.add({X_AXIS: step, **optimizer, **row})
 
     def _introduce(self, watched: _Watched) -> None:
         """Says once, after the first step, what is not measured of an optimizer."""
         watched.is_introduced = True
         name, statistics = type(watched.optimizer).__name__, watched.statistics
-        unknown = [each.name for each in statistics.not_measured]
-        if self.config.histograms_every_n_steps and statistics.knowledge is not Knowledge.STEP:
-            unknown.append("histograms")
-        if unknown:
-            rank_zero_info(
-                f"AdamMonitor measures of {name} what its state tells, without"
-                f" {', '.join(unknown)}."
-            )
         others = statistics.passed_over
+        without = "without an exp_avg of their shape, or with a sparse gradient"
+        if others and not statistics.is_measured:
+            rank_zero_info(f"AdamMonitor measures nothing of {name}: all parameters are {without}.")
+            return
+        missing = [each.name for each in statistics.not_measured]
+        if self.config.histograms_every_n_steps and statistics.knowledge is not Knowledge.STEP:
+            missing.append("histograms")
         if others:
+            missing.append(f"{len(others)} parameters {without}, such as {others[0]}")
+        if missing:
             rank_zero_info(
-                f"AdamMonitor does not measure {len(others)} parameters of {name} that keep no"
-                f" exp_avg, such as {others[0]}."
+                f"AdamMonitor measures of {name} what its state tells, not {', '.join(missing)}."
             )
 
     @contextmanager
@@ -260,18 +286,22 @@ class AdamMonitor(Callback):
         try:
             yield
         except Exception:
-            self._stop()
+            self._switch_off()
             rank_zero_warn(
                 "AdamMonitor has failed and is off from here on; training is not affected.\n"
                 f"{traceback.format_exc()}"
             )
 
-    def _stop(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+    def _switch_off(self) -> None:
+        # The hooks stay till the end: torch may be going through them at this moment.
+        for watched in self._watched:
+            watched.due = sys.maxsize
         self._watched = []
         self._layers = LayerTable([])
+
+
+def _is_waiting(watched: _Watched) -> bool:
+    return watched.has_statistics or watched.has_histograms
 
 
 def _is_due(steps: int, interval: int | None) -> bool:
@@ -290,7 +320,7 @@ def _log_settings(trainer: Trainer) -> None:
     for logger in trainer.loggers:
         logger.log_hyperparams({"lightning_adam": config})
         if isinstance(logger, WandbLogger):
-            logger.experiment.define_metric("adam_*", step_metric="trainer/global_step")
+            logger.experiment.define_metric("adam_*", step_metric=X_AXIS)
 
 
 def _one_or_numbered(settings: Iterable[dict[str, Any]]) -> dict[str, Any] | None:

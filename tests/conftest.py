@@ -14,4 +14,5 @@ def _own_folder_and_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """Nothing a test leaves behind is found by another: logs go to its own folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
     torch.manual_seed(0)

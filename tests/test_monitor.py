@@ -223,10 +223,29 @@ def test_a_fault_inside_is_reported_once_and_training_ends_as_without_it(
     assert all(torch.equal(a, b) for a, b in same)
 
 
+def test_a_fault_inside_leaves_the_hooks_of_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counting(L.Callback):
+        steps = 0
+
+        def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            trainer.optimizers[0].register_step_post_hook(self.count)
+
+        def count(self, *hook_arguments: Any) -> None:
+            self.steps += 1
+
+    counting = Counting()
+    monkeypatch.delattr("lightning_adam.statistics.views.Views.after_step")
+    fit = trainer(max_epochs=1, callbacks=[AdamMonitor(1), counting], logger=Recorder())
+    with pytest.warns(UserWarning, match="AdamMonitor has failed"):
+        fit.fit(Lit(ADAMW), loader(4))
+    assert counting.steps == 4
+
+
 def test_after_training_nothing_is_left_in_the_optimizer() -> None:
     fit = trainer(max_epochs=1, callbacks=[AdamMonitor(1)], logger=Recorder())
     fit.fit(Lit(ADAMW), loader(2))
     assert not fit.optimizers[0]._optimizer_step_post_hooks
+    assert not fit.optimizers[0]._optimizer_step_pre_hooks
 
 
 def test_a_second_fit_is_measured_from_where_the_optimizer_is(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ class AdamStatistics(Metric):
     def __init__(
         self,
         statistics: str | Sequence[str] = "headline",
-        scopes: Iterable[str] = (Scope.model, Scope.group),
+        scopes: Sequence[str] = (Scope.model, Scope.group),
         *,
         worst: Mapping[str, int] | None = None,
         layer_depth: int | None = None,
@@ -82,8 +82,8 @@ class AdamStatistics(Metric):
         super().__init__(sync_on_compute=False)
         arguments = {
             "statistics": statistics,
-            "scopes": list(scopes),
-            "worst": dict(worst or {}),
+            "scopes": scopes,
+            "worst": {} if worst is None else worst,
             "layer_depth": layer_depth,
         }
         config = read_monitor(arguments, "AdamStatistics")
@@ -95,9 +95,15 @@ class AdamStatistics(Metric):
         self._views = Views(named_parameters, layer_depth)
         self._columns = _Columns([], [])
         self._places: list[Place] = []
+        self._suffixes: dict[tuple[Scope, str], str] = {}
         self.add_state("sums", torch.zeros(0, 0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("maxima", torch.zeros(0, 0, dtype=torch.float64), dist_reduce_fx="max")
         self.add_state("exponents", _no_counts(0), dist_reduce_fx="sum")
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether any parameter took part in the last measurement."""
+        return bool(self._places)
 
     @property
     def not_measured(self) -> list[Statistic]:
@@ -107,7 +113,7 @@ class AdamStatistics(Metric):
 
     @property
     def passed_over(self) -> list[str]:
-        """Names of the parameters that the last step trained without an `exp_avg`."""
+        """Names of the parameters with a gradient that is sparse, or without an `exp_avg`."""
         return self._views.passed_over
 
     def update(self, optimizer: Optimizer, histograms: bool = False) -> None:
@@ -255,14 +261,18 @@ class AdamStatistics(Metric):
             return _Members(["model"], [self.suffix], [0] * len(self._places))
         names = [getattr(place, scope.value) for place in self._places]
         positions = {name: position for position, name in enumerate(dict.fromkeys(names))}
-        suffixes: dict[str, None] = {}
-        for name in positions:
+        suffixes = [self._suffix(scope, name) for name in positions]
+        return _Members(list(positions), suffixes, [positions[name] for name in names])
+
+    def _suffix(self, scope: Scope, name: str) -> str:
+        """What a group, a layer or a tensor appends to a key, the same at every measurement."""
+        if (scope, name) not in self._suffixes:
             suffix = f"{self.suffix}/{scope.value}/{key_part(name)}"
             # Two names may differ only in what no key can hold.
-            while suffix in suffixes:
+            while suffix in self._suffixes.values():
                 suffix += "_"
-            suffixes[suffix] = None
-        return _Members(list(positions), list(suffixes), [positions[name] for name in names])
+            self._suffixes[scope, name] = suffix
+        return self._suffixes[scope, name]
 
     def _rolled_up(self, scope: Scope) -> dict[str, dict[str, float]]:
         """The accumulators, by name, of each of the scope's, by what it appends to a key."""

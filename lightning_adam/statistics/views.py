@@ -2,8 +2,9 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -113,9 +114,11 @@ class Views:
     ) -> None:
         self._named_parameters = named_parameters
         self._layer_depth = layer_depth
-        self._places: dict[tuple[Tensor, str], Place] = {}
+        self._names: dict[int, tuple[ref[Tensor], str | None]] = {}
+        self._places: dict[tuple[str, str], Place] = {}
         self.passed_over: list[str] = []
-        """Names of the parameters that had a gradient at the last step, but keep no `exp_avg`."""
+        """Names of the parameters that had a gradient at the last step, but no `exp_avg` of their
+        shape, or whose gradient was sparse."""
 
     def after_step(self, optimizer: Optimizer) -> list[TensorView]:
         """The views, in the order of `param_groups`.
@@ -126,14 +129,11 @@ class Views:
         views = []
         self.passed_over = []
         for index, group in enumerate(optimizer.param_groups):
-            name = group_name(group, index)
-            settings = _settings(group)
-            for parameter in group["params"]:
+            settings, name = _settings(group), group_name(group, index)
+            for position, parameter in enumerate(group["params"]):
                 if parameter.grad is None:
                     continue
-                if (parameter, name) not in self._places:
-                    self._find_places(optimizer)
-                place = self._places[parameter, name]
+                place = self._place(parameter, name, position, group.get("param_names", ()))
                 # `state[parameter]` would leave an empty state behind.
                 state = optimizer.state.get(parameter, {})
                 view = _view(place, settings, parameter, state, group)
@@ -143,21 +143,30 @@ class Views:
                     views.append(view)
         return views
 
-    def _find_places(self, optimizer: Optimizer) -> None:
-        named = [] if self._named_parameters is None else self._named_parameters()
-        names = {parameter: clean_name(name) for name, parameter in named}
-        self._places = {}
-        for index, group in enumerate(optimizer.param_groups):
-            own_names = group.get("param_names", [])
-            for position, parameter in enumerate(group["params"]):
-                name = names.get(parameter)
-                if name is None and position < len(own_names):
-                    name = clean_name(own_names[position])
-                if name is None:
-                    name = f"{group_name(group, index)}.{position}"
-                layer = ".".join(name.split(".")[:-1][: self._layer_depth])
-                place = Place(name, layer or ROOT, group_name(group, index))
-                self._places[parameter, place.group] = place
+    def _place(
+        self, parameter: Tensor, group: str, position: int, param_names: Sequence[str]
+    ) -> Place:
+        name = self._name_in_module(parameter)
+        if name is None and position < len(param_names):
+            name = clean_name(param_names[position])
+        if name is None:
+            name = f"{group}.{position}"
+        if (name, group) not in self._places:
+            layer = ".".join(name.split(".")[:-1][: self._layer_depth])
+            self._places[name, group] = Place(name, layer or ROOT, group)
+        return self._places[name, group]
+
+    def _name_in_module(self, parameter: Tensor) -> str | None:
+        if self._named_parameters is None:
+            return None
+        known = self._names.get(id(parameter))
+        # Once a parameter is gone, another may have its id.
+        if known is None or known[0]() is not parameter:
+            self._names = {
+                id(each): (ref(each), clean_name(name)) for name, each in self._named_parameters()
+            }
+            known = self._names.setdefault(id(parameter), (ref(parameter), None))
+        return known[1]
 
 
 ROOT = "root"
@@ -188,7 +197,9 @@ def _view(
     if not _has_two_betas(group):
         # Of three, say, exp_avg_sq is not known to decay by the second.
         exp_avg_sq = None
-    max_exp_avg_sq = state.get("max_exp_avg_sq") if group.get("amsgrad") else None
+    max_exp_avg_sq = None
+    if group.get("amsgrad"):
+        max_exp_avg_sq = _elementwise(state.get("max_exp_avg_sq"), parameter)
     return TensorView(
         place=place,
         settings=settings,
@@ -207,7 +218,8 @@ def _number(value: Any) -> Any:
 
 
 def _has_two_betas(group: Group) -> bool:
-    return len(group.get("betas") or ()) == 2
+    betas = group.get("betas")
+    return isinstance(betas, Sequence) and len(betas) == 2
 
 
 def _real(tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,9 @@ def environment(bin_folder: Path = BIN, **changes: str) -> dict[str, str]:
     own = os.environ.items()
     kept = {name: value for name, value in own if not name.startswith(FOREIGN_VARIABLES)}
     path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
-    return kept | {"PATH": path, "OMP_NUM_THREADS": "1"} | changes
+    # Where W&B keeps a copy of each table of an offline run.
+    staging = {"WANDB_DATA_DIR": tempfile.gettempdir()}
+    return kept | {"PATH": path, "OMP_NUM_THREADS": "1"} | staging | changes
 
 
 def run(

@@ -1,0 +1,369 @@
+"""Views are read anew at every measurement, under the right names, and leave nothing behind."""
+
+import copy
+import gc
+import math
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.optim import Adam, AdamW, Optimizer
+
+from lightning_adam import AdamStatistics
+from tests import reference
+from tests.statistics.cases import reference_tensors
+from tests.statistics.test_metric import assert_agree, bare
+
+SCOPES = ["model", "group", "layer", "tensor"]
+NORM = "adam_weight_decay/weight_norm"
+
+
+class Net(nn.Module):
+    """A parameter of its own, a body and a head; the scale can be left out of a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+        self.body = nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.LayerNorm(3)))
+        self.head = nn.Linear(3, 2)
+        self.is_scaled = True
+
+    @property
+    def linear(self) -> nn.Linear:
+        first = self.body[0]
+        assert isinstance(first, nn.Linear)
+        return first
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden: Tensor = self.body(inputs)
+        outputs: Tensor = self.head(hidden * self.scale if self.is_scaled else hidden)
+        return outputs
+
+
+def optimizer_of(net: Net) -> AdamW:
+    """All but the head, in two groups."""
+    others = [net.scale, net.linear.bias, *net.body[1].parameters()]
+    groups: list[dict[str, Any]] = [
+        {"params": [net.linear.weight], "name": "decay", "weight_decay": 0.1},
+        {"params": others, "name": "rest"},
+    ]
+    return AdamW(groups, lr=0.01, weight_decay=0.0)
+
+
+def train(net: nn.Module, optimizer: Optimizer) -> None:
+    optimizer.zero_grad()
+    net(torch.randn(5, 4)).square().mean().backward()
+    optimizer.step()
+
+
+def statistics(net: nn.Module | None = None, layer_depth: int | None = None) -> AdamStatistics:
+    named = None if net is None else net.named_parameters
+    return AdamStatistics("all", SCOPES, layer_depth=layer_depth, named_parameters=named)
+
+
+def values(metric: AdamStatistics, optimizer: Optimizer) -> dict[str, float]:
+    metric.update(optimizer)
+    return metric.compute()
+
+
+def references(net: nn.Module, optimizer: Optimizer) -> dict[str, list[reference.Tensor]]:
+    """The tensors of every scope, by what it appends to a key."""
+    names = {parameter: name for name, parameter in net.named_parameters()}
+    groups = [(group["name"], each) for group in optimizer.param_groups for each in group["params"]]
+    trained = [(group, each) for group, each in groups if each.grad is not None]
+    scopes = defaultdict(list)
+    for (group, parameter), tensor in zip(trained, reference_tensors(optimizer), strict=True):
+        path = names[parameter]
+        layer = path.rpartition(".")[0] or "root"
+        for suffix in ("", f"/group/{group}", f"/layer/{layer}", f"/tensor/{path}"):
+            scopes[suffix].append(tensor)
+    return scopes
+
+
+def agrees(kept: AdamStatistics, net: nn.Module, optimizer: Optimizer) -> None:
+    """What a kept metric says of every scope is what a fresh one and the reference say."""
+    actual = values(kept, optimizer)
+    assert actual == values(statistics(net), optimizer)
+    scopes = references(net, optimizer)
+    for suffix, tensors in scopes.items():
+        assert_agree(bare(actual, suffix), tensors)
+    assert len(actual) == sum(len(bare(actual, suffix)) for suffix in scopes)
+
+
+def load_checkpoint(net: Net, optimizer: AdamW) -> None:
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+def recreate_state(net: Net, optimizer: AdamW) -> None:
+    for state in optimizer.state.values():
+        state.update({name: tensor.clone() for name, tensor in state.items()})
+
+
+def unfreeze(net: Net, optimizer: AdamW) -> None:
+    if len(optimizer.param_groups) == 2:
+        optimizer.add_param_group({"params": net.head.parameters(), "name": "head"})
+
+
+def freeze(net: Net, optimizer: AdamW) -> None:
+    net.linear.weight.requires_grad_(False).grad = None
+
+
+def toggle_scale(net: Net, optimizer: AdamW) -> None:
+    net.is_scaled = not net.is_scaled
+
+
+def rename(net: Net, optimizer: AdamW) -> None:
+    first, second = optimizer.param_groups[:2]
+    first["name"], second["name"] = second["name"], first["name"] + "ed"
+
+
+def change_settings(net: Net, optimizer: AdamW) -> None:
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=9)
+    optimizer.param_groups[1].update(weight_decay=0.2, eps=1e-3, maximize=True)
+
+
+def replace_groups(net: Net, optimizer: AdamW) -> None:
+    groups = optimizer.param_groups
+    optimizer.param_groups = [{**group, "params": [*group["params"]]} for group in groups]
+
+
+def move_between_groups(net: Net, optimizer: AdamW) -> None:
+    first, second = (group["params"] for group in optimizer.param_groups[:2])
+    first.append(second.pop(0))
+    second.append(first.pop(0))
+
+
+def replace_parameter(net: Net, optimizer: AdamW) -> None:
+    """As `model.to` does where it cannot keep the tensor."""
+    old, new = net.linear.bias, nn.Parameter(net.linear.bias.detach().clone())
+    net.linear.bias = new
+    for group in optimizer.param_groups:
+        group["params"] = [new if each is old else each for each in group["params"]]
+    optimizer.state[new] = optimizer.state.pop(old)
+
+
+EVENTS: list[Callable[[Net, AdamW], None]] = [
+    load_checkpoint,
+    recreate_state,
+    unfreeze,
+    freeze,
+    toggle_scale,
+    rename,
+    change_settings,
+    replace_groups,
+    move_between_groups,
+    replace_parameter,
+]
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_a_kept_metric_follows_the_optimizer(event: Callable[[Net, AdamW], None]) -> None:
+    net = Net()
+    optimizer, kept = optimizer_of(net), statistics(net)
+    for happens in (None, event, None, event):
+        if happens is not None:
+            happens(net, optimizer)
+        train(net, optimizer)
+        agrees(kept, net, optimizer)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from(EVENTS), min_size=2, max_size=8))
+def test_whatever_happens_in_turn(events: list[Callable[[Net, AdamW], None]]) -> None:
+    net = Net()
+    optimizer, kept = optimizer_of(net), statistics(net)
+    train(net, optimizer)
+    for event in events:
+        event(net, optimizer)
+        train(net, optimizer)
+        values(kept, optimizer)
+    agrees(kept, net, optimizer)
+
+
+def test_positions_are_those_of_now() -> None:
+    net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    optimizer, kept = Adam(net.parameters()), statistics()
+    train(net, optimizer)
+    kept.update(optimizer)
+    optimizer.param_groups[0]["params"].pop(0)
+    assert values(kept, optimizer) == values(statistics(), optimizer)
+
+
+def leaves(state: Any) -> Iterator[Any]:
+    """All that lies in a state dict, tensors with the number of writes to them."""
+    if isinstance(state, dict | list | tuple):
+        yield type(state), len(state)
+        for each in [*state.items()] if isinstance(state, dict) else state:
+            yield from leaves(each)
+    elif isinstance(state, Tensor):
+        yield id(state), state._version, state.detach().double().numpy().tobytes()
+    else:
+        yield state
+
+
+def test_measuring_leaves_optimizer_and_gradients_as_they_are() -> None:
+    net = Net()
+    optimizer = optimizer_of(net)
+    train(net, optimizer)
+    unfreeze(net, optimizer)
+    untouched = nn.Parameter(torch.ones(2))
+    optimizer.add_param_group({"params": [untouched], "name": "untouched"})
+    assert net.head.weight.grad is not None, "a gradient, but no state yet"
+
+    def everything() -> list[Any]:
+        tensors = [(each, each.grad) for each in net.parameters()]
+        return [*leaves(optimizer.state_dict()), *leaves([tensors, optimizer.param_groups])]
+
+    before, in_state = everything(), len(optimizer.state)
+    metric = statistics(net)
+    metric.update(optimizer, histograms=True)
+    assert metric.passed_over == ["head.weight", "head.bias"]
+    assert not any("head" in key for key in metric.compute())
+    assert everything() == before
+    assert len(optimizer.state) == in_state
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_no_gradient_and_no_state_is_kept_alive(dtype: torch.dtype) -> None:
+    weight = nn.Parameter(torch.ones(3, dtype=dtype))
+    optimizer, metric = Adam([weight]), statistics()
+    weight.grad = torch.ones(3, dtype=dtype)
+    optimizer.step()
+    metric.update(optimizer, histograms=True)
+    kept = [weakref.ref(weight.grad), weakref.ref(optimizer.state[weight]["exp_avg"])]
+    optimizer.zero_grad(set_to_none=True)
+    optimizer.state.clear()
+    gc.collect()
+    assert [each() for each in kept] == [None, None]
+    assert metric.compute()["adam_moments/grad_norm"] > 0
+
+
+def test_no_parameter_and_no_optimizer_is_kept_alive() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    optimizer, metric = Adam([weight]), statistics()
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    metric.update(optimizer)
+    kept: list[Any] = [weakref.ref(weight), weakref.ref(optimizer)]
+    del weight, optimizer
+    gc.collect()
+    assert [each() for each in kept] == [None, None]
+
+
+def norms(metric: AdamStatistics, scope: str) -> dict[str, float]:
+    """The norms of a scope's weights by what the key calls them."""
+    prefix, computed = f"{NORM}/{scope}/", metric.compute()
+    return {key.removeprefix(prefix): computed[key] for key in computed if key.startswith(prefix)}
+
+
+def members(metric: AdamStatistics, optimizer: Optimizer, scope: str) -> list[str]:
+    metric.update(optimizer)
+    return list(norms(metric, scope))
+
+
+NAMES = [name for name, _ in Net().named_parameters()]
+POSITIONS = [f"group_0.{position}" for position in range(len(NAMES))]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("source", ["module", "optimizer", "positions", "module of the head"])
+def test_where_names_come_from(source: str, compiled: bool) -> None:
+    net = Net()
+    if compiled:
+        net.body = torch.compile(net.body, backend="eager")  # type: ignore[assignment]
+    optimizer = Adam(net.named_parameters() if source == "optimizer" else net.parameters())
+    train(net, optimizer)
+    modules: dict[str, nn.Module] = {"module": net, "module of the head": net.head}
+    expected = {"positions": POSITIONS, "module of the head": [*POSITIONS[:5], "weight", "bias"]}
+    metric = statistics(modules.get(source))
+    assert members(metric, optimizer, "tensor") == expected.get(source, NAMES)
+    if source == "positions":
+        optimizer.param_groups[0]["name"] = "all"
+        assert members(metric, optimizer, "tensor")[1] == "all.1"
+        assert members(metric, optimizer, "layer") == ["all"]
+
+
+@pytest.mark.parametrize(
+    ("depth", "expected"),
+    [
+        (None, ["root", "body.0", "body.1.0", "head"]),
+        (1, ["root", "body", "head"]),
+        (2, ["root", "body.0", "body.1", "head"]),
+    ],
+)
+def test_layers(depth: int | None, expected: list[str]) -> None:
+    net = Net()
+    optimizer, metric = Adam(net.parameters()), statistics(net, depth)
+    train(net, optimizer)
+    assert members(metric, optimizer, "layer") == expected
+    assert math.hypot(*norms(metric, "layer").values()) == pytest.approx(metric.compute()[NORM])
+
+
+def unspeakable() -> tuple[nn.ModuleDict, Optimizer]:
+    """A module, and an optimizer with a group for each of its parameters, of the same name."""
+    names = ["a b", "a(b", "a_b", "a_b_"]
+    net = nn.ModuleDict({name: nn.Linear(2, 1, bias=False) for name in names})
+    named = zip(names, net.parameters(), strict=True)
+    return net, Adam([{"params": [each], "name": name} for name, each in named])
+
+
+def test_names_that_differ_only_in_what_no_key_holds_stay_apart() -> None:
+    net, optimizer = unspeakable()
+    for parameter in net.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    metric = statistics(net)
+    metric.update(optimizer)
+    expected = [each.detach().double().norm().item() for each in net.parameters()]
+    for scope in ("group", "layer", "tensor"):
+        assert list(norms(metric, scope).values()) == pytest.approx(expected)
+
+
+def test_they_keep_their_keys_while_another_takes_no_part() -> None:
+    net, optimizer = unspeakable()
+    metric, first = statistics(net), next(net.parameters())
+    for parameter in net.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    metric.update(optimizer)
+    before = norms(metric, "group")
+    first.grad = None
+    metric.update(optimizer)
+    assert norms(metric, "group").items() <= before.items()
+
+
+@pytest.mark.parametrize("decoupled", [True, False])
+@pytest.mark.parametrize("amsgrad", [True, False])
+def test_a_complex_parameter_is_two_real_ones(decoupled: bool, amsgrad: bool) -> None:
+    start, grads = torch.randn(3, 4, dtype=torch.complex64), torch.randn(5, 3, 4, 2)
+    measured = []
+    for is_complex in (True, False):
+        weight = nn.Parameter(start.clone() if is_complex else torch.view_as_real(start).clone())
+        kind = AdamW if decoupled else Adam
+        # Without foreach torch rounds a complex coupled decay otherwise than a real one.
+        optimizer = kind([weight], weight_decay=0.1, amsgrad=amsgrad, foreach=True)
+        metric = statistics()
+        for grad in grads:
+            weight.grad = torch.view_as_complex(grad) if is_complex else grad
+            optimizer.step()
+        metric.update(optimizer, histograms=True)
+        measured.append((metric.compute(), metric.compute_exponents()))
+    assert measured[0] == measured[1]
+    assert_agree(bare(measured[0][0], ""), reference_tensors(optimizer))
+
+
+def test_a_shared_parameter_counts_once() -> None:
+    first, second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    second.weight = first.weight
+    net = nn.Sequential(first, second)
+    optimizer, metric = Adam(net.parameters()), statistics(net)
+    train(net, optimizer)
+    assert members(metric, optimizer, "tensor") == ["0.weight"]
+    assert metric.compute()[NORM] == pytest.approx(first.weight.detach().double().norm().item())
+    assert_agree(bare(metric.compute(), ""), reference_tensors(optimizer))

@@ -1,0 +1,94 @@
+"""AdamMonitor's settings: what each of them makes it log, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+
+from lightning_adam import AdamMonitor, ConfigError
+from lightning_adam.statistics.catalogue import STATISTICS
+from tests.offline import ADAMW, csv_rows, with_logger
+from tests.training import Lit, network
+
+GRAD_NORM = STATISTICS["grad_norm"].key
+LAYERS = ("net.0", "net.1", "net.3")
+
+
+def logged_keys(folder: Path, **settings: Any) -> set[str]:
+    with_logger(AdamMonitor(1, **settings), CSVLogger(folder), batches=1)
+    (row,) = csv_rows(folder).values()
+    return set(row)
+
+
+def test_scopes_and_statistics_are_what_is_logged(tmp_path: Path) -> None:
+    names = [name for name, _ in network().named_parameters(prefix="net")]
+    scopes = [f"/layer/{layer}" for layer in LAYERS] + [f"/tensor/{name}" for name in names]
+    expected = {
+        f"adam_underflow/{name}{scope}"
+        for name in ("eps_dominated_fraction", "eps_damping", "eps_energy_loss")
+        for scope in scopes
+    }
+    assert logged_keys(tmp_path, scopes=["layer", "tensor"], statistics=["eps_*"]) == expected
+
+
+def test_layer_depth_joins_layers(tmp_path: Path) -> None:
+    settings = {"scopes": ["layer"], "layer_depth": 1, "statistics": "grad_norm"}
+    assert logged_keys(tmp_path, **settings) == {f"{GRAD_NORM}/layer/net"}
+
+
+def test_worst_are_the_tensors_with_the_largest_values_at_each_step(tmp_path: Path) -> None:
+    class Recording(Lit):
+        norms: list[dict[str, float]]
+
+        def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+            tensors = [(name, tensor.grad) for name, tensor in self.named_parameters()]
+            self.norms.append(
+                {name: grad.double().norm().item() for name, grad in tensors if grad is not None}
+            )
+
+    module = Recording({**ADAMW, "lr": 0.1})
+    module.norms = []
+    monitor = AdamMonitor(2, scopes=["model"], statistics="lr", worst={"grad_norm": 2})
+    with_logger(monitor, CSVLogger(tmp_path), batches=40, module=module)
+    rows = csv_rows(tmp_path)
+    assert list(rows) == [0, *range(1, 40, 2)]
+    shown = set()
+    for step, row in rows.items():
+        norms = module.norms[step]
+        worst = sorted(norms, key=norms.__getitem__)[-2:]
+        expected = {f"{GRAD_NORM}/tensor/{name}": norms[name] for name in worst}
+        assert row == pytest.approx({"adam_schedule/lr": 0.1, **expected}, rel=1e-9)
+        shown.add(frozenset(worst))
+    assert len(shown) > 1, "the worst change as training goes"
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            {"statistics": ["grad_nrom"]},
+            r"adam_monitor\.statistics=\[grad_nrom\]: expected .*\[grad_norm\]",
+        ),
+        ({"worst": {"grad_nrm": 1}}, r"adam_monitor\.worst\.grad_nrm=1: .*grad_norm=1"),
+        ({"worst": {"grad_norm": 0}}, r"adam_monitor\.worst\.grad_norm=0: expected .* at least 1"),
+        ({"layer_depth": 0}, r"adam_monitor\.layer_depth=0: expected an integer of at least 1"),
+        (
+            {"histograms_every_n_steps": 0},
+            r"adam_monitor\.histograms_every_n_steps=0: expected an integer of at least 1",
+        ),
+        ({"scopes": "layer"}, r"adam_monitor\.scopes=layer: .*scopes=\[model,group\]"),
+        ({"scopes": None}, r"adam_monitor\.scopes=null: .*scopes=\[model,group\]"),
+        ({"statistics": None}, r"adam_monitor\.statistics=null: expected headline, all"),
+        ({"statistics": {"a": 1}}, r"adam_monitor\.statistics=\{a:1\}: expected headline, all"),
+        ({"worst": ["grad_norm"]}, r"adam_monitor\.worst=\[grad_norm\]: "),
+        ({"worst": "grad_norm"}, r"adam_monitor\.worst=grad_norm: "),
+        ({"scopes": ["tensors"]}, r"adam_monitor\.scopes=\[tensors\]: .*scopes=\[tensor\]"),
+    ],
+)
+def test_bad_arguments_are_refused_when_it_is_built(
+    settings: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        AdamMonitor(**settings)

@@ -89,9 +89,12 @@ def _topic(name: str) -> str:
         return "\n\n".join(map(explain, TOPICS[name]))
     chosen = select(["all" if name == "statistics" else name])
     if not chosen:
-        known = [*TOPICS, "statistics", *STATISTICS]
-        close = " or ".join(nearest(name, known, 2)) or "statistics"
-        raise argparse.ArgumentTypeError(f"{name!r} is no topic; type {close}")
+        topics = [*TOPICS, "statistics"]
+        close = nearest(name, [*topics, *STATISTICS], 1)
+        raise argparse.ArgumentTypeError(
+            f"{name}: expected {', '.join(topics)} or the name of a statistic; type for example"
+            f" lightning-adam explain {(close or ['statistics'])[0]}"
+        )
     return "\n\n".join([*map(explain_statistic, chosen), SYMBOLS])
 
 

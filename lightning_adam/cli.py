@@ -14,6 +14,7 @@ from lightning_adam import schema
 from lightning_adam.errors import as_typed, nearest, type_instead
 from lightning_adam.reading import CustomOptimizer
 from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS, Statistic, select
+from lightning_adam.statistics.histograms import QUANTITIES, fold
 from lightning_adam.version import __version__
 
 
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "topic",
         type=_topic,
         metavar="TOPIC",
-        help=f"{', '.join(TOPICS)}, statistics, or the name of a statistic",
+        help=f"{', '.join(TOPICS)}, statistics, histograms, or the name of a statistic",
     )
     try:
         print(parser.parse_args(arguments).topic, flush=True)  # noqa: T201
@@ -87,9 +88,12 @@ def _topic(name: str) -> str:
     """What is said of a topic."""
     if name in TOPICS:
         return "\n\n".join(map(explain, TOPICS[name]))
+    if name == "histograms":
+        shown = [f"adam_histogram/{key}\n    {meaning}" for key, meaning in QUANTITIES.items()]
+        return "\n\n".join([*shown, inspect.cleandoc(fold.__doc__ or "").partition("\n\nArgs")[0]])
     chosen = select(["all" if name == "statistics" else name])
     if not chosen:
-        topics = [*TOPICS, "statistics"]
+        topics = [*TOPICS, "statistics", "histograms"]
         close = nearest(name, [*topics, *STATISTICS], 1)
         raise argparse.ArgumentTypeError(
             f"{name}: expected {', '.join(topics)} or the name of a statistic; type for example"

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 QUANTITIES = {
-    "grad": "|g|, the gradient that the step used",
-    "exp_avg": "|m̂|, the first moment, bias-corrected",
-    "denominator": "√v̂, the denominator before eps is added",
-    "direction": "|u|, the step in units of the learning rate",
+    "grad": "|g|, the gradient that the step used, clipped and unscaled.",
+    "exp_avg": "|m̂|, the first moment, bias-corrected.",
+    "denominator": "√v̂, the denominator before eps is added.",
+    "direction": "|u|, the step in units of the learning rate.",
 }
 """What is counted, over the active elements; the symbols are those of `catalogue.py`."""
 
@@ -29,9 +29,10 @@ class Histogram(NamedTuple):
 
 
 def fold(counts: Sequence[int]) -> Histogram:
-    """The 64 octaves below the largest magnitude; what is smaller stands in the first.
+    """Counts in 64 octaves, of which the largest magnitude stands in the last.
 
-    Zeros stand with the smallest, infinite and NaN elements with the largest.
+    What is smaller than the first, zeros too, stands in the first; infinite and NaN elements stand
+    in the last.
 
     Args:
         counts: One count a binary exponent, as in `BINS`.

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 from typing_extensions import override
 
+from lightning_adam.errors import ConfigError
 from lightning_adam.reading import read_monitor
 from lightning_adam.schema import Scope
 from lightning_adam.statistics.accumulators import ACCUMULATORS, Knowledge
@@ -96,6 +97,7 @@ class AdamStatistics(Metric):
         self._columns = _Columns([], [])
         self._places: list[Place] = []
         self._suffixes: dict[tuple[Scope, str], str] = {}
+        self._taken: set[str] = set()
         self.add_state("sums", torch.zeros(0, 0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("maxima", torch.zeros(0, 0, dtype=torch.float64), dist_reduce_fx="max")
         self.add_state("exponents", _no_counts(0), dist_reduce_fx="sum")
@@ -168,6 +170,9 @@ class AdamStatistics(Metric):
         Returns:
             Rows that begin with the name, under the scope's own, as a data frame takes them.
 
+        Raises:
+            ConfigError: If the scope is none of these.
+
         Example:
             >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
             >>> adam = torch.optim.Adam(net.parameters())
@@ -178,6 +183,11 @@ class AdamStatistics(Metric):
             >>> statistics.table("layer")
             [{'layer': '0', 'lr': 0.001}, {'layer': '1', 'lr': 0.001}]
         """
+        if scope not in list(Scope):
+            raise ConfigError(
+                f"AdamStatistics.table: expected group, layer or tensor, but got {scope}; call"
+                ' table("layer")'
+            )
         names = self._members(Scope(scope)).names
         rows = self._rolled_up(Scope(scope)).values()
         return [
@@ -269,8 +279,9 @@ class AdamStatistics(Metric):
         if (scope, name) not in self._suffixes:
             suffix = f"{self.suffix}/{scope.value}/{key_part(name)}"
             # Two names may differ only in what no key can hold.
-            while suffix in self._suffixes.values():
+            while suffix in self._taken:
                 suffix += "_"
+            self._taken.add(suffix)
             self._suffixes[scope, name] = suffix
         return self._suffixes[scope, name]
 

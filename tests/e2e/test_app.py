@@ -261,6 +261,19 @@ def test_the_command_says_what_it_can_do_and_which_version_it_is() -> None:
     assert succeed([BIN / "lightning-adam", "--version"]).strip() == __version__
 
 
+@pytest.mark.parametrize(
+    ("topic", "said"),
+    [
+        ("statistics", [statistic.key for statistic in STATISTICS.values()]),
+        ("decay_*", ["adam_weight_decay/decay_lost_fraction", "[headline,decay_lost_fraction]"]),
+        ("histograms", [f"adam_histogram/{quantity}" for quantity in QUANTITIES]),
+    ],
+)
+def test_what_is_measured_is_explained(topic: str, said: list[str]) -> None:
+    explanation = explained(topic)
+    assert all(words in explanation for words in said)
+
+
 def test_an_unknown_topic_is_refused_with_the_choices() -> None:
     refused = run([BIN / "lightning-adam", "explain", "betas"])
     assert refused.returncode == 2

@@ -59,6 +59,17 @@ def test_the_table_has_a_row_for_each_layer_with_the_keys_numbers(net: nn.Module
             assert values[key] == value
 
 
+def test_a_scope_without_a_table_is_refused() -> None:
+    with pytest.raises(ConfigError, match="expected group, layer or tensor, but got layers"):
+        AdamStatistics().table("layers")
+
+
+def test_a_clone_has_the_measurement(net: nn.Module) -> None:
+    statistics = AdamStatistics(named_parameters=net.named_parameters)
+    statistics.update(trained(net))
+    assert statistics.clone().compute() == statistics.compute()
+
+
 def test_worst_names_the_tensors_with_the_largest_values(net: nn.Module) -> None:
     def grad(parameter: torch.Tensor, step: int) -> torch.Tensor:
         return torch.full_like(parameter, 10.0 ** -parameter.numel())

@@ -10,6 +10,8 @@ import pytest
 
 from lightning_adam import __version__, schema
 from lightning_adam.cli import TOPICS
+from lightning_adam.statistics.catalogue import STATISTICS
+from lightning_adam.statistics.histograms import QUANTITIES
 from tests.e2e.support import BIN, REPOSITORY, Command, Finished, environment, run, succeed
 
 TRAINED = "trained with: "

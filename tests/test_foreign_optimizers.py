@@ -1,6 +1,7 @@
 """Optimizers of Adam's family: what their state tells is right, and nothing else is told."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import lightning as L
@@ -14,7 +15,7 @@ from lightning_adam.statistics.catalogue import STATISTICS
 from tests.statistics.cases import reference_tensors
 from tests.statistics.test_metric import assert_agree, bare
 from tests.test_monitor import Recorder, TwoOptimizers
-from tests.training import Lit, loader, network, parameters, trainer
+from tests.training import Lit, loader, loss_of, network, parameters, trainer
 
 Build = Callable[[nn.Module], Optimizer]
 
@@ -390,3 +391,31 @@ def test_a_large_parameter_with_an_amsgrad_of_rows() -> None:
     metric = AdamStatistics("all")
     metric.update(optimizer)
     assert bare(metric.compute(), "") == pytest.approx(expected_of(optimizer), rel=1e-9)
+
+
+class Later(TwoOptimizers):
+    """The second optimizer takes its first step in the second batch."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        both = zip(self.optimizers(), (self.first, self.second), strict=True)
+        for optimizer, net in list(both)[: batch_idx + 1]:
+            optimizer.zero_grad()
+            self.manual_backward(loss_of(net, batch))
+            optimizer.step()
+
+
+def test_an_optimizer_that_begins_later_is_told_of_then() -> None:
+    fit = fitted(Later(NAdam), AdamMonitor(1), batches=3)
+    (line,) = fit.lines
+    assert "of NAdam what its state tells, not denominator_mean" in line
+
+
+def test_steps_that_the_group_counts_go_on_after_a_resume(tmp_path: Path) -> None:
+    module = Built(lambda net: GroupStepAdamW(net.parameters()))
+    first = trainer(max_epochs=1)
+    first.fit(module, loader(5))
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    recorder = Recorder()
+    again = trainer(max_epochs=2, callbacks=[AdamMonitor(4)], logger=recorder)
+    again.fit(module, loader(5), ckpt_path=str(tmp_path / "last.ckpt"), weights_only=False)
+    assert recorder.steps_of("adam_moments/grad_norm") == [7]

@@ -3,6 +3,7 @@
 import csv
 import json
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,61 @@ class TwoOptimizers(L.LightningModule):
             optimizer.zero_grad()
             self.manual_backward(loss_of(net, batch))
             optimizer.step()
+
+
+class TwoSteps(Lit):
+    """Two optimizer steps a batch."""
+
+    def __init__(self) -> None:
+        super().__init__(ADAMW)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        for _ in range(2):
+            optimizer = self.optimizers()
+            optimizer.zero_grad()  # type: ignore[union-attr]
+            self.manual_backward(loss_of(self.net, batch))
+            optimizer.step()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("statistics", "histograms"), [(3, 4), (4, 3)])
+def test_what_is_due_at_any_step_of_a_batch_is_logged(
+    statistics: int, histograms: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second batch takes the steps 3 and 4."""
+    logged: list[int] = []
+    monkeypatch.setattr(
+        "lightning_adam.monitor.log_exponents", lambda logger, counts, step: logged.append(step)
+    )
+    monitor = AdamMonitor(statistics, histograms_every_n_steps=histograms)
+    _, recorder = fitted(monitor, module=TwoSteps(), batches=2)
+    # In manual optimization Lightning's x-axis counts the batches that stepped.
+    assert recorder.steps_of(KEY) == logged == [0, 1]
+
+
+class Stumbling(Lit):
+    """The closure of a step raises, and the loop goes on."""
+
+    def __init__(self) -> None:
+        super().__init__(ADAMW)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        optimizer = self.optimizers()
+        optimizer.zero_grad()  # type: ignore[union-attr]
+
+        def closure() -> None:
+            self.manual_backward(loss_of(self.net, batch))
+            if batch_idx == 1:
+                raise ArithmeticError
+
+        with suppress(ArithmeticError):
+            optimizer.step(closure)  # type: ignore[union-attr]
+
+
+def test_a_step_that_raised_is_not_measured_and_those_after_it_are() -> None:
+    _, recorder = fitted(AdamMonitor(1), module=Stumbling(), batches=4)
+    assert recorder.steps_of(KEY) == [0, 2, 3]
 
 
 def test_several_optimizers_have_keys_of_their_own() -> None:

@@ -85,14 +85,20 @@ def test_worst_names_the_tensors_with_the_largest_values(net: nn.Module) -> None
         "adam_moments/grad_max/tensor/1.1.bias",
         "adam_moments/grad_max/tensor/0.bias",
     ]
-    net[0].weight.grad[0, 0] = float("nan")  # type: ignore[index]
+
+
+@pytest.mark.parametrize("sick", ["0.weight", "0.bias", "1.0.weight", "1.1.bias"])
+def test_nan_is_the_worst(net: nn.Module, sick: str) -> None:
+    statistics = AdamStatistics(
+        "lr", worst={"grad_max": 2, "nonfinite_count": 1}, named_parameters=net.named_parameters
+    )
+    optimizer = trained(net)
+    net.get_parameter(sick).grad.view(-1)[0] = float("nan")  # type: ignore[union-attr]
     statistics.update(optimizer)
-    keys = list(statistics.compute())
-    assert keys[1:] == [
-        "adam_moments/grad_max/tensor/0.weight",
-        "adam_moments/grad_max/tensor/1.1.bias",
-        "adam_underflow/nonfinite_count/tensor/0.weight",
-    ]
+    first, second, count = list(statistics.compute())[2:]
+    assert first == f"adam_moments/grad_max/tensor/{sick}"
+    assert second != first
+    assert count == f"adam_underflow/nonfinite_count/tensor/{sick}"
 
 
 @pytest.mark.parametrize(

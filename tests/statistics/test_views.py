@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from lightning_adam import AdamStatistics
+from lightning_adam.statistics.views import Views
 from tests import reference
 from tests.statistics.cases import reference_tensors
 from tests.statistics.test_metric import assert_agree, bare
@@ -367,3 +368,12 @@ def test_a_shared_parameter_counts_once() -> None:
     assert members(metric, optimizer, "tensor") == ["0.weight"]
     assert metric.compute()[NORM] == pytest.approx(first.weight.detach().double().norm().item())
     assert_agree(bare(metric.compute(), ""), reference_tensors(optimizer))
+
+
+def test_an_id_that_is_used_again_has_the_new_parameters_name() -> None:
+    net = nn.Sequential(nn.Linear(2, 2, bias=False))
+    optimizer, views = Adam(net.parameters()), Views(net.named_parameters)
+    train(net, optimizer)
+    gone = torch.ones(2)
+    views._names = {id(net[0].weight): (weakref.ref(gone), "gone")}
+    assert [view.place.tensor for view in views.after_step(optimizer)] == ["0.weight"]

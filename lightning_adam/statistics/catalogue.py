@@ -220,7 +220,8 @@ def momentum_alignment(
 def signal_fraction(signal: float, second_moment_positive: float) -> float | None:
     """Share of the gradient's second moment that its mean explains.
 
-    1 if the gradient is all signal; white noise gives (1-β1)/(1+β1)·(1-β1^2t)/(1-β1^t)².
+    1 if the gradient is all signal; noise gives about (1-β1)/(1+β1)·(1-β1^2t)/(1-β1^t)², if β2 is
+    near 1 and β1 is not small.
     """
     return ratio(signal, second_moment_positive)
 

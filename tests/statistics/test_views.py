@@ -371,7 +371,7 @@ def test_a_shared_parameter_counts_once() -> None:
 
 
 def test_an_id_that_is_used_again_has_the_new_parameters_name() -> None:
-    net = nn.Sequential(nn.Linear(2, 2, bias=False))
+    net = nn.Sequential(nn.Linear(4, 2, bias=False))
     optimizer, views = Adam(net.parameters()), Views(net.named_parameters)
     train(net, optimizer)
     gone = torch.ones(2)

@@ -351,7 +351,10 @@ SCHEDULER: dict[str, Values] = {
 NOT_INTERVAL = [each for each in NOT_INTEGER if each.value is not NOTHING]
 INTERVALS = Values(integers(1, 1000) | st.just(NULL), [*NOT_INTERVAL, *beyond(0, -1)])
 # The field takes a word or a list, so that its type is checked by us and not by Hydra.
-NOT_STATISTICS = meaning(REFUSED, "null 3 grad_nrom [grad_norm,nothing] [1] {} true")
+NOT_STATISTICS = [
+    *meaning(NOTHING, "null 3 grad_nrom [grad_norm,nothing] [1] {} true"),
+    *meaning(REFUSED, "[headline headline]"),
+]
 MONITOR: dict[str, Values] = {
     "adam_monitor.every_n_steps": INTERVALS,
     "adam_monitor.histograms_every_n_steps": INTERVALS,
@@ -533,6 +536,8 @@ RANGES: dict[str, Callable[[Any], bool]] = {
     "threshold": is_not_negative,
     "cooldown": is_not_negative,
     "every_n_steps": is_count,
+    "histograms_every_n_steps": is_count,
+    "layer_depth": is_count,
 }
 
 

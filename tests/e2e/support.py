@@ -148,9 +148,14 @@ def follow_the_readme(folder: Path, bin_folder: Path = BIN) -> tuple[Finished, P
 
 def write_the_project(folder: Path) -> None:
     """The files of the README, each where its first line says."""
-    for block in (TRAIN, CONFIG):
-        text = readme_text(*block)
-        path = folder / text.partition("\n")[0].removeprefix("# ")
+    texts = [readme_text(*block) for block in (TRAIN, CONFIG)]
+    write_files(folder, {text.partition("\n")[0].removeprefix("# "): text for text in texts})
+
+
+def write_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Writes texts into a folder, by their paths."""
+    for name, text in files.items():
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
 

@@ -12,7 +12,16 @@ from lightning_adam import __version__, schema
 from lightning_adam.cli import TOPICS
 from lightning_adam.statistics.catalogue import STATISTICS
 from lightning_adam.statistics.histograms import QUANTITIES
-from tests.e2e.support import BIN, REPOSITORY, Command, Finished, environment, run, succeed
+from tests.e2e.support import (
+    BIN,
+    REPOSITORY,
+    Command,
+    Finished,
+    environment,
+    run,
+    succeed,
+    write_files,
+)
 
 TRAINED = "trained with: "
 APP = f"""
@@ -88,10 +97,7 @@ READS_OTHERWISE_IN_OMEGACONF_2_4 = "typos and ListConfig"
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("app")
-    for name, text in FILES.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+    write_files(folder, FILES)
     return folder
 
 
@@ -168,28 +174,30 @@ def defaults(kind: str, package: str, *, own_last: bool) -> str:
     return "\n".join(["defaults:", *entries, "  - data: small", "  - _self_", ""])
 
 
+def refused_merge(app: Path, defaults_list: str) -> Finished:
+    (app / "conf" / "merged.yaml").write_text(defaults_list)
+    refused = python(app, "--config-name=merged")
+    assert refused.returncode == 1
+    assert "Traceback" not in refused.output
+    return refused
+
+
 @pytest.mark.parametrize("package", ["", "model."], ids=["default place", "relocated"])
 @pytest.mark.parametrize("kind", MERGED)
 def test_a_group_of_the_users_own_over_ours_is_refused_when_composed(
     app: Path, kind: str, package: str
 ) -> None:
-    (app / "conf" / "merged.yaml").write_text(defaults(kind, package, own_last=True))
-    refused = python(app, "--config-name=merged")
-    assert refused.returncode == 1
+    refused = refused_merge(app, defaults(kind, package, own_last=True))
     assert f"Key '_target_' not in '{MERGED[kind][1]}'" in refused.lines
     assert f"full_key: {package}{kind}._target_" in refused.lines
-    assert "Traceback" not in refused.output
 
 
 @pytest.mark.parametrize(("kind", "package"), [("optimizer", ""), ("scheduler", "model.")])
 def test_a_group_of_the_users_own_under_ours_is_refused_by_name(
     app: Path, kind: str, package: str
 ) -> None:
-    (app / "conf" / "merged.yaml").write_text(defaults(kind, package, own_last=False))
-    refused = python(app, "--config-name=merged")
-    assert refused.returncode == 1
+    refused = refused_merge(app, defaults(kind, package, own_last=False))
     assert_refused_by_name(refused, kind, package)
-    assert "Traceback" not in refused.output
 
 
 def assert_refused_by_name(refused: Finished, kind: str, package: str) -> None:

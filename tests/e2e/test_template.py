@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.e2e.support import BIN, Finished, run
+from tests.e2e.support import BIN, Finished, run, write_files
 
 PRINTED = "trained with: "
 EPOCHS, BATCHES, BATCH_SIZE = 3, 4, 8
@@ -246,10 +246,7 @@ Trained = dict[str, Any]
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("template")
-    for name, text in FILES.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+    write_files(folder, FILES)
     return folder
 
 

@@ -125,6 +125,11 @@ class _Elements:
         return self.v / self.bias2
 
     @cached_property
+    def has_second_moment(self) -> Tensor:
+        """Where ṽ > 0, NaN included."""
+        return ~(self.v_own <= 0)
+
+    @cached_property
     def v_hat(self) -> Tensor:
         return self.v_own if self.v_max is None else self.v_max / self.bias2
 
@@ -201,7 +206,20 @@ def _nonfinite(e: _Elements) -> Tensor:
     return (~(finite & e.v.isfinite() if "exp_avg_sq" in e.piece else finite)).sum()
 
 
-_LINES: dict[str, Callable[[_Elements], Tensor]] = {
+_Line = Callable[[_Elements], Tensor]
+
+
+def _if_decoupled(line: _Line, otherwise: float = 0.0) -> _Line:
+    """A line of tensors under decoupled decay, and what stands for the others."""
+    return lambda e: line(e) if e.is_decoupled else e.scalar(otherwise)
+
+
+def _if_coupled(line: _Line) -> _Line:
+    """A line of tensors under coupled decay; the others add nothing."""
+    return lambda e: line(e) if e.is_coupled else e.zero
+
+
+_LINES: dict[str, _Line] = {
     "elements": lambda e: e.scalar(e.p.numel()),
     "grad_squares": lambda e: _squares(e.g),
     "grad_max_abs": lambda e: _largest(e.g.abs()),
@@ -226,8 +244,8 @@ _LINES: dict[str, Callable[[_Elements], Tensor]] = {
     "entered_over_second_moment": lambda e: _over(
         e.active, e.entered**2 / e.v_own.clamp(min=e.settings.eps**2)
     ).sum(),
-    "second_moment_positive": lambda e: (~(e.v_own <= 0)).sum(),
-    "signal": lambda e: _over(~(e.v_own <= 0), (e.m_hat**2 / e.v_own).clamp(max=1)).sum(),
+    "second_moment_positive": lambda e: e.has_second_moment.sum(),
+    "signal": lambda e: _over(e.has_second_moment, (e.m_hat**2 / e.v_own).clamp(max=1)).sum(),
     "amsgrad_exp_avg_sq": lambda e: e.zero if e.v_max is None else e.v.sum(),
     "amsgrad_max_exp_avg_sq": lambda e: e.zero if e.v_max is None else e.v_max.sum(),
     "eps_dominated": lambda e: (e.active & (e.denominator < e.settings.eps)).sum(),
@@ -245,31 +263,25 @@ _LINES: dict[str, Callable[[_Elements], Tensor]] = {
     "update_squares": lambda e: _squares(e.update),
     "update_nonzero": lambda e: e.moved.sum(),
     "update_lost": lambda e: (e.moved & e.rounds_to_itself("parameter", e.p - e.update, e.p)).sum(),
-    "decoupled_elements": lambda e: e.scalar(e.p.numel()) if e.is_decoupled else e.zero,
-    "decoupled_decay_squares": lambda e: _squares(e.decay) if e.is_decoupled else e.zero,
-    "decoupled_update_squares": lambda e: _squares(e.update) if e.is_decoupled else e.zero,
-    "decoupled_decay_times_update": lambda e: e.decay.dot(e.update) if e.is_decoupled else e.zero,
-    "decoupled_weight_squares": lambda e: _squares(e.p) if e.is_decoupled else e.zero,
-    "decoupled_equilibrium_squares": lambda e: (
-        e.scalar(e.p.numel() * e.settings.lr / (2 * e.settings.weight_decay))
-        if e.is_decoupled
-        else e.zero
+    "decoupled_elements": _if_decoupled(lambda e: e.scalar(e.p.numel())),
+    "decoupled_decay_squares": _if_decoupled(lambda e: _squares(e.decay)),
+    "decoupled_update_squares": _if_decoupled(lambda e: _squares(e.update)),
+    "decoupled_decay_times_update": _if_decoupled(lambda e: e.decay.dot(e.update)),
+    "decoupled_weight_squares": _if_decoupled(lambda e: _squares(e.p)),
+    "decoupled_equilibrium_squares": _if_decoupled(
+        lambda e: e.scalar(e.p.numel() * e.settings.lr / (2 * e.settings.weight_decay))
     ),
-    "decoupled_nonzero": lambda e: (e.p != 0).sum() if e.is_decoupled else e.zero,
-    "decoupled_lost": lambda e: (
-        ((e.p != 0) & e.rounds_to_itself("parameter", e.p * (1 - e.decay_rate), e.p)).sum()
-        if e.is_decoupled
-        else e.zero
+    "decoupled_nonzero": _if_decoupled(lambda e: (e.p != 0).sum()),
+    "decoupled_lost": _if_decoupled(
+        lambda e: (
+            (e.p != 0) & e.rounds_to_itself("parameter", e.p * (1 - e.decay_rate), e.p)
+        ).sum()
     ),
-    "largest_decay_rate": lambda e: (
-        e.setting(e.decay_rate) if e.is_decoupled else e.scalar(-math.inf)
-    ),
-    "negated_smallest_decay_rate": lambda e: (
-        e.setting(-e.decay_rate) if e.is_decoupled else e.scalar(-math.inf)
-    ),
-    "coupled_elements": lambda e: e.scalar(e.p.numel()) if e.is_coupled else e.zero,
-    "coupled_decay_squares": lambda e: _squares(e.decay) if e.is_coupled else e.zero,
-    "coupled_grad_squares": lambda e: _squares(e.g) if e.is_coupled else e.zero,
+    "largest_decay_rate": _if_decoupled(lambda e: e.setting(e.decay_rate), -math.inf),
+    "negated_smallest_decay_rate": _if_decoupled(lambda e: e.setting(-e.decay_rate), -math.inf),
+    "coupled_elements": _if_coupled(lambda e: e.scalar(e.p.numel())),
+    "coupled_decay_squares": _if_coupled(lambda e: _squares(e.decay)),
+    "coupled_grad_squares": _if_coupled(lambda e: _squares(e.g)),
     "largest_lr": lambda e: e.setting(e.settings.lr),
     "negated_smallest_lr": lambda e: e.setting(-e.settings.lr),
     "largest_beta1": lambda e: e.setting(e.settings.beta1),
@@ -285,7 +297,7 @@ _LINES: dict[str, Callable[[_Elements], Tensor]] = {
 }
 """How each accumulator is computed over a piece."""
 
-_MAGNITUDES: dict[str, Callable[[_Elements], Tensor]] = {
+_MAGNITUDES: dict[str, _Line] = {
     "grad": lambda e: e.g.abs(),
     "exp_avg": lambda e: e.m_hat.abs(),
     "denominator": lambda e: e.denominator,

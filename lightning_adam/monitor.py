@@ -2,17 +2,17 @@
 
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_adam._private.lightning import log_every_n_steps, logging_step
@@ -24,6 +24,7 @@ from lightning_adam.loggers import (
     log_exponents,
     takes_histograms,
 )
+from lightning_adam.optimizers import names_of
 from lightning_adam.optimizers import settings as optimizer_settings
 from lightning_adam.reading import read_monitor
 from lightning_adam.schedulers import settings as scheduler_settings
@@ -31,7 +32,25 @@ from lightning_adam.schema import Scope
 from lightning_adam.statistics.accumulators import Knowledge
 from lightning_adam.statistics.metric import AdamStatistics
 from lightning_adam.statistics.views import is_measurable
+from lightning_adam.steps import StepCounter
 from lightning_adam.version import __version__
+
+
+class _Measured(NamedTuple):
+    """Which step was measured. What the device alone knows is read when it is logged."""
+
+    step: int
+    """Its number, if the device has skipped none since the counter was settled."""
+    flags: Tensor | None
+    """How many the device has skipped since."""
+    flag: Tensor | None
+    """Whether this one is among them."""
+
+    def settled(self) -> int | None:
+        """The number of the step; None if it was skipped. Waits for the device."""
+        if self.flag is not None and self.flag.item():
+            return None
+        return self.step if self.flags is None else self.step - int(self.flags)
 
 
 @dataclass
@@ -39,15 +58,15 @@ class _Watched:
     """One optimizer, how far it has come, and what waits to be logged."""
 
     optimizer: Optimizer
-    name: str | None
+    name: str
+    """Empty if it is the only one."""
     statistics: AdamStatistics
-    steps: int
+    counter: StepCounter
     due: int
-    depth: int = 0
-    """How many calls of `step` are under way, each of which fires the hooks: a subclass may call
-    `super().step()`."""
     has_statistics: bool = False
     has_histograms: bool = False
+    measured: _Measured | None = None
+    """The step that was last measured, if it is not logged yet."""
     is_introduced: bool = False
 
 
@@ -105,8 +124,10 @@ class AdamMonitor(Callback):
         self.config = read_monitor(arguments)
         self._interval = 0
         self._watched: list[_Watched] = []
-        self._hooks: list[RemovableHandle] = []
+        self._counters: list[StepCounter] = []
         self._layers = LayerTable([])
+        self._saved: dict[str, Any] = {}
+        """The state that was loaded, till training starts; from its end on, that of its end."""
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -142,13 +163,38 @@ class AdamMonitor(Callback):
             self._interval = self.config.every_n_steps or log_every_n_steps(trainer)
             if not self._interval and not self.config.histograms_every_n_steps:
                 return
-            for index, optimizer in enumerate(trainer.optimizers):
+            names = [""]
+            if len(trainer.optimizers) > 1:
+                names = names_of(trainer.optimizers, pl_module)
+            for optimizer, name in zip(trainer.optimizers, names, strict=True):
                 if is_measurable(optimizer):
-                    name = str(index) if len(trainer.optimizers) > 1 else None
                     self._watch(optimizer, name, pl_module)
-            names = [each.name for each in self._watched[0].statistics.statistics]
-            self._layers = LayerTable([X_AXIS, "optimizer", "layer", *names])
-            _log_settings(trainer)
+            statistics = [each.name for each in self._watched[0].statistics.statistics]
+            self._layers = LayerTable([X_AXIS, "optimizer", "layer", *statistics])
+            self._resume()
+            _log_settings(trainer, names)
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Marks that a step is due, which a GradScaler may still skip."""
+        for watched in self._watched:
+            if watched.optimizer is optimizer:
+                watched.counter.expect()
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the steps counted, and the rows that were not sent yet."""
+        with self._never_harm():
+            if self._watched:
+                self._saved = self._state()
+        return self._saved
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps what a checkpoint has kept, till training starts."""
+        self._saved = state_dict
 
     @override
     def on_train_batch_end(
@@ -161,8 +207,7 @@ class AdamMonitor(Callback):
     ) -> None:
         """Logs what the batch's optimizer steps have left, under the step of the batch's loss."""
         for watched in self._watched:
-            # A step that raised has left its mark.
-            watched.depth = 0
+            watched.counter.close()
         if any(map(_is_waiting, self._watched)):
             with self._never_harm():
                 self._log(trainer)
@@ -180,52 +225,66 @@ class AdamMonitor(Callback):
         self._finish(trainer)
 
     def _finish(self, trainer: Trainer) -> None:
-        if self._layers.rows:
-            with self._never_harm():
+        with self._never_harm():
+            if self._layers.rows:
                 self._layers.send(trainer.loggers, logging_step(trainer))
+            if self._watched:
+                self._saved = self._state()
         self._switch_off()
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        for counter in self._counters:
+            counter.remove()
+        self._counters = []
 
-    def _watch(self, optimizer: Optimizer, name: str | None, module: LightningModule) -> None:
+    def _state(self) -> dict[str, Any]:
+        for watched in self._watched:
+            watched.counter.settle()
+        steps = {each.name: [each.counter.taken, each.counter.skipped] for each in self._watched}
+        return {"steps": steps, "layers": [self._layers.columns, self._layers.rows]}
+
+    def _resume(self) -> None:
+        """Counts on from where a checkpoint stands, if one was loaded."""
+        steps, layers = self._saved.get("steps", {}), self._saved.get("layers", [[], []])
+        self._saved = {}
+        for watched in self._watched:
+            if watched.name in steps:
+                watched.counter.taken, watched.counter.skipped = steps[watched.name]
+                watched.due = self._next_due(watched.counter.taken)
+        if layers[0] == self._layers.columns:
+            self._layers.rows = list(layers[1])
+
+    def _watch(self, optimizer: Optimizer, name: str, module: LightningModule) -> None:
         statistics = AdamStatistics(
             statistics=self.config.statistics,
             scopes=self.config.scopes,
             worst=self.config.worst,
             layer_depth=self.config.layer_depth,
             named_parameters=module.named_parameters,
-            optimizer_name=name,
+            optimizer_name=name or None,
         )
-        counted = [*optimizer.state.values(), *optimizer.param_groups]
-        taken = [float(each["step"]) for each in counted if "step" in each]
-        steps = int(max(taken, default=0))
-        watched = _Watched(optimizer, name, statistics, steps, self._next_due(steps))
+        counter = StepCounter(optimizer)
+        watched = _Watched(optimizer, name, statistics, counter, self._next_due(counter.taken))
+        counter.attach(lambda: self._after_step(watched), guard=self._guard)
         self._watched.append(watched)
+        self._counters.append(counter)
 
-        def before_step(*hook_arguments: Any) -> None:
-            watched.depth += 1
-
-        def after_step(*hook_arguments: Any) -> None:
-            watched.depth -= 1
-            if watched.depth <= 0:
-                self._after_step(watched)
-
-        self._hooks += [
-            optimizer.register_step_pre_hook(before_step),
-            optimizer.register_step_post_hook(after_step),
-        ]
+    def _guard(self, hook: Callable[[], None]) -> None:
+        # A `with` would cost more than all else between two measurements.
+        try:
+            hook()
+        except Exception:
+            self._report()
 
     def _after_step(self, watched: _Watched) -> None:
-        watched.steps += 1
-        if watched.steps < watched.due:
+        counter = watched.counter
+        if counter.taken < watched.due:
             return
-        with self._never_harm():
-            watched.due = self._next_due(watched.steps)
-            # What an earlier step of the batch has left is not logged yet.
-            watched.has_statistics |= _is_due(watched.steps, self._interval)
-            watched.has_histograms |= _is_due(watched.steps, self.config.histograms_every_n_steps)
-            watched.statistics.update(watched.optimizer, histograms=watched.has_histograms)
+        watched.due = self._next_due(counter.taken)
+        # What an earlier step of the batch has left is not logged yet.
+        watched.has_statistics |= _is_due(counter.taken, self._interval)
+        watched.has_histograms |= _is_due(counter.taken, self.config.histograms_every_n_steps)
+        watched.measured = _Measured(counter.taken, counter.flags, counter.flag)
+        skipped = counter.skipped if counter.flags is None else counter.skipped + counter.flags
+        watched.statistics.update(watched.optimizer, watched.has_histograms, skipped)
 
     def _next_due(self, steps: int) -> int:
         """The first optimizer step after `steps` that is 1 or divisible by an interval."""
@@ -237,12 +296,13 @@ class AdamMonitor(Callback):
         values: dict[str, float] = {}
         exponents: dict[str, list[int]] = {}
         for watched in filter(_is_waiting, self._watched):
+            self._settle(watched)
             if watched.has_statistics:
                 values |= watched.statistics.compute()
                 self._keep_layers(watched, step)
             if watched.has_histograms:
                 exponents |= watched.statistics.compute_exponents()
-            if not watched.is_introduced:
+            if _is_waiting(watched) and not watched.is_introduced:
                 self._introduce(watched)
             watched.has_statistics = watched.has_histograms = False
         trainer.callback_metrics.update(
@@ -256,9 +316,19 @@ class AdamMonitor(Callback):
         if len(self._layers.rows) >= ROWS_AT_ONCE:
             self._layers.send(trainer.loggers, step)
 
+    def _settle(self, watched: _Watched) -> None:
+        """Takes back what turns out to be of a step that was skipped, or that is not due."""
+        if watched.measured is not None and watched.measured.flags is not None:
+            step, histograms = watched.measured.settled(), self.config.histograms_every_n_steps
+            watched.has_statistics &= step is not None and _is_due(step, self._interval)
+            watched.has_histograms &= step is not None and _is_due(step, histograms)
+            watched.counter.settle()
+            watched.due = self._next_due(watched.counter.taken)
+        watched.measured = None
+
     def _keep_layers(self, watched: _Watched, step: int) -> None:
         for row in watched.statistics.table(Scope.layer) if self.config.layer_table else []:
-            optimizer = {} if watched.name is None else {"optimizer": watched.name}
+            optimizer = {"optimizer": watched.name} if watched.name else {}
             self._layers.add({X_AXIS: step, **optimizer, **row})
 
     def _introduce(self, watched: _Watched) -> None:
@@ -286,11 +356,14 @@ class AdamMonitor(Callback):
         try:
             yield
         except Exception:
-            self._switch_off()
-            rank_zero_warn(
-                "AdamMonitor has failed and is off from here on; training is not affected.\n"
-                f"{traceback.format_exc()}"
-            )
+            self._report()
+
+    def _report(self) -> None:
+        self._switch_off()
+        rank_zero_warn(
+            "AdamMonitor has failed and is off from here on; training is not affected.\n"
+            f"{traceback.format_exc()}"
+        )
 
     def _switch_off(self) -> None:
         # The hooks stay till the end: torch may be going through them at this moment.
@@ -308,22 +381,21 @@ def _is_due(steps: int, interval: int | None) -> bool:
     return bool(interval and (steps == 1 or steps % interval == 0))
 
 
-def _log_settings(trainer: Trainer) -> None:
+def _log_settings(trainer: Trainer, names: Sequence[str]) -> None:
     """The settings as they were resolved, in the run's config, and how to draw our keys."""
+    optimizers = dict(zip(names, map(optimizer_settings, trainer.optimizers), strict=True))
+    schedulers = {
+        name: scheduler_settings(entry.scheduler)
+        for name, optimizer in zip(names, trainer.optimizers, strict=True)
+        for entry in trainer.lr_scheduler_configs
+        if entry.scheduler.optimizer is optimizer
+    }
     config: dict[str, Any] = {
         "version": __version__,
-        "optimizer": _one_or_numbered(map(optimizer_settings, trainer.optimizers)),
-        "scheduler": _one_or_numbered(
-            scheduler_settings(entry.scheduler) for entry in trainer.lr_scheduler_configs
-        ),
+        "optimizer": optimizers.get("", optimizers),
+        "scheduler": schedulers.get("", schedulers) or None,
     }
     for logger in trainer.loggers:
         logger.log_hyperparams({"lightning_adam": config})
         if isinstance(logger, WandbLogger):
             logger.experiment.define_metric("adam_*", step_metric=X_AXIS)
-
-
-def _one_or_numbered(settings: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
-    """The settings themselves if there is one, else each under its position."""
-    numbered = {str(index): each for index, each in enumerate(settings)}
-    return numbered["0"] if len(numbered) == 1 else numbered or None

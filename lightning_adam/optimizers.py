@@ -2,19 +2,20 @@
 
 import functools
 import inspect
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from lightning_adam.errors import ConfigError, refusal
 from lightning_adam.forms import name_of
-from lightning_adam.param_groups import group_name, param_groups
+from lightning_adam.param_groups import clean_name, group_name, later_groups, param_groups
 from lightning_adam.reading import CustomOptimizer, read_optimizer
-from lightning_adam.schema import AdamConfig
+from lightning_adam.schema import AdamConfig, WeightDecayOn
 
 
 class Implementation(NamedTuple):
@@ -25,19 +26,16 @@ class Implementation(NamedTuple):
     reason: str
 
 
-def build_optimizer(
-    module: nn.Module, optimizer: Any, *, fused_obstacle: str | None = None
-) -> Optimizer:
+def build_optimizer(module: nn.Module, optimizer: Any) -> Optimizer:
     """Builds Adam, AdamW or a class of another library over the named groups of a module.
 
-    Says once what it built.
+    Says once what it built. A group that is added later, as `BaseFinetuning` does, is sorted into
+    what decays and what does not, as the first ones are.
 
     Args:
         module: The module to train; its parameters are on the device they will be trained on.
         optimizer: The optimizer config: a composed Hydra node, a dict, an `AdamConfig`, or, with
             a `_target_` or as a `functools.partial`, any class that takes parameter groups.
-        fused_obstacle: Why the caller's training loop cannot use the fused implementation
-            (default: None, it can).
 
     Returns:
         `torch.optim.AdamW` if the decay is decoupled, else `torch.optim.Adam`, or what the config
@@ -65,20 +63,19 @@ def build_optimizer(
     if isinstance(config, CustomOptimizer):
         built, reason = _custom(module, config, where), "as its config calls it"
     else:
-        built, reason = _adam(module, config, where, fused_obstacle)
+        built, reason = _adam(module, config, where)
+    _sort_later_groups(built, module, config.weight_decay_on)
     rank_zero_info(f"{type(built).__name__}, {reason}\n{describe(built)}")
     return built
 
 
-def _adam(
-    module: nn.Module, config: AdamConfig, where: str, fused_obstacle: str | None
-) -> tuple[Adam, str]:
+def _adam(module: nn.Module, config: AdamConfig, where: str) -> tuple[Adam, str]:
     groups = param_groups(
         module, config, where, {"lr": config.lr, "weight_decay": config.weight_decay}
     )
-    _check_eps(config, where, groups)
+    _check_group_eps(config, where, groups)
     parameters = [parameter for group in groups for parameter in group["params"]]
-    implementation = choose_implementation(config, where, parameters, fused_obstacle)
+    implementation = choose_implementation(config, where, parameters)
     adam = AdamW if config.decoupled_weight_decay else Adam
     built = adam(
         groups,
@@ -134,7 +131,7 @@ def _hyperparameters(factory: functools.partial[Any]) -> dict[str, Any]:
 
 
 def choose_implementation(
-    config: AdamConfig, where: str, parameters: list[nn.Parameter], fused_obstacle: str | None
+    config: AdamConfig, where: str, parameters: list[nn.Parameter]
 ) -> Implementation:
     """Takes what the config names; where it names nothing, fused if it works.
 
@@ -144,13 +141,12 @@ def choose_implementation(
         config: The optimizer config.
         where: The config's full name, for errors.
         parameters: What will be trained.
-        fused_obstacle: Why the training loop cannot use the fused implementation, if it cannot.
 
     Raises:
         ConfigError: If the config asks for an implementation that cannot work here.
 
     Example:
-        >>> choose_implementation(AdamConfig(), "optimizer", [nn.Parameter(torch.zeros(2))], None)
+        >>> choose_implementation(AdamConfig(), "optimizer", [nn.Parameter(torch.zeros(2))])
         Implementation(fused=True, foreach=False, reason='fused: float32 on cpu')
     """
     if config.foreach:
@@ -158,7 +154,7 @@ def choose_implementation(
     elif config.fused is False:
         reason = f"{where}.fused=false"
     else:
-        obstacle = fused_obstacle or _obstacle(config, parameters, fused=True)
+        obstacle = obstacle_to(parameters, config.capturable, fused=True)
         if obstacle is None:
             return Implementation(True, False, f"fused: {', '.join(sorted(_kinds(parameters)))}")
         if config.fused:
@@ -168,7 +164,7 @@ def choose_implementation(
     foreach = config.foreach
     if foreach is None:
         foreach = any(parameter.device.type == "cuda" for parameter in parameters)
-    obstacle = _obstacle(config, parameters, foreach=foreach)
+    obstacle = obstacle_to(parameters, config.capturable, foreach=foreach)
     if obstacle is not None:
         name, instead = ("capturable", False) if config.capturable else ("foreach", None)
         expected = f"expected a setting that torch can train with, but {obstacle}"
@@ -229,25 +225,70 @@ def settings(optimizer: Optimizer) -> dict[str, Any]:
     return {"class": type(optimizer).__name__, **optimizer.defaults, "param_groups": groups}
 
 
-def _kinds(parameters: list[nn.Parameter]) -> dict[str, nn.Parameter]:
+def names_of(optimizers: Sequence[Optimizer], module: nn.Module) -> list[str]:
+    """What tells several optimizers of a module apart: the part of it that each trains, if any.
+
+    Example:
+        >>> gan = nn.ModuleDict({"generator": nn.Linear(3, 4), "discriminator": nn.Linear(4, 1)})
+        >>> names_of([torch.optim.Adam(gan[part].parameters()) for part in gan], gan)
+        ['generator', 'discriminator']
+    """
+    names = {id(each): clean_name(name).split(".") for name, each in module.named_parameters()}
+    paths = []
+    for optimizer in optimizers:
+        parameters = (each for group in optimizer.param_groups for each in group["params"])
+        owners = [names[id(each)][:-1] for each in parameters if id(each) in names]
+        paths.append(_common_path(owners))
+    numbers = [str(index) for index in range(len(optimizers))]
+    for depth in range(1, max(map(len, paths), default=0) + 1):
+        found = [".".join(path[:depth]) for path in paths]
+        if len(set(found)) == len(found):
+            return [name or number for name, number in zip(found, numbers, strict=True)]
+    return numbers
+
+
+def _common_path(paths: Sequence[Sequence[str]]) -> Sequence[str]:
+    """The parts that all paths begin with."""
+    shared = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+    return [parts[0] for parts in shared]
+
+
+def _kinds(parameters: Sequence[Tensor]) -> dict[str, Tensor]:
     """One parameter of each dtype and device."""
     return {f"{_short(each.dtype)} on {each.device.type}": each for each in parameters}
 
 
-def _obstacle(config: AdamConfig, parameters: list[nn.Parameter], **flags: Any) -> str | None:
-    """What torch itself says against an implementation: one element of each kind takes a step."""
+def obstacle_to(parameters: Sequence[Tensor], capturable: bool, **flags: Any) -> str | None:
+    """What torch itself says against an implementation: one element of each kind takes a step.
+
+    Example:
+        >>> obstacle_to([torch.zeros(2)], False, fused=True) is None
+        True
+    """
     for kind, parameter in _kinds(parameters).items():
         element = torch.zeros(1, dtype=parameter.dtype, device=parameter.device, requires_grad=True)
         element.grad = torch.zeros_like(element)
         try:
-            Adam([element], capturable=config.capturable, **flags).step()
+            Adam([element], capturable=capturable, **flags).step()
         except (RuntimeError, AssertionError) as error:
             return f"{kind} cannot: {error}"
     return None
 
 
-def _check_eps(config: AdamConfig, where: str, groups: Sequence[Mapping[str, Any]]) -> None:
-    """Adam's state has the parameters' dtype: an eps that rounds to 0 there gives 0/0."""
+def _sort_later_groups(
+    optimizer: Optimizer, module: nn.Module, weight_decay_on: WeightDecayOn
+) -> None:
+    """Has groups that are added from now on sorted, named and scheduled as the first ones are."""
+    add = optimizer.add_param_group
+
+    def add_sorted(group: dict[str, Any]) -> None:
+        for each in later_groups(module, optimizer, group, weight_decay_on):
+            add(each)
+
+    optimizer.add_param_group = add_sorted  # type: ignore[method-assign,assignment]
+
+
+def _check_group_eps(config: AdamConfig, where: str, groups: Sequence[Mapping[str, Any]]) -> None:
     for group in groups:
         eps, place = group.get("eps", config.eps), where
         if "eps" in group:
@@ -255,11 +296,23 @@ def _check_eps(config: AdamConfig, where: str, groups: Sequence[Mapping[str, Any
                 group["name"].startswith(each.name) and each.eps == eps for each in config.groups
             )
             place = f"{where}.groups.{list(own).index(True)}"
-        for dtype in {each.dtype for each in group["params"] if each.is_floating_point()}:
-            if torch.tensor(eps, dtype=dtype) == 0:
-                expected = f"expected a number that is not 0 in {_short(dtype)}"
-                expected += f", the dtype of {group['param_names'][0]}"
-                raise refusal(place, "eps", eps, expected, 1e-4)
+        check_eps(group, eps, place)
+
+
+def check_eps(group: Mapping[str, Any], eps: float, where: str) -> None:
+    """Adam's state has the parameters' dtype: an eps that rounds to 0 there gives 0/0.
+
+    Raises:
+        ConfigError: If it does.
+
+    Example:
+        >>> check_eps({"params": [torch.zeros(2)], "param_names": ["weight"]}, 1e-8, "optimizer")
+    """
+    for dtype in {each.dtype for each in group["params"] if each.is_floating_point()}:
+        if torch.tensor(eps, dtype=dtype) == 0:
+            expected = f"expected a number that is not 0 in {_short(dtype)}"
+            expected += f", the dtype of {group['param_names'][0]}"
+            raise refusal(where, "eps", eps, expected, 1e-4)
 
 
 def _short(dtype: torch.dtype) -> str:

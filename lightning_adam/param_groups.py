@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from hydra.utils import get_class
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 
 from lightning_adam.errors import ConfigError, nearest, refusal, type_instead
 from lightning_adam.reading import CustomOptimizer
@@ -41,7 +42,7 @@ def clean_name(name: str) -> str:
     return name.replace("_orig_mod.", "")
 
 
-def group_name(group: dict[str, Any], index: int) -> str:
+def group_name(group: Mapping[str, Any], index: int) -> str:
     """A group's name; its position for groups that were built without one.
 
     Example:
@@ -121,6 +122,72 @@ def param_groups(
             **_settings(group, layer, spared, hyperparameters, where),
         }
     return list(groups.values())
+
+
+def later_groups(
+    module: nn.Module,
+    optimizer: Optimizer,
+    group: Mapping[str, Any],
+    weight_decay_on: WeightDecayOn,
+) -> list[dict[str, Any]]:
+    """A group to be added to an optimizer that has some: with names, and sorted by what decays.
+
+    Args:
+        module: The module to train.
+        optimizer: The optimizer that has the first groups.
+        group: The group as it is handed to `add_param_group`. Its `lr` is what it trains with now;
+            the schedule, if there is one, goes on from there.
+        weight_decay_on: Which parameters decay, if the group does not say how much.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+        >>> from torch.optim import AdamW
+        >>> adam = AdamW([{"params": net[0].parameters(), "name": "decay"}])
+        >>> groups = later_groups(net, adam, {"params": net[1].parameters()}, "matrices")
+        >>> [(each["name"], each["param_names"]) for each in groups]
+        [('group_1', ['1.weight']), ('group_1_no_decay', ['1.bias'])]
+    """
+    params = group["params"]
+    params = [params] if isinstance(params, Tensor) else list(params)
+    if not all(isinstance(each, Tensor) for each in params):
+        return [{**group, "params": params}]
+    names = {id(each): clean_name(name) for name, each in module.named_parameters()}
+    name = group_name(group, len(optimizer.param_groups))
+    common = {**group, **_scheduled(optimizer, group)}
+    exempt = set() if weight_decay_on == WeightDecayOn.all else set(_exempt(module))
+    if "weight_decay" in group or "weight_decay" not in optimizer.defaults:
+        exempt = set()
+    spared = [each for each in params if id(each) in exempt]
+    decaying = [each for each in params if id(each) not in exempt]
+    sorted_out = [
+        (name, decaying, {}),
+        (f"{name}_no_decay", spared, {"weight_decay": 0.0}),
+    ]
+    return [
+        {
+            **common,
+            **own,
+            "name": name,
+            "params": chosen,
+            "param_names": [
+                names.get(id(each), f"{name}.{position}") for position, each in enumerate(chosen)
+            ],
+        }
+        for name, chosen, own in sorted_out
+        if chosen
+    ]
+
+
+def _scheduled(optimizer: Optimizer, group: Mapping[str, Any]) -> dict[str, Any]:
+    """The learning rate of a group that joins others in the middle of their schedule."""
+    first = optimizer.param_groups[0]
+    if "initial_lr" not in first:
+        return {}
+    share = first["lr"] / first["initial_lr"]
+    if "lr" not in group:
+        peak = optimizer.defaults["lr"]
+        return {"lr": peak * share, "initial_lr": peak}
+    return {"initial_lr": group["lr"] / share if share else group["lr"]}
 
 
 REST = -1

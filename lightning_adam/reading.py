@@ -24,13 +24,14 @@ from lightning_adam.schema import (
     Interval,
     LayerDecayConfig,
     MonitorConfig,
+    Resume,
     SchedulerConfig,
     WeightDecayOn,
 )
 from lightning_adam.statistics.catalogue import STATISTICS, select
 
-GROUPING = ("weight_decay_on", "groups", "layer_decay")
-"""The fields that say which parameters stand together: ours, whatever the optimizer is."""
+OURS = ("weight_decay_on", "groups", "layer_decay", "resume")
+"""The fields of an optimizer's config that are ours, whatever the optimizer is."""
 MATCHERS = ("match", "regex", "module_class")
 TOTAL_STEPS = "total_steps"
 """As an argument of a custom scheduler: the optimizer steps that the trainer will take."""
@@ -40,13 +41,15 @@ TOTAL_STEPS = "total_steps"
 class CustomOptimizer:
     """Any Adam-like class by its `_target_`; all keys but ours go to it.
 
-    Ours are `weight_decay_on`, `groups` and `layer_decay`, which mean what they mean for Adam.
+    Ours are `weight_decay_on`, `groups`, `layer_decay` and `resume`, which mean what they mean for
+    Adam.
     """
 
     factory: functools.partial[Any]
     weight_decay_on: WeightDecayOn
     groups: list[GroupConfig]
     layer_decay: LayerDecayConfig
+    resume: Resume
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class CustomScheduler:
     interval: Interval | None
     frequency: int
     monitor: str
+    count_skipped_steps: bool
 
 
 def read_optimizer(node: Any) -> tuple[AdamConfig | CustomOptimizer, str]:
@@ -79,7 +83,7 @@ def read_optimizer(node: Any) -> tuple[AdamConfig | CustomOptimizer, str]:
         lightning_adam.errors.ConfigError: optimizer.lrr=1: no such field; type for example ...
     """
     where = full_key(node, "optimizer")
-    custom = factory_of(node, where, GROUPING)
+    custom = factory_of(node, where, OURS)
     if custom is None:
         config = _adam(values_of(node, where), where)
         if config.fused and config.foreach:
@@ -91,7 +95,7 @@ def read_optimizer(node: Any) -> tuple[AdamConfig | CustomOptimizer, str]:
     check_arguments(factory, where)
     config = _adam(ours, where)
     return CustomOptimizer(
-        factory, config.weight_decay_on, config.groups, config.layer_decay
+        factory, config.weight_decay_on, config.groups, config.layer_decay, config.resume
     ), where
 
 
@@ -222,7 +226,9 @@ def _custom_scheduler(
         expected = f"expected step, for an argument is {TOTAL_STEPS}"
         raise refusal(where, "interval", config.interval, expected, Interval.step)
     interval = Interval.step if counts_steps else config.interval
-    return CustomScheduler(factory, interval, config.frequency, config.monitor)
+    return CustomScheduler(
+        factory, interval, config.frequency, config.monitor, config.count_skipped_steps
+    )
 
 
 def _merged(where: str, target: str, preset: str) -> ConfigError:

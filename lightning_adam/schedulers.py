@@ -3,7 +3,7 @@
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
+from lightning_adam._private.torch import record_lrs
 from lightning_adam.errors import ConfigError, refusal
 from lightning_adam.forms import name_of
 from lightning_adam.reading import TOTAL_STEPS, CustomScheduler, read_scheduler
@@ -173,6 +174,9 @@ def _wsd_arguments(config: WSDConfig, where: str, warmup_steps: int, end: int) -
 
 
 def _plateau(optimizer: Optimizer, config: PlateauConfig) -> ReduceLROnPlateau:
+    for group in optimizer.param_groups:
+        # As the other schedulers do: else the peak is not known any more after a reduction.
+        group["initial_lr"] = group["lr"]
     return ReduceLROnPlateau(
         optimizer,
         mode=config.mode.value,
@@ -232,6 +236,56 @@ def _progress(step: float, length: float) -> float:
 
 def _down_to(min_lr_ratio: float, left: float) -> float:
     return min_lr_ratio + (1 - min_lr_ratio) * left
+
+
+def cover_later_groups(scheduler: LRScheduler) -> None:
+    """Schedules the groups that the optimizer got after the scheduler was built.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1.0)
+        >>> scheduler = build_scheduler(optimizer, {"name": "linear"}, total_steps=2)
+        >>> later = torch.zeros(1, requires_grad=True)
+        >>> optimizer.add_param_group({"params": [later], "lr": 0.1, "initial_lr": 0.1})
+        >>> cover_later_groups(scheduler)
+        >>> scheduler.step()
+        >>> scheduler.get_last_lr()
+        [0.5, 0.05]
+    """
+    groups = scheduler.optimizer.param_groups
+    if isinstance(scheduler, ReduceLROnPlateau):
+        for group in groups[len(scheduler.min_lrs) :]:
+            scheduler.min_lrs.append(scheduler.min_lrs[0] * group["lr"] / groups[0]["lr"])
+        return
+    for group in groups[len(scheduler.base_lrs) :]:
+        scheduler.base_lrs.append(group["initial_lr"])
+        if isinstance(scheduler, LambdaLR):
+            scheduler.lr_lambdas.append(scheduler.lr_lambdas[0])
+
+
+def set_peaks(optimizer: Optimizer, scheduler: LRScheduler | None, peaks: Sequence[float]) -> None:
+    """Trains on with other peak learning rates, one a group, at the same point of the schedule.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1.0)
+        >>> scheduler = build_scheduler(optimizer, {"name": "linear"}, total_steps=2)
+        >>> scheduler.step()
+        >>> set_peaks(optimizer, scheduler, [0.1])
+        >>> optimizer.param_groups[0]["lr"]
+        0.05
+    """
+    groups = optimizer.param_groups
+    if scheduler is None:
+        for group, peak in zip(groups, peaks, strict=True):
+            group["lr"] = peak
+        return
+    for group, peak, last_lr in zip(groups, peaks, scheduler.get_last_lr(), strict=True):
+        group["lr"] = peak * float(last_lr / group["initial_lr"])
+        group["initial_lr"] = peak
+    if not isinstance(scheduler, ReduceLROnPlateau):
+        scheduler.base_lrs = list(peaks)
+    record_lrs(scheduler)
 
 
 def settings(scheduler: LRScheduler) -> dict[str, Any]:

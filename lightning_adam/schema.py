@@ -72,6 +72,15 @@ class ThresholdMode(_Word):
     """The metric's own units."""
 
 
+class Resume(_Word):
+    """Whose settings a training goes on with that is resumed from a checkpoint."""
+
+    checkpoint = "checkpoint"
+    """Those that the checkpoint was trained with."""
+    config = "config"
+    """Those that are configured now."""
+
+
 class Interval(_Word):
     """What a scheduler counts."""
 
@@ -183,6 +192,9 @@ class AdamConfig:
     layer_decay: LayerDecayConfig = field(default_factory=LayerDecayConfig)
     """Learning rates that fall from the output to the input (default: off; Clark et al. 2020,
     arXiv 2003.10555, appendix B)."""
+    resume: Resume = Resume.checkpoint
+    """Who decides on the settings and the schedule when training is resumed, if they differ:
+    `checkpoint` or `config` (default: checkpoint, as in Lightning; lightning_adam)."""
 
 
 @dataclass
@@ -216,6 +228,10 @@ class StepwiseConfig(SchedulerConfig):
     total_steps: int | None = None
     """Optimizer steps of the whole schedule (default: null, the steps the trainer will take;
     torch.optim.lr_scheduler.OneCycleLR)."""
+    count_skipped_steps: bool = False
+    """Whether the schedule goes on at steps that were skipped, for an inf under a GradScaler or for
+    want of a gradient. A fused step under a GradScaler costs a wait for the device at each step if
+    they do not count, as any other implementation does there (default: false; lightning_adam)."""
 
 
 @dataclass
@@ -371,6 +387,9 @@ class CustomSchedulerConfig(SchedulerConfig):
     monitor: str = "val/loss"
     """The metric that ReduceLROnPlateau is given (default: val/loss; Lightning's lr_scheduler
     config)."""
+    count_skipped_steps: bool = False
+    """Whether a scheduler that counts steps goes on at those that were skipped, for an inf under a
+    GradScaler or for want of a gradient (default: false; lightning_adam)."""
 
 
 @dataclass

@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_adam import AdamMixin
+from lightning_adam import AdamMixin, ConfigError
 
 VALIDATION_IMAGES = 1000
 
@@ -109,6 +109,8 @@ def main(cfg: DictConfig) -> float:
     logger = instantiate(cfg.logger)
     checkpoint = ModelCheckpoint(
         dirpath=f"{HydraConfig.get().runtime.output_dir}/checkpoints",
+        filename="best",
+        save_last=True,
         monitor="val/accuracy",
         mode="max",
     )
@@ -116,7 +118,12 @@ def main(cfg: DictConfig) -> float:
         cfg.trainer, logger=logger, callbacks=[instantiate(cfg.adam_monitor), checkpoint]
     )
     module = LitClassifier(small_cnn(cfg.width), cfg.optimizer, cfg.scheduler)
-    trainer.fit(module, *mnist_loaders(cfg.batch_size))
+    trainer.fit(module, *mnist_loaders(cfg.batch_size), ckpt_path=cfg.ckpt_path)
+    if "val/accuracy" not in trainer.callback_metrics:
+        raise ConfigError(
+            f"trainer.max_epochs={trainer.max_epochs}: expected more epochs than {cfg.ckpt_path} has"
+            f" behind it; type trainer.max_epochs={trainer.current_epoch + 8}"
+        )
     accuracy = float(trainer.callback_metrics["val/accuracy"])
     look = where_to_look(logger)
     wandb.finish()

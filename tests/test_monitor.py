@@ -227,14 +227,14 @@ def test_a_step_that_raised_is_not_measured_and_those_after_it_are() -> None:
 
 def test_several_optimizers_have_keys_of_their_own() -> None:
     _, recorder = fitted(AdamMonitor(1), module=TwoOptimizers(torch.optim.Adam), batches=3)
-    assert recorder.steps_of(f"{KEY}/optimizer/0/group/group_0") == [0, 1, 2]
-    assert recorder.steps_of(f"{KEY}/optimizer/1") == [0, 1, 2]
+    assert recorder.steps_of(f"{KEY}/optimizer/first/group/group_0") == [0, 1, 2]
+    assert recorder.steps_of(f"{KEY}/optimizer/second") == [0, 1, 2]
 
 
 def test_beside_another_optimizer_the_adam_is_measured() -> None:
     _, recorder = fitted(AdamMonitor(1), module=TwoOptimizers(torch.optim.SGD), batches=3)
-    assert recorder.steps_of(f"{KEY}/optimizer/0") == [0, 1, 2]
-    assert recorder.steps_of(f"{KEY}/optimizer/1") == []
+    assert recorder.steps_of(f"{KEY}/optimizer/first") == [0, 1, 2]
+    assert recorder.steps_of(f"{KEY}/optimizer/second") == []
 
 
 def test_an_optimizer_without_moments_is_refused_before_training() -> None:

@@ -93,26 +93,22 @@ def test_every_setting_arrives_in_every_group() -> None:
 def test_fused_is_taken_where_it_works_and_the_reason_is_said() -> None:
     optimizer = build_optimizer(network(), {})
     assert all(group["fused"] for group in optimizer.param_groups)
-    chosen = choose_implementation(AdamConfig(), "optimizer", list(network().parameters()), None)
+    chosen = choose_implementation(AdamConfig(), "optimizer", list(network().parameters()))
     assert chosen.reason == "fused: float32 on cpu"
 
 
 def test_fused_is_not_taken_for_parameters_it_cannot_train() -> None:
     chosen = choose_implementation(
-        AdamConfig(), "optimizer", [nn.Parameter(torch.zeros(2, dtype=torch.complex64))], None
+        AdamConfig(), "optimizer", [nn.Parameter(torch.zeros(2, dtype=torch.complex64))]
     )
     assert chosen.fused is False
     assert "floating point" in chosen.reason
 
 
-def test_fused_is_not_taken_where_the_training_loop_cannot() -> None:
-    optimizer = build_optimizer(network(), {}, fused_obstacle="it may not be")
-    assert not any(group["fused"] for group in optimizer.param_groups)
-
-
 def test_fused_that_cannot_work_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"optimizer\.fused=true: .*it may not be"):
-        build_optimizer(network(), {"fused": True}, fused_obstacle="it may not be")
+    module = nn.ParameterList([torch.zeros(2, dtype=torch.complex64)])
+    with pytest.raises(ConfigError, match=r"optimizer\.fused=true: .*floating point"):
+        build_optimizer(module, {"fused": True})
 
 
 @pytest.mark.parametrize(("eps", "works"), [(1e-8, False), (1e-4, True)])
@@ -157,7 +153,7 @@ def test_what_torch_would_refuse_at_the_first_step_is_refused_at_once() -> None:
 )
 def test_what_is_named_is_taken(choice: dict[str, Any], expected: str) -> None:
     parameters = list(network().parameters())
-    chosen = choose_implementation(AdamConfig(**choice), "optimizer", parameters, None)
+    chosen = choose_implementation(AdamConfig(**choice), "optimizer", parameters)
     assert chosen.reason == expected
 
 

@@ -1,6 +1,10 @@
 """Private names of lightning, seen in 2.6.6."""
 
+from typing import Any
+
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.tuner.lr_finder import _ExponentialLR, _LinearLR
+from torch.optim.lr_scheduler import LRScheduler
 
 
 def attached_trainer(module: LightningModule) -> Trainer | None:
@@ -21,3 +25,13 @@ def is_smoke_test(trainer: Trainer) -> bool:
 def log_every_n_steps(trainer: Trainer) -> int:
     """The trainer's logging interval, an attribute that is set without being declared."""
     return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
+
+
+def loaded_checkpoint(trainer: Trainer) -> dict[str, Any]:
+    """The checkpoint whose optimizer and scheduler states are about to be loaded; empty if none."""
+    return trainer._checkpoint_connector._loaded_checkpoint
+
+
+def is_of_lr_find(scheduler: LRScheduler) -> bool:
+    """Whether `lr_find` has put the scheduler in the place of the training's own."""
+    return isinstance(scheduler, _ExponentialLR | _LinearLR)

@@ -102,5 +102,6 @@ ACCUMULATORS: dict[str, Accumulator] = {
     "negated_smallest_weight_decay": largest("-λ", FIRST),
     "largest_step": largest("t", FIRST),
     "negated_smallest_step": largest("-t", FIRST),
+    "largest_skipped_steps": largest("the optimizer's skipped steps", FIRST),
 }
 """What a kernel can return for a tensor, by name."""

@@ -476,3 +476,9 @@ def weight_decay(largest_weight_decay: float, negated_smallest_weight_decay: flo
 def step(largest_step: float, negated_smallest_step: float) -> float | None:
     """Steps that the state has seen, where all tensors of the scope have seen as many."""
     return one_value(largest_step, negated_smallest_step)
+
+
+@statistic("schedule", "steps that changed nothing", unit="steps")
+def skipped_steps(largest_skipped_steps: float) -> float | None:
+    """Steps of the optimizer that were skipped so far, for an inf in the gradient or for none."""
+    return None if math.isnan(largest_skipped_steps) else of_any(largest_skipped_steps)

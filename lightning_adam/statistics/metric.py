@@ -118,7 +118,12 @@ class AdamStatistics(Metric):
         """Names of the parameters with a gradient that is sparse, or without an `exp_avg`."""
         return self._views.passed_over
 
-    def update(self, optimizer: Optimizer, histograms: bool = False) -> None:
+    def update(
+        self,
+        optimizer: Optimizer,
+        histograms: bool = False,
+        skipped_steps: Tensor | float = math.nan,
+    ) -> None:
         """Measures the step that the optimizer has just taken, in place of the last measurement.
 
         Args:
@@ -126,8 +131,10 @@ class AdamStatistics(Metric):
                 place. A parameter without a gradient takes no part.
             histograms: Whether to count binary exponents too, which costs more than all else
                 (default: False). They need Adam or AdamW.
+            skipped_steps: The steps that the optimizer has skipped so far, for the statistic of
+                that name (default: not known).
         """
-        views = self._views.after_step(optimizer)
+        views = self._views.after_step(optimizer, skipped_steps)
         self.knowledge = knowledge_of(optimizer, views)
         self._places = [view.place for view in views]
         self._columns = _columns([*self.statistics, *self.worst], self.knowledge)
@@ -217,9 +224,14 @@ class AdamStatistics(Metric):
         }
 
     @override
-    def forward(self, optimizer: Optimizer, histograms: bool = False) -> dict[str, float]:
+    def forward(
+        self,
+        optimizer: Optimizer,
+        histograms: bool = False,
+        skipped_steps: Tensor | float = math.nan,
+    ) -> dict[str, float]:
         """Measures and computes: what one step did has nothing to be accumulated with."""
-        self.update(optimizer, histograms)
+        self.update(optimizer, histograms, skipped_steps)
         return self.compute()
 
     @override

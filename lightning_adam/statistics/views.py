@@ -53,6 +53,8 @@ class TensorView(NamedTuple):
     """None without amsgrad."""
     step: Tensor | float
     """NaN where the optimizer counts its steps elsewhere."""
+    skipped_steps: Tensor | float
+    """The steps that the optimizer skipped; NaN if nobody counts them."""
 
 
 def is_measurable(optimizer: Optimizer) -> bool:
@@ -120,11 +122,14 @@ class Views:
         """Names of the parameters that had a gradient at the last step, but no `exp_avg` of their
         shape, or whose gradient was sparse."""
 
-    def after_step(self, optimizer: Optimizer) -> list[TensorView]:
+    def after_step(
+        self, optimizer: Optimizer, skipped_steps: Tensor | float = math.nan
+    ) -> list[TensorView]:
         """The views, in the order of `param_groups`.
 
         Args:
             optimizer: The optimizer, right after `step()`, its gradients still in place.
+            skipped_steps: The steps that it has skipped so far (default: not known).
         """
         views = []
         self.passed_over = []
@@ -136,7 +141,7 @@ class Views:
                 place = self._place(parameter, name, position, group.get("param_names", ()))
                 # `state[parameter]` would leave an empty state behind.
                 state = optimizer.state.get(parameter, {})
-                view = _view(place, settings, parameter, state, group)
+                view = _view(place, settings, parameter, state, group, skipped_steps)
                 if view is None:
                     self.passed_over.append(place.tensor)
                 else:
@@ -187,7 +192,12 @@ def _settings(group: Group) -> Settings:
 
 
 def _view(
-    place: Place, settings: Settings, parameter: Tensor, state: Mapping[str, Any], group: Group
+    place: Place,
+    settings: Settings,
+    parameter: Tensor,
+    state: Mapping[str, Any],
+    group: Group,
+    skipped_steps: Tensor | float,
 ) -> TensorView | None:
     """The view of a parameter; None without an `exp_avg` that belongs to its elements."""
     grad, exp_avg = parameter.grad, _elementwise(state.get("exp_avg"), parameter)
@@ -209,6 +219,7 @@ def _view(
         exp_avg_sq=None if exp_avg_sq is None else _real(exp_avg_sq),
         max_exp_avg_sq=None if max_exp_avg_sq is None else _real(max_exp_avg_sq),
         step=_number(state.get("step", group.get("step"))),
+        skipped_steps=skipped_steps,
     )
 
 

@@ -324,12 +324,12 @@ def test_both_of_two_optimizers_are_measured(adversaries: tuple[Path, Finished])
         rows = list(csv.DictReader(file))
     assert len(rows) == 10
     for row in rows:
-        for index in (0, 1):
+        for name in ("generator", "discriminator"):
             for scope in ("", "/group/decay", "/group/no_decay"):
-                assert float(row[f"adam_moments/grad_norm/optimizer/{index}{scope}"]) > 0
-    rates = [float(row["adam_schedule/lr/optimizer/0"]) for row in rows]
+                assert float(row[f"adam_moments/grad_norm/optimizer/{name}{scope}"]) > 0
+    rates = [float(row["adam_schedule/lr/optimizer/generator"]) for row in rows]
     assert rates == pytest.approx([0.0, *(1e-3 * left / 9 for left in range(9, 0, -1))])
-    assert {float(row["adam_schedule/lr/optimizer/1"]) for row in rows} == {4e-3}
+    assert {float(row["adam_schedule/lr/optimizer/discriminator"]) for row in rows} == {4e-3}
 
 
 def factor(step: int) -> float:

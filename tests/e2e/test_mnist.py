@@ -122,7 +122,7 @@ def assert_recorded(offline_run: Path) -> None:
 
 
 def assert_trained(folder: Path) -> None:
-    (checkpoint,) = folder.rglob("*.ckpt")
+    (checkpoint,) = folder.rglob("best.ckpt")
     state = torch.load(checkpoint, weights_only=True)["optimizer_states"][0]
     group = IN_BOTH_GROUPS | {"initial_lr": LR}
     decay, no_decay = state["param_groups"]

@@ -39,12 +39,13 @@ from tests.e2e.support import (
 )
 
 TABLE = ("text", "AdamW, ")
-RECIPE = ("bash", "python -m recipes.mnist ")
+RECIPE = ("bash", "python -m recipes.mnist optimizer.")
 MAKE = ("bash", "make demo\n")
 VARIANTS = ("bash", "python train.py 'optimizer.groups=")
 MONITORING = ("bash", "python train.py adam_monitor.")
+RESUME = ("bash", "python -m recipes.mnist hydra.run.dir=")
 MEASURE = ("python", "# measure.py\n")
-HANDLED = [TRAIN, CONFIG, TRAIN_COMMAND, VARIANTS, TABLE, RECIPE, MAKE, MONITORING, MEASURE]
+HANDLED = [TRAIN, CONFIG, TRAIN_COMMAND, VARIANTS, TABLE, RECIPE, MAKE, MONITORING, RESUME, MEASURE]
 
 RECIPE_JOBS = [[{"lr": 3e-4, "betas": [0.9, 0.95], "amsgrad": True}], [{"lr": 1e-4}, {"lr": 1e-3}]]
 """What the jobs of each line of that block train with."""
@@ -147,6 +148,21 @@ def test_a_recipe_line_of_the_readme_trains_with_what_it_says(
     assert training.output.count(ACCURACY) == len(jobs)
     for optimizer, job in zip(recorded_optimizers(tmp_path), jobs, strict=True):
         assert optimizer | job == optimizer
+
+
+@pytest.mark.slow
+def test_a_training_is_resumed_as_the_readme_types_it(tmp_path: Path) -> None:
+    first, again = readme_text(*RESUME).replace("outputs/first", f"{tmp_path}/first").splitlines()
+    briefly = [each for each in BRIEFLY if "max_epochs" not in each]
+    assert run_text(f"{first} {shlex.join(briefly)}", REPOSITORY).returncode == 0
+    line = f"{again} {shlex.join([*briefly, *jobs_in(tmp_path / 'again')])}"
+    resumed = run_text(line, REPOSITORY)
+    assert resumed.returncode == 0, resumed.output
+    assert "optimizer.lr=0.001: from here on, after the checkpoint's 0.002" in resumed.output
+    (before,), (after,) = (offline_runs(tmp_path / folder) for folder in ("first", "again"))
+    assert max(logged_rows(before)) < min(logged_rows(after)), "the x-axis goes on"
+    ended = run_text(f"{line} trainer.max_epochs=2", REPOSITORY)
+    assert "type trainer.max_epochs=10" in ended.output
 
 
 def recorded_optimizers(folder: Path) -> list[dict[str, Any]]:

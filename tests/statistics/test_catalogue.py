@@ -22,7 +22,7 @@ PROMISED = {
     " update_to_weight*",
     "weight_decay": "weight_norm* weight_rms decay_norm* decay_to_update* decay_alignment"
     " decay_to_grad decay_lost_fraction decay_timescale equilibrium_ratio",
-    "schedule": "lr* beta1 beta2 eps weight_decay step",
+    "schedule": "lr* beta1 beta2 eps weight_decay step skipped_steps",
 }
 """The names of each family; a star marks the headline."""
 
@@ -59,7 +59,7 @@ def test_the_kernel_has_a_line_for_each_accumulator() -> None:
     ("patterns", "expected"),
     [
         (["grad_norm"], ["grad_norm"]),
-        (["schedule/*"], ["lr", "beta1", "beta2", "eps", "weight_decay", "step"]),
+        (["schedule/*e*"], ["beta1", "beta2", "eps", "weight_decay", "step", "skipped_steps"]),
         (
             ["adam_update/direction_*"],
             ["direction_rms", "direction_max", "direction_large_fraction"],

@@ -89,6 +89,7 @@ class _Elements:
         self.p, self.g, self.m = (piece[name].double() for name in ("parameter", "grad", "exp_avg"))
         step = view.step.double() if isinstance(view.step, Tensor) else view.step
         self.step = step
+        self.skipped_steps = view.skipped_steps
         self.bias1 = 1 - view.settings.beta1**step
         self.bias2 = 1 - view.settings.beta2**step
         self.is_decoupled = view.settings.decoupled and view.settings.weight_decay > 0
@@ -294,6 +295,7 @@ _LINES: dict[str, _Line] = {
     "negated_smallest_weight_decay": lambda e: e.setting(-e.settings.weight_decay),
     "largest_step": lambda e: e.setting(e.step),
     "negated_smallest_step": lambda e: e.setting(-e.step),
+    "largest_skipped_steps": lambda e: e.setting(e.skipped_steps),
 }
 """How each accumulator is computed over a piece."""
 

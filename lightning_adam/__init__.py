@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from lightning_adam.version import __version__
 
 if TYPE_CHECKING:
+    from lightning_adam.build import build_adam
     from lightning_adam.errors import ConfigError
-    from lightning_adam.mixin import AdamMixin, build_adam
+    from lightning_adam.mixin import AdamMixin
     from lightning_adam.monitor import AdamMonitor
     from lightning_adam.optimizers import build_optimizer
     from lightning_adam.schedulers import build_scheduler
@@ -22,7 +23,7 @@ _HOMES = {
     "AdamMonitor": "monitor",
     "AdamStatistics": "statistics.metric",
     "ConfigError": "errors",
-    "build_adam": "mixin",
+    "build_adam": "build",
     "build_optimizer": "optimizers",
     "build_scheduler": "schedulers",
 }

@@ -126,8 +126,14 @@ class AdamMonitor(Callback):
         self._watched: list[_Watched] = []
         self._counters: list[StepCounter] = []
         self._layers = LayerTable([])
-        self._saved: dict[str, Any] = {}
-        """The state that was loaded, till training starts; from its end on, that of its end."""
+        self._loaded: dict[str, Any] = {}
+        self._left: dict[str, Any] = {}
+        """The state at the end of the last training."""
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forgets what an earlier call of the trainer has loaded."""
+        self._loaded = {}
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -188,13 +194,13 @@ class AdamMonitor(Callback):
         """What a checkpoint keeps: the steps counted, and the rows that were not sent yet."""
         with self._never_harm():
             if self._watched:
-                self._saved = self._state()
-        return self._saved
+                return self._state()
+        return self._left
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps what a checkpoint has kept, till training starts."""
-        self._saved = state_dict
+        self._loaded = state_dict
 
     @override
     def on_train_batch_end(
@@ -228,8 +234,7 @@ class AdamMonitor(Callback):
         with self._never_harm():
             if self._layers.rows:
                 self._layers.send(trainer.loggers, logging_step(trainer))
-            if self._watched:
-                self._saved = self._state()
+            self._left = self._state()
         self._switch_off()
         for counter in self._counters:
             counter.remove()
@@ -243,8 +248,7 @@ class AdamMonitor(Callback):
 
     def _resume(self) -> None:
         """Counts on from where a checkpoint stands, if one was loaded."""
-        steps, layers = self._saved.get("steps", {}), self._saved.get("layers", [[], []])
-        self._saved = {}
+        steps, layers = self._loaded.get("steps", {}), self._loaded.get("layers", [[], []])
         for watched in self._watched:
             if watched.name in steps:
                 watched.counter.taken, watched.counter.skipped = steps[watched.name]

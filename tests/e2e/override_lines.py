@@ -313,6 +313,7 @@ OPTIMIZER: dict[str, Values] = {
     "optimizer.layer_decay": LAYER_DECAYS,
     "optimizer.layer_decay.pattern": PATTERNS,
     "optimizer.layer_decay.rate": RATES,
+    "optimizer.resume": Values(words("checkpoint", "config"), [*NOT_WORD, NOT_NULL]),
     "optimizer": Values(
         st.sampled_from([Spelled("{lr:0.25,eps: 1e-6}", {"lr": 0.25, "eps": 1e-6})]),
         meaning(REFUSED, "{lrr:1} {lr:fast} {betas:{}} {lr:1 []"),
@@ -330,6 +331,7 @@ SCHEDULER: dict[str, Values] = {
     "scheduler.total_steps": Values(
         integers(60, 1000) | st.just(NULL), [*NOT_INTEGER, *beyond(0, -5)]
     ),
+    "scheduler.count_skipped_steps": BOOLEANS,
     "scheduler.min_lr_ratio": SHARES,
     "scheduler.power": Values(floats(0.1, 8.0, 1), [*NOT_FLOAT, NOT_NULL, *beyond(0, -1.0)]),
     "scheduler.timescale": Values(integers(1, 20_000), [*NOT_INTEGER, *beyond(0, -3)]),
@@ -376,7 +378,12 @@ MONITOR: dict[str, Values] = {
 
 # What a line asks for.
 
-EVERY_SHAPE = {"warmup_steps": None, "warmup_ratio": None, "total_steps": None}
+EVERY_SHAPE = {
+    "warmup_steps": None,
+    "warmup_ratio": None,
+    "total_steps": None,
+    "count_skipped_steps": False,
+}
 SHAPES: dict[str, dict[str, Any]] = {
     "constant": EVERY_SHAPE,
     "linear": {**EVERY_SHAPE, "min_lr_ratio": 0.0},
@@ -431,6 +438,7 @@ def presets(optimizer: str, shape: str) -> Asked:
         "optimizer.groups": [],
         "optimizer.layer_decay.pattern": None,
         "optimizer.layer_decay.rate": None,
+        "optimizer.resume": "checkpoint",
         PRESET: shape,
         "scheduler.name": shape,
         **{f"scheduler.{name}": value for name, value in SHAPES[shape].items()},

@@ -154,6 +154,7 @@ def test_a_recipe_line_of_the_readme_trains_with_what_it_says(
 def test_a_training_is_resumed_as_the_readme_types_it(tmp_path: Path) -> None:
     first, again = readme_text(*RESUME).replace("outputs/first", f"{tmp_path}/first").splitlines()
     briefly = [each for each in BRIEFLY if "max_epochs" not in each]
+    briefly += ["logger.id=continued", "logger.resume=allow"]
     assert run_text(f"{first} {shlex.join(briefly)}", REPOSITORY).returncode == 0
     line = f"{again} {shlex.join([*briefly, *jobs_in(tmp_path / 'again')])}"
     resumed = run_text(line, REPOSITORY)
@@ -161,6 +162,7 @@ def test_a_training_is_resumed_as_the_readme_types_it(tmp_path: Path) -> None:
     assert "optimizer.lr=0.001: from here on, after the checkpoint's 0.002" in resumed.output
     (before,), (after,) = (offline_runs(tmp_path / folder) for folder in ("first", "again"))
     assert max(logged_rows(before)) < min(logged_rows(after)), "the x-axis goes on"
+    assert all(each.name.endswith("-continued") for each in (before, after))
     ended = run_text(f"{line} trainer.max_epochs=2", REPOSITORY)
     assert "type trainer.max_epochs=10" in ended.output
 

@@ -187,7 +187,7 @@ class AdamMonitor(Callback):
         """Marks that a step is due, which a GradScaler may still skip."""
         for watched in self._watched:
             if watched.optimizer is optimizer:
-                watched.counter.expect()
+                self._guard(watched.counter.expect)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -213,7 +213,7 @@ class AdamMonitor(Callback):
     ) -> None:
         """Logs what the batch's optimizer steps have left, under the step of the batch's loss."""
         for watched in self._watched:
-            watched.counter.close()
+            self._guard(watched.counter.close)
         if any(map(_is_waiting, self._watched)):
             with self._never_harm():
                 self._log(trainer)
@@ -272,11 +272,13 @@ class AdamMonitor(Callback):
         self._counters.append(counter)
 
     def _guard(self, hook: Callable[[], None]) -> None:
-        # A `with` would cost more than all else between two measurements.
-        try:
-            hook()
-        except Exception:
-            self._report()
+        """Calls what belongs to a step; `_never_harm` would cost more than all else in between."""
+        # The hooks outlive a fault.
+        if self._watched:
+            try:
+                hook()
+            except Exception:
+                self._report()
 
     def _after_step(self, watched: _Watched) -> None:
         counter = watched.counter

@@ -747,6 +747,9 @@ def fields(draw: st.DrawFn, shape: Any, seen: set[str]) -> Override:
     keys = sorted(place)
     if place is SCHEDULER and shape in SHAPES and draw(st.integers(0, 9)):
         keys = [f"scheduler.{name}" for name in sorted(SHAPES[shape])]
+    if place is SCHEDULER and shape is None:
+        # With a name the fields would make a schedule of their own.
+        keys.remove("scheduler.name")
     if place is OPTIMIZER and not (seen & {"optimizer.groups"}) and draw(st.integers(0, 9)):
         keys = [key for key in keys if not key.startswith("optimizer.groups.")]
     key = draw(st.sampled_from(keys))

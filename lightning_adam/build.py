@@ -32,8 +32,6 @@ class Built:
     scheduler: LRScheduler | None
     rhythm: dict[str, Any]
     """When Lightning steps the scheduler, and with which metric."""
-    lr_scales: list[float]
-    """What each group's learning rate is, as a multiple of the optimizer's."""
     counter: StepCounter | None
     """None if the schedule does not ask which steps were skipped."""
     steps: int = 0
@@ -95,10 +93,8 @@ def build(
     built = build_optimizer(module, optimizer)
     if trainer is not None:
         settle_unscaling(built, built.param_groups[0].get("fused"), trainer)
-    lr = built.defaults.get("lr")
-    lr_scales = [group["lr"] / lr if lr else 1.0 for group in built.param_groups]
     if scheduler is None:
-        return Built(built, None, {}, lr_scales, None)
+        return Built(built, None, {}, None)
     built_scheduler = build_scheduler(built, scheduler, total_steps)
     rhythm = _rhythm(built_scheduler, scheduler, trainer)
     shown = {**scheduler_settings(built_scheduler), **rhythm}
@@ -113,7 +109,7 @@ def build(
     counter = StepCounter(built) if minds_skipped else None
     if counter is not None:
         counter.attach()
-    return Built(built, built_scheduler, rhythm, lr_scales, counter)
+    return Built(built, built_scheduler, rhythm, counter)
 
 
 def _rhythm(built: LRScheduler, scheduler: Any, trainer: Trainer | None) -> dict[str, Any]:
@@ -169,7 +165,7 @@ def _total_steps(trainer: Trainer) -> int | None:
         return None
     accumulations = _accumulations(trainer)
     epochs, batches = trainer.max_epochs, trainer.num_training_batches
-    if len(set(accumulations)) > 1 and epochs is not None and epochs > 0:
+    if len(set(accumulations)) > 1 and epochs is not None and math.isfinite(batches):
         # Lightning takes what the first epoch accumulates for all.
         steps = sum(math.ceil(batches / accumulations[epoch]) for epoch in range(epochs))
         steps = steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)

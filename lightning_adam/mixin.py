@@ -1,5 +1,6 @@
 """AdamMixin: groups, optimizer and scheduler wired into Lightning's hooks."""
 
+import math
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import LightningModule
@@ -10,9 +11,11 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from lightning_adam._private.lightning import attached_trainer, is_of_lr_find, loaded_checkpoint
 from lightning_adam.build import Built, build, settle_unscaling
 from lightning_adam.errors import ConfigError, nearest, refusal
+from lightning_adam.optimizers import hyperparameters
+from lightning_adam.param_groups import LR_RATIO
 from lightning_adam.reading import read_optimizer, read_scheduler
 from lightning_adam.resume import Resumed, reconcile, record
-from lightning_adam.schedulers import cover_later_groups, set_peaks
+from lightning_adam.schedulers import set_peaks
 from lightning_adam.schema import AdamConfig
 from lightning_adam.steps import steps_taken
 
@@ -70,6 +73,7 @@ class AdamMixin(_Base):
         self._optimizer_config = optimizer
         self._scheduler_config = scheduler
         self._found_lr: float | None = None
+        self._is_found_lr_due = False
         self._built: Built | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -80,17 +84,24 @@ class AdamMixin(_Base):
     def optimizer_lr(self) -> float:
         """The optimizer's learning rate: `Tuner.lr_find(module, attr_name="optimizer_lr")` sets it.
 
-        Groups keep their multiples of it, and the schedule its shape.
+        Groups keep their multiples of it, and the schedule its shape. NaN if it is not known.
         """
-        if self._found_lr is not None:
-            return self._found_lr
-        config = read_optimizer(self._configs()[0])[0]
-        return float(config.lr if isinstance(config, AdamConfig) else config.factory.keywords["lr"])
+        optimizer = self._configs()[0]
+        if self._found_lr is not None or optimizer is None:
+            return math.nan if self._found_lr is None else self._found_lr
+        config = read_optimizer(optimizer)[0]
+        if isinstance(config, AdamConfig):
+            return config.lr
+        return float(hyperparameters(config.factory).get("lr", math.nan))
 
     @optimizer_lr.setter
     def optimizer_lr(self, lr: float) -> None:
         self._found_lr = lr
         self._set_found_lr()
+        if self._built is not None:
+            # `lr_find` is about to give all groups this one; a hook cannot remove itself.
+            self._is_found_lr_due = True
+            self._built.optimizer.register_step_pre_hook(lambda *_: self._set_found_lr_again())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds what the configs say, for the trainer's device, precision and length."""
@@ -144,21 +155,27 @@ class AdamMixin(_Base):
         if built.counter is not None:
             # A checkpoint has been loaded since it was built.
             built.counter.taken = built.steps = steps_taken(built.optimizer)
-        self._set_found_lr()
-        for entry in self.trainer.lr_scheduler_configs:
-            if is_of_lr_find(entry.scheduler):
-                self._scale_lrs(built)
+        if self._is_searching():
+            self._scale_lrs(built)
+        else:
+            self._set_found_lr()
+
+    def on_train_epoch_start(self) -> None:
+        """`BackboneFinetuning` raises the last group's learning rate, of which we have made two."""
+        super().on_train_epoch_start()
+        built = self._in_use()
+        groups = built.optimizer.param_groups if built is not None else []
+        if len(groups) > 2 and groups[-1].get("name") == f"group_{len(groups) - 2}_no_decay":
+            groups[-2]["lr"] = groups[-1]["lr"]
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Goes on with the schedule, unless the optimizer's step was skipped."""
         built = self._in_use()
-        if built is not None and built.scheduler is not None and scheduler is built.scheduler:
-            cover_later_groups(built.scheduler)
-            if built.counter is not None:
-                built.counter.settle()
-                if built.counter.taken == built.steps:
-                    return
-                built.steps = built.counter.taken
+        if built is not None and built.counter is not None and scheduler is built.scheduler:
+            built.counter.settle()
+            if built.counter.taken == built.steps:
+                return
+            built.steps = built.counter.taken
         super().lr_scheduler_step(scheduler, metric)
         if built is not None and is_of_lr_find(scheduler):
             self._scale_lrs(built)
@@ -170,17 +187,24 @@ class AdamMixin(_Base):
 
     def _scale_lrs(self, built: Built) -> None:
         """`lr_find` gives all groups one learning rate: that of the optimizer."""
-        # A callback may have added groups.
-        for group, lr_scale in zip(built.optimizer.param_groups, built.lr_scales, strict=False):
-            group["lr"] *= lr_scale
+        for group in built.optimizer.param_groups:
+            group["lr"] *= group.get(LR_RATIO, 1.0)
+
+    def _is_searching(self) -> bool:
+        return any(is_of_lr_find(entry.scheduler) for entry in self.trainer.lr_scheduler_configs)
 
     def _set_found_lr(self) -> None:
-        built = self._built
-        if built is not None and self._found_lr is not None:
-            peaks = [self._found_lr * lr_scale for lr_scale in built.lr_scales]
-            later = built.optimizer.param_groups[len(peaks) :]
-            peaks += [group.get("initial_lr", group["lr"]) for group in later]
+        built, found = self._built, self._found_lr
+        if built is not None and found is not None:
+            built.optimizer.defaults["lr"] = found
+            groups = built.optimizer.param_groups
+            peaks = [found * group.get(LR_RATIO, 1.0) for group in groups]
             set_peaks(built.optimizer, built.scheduler, peaks)
+
+    def _set_found_lr_again(self) -> None:
+        if self._is_found_lr_due and not self._is_searching():
+            self._is_found_lr_due = False
+            self._set_found_lr()
 
     def on_validation_end(self) -> None:
         """Refuses a scheduler's metric that validation does not log, at the sanity check if it can.

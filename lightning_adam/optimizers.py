@@ -95,7 +95,7 @@ def _adam(module: nn.Module, config: AdamConfig, where: str) -> tuple[Adam, str]
 def _custom(module: nn.Module, config: CustomOptimizer, where: str) -> Optimizer:
     """The class that the config names, over our groups."""
     target = name_of(config.factory)
-    groups = param_groups(module, config, where, _hyperparameters(config.factory))
+    groups = param_groups(module, config, where, hyperparameters(config.factory))
     try:
         built = config.factory(groups)
     except Exception as error:
@@ -117,8 +117,13 @@ def _custom(module: nn.Module, config: CustomOptimizer, where: str) -> Optimizer
     return built
 
 
-def _hyperparameters(factory: functools.partial[Any]) -> dict[str, Any]:
-    """The `lr` and `weight_decay` that the class will be built with, as far as that is known."""
+def hyperparameters(factory: functools.partial[Any]) -> dict[str, Any]:
+    """The arguments that a class will be built with, as far as that is known.
+
+    Example:
+        >>> hyperparameters(functools.partial(Adam, weight_decay=0.1))["lr"]
+        0.001
+    """
     try:
         parameters = inspect.signature(factory.func).parameters
     except (TypeError, ValueError):
@@ -243,7 +248,9 @@ def names_of(optimizers: Sequence[Optimizer], module: nn.Module) -> list[str]:
     for depth in range(1, max(map(len, paths), default=0) + 1):
         found = [".".join(path[:depth]) for path in paths]
         if len(set(found)) == len(found):
-            return [name or number for name, number in zip(found, numbers, strict=True)]
+            named = [name or number for name, number in zip(found, numbers, strict=True)]
+            # A part may itself be called by a number.
+            return named if len(set(named)) == len(named) else numbers
     return numbers
 
 

@@ -32,6 +32,10 @@ NORMALISATIONS = (
 )
 
 
+LR_RATIO = "lr_ratio"
+"""The key of a group's learning rate as a multiple of the optimizer's, whatever trains it."""
+
+
 def clean_name(name: str) -> str:
     """A parameter's name as the user wrote it, without the wrapper that `torch.compile` adds.
 
@@ -119,6 +123,7 @@ def param_groups(
             "name": name,
             "params": [each.parameter for each in chosen],
             "param_names": [each.names[0] for each in chosen],
+            LR_RATIO: group.lr_scale * layer.lr_scale,
             **_settings(group, layer, spared, hyperparameters, where),
         }
     return list(groups.values())
@@ -153,7 +158,12 @@ def later_groups(
         return [{**group, "params": params}]
     names = {id(each): clean_name(name) for name, each in module.named_parameters()}
     name = group_name(group, len(optimizer.param_groups))
-    common = {**group, **_scheduled(optimizer, group)}
+    common = _scheduled(optimizer, group)
+    if common.get("lr") == 0:
+        rank_zero_warn(
+            f"{name} joins the optimizer with lr=0 and stays there. Add it after the first step of"
+            " the warm-up, or with a learning rate of its own."
+        )
     exempt = set() if weight_decay_on == WeightDecayOn.all else set(_exempt(module))
     if "weight_decay" in group or "weight_decay" not in optimizer.defaults:
         exempt = set()
@@ -179,15 +189,17 @@ def later_groups(
 
 
 def _scheduled(optimizer: Optimizer, group: Mapping[str, Any]) -> dict[str, Any]:
-    """The learning rate of a group that joins others in the middle of their schedule."""
-    first = optimizer.param_groups[0]
-    if "initial_lr" not in first:
-        return {}
-    share = first["lr"] / first["initial_lr"]
+    """A group that joins others in the middle of their schedule, with its own place there."""
+    first, lr = optimizer.param_groups[0], optimizer.defaults.get("lr")
+    if lr is None:
+        return dict(group)
+    share = first["lr"] / first.get("initial_lr", first["lr"]) if first["lr"] else 0.0
     if "lr" not in group:
-        peak = optimizer.defaults["lr"]
-        return {"lr": peak * share, "initial_lr": peak}
-    return {"initial_lr": group["lr"] / share if share else group["lr"]}
+        joining = {**group, "lr": lr * share, "initial_lr": lr}
+    else:
+        joining = {**group, "initial_lr": group["lr"] / share if share else group["lr"]}
+    joining[LR_RATIO] = joining["initial_lr"] / lr
+    return joining
 
 
 REST = -1

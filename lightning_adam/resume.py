@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from lightning_adam._private.torch import record_lrs
 from lightning_adam.errors import ConfigError, as_typed
 from lightning_adam.optimizers import check_eps, obstacle_to
-from lightning_adam.param_groups import group_name
+from lightning_adam.param_groups import LR_RATIO, group_name
 from lightning_adam.schedulers import cover_later_groups
 from lightning_adam.schedulers import settings as scheduler_settings
 from lightning_adam.schema import Interval, Resume
@@ -222,8 +222,7 @@ def _compared(group: Mapping[str, Any]) -> State:
     settings = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in group.items()
-        if key not in ("params", "param_names", "name", "initial_lr", "differentiable")
-        and key not in IMPLEMENTATION
+        if key not in ("params", "param_names", "name", "initial_lr", LR_RATIO, *IMPLEMENTATION)
     }
     settings["lr"] = float(group.get("initial_lr", group["lr"]))
     return settings
@@ -267,8 +266,10 @@ def _kept(
     for group, source in zip(groups, sources, strict=True):
         own = _settings(group)
         if source is not None:
-            names: State = {key: own[key] for key in ("name", "param_names") if key in own}
-            yield {**own, **_settings(saved_groups[source]), **names}
+            today: State = {
+                key: own[key] for key in ("name", "param_names", LR_RATIO) if key in own
+            }
+            yield {**own, **_settings(saved_groups[source]), **today}
         else:
             first = saved_groups[0]
             peak = own.get("initial_lr", own["lr"])

@@ -108,7 +108,7 @@ def build_scheduler(optimizer: Optimizer, scheduler: Any, total_steps: int | Non
 
     Returns:
         The scheduler. The shapes are to be stepped once after each optimizer step, `plateau` with
-        its metric after each validation.
+        its metric after each validation. Groups that the optimizer gets later are scheduled too.
 
     Raises:
         ConfigError: If the shape or a ratio needs a length and there is none, or if the warm-up is
@@ -122,12 +122,22 @@ def build_scheduler(optimizer: Optimizer, scheduler: Any, total_steps: int | Non
         [0.0]
     """
     config, where = read_scheduler(scheduler)
+    built: LRScheduler
     if isinstance(config, CustomScheduler):
-        return _custom(optimizer, config, where, total_steps)
-    if isinstance(config, PlateauConfig):
-        return _plateau(optimizer, config)
-    assert isinstance(config, StepwiseConfig)
-    return LambdaLR(optimizer, _schedule(config, where, total_steps))
+        built = _custom(optimizer, config, where, total_steps)
+    elif isinstance(config, PlateauConfig):
+        built = _plateau(optimizer, config)
+    else:
+        assert isinstance(config, StepwiseConfig)
+        built = LambdaLR(optimizer, _schedule(config, where, total_steps))
+    add = optimizer.add_param_group
+
+    def add_scheduled(group: dict[str, Any]) -> None:
+        add(group)
+        cover_later_groups(built)
+
+    optimizer.add_param_group = add_scheduled  # type: ignore[method-assign,assignment]
+    return built
 
 
 def _schedule(config: StepwiseConfig, where: str, total_steps: int | None) -> Schedule:
@@ -246,7 +256,7 @@ def cover_later_groups(scheduler: LRScheduler) -> None:
         >>> optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1.0)
         >>> scheduler = build_scheduler(optimizer, {"name": "linear"}, total_steps=2)
         >>> later = torch.zeros(1, requires_grad=True)
-        >>> optimizer.add_param_group({"params": [later], "lr": 0.1, "initial_lr": 0.1})
+        >>> optimizer.param_groups.append({"params": [later], "lr": 0.1, "initial_lr": 0.1})
         >>> cover_later_groups(scheduler)
         >>> scheduler.step()
         >>> scheduler.get_last_lr()
@@ -258,7 +268,7 @@ def cover_later_groups(scheduler: LRScheduler) -> None:
             scheduler.min_lrs.append(scheduler.min_lrs[0] * group["lr"] / groups[0]["lr"])
         return
     for group in groups[len(scheduler.base_lrs) :]:
-        scheduler.base_lrs.append(group["initial_lr"])
+        scheduler.base_lrs.append(group.setdefault("initial_lr", group["lr"]))
         if isinstance(scheduler, LambdaLR):
             scheduler.lr_lambdas.append(scheduler.lr_lambdas[0])
 
@@ -280,11 +290,14 @@ def set_peaks(optimizer: Optimizer, scheduler: LRScheduler | None, peaks: Sequen
         for group, peak in zip(groups, peaks, strict=True):
             group["lr"] = peak
         return
-    for group, peak, last_lr in zip(groups, peaks, scheduler.get_last_lr(), strict=True):
+    last_lrs = scheduler.get_last_lr()
+    for index, (group, peak, last_lr) in enumerate(zip(groups, peaks, last_lrs, strict=True)):
+        if isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.min_lrs[index] *= peak / group["initial_lr"]
+        else:
+            scheduler.base_lrs[index] = peak
         group["lr"] = peak * float(last_lr / group["initial_lr"])
         group["initial_lr"] = peak
-    if not isinstance(scheduler, ReduceLROnPlateau):
-        scheduler.base_lrs = list(peaks)
     record_lrs(scheduler)
 
 

@@ -126,14 +126,14 @@ class AdamMonitor(Callback):
         self._watched: list[_Watched] = []
         self._counters: list[StepCounter] = []
         self._layers = LayerTable([])
-        self._loaded: dict[str, Any] = {}
-        self._left: dict[str, Any] = {}
-        """The state at the end of the last training."""
+        self._saved: dict[str, Any] = {}
+        """The state that was loaded; after a training, that of its end."""
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forgets what an earlier call of the trainer has loaded."""
-        self._loaded = {}
+        """Forgets what an earlier call of the trainer has loaded or left."""
+        if stage == "fit":
+            self._saved = {}
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -195,12 +195,12 @@ class AdamMonitor(Callback):
         with self._never_harm():
             if self._watched:
                 return self._state()
-        return self._left
+        return self._saved
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps what a checkpoint has kept, till training starts."""
-        self._loaded = state_dict
+        self._saved = state_dict
 
     @override
     def on_train_batch_end(
@@ -234,7 +234,8 @@ class AdamMonitor(Callback):
         with self._never_harm():
             if self._layers.rows:
                 self._layers.send(trainer.loggers, logging_step(trainer))
-            self._left = self._state()
+            if self._watched:
+                self._saved = self._state()
         self._switch_off()
         for counter in self._counters:
             counter.remove()
@@ -248,7 +249,7 @@ class AdamMonitor(Callback):
 
     def _resume(self) -> None:
         """Counts on from where a checkpoint stands, if one was loaded."""
-        steps, layers = self._loaded.get("steps", {}), self._loaded.get("layers", [[], []])
+        steps, layers = self._saved.get("steps", {}), self._saved.get("layers", [[], []])
         for watched in self._watched:
             if watched.name in steps:
                 watched.counter.taken, watched.counter.skipped = steps[watched.name]

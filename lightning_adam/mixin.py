@@ -8,7 +8,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
-from lightning_adam._private.lightning import attached_trainer, is_of_lr_find, loaded_checkpoint
+from lightning_adam._private.lightning import (
+    attached_trainer,
+    is_of_lr_find,
+    loaded_checkpoint,
+    restore_loaders,
+)
 from lightning_adam.build import Built, build, settle_unscaling
 from lightning_adam.errors import ConfigError, nearest, refusal
 from lightning_adam.optimizers import hyperparameters
@@ -147,8 +152,9 @@ class AdamMixin(_Base):
             record(checkpoint, built.optimizer)
 
     def on_train_start(self) -> None:
-        """Learning rates as they have to be at the first step, also for and after `lr_find`."""
+        """Loaders, counts and rates as they have to be, resumed and after `lr_find` too."""
         super().on_train_start()
+        restore_loaders(self.trainer)
         built = self._in_use()
         if built is None:
             return

@@ -35,3 +35,15 @@ def loaded_checkpoint(trainer: Trainer) -> dict[str, Any]:
 def is_of_lr_find(scheduler: LRScheduler) -> bool:
     """Whether `lr_find` has put the scheduler in the place of the training's own."""
     return isinstance(scheduler, _ExponentialLR | _LinearLR)
+
+
+def restore_loaders(trainer: Trainer) -> None:
+    """Gives loaders that can go on in the middle of an epoch their place in a checkpoint.
+
+    Lightning forgets to if something has asked it for the training's length, which sets up the
+    data, before it has loaded the loops' state (Lightning #20550).
+    """
+    loop = trainer.fit_loop
+    if getattr(loop, "_combined_loader_states_to_load", None) and loop._data_fetcher is not None:
+        loop._load_combined_loader_states()
+        iter(loop._data_fetcher)

@@ -98,6 +98,8 @@ class _Elements:
 
     def scalar(self, value: Tensor | float) -> Tensor:
         """A number for all of the piece."""
+        if isinstance(value, Tensor):
+            value = value.to(self.p.device, non_blocking=True)
         return torch.zeros((), dtype=torch.float64, device=self.p.device) + value
 
     def setting(self, value: Tensor | float) -> Tensor:

@@ -121,8 +121,8 @@ def main(cfg: DictConfig) -> float:
     trainer.fit(module, *mnist_loaders(cfg.batch_size), ckpt_path=cfg.ckpt_path)
     if "val/accuracy" not in trainer.callback_metrics:
         raise ConfigError(
-            f"trainer.max_epochs={trainer.max_epochs}: expected more epochs than {cfg.ckpt_path} has"
-            f" behind it; type trainer.max_epochs={trainer.current_epoch + 8}"
+            f"trainer.max_epochs={trainer.max_epochs}: expected more epochs than {cfg.ckpt_path}"
+            f" has behind it; type trainer.max_epochs={trainer.current_epoch + 8}"
         )
     accuracy = float(trainer.callback_metrics["val/accuracy"])
     look = where_to_look(logger)

@@ -386,6 +386,16 @@ def test_a_scheduler_of_torch_is_stepped_as_lightning_would(
     assert len(module.stepped) == steps
 
 
+def test_a_frequency_that_no_epoch_reaches_is_refused() -> None:
+    """Lightning alone never steps the scheduler, and says nothing."""
+    scheduler = {"_target_": f"{CUSTOM}.StepLR", "step_size": 1, "interval": "step"}
+    with pytest.raises(ConfigError, match=r"scheduler\.frequency=10: expected at most the 8 batch"):
+        trainer(max_epochs=2).fit(Lit(ADAMW, {**scheduler, "frequency": 10}), loader(8))
+    fit = trainer(max_epochs=2)
+    fit.fit(Lit(ADAMW, {**scheduler, "frequency": 8}), loader(8))
+    assert fit.lr_scheduler_configs[0].scheduler.last_epoch == 2
+
+
 def test_the_schedulers_argument_is_the_trainings_length() -> None:
     fit = trainer(max_epochs=2)
     scheduler = {"_target_": f"{CUSTOM}.CosineAnnealingLR", "T_max": "total_steps"}

@@ -81,8 +81,8 @@ WHEN_FIT_STARTS = {
     "scheduler.warmup_steps=100000": "scheduler.warmup_steps=100000: expected a warm-up within",
     "trainer.max_epochs=-1": "scheduler.name=cosine: expected a run with an end",
     "trainer.precision=16-true": "optimizer.eps=1e-08: expected a number that is not 0 in float16",
-    "optimizer.fused=true trainer.precision=bf16-mixed trainer.gradient_clip_val=1.0": (
-        "optimizer.fused=true: expected a place where fused works"
+    "optimizer.fused=false optimizer.capturable=true": (
+        "optimizer.capturable=true: expected a setting that torch can train with"
     ),
 }
 REFUSALS = WHEN_BUILT | WHEN_FIT_STARTS

@@ -20,7 +20,7 @@ from lightning_adam.optimizers import build_optimizer
 from lightning_adam.reading import CustomScheduler, read_scheduler
 from lightning_adam.schedulers import build_scheduler
 from lightning_adam.schedulers import settings as scheduler_settings
-from lightning_adam.schema import Interval, PlateauConfig, StepwiseConfig
+from lightning_adam.schema import Interval, PlateauConfig, SchedulerConfig, StepwiseConfig
 from lightning_adam.steps import StepCounter
 
 
@@ -96,10 +96,10 @@ def build(
     if scheduler is None:
         return Built(built, None, {}, None)
     built_scheduler = build_scheduler(built, scheduler, total_steps)
-    rhythm = _rhythm(built_scheduler, scheduler, trainer)
+    config, where = read_scheduler(scheduler)
+    rhythm = _rhythm(built_scheduler, config, where, trainer)
     shown = {**scheduler_settings(built_scheduler), **rhythm}
     rank_zero_info(f"schedule  {', '.join(f'{name}={value}' for name, value in shown.items())}")
-    config = read_scheduler(scheduler)[0]
     minds_skipped = (
         isinstance(config, StepwiseConfig | CustomScheduler)
         and rhythm["interval"] == Interval.step
@@ -112,9 +112,13 @@ def build(
     return Built(built, built_scheduler, rhythm, counter)
 
 
-def _rhythm(built: LRScheduler, scheduler: Any, trainer: Trainer | None) -> dict[str, Any]:
+def _rhythm(
+    built: LRScheduler,
+    config: SchedulerConfig | CustomScheduler,
+    where: str,
+    trainer: Trainer | None,
+) -> dict[str, Any]:
     """When Lightning steps a scheduler, and with which metric."""
-    config, where = read_scheduler(scheduler)
     rhythm: dict[str, Any] = {}
     if isinstance(config, PlateauConfig | CustomScheduler):
         rhythm["monitor"] = config.monitor

@@ -129,15 +129,14 @@ class AdamMixin(_Base):
         schedules = self.trainer.lr_scheduler_configs
         if built is None or len(schedules) > 1 or "optimizer_states" not in checkpoint:
             return
-        optimizer, scheduler = self._configs()
-        config, place = read_optimizer(optimizer)
+        config, place = read_optimizer(self._configs()[0])
         resumed = Resumed(
             optimizer=built.optimizer,
             scheduler=schedules[0].scheduler if schedules else None,
             interval=schedules[0].interval if schedules else "",
             resume=config.resume,
             optimizer_place=place,
-            scheduler_place="scheduler" if scheduler is None else read_scheduler(scheduler)[1],
+            scheduler_place=self._scheduler_place(),
         )
         for line in reconcile(checkpoint, resumed):
             rank_zero_info(f"resuming: {line}")
@@ -223,11 +222,13 @@ class AdamMixin(_Base):
             return
         for entry in self.trainer.lr_scheduler_configs:
             if entry.reduce_on_plateau and entry.monitor not in available:
-                scheduler = self._configs()[1]
-                where = "scheduler" if scheduler is None else read_scheduler(scheduler)[1]
                 expected = f"expected a metric that validation logs: {', '.join(available)}"
                 close = nearest(str(entry.monitor), available, 1, cutoff=0.0)
-                raise refusal(where, "monitor", entry.monitor, expected, close[0])
+                raise refusal(self._scheduler_place(), "monitor", entry.monitor, expected, close[0])
+
+    def _scheduler_place(self) -> str:
+        scheduler = self._configs()[1]
+        return "scheduler" if scheduler is None else read_scheduler(scheduler)[1]
 
     def _configs(self) -> tuple[Any, Any]:
         """The optimizer's and the scheduler's: the constructor's keywords, else the hparams."""

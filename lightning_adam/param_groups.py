@@ -56,6 +56,22 @@ def group_name(group: Mapping[str, Any], index: int) -> str:
     return str(group.get("name", f"group_{index}"))
 
 
+def peak_lr(group: Mapping[str, Any]) -> Any:
+    """The peak of a group's learning rate, which its schedule keeps as `initial_lr`."""
+    return group.get("initial_lr", group["lr"])
+
+
+def schedule_share(group: Mapping[str, Any]) -> Any:
+    """The share of its peak that a group trains with at this point of its schedule.
+
+    Example:
+        >>> schedule_share({"lr": 0.5, "initial_lr": 2.0}), schedule_share({"lr": 0.0})
+        (0.25, 0.0)
+    """
+    peak = peak_lr(group)
+    return group["lr"] / peak if peak else 0.0
+
+
 def param_groups(
     module: nn.Module,
     config: AdamConfig | CustomOptimizer,
@@ -193,7 +209,7 @@ def _scheduled(optimizer: Optimizer, group: Mapping[str, Any]) -> dict[str, Any]
     first, lr = optimizer.param_groups[0], optimizer.defaults.get("lr")
     if lr is None:
         return dict(group)
-    share = first["lr"] / first.get("initial_lr", first["lr"]) if first["lr"] else 0.0
+    share = schedule_share(first)
     if "lr" not in group:
         joining = {**group, "lr": lr * share, "initial_lr": lr}
     else:

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from lightning_adam._private.torch import record_lrs
 from lightning_adam.errors import ConfigError, as_typed
 from lightning_adam.optimizers import check_eps, obstacle_to
-from lightning_adam.param_groups import LR_RATIO, group_name
+from lightning_adam.param_groups import LR_RATIO, group_name, peak_lr, schedule_share
 from lightning_adam.schedulers import cover_later_groups
 from lightning_adam.schedulers import settings as scheduler_settings
 from lightning_adam.schema import Interval, Resume
@@ -224,7 +224,7 @@ def _compared(group: Mapping[str, Any]) -> State:
         for key, value in group.items()
         if key not in ("params", "param_names", "name", "initial_lr", LR_RATIO, *IMPLEMENTATION)
     }
-    settings["lr"] = float(group.get("initial_lr", group["lr"]))
+    settings["lr"] = float(peak_lr(group))
     return settings
 
 
@@ -271,10 +271,7 @@ def _kept(
             }
             yield {**own, **_settings(saved_groups[source]), **today}
         else:
-            first = saved_groups[0]
-            peak = own.get("initial_lr", own["lr"])
-            share = first["lr"] / first.get("initial_lr", first["lr"])
-            yield {**own, "lr": peak * share}
+            yield {**own, "lr": peak_lr(own) * schedule_share(saved_groups[0])}
 
 
 def _keep_implementation(
@@ -423,8 +420,7 @@ def _continue_plateau(
     if saved["mode"] == scheduler.mode:
         for key in PLATEAU_PROGRESS:
             setattr(scheduler, key, saved[key])
-    first = optimizer_state["param_groups"][0]
-    share = first["lr"] / first.get("initial_lr", first["lr"])
+    share = schedule_share(optimizer_state["param_groups"][0])
     for group in scheduler.optimizer.param_groups:
         group["lr"] *= share
     record_lrs(scheduler)

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from lightning_adam._private.torch import record_lrs
 from lightning_adam.errors import ConfigError, refusal
 from lightning_adam.forms import name_of
+from lightning_adam.param_groups import peak_lr
 from lightning_adam.reading import TOTAL_STEPS, CustomScheduler, read_scheduler
 from lightning_adam.schema import (
     Decay,
@@ -230,7 +231,7 @@ def _custom(
             f"{target} cycles the momentum: it trains with betas of its own, not with"
             f" {betas[0]}. To keep those, type +{where}.cycle_momentum=false"
         )
-    after = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
+    after = [peak_lr(group) for group in optimizer.param_groups]
     if len(set(peaks)) > 1 and len(set(after)) == 1:
         rank_zero_warn(
             f"{target} gives all groups one learning rate: what groups and layer_decay scale is"

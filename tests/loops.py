@@ -24,8 +24,6 @@ from lightning_adam import build_adam
 from lightning_adam.statistics.catalogue import STATISTICS
 from tests.training import BATCH, Lit, loader, loss_of, network
 
-LR = 1e-2
-ADAMW = {"lr": LR, "weight_decay": 0.1, "decoupled_weight_decay": True}
 LINEAR = {"name": "linear"}
 STEP = STATISTICS["step"].key
 COMPARED = ("grad_norm", "exp_avg_rms", "update_norm", "lr", "step")

@@ -18,9 +18,7 @@ from torch.optim import Optimizer
 
 from lightning_adam import AdamMonitor
 from tests.e2e.support import GLOBAL_STEP, history, offline_runs, our_rows
-from tests.training import Lit, loader, parameters, trainer
-
-ADAMW = {"lr": 1e-2, "weight_decay": 0.1, "decoupled_weight_decay": True}
+from tests.training import ADAMW, Lit, loader, parameters, trainer
 
 Row = Mapping[str, Any]
 

@@ -19,10 +19,8 @@ from torch.optim import AdamW, Optimizer
 from lightning_adam import AdamMixin, AdamMonitor, build_adam
 from lightning_adam.optimizers import build_optimizer
 from tests.test_monitor import KEY, Recorder
-from tests.training import Lit, loader, loss_of, network, parameters, trainer
+from tests.training import ADAMW, LR, Lit, loader, loss_of, network, parameters, trainer
 
-LR = 1e-2
-ADAMW = {"lr": LR, "weight_decay": 0.1, "decoupled_weight_decay": True}
 BATCHES, EPOCHS = 6, 4
 SCHEDULERS: dict[str, Any] = {
     "none": None,

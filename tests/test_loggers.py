@@ -18,7 +18,6 @@ from lightning_adam.schema import Scope
 from lightning_adam.statistics.catalogue import STATISTICS
 from tests.e2e.support import DECAY, MODEL, NO_DECAY, history, offline_runs, records
 from tests.offline import (
-    ADAMW,
     Row,
     Table,
     Trained,
@@ -32,7 +31,7 @@ from tests.offline import (
 )
 from tests.reference import reference_magnitudes
 from tests.statistics.cases import reference_tensors
-from tests.training import Lit, loader, loss_of, network, trainer
+from tests.training import ADAMW, Lit, loader, loss_of, network, trainer
 
 GRAD_NORM = STATISTICS["grad_norm"].key
 QUANTITIES = ("grad", "exp_avg", "denominator", "direction")

@@ -23,11 +23,9 @@ from lightning_adam.optimizers import names_of
 from lightning_adam.statistics.catalogue import STATISTICS
 from lightning_adam.steps import StepCounter
 from tests.loops import (
-    ADAMW,
     COMPARED,
     LINEAR,
     LOOPS,
-    LR,
     STEP,
     Batch,
     ByHandPastLightning,
@@ -42,7 +40,7 @@ from tests.loops import (
 from tests.reference import reference_statistics
 from tests.statistics.cases import reference_tensors
 from tests.test_monitor import KEY, Recorder
-from tests.training import Lit, loader, loss_of, network, parameters, trainer
+from tests.training import ADAMW, LR, Lit, loader, loss_of, network, parameters, trainer
 
 
 @pytest.fixture(autouse=True)

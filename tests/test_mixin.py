@@ -14,9 +14,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_adam import AdamMixin, ConfigError, build_adam
 from lightning_adam.schema import AdamConfig, CosineConfig
-from tests.training import Lit, loader, loss_of, network, parameters, trainer
+from tests.training import ADAMW, Lit, loader, loss_of, network, parameters, trainer
 
-ADAMW = {"lr": 1e-2, "weight_decay": 0.1, "decoupled_weight_decay": True}
 COSINE = {"name": "cosine", "warmup_steps": 5}
 
 

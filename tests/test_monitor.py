@@ -20,9 +20,8 @@ from lightning_adam.statistics.catalogue import select
 from tests.e2e.support import offline_runs, records
 from tests.reference import reference_statistics
 from tests.statistics.cases import reference_tensors
-from tests.training import Lit, loader, loss_of, network, parameters, trainer
+from tests.training import ADAMW, Lit, loader, loss_of, network, parameters, trainer
 
-ADAMW = {"lr": 1e-2, "weight_decay": 0.1, "decoupled_weight_decay": True}
 KEY = "adam_update/update_norm"
 
 

@@ -9,8 +9,8 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_adam import AdamMonitor, ConfigError
 from lightning_adam.statistics.catalogue import STATISTICS
-from tests.offline import ADAMW, csv_rows, with_logger
-from tests.training import Lit, network
+from tests.offline import csv_rows, with_logger
+from tests.training import ADAMW, Lit, network
 
 GRAD_NORM = STATISTICS["grad_norm"].key
 LAYERS = ("net.0", "net.1", "net.3")

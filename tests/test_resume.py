@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 
 from lightning_adam import ConfigError
-from tests.training import Lit, loader, loss_of, network, parameters, trainer
+from tests.training import ADAMW, Lit, loader, loss_of, network, parameters, trainer
 
-ADAMW = {"lr": 1e-2, "weight_decay": 0.1, "decoupled_weight_decay": True}
 LINEAR = {"name": "linear", "total_steps": 20}
 HEAD = [{"name": "head", "match": "net.3.*", "lr_scale": 10}]
 STEPS = 5

@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_adam import AdamMixin
 
 BATCH = 8
+LR = 1e-2
+ADAMW = {"lr": LR, "weight_decay": 0.1, "decoupled_weight_decay": True}
 
 
 class Lit(AdamMixin, L.LightningModule):

@@ -22,11 +22,10 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from lightning_adam import AdamMonitor
-from tests.training import Lit, loss_of, trainer
+from tests.training import ADAMW, Lit, loss_of, trainer
 
 Batch = tuple[Tensor, Tensor]
 
-ADAMW = {"lr": 1e-2, "weight_decay": 0.1, "decoupled_weight_decay": True}
 COSINE = {"name": "cosine", "warmup_steps": 5}
 EPOCHS = 3
 BATCHES = 13

@@ -20,10 +20,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from lightning_adam import AdamMonitor
-from tests.e2e.killed_training import ADAMW, COSINE, KINDS, PLACES, Moment, Resumable, train
+from tests.e2e.killed_training import COSINE, KINDS, PLACES, Moment, Resumable, train
 from tests.e2e.support import GLOBAL_STEP, history, logged_rows, offline_runs, records, run_config
 from tests.offline import tables
-from tests.training import Lit, loader, parameters, trainer
+from tests.training import ADAMW, Lit, loader, parameters, trainer
 
 TIMES = 5
 """Random times that each kind of run is killed at, one in each part of the run."""

@@ -1,0 +1,257 @@
+"""The panels as one page that needs no network: the data and plotly.js stand in the file."""
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lightning_adam.dashboard.comparison import TOLERANCE, config_differences, parting
+from lightning_adam.dashboard.keys import BASES, Scope, read_key
+from lightning_adam.dashboard.panels import SECTIONS, Drawing, Panel
+from lightning_adam.dashboard.reduction import (
+    COLUMNS,
+    STRETCHES,
+    Floats,
+    below_edges,
+    gridded,
+    is_logarithmic,
+    octaves,
+    packed,
+    thinned,
+)
+from lightning_adam.dashboard.runs import Run, Series
+from lightning_adam.errors import ConfigError, as_typed
+from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS
+from lightning_adam.statistics.histograms import Histogram
+from lightning_adam.version import __version__
+
+try:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from plotly.offline import get_plotlyjs
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "the report is drawn with plotly: pip install 'lightning-adam[dashboard]'"
+    ) from error
+
+CELLS = 2_000_000
+"""How many cells the maps of the layers may have together."""
+MAIN_SETTINGS = ("class", "lr", "betas", "eps", "weight_decay", "amsgrad")
+"""By which runs are told apart in a legend."""
+
+
+def write_report(runs: Sequence[Run], file: Path) -> None:
+    """Writes the page of some runs.
+
+    Args:
+        runs: What `read_runs` returned; the others are compared with the first.
+        file: Where to; a file that is there is replaced.
+
+    Raises:
+        ConfigError: If no run has anything that AdamMonitor logs, or the file cannot be written.
+    """
+    if not any(run.is_monitored for run in runs):
+        notes = " ".join(note for run in runs for note in run.notes)
+        raise ConfigError(
+            f"{', '.join(str(run.path) for run in runs)}: expected a run with keys that begin with"
+            f" adam_; train with callbacks=[AdamMonitor()]. {notes}".rstrip()
+        )
+    try:
+        file.write_text(page(runs), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{file}: expected a file that can be written ({error.strerror}); type for example"
+            " -o report.html"
+        ) from error
+
+
+def page(runs: Sequence[Run]) -> str:
+    """The page of some runs, as HTML."""
+    panels = list(itertools.chain.from_iterable(SECTIONS.values()))
+    drawn = {panel.title: DRAWINGS[panel.drawing](panel, runs) for panel in panels}
+    drawn = {title: data for title, data in drawn.items() if any(data.values())}
+    environment = Environment(
+        loader=PackageLoader("lightning_adam.dashboard", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html").render(
+        version=__version__,
+        symbols=SYMBOLS,
+        tolerance=TOLERANCE,
+        stretches=STRETCHES,
+        columns=COLUMNS,
+        runs=runs,
+        labels=labels(runs),
+        settings=[_described(run) for run in runs],
+        differences=config_differences(runs),
+        partings=_partings(runs),
+        sections=SECTIONS,
+        has_data=set(drawn),
+        data={"runs": labels(runs), "panels": drawn},
+        as_typed=as_typed,
+        plotly=get_plotlyjs(),
+    )
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """The runs' names, each with the main settings in which it differs, and no two alike."""
+    optimizers = [_ours(run).get("optimizer", {}) for run in runs]
+    telling = [
+        name
+        for name in MAIN_SETTINGS
+        if any(each.get(name) != optimizers[0].get(name) for each in optimizers)
+    ]
+    found: list[str] = []
+    for run, optimizer in zip(runs, optimizers, strict=True):
+        told = ", ".join(f"{name}={as_typed(optimizer.get(name))}" for name in telling)
+        label = f"{run.name} ({told})" if told else run.name
+        twins = sum(re.sub(r" #\d+$", "", each) == label for each in found)
+        found.append(f"{label} #{twins + 1}" if twins else label)
+    return found
+
+
+def _ours(run: Run) -> dict[str, Any]:
+    """What AdamMonitor has put into a run's config."""
+    ours = run.config.get("lightning_adam", {})
+    return ours if isinstance(ours, dict) else {}
+
+
+def _described(run: Run) -> str:
+    """A run's optimizer and schedule in a line."""
+    settings = _ours(run)
+    optimizer = settings.get("optimizer") or {}
+    schedule = settings.get("scheduler") or {}
+    parts = [_listed(optimizer, "class", MAIN_SETTINGS), _listed(schedule, "name", schedule)]
+    return "; ".join(filter(None, parts))
+
+
+def _listed(settings: Mapping[str, Any], title: str, names: Iterable[str]) -> str:
+    shown = [f"{name}={as_typed(settings[name])}" for name in names if name in settings]
+    return " ".join(shown).replace(f"{title}=", "", 1)
+
+
+def _partings(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Where each run leaves the first: at all, and clearly."""
+    return [
+        {"at_all": parting(runs[0], run, 0), "clearly": parting(runs[0], run), "run": place}
+        for place, run in enumerate(runs[1:], start=1)
+    ]
+
+
+def _curves(panel: Panel, runs: Sequence[Run]) -> dict[str, Any]:
+    """Of each key that the panel draws the lines of its scopes."""
+    choices: dict[str, list[dict[str, Any]]] = {}
+    all_values: dict[str, list[Floats]] = {}
+    for place, key, scope, series in _entries(panel, runs):
+        if not scope.is_inner:
+            shown = thinned(series)
+            arrays = {"steps": packed(shown.steps), "values": packed(shown.values)}
+            told = {"run": place, "scope": str(scope) if key in BASES else None}
+            choices.setdefault(key, []).append(told | arrays)
+            all_values.setdefault(key, []).append(series.values)
+    return {
+        "choices": [
+            {"label": key, "isLog": is_logarithmic(panel.unit, values), "lines": choices[key]}
+            for key, values in sorted(
+                all_values.items(), key=lambda each: (-_points(each[1]), each[0])
+            )
+        ]
+    }
+
+
+def _layers(panel: Panel, runs: Sequence[Run]) -> dict[str, Any]:
+    """Of each statistic and run the values by layer and step."""
+    found: dict[tuple[str, int], dict[str, Series]] = {}
+    for place, key, scope, series in _entries(panel, runs):
+        if scope.is_inner:
+            found.setdefault((key, place), {})[str(scope)] = series
+    columns = min(max(CELLS // max(sum(map(len, found.values())), 1), 20), COLUMNS)
+    maps = []
+    for statistic, place in itertools.product(STATISTICS.values(), range(len(runs))):
+        by_layer = found.get((statistic.key, place), {})
+        if by_layer:
+            layers = sorted(by_layer, key=_natural)
+            steps, values = gridded([by_layer[layer] for layer in layers], columns)
+            entry = {"run": place, "statistic": statistic.name, "unit": statistic.unit}
+            entry |= {"meaning": statistic.meaning, "layers": layers}
+            entry |= {"isLog": is_logarithmic(statistic.unit, [values.ravel()])}
+            entry |= {"steps": packed(steps), "values": packed(values.astype(np.float32))}
+            maps.append(entry)
+    return {"maps": maps}
+
+
+def _histograms(panel: Panel, runs: Sequence[Run]) -> dict[str, Any]:
+    """Of each quantity, scope and run the shares by octave and step."""
+    maps = []
+    for place, base, scope, by_step in _counted(panel, runs):
+        steps, lowest, shares = octaves(by_step)
+        entry = {"run": place, "scope": str(scope), "quantity": base.rpartition("/")[2]}
+        entry |= {"eps": _eps_of(runs[place], scope), "lowest": lowest}
+        entry |= {"steps": packed(steps), "shares": packed(shares.astype(np.float32))}
+        maps.append(entry)
+    return {"maps": maps}
+
+
+def _eps_curves(panel: Panel, runs: Sequence[Run]) -> dict[str, Any]:
+    """Of each run and scope the share of the last step's elements below every power of two."""
+    lines = []
+    for place, _, scope, by_step in _counted(panel, runs):
+        step = max(by_step)
+        at, shares = below_edges(by_step[step])
+        line = {"run": place, "scope": str(scope), "eps": _eps_of(runs[place], scope)}
+        lines.append(line | {"step": step, "at": packed(at), "shares": packed(shares)})
+    return {"lines": lines}
+
+
+DRAWINGS: dict[Drawing, Callable[[Panel, Sequence[Run]], dict[str, Any]]] = {
+    Drawing.CURVES: _curves,
+    Drawing.LAYERS: _layers,
+    Drawing.HISTOGRAM: _histograms,
+    Drawing.EPS_CURVE: _eps_curves,
+}
+"""What the page is given of a panel; page.js draws it."""
+
+
+def _entries(panel: Panel, runs: Sequence[Run]) -> Iterator[tuple[int, str, Scope, Series]]:
+    """The series that a panel draws: number of the run, key without scope, scope."""
+    for place, run in enumerate(runs):
+        for key in sorted(run.series, key=_natural):
+            base, _, scope = read_key(key)
+            if panel.draws(base):
+                yield place, base, scope, run.series[key]
+
+
+def _counted(
+    panel: Panel, runs: Sequence[Run]
+) -> Iterator[tuple[int, str, Scope, dict[int, Histogram]]]:
+    """The histograms that a panel draws: number of the run, key without scope, scope."""
+    for place, run in enumerate(runs):
+        for key in sorted(run.histograms, key=_natural):
+            base, _, scope = read_key(key)
+            if panel.draws(base):
+                yield place, base, scope, run.histograms[key]
+
+
+def _natural(key: str) -> list[tuple[int, str]]:
+    """Sorts net.2 before net.10."""
+    return [
+        (int(part or 0), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", key)
+    ]
+
+
+def _points(values: Iterable[Floats]) -> int:
+    return sum(map(len, values))
+
+
+def _eps_of(run: Run, scope: Scope) -> list[float]:
+    """The different eps of a scope, as the run's config has them."""
+    optimizer = _ours(run).get("optimizer") or {}
+    optimizer = optimizer.get(scope.optimizer, {}) if scope.optimizer else optimizer
+    groups = optimizer.get("param_groups") or {}
+    chosen = [groups.get(scope.name, {})] if scope.kind == "group" else [*groups.values()]
+    return sorted({float(group["eps"]) for group in chosen if "eps" in group})

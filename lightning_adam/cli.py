@@ -8,10 +8,11 @@ import os
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from lightning_adam import schema
-from lightning_adam.errors import as_typed, nearest, type_instead
+from lightning_adam.errors import ConfigError, as_typed, nearest, type_instead
 from lightning_adam.reading import CustomOptimizer
 from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS, Statistic, select
 from lightning_adam.statistics.histograms import QUANTITIES, fold
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="lightning-adam", description="Adam for PyTorch Lightning, configured from Hydra."
     )
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     explaining = commands.add_parser(
         "explain",
         help="what can be set and what is measured, its meaning and where it comes from",
@@ -77,11 +78,69 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="TOPIC",
         help=f"{', '.join(TOPICS)}, statistics, histograms, or the name of a statistic",
     )
+    explaining.set_defaults(run=lambda chosen: chosen.topic)
+    reporting = commands.add_parser(
+        "report",
+        help="one page of what Adam did, from offline W&B runs or a CSVLogger's folder",
+        description="Writes a page that needs no network: the panels of one run, or of several"
+        " beside each other, with what differs in their configs and where they part.",
+    )
+    reporting.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="folder of a run, as it is named when a training ends, or a folder with runs below",
+    )
+    reporting.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("report.html"),
+        metavar="FILE",
+        help="where to (default: report.html)",
+    )
+    reporting.set_defaults(run=_report)
+    showing = commands.add_parser(
+        "dashboard",
+        help="a saved W&B workspace with the panels of what Adam did",
+        description="Creates the workspace in a project, or brings it up to date, and prints its"
+        " address.",
+    )
+    showing.add_argument("project", metavar="ENTITY/PROJECT", help="as in the project's address")
+    showing.add_argument(
+        "--json", action="store_true", help="print the workspace's spec; no server is asked"
+    )
+    showing.set_defaults(run=_dashboard)
+    chosen = parser.parse_args(arguments)
     try:
-        print(parser.parse_args(arguments).topic, flush=True)  # noqa: T201
+        print(chosen.run(chosen), flush=True)  # noqa: T201
     except BrokenPipeError:
         # The reader, `head` say, has seen enough; Python would fail again at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ConfigError, ModuleNotFoundError) as error:
+        parser.exit(1, f"lightning-adam {chosen.command}: {error}\n")
+
+
+def _report(chosen: argparse.Namespace) -> str:
+    from lightning_adam.dashboard.report import write_report
+    from lightning_adam.dashboard.runs import read_runs
+
+    runs = read_runs(chosen.runs)
+    write_report(runs, chosen.output)
+    notes = [note for run in runs for note in run.notes]
+    notes += [
+        f"{run.name} has no keys that begin with adam_; train with callbacks=[AdamMonitor()]."
+        for run in runs
+        if not run.is_monitored and not run.notes
+    ]
+    return "\n".join([*notes, f"report: {chosen.output}"])
+
+
+def _dashboard(chosen: argparse.Namespace) -> str:
+    from lightning_adam.dashboard.workspace import save_workspace, workspace_spec
+
+    return workspace_spec(chosen.project) if chosen.json else save_workspace(chosen.project)
 
 
 def _topic(name: str) -> str:

@@ -4,7 +4,7 @@ import csv
 import json
 import os
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from lightning_adam._private.wandb import ConfigRecord, HistoryItem, is_log, records
 from lightning_adam.errors import ConfigError
@@ -64,10 +65,13 @@ def read_runs(paths: Iterable[Path]) -> list[Run]:
     """
     files = dict.fromkeys(file for path in paths for file in _find(path))
     runs: dict[str, _Reading] = {}
-    for file in files:
-        reading = _Reading(file)
-        (_read_csv if file.suffix == ".csv" else _read_wandb)(reading)
-        runs.setdefault(reading.identity, reading).continue_with(reading)
+    size = sum(file.stat().st_size for file in files)
+    # None: only where somebody sits at a terminal.
+    with tqdm(total=size, unit="B", unit_scale=True, desc="reading", disable=None) as bar:
+        for file in files:
+            reading = _Reading(file, bar.update)
+            (_read_csv if file.suffix == ".csv" else _read_wandb)(reading)
+            runs.setdefault(reading.identity, reading).continue_with(reading)
     return [reading.run() for reading in runs.values()]
 
 
@@ -92,10 +96,12 @@ def _find(path: Path) -> list[Path]:
 class _Reading:
     """A run while it is read."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, has_read: Callable[[int], object]) -> None:
         self.file = file
+        self.has_read = has_read
+        """Is told how many more bytes are behind it."""
         self.identity = str(file)
-        self.name = file.parent.name
+        self.name = file.stem
         self.config: dict[str, Any] = {}
         self.keys: dict[str, int] = {}
         """Each key's number, in the order in which they came."""
@@ -158,7 +164,7 @@ def _read_wandb(reading: _Reading) -> None:
         return
     damaged = 0
     has_ended = False
-    for record in records(reading.file):
+    for record in records(reading.file, reading.has_read):
         if record is None:
             damaged += 1
         elif record.HasField("history"):
@@ -239,7 +245,7 @@ def _read_csv(reading: _Reading) -> None:
     _read_hparams(reading, folder / "hparams.yaml")
     incomplete = 0
     with reading.file.open(encoding="utf-8", errors="replace", newline="") as lines:
-        rows = csv.reader(line for line in lines if line.endswith("\n"))
+        rows = csv.reader(_whole_lines(reading, lines))
         names = next(rows, [])
         if "step" not in names:
             reading.notes.append(f"{reading.file}: nothing could be read; it has no column step.")
@@ -260,6 +266,13 @@ def _read_csv(reading: _Reading) -> None:
             )
     if incomplete or not _ends_a_line(reading.file):
         reading.notes.append(f"{reading.name}: its file has lines that are cut; the rest is shown.")
+
+
+def _whole_lines(reading: _Reading, lines: Iterable[str]) -> Iterator[str]:
+    for line in lines:
+        reading.has_read(len(line))
+        if line.endswith("\n"):
+            yield line
 
 
 def _is_number(cell: str) -> bool:

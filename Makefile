@@ -3,11 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin/python
 PIP := $(BIN) -m pip install --quiet -c constraints.txt
 
-.PHONY: help demo test test-slow lint clean
+.PHONY: help demo test test-slow test-browser picture lint clean
 help:
-	@echo 'make demo       install into .venv, train a CNN on MNIST, leave a W&B run that holds what Adam did'
+	@echo 'make demo       install into .venv, train a CNN on MNIST, leave a W&B run and a page of what Adam did'
 	@echo 'make test       install into .venv, run the tests (some minutes)'
 	@echo 'make test-slow  the tests in fresh environments and with longer trainings'
+	@echo 'make test-browser  the report in Chromium, which has to be there'
+	@echo 'make picture    the picture of the newest report in the README'
 	@echo 'make lint       ruff (lint and format) and mypy'
 	@echo 'make clean      remove .venv, caches and the outputs of jobs'
 
@@ -28,10 +30,16 @@ demo: .venv/recipes-installed
 	$(BIN) -m recipes.mnist
 
 test: .venv/dev-installed
-	$(BIN) -m pytest -n 2 -m 'not slow'
+	$(BIN) -m pytest -n 2 -m 'not slow and not browser'
 
 test-slow: .venv/dev-installed
-	$(BIN) -m pytest -n 2 -m slow
+	$(BIN) -m pytest -n 2 -m 'slow and not browser'
+
+test-browser: .venv/dev-installed
+	$(BIN) -m pytest -n 2 -m browser
+
+picture: .venv/dev-installed
+	$(BIN) .ci/picture.py $(lastword $(sort $(wildcard outputs/*/*/report.html)))
 
 lint: .venv/dev-installed
 	$(BIN) -m ruff check .

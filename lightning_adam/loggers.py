@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import wandb
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_adam._private.wandb import keep_as_file
 from lightning_adam.statistics.histograms import (
     EPS_SHOWN,
     Histogram,
@@ -47,7 +49,10 @@ def log_exponents(logger: Logger, exponents: Mapping[str, Sequence[int]], step: 
             )
             for key, shown in _folded(exponents).items()
         }
-        logger.log_metrics({**histograms, **_eps_curves(exponents)}, step)  # type: ignore[dict-item]
+        curves = _eps_curves(exponents)
+        for key, curve in curves.items():
+            _keep_as_file(curve.table, logger, f"{key}_table")
+        logger.log_metrics({**histograms, **curves}, step)  # type: ignore[dict-item]
     elif isinstance(logger, TensorBoardLogger):
         for key, shown in _folded(exponents).items():
             _log_to_tensorboard(logger, key, shown, step)
@@ -75,6 +80,11 @@ def _eps_curves(exponents: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         )
         for key, chart in lines.items()
     }
+
+
+@rank_zero_only
+def _keep_as_file(table: wandb.Table, logger: WandbLogger, key: str) -> None:
+    keep_as_file(table, logger.experiment, key)
 
 
 def _log_to_tensorboard(logger: TensorBoardLogger, key: str, shown: Histogram, step: int) -> None:
@@ -132,4 +142,5 @@ class LayerTable:
             for logger in loggers:
                 if isinstance(logger, WandbLogger):
                     table = wandb.Table(columns=self.columns, data=piece)
+                    _keep_as_file(table, logger, LAYERS)
                     logger.log_metrics({LAYERS: table}, step)  # type: ignore[dict-item]

@@ -13,6 +13,7 @@ import yaml
 
 from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS, Statistic
 from tests.e2e.support import (
+    BIN,
     BRIEFLY,
     CONFIG,
     DEMO_KEYS,
@@ -31,12 +32,14 @@ from tests.e2e.support import (
     promised_keys,
     readme_blocks,
     readme_text,
+    recipe,
     run,
     run_config,
     run_text,
     succeed,
     write_the_project,
 )
+from tests.wandb_server import ENTITY, WandbServer
 
 TABLE = ("text", "AdamW, ")
 RECIPE = ("bash", "python -m recipes.mnist optimizer.")
@@ -45,7 +48,9 @@ VARIANTS = ("bash", "python train.py 'optimizer.groups=")
 MONITORING = ("bash", "python train.py adam_monitor.")
 RESUME = ("bash", "python -m recipes.mnist hydra.run.dir=")
 MEASURE = ("python", "# measure.py\n")
+LOOKING = ("bash", "lightning-adam report ")
 HANDLED = [TRAIN, CONFIG, TRAIN_COMMAND, VARIANTS, TABLE, RECIPE, MAKE, MONITORING, RESUME, MEASURE]
+HANDLED += [LOOKING]
 
 RECIPE_JOBS = [[{"lr": 3e-4, "betas": [0.9, 0.95], "amsgrad": True}], [{"lr": 1e-4}, {"lr": 1e-3}]]
 """What the jobs of each line of that block train with."""
@@ -167,6 +172,29 @@ def test_a_training_is_resumed_as_the_readme_types_it(tmp_path: Path) -> None:
     assert "type trainer.max_epochs=10" in ended.output
 
 
+def test_what_the_readme_types_to_look_at_runs_shows_them(tmp_path: Path) -> None:
+    """The page itself is looked at by a browser, in test_report_page.py."""
+    for name in ("first", "second"):
+        assert recipe(tmp_path / name, *BRIEFLY).returncode == 0
+    first, second = offline_runs(tmp_path)
+    names = {"ANOTHER_RUN": second, "RUN": first, "ENTITY/PROJECT": f"{ENTITY}/project"}
+    with WandbServer("project") as server:
+        for line in readme_text(*LOOKING).splitlines():
+            typed = shlex.split(line)
+            command = [str(names.get(word, word)) for word in typed]
+            variables = environment() | server.variables
+            looked = run([BIN / command[0], *command[1:]], tmp_path, variables)
+            assert looked.returncode == 0, looked.output
+            shown = {"dashboard": f"workspace: {server.url}/", "report": f"report: {typed[-1]}"}
+            if "--json" in typed:
+                assert json.loads(looked.output)["section"]
+            else:
+                assert shown[typed[1]] in looked.output
+    pages = [tmp_path / name for name in ("report.html", "comparison.html")]
+    compared = ['id="comparison"' in page.read_text(encoding="utf-8") for page in pages]
+    assert compared == [False, True]
+
+
 def recorded_optimizers(folder: Path) -> list[dict[str, Any]]:
     """What the jobs under a folder recorded, in W&B or, without, in Lightning's CSV logger."""
     files = sorted(folder.rglob("hparams.yaml"))
@@ -192,6 +220,8 @@ def demo(clone: Path) -> Finished:
     assert demonstrated.returncode == 0, demonstrated.output
     assert float(demonstrated.after(ACCURACY)) >= 0.95
     (folder,) = shlex.split(demonstrated.after("run: "))
+    (page,) = shlex.split(demonstrated.after("report: "))
+    assert (clone / page).read_text(encoding="utf-8").startswith("<!doctype html>")
     assert keys(logged_rows(clone / folder)) == promised_keys(*DEMO_KEYS)
     look = demonstrated.after("look: ").replace(" leet ", " leet inspect --summary --json ")
     looked = run_text(look, clone)

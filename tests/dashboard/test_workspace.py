@@ -1,0 +1,109 @@
+"""The workspace's spec, read through the model of the library that writes it."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+from wandb_workspaces.workspaces import internal
+
+from lightning_adam.dashboard.panels import SECTIONS
+from lightning_adam.dashboard.workspace import HEAT_MAP_SPEC, workspace_spec
+from lightning_adam.errors import ConfigError
+from lightning_adam.statistics.catalogue import STATISTICS, Statistic
+
+SCOPES = (
+    "/group/decay",
+    "/layer/net.0",
+    "/tensor/net.0.weight",
+    "/optimizer/generator/group/decay",
+)
+FOLDED = ": all of it"
+
+
+@pytest.fixture(scope="module")
+def spec() -> dict[str, Any]:
+    return dict(json.loads(workspace_spec("team/project")))
+
+
+def sections(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(spec["section"]["panelBankConfig"]["sections"])
+
+
+def panels(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    return [panel for section in sections(spec) for panel in section["panels"]]
+
+
+def regexes(spec: dict[str, Any]) -> dict[str, str]:
+    """The expressions by which panels choose their keys, by title."""
+    configs = [panel["config"] for panel in panels(spec)]
+    return {each["chartTitle"]: each["metricRegex"] for each in configs if "metricRegex" in each}
+
+
+def test_the_spec_is_what_the_librarys_own_model_reads_and_writes(spec: dict[str, Any]) -> None:
+    model = internal.WorkspaceViewspec.model_validate(spec)
+    assert json.loads(model.model_dump_json(by_alias=True, exclude_none=True)) == spec
+
+
+def test_the_sections_are_those_of_the_panels_and_what_does_not_matter_first_is_folded(
+    spec: dict[str, Any],
+) -> None:
+    is_open = {section["name"]: section["isOpen"] for section in sections(spec)}
+    assert list(dict.fromkeys(name.removesuffix(FOLDED) for name in is_open)) == list(SECTIONS)
+    folded = [name for name, opened in is_open.items() if not opened]
+    assert folded == [name for name in is_open if name.endswith(FOLDED) or name == "Schedule"]
+
+
+@pytest.mark.parametrize("statistic", STATISTICS.values(), ids=list(STATISTICS))
+def test_a_statistic_has_a_panel_of_the_whole_model(
+    statistic: Statistic, spec: dict[str, Any]
+) -> None:
+    expression = regexes(spec)[statistic.name]
+    assert re.search(expression, statistic.key)
+    assert re.search(expression, f"{statistic.key}/optimizer/generator")
+    assert not any(re.search(expression, statistic.key + scope) for scope in SCOPES)
+    others = [each.key for each in STATISTICS.values() if each is not statistic]
+    assert not any(re.search(expression, key) for key in others)
+
+
+def test_the_layers_have_a_line_each(spec: dict[str, Any]) -> None:
+    expression = regexes(spec)["layers: update_to_weight"]
+    key = STATISTICS["update_to_weight"].key
+    assert re.search(expression, f"{key}/layer/net.0")
+    assert re.search(expression, f"{key}/optimizer/generator/layer/net.0")
+    assert not any(re.search(expression, key + scope) for scope in ("", "/group/decay"))
+
+
+def test_each_meaning_stands_beside_its_panel(spec: dict[str, Any]) -> None:
+    for section in sections(spec):
+        (said,) = [
+            panel["config"]["value"]
+            for panel in section["panels"]
+            if panel["viewType"] == "Markdown Panel"
+        ]
+        titles = [panel["config"].get("chartTitle") for panel in section["panels"]]
+        for statistic in STATISTICS.values():
+            assert (f"**{statistic.name}**: {statistic.meaning}" in said) == (
+                statistic.name in titles
+            )
+
+
+def test_runs_are_compared_by_their_settings(spec: dict[str, Any]) -> None:
+    written = json.dumps(spec)
+    for name in ("lr", "betas", "eps", "weight_decay"):
+        assert f"config:lightning_adam.optimizer.{name}" in written
+    kinds = {panel["viewType"] for panel in panels(spec)}
+    assert {"Run Comparer", "Parallel Coordinates Plot"} <= kinds
+
+
+def test_the_heat_map_gives_each_placeholder_a_column(spec: dict[str, Any]) -> None:
+    charts = [panel["config"] for panel in panels(spec) if panel["viewType"] == "Vega2"]
+    (heat_map,) = [chart for chart in charts if chart["panelDefId"] == "team/adam_layers"]
+    placeholders = set(re.findall(r"\$\{field:(\w+)\}", json.dumps(HEAT_MAP_SPEC)))
+    assert set(heat_map["fieldSettings"]) == placeholders
+
+
+@pytest.mark.parametrize("project", ["project", "team/", "/project", "team/project/runs", ""])
+def test_what_is_no_project_is_refused(project: str) -> None:
+    with pytest.raises(ConfigError, match=r"expected ENTITY/PROJECT.*dashboard [\w-]+/\w+"):
+        workspace_spec(project)

@@ -1,0 +1,172 @@
+"""A training that is logged to a server: what arrives there, in good times and in bad ones."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.support import (
+    BRIEF_KEYS,
+    BRIEFLY,
+    GLOBAL_STEP,
+    Command,
+    Finished,
+    environment,
+    history,
+    keys,
+    our_rows,
+    promised_keys,
+    recipe,
+    run,
+    run_config,
+)
+from tests.wandb_server import HISTORY, WandbServer
+
+HISTOGRAMS = "adam_monitor.histograms_every_n_steps={}".format
+BRIEF = (*BRIEFLY, HISTOGRAMS(10))
+LONGER = ("width=2", "trainer.max_epochs=8", HISTOGRAMS(50))
+LONGER_KEYS = (8 * 63, 10)
+"""Its optimizer steps, `every_n_steps`."""
+
+SOON = {"WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1"}
+"""Seconds; W&B's client sends rows every 15, and that is longer than these trainings."""
+GIVES_UP = {"WANDB_FINISH_TIMEOUT": "3"}
+"""Seconds; without it the client waits at a run's end till it could send everything."""
+OUTAGE_S = 5.0
+DELAY_S = 1.0
+
+
+@pytest.fixture
+def server() -> Iterator[WandbServer]:
+    with WandbServer() as server:
+        yield server
+    assert server.unknown == []
+
+
+@pytest.fixture
+def background() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor() as pool:
+        yield pool
+
+
+def client_of(server: WandbServer, folder: Path, settings: Mapping[str, str]) -> dict[str, str]:
+    own = {"WANDB_DATA_DIR": str(folder)}
+    return environment() | server.variables | own | {**settings}
+
+
+def train(
+    server: WandbServer, folder: Path, *overrides: str, settings: Mapping[str, str] | None = None
+) -> Finished:
+    variables = client_of(server, folder, settings or {})
+    return recipe(folder, "logger=wandb", *overrides, variables=variables)
+
+
+def assert_delivered(server: WandbServer, folder: Path, measured: tuple[int, int]) -> None:
+    """The server has all that was measured, and all that the run has on the disk."""
+    local = local_run(folder)
+    rows = [flat(row) for row in server.run.history]
+    assert keys(our_rows(rows, GLOBAL_STEP)) == promised_keys(*measured)
+    assert rows == history(local)
+    assert media(server) == {
+        str(path.relative_to(local / "files")): path.read_bytes()
+        for path in (local / "files" / "media").rglob("*.*")
+    }
+    tables = {row[key] for row in rows for key in row if key.endswith(".path")}
+    assert tables == media(server).keys()
+    assert server.run.config["lightning_adam"] == run_config(local)
+
+
+def local_run(folder: Path) -> Path:
+    """The only run that a training left when it was online."""
+    (found,) = (path for path in folder.glob("wandb/run-*") if path.is_dir())
+    return found
+
+
+def media(server: WandbServer) -> dict[str, bytes]:
+    """The tables, and whatever else is no number."""
+    files = server.run.files.items()
+    return {name: content for name, content in files if name.startswith("media/")}
+
+
+def flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A row as W&B's reader gives it: `key.inner` for what is inside of a key."""
+    found: dict[str, Any] = {}
+    for key, value in row.items():
+        inner = flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else None
+        found |= {f"{prefix}{key}": value} if inner is None else inner
+    return found
+
+
+def test_an_online_run_delivers_every_row(server: WandbServer, tmp_path: Path) -> None:
+    trained = train(server, tmp_path, *BRIEF, "adam_monitor.layer_table=true")
+    assert trained.returncode == 0, trained.output
+    assert_delivered(server, tmp_path, BRIEF_KEYS)
+    assert server.run.exit_code == 0
+    (layers,) = (content for name, content in media(server).items() if "adam_layers" in name)
+    assert len(json.loads(layers)["data"]) == 3 * 5
+
+
+@pytest.mark.slow
+def test_a_slow_server_loses_nothing(server: WandbServer, tmp_path: Path) -> None:
+    server.delay_s = DELAY_S
+    trained = train(server, tmp_path, *BRIEF)
+    assert trained.returncode == 0, trained.output
+    assert_delivered(server, tmp_path, BRIEF_KEYS)
+
+
+@pytest.mark.slow
+def test_a_server_that_fails_for_some_seconds_loses_nothing(
+    server: WandbServer, background: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    training = background.submit(train, server, tmp_path, *LONGER, settings=SOON)
+    fail_after_rows(server, 1, training)
+    server.wait_until(lambda: server.turned_away > 0)
+    time.sleep(OUTAGE_S)
+    arrived = len(server.run.history)
+    server.unavailable = False
+    trained = training.result()
+    assert trained.returncode == 0, trained.output
+    assert arrived < len(server.run.history)
+    assert server.run.rows == server.run.history
+    assert_delivered(server, tmp_path, LONGER_KEYS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rows", "overrides", "measured"),
+    [
+        pytest.param(0, BRIEF, BRIEF_KEYS, id="from the start"),
+        pytest.param(1, LONGER, LONGER_KEYS, id="from the middle"),
+    ],
+)
+def test_what_a_server_that_failed_to_the_end_lacks_is_recovered_by_wandb_sync(
+    rows: int,
+    overrides: Sequence[str],
+    measured: tuple[int, int],
+    server: WandbServer,
+    background: ThreadPoolExecutor,
+    tmp_path: Path,
+) -> None:
+    training = background.submit(train, server, tmp_path, *overrides, settings=SOON | GIVES_UP)
+    fail_after_rows(server, rows, training)
+    trained = training.result()
+    assert trained.returncode == 0, trained.output
+    server.unavailable = False
+    assert len(server.run.history) < len(history(local_run(tmp_path)))
+    sync: Command = ["wandb", "sync", "--no-skip-online", local_run(tmp_path)]
+    synced = run(sync, tmp_path, client_of(server, tmp_path, {}))
+    assert synced.returncode == 0, synced.output
+    assert_delivered(server, tmp_path, measured)
+
+
+def fail_after_rows(server: WandbServer, rows: int, training: "Future[Finished]") -> None:
+    """Makes the server fail as soon as a run is there with so many rows."""
+    server.wait_until(
+        lambda: bool(server.runs) and len(server.run.streamed.get(HISTORY, {})) >= rows
+    )
+    server.unavailable = True
+    assert not training.done()

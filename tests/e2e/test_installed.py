@@ -18,6 +18,7 @@ from tests.e2e.support import (
     keys,
     logged_rows,
     promised_keys,
+    run,
     succeed,
 )
 
@@ -153,3 +154,24 @@ def test_the_project_of_the_readme_runs_in_an_unrelated_folder(
 ) -> None:
     _, offline_run = follow_the_readme(tmp_path / "my project", installed)
     assert keys(logged_rows(offline_run)) == promised_keys(*PROJECT_KEYS)
+
+
+def test_the_report_and_the_workspace_need_an_extra_and_say_so(
+    installed: Path, repository: Path, tmp_path: Path
+) -> None:
+    _, offline_run = follow_the_readme(tmp_path / "my project", installed)
+    command = installed / "lightning-adam"
+    report_of: Command = [command, "report", offline_run]
+    spec_of: Command = [command, "dashboard", "team/project", "--json"]
+    for line in (report_of, spec_of):
+        refused = run(line, tmp_path)
+        assert refused.returncode == 1
+        (said,) = refused.lines
+        assert said.endswith("pip install 'lightning-adam[dashboard]'")
+    pip: Command = [installed / "python", "-m", "pip"]
+    extra = f"{repository}[dashboard]"
+    succeed([*pip, "install", "--quiet", "-c", repository / "constraints.txt", extra])
+    assert succeed(report_of, tmp_path) == "report: report.html\n"
+    assert (tmp_path / "report.html").stat().st_size > 1e6
+    assert json.loads(succeed(spec_of, tmp_path))["section"]
+    succeed([*pip, "uninstall", "--quiet", "--yes", "plotly", "wandb-workspaces"])

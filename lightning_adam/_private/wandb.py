@@ -34,7 +34,7 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 def keep_as_file(table: wandb.Table, run: wandb.Run, key: str) -> None:
     """Makes a table that is about to be logged a file of the run, and no artifact."""
-    table.bind_to_run(run, key, run.step)
+    table.bind_to_run(run, key, run.step)  # type: ignore[no-untyped-call]
 
 
 def is_log(path: Path) -> bool:
@@ -71,17 +71,22 @@ def records(path: Path, has_read: Callable[[int], object]) -> Iterator[Record | 
 
 def _chunks(path: Path, has_read: Callable[[int], object]) -> Iterator[tuple[int, bytes] | None]:
     with path.open("rb") as file:
-        place = len(file.read(HEADER.size))
         # The file's header is part of the first block.
-        while block := file.read(BLOCK - place % BLOCK):
+        place = len(file.read(HEADER.size))
+        is_whole = True
+        while is_whole and (block := file.read(BLOCK - place % BLOCK)):
+            # Of the last block there may be as much as was written when it was read.
+            is_whole = (place + len(block)) % BLOCK == 0
             position = 0
             while position + CHUNK.size <= len(block):
                 checksum, length, kind = CHUNK.unpack_from(block, position)
                 end = position + CHUNK.size + length
-                if not FULL <= kind <= LAST or end > len(block):
+                if end > len(block) and not is_whole:
                     break
                 # The checksum is of the type and the data.
-                if zlib.crc32(block[position + CHUNK.size - 1 : end]) != checksum:
+                data = block[position + CHUNK.size - 1 : end]
+                is_chunk = FULL <= kind <= LAST and end <= len(block)
+                if not is_chunk or zlib.crc32(data) != checksum:
                     yield None
                     break
                 yield kind, block[position + CHUNK.size : end]

@@ -36,14 +36,20 @@ def config_differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     differences = {
         name: values
         for name, values in settings.items()
-        if any(value != values[0] for value in values)
+        if not all(_is_same(value, values[0]) for value in values)
     }
-    optimizers = {name: re.sub(r"\.param_groups\.[^.]+", "", name) for name in differences}
+    # A group's name may have dots, a setting's has none.
+    optimizers = {name: re.sub(r"\.param_groups\..+\.", ".", name) for name in differences}
     return {
         name: values
         for name, values in differences.items()
         if name == optimizers[name] or differences.get(optimizers[name]) != values
     }
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    # NaN, also within a list, is written as it is, and not equal to itself.
+    return bool(value == other) or repr(value) == repr(other)
 
 
 def _dotted(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,7 +11,8 @@ BASES = {
     **dict.fromkeys((f"adam_histogram/{quantity}" for quantity in QUANTITIES), None),
 }
 """The keys of the whole model, and the statistics that they are of."""
-SCOPE = re.compile(r"(?:/optimizer/(?P<optimizer>[^/]+))?(?:/(?P<kind>group|layer|tensor)/(.+))?")
+SCOPE = re.compile(r"(?:/optimizer/(.+?))?(?:/(group|layer|tensor)/(.+))?")
+"""What follows: optimizer, kind and name."""
 
 
 class Scope(NamedTuple):

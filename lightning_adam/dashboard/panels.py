@@ -119,7 +119,7 @@ SECTIONS: dict[str, list[Panel]] = {
         Panel(
             title="loss",
             meaning="What is minimized.",
-            keys=r"loss|train.*loss(_step|_epoch)?",
+            keys=r"(loss|train.*loss)(_step|_epoch)?",
             absent="Not logged; write for example self.log('train/loss', loss)",
             matters=True,
         ),

@@ -59,7 +59,8 @@ def write_report(runs: Sequence[Run], file: Path) -> None:
             f" adam_; train with callbacks=[AdamMonitor()]. {notes}".rstrip()
         )
     try:
-        file.write_text(page(runs), encoding="utf-8")
+        # A name that the filesystem has no text for can be written all the same.
+        file.write_bytes(page(runs).encode("utf-8", errors="backslashreplace"))
     except OSError as error:
         raise ConfigError(
             f"{file}: expected a file that can be written ({error.strerror}); type for example"
@@ -100,7 +101,7 @@ def page(runs: Sequence[Run]) -> str:
 
 def labels(runs: Sequence[Run]) -> list[str]:
     """The runs' names, each with the main settings in which it differs, and no two alike."""
-    optimizers = [_ours(run).get("optimizer", {}) for run in runs]
+    optimizers = [_mapping(_ours(run).get("optimizer")) for run in runs]
     telling = [
         name
         for name in MAIN_SETTINGS
@@ -110,24 +111,35 @@ def labels(runs: Sequence[Run]) -> list[str]:
     for run, optimizer in zip(runs, optimizers, strict=True):
         told = ", ".join(f"{name}={as_typed(optimizer.get(name))}" for name in telling)
         label = f"{run.name} ({told})" if told else run.name
-        twins = sum(re.sub(r" #\d+$", "", each) == label for each in found)
-        found.append(f"{label} #{twins + 1}" if twins else label)
+        numbered = (f"{label} #{number}" for number in itertools.count(2))
+        found.append(next(each for each in itertools.chain([label], numbered) if each not in found))
     return found
 
 
 def _ours(run: Run) -> dict[str, Any]:
     """What AdamMonitor has put into a run's config."""
-    ours = run.config.get("lightning_adam", {})
-    return ours if isinstance(ours, dict) else {}
+    return _mapping(run.config.get("lightning_adam"))
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _described(run: Run) -> str:
-    """A run's optimizer and schedule in a line."""
-    settings = _ours(run)
-    optimizer = settings.get("optimizer") or {}
-    schedule = settings.get("scheduler") or {}
-    parts = [_listed(optimizer, "class", MAIN_SETTINGS), _listed(schedule, "name", schedule)]
-    return "; ".join(filter(None, parts))
+    """A run's optimizer and schedule in a line; of several, each with its name."""
+    optimizers = _mapping(_ours(run).get("optimizer"))
+    schedulers = _mapping(_ours(run).get("scheduler"))
+    if "class" in optimizers:
+        optimizers, schedulers = {"": optimizers}, {"": schedulers}
+    lines = []
+    for name, optimizer in optimizers.items():
+        schedule = _mapping(schedulers.get(name))
+        parts = [
+            _listed(_mapping(optimizer), "class", MAIN_SETTINGS),
+            _listed(schedule, "name", schedule),
+        ]
+        lines.append(": ".join(filter(None, [name, "; ".join(filter(None, parts))])))
+    return " | ".join(filter(None, lines))
 
 
 def _listed(settings: Mapping[str, Any], title: str, names: Iterable[str]) -> str:
@@ -250,8 +262,8 @@ def _points(values: Iterable[Floats]) -> int:
 
 def _eps_of(run: Run, scope: Scope) -> list[float]:
     """The different eps of a scope, as the run's config has them."""
-    optimizer = _ours(run).get("optimizer") or {}
-    optimizer = optimizer.get(scope.optimizer, {}) if scope.optimizer else optimizer
-    groups = optimizer.get("param_groups") or {}
+    optimizer = _mapping(_ours(run).get("optimizer"))
+    optimizer = _mapping(optimizer.get(scope.optimizer)) if scope.optimizer else optimizer
+    groups = _mapping(optimizer.get("param_groups"))
     chosen = [groups.get(scope.name, {})] if scope.kind == "group" else [*groups.values()]
     return sorted({float(group["eps"]) for group in chosen if "eps" in group})

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -83,8 +84,9 @@ def _find(path: Path) -> list[Path]:
             f"{path}: there is no such run; expected the folder that is named when a training ends,"
             f" such as wandb/offline-run-…, or a folder with runs below"
         )
-    # Both names, so that a link, as W&B's latest-run, is not a second run.
-    found = {each.resolve() for name in ("*.wandb", "metrics.csv") for each in path.rglob(name)}
+    # Resolved, so that a link, as W&B's latest-run, is not a second run.
+    names = ("*.wandb", "metrics.csv")
+    found = {each.resolve() for name in names for each in path.rglob(name) if each.is_file()}
     if not found:
         raise ConfigError(
             f"{path}: there is no run below; expected .wandb files, which WandbLogger(offline=True)"
@@ -222,10 +224,17 @@ def _read_row(reading: _Reading, items: Iterable[HistoryItem]) -> None:
 def _read_layers(reading: _Reading, file: Path) -> None:
     """Reads a piece of the layers' table into the keys of the layers."""
     try:
-        table = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        rows = _layer_rows(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, LookupError, TypeError):
         reading.notes.append(f"{reading.name}: a table of layers could not be read: {file.name}.")
         return
+    for step, measured in rows:
+        reading.add(step, measured)
+
+
+def _layer_rows(table: dict[str, Any]) -> list[tuple[int, dict[str, float]]]:
+    """The step and the numbers by key of every row."""
+    rows = []
     for cells in table["data"]:
         row = dict(zip(table["columns"], cells, strict=True))
         optimizer = f"/optimizer/{row['optimizer']}" if row.get("optimizer") else ""
@@ -235,7 +244,8 @@ def _read_layers(reading: _Reading, file: Path) -> None:
             for name, value in row.items()
             if name in STATISTICS and value is not None
         }
-        reading.add(int(row[X_AXIS]), measured)
+        rows.append((int(row[X_AXIS]), measured))
+    return rows
 
 
 def _read_csv(reading: _Reading) -> None:
@@ -245,14 +255,14 @@ def _read_csv(reading: _Reading) -> None:
     _read_hparams(reading, folder / "hparams.yaml")
     incomplete = 0
     with reading.file.open(encoding="utf-8", errors="replace", newline="") as lines:
-        rows = csv.reader(_whole_lines(reading, lines))
+        rows = map(_cells, _whole_lines(reading, lines))
         names = next(rows, [])
         if "step" not in names:
             reading.notes.append(f"{reading.file}: nothing could be read; it has no column step.")
             return
         for row in rows:
             step = row[names.index("step")] if len(row) == len(names) else ""
-            if not step.isdigit():
+            if not re.fullmatch("[0-9]{1,18}", step):
                 incomplete += 1
                 continue
             cells = dict(zip(names, row, strict=True))
@@ -275,6 +285,14 @@ def _whole_lines(reading: _Reading, lines: Iterable[str]) -> Iterator[str]:
             yield line
 
 
+def _cells(line: str) -> list[str]:
+    """A line by itself: a quote that damage has left open ends with it."""
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:
+        return []
+
+
 def _is_number(cell: str) -> bool:
     try:
         float(cell)
@@ -292,7 +310,7 @@ def _ends_a_line(file: Path) -> bool:
 def _read_hparams(reading: _Reading, file: Path) -> None:
     try:
         hparams = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except (yaml.YAMLError, ValueError, OSError):
         reading.notes.append(f"{reading.name}: its {file.name} could not be read; no config then.")
         return
     reading.config = hparams if isinstance(hparams, dict) else {}

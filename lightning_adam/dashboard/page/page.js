@@ -58,6 +58,9 @@ const colourOf = (line) => {
   const place = isComparison ? line.run : Math.max(scopes.indexOf(line.scope), 0);
   return colours[place % colours.length];
 };
+/** Where lines of one run lie upon each other all are seen: the later, the thinner. */
+const widthOf = (line) =>
+  isComparison ? 1.6 : [4, 2.6][scopes.indexOf(line.scope)] ?? 1.4;
 const isShown = (line) =>
   !chosen.hidden.has(nameOf(line)) &&
   (!isComparison || line.scope === null || line.scope === chosen.scope);
@@ -88,7 +91,7 @@ function layoutOf(extra) {
     font: { color: style("--text"), size: 12, family: getComputedStyle(document.body).fontFamily },
     showlegend: false,
     dragmode: isTouched ? false : "zoom",
-    hoverlabel: { align: "left", namelength: -1 },
+    hoverlabel: { align: "left", namelength: 30 },
     ...extra,
   };
   layout.xaxis = { ...axis, ...extra.xaxis };
@@ -96,11 +99,13 @@ function layoutOf(extra) {
   return layout;
 }
 
+const padded = ([first, last]) => [first - 0.02 * (last - first), last + 0.02 * (last - first)];
+
 function stepAxis() {
   return {
     title: { text: "step", standoff: 4 },
     tickformat: ",~f", nticks: 6,
-    ...(chosen.steps ? { range: [...chosen.steps] } : {}),
+    ...(ends[0] < ends[1] ? { range: chosen.steps ? [...chosen.steps] : padded(ends) } : {}),
   };
 }
 
@@ -122,12 +127,10 @@ function curves(panel, settings) {
     const steps = unpacked(line.steps);
     const [first, end] = placesOfSteps(steps);
     let values = unpacked(line.values).subarray(first, end);
-    if (isLog) {
-      values = values.map((value) => (value > 0 ? value : NaN));
-      for (const value of values) {
-        if (value < span[0]) span[0] = value;
-        if (value > span[1]) span[1] = value;
-      }
+    if (isLog) values = values.map((value) => (value > 0 ? value : NaN));
+    for (const value of values) {
+      if (value < span[0]) span[0] = value;
+      if (value > span[1]) span[1] = value;
     }
     return {
       type: "scatter",
@@ -135,7 +138,7 @@ function curves(panel, settings) {
       name: asText(nameOf(line)),
       x: steps.subarray(first, end),
       y: values,
-      line: { color: colourOf(line), width: 1.6 },
+      line: { color: colourOf(line), width: widthOf(line) },
       marker: { size: 4 },
       hovertemplate: "%{y:.4g}",
     };
@@ -146,13 +149,39 @@ function curves(panel, settings) {
       hovermode: "x unified",
       xaxis: { ...stepAxis(), unifiedhovertitle: { text: "step %{x:,}" } },
       yaxis: isLog
-        ? { type: "log", exponentformat: "power", ...(span[1] > 30 * span[0] ? wholeDecades(span) : {}) }
-        : { tickformat: ".4~g" },
+        ? { type: "log", ...logarithmicTicks(span) }
+        : span[0] === span[1] && span[0] !== 0 ? constantTicks(span[0]) : { tickformat: ".4~g" },
     }),
   };
 }
 
-const wholeDecades = ([low, high]) => ({ dtick: Math.ceil(Math.log10(high / low) / 6) });
+const shortNumber = (value) =>
+  value >= 1e-3 && value < 1e5 ? String(value) : value.toExponential();
+
+const constantTicks = (value) => ({
+  tickvals: [0, value], ticktext: ["0", shortNumber(value)],
+  range: [-0.1 * value, 1.5 * value],
+});
+
+/** Ticks at powers of ten; also at two and five of them, or evenly, where there are few. */
+function logarithmicTicks([low, high]) {
+  if (!(low < high)) return {};
+  const ticks = [];
+  if (high < 4 * low) {
+    const rough = (high - low) / 4, unit = 10 ** Math.floor(Math.log10(rough));
+    const step = unit * [1, 2, 5, 10].find((each) => each * unit >= rough);
+    for (let tick = Math.ceil(low / step); tick * step <= high; tick += 1) ticks.push(tick * step);
+  } else {
+    const exponents = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
+    const every = Math.max(1, Math.ceil((exponents[1] - exponents[0]) / 6));
+    const digits = high > 30 * low ? [1] : [1, 2, 5];
+    for (let at = Math.ceil(exponents[0] / every) * every; at <= exponents[1]; at += every) {
+      for (const digit of digits) ticks.push(digit * 10 ** at);
+    }
+  }
+  const exact = ticks.map((tick) => Number(tick.toPrecision(3)));
+  return { tickvals: exact, ticktext: exact.map(shortNumber) };
+}
 
 /** Lines at the eps that were used. */
 function epsMarks(values, isVertical, placeOf) {
@@ -174,6 +203,12 @@ function epsMarks(values, isVertical, placeOf) {
   };
 }
 
+const epsTicks = (lines) => {
+  const at = lines.flatMap((line) => Array.from(unpacked(line.at)));
+  const { tickvals, ticktext } = decades(Math.log10(Math.min(...at)), Math.log10(Math.max(...at)), 7);
+  return { tickvals: tickvals.map((exponent) => Number(`1e${exponent}`)), ticktext };
+};
+
 function eps_curve(panel) {
   const lines = panel.lines.filter(isShown);
   const used = sorted(new Set(lines.flatMap((line) => line.eps)));
@@ -189,7 +224,7 @@ function eps_curve(panel) {
       hovermode: "x unified",
       ...epsMarks(used, true, (eps) => eps),
       xaxis: {
-        type: "log", exponentformat: "power", nticks: 7, title: { text: "eps", standoff: 4 },
+        type: "log", title: { text: "eps", standoff: 4 }, ...epsTicks(panel.lines),
         unifiedhovertitle: { text: "eps %{x:.2g}" },
       },
       yaxis: { range: [-0.02, 1.02], tickformat: ".0%" },
@@ -315,12 +350,18 @@ class Panel {
       for (const field of fields) {
         const options = [...new Set(this.data.maps.map((map) => map[field]))];
         const labels = field === "run" ? options.map((run) => report.runs[run]) : options;
-        controls.append(selection(field, labels, (place) => {
+        const chooser = selection(field, labels, (place) => {
           picked[field] = options[place];
           const map = this.data.maps.findIndex((each) =>
             fields.every((other) => each[other] === picked[other]));
           if (map !== -1) this.set({ map, isLog: undefined });
-        }, options.indexOf(picked[field])));
+        }, options.indexOf(picked[field]));
+        if (field === "statistic") {
+          for (const option of chooser.options) {
+            option.title = this.data.maps.find((map) => map.statistic === option.text).meaning;
+          }
+        }
+        controls.append(chooser);
       }
     }
     if (this.kind === "curves" || this.kind === "layers") {
@@ -362,6 +403,8 @@ class Panel {
     this.log?.setAttribute("aria-pressed", this.isLog());
     const { data, layout } = DRAWINGS[this.kind](this.data, this.settings, this.place);
     const isFirst = !this.place.data;
+    // Without it Plotly takes unchanged arrays for no reason to look for the ends of an axis.
+    layout.datarevision = this.revision = (this.revision ?? 0) + 1;
     Plotly.react(this.place, data, layout, { displayModeBar: false, responsive: true, doubleClick: false });
     if (isFirst) {
       this.place.on("plotly_relayout", (change) => this.follow(change));
@@ -383,13 +426,23 @@ class Panel {
     root.dataset.theme = chosen.theme = "light";
     const { data, layout } = DRAWINGS[this.kind](this.data, this.settings, this.place);
     const map = this.data.maps?.[this.settings.map];
-    const title = [this.title, map?.statistic ?? map?.quantity, this.figure.dataset.unit && `[${this.figure.dataset.unit}]`];
-    layout.title = { text: title.filter(Boolean).map(asText).join(" "), x: 0.02, font: { size: 16 } };
-    layout.margin = { l: 12, r: 12, t: 44, b: 12 };
+    const choice = this.data.choices?.[this.settings.choice ?? 0];
+    const named = [
+      this.title, choice && this.data.choices.length > 1 && choice.label,
+      map?.statistic ?? map?.quantity, map?.scope,
+      isComparison && (map ? report.runs[map.run] : chosen.scope),
+    ].filter(Boolean);
+    const unit = map?.unit ?? this.figure.dataset.unit;
+    layout.title = {
+      text: asText(named.join(", ") + (unit ? ` [${unit}]` : "")), x: 0.02, font: { size: 20 },
+    };
+    layout.font.size = 16;
+    layout.margin = { l: 12, r: 12, t: data.length > 1 ? 84 : 52, b: 12 };
     layout.showlegend = data.length > 1;
-    layout.legend = { orientation: "h", y: -0.25 };
+    layout.legend = { orientation: "h", x: 1, xanchor: "right", y: 1.02, yanchor: "bottom" };
+    for (const trace of data) if (trace.line) trace.line.width += 0.8;
     root.dataset.theme = chosen.theme = theme;
-    const name = `${this.title} ${map?.statistic ?? ""}`.trim().replaceAll(/[^\w]+/g, "_").replace(/^_/, "");
+    const name = named.join("_").replaceAll(/[^\w.=-]+/g, "_").replaceAll(/^_+|_+$/g, "");
     return Plotly.downloadImage({ data, layout }, {
       format: "png", width: 900, height: this.kind === "layers" ? Math.max(500, this.place.clientHeight) : 500,
       scale: 3, filename: `adam_${name}`,
@@ -435,7 +488,9 @@ function show(change) {
 const [firstStep, lastStep] = ["first-step", "last-step"].map((id) => document.getElementById(id));
 for (const input of [firstStep, lastStep]) {
   input.addEventListener("change", () => {
-    const steps = [Number(firstStep.value), Number(lastStep.value)];
+    let steps = [Number(firstStep.value), Number(lastStep.value)];
+    // An end that passes the other leaves that one at its outermost.
+    if (steps[0] >= steps[1]) steps = input === firstStep ? [steps[0], ends[1]] : [ends[0], steps[1]];
     show({ steps: steps[0] < steps[1] ? steps : null });
   });
 }
@@ -464,6 +519,7 @@ if (isComparison && scopes.length > 1) {
 for (const caption of document.querySelectorAll("figcaption")) {
   const meaning = caption.querySelector(".meaning");
   caption.querySelector(".explain").addEventListener("click", () => meaning.classList.toggle("is-open"));
+  caption.addEventListener("focusout", () => caption.classList.remove("is-dismissed"));
   caption.addEventListener("mouseleave", () => {
     caption.classList.remove("is-dismissed");
     meaning.classList.remove("is-open");

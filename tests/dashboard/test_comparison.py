@@ -1,0 +1,226 @@
+"""What differs between runs' configs, and where runs part, against a plain search."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_adam.dashboard.comparison import TOLERANCE, config_differences, parting
+from lightning_adam.dashboard.keys import Scope
+from lightning_adam.dashboard.runs import Run
+from lightning_adam.statistics.catalogue import STATISTICS
+from tests.dashboard.written import run_of
+
+# ---- Configs
+
+LEAVES = st.none() | st.integers(0, 2) | st.sampled_from(["a", "b"]) | st.just([1, 2])
+CONFIGS = st.recursive(
+    st.dictionaries(st.sampled_from("xyz"), LEAVES, max_size=3),
+    lambda inner: st.dictionaries(st.sampled_from("xyz"), LEAVES | inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def dotted(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's settings; what is empty is a setting too."""
+    found: dict[str, Any] = {}
+    left = [("", config)]
+    while left:
+        prefix, inner = left.pop()
+        for name, value in inner.items():
+            if isinstance(value, dict) and value:
+                left.append((f"{prefix}{name}.", value))
+            else:
+                found[prefix + name] = value
+    return found
+
+
+def told(*configs: dict[str, Any]) -> list[Run]:
+    return [run_of({}, config=config) for config in configs]
+
+
+@given(st.lists(CONFIGS, min_size=1, max_size=4))
+def test_the_settings_that_differ_are_those_that_not_all_runs_have_alike(
+    configs: list[dict[str, Any]],
+) -> None:
+    settings = [dotted(config) for config in configs]
+    expected = {}
+    for name in {name for each in settings for name in each}:
+        values = [each.get(name, "-") for each in settings]
+        if any(value != values[0] for value in values):
+            expected[name] = values
+    assert config_differences(told(*configs)) == expected
+
+
+def optimizer(lr: float, **groups: float) -> dict[str, Any]:
+    param_groups = {name: {"lr": group_lr} for name, group_lr in groups.items()}
+    return {"optimizer": {"lr": lr, "param_groups": param_groups}}
+
+
+def test_what_a_group_only_repeats_is_left_out() -> None:
+    first, second = optimizer(1.0, decay=1.0, head=1.0), optimizer(2.0, decay=2.0, head=20.0)
+    assert config_differences(told(first, second)) == {
+        "optimizer.lr": [1.0, 2.0],
+        "optimizer.param_groups.head.lr": [1.0, 20.0],
+    }
+    same_optimizer = optimizer(1.0, decay=3.0, head=1.0)
+    assert config_differences(told(first, same_optimizer)) == {
+        "optimizer.param_groups.decay.lr": [1.0, 3.0]
+    }
+    without = optimizer(2.0, decay=2.0)
+    assert config_differences(told(first, without)) == {
+        "optimizer.lr": [1.0, 2.0],
+        "optimizer.param_groups.head.lr": [1.0, "-"],
+    }
+
+
+def test_a_group_whose_name_has_dots_repeats_as_any_other() -> None:
+    first = optimizer(1.0, **{"net.0": 1.0, "net.1_no_decay": 1.0})
+    second = optimizer(2.0, **{"net.0": 2.0, "net.1_no_decay": 2.0})
+    assert config_differences(told(first, second)) == {"optimizer.lr": [1.0, 2.0]}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, [1, math.nan]])
+def test_runs_with_the_same_config_have_no_differences(value: Any) -> None:
+    copy = [1, float("nan")] if isinstance(value, list) else float(str(value))
+    assert config_differences(told({"a": {"b": value}}, {"a": {"b": copy}})) == {}
+
+
+# ---- Where runs part
+
+COSINES = ("momentum_alignment", "decay_alignment")
+NOT_COMPARED = ("exp_avg_mean", "lr", "beta1", "step")
+MEASURED = (
+    "update_norm",
+    "grad_norm",
+    "idle_fraction",
+    "signal_fraction",
+    *COSINES,
+    *NOT_COMPARED,
+)
+SCOPES = {
+    "": Scope(),
+    "/group/decay": Scope("", "group", "decay"),
+    "/layer/net.0": Scope("", "layer", "net.0"),
+    "/tensor/net.0.weight": Scope("", "tensor", "net.0.weight"),
+    "/optimizer/gan": Scope("gan"),
+    "/optimizer/gan/layer/a/b": Scope("gan", "layer", "a/b"),
+}
+KEYS = [STATISTICS[name].key + suffix for name in MEASURED for suffix in SCOPES]
+VALUES = (
+    st.sampled_from([0.0, 1.0, 1.05, 1.2, -1.0, 0.1, 1e-300, math.nan, math.inf, -math.inf])
+    | st.floats()
+)
+SERIES = st.dictionaries(st.integers(0, 5), VALUES, min_size=1, max_size=4)
+RUNS = st.lists(st.sampled_from([*KEYS, "train/loss"]), max_size=5, unique=True).flatmap(
+    lambda keys: st.lists(
+        st.fixed_dictionaries({}, optional=dict.fromkeys(keys, SERIES)), min_size=2, max_size=2
+    )
+)
+Values = dict[str, dict[int, float]]
+
+
+class Place(NamedTuple):
+    distance: float
+    step: int
+    statistic: str
+    scope: Scope
+    values: tuple[float, float]
+
+
+def distance(statistic: str, one: float, other: float) -> float:
+    if one == other or (math.isnan(one) and math.isnan(other)):
+        return 0
+    if not (math.isfinite(one) and math.isfinite(other)):
+        return math.inf
+    apart = abs(one - other)
+    is_absolute = STATISTICS[statistic].unit == "fraction" or statistic in COSINES
+    return apart if is_absolute else apart / max(abs(one), abs(other))
+
+
+def places_apart(first: Values, second: Values, tolerance: float) -> list[Place]:
+    """All that is apart in the first step in which anything is; layers alone, if there are any."""
+    found = []
+    for name in set(MEASURED) - set(NOT_COMPARED):
+        for suffix, scope in SCOPES.items():
+            key = STATISTICS[name].key + suffix
+            for step in first.get(key, {}).keys() & second.get(key, {}).keys():
+                values = first[key][step], second[key][step]
+                apart = distance(name, *values)
+                if apart > tolerance:
+                    found.append(Place(apart, step, name, scope, values))
+    start = min((place.step for place in found), default=0)
+    at_start = [place for place in found if place.step == start]
+    return [each for each in at_start if each.scope.kind in ("layer", "tensor")] or at_start
+
+
+@settings(max_examples=300)
+@given(RUNS, st.sampled_from([0.0, TOLERANCE, 1.0]))
+def test_runs_part_where_they_are_apart_for_the_first_time_and_most(
+    runs: list[Values], tolerance: float
+) -> None:
+    first, second = runs
+    found = parting(run_of(first), run_of(second), tolerance)
+    places = places_apart(first, second, tolerance)
+    if found is None:
+        assert places == []
+        return
+    farthest = max(place.distance for place in places)
+    assert repr(tuple(vars(found).values())) in [
+        repr(tuple(place[1:])) for place in places if place.distance == farthest
+    ]
+
+
+@given(RUNS)
+def test_a_run_never_parts_from_itself(runs: list[Values]) -> None:
+    for values in runs:
+        assert parting(run_of(values), run_of(values), 0) is None
+
+
+UPDATE_NORM, IDLE = STATISTICS["update_norm"].key, STATISTICS["idle_fraction"].key
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({}, {}),
+        ({UPDATE_NORM: {0: 1.0}}, {}),
+        ({UPDATE_NORM: {0: 1.0}}, {IDLE: {0: 0.5}}),
+        ({UPDATE_NORM: {0: 1.0, 2: 1.0}}, {UPDATE_NORM: {1: 2.0, 3: 2.0}}),
+        ({UPDATE_NORM: {0: 1.0}}, {f"{UPDATE_NORM}/layer/a": {0: 2.0}}),
+        ({"train/loss": {0: 1.0}}, {"train/loss": {0: 2.0}}),
+    ],
+)
+def test_runs_without_a_number_in_common_part_nowhere(first: Values, second: Values) -> None:
+    assert parting(run_of(first), run_of(second), 0) is None
+
+
+def test_a_layer_is_named_before_a_group_that_is_farther_apart() -> None:
+    keys = [f"{UPDATE_NORM}{suffix}" for suffix in ("", "/group/a", "/layer/x", "/layer/y")]
+    apart: Sequence[float] = [9.0, 5.0, 1.2, 1.5]
+    first = {key: {0: 1.0, 1: 1.0} for key in keys}
+    second = {key: {0: 1.01, 1: value} for key, value in zip(keys, apart, strict=True)}
+    clearly, at_all = (parting(run_of(first), run_of(second), each) for each in (TOLERANCE, 0))
+    assert clearly is not None
+    assert (clearly.step, clearly.scope, clearly.values) == (1, Scope("", "layer", "y"), (1.0, 1.5))
+    assert at_all is not None
+    assert at_all.step == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "near", "far"),
+    [
+        (UPDATE_NORM, 100.0, 111.0, 112.0),
+        (IDLE, 0.5, 0.59, 0.61),
+        (STATISTICS["decay_alignment"].key, 0.0, 0.1, 0.11),
+    ],
+)
+def test_the_tolerance_is_a_share_and_of_fractions_and_cosines_a_difference(
+    key: str, value: float, near: float, far: float
+) -> None:
+    run = run_of({key: {0: value}})
+    assert parting(run, run_of({key: {0: near}})) is None
+    assert parting(run, run_of({key: {0: far}})) is not None

@@ -1,0 +1,737 @@
+"""A run read back: what W&B's own reader finds, and what is left of a damaged file."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import wandb
+from hypothesis import Phase, example, given, settings
+from hypothesis import strategies as st
+
+from lightning_adam.dashboard.runs import Run, read_runs
+from lightning_adam.errors import ConfigError
+from tests.dashboard.written import (
+    BLOCK,
+    KEY,
+    Chunk,
+    Record,
+    Values,
+    chunks_of,
+    comparable,
+    histogram,
+    logged_by_hand,
+    records_of,
+    rows_of,
+    values_in,
+    values_of,
+    wandb_values,
+    write_csv,
+    write_wandb,
+)
+from tests.e2e.support import GLOBAL_STEP, environment
+
+LAYER_KEY = f"{KEY}/layer"
+CONFIG = {"lr": 0.001, "nested": {"kept": [1, {"a": None}], "changed": 1}, "optimizer": "adam"}
+UPDATES: list[dict[str, Any]] = [
+    {"nested": {"kept": [1, {"a": None}], "changed": 2}},
+    {"a.b": {"c": "ü"}, "optimizer": 1},
+]
+NAME = "Δ <script>alert(1)</script> & 😀"
+
+
+def random_values(count: int, seed: int) -> list[float]:
+    """Of all magnitudes."""
+    generator = np.random.default_rng(seed)
+    scales = 10.0 ** generator.uniform(-300, 300, count)
+    return list((generator.standard_normal(count) * scales).tolist())
+
+
+def varied_rows() -> list[dict[str, Any]]:
+    """Numbers of every kind among what is no number; some steps twice, and not in order."""
+    special = [math.nan, math.inf, -math.inf, 0.0, -1, 2**53, 5e-324, 1.7976931348623157e308]
+    rows: list[dict[str, Any]] = []
+    for place, value in enumerate([*special, *random_values(40, seed=1)]):
+        rows.append(
+            {
+                GLOBAL_STEP: (7 * place) % 30,
+                KEY: value,
+                "nested": {"inner": {"number": place}},
+                "with.dots": place / 3,
+                "späte/Verluste 😀": -value,
+                "text": "12",
+                "flag": True,
+                "nothing": None,
+                "epoch": place,
+            }
+        )
+    rows += [{GLOBAL_STEP: 100, "text": "alone"}, {"without a step of its own": 1.5}]
+    return rows
+
+
+def long_rows(count: int = 400) -> list[dict[str, Any]]:
+    numbers = random_values(10 * count, seed=2)
+    return [
+        {GLOBAL_STEP: step}
+        | {f"{LAYER_KEY}/net.{layer}": numbers[10 * step + layer] for layer in range(10)}
+        for step in range(count)
+    ]
+
+
+def wide_rows() -> list[dict[str, Any]]:
+    """The second and the fourth are larger than a block."""
+    widths = [2, 2500, 3, 900, 1]
+    return [
+        {GLOBAL_STEP: step}
+        | {f"{LAYER_KEY}/net.{layer}": step + layer / 7 for layer in range(width)}
+        for step, width in enumerate(widths)
+    ]
+
+
+QUICK = (Phase.explicit, Phase.generate)
+"""A run is too large to look for the smallest example."""
+
+ROWS = {"varied": varied_rows, "long": long_rows, "wide": wide_rows}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {
+        kind: write_wandb(tmp_path_factory.mktemp(kind), rows(), run_id=kind, name=kind)
+        for kind, rows in ROWS.items()
+    }
+
+
+def only(*paths: Path) -> Run:
+    (run,) = read_runs(paths)
+    return run
+
+
+# ---- As W&B's own reader
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_its_numbers_are_those_of_wandbs_own_reader(kind: str, files: dict[str, Path]) -> None:
+    run = only(files[kind])
+    assert run.notes == []
+    assert values_of(run) == wandb_values(files[kind])
+    assert all((np.diff(series.steps) > 0).all() for series in run.series.values())
+
+
+def test_the_files_are_such_as_are_read_in_several_ways(files: dict[str, Path]) -> None:
+    chunks = {kind: chunks_of(file.read_bytes()) for kind, file in files.items()}
+    assert chunks["varied"][-1].end < 2 * BLOCK
+    assert chunks["long"][-1].end > 10 * BLOCK
+    assert {kind: sorted({each.kind for each in found}) for kind, found in chunks.items()} == {
+        "varied": [1, 2, 4],
+        "long": [1, 2, 4],
+        "wide": [1, 2, 3, 4],
+    }
+
+
+@pytest.mark.parametrize("kind", ["long", "wide"])
+def test_its_numbers_are_those_that_were_logged(kind: str, files: dict[str, Path]) -> None:
+    logged: Values = {}
+    for row in ROWS[kind]():
+        for key in row.keys() - {GLOBAL_STEP}:
+            logged.setdefault(key, {})[row[GLOBAL_STEP]] = comparable(row[key])
+    assert values_of(only(files[kind])) == logged
+
+
+def test_of_two_rows_of_a_step_the_later_counts_key_by_key(files: dict[str, Path]) -> None:
+    later = {row[GLOBAL_STEP]: row for row in varied_rows() if KEY in row}
+    found = values_of(only(files["varied"]))
+    assert found[KEY] == {step: comparable(row[KEY]) for step, row in later.items()}
+    assert list(found["nested.inner.number"]) == sorted(later)
+    assert 100 not in found[KEY]
+
+
+def test_a_text_that_looks_like_a_number_is_none(files: dict[str, Path]) -> None:
+    assert set(only(files["varied"]).series) == {
+        KEY,
+        "nested.inner.number",
+        "with.dots",
+        "späte/Verluste 😀",
+        "without a step of its own",
+    }
+
+
+def test_name_and_config_are_the_latest(tmp_path: Path) -> None:
+    file = write_wandb(tmp_path, [{KEY: 1.0}], name=NAME, config=CONFIG, updates=UPDATES)
+    run = only(file)
+    assert run.name == NAME
+    assert run.path == file.parent
+    assert run.config == {
+        "lr": 0.001,
+        "nested": {"kept": [1, {"a": None}], "changed": 2},
+        "optimizer": 1,
+        "a.b": {"c": "ü"},
+    }
+    assert run.is_monitored
+
+
+def test_a_run_without_a_name_or_a_row_is_called_by_its_id(tmp_path: Path) -> None:
+    run = only(write_wandb(tmp_path, [], run_id="3xy"))
+    assert (run.name, run.series, run.histograms, run.notes) == ("3xy", {}, {}, [])
+    assert not run.is_monitored
+
+
+def test_histograms_and_tables_of_layers(tmp_path: Path) -> None:
+    counts = {step: [step, 0, 5 * step] for step in (0, 3)}
+    edges = [-9.0, -8.0, -7.0, -6.0]
+    columns: list[str | int] = [GLOBAL_STEP, "optimizer", "layer", "grad_norm", "lr"]
+    pieces: list[list[list[Any]]] = [
+        [[0, None, "net.0", 1.5, 0.1], [0, None, "net.1", math.nan, None]],
+        [[3, None, "net.0", math.inf, 0.2], [3, "generator", "net.1", -0.5, 0.3]],
+    ]
+    rows: list[dict[str, Any]] = [
+        {
+            GLOBAL_STEP: step,
+            "adam_histogram/grad": histogram(counts[step], edges),
+            "adam_layers": wandb.Table(columns=columns, data=piece),
+            "others": wandb.Table(columns=columns, data=[[0, None, "other", 1.0, 1.0]]),
+        }
+        for step, piece in zip(counts, pieces, strict=True)
+    ]
+    run = only(write_wandb(tmp_path, rows))
+    assert run.notes == []
+    assert run.histograms == {
+        "adam_histogram/grad": {step: (counts[step], edges) for step in counts}
+    }
+    found = {key: values for key, values in values_of(run).items() if "/layer/" in key}
+    assert found == {
+        "adam_moments/grad_norm/layer/net.0": {0: 1.5, 3: math.inf},
+        "adam_moments/grad_norm/layer/net.1": {0: "nan"},
+        "adam_moments/grad_norm/optimizer/generator/layer/net.1": {3: -0.5},
+        "adam_schedule/lr/layer/net.0": {0: 0.1, 3: 0.2},
+        "adam_schedule/lr/optimizer/generator/layer/net.1": {3: 0.3},
+    }
+
+
+@pytest.mark.parametrize("content", [None, '{"columns": ["lay', "[]", "{}", '{"columns": []}'])
+def test_a_table_that_cannot_be_read_is_a_note(content: str | None, tmp_path: Path) -> None:
+    columns: list[str | int] = [GLOBAL_STEP, "layer", "grad_norm"]
+    table = wandb.Table(columns=columns, data=[[0, "net.0", 1.5]])
+    file = write_wandb(tmp_path, [{GLOBAL_STEP: 0, KEY: 2.0, "adam_layers": table}], name="mine")
+    (stored,) = file.parent.rglob("*.table.json")
+    if content is None:
+        stored.unlink()
+    else:
+        stored.write_text(content, encoding="utf-8")
+    run = only(file)
+    assert values_of(run)[KEY] == {0: 2.0}
+    assert run.notes == [f"mine: a table of layers could not be read: {stored.name}."]
+
+
+def test_a_record_may_begin_anywhere_in_a_block(tmp_path: Path) -> None:
+    """A chunk has at least the 7 bytes of its header; where just these are left, no data."""
+    (tmp_path / "run").mkdir()
+    file = tmp_path / "run" / "run-3xy.wandb"
+    left = set()
+    for size in range(BLOCK - 80, BLOCK - 45):
+        rows = [
+            {"_step": "0", "text": f'"{"a" * size}"'},
+            {"_step": "1", KEY: "2.5"},
+            {"_step": "2", KEY: "3"},
+        ]
+        file.write_bytes(logged_by_hand(rows))
+        assert values_of(only(file)) == {KEY: {1: 2.5, 2: 3.0}}
+        filler = chunks_of(file.read_bytes())[0]
+        left.add(BLOCK - filler.end)
+        if filler.end == BLOCK - 7:
+            assert values_of(only(file)) == wandb_values(file)
+    assert {0, 1, 6, 7, 8} <= left
+
+
+def test_rows_may_come_in_any_order_and_settings_one_by_one(tmp_path: Path) -> None:
+    rows = [{GLOBAL_STEP: str(step), "_step": "0", KEY: str(step)} for step in (5, 1_200, 3)]
+    config = {("a", "b", "c"): "1", ("a", "b", "d"): "2", ("e",): "[3]"}
+    file = tmp_path / "run-3xy.wandb"
+    file.write_bytes(logged_by_hand(rows, config))
+    run = only(file)
+    assert values_of(run) == {KEY: {3: 3.0, 5: 5.0, 1_200: 1_200.0}}
+    assert list(run.series[KEY].steps) == [3, 5, 1_200]
+    assert run.config == {"a": {"b": {"c": 1, "d": 2}}, "e": [3]}
+    assert run.notes == ["run-3xy has not ended, or was cut: shown up to step 1,200."]
+
+
+# ---- Where runs are found
+
+
+def test_runs_are_found_below_a_folder_each_once_whatever_path_leads_there(tmp_path: Path) -> None:
+    first = write_wandb(tmp_path / "a", [{KEY: 1.0}], run_id="one")
+    second = write_wandb(tmp_path / "b", [{KEY: 2.0}], run_id="two")
+    table = write_csv(tmp_path / "c", [(0, {KEY: 3.0})])
+    folders = [first.parent, second.parent, table.parent]
+    assert [run.path for run in read_runs([tmp_path])] == folders
+    latest = tmp_path / "a" / "wandb" / "latest-run"
+    assert latest.is_symlink()
+    assert [run.path for run in read_runs([latest])] == [first.parent]
+    several = [table, second.parent, latest / first.name, latest, first, tmp_path]
+    assert [run.path for run in read_runs(several)] == folders[::-1][:2] + folders[:1]
+    assert [run.name for run in read_runs([tmp_path])] == ["one", "two", "lightning_logs/version_0"]
+
+
+def test_a_resumed_run_is_one_in_which_the_later_row_of_a_step_counts(tmp_path: Path) -> None:
+    def rows(steps: Iterable[int], value: float) -> list[dict[str, Any]]:
+        return [
+            {
+                GLOBAL_STEP: step,
+                KEY: value,
+                f"only {value}": step,
+                "adam_histogram/grad": histogram([int(value)], [0, 1]),
+            }
+            for step in steps
+        ]
+
+    first = rows(range(6), 1.0)
+    write_wandb(tmp_path / "1", first, run_id="same", name="first", config={"a": {"b": 1, "c": 1}})
+    write_wandb(tmp_path / "2", rows(range(4, 8), 2.0), run_id="same", config={"a": {"b": 2}})
+    run = only(tmp_path)
+    assert values_of(run) == {
+        KEY: {step: 1.0 if step < 4 else 2.0 for step in range(8)},
+        "only 1.0": {step: float(step) for step in range(6)},
+        "only 2.0": {step: float(step) for step in range(4, 8)},
+    }
+    histograms = run.histograms["adam_histogram/grad"]
+    assert {step: each.counts for step, each in histograms.items()} == {
+        step: [1 if step < 4 else 2] for step in range(8)
+    }
+    assert run.config == {"a": {"b": 2, "c": 1}}
+    assert run.name == "first"
+    assert run.notes == []
+
+
+def test_where_there_is_no_run_it_is_said_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere: there is no such run; expected the folder"):
+        read_runs([tmp_path / "nowhere"])
+    (tmp_path / "metrics.txt").touch()
+    for path in (tmp_path, tmp_path / "metrics.txt"):
+        with pytest.raises(ConfigError) as refused:
+            read_runs([path])
+        assert str(refused.value).startswith(
+            f"{path}: there is no run below; expected .wandb files"
+        )
+        assert "\n" not in str(refused.value)
+
+
+def test_what_only_has_the_name_of_a_run_is_passed_over(tmp_path: Path) -> None:
+    file = write_csv(tmp_path, [(0, {KEY: 1.0})])
+    (tmp_path / ".wandb").mkdir()
+    (tmp_path / "gone.wandb").symlink_to(tmp_path / "nowhere.wandb")
+    assert only(tmp_path).path == file.parent
+
+
+# ---- What is left of a damaged W&B run
+
+
+class Whole(NamedTuple):
+    """A run that is going to be damaged."""
+
+    content: bytes
+    records: list[Record]
+    folder: Path
+    """For what is left of it."""
+
+    def left(self, content: bytes) -> Run:
+        (self.folder / "run.wandb").write_bytes(content)
+        return only(self.folder)
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        return [chunk for record in self.records for chunk in record.chunks]
+
+
+def whole(rows: Sequence[dict[str, Any]], folder: Path) -> Whole:
+    file = write_wandb(folder / "whole", rows, name="whole")
+    (folder / "left").mkdir()
+    return Whole(file.read_bytes(), records_of(file), folder / "left")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    rows = [{GLOBAL_STEP: step, KEY: step / 3} for step in range(2)]
+    return whole(rows, tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """Of several blocks, with records that cross from one to the next, and one over three."""
+    rows = long_rows(60)
+    rows[30] |= {f"{LAYER_KEY}/net.{layer}": 1.0 for layer in range(1500)}
+    return whole(rows, tmp_path_factory.mktemp("large"))
+
+
+def check_cut(whole: Whole, length: int) -> None:
+    """All rows are there whose records are whole; one note says how far the run goes."""
+    found = [record for record in whole.records if record.chunks[-1].end <= length]
+    rows = rows_of(found)
+    run = whole.left(whole.content[:length])
+    assert values_of(run) == values_in(rows)
+    (note,) = run.notes
+    assert note.endswith(
+        f" has not ended, or was cut: shown up to step {rows[-1][GLOBAL_STEP]:,}."
+        if rows
+        else " has not ended, or was cut: it has no rows yet."
+    )
+
+
+def test_a_file_may_be_cut_anywhere(small: Whole) -> None:
+    ends = {chunk.end for chunk in small.chunks[:-1]}
+    for length in sorted(ends | set(range(7, len(small.content), 3))):
+        check_cut(small, length)
+
+
+def test_a_large_file_may_be_cut_at_every_kind_of_place(large: Whole) -> None:
+    crossing = [chunk for chunk in large.chunks if chunk.kind != 1]
+    assert {chunk.kind for chunk in crossing} == {2, 3, 4}
+    for start, end, _ in [*crossing, *large.chunks[::20]]:
+        for length in (start, start + 1, start + 6, start + 7, (start + end) // 2, end - 1, end):
+            if length < len(large.content):
+                check_cut(large, length)
+    for boundary in range(BLOCK, len(large.content), BLOCK):
+        for length in (boundary - 1, boundary, boundary + 1):
+            check_cut(large, length)
+
+
+@settings(max_examples=50, deadline=None, phases=QUICK)
+@given(data=st.data())
+def test_a_large_file_may_be_cut_anywhere(data: st.DataObject, large: Whole) -> None:
+    check_cut(large, data.draw(st.integers(7, len(large.content) - 1)))
+
+
+@pytest.mark.parametrize("content", [b"", b":W", b"\0" * 100, b"no run\n" * 10_000])
+def test_a_file_that_is_no_wandb_run_is_a_note(content: bytes, small: Whole) -> None:
+    run = small.left(content)
+    assert (run.series, run.histograms, run.config) == ({}, {}, {})
+    file = small.folder / "run.wandb"
+    assert run.notes == [f"{file}: nothing could be read; it is no W&B run, or empty."]
+
+
+def damaged_notes(run: Run) -> list[str]:
+    return [note for note in run.notes if "is damaged" in note]
+
+
+def check_damage(whole: Whole, start: int, replacement: bytes) -> None:
+    """Every number is true, those of the blocks that are whole are there, and one note says it."""
+    content = bytearray(whole.content)
+    content[start : start + len(replacement)] = replacement
+    if content == whole.content:
+        return
+    run = whole.left(bytes(content))
+    hit = {place // BLOCK for place in range(start, start + len(replacement))}
+    safe = [
+        record
+        for record in whole.records
+        if not hit & {chunk.start // BLOCK for chunk in record.chunks}
+    ]
+    found = values_of(run)
+    for key, values in values_in(rows_of(safe)).items():
+        assert values.items() <= found.get(key, {}).items()
+    truth = values_in(rows_of(whole.records))
+    for key, values in found.items():
+        assert values.items() <= truth[key].items()
+    assert len(damaged_notes(run)) == 1
+
+
+CHUNK_DAMAGE = {
+    "checksum": (0, b"\xff\xff"),
+    "a longer chunk": (4, b"\xff\xff"),
+    "a shorter chunk": (4, b"\x01\x00"),
+    "no kind": (6, b"\x00"),
+    "an unknown kind": (6, b"\x09"),
+    "nothing but zeros": (0, bytes(7)),
+    "data": (9, b"\xff\x00\xff"),
+}
+
+
+@pytest.mark.parametrize("damage", CHUNK_DAMAGE)
+def test_a_damaged_chunk_is_a_note_and_the_other_blocks_are_shown(
+    damage: str, large: Whole
+) -> None:
+    offset, replacement = CHUNK_DAMAGE[damage]
+    last_block = len(large.content) // BLOCK
+    several = [*(chunk for chunk in large.chunks if chunk.kind != 1), *large.chunks[3::25]]
+    for chunk in several:
+        # In the last block it may as well be a cut.
+        if chunk.start // BLOCK < last_block:
+            check_damage(large, chunk.start + offset, replacement)
+
+
+@settings(max_examples=60, deadline=None, phases=QUICK)
+@given(data=st.data())
+def test_bytes_may_be_overwritten_anywhere_in_the_middle(data: st.DataObject, large: Whole) -> None:
+    last_block = len(large.content) // BLOCK
+    chunk = data.draw(
+        st.sampled_from([each for each in large.chunks if each.start // BLOCK < last_block])
+    )
+    start = data.draw(st.integers(chunk.start, chunk.end - 1))
+    count = data.draw(st.integers(1, min(20, chunk.end - start)))
+    check_damage(large, start, data.draw(st.binary(min_size=count, max_size=count)))
+
+
+def test_two_damaged_blocks_are_one_note(large: Whole) -> None:
+    content = bytearray(large.content)
+    for block in (1, 3):
+        chunk = next(each for each in large.chunks if each.start >= block * BLOCK)
+        content[chunk.start + 8] ^= 0xFF
+    run = large.left(bytes(content))
+    assert run.notes == ["whole: its file is damaged in 2 places; the rest is shown."]
+
+
+def test_a_file_without_its_first_block_is_called_by_its_name(large: Whole) -> None:
+    content = bytearray(large.content)
+    content[9] ^= 0xFF
+    run = large.left(bytes(content))
+    assert run.name == "run"
+    assert values_of(run)
+    assert damaged_notes(run) == ["run: its file is damaged in one place; the rest is shown."]
+
+
+# ---- A run that is still being written
+
+LOGGING = """
+import sys
+import wandb
+from pathlib import Path
+
+quick = {"x_disable_stats": True, "x_disable_meta": True, "console": "off", "save_code": False}
+run = wandb.init(
+    mode="offline", dir=sys.argv[1], project="tests", id="live",
+    settings=wandb.Settings(silent=True, **quick),
+)
+for step in range(100_000):
+    run.log({"trainer/global_step": step, "adam_update/update_norm": step / 7})
+    if step % 100 == 0 and Path("stop").exists():
+        break
+run.finish()
+print(step)
+"""
+
+
+def test_a_run_is_read_while_it_is_written(tmp_path: Path) -> None:
+    writer = subprocess.Popen(
+        [sys.executable, "-c", LOGGING, str(tmp_path)],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    lengths = [0]
+    try:
+        while len(lengths) < 3:
+            assert writer.poll() is None
+            files = list(tmp_path.rglob("*.wandb"))
+            if not files or files[0].stat().st_size < 7:
+                continue
+            run = only(tmp_path)
+            found = run.series.get(KEY)
+            steps = [] if found is None else found.steps.tolist()
+            assert steps == list(range(len(steps)))
+            assert found is None or found.values.tolist() == [step / 7 for step in steps]
+            (note,) = run.notes
+            assert "has not ended" in note
+            if len(steps) > lengths[-1]:
+                lengths.append(len(steps))
+    finally:
+        (tmp_path / "stop").touch()
+        last, _ = writer.communicate(timeout=60)
+    run = only(tmp_path)
+    assert run.notes == []
+    assert run.series[KEY].steps.tolist() == list(range(int(last) + 1))
+
+
+@pytest.mark.parametrize("length", [5_000, BLOCK - 3, BLOCK, BLOCK + 3, 2 * BLOCK + 10_000])
+def test_what_is_written_while_the_last_block_is_read_is_read_too_or_left(
+    length: int, large: Whole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = large.folder / "run.wandb"
+    file.write_bytes(large.content[:length])
+
+    class Growing:
+        """Stands for the progress bar, which is told of every block."""
+
+        def __init__(self, **_: Any) -> None: ...
+
+        def __enter__(self) -> "Growing":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def update(self, _: int) -> None:
+            file.write_bytes(large.content)
+
+    monkeypatch.setattr("lightning_adam.dashboard.runs.tqdm", Growing)
+    run = only(large.folder)
+    steps = sorted({step for series in run.series.values() for step in series.steps.tolist()})
+    assert steps == list(range(len(steps)))
+    if len(steps) == 60:
+        assert run.notes == []
+    else:
+        assert run.notes == [
+            f"{run.name} has not ended, or was cut: "
+            + (f"shown up to step {steps[-1]}." if steps else "it has no rows yet.")
+        ]
+
+
+# ---- CSVLogger
+
+CSV_ROWS = [
+    (0, {"loss": 1.5, KEY: math.nan}),
+    (0, {"val/loss": 2.0}),
+    (3, {"loss": math.inf, "a, b": 1e-30}),
+    (2, {"loss": -math.inf}),
+    (3, {"loss": 7.0, "epoch": 1.0}),
+    (4, {KEY: 0.1, '"quoted" 😀': 4.0}),
+]
+HPARAMS = {"lr": 0.1, "nested": {"betas": (0.9, 0.99)}, "name": "ü"}
+
+
+def test_a_csv_run(tmp_path: Path) -> None:
+    file = write_csv(tmp_path, CSV_ROWS, HPARAMS)
+    run = only(file.parent)
+    assert run.notes == []
+    assert run.path == file.parent
+    assert run.name == "lightning_logs/version_0"
+    assert run.config["lr"] == 0.1
+    assert run.config["name"] == "ü"
+    assert list(run.config["nested"]["betas"]) == [0.9, 0.99]
+    assert run.histograms == {}
+    assert values_of(run) == {
+        "loss": {0: 1.5, 2: -math.inf, 3: 7.0},
+        "val/loss": {0: 2.0},
+        "a, b": {3: 1e-30},
+        KEY: {0: "nan", 4: 0.1},
+        '"quoted" 😀': {4: 4.0},
+    }
+
+
+TEXT = "".join(["step,loss,epoch\n", *(f"{step},{step / 7},0\n" for step in range(20))]).encode()
+
+
+@pytest.fixture(scope="module")
+def csv_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("csv")
+
+
+def csv_left(folder: Path, content: bytes) -> Run:
+    (folder / "metrics.csv").write_bytes(content)
+    return only(folder)
+
+
+def test_a_csv_may_be_cut_anywhere(csv_folder: Path) -> None:
+    for length in range(len(TEXT)):
+        run = csv_left(csv_folder, TEXT[:length])
+        complete = TEXT[:length].decode().count("\n") - 1
+        steps = list(range(complete))
+        expected = {"loss": {step: step / 7 for step in steps}} if steps else {}
+        assert values_of(run) == expected
+        if complete < 0:
+            assert run.notes == [
+                f"{csv_folder / 'metrics.csv'}: nothing could be read; it has no column step."
+            ]
+        elif TEXT[:length].endswith(b"\n"):
+            assert run.notes == []
+        else:
+            (note,) = run.notes
+            assert note.endswith("its file has lines that are cut; the rest is shown.")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"1\n",
+        b"1,2\n",
+        b"1,2,3,4\n",
+        b",,\n",
+        b"one,2.0,0\n",
+        b"-1,2.0,0\n",
+        b"1.5,2.0,0\n",
+        "²,2.0,0\n".encode(),
+        b"99999999999999999999,2.0,0\n",
+        b"\xff\xfe,2.0,0\n",
+        b"\0\0\0\n",
+    ],
+)
+def test_a_damaged_line_of_a_csv_is_left_out_and_a_note(line: bytes, csv_folder: Path) -> None:
+    lines = TEXT.splitlines(keepends=True)
+    run = csv_left(csv_folder, b"".join([*lines[:10], line, *lines[10:]]))
+    assert values_of(run) == {"loss": {step: step / 7 for step in range(20)}}
+    (note,) = run.notes
+    assert note.endswith("its file has lines that are cut; the rest is shown.")
+
+
+@settings(max_examples=200, deadline=None)
+@given(place=st.integers(20, len(TEXT) - 1), replacement=st.binary(min_size=1, max_size=5))
+@example(place=100, replacement=b'"')
+@example(place=100, replacement=b',"')
+@example(place=100, replacement=b"\r")
+def test_bytes_of_a_csv_may_be_overwritten(
+    place: int, replacement: bytes, csv_folder: Path
+) -> None:
+    """A number that is wrong cannot be told from one that is true; the other lines are whole."""
+    content = bytearray(TEXT)
+    content[place : place + len(replacement)] = replacement
+    run = csv_left(csv_folder, bytes(content))
+    first, last = (
+        TEXT[:end].count(b"\n") - 1 for end in (place, min(place + len(replacement), len(TEXT)))
+    )
+    whole = {step: step / 7 for step in range(20) if not first <= step <= last}
+    found = values_of(run).get("loss", {})
+    # Under a step that was overwritten another may have got a second row.
+    assert whole.keys() <= found.keys()
+    assert sum(found[step] != value for step, value in whole.items()) <= 1
+
+
+def test_a_quote_in_a_long_csv_costs_no_more_than_its_line(csv_folder: Path) -> None:
+    lines = ["step,loss\n", '0,"1.0\n', *(f"{step},0.5\n" for step in range(1, 30_000))]
+    run = csv_left(csv_folder, "".join(lines).encode())
+    assert len(run.series["loss"].steps) >= 29_999
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"loss,epoch\n1.0,0\n", b"\0" * 100, b"\xff\xfe\n", b'"step\n0\n']
+)
+def test_a_csv_without_steps_is_a_note(content: bytes, csv_folder: Path) -> None:
+    run = csv_left(csv_folder, content)
+    assert (run.series, run.histograms) == ({}, {})
+    assert run.notes == [
+        f"{csv_folder / 'metrics.csv'}: nothing could be read; it has no column step."
+    ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"lr: [0.1\n",
+        b"lr: \xff\n",
+        b"lr: \x00\n",
+        b"object: !!python/object:nowhere.Config {}\n",
+        b"born: 2020-13-45\n",
+        b"{lr: 1}: 2\n",
+        None,
+    ],
+)
+def test_hparams_that_cannot_be_read_are_a_note(content: bytes | None, tmp_path: Path) -> None:
+    hparams = tmp_path / "hparams.yaml"
+    if content is None:
+        hparams.mkdir()
+    else:
+        hparams.write_bytes(content)
+    run = csv_left(tmp_path, TEXT)
+    assert len(run.series["loss"].steps) == 20
+    assert run.config == {}
+    assert [note.split(": ", 1)[1] for note in run.notes] == [
+        "its hparams.yaml could not be read; no config then."
+    ]
+
+
+@pytest.mark.parametrize("content", [b"", b"- a list\n", b"text\n"])
+def test_hparams_without_settings_are_an_empty_config(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "hparams.yaml").write_bytes(content)
+    run = csv_left(tmp_path, TEXT)
+    assert (run.config, run.notes) == ({}, [])

@@ -11,7 +11,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 PICTURE = Path(__file__).with_name("report.png")
-SIZE = {"width": 1280, "height": 1230}
+SIZE = {"width": 1280, "height": 1365}
 
 
 def main(report: Path) -> None:

@@ -130,7 +130,7 @@ def is_logarithmic(unit: str, values: Sequence[Floats]) -> bool:
     positive = every[every > 0]
     if unit == "fraction" or not len(positive) or len(positive) < 0.9 * len(every):
         return False
-    return bool(every.min() >= 0 and positive.max() > LOG_SPAN * positive.min())
+    return bool(every.min() >= 0 and positive.max() / LOG_SPAN > positive.min())
 
 
 def packed(array: NDArray[Any]) -> dict[str, Any]:

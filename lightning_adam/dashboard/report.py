@@ -24,7 +24,7 @@ from lightning_adam.dashboard.reduction import (
 )
 from lightning_adam.dashboard.runs import Run, Series
 from lightning_adam.errors import ConfigError, as_typed
-from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS
+from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS, key_part
 from lightning_adam.statistics.histograms import Histogram
 from lightning_adam.version import __version__
 
@@ -260,10 +260,17 @@ def _points(values: Iterable[Floats]) -> int:
     return sum(map(len, values))
 
 
+def _named(settings: dict[str, Any], part: str) -> dict[str, Any]:
+    """The settings of a name, given as it stands in a key."""
+    found = (value for name, value in settings.items() if key_part(name) == part)
+    return _mapping(next(found, None))
+
+
 def _eps_of(run: Run, scope: Scope) -> list[float]:
     """The different eps of a scope, as the run's config has them."""
     optimizer = _mapping(_ours(run).get("optimizer"))
-    optimizer = _mapping(optimizer.get(scope.optimizer)) if scope.optimizer else optimizer
+    if scope.optimizer:
+        optimizer = _named(optimizer, scope.optimizer)
     groups = _mapping(optimizer.get("param_groups"))
-    chosen = [groups.get(scope.name, {})] if scope.kind == "group" else [*groups.values()]
+    chosen = [_named(groups, scope.name)] if scope.kind == "group" else [*groups.values()]
     return sorted({float(group["eps"]) for group in chosen if "eps" in group})

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from lightning_adam._private.wandb import ConfigRecord, HistoryItem, is_log, records
 from lightning_adam.errors import ConfigError
-from lightning_adam.statistics.catalogue import STATISTICS
+from lightning_adam.statistics.catalogue import STATISTICS, key_part
 from lightning_adam.statistics.histograms import Histogram
 
 LAYERS = "adam_layers"
@@ -111,6 +111,7 @@ class _Reading:
         """Of each value: its key's number, its step and itself."""
         self.histograms: dict[str, dict[int, Histogram]] = {}
         self.notes: list[str] = []
+        self.has_ended = True
 
     def add(self, step: int, row: Mapping[str, float]) -> None:
         self.numbers.extend([self.keys.setdefault(key, len(self.keys)) for key in row])
@@ -128,8 +129,12 @@ class _Reading:
         for key, histograms in other.histograms.items():
             self.histograms.setdefault(key, {}).update(histograms)
         self.notes += other.notes
+        self.has_ended = other.has_ended
 
     def run(self) -> Run:
+        if not self.has_ended:
+            rows = f"shown up to step {max(self.steps):,}" if self.steps else "it has no rows yet"
+            self.notes.append(f"{self.name} has not ended, or was cut: {rows}.")
         return Run(
             name=self.name,
             path=self.file.parent,
@@ -165,7 +170,7 @@ def _read_wandb(reading: _Reading) -> None:
         reading.notes.append(f"{reading.file}: nothing could be read; it is no W&B run, or empty.")
         return
     damaged = 0
-    has_ended = False
+    reading.has_ended = False
     for record in records(reading.file, reading.has_read):
         if record is None:
             damaged += 1
@@ -179,17 +184,11 @@ def _read_wandb(reading: _Reading) -> None:
         elif record.HasField("config"):
             _read_config(reading, record.config)
         elif record.HasField("exit"):
-            has_ended = True
+            reading.has_ended = True
     reading.config.pop("_wandb", None)
     if damaged:
         where = "one place" if damaged == 1 else f"{damaged} places"
         reading.notes.append(f"{reading.name}: its file is damaged in {where}; the rest is shown.")
-    if not has_ended:
-        last = max(reading.steps, default=None)
-        reading.notes.append(
-            f"{reading.name} has not ended, or was cut: "
-            + ("it has no rows yet." if last is None else f"shown up to step {last:,}.")
-        )
 
 
 def _read_config(reading: _Reading, config: ConfigRecord) -> None:
@@ -237,8 +236,8 @@ def _layer_rows(table: dict[str, Any]) -> list[tuple[int, dict[str, float]]]:
     rows = []
     for cells in table["data"]:
         row = dict(zip(table["columns"], cells, strict=True))
-        optimizer = f"/optimizer/{row['optimizer']}" if row.get("optimizer") else ""
-        scope = f"{optimizer}/layer/{row['layer']}"
+        optimizer = f"/optimizer/{key_part(row['optimizer'])}" if row.get("optimizer") else ""
+        scope = f"{optimizer}/layer/{key_part(row['layer'])}"
         measured = {
             STATISTICS[name].key + scope: float(value)
             for name, value in row.items()

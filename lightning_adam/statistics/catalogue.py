@@ -11,6 +11,7 @@ here, add the accumulators that are missing to `ACCUMULATORS`, and their lines t
 import fnmatch
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -118,6 +119,16 @@ def _means(pattern: str, statistic: Statistic) -> bool:
         return pattern == "all" or statistic.is_headline
     names = (statistic.name, f"{statistic.family}/{statistic.name}", statistic.key)
     return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+
+
+def key_part(name: object) -> str:
+    """A name as it may stand in a key: letters, digits, `_`, `.` and `/`.
+
+    Example:
+        >>> key_part("encoder (frozen)")
+        'encoder__frozen_'
+    """
+    return re.sub(r"[^A-Za-z0-9_./]", "_", str(name))
 
 
 def ratio(numerator: float, denominator: float) -> float | None:

@@ -14,14 +14,13 @@ from lightning_adam.errors import ConfigError
 from lightning_adam.reading import read_monitor
 from lightning_adam.schema import Scope
 from lightning_adam.statistics.accumulators import ACCUMULATORS, Knowledge
-from lightning_adam.statistics.catalogue import STATISTICS, Statistic, select
+from lightning_adam.statistics.catalogue import STATISTICS, Statistic, key_part, select
 from lightning_adam.statistics.histograms import BINS, QUANTITIES
 from lightning_adam.statistics.kernels import eager
 from lightning_adam.statistics.views import (
     NamedParameters,
     Place,
     Views,
-    key_part,
     knowledge_of,
 )
 

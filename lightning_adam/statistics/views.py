@@ -1,7 +1,6 @@
 """Optimizer → tensors to measure: what belongs to each parameter right after a step."""
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import ref
@@ -242,13 +241,3 @@ def _elementwise(state: Any, parameter: Tensor) -> Tensor | None:
     """A state tensor that has a number for each element of the parameter."""
     is_numbers = isinstance(state, Tensor) and (state.is_floating_point() or state.is_complex())
     return state if is_numbers and state.shape == parameter.shape else None
-
-
-def key_part(name: object) -> str:
-    """A name as it may stand in a key: letters, digits, `_`, `.` and `/`.
-
-    Example:
-        >>> key_part("encoder (frozen)")
-        'encoder__frozen_'
-    """
-    return re.sub(r"[^A-Za-z0-9_./]", "_", str(name))

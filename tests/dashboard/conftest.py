@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_adam import AdamMonitor
 from lightning_adam.schema import Scope
+from tests.dashboard.written import wait_for_end
 from tests.e2e.support import offline_runs
 from tests.training import ADAMW, Lit, loader, loss_of, trainer
 
@@ -52,4 +53,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         finally:
             wandb.finish()
     (offline_run,) = offline_runs(folder)
+    (file,) = offline_run.glob("*.wandb")
+    wait_for_end(file)
     return Trained(offline_run, Path(csv.log_dir))

@@ -29,6 +29,7 @@ from tests.dashboard.written import (
     rows_of,
     values_in,
     values_of,
+    wait_for_end,
     wandb_values,
     write_csv,
     write_wandb,
@@ -274,6 +275,25 @@ def test_runs_are_found_below_a_folder_each_once_whatever_path_leads_there(tmp_p
     several = [table, second.parent, latest / first.name, latest, first, tmp_path]
     assert [run.path for run in read_runs(several)] == folders[::-1][:2] + folders[:1]
     assert [run.name for run in read_runs([tmp_path])] == ["one", "two", "lightning_logs/version_0"]
+
+
+def test_a_run_that_was_killed_and_resumed_has_ended(tmp_path: Path) -> None:
+    killed = write_wandb(tmp_path / "1", [{GLOBAL_STEP: 0, KEY: 1.0}], run_id="same")
+    killed.write_bytes(killed.read_bytes()[: chunks_of(killed.read_bytes())[-1].start])
+    (note,) = only(tmp_path).notes
+    assert note == "same has not ended, or was cut: shown up to step 0."
+    write_wandb(tmp_path / "2", [{GLOBAL_STEP: 1, KEY: 1.0}], run_id="same")
+    assert only(tmp_path).notes == []
+
+
+def test_the_names_of_a_table_are_those_of_the_keys(tmp_path: Path) -> None:
+    table = wandb.Table(columns=[GLOBAL_STEP, "layer", "update_norm"], data=[[0, "block-1", 2.0]])
+    rows: list[dict[str, Any]] = [{f"{LAYER_KEY}/block_1": 1.0}, {"adam_layers": table}]
+    written = write_wandb(tmp_path, [{GLOBAL_STEP: 0, **row} for row in rows])
+    found = values_of(only(written))
+    assert {key: found[key] for key in found if "block" in key} == {
+        f"{LAYER_KEY}/block_1": {0: 2.0}
+    }
 
 
 def test_a_resumed_run_is_one_in_which_the_later_row_of_a_step_counts(tmp_path: Path) -> None:
@@ -540,6 +560,8 @@ def test_a_run_is_read_while_it_is_written(tmp_path: Path) -> None:
     finally:
         (tmp_path / "stop").touch()
         last, _ = writer.communicate(timeout=60)
+    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    wait_for_end(file)
     run = only(tmp_path)
     assert run.notes == []
     assert run.series[KEY].steps.tolist() == list(range(int(last) + 1))

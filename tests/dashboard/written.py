@@ -70,11 +70,7 @@ def write_wandb(
             run.log(dict(row))
         run.finish()
     file = Path(run.dir).parent / f"run-{run_id}.wandb"
-    # The client goes on writing for some milliseconds.
-    deadline = time.monotonic() + 60
-    while not has_ended(file):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_for_end(file)
     return file
 
 
@@ -194,6 +190,14 @@ def has_ended(file: Path) -> bool:
         return False
     record = wandb_internal_pb2.Record.FromString(data)  # type: ignore[attr-defined]
     return bool(record.HasField("exit"))
+
+
+def wait_for_end(file: Path) -> None:
+    """The client goes on writing a run for some milliseconds after it has finished it."""
+    deadline = time.monotonic() + 60
+    while not has_ended(file):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def _parts_by_record(content: bytes) -> list[list[Chunk]]:

@@ -350,7 +350,7 @@ class Visits:
         for page in self.pages:
             page.context.close()
         assert calls == []
-        assert self.complaints == []
+        assert self.complaints == [], self.complaints
 
 
 def contrast(one: str, other: str) -> float:

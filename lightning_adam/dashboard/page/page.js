@@ -83,10 +83,9 @@ const style = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 function layoutOf(extra) {
   const axis = {
     gridcolor: style("--line"), zerolinecolor: style("--line"), linecolor: style("--line"),
-    automargin: true,
   };
   const layout = {
-    margin: { l: 8, r: 8, t: 8, b: 8 },
+    margin: { l: 8, r: 16, t: 8, b: 8 },
     paper_bgcolor: style("--panel"), plot_bgcolor: style("--panel"),
     font: { color: style("--text"), size: 12, family: getComputedStyle(document.body).fontFamily },
     showlegend: false,
@@ -94,8 +93,9 @@ function layoutOf(extra) {
     hoverlabel: { align: "left", namelength: 30 },
     ...extra,
   };
-  layout.xaxis = { ...axis, ...extra.xaxis };
-  layout.yaxis = { ...axis, fixedrange: true, ...extra.yaxis };
+  // Labels make room on their own side: on both, Plotly may not come to an end.
+  layout.xaxis = { ...axis, automargin: "bottom", ...extra.xaxis };
+  layout.yaxis = { ...axis, automargin: "left", fixedrange: true, ...extra.yaxis };
   return layout;
 }
 

@@ -133,6 +133,19 @@ def is_logarithmic(unit: str, values: Sequence[Floats]) -> bool:
     return bool(every.min() >= 0 and positive.max() / LOG_SPAN > positive.min())
 
 
+def compact(values: Floats) -> NDArray[Any]:
+    """In half the bytes, where nothing but digits is lost by it.
+
+    Example:
+        >>> compact(np.array([0.1, 0.0])).dtype, compact(np.array([1e-50, 0.0])).dtype
+        (dtype('float32'), dtype('float64'))
+    """
+    magnitudes = np.abs(values[np.isfinite(values) & (values != 0)])
+    range_of = np.finfo(np.float32)
+    is_small = ((magnitudes >= range_of.tiny) & (magnitudes <= range_of.max)).all()
+    return values.astype(np.float32) if is_small else values
+
+
 def packed(array: NDArray[Any]) -> dict[str, Any]:
     """An array as page.js reads it: the name of its type, and its bytes in base64."""
     if array.dtype == np.int64:

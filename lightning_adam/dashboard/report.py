@@ -4,9 +4,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, TypeVar
 
 from lightning_adam.dashboard.comparison import TOLERANCE, config_differences, parting
 from lightning_adam.dashboard.keys import BASES, Scope, read_key
@@ -16,6 +14,7 @@ from lightning_adam.dashboard.reduction import (
     STRETCHES,
     Floats,
     below_edges,
+    compact,
     gridded,
     is_logarithmic,
     octaves,
@@ -25,7 +24,6 @@ from lightning_adam.dashboard.reduction import (
 from lightning_adam.dashboard.runs import Run, Series
 from lightning_adam.errors import ConfigError, as_typed
 from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS, key_part
-from lightning_adam.statistics.histograms import Histogram
 from lightning_adam.version import __version__
 
 try:
@@ -40,6 +38,9 @@ CELLS = 2_000_000
 """How many cells the maps of the layers may have together."""
 MAIN_SETTINGS = ("class", "lr", "betas", "eps", "weight_decay", "amsgrad")
 """By which runs are told apart in a legend."""
+
+Logged = TypeVar("Logged")
+"""A series, or the histograms of a key."""
 
 
 def write_report(runs: Sequence[Run], file: Path) -> None:
@@ -159,7 +160,7 @@ def _curves(panel: Panel, runs: Sequence[Run]) -> dict[str, Any]:
     """Of each key that the panel draws the lines of its scopes."""
     choices: dict[str, list[dict[str, Any]]] = {}
     all_values: dict[str, list[Floats]] = {}
-    for place, key, scope, series in _entries(panel, runs):
+    for place, key, scope, series in _drawn(panel, [run.series for run in runs]):
         if not scope.is_inner:
             shown = thinned(series)
             arrays = {"steps": packed(shown.steps), "values": packed(shown.values)}
@@ -179,7 +180,7 @@ def _curves(panel: Panel, runs: Sequence[Run]) -> dict[str, Any]:
 def _layers(panel: Panel, runs: Sequence[Run]) -> dict[str, Any]:
     """Of each statistic and run the values by layer and step."""
     found: dict[tuple[str, int], dict[str, Series]] = {}
-    for place, key, scope, series in _entries(panel, runs):
+    for place, key, scope, series in _drawn(panel, [run.series for run in runs]):
         if scope.is_inner:
             found.setdefault((key, place), {})[str(scope)] = series
     columns = min(max(CELLS // max(sum(map(len, found.values())), 1), 20), COLUMNS)
@@ -192,7 +193,7 @@ def _layers(panel: Panel, runs: Sequence[Run]) -> dict[str, Any]:
             entry = {"run": place, "statistic": statistic.name, "unit": statistic.unit}
             entry |= {"meaning": statistic.meaning, "layers": layers}
             entry |= {"isLog": is_logarithmic(statistic.unit, [values.ravel()])}
-            entry |= {"steps": packed(steps), "values": packed(values.astype(np.float32))}
+            entry |= {"steps": packed(steps), "values": packed(compact(values))}
             maps.append(entry)
     return {"maps": maps}
 
@@ -200,11 +201,11 @@ def _layers(panel: Panel, runs: Sequence[Run]) -> dict[str, Any]:
 def _histograms(panel: Panel, runs: Sequence[Run]) -> dict[str, Any]:
     """Of each quantity, scope and run the shares by octave and step."""
     maps = []
-    for place, base, scope, by_step in _counted(panel, runs):
+    for place, base, scope, by_step in _drawn(panel, [run.histograms for run in runs]):
         steps, lowest, shares = octaves(by_step)
         entry = {"run": place, "scope": str(scope), "quantity": base.rpartition("/")[2]}
         entry |= {"eps": _eps_of(runs[place], scope), "lowest": lowest}
-        entry |= {"steps": packed(steps), "shares": packed(shares.astype(np.float32))}
+        entry |= {"steps": packed(steps), "shares": packed(compact(shares))}
         maps.append(entry)
     return {"maps": maps}
 
@@ -212,7 +213,7 @@ def _histograms(panel: Panel, runs: Sequence[Run]) -> dict[str, Any]:
 def _eps_curves(panel: Panel, runs: Sequence[Run]) -> dict[str, Any]:
     """Of each run and scope the share of the last step's elements below every power of two."""
     lines = []
-    for place, _, scope, by_step in _counted(panel, runs):
+    for place, _, scope, by_step in _drawn(panel, [run.histograms for run in runs]):
         step = max(by_step)
         at, shares = below_edges(by_step[step])
         line = {"run": place, "scope": str(scope), "eps": _eps_of(runs[place], scope)}
@@ -229,24 +230,14 @@ DRAWINGS: dict[Drawing, Callable[[Panel, Sequence[Run]], dict[str, Any]]] = {
 """What the page is given of a panel; page.js draws it."""
 
 
-def _entries(panel: Panel, runs: Sequence[Run]) -> Iterator[tuple[int, str, Scope, Series]]:
-    """The series that a panel draws: number of the run, key without scope, scope."""
-    for place, run in enumerate(runs):
-        for key in sorted(run.series, key=_natural):
-            base, _, scope = read_key(key)
-            if panel.draws(base):
-                yield place, base, scope, run.series[key]
-
-
-def _counted(
-    panel: Panel, runs: Sequence[Run]
-) -> Iterator[tuple[int, str, Scope, dict[int, Histogram]]]:
-    """The histograms that a panel draws: number of the run, key without scope, scope."""
-    for place, run in enumerate(runs):
-        for key in sorted(run.histograms, key=_natural):
-            base, _, scope = read_key(key)
-            if panel.draws(base):
-                yield place, base, scope, run.histograms[key]
+def _drawn(
+    panel: Panel, logged: Iterable[Mapping[str, Logged]]
+) -> Iterator[tuple[int, str, Scope, Logged]]:
+    """What a panel draws of each run: the run's number, the key without scope, scope and values."""
+    for place, by_key in enumerate(logged):
+        keys = {key: read_key(key) for key in by_key}
+        for key in sorted((key for key in keys if panel.draws(keys[key].base)), key=_natural):
+            yield place, keys[key].base, keys[key].scope, by_key[key]
 
 
 def _natural(key: str) -> list[tuple[int, str]]:

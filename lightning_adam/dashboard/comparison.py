@@ -86,6 +86,16 @@ def parting(first: Run, second: Run, tolerance: float = TOLERANCE) -> Parting | 
 
     Returns:
         The place; None if they are nowhere apart, or have no step in common.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from lightning_adam.dashboard.runs import Series
+        >>> def run_of(norms):
+        ...     series = {"adam_update/update_norm": Series(np.arange(3), np.array(norms))}
+        ...     return Run("run", Path(), {}, series, {}, [])
+        >>> place = parting(run_of([1.0, 2.0, 3.0]), run_of([1.0, 2.1, 4.0]))
+        >>> place.step, place.statistic, place.values
+        (2, 'update_norm', (3.0, 4.0))
     """
     found = list(_apart(first, second, tolerance))
     if not found:

@@ -92,6 +92,12 @@ def octaves(by_step: Mapping[int, Histogram]) -> tuple[NDArray[np.int64], int, F
     Returns:
         The first step of each column, the exponent of the lowest edge, and the share of the
         elements by octave and column.
+
+    Example:
+        >>> first, second = Histogram([3, 1], [0.0, 1.0, 2.0]), Histogram([2, 2], [1.0, 2.0, 3.0])
+        >>> steps, lowest, shares = octaves({0: first, 10: second})
+        >>> lowest, shares.tolist()
+        (0, [[0.75, 0.0], [0.25, 0.5], [0.0, 0.5]])
     """
     steps = np.array(sorted(by_step))
     lowest = min(int(by_step[step].log2_edges[0]) for step in by_step)
@@ -124,7 +130,13 @@ def below_edges(histogram: Histogram) -> tuple[Floats, Floats]:
 
 
 def is_logarithmic(unit: str, values: Sequence[Floats]) -> bool:
-    """Whether the values span decades: positive but for a few zeros, and no shares of a whole."""
+    """Whether the values span decades: positive but for a few zeros, and no shares of a whole.
+
+    Example:
+        >>> values = [np.array([1e-4, 1.0])]
+        >>> is_logarithmic("gradient", values), is_logarithmic("fraction", values)
+        (True, False)
+    """
     every = np.concatenate(values)
     every = every[np.isfinite(every)]
     positive = every[every > 0]
@@ -147,7 +159,12 @@ def compact(values: Floats) -> NDArray[Any]:
 
 
 def packed(array: NDArray[Any]) -> dict[str, Any]:
-    """An array as page.js reads it: the name of its type, and its bytes in base64."""
+    """An array as page.js reads it: the name of its type, and its bytes in base64.
+
+    Example:
+        >>> packed(np.array([1.0]))
+        {'type': 'float64', 'bytes': 'AAAAAAAA8D8='}
+    """
     if array.dtype == np.int64:
         # JavaScript's numbers hold 53 bits.
         array = array.astype(np.float64)

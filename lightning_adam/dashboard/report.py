@@ -52,6 +52,13 @@ def write_report(runs: Sequence[Run], file: Path) -> None:
 
     Raises:
         ConfigError: If no run has anything that AdamMonitor logs, or the file cannot be written.
+
+    Example:
+        >>> write_report([Run("baseline", Path("baseline"), {}, {}, {}, [])], Path("report.html"))
+        ... # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        lightning_adam.errors.ConfigError: baseline: expected a run with keys that begin with ...
     """
     if not any(run.is_monitored for run in runs):
         notes = " ".join(note for run in runs for note in run.notes)
@@ -101,7 +108,15 @@ def page(runs: Sequence[Run]) -> str:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """The runs' names, each with the main settings in which it differs, and no two alike."""
+    """The runs' names, each with the main settings in which it differs, and no two alike.
+
+    Example:
+        >>> def run_of(lr):
+        ...     config = {"lightning_adam": {"optimizer": {"class": "AdamW", "lr": lr}}}
+        ...     return Run("run", Path(), config, {}, {}, [])
+        >>> labels([run_of(0.1), run_of(0.2), run_of(0.2)])
+        ['run (lr=0.1)', 'run (lr=0.2)', 'run (lr=0.2) #2']
+    """
     optimizers = [_mapping(_ours(run).get("optimizer")) for run in runs]
     telling = [
         name

@@ -62,7 +62,16 @@ def read_runs(paths: Iterable[Path]) -> list[Run]:
         run that was resumed are one run, in which the later row of a step counts.
 
     Raises:
-        ConfigError: If there is no run at one of the places, or one that cannot be read.
+        ConfigError: If there is no run at one of the places.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> rows = ["step,train/loss", "0,0.5", "10,0.25", ""]
+        >>> written = (folder / "metrics.csv").write_text(chr(10).join(rows))
+        >>> (run,) = read_runs([folder])
+        >>> [each.tolist() for each in run.series["train/loss"]]
+        [[0, 10], [0.5, 0.25]]
     """
     files = dict.fromkeys(file for path in paths for file in _find(path))
     runs: dict[str, _Reading] = {}

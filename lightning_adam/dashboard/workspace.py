@@ -55,7 +55,19 @@ HEAT_MAP_SPEC = {
 
 
 def workspace_spec(project: str) -> str:
-    """The workspace's spec as JSON; no server is asked."""
+    """The workspace's spec as JSON; no server is asked.
+
+    Args:
+        project: `entity/project`.
+
+    Raises:
+        ConfigError: If that is no project.
+
+    Example:
+        >>> spec = json.loads(workspace_spec("my-team/mnist"))
+        >>> [each["name"] for each in spec["section"]["panelBankConfig"]["sections"]][:2]
+        ['Overview', 'Moments']
+    """
     entity, name = _split(project)
     spec = spec_of(_workspace(entity, name, f"{entity}/{HEAT_MAP}"))
     return json.dumps(json.loads(spec), indent=2, ensure_ascii=False)

@@ -17,6 +17,7 @@ from lightning_adam.dashboard.comparison import parting
 from lightning_adam.dashboard.runs import read_runs
 from lightning_adam.statistics.catalogue import STATISTICS, Statistic
 from lightning_adam.statistics.histograms import QUANTITIES
+from tests.dashboard.written import write_csv
 from tests.e2e.report_page import (
     CROWDED_TICKS,
     NARROW,
@@ -627,6 +628,23 @@ def test_a_map_shows_the_run_that_is_chosen(visit: Visits, logs: Logs) -> None:
         shares = [share for row in drawn["z"] for share in row if share]
         expected = shares_of(run, "denominator", "model").values()
         assert sorted(shares) == pytest.approx(sorted(expected), rel=1e-6)
+
+
+def test_a_run_without_the_statistic_that_is_chosen_shows_another_and_says_which(
+    visit: Visits, tmp_path: Path
+) -> None:
+    names = ("update_to_weight", "update_norm")
+    runs = [
+        write_csv(
+            tmp_path / str(place),
+            [(step, {f"{STATISTICS[name].key}/layer/net": place + 1.0}) for step in range(3)],
+        )
+        for place, name in enumerate(names)
+    ]
+    report = visit(reported(tmp_path / "page.html", *runs))
+    report.choice(LAYERS, "run").select_option(index=1)
+    assert report.choice(LAYERS, "statistic").input_value() == "update_norm"
+    assert report.traces(LAYERS)[0]["raw"] == [[2.0, 2.0, 2.0]]
 
 
 # Read and reached by everybody

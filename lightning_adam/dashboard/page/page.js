@@ -346,16 +346,25 @@ class Panel {
       const fields = ["run", "statistic", "quantity", "scope"].filter(
         (field) => new Set(this.data.maps.map((map) => map[field])).size > 1);
       const picked = { ...this.data.maps[this.firstMap()] };
+      const choosers = [];
       this.settings.map = this.firstMap();
       for (const field of fields) {
-        const options = [...new Set(this.data.maps.map((map) => map[field]))];
+        const found = new Set(this.data.maps.map((map) => map[field]));
+        const options = field === "run" ? sorted(found) : [...found];
         const labels = field === "run" ? options.map((run) => report.runs[run]) : options;
         const chooser = selection(field, labels, (place) => {
           picked[field] = options[place];
-          const map = this.data.maps.findIndex((each) =>
+          let map = this.data.maps.findIndex((each) =>
             fields.every((other) => each[other] === picked[other]));
-          if (map !== -1) this.set({ map, isLog: undefined });
+          if (map === -1) {
+            // Not every run has every statistic and scope: the nearest map, and what it is of.
+            map = this.data.maps.findIndex((each) => each[field] === picked[field]);
+            Object.assign(picked, this.data.maps[map]);
+            for (const choose of choosers) choose();
+          }
+          this.set({ map, isLog: undefined });
         }, options.indexOf(picked[field]));
+        choosers.push(() => { chooser.selectedIndex = options.indexOf(picked[field]); });
         if (field === "statistic") {
           for (const option of chooser.options) {
             option.title = this.data.maps.find((map) => map.statistic === option.text).meaning;
@@ -427,10 +436,11 @@ class Panel {
     const { data, layout } = DRAWINGS[this.kind](this.data, this.settings, this.place);
     const map = this.data.maps?.[this.settings.map];
     const choice = this.data.choices?.[this.settings.choice ?? 0];
+    const isScoped = (choice ?? this.data).lines?.some((line) => line.scope !== null);
     const named = [
       this.title, choice && this.data.choices.length > 1 && choice.label,
       map?.statistic ?? map?.quantity, map?.scope,
-      isComparison && (map ? report.runs[map.run] : chosen.scope),
+      isComparison && (map ? report.runs[map.run] : isScoped && chosen.scope),
     ].filter(Boolean);
     const unit = map?.unit ?? this.figure.dataset.unit;
     layout.title = {

@@ -66,6 +66,7 @@ def titles(spec: dict[str, Any]) -> list[tuple[str, list[str | None]]]:
     ]
 
 
+@pytest.mark.slow
 def test_the_curve_of_eps_is_drawn_as_the_run_itself_asks_for(tmp_path: Path) -> None:
     assert recipe(tmp_path, *BRIEFLY).returncode == 0
     (offline_run,) = offline_runs(tmp_path)
@@ -94,6 +95,7 @@ def test_no_such_project(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refusal", Refusal)
 def test_no_permission(refusal: Refusal, tmp_path: Path) -> None:
     with WandbServer("project") as server:
@@ -102,6 +104,7 @@ def test_no_permission(refusal: Refusal, tmp_path: Path) -> None:
         assert not server.views
 
 
+@pytest.mark.slow
 def test_nobody_is_logged_in(tmp_path: Path) -> None:
     with WandbServer("project") as server:
         told = dashboard(tmp_path, server, WANDB_API_KEY="", NETRC=str(tmp_path / "netrc"))

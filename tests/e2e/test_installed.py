@@ -104,8 +104,10 @@ def test_the_wheel_holds_the_package_its_presets_and_nothing_else(
 ) -> None:
     presets = (repository / PRESETS).rglob("*.yaml")
     sources = (repository / "lightning_adam").rglob("*.py")
+    page = (repository / "lightning_adam" / "dashboard" / "page").iterdir()
     expected = {f"lightning_adam/{path}" for path in relative(presets, repository)}
     expected |= relative(sources, repository) - {DISCOVERY}
+    expected |= relative(page, repository)
     expected |= {"hydra_plugins/lightning_adam.py", "lightning_adam/py.typed"}
     files = contents(wheel)
     assert {name for name in files if ".dist-info/" not in name} == expected

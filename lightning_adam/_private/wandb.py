@@ -1,7 +1,5 @@
 """Private names and formats of wandb, seen in 0.31.0.
 
-`WandbApiFailedError` is raised where the server refuses a request, and is no `wandb.Error`.
-
 A table that is logged becomes an artifact too, for which the client asks the server in the middle
 of training, and waits: up to 19 s each time if it does not answer. `keep_as_file` leaves the file.
 
@@ -17,7 +15,6 @@ from typing import Any, TypeAlias
 
 import wandb
 from wandb.proto import wandb_internal_pb2
-from wandb.sdk.lib.service.service_connection import WandbApiFailedError as WandbApiFailedError
 
 HEADER = struct.Struct("<4sHB")
 IDENTIFIER = b":W&B"
@@ -32,7 +29,7 @@ Record: TypeAlias = Any
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
-def keep_as_file(table: wandb.Table, run: wandb.Run, key: str) -> None:
+def keep_as_file(table: wandb.Table, run: "wandb.Run", key: str) -> None:
     """Makes a table that is about to be logged a file of the run, and no artifact."""
     table.bind_to_run(run, key, run.step)  # type: ignore[no-untyped-call]
 

@@ -1,6 +1,11 @@
-"""Private names of wandb-workspaces, seen in 0.4.13."""
+"""Private names of wandb-workspaces, seen in 0.4.13, and of the wandb 0.31.0 that it asks for.
+
+`WandbApiFailedError` is raised where the server refuses a request, and is no `wandb.Error`. It
+stands here because the wandb that training needs may be older than it.
+"""
 
 import wandb_workspaces.workspaces as ws
+from wandb.sdk.lib.service.service_connection import WandbApiFailedError as WandbApiFailedError
 
 
 def spec_of(workspace: ws.Workspace) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 import wandb
 from wandb.errors import UnsupportedError, UsageError
 
-from lightning_adam._private.wandb import WandbApiFailedError
 from lightning_adam.dashboard.panels import SECTIONS, Drawing, Panel
 from lightning_adam.errors import ConfigError
 from lightning_adam.loggers import DENOMINATOR, EPS_CURVE, LAYERS, X_AXIS
@@ -19,7 +18,12 @@ try:
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
-    from lightning_adam._private.wandb_workspaces import give_address, saved_workspace, spec_of
+    from lightning_adam._private.wandb_workspaces import (
+        WandbApiFailedError,
+        give_address,
+        saved_workspace,
+        spec_of,
+    )
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "the workspace is built with wandb-workspaces: pip install 'lightning-adam[dashboard]'"

@@ -92,6 +92,8 @@ class AdamMonitor(Callback):
             (default: None, never).
         layer_table: Keep the statistics of every layer in the W&B table `adam_layers` too (default:
             False).
+        kernel: What reads the tensors: `numba` on the CPU, `triton` on CUDA, `eager` anywhere, at
+            many times the cost (default: `auto`, the fast one if it is installed).
 
     Raises:
         ConfigError: If an argument cannot work or, when `fit` starts, if no optimizer is of Adam's
@@ -111,6 +113,7 @@ class AdamMonitor(Callback):
         worst: Mapping[str, int] | None = None,
         histograms_every_n_steps: int | None = None,
         layer_table: bool = False,
+        kernel: str = "auto",
     ) -> None:
         arguments = {
             "every_n_steps": every_n_steps,
@@ -120,6 +123,7 @@ class AdamMonitor(Callback):
             "worst": {} if worst is None else worst,
             "histograms_every_n_steps": histograms_every_n_steps,
             "layer_table": layer_table,
+            "kernel": kernel,
         }
         self.config = read_monitor(arguments)
         self._interval = 0
@@ -265,6 +269,7 @@ class AdamMonitor(Callback):
             layer_depth=self.config.layer_depth,
             named_parameters=module.named_parameters,
             optimizer_name=name or None,
+            kernel=self.config.kernel,
         )
         counter = StepCounter(optimizer)
         watched = _Watched(optimizer, name, statistics, counter, self._next_due(counter.taken))

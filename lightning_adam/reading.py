@@ -9,6 +9,7 @@ import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -156,7 +157,8 @@ def read_monitor(node: Any, where: str = "adam_monitor") -> MonitorConfig:
         where: The full name of its place, if it is no part of a composed config.
 
     Raises:
-        ConfigError: If a key is unknown or a value is out of range.
+        ConfigError: If a key is unknown, a value is out of range, or what the kernel is written in
+            is not installed.
 
     Example:
         >>> read_monitor({"every_n_steps": 10}).every_n_steps
@@ -171,7 +173,16 @@ def read_monitor(node: Any, where: str = "adam_monitor") -> MonitorConfig:
         if tensors < 1:
             expected = "expected the number of tensors to show, at least 1"
             raise refusal(f"{where}.worst", name, tensors, expected, 5)
+    if config.kernel.value in KERNEL_PACKAGES and find_spec(config.kernel.value) is None:
+        install = KERNEL_PACKAGES[config.kernel.value]
+        given = f"{where}.kernel={config.kernel.value}: expected its package to be installed"
+        instead = type_instead(f"{where}.kernel", "auto")
+        raise ConfigError(f"{given}; pip install {install}, or {instead}")
     return config
+
+
+KERNEL_PACKAGES = {"numba": "'lightning-adam[cpu]'", "triton": "triton"}
+"""What to install for the kernels that are written in another package, which has their name."""
 
 
 def _patterns(statistics: Any, where: str) -> list[str]:

@@ -43,6 +43,19 @@ class Scope(_Word):
     """One parameter."""
 
 
+class Kernel(_Word):
+    """What reads the tensors of a measurement."""
+
+    auto = "auto"
+    """The fast one of each device, if it is installed."""
+    eager = "eager"
+    """Plain torch operations in float64, on any device: the reference, at many times the cost."""
+    numba = "numba"
+    """Compiled for the CPU; `pip install 'lightning-adam[cpu]'`."""
+    triton = "triton"
+    """Compiled for CUDA; comes with torch there."""
+
+
 class Decay(_Word):
     """How the learning rate goes down at the end of `wsd`."""
 
@@ -425,6 +438,9 @@ class MonitorConfig:
     layer_table: bool = False
     """Keep the statistics of every layer in the W&B table `adam_layers` too (default: false;
     lightning_adam)."""
+    kernel: Kernel = Kernel.auto
+    """What reads the tensors: `numba` on the CPU, `triton` on CUDA, `eager` anywhere, at many times
+    the cost (default: auto, the fast one if it is installed; lightning_adam)."""
 
 
 SCHEDULERS: dict[str, type[SchedulerConfig]] = {

@@ -252,7 +252,7 @@ def test_an_optimizer_without_moments_is_refused_before_training() -> None:
     "place",
     [
         "lightning_adam.statistics.views.Views.after_step",
-        "lightning_adam.statistics.kernels.eager.measure",
+        "lightning_adam.statistics.kernels.measure",
         "lightning_adam.statistics.metric.AdamStatistics.compute",
         "lightning_adam.monitor.logging_step",
         "lightning_adam.monitor.log_every_n_steps",

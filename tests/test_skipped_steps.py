@@ -220,8 +220,8 @@ def test_a_training_step_that_returned_none_is_skipped_in_every_precision(
 @pytest.mark.parametrize(
     ("place", "implementation", "scheduler"),
     [
-        ("lightning_adam.statistics.kernels.eager.measure", "fused", COSINE),
-        ("lightning_adam.statistics.kernels.eager.measure", "for-loop", COSINE),
+        ("lightning_adam.statistics.kernels.measure", "fused", COSINE),
+        ("lightning_adam.statistics.kernels.measure", "for-loop", COSINE),
         ("lightning_adam.statistics.metric.AdamStatistics.compute", "fused", COSINE),
         ("lightning_adam.statistics.metric.AdamStatistics.compute", "for-loop", COSINE),
         # Only where the device skips is there anything to settle.

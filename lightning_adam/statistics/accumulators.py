@@ -1,14 +1,17 @@
-"""The accumulators: what a kernel returns for a tensor, and what adds up over tensors.
+"""What a kernel returns for a tensor, its columns, and the accumulators that they add up to.
 
-The symbols are those of `catalogue.py`. Every kernel has a line for each of `ACCUMULATORS`.
+The symbols are those of `catalogue.py`. A kernel knows nothing of groups and of decay's two kinds:
+it has a column for each of `COLUMNS`, and an accumulator is a column over some of the tensors.
 """
 
-from enum import IntEnum
+import math
+from collections.abc import Iterable
+from enum import Enum, IntEnum
 from typing import NamedTuple
 
 
 class Knowledge(IntEnum):
-    """How much of an optimizer has to be known for an accumulator."""
+    """How much of an optimizer has to be known for a column."""
 
     FIRST_MOMENT = 1
     """Its parameters, their gradients and `exp_avg`."""
@@ -18,45 +21,48 @@ class Knowledge(IntEnum):
     """That its step is Adam's or AdamW's: u, p₀ and g̃ can be told from the state."""
 
 
-class Accumulator(NamedTuple):
-    """A column of the kernels' rows."""
+class Column(NamedTuple):
+    """One number that a kernel returns for a tensor."""
 
     formula: str
     is_maximum: bool
-    """Over tensors the largest counts; all other accumulators add up."""
+    """Over the elements, and over shards, the largest counts; all other columns add up."""
     needs: Knowledge
 
+    @property
+    def nothing(self) -> float:
+        """What stands for no elements."""
+        return -math.inf if self.is_maximum else 0.0
 
-def total(formula: str, needs: Knowledge = Knowledge.STEP) -> Accumulator:
+
+def total(formula: str, needs: Knowledge = Knowledge.STEP) -> Column:
     """A sum over the elements."""
-    return Accumulator(f"Σ {formula}", False, needs)
+    return Column(f"Σ {formula}", False, needs)
 
 
-def count(formula: str, needs: Knowledge = Knowledge.STEP) -> Accumulator:
+def count(formula: str, needs: Knowledge = Knowledge.STEP) -> Column:
     """The number of elements for which something holds."""
-    return Accumulator(f"number of elements {formula}".rstrip(), False, needs)
+    return Column(f"number of elements {formula}".rstrip(), False, needs)
 
 
-def largest(formula: str, needs: Knowledge = Knowledge.STEP) -> Accumulator:
+def largest(formula: str, needs: Knowledge = Knowledge.STEP) -> Column:
     """The largest value over the elements; minus infinity where there is none."""
-    return Accumulator(f"max {formula}", True, needs)
+    return Column(f"max {formula}", True, needs)
 
 
 FIRST, SECOND = Knowledge.FIRST_MOMENT, Knowledge.SECOND_MOMENT
-ACCUMULATORS: dict[str, Accumulator] = {
+COLUMNS: dict[str, Column] = {
     "elements": count("", FIRST),
     "grad_squares": total("g²", FIRST),
-    "grad_max_abs": largest("|g|", FIRST),
     "grad_zero": count("with g = 0", FIRST),
     "exp_avg_sum": total("m", FIRST),
     "exp_avg_squares": total("m²", FIRST),
-    "exp_avg_max_abs": largest("|m|", FIRST),
     "weight_squares": total("p²", FIRST),
     "nonfinite": count("with a non-finite g, m, v or p", FIRST),
     "exp_avg_sq_sum": total("v", SECOND),
-    "exp_avg_sq_largest": largest("v", SECOND),
     "exp_avg_sq_subnormal": count("with 0 < v < the smallest normal of v's dtype", SECOND),
     "exp_avg_sq_stalled": count("with v > 0 and fl(β2·v) = v", SECOND),
+    "max_exp_avg_sq_sum": total("max_exp_avg_sq; 0 without amsgrad"),
     "active": count("that are active"),
     "entered_squares": total("g̃²"),
     "exp_avg_times_entered": total("m·g̃"),
@@ -64,44 +70,105 @@ ACCUMULATORS: dict[str, Accumulator] = {
     "entered_over_second_moment": total("g̃²/max(ṽ, ε²) over active elements"),
     "second_moment_positive": count("with ṽ > 0"),
     "signal": total("min(m̂²/ṽ, 1) over ṽ > 0"),
-    "amsgrad_exp_avg_sq": total("v over tensors with amsgrad"),
-    "amsgrad_max_exp_avg_sq": total("max_exp_avg_sq"),
     "eps_dominated": count("that are active, with √v̂ < ε"),
     "denominator_share": total("√v̂/(√v̂+ε) over active elements"),
     "energy_without_eps": total("m̂²/v̂ over v̂ > 0"),
     "energy_lost_to_eps": total("u²r(2+r) over v̂ > 0, r = ε/√v̂"),
     "exp_avg_sq_zero": count("with v = 0 and g̃ ≠ 0"),
     "direction_squares": total("u²"),
-    "direction_max_abs": largest("|u| over active elements"),
     "direction_large": count("with |u| > 0.8"),
     "update_squares": total("(ηu)²"),
     "update_nonzero": count("with ηu ≠ 0"),
     "update_lost": count("with ηu ≠ 0 and fl(p-ηu) = p"),
-    "decoupled_elements": count("under decoupled decay"),
-    "decoupled_decay_squares": total("(ηλp₀)² under decoupled decay"),
-    "decoupled_update_squares": total("(ηu)² under decoupled decay"),
-    "decoupled_decay_times_update": total("ηλp₀·ηu under decoupled decay"),
-    "decoupled_weight_squares": total("p² under decoupled decay"),
-    "decoupled_equilibrium_squares": total("η/(2λ) under decoupled decay"),
-    "decoupled_nonzero": count("under decoupled decay, with p ≠ 0"),
-    "decoupled_lost": count("under decoupled decay, with p ≠ 0 and fl(p(1-ηλ)) = p"),
-    "largest_decay_rate": largest("ηλ over tensors under decoupled decay"),
-    "negated_smallest_decay_rate": largest("-ηλ over tensors under decoupled decay"),
-    "coupled_elements": count("under coupled decay"),
-    "coupled_decay_squares": total("(λp₀)² under coupled decay"),
-    "coupled_grad_squares": total("g² under coupled decay"),
-    "largest_lr": largest("η", FIRST),
-    "negated_smallest_lr": largest("-η", FIRST),
-    "largest_beta1": largest("β1", FIRST),
-    "negated_smallest_beta1": largest("-β1", FIRST),
-    "largest_beta2": largest("β2", FIRST),
-    "negated_smallest_beta2": largest("-β2", FIRST),
-    "largest_eps": largest("ε", FIRST),
-    "negated_smallest_eps": largest("-ε", FIRST),
-    "largest_weight_decay": largest("λ", FIRST),
-    "negated_smallest_weight_decay": largest("-λ", FIRST),
-    "largest_step": largest("t", FIRST),
-    "negated_smallest_step": largest("-t", FIRST),
-    "largest_skipped_steps": largest("the optimizer's skipped steps", FIRST),
+    "weight_nonzero": count("with p ≠ 0"),
+    "decay_squares": total("d², d = ηλp₀ if decay is decoupled, λp₀ if it is coupled"),
+    "decay_times_update": total("d·ηu"),
+    "decay_lost": count("with p ≠ 0 and fl(p(1-ηλ)) = p"),
+    "equilibrium_squares": total("η/(2λ) if λ > 0"),
+    "grad_max_abs": largest("|g|", FIRST),
+    "exp_avg_max_abs": largest("|m|", FIRST),
+    "exp_avg_sq_largest": largest("v", SECOND),
+    "direction_max_abs": largest("|u| over active elements"),
+    "lr": largest("η", FIRST),
+    "beta1": largest("β1", FIRST),
+    "beta2": largest("β2", FIRST),
+    "eps": largest("ε", FIRST),
+    "weight_decay": largest("λ", FIRST),
+    "decay_rate": largest("ηλ"),
+    "step": largest("t", FIRST),
+    "skipped_steps": largest("the optimizer's skipped steps", FIRST),
 }
-"""What a kernel can return for a tensor, by name."""
+"""What is known of a tensor, by name: sums and counts, then maxima. A kernel returns all but the
+last, which no tensor tells."""
+
+
+class Over(Enum):
+    """The tensors over which an accumulator is taken."""
+
+    ALL = "all tensors"
+    DECOUPLED = "tensors under decoupled decay"
+    COUPLED = "tensors under coupled decay"
+    AMSGRAD = "tensors with amsgrad"
+
+
+class Accumulator(NamedTuple):
+    """A column that is added up, or whose largest value is taken, over tensors."""
+
+    column: str
+    over: Over = Over.ALL
+    is_negated: bool = False
+    """The largest value of the column's negative: its smallest, negated."""
+
+    @property
+    def is_maximum(self) -> bool:
+        """Over tensors the largest counts; all other accumulators add up."""
+        return COLUMNS[self.column].is_maximum
+
+    @property
+    def needs(self) -> Knowledge:
+        """What has to be known of an optimizer."""
+        return COLUMNS[self.column].needs if self.over is Over.ALL else Knowledge.STEP
+
+
+def over(tensors: Over, prefix: str, columns: Iterable[str]) -> dict[str, Accumulator]:
+    """Accumulators of columns over some of the tensors, under names of their own."""
+    return {f"{prefix}_{column}": Accumulator(column, tensors) for column in columns}
+
+
+def smallest(columns: Iterable[str]) -> dict[str, Accumulator]:
+    """The smallest values of columns of maxima, negated, so that they are maxima too."""
+    return {
+        f"negated_smallest_{column}": Accumulator(column, is_negated=True) for column in columns
+    }
+
+
+_SETTINGS = ("lr", "beta1", "beta2", "eps", "weight_decay", "step")
+_DECOUPLED = (
+    "elements",
+    "decay_squares",
+    "update_squares",
+    "decay_times_update",
+    "weight_squares",
+    "equilibrium_squares",
+    "weight_nonzero",
+    "decay_lost",
+)
+_OF_ONE_KIND = (
+    "max_exp_avg_sq_sum",
+    "decay_squares",
+    "decay_times_update",
+    "decay_lost",
+    "weight_nonzero",
+    "equilibrium_squares",
+    "decay_rate",
+)
+"""Columns that are wanted over tensors of one kind alone."""
+ACCUMULATORS: dict[str, Accumulator] = {
+    **{name: Accumulator(name) for name in COLUMNS if name not in _OF_ONE_KIND},
+    **smallest(_SETTINGS),
+    **over(Over.AMSGRAD, "amsgrad", ("exp_avg_sq_sum", "max_exp_avg_sq_sum")),
+    **over(Over.COUPLED, "coupled", ("elements", "decay_squares", "grad_squares")),
+    **over(Over.DECOUPLED, "decoupled", (*_DECOUPLED, "decay_rate")),
+    "negated_smallest_decoupled_decay_rate": Accumulator("decay_rate", Over.DECOUPLED, True),
+}
+"""What statistics are derived from, by name; adds up over tensors, groups and ranks."""

@@ -1,11 +1,12 @@
 """What each statistic is: one declaration a statistic, and the accumulators it is derived from.
 
-A kernel returns one row of accumulators a tensor: sums, counts and maxima. Rows add up over the
-tensors of a layer, a group, of the model and over ranks; only then is a statistic derived, so that
-a group's number is what one tensor holding all its elements would give, never a mean of means.
+A kernel returns a row of columns a tensor: sums, counts and maxima. Over the tensors of a layer,
+a group, of the model and over ranks they add up to accumulators; only then is a statistic derived,
+so that a group's number is what one tensor holding all its elements would give, never a mean of
+means.
 
 A statistic is a function whose arguments are the accumulators it needs. To add one, declare it
-here, add the accumulators that are missing to `ACCUMULATORS`, and their lines to the kernels.
+here, add what is missing to `COLUMNS` or `ACCUMULATORS`, and a line for a column to each kernel.
 """
 
 import fnmatch
@@ -256,9 +257,9 @@ def exp_avg_sq_lag(entered_over_second_moment: float, active: float) -> float | 
     "√(Σmax_exp_avg_sq/Σv), with amsgrad",
     source="Reddi et al. 2018, arXiv 1904.09237",
 )
-def amsgrad_gap(amsgrad_max_exp_avg_sq: float, amsgrad_exp_avg_sq: float) -> float | None:
+def amsgrad_gap(amsgrad_max_exp_avg_sq_sum: float, amsgrad_exp_avg_sq_sum: float) -> float | None:
     """How much smaller the steps are than without amsgrad: 1 if its maximum holds nothing back."""
-    return root(ratio(amsgrad_max_exp_avg_sq, amsgrad_exp_avg_sq))
+    return root(ratio(amsgrad_max_exp_avg_sq_sum, amsgrad_exp_avg_sq_sum))
 
 
 @statistic("underflow", "share of elements with m=v=g̃=0", unit="fraction")
@@ -424,9 +425,11 @@ def decay_to_grad(coupled_decay_squares: float, coupled_grad_squares: float) -> 
     "share with fl(p(1-ηλ))=p among elements with p≠0 under decoupled decay",
     unit="fraction",
 )
-def decay_lost_fraction(decoupled_lost: float, decoupled_nonzero: float) -> float | None:
+def decay_lost_fraction(
+    decoupled_decay_lost: float, decoupled_weight_nonzero: float
+) -> float | None:
     """Share of the weights from which decay is rounded away in their dtype."""
-    return ratio(decoupled_lost, decoupled_nonzero)
+    return ratio(decoupled_decay_lost, decoupled_weight_nonzero)
 
 
 @statistic(
@@ -435,9 +438,11 @@ def decay_lost_fraction(decoupled_lost: float, decoupled_nonzero: float) -> floa
     unit="steps",
     source="Wang & Aitchison 2024, arXiv 2405.13698",
 )
-def decay_timescale(largest_decay_rate: float, negated_smallest_decay_rate: float) -> float | None:
+def decay_timescale(
+    decoupled_decay_rate: float, negated_smallest_decoupled_decay_rate: float
+) -> float | None:
     """Steps in which decay forgets a weight, where the scope has one learning rate and decay."""
-    rate = one_value(largest_decay_rate, negated_smallest_decay_rate)
+    rate = one_value(decoupled_decay_rate, negated_smallest_decoupled_decay_rate)
     return None if rate is None else ratio(1.0, rate)
 
 
@@ -454,42 +459,42 @@ def equilibrium_ratio(
 
 
 @statistic("schedule", "η", headline=True)
-def lr(largest_lr: float, negated_smallest_lr: float) -> float | None:
+def lr(lr: float, negated_smallest_lr: float) -> float | None:
     """Learning rate of the step, where the scope has one."""
-    return one_value(largest_lr, negated_smallest_lr)
+    return one_value(lr, negated_smallest_lr)
 
 
 @statistic("schedule", "β1")
-def beta1(largest_beta1: float, negated_smallest_beta1: float) -> float | None:
+def beta1(beta1: float, negated_smallest_beta1: float) -> float | None:
     """Decay rate of the first moment, where the scope has one."""
-    return one_value(largest_beta1, negated_smallest_beta1)
+    return one_value(beta1, negated_smallest_beta1)
 
 
 @statistic("schedule", "β2")
-def beta2(largest_beta2: float, negated_smallest_beta2: float) -> float | None:
+def beta2(beta2: float, negated_smallest_beta2: float) -> float | None:
     """Decay rate of the second moment, where the scope has one."""
-    return one_value(largest_beta2, negated_smallest_beta2)
+    return one_value(beta2, negated_smallest_beta2)
 
 
 @statistic("schedule", "ε", unit="gradient")
-def eps(largest_eps: float, negated_smallest_eps: float) -> float | None:
+def eps(eps: float, negated_smallest_eps: float) -> float | None:
     """What is added to the denominator, where the scope has one."""
-    return one_value(largest_eps, negated_smallest_eps)
+    return one_value(eps, negated_smallest_eps)
 
 
 @statistic("schedule", "λ")
-def weight_decay(largest_weight_decay: float, negated_smallest_weight_decay: float) -> float | None:
+def weight_decay(weight_decay: float, negated_smallest_weight_decay: float) -> float | None:
     """Strength of weight decay, where the scope has one."""
-    return one_value(largest_weight_decay, negated_smallest_weight_decay)
+    return one_value(weight_decay, negated_smallest_weight_decay)
 
 
 @statistic("schedule", "t", unit="steps")
-def step(largest_step: float, negated_smallest_step: float) -> float | None:
+def step(step: float, negated_smallest_step: float) -> float | None:
     """Steps that the state has seen, where all tensors of the scope have seen as many."""
-    return one_value(largest_step, negated_smallest_step)
+    return one_value(step, negated_smallest_step)
 
 
 @statistic("schedule", "steps that changed nothing", unit="steps")
-def skipped_steps(largest_skipped_steps: float) -> float | None:
+def skipped_steps(skipped_steps: float) -> float | None:
     """Steps of the optimizer that were skipped so far, for an inf in the gradient or for none."""
-    return None if math.isnan(largest_skipped_steps) else of_any(largest_skipped_steps)
+    return None if math.isnan(skipped_steps) else of_any(skipped_steps)

@@ -1,8 +1,8 @@
 """AdamStatistics: a torchmetrics.Metric over the optimizer's state, with or without Lightning."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,16 +13,12 @@ from typing_extensions import override
 from lightning_adam.errors import ConfigError
 from lightning_adam.reading import read_monitor
 from lightning_adam.schema import Scope
-from lightning_adam.statistics.accumulators import ACCUMULATORS, Knowledge
+from lightning_adam.statistics import kernels
+from lightning_adam.statistics.accumulators import Knowledge
 from lightning_adam.statistics.catalogue import STATISTICS, Statistic, key_part, select
 from lightning_adam.statistics.histograms import BINS, QUANTITIES
-from lightning_adam.statistics.kernels import eager
-from lightning_adam.statistics.views import (
-    NamedParameters,
-    Place,
-    Views,
-    knowledge_of,
-)
+from lightning_adam.statistics.measurement import Measurement, Tensors, Wanted, columns_of
+from lightning_adam.statistics.views import NamedParameters, Views, knowledge_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +28,7 @@ if TYPE_CHECKING:
 class AdamStatistics(Metric):
     """What an Adam step did, measured right after it.
 
-    The state is the matrix `[tensors, accumulators]` of the latest measurement, in float64 on the
+    The state is the matrix `[tensors, columns]` of the latest measurement, in float64 on the
     optimizer's device; `compute` is what brings it to the host. Adam and AdamW are measured whole;
     of other optimizers with `betas` and `exp_avg` what their state alone allows to tell.
 
@@ -48,9 +44,12 @@ class AdamStatistics(Metric):
             tensors (default: None, the names that the optimizer was given, or positions).
         optimizer_name: What tells this optimizer from others in the keys, as in
             `adam_update/update_norm/optimizer/generator` (default: None, it is the only one).
+        kernel: What reads the tensors: `numba` on the CPU, `triton` on CUDA, `eager` anywhere, at
+            many times the cost (default: `auto`, the fast one if it is installed).
 
     Raises:
-        ConfigError: If a statistic or a scope is unknown, or a number is out of range.
+        ConfigError: If a statistic or a scope is unknown, a number is out of range, or the kernel
+            is not installed.
 
     Example:
         >>> layer = torch.nn.Linear(3, 4)
@@ -77,6 +76,7 @@ class AdamStatistics(Metric):
         layer_depth: int | None = None,
         named_parameters: NamedParameters | None = None,
         optimizer_name: str | None = None,
+        kernel: str = "auto",
     ) -> None:
         # Nothing that `Views` admits is sharded: every rank holds the whole numbers.
         super().__init__(sync_on_compute=False)
@@ -85,31 +85,32 @@ class AdamStatistics(Metric):
             "scopes": scopes,
             "worst": {} if worst is None else worst,
             "layer_depth": layer_depth,
+            "kernel": kernel,
         }
         config = read_monitor(arguments, "AdamStatistics")
+        suffix = "" if optimizer_name is None else f"/optimizer/{key_part(optimizer_name)}"
+        worst_of = {STATISTICS[name]: tensors for name, tensors in config.worst.items()}
         self.statistics = select(config.statistics)
-        self.scopes = config.scopes
-        self.worst = {STATISTICS[name]: tensors for name, tensors in config.worst.items()}
-        self.suffix = "" if optimizer_name is None else f"/optimizer/{key_part(optimizer_name)}"
         self.knowledge = Knowledge.STEP
-        self._views = Views(named_parameters, layer_depth)
-        self._columns = _Columns([], [])
-        self._places: list[Place] = []
-        self._suffixes: dict[tuple[Scope, str], str] = {}
-        self._taken: set[str] = set()
+        self.kernel = config.kernel.value
+        self._wanted = Wanted(self.statistics, config.scopes, worst_of, suffix)
+        self._views = Views(named_parameters, config.layer_depth)
+        self._tensors = Tensors([], [], [])
+        self._accumulators: list[str] = []
+        self._devices: set[torch.device] = set()
         self.add_state("sums", torch.zeros(0, 0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("maxima", torch.zeros(0, 0, dtype=torch.float64), dist_reduce_fx="max")
-        self.add_state("exponents", _no_counts(0), dist_reduce_fx="sum")
+        self.add_state("exponents", _no_counts(), dist_reduce_fx="sum")
 
     @property
     def is_measured(self) -> bool:
         """Whether any parameter took part in the last measurement."""
-        return bool(self._places)
+        return bool(self._tensors.places)
 
     @property
     def not_measured(self) -> list[Statistic]:
         """Those asked for that the optimizer's state does not allow to tell."""
-        asked = [*self.statistics, *self.worst]
+        asked = [*self.statistics, *self._wanted.worst]
         return [each for each in asked if each.needs > self.knowledge]
 
     @property
@@ -117,6 +118,24 @@ class AdamStatistics(Metric):
         """Names of the parameters with a gradient that is sparse, or without an `exp_avg`."""
         return self._views.passed_over
 
+    @property
+    def missing_kernels(self) -> list[str]:
+        """Packages that are not installed and would measure the last tensors faster."""
+        return kernels.missing(self._devices) if self.kernel == "auto" else []
+
+    @property
+    def measurement(self) -> Measurement:
+        """The last measurement, for itself."""
+        return Measurement(
+            self._wanted,
+            self._accumulators,
+            self._tensors,
+            self.sums,
+            self.maxima,
+            self.exponents,
+        )
+
+    @torch.no_grad()
     def update(
         self,
         optimizer: Optimizer,
@@ -133,25 +152,27 @@ class AdamStatistics(Metric):
             skipped_steps: The steps that the optimizer has skipped so far, for the statistic of
                 that name (default: not known).
         """
-        views = self._views.after_step(optimizer, skipped_steps)
+        views = self._views.after_step(optimizer)
         self.knowledge = knowledge_of(optimizer, views)
-        self._places = [view.place for view in views]
-        self._columns = _columns([*self.statistics, *self.worst], self.knowledge)
-        sums, maxima = self._columns
-        # Tensors may stand on several devices.
-        device = views[0].parameter.device if views else torch.device("cpu")
-        rows = torch.zeros(len(views), len(sums) + len(maxima), dtype=torch.float64, device=device)
-        if rows.numel():
-            for row, view in zip(rows, views, strict=True):
-                row.copy_(eager.measure(view, [*sums, *maxima]), non_blocking=True)
-        self.sums, self.maxima = torch.split(rows, [len(sums), len(maxima)], dim=1)
-        groups = list(dict.fromkeys(place.group for place in self._places))
-        counted = groups if histograms and self.knowledge is Knowledge.STEP else []
-        self.exponents = _no_counts(len(counted)).to(device)
-        if counted:
-            for view in views:
-                counts = eager.count_exponents(view).to(device, non_blocking=True)
-                self.exponents[groups.index(view.place.group)] += counts
+        self._tensors = Tensors.of(views)
+        self._accumulators = self._wanted.accumulators(self.knowledge)
+        self._devices = {view.parameter.device for view in views}
+        sums, maxima = columns_of(self._accumulators)
+        # No tensor tells how often the optimizer has skipped.
+        asked = [name for name in (*sums, *maxima) if name != "skipped_steps"]
+        rows = kernels.measure(views, asked, self.kernel)
+        self.sums, self.maxima = torch.tensor_split(rows, [len(sums)], dim=1)
+        if "skipped_steps" in maxima:
+            self.maxima = torch.cat([self.maxima, _column(skipped_steps, rows)], dim=1)
+        places = self._tensors.places
+        positions = {
+            name: index for index, name in enumerate(dict.fromkeys(each.group for each in places))
+        }
+        groups = [positions[each.group] for each in places]
+        is_counted = histograms and self.knowledge is Knowledge.STEP
+        self.exponents = (
+            kernels.count_exponents(views, groups, self.kernel) if is_counted else _no_counts()
+        )
 
     def compute(self) -> dict[str, float]:
         """The statistics by key; those that are undefined in a scope are absent.
@@ -160,12 +181,7 @@ class AdamStatistics(Metric):
             `adam_<family>/<statistic>` for the model, followed by `/group/<name>`, `/layer/<path>`
             or `/tensor/<name>` for the other scopes. Empty if no parameter took part in the step.
         """
-        values = {}
-        for scope in self.scopes:
-            for suffix, row in self._rolled_up(scope).items():
-                for statistic, value in _derived(self.statistics, row):
-                    values[statistic.key + suffix] = value
-        return values | self._worst_tensors()
+        return self.measurement.values()
 
     def table(self, scope: str) -> list[dict[str, str | float]]:
         """The statistics as rows, one for each group, layer or tensor, by their bare names.
@@ -194,13 +210,7 @@ class AdamStatistics(Metric):
                 f"AdamStatistics.table: expected group, layer or tensor, but got {scope}; call"
                 ' table("layer")'
             )
-        names = self._members(Scope(scope)).names
-        rows = self._rolled_up(Scope(scope)).values()
-        return [
-            {scope: name}
-            | {statistic.name: value for statistic, value in _derived(self.statistics, row)}
-            for name, row in zip(names, rows, strict=True)
-        ]
+        return self.measurement.table(Scope(scope))
 
     def compute_exponents(self) -> dict[str, list[int]]:
         """The counts by binary exponent, if the last update took them.
@@ -211,16 +221,7 @@ class AdamStatistics(Metric):
             `histograms.fold` is what is drawn of them; `histograms.dominated_fractions` of those of
             `denominator` is what any eps would dominate.
         """
-        by_group = self.exponents.cpu()
-        if not len(by_group):
-            return {}
-        suffixes = self._members(Scope.group).suffixes
-        scopes = {self.suffix: by_group.sum(0), **dict(zip(suffixes, by_group, strict=True))}
-        return {
-            f"adam_histogram/{quantity}{suffix}": counts.tolist()
-            for suffix, quantities in scopes.items()
-            for quantity, counts in zip(QUANTITIES, quantities, strict=True)
-        }
+        return self.measurement.exponent_counts()
 
     @override
     def forward(
@@ -237,7 +238,7 @@ class AdamStatistics(Metric):
     def reset(self) -> None:
         """Forgets the last measurement."""
         super().reset()
-        self._places = []
+        self._tensors = Tensors([], [], [])
 
     @override
     def plot(
@@ -277,99 +278,13 @@ class AdamStatistics(Metric):
             val = self.compute()
         return plot_statistics([val] if isinstance(val, Mapping) else val, ax)
 
-    def _members(self, scope: Scope) -> "_Members":
-        if scope is Scope.model:
-            return _Members(["model"], [self.suffix], [0] * len(self._places))
-        names = [getattr(place, scope.value) for place in self._places]
-        positions = {name: position for position, name in enumerate(dict.fromkeys(names))}
-        suffixes = [self._suffix(scope, name) for name in positions]
-        return _Members(list(positions), suffixes, [positions[name] for name in names])
 
-    def _suffix(self, scope: Scope, name: str) -> str:
-        """What a group, a layer or a tensor appends to a key, the same at every measurement."""
-        if (scope, name) not in self._suffixes:
-            suffix = f"{self.suffix}/{scope.value}/{key_part(name)}"
-            # Two names may differ only in what no key can hold.
-            while suffix in self._taken:
-                suffix += "_"
-            self._taken.add(suffix)
-            self._suffixes[scope, name] = suffix
-        return self._suffixes[scope, name]
-
-    def _rolled_up(self, scope: Scope) -> dict[str, dict[str, float]]:
-        """The accumulators, by name, of each of the scope's, by what it appends to a key."""
-        if not self._places:
-            return {}
-        suffixes, tensors = self._members(scope)[1:]
-        index, (sums, maxima) = torch.tensor(tensors), (self.sums.cpu(), self.maxima.cpu())
-        added = sums.new_zeros(len(suffixes), sums.shape[1]).index_add_(0, index, sums)
-        largest = maxima.new_full((len(suffixes), maxima.shape[1]), -math.inf)
-        largest.scatter_reduce_(0, index[:, None].expand_as(maxima), maxima, "amax")
-        names = [*self._columns.sums, *self._columns.maxima]
-        rows = torch.cat([added, largest], dim=1).tolist()
-        return {
-            suffix: dict(zip(names, row, strict=True))
-            for suffix, row in zip(suffixes, rows, strict=True)
-        }
-
-    def _worst_tensors(self) -> dict[str, float]:
-        """The tensors with the largest values of the statistics that `worst` names."""
-        worst: dict[str, float] = {}
-        rows = self._rolled_up(Scope.tensor) if self.worst else {}
-        for statistic, tensors in self.worst.items():
-            values = {
-                statistic.key + suffix: value
-                for suffix, row in rows.items()
-                for _, value in _derived([statistic], row)
-            }
-            # NaN is the worst there is.
-            order = {key: math.inf if math.isnan(value) else value for key, value in values.items()}
-            for key in sorted(values, key=order.__getitem__, reverse=True)[:tensors]:
-                worst[key] = values[key]
-        return worst
+def _column(value: Tensor | float, rows: Tensor) -> Tensor:
+    """A number for each of the rows, which may be on the device alone."""
+    if isinstance(value, Tensor):
+        value = value.to(rows.device, non_blocking=True)
+    return rows.new_zeros(len(rows), 1) + value
 
 
-class _Members(NamedTuple):
-    """The scopes of one kind."""
-
-    names: list[str]
-    suffixes: list[str]
-    """What each appends to a key."""
-    tensors: list[int]
-    """The position of each tensor's scope."""
-
-
-class _Columns(NamedTuple):
-    """The accumulators that a matrix of rows holds: its sums and its maxima."""
-
-    sums: list[str]
-    maxima: list[str]
-
-
-def _columns(statistics: Iterable[Statistic], knowledge: Knowledge) -> _Columns:
-    needed = {
-        name
-        for statistic in statistics
-        if statistic.needs <= knowledge
-        for name in statistic.accumulators
-    }
-    ordered = [name for name in ACCUMULATORS if name in needed]
-    return _Columns(
-        [name for name in ordered if not ACCUMULATORS[name].is_maximum],
-        [name for name in ordered if ACCUMULATORS[name].is_maximum],
-    )
-
-
-def _derived(
-    statistics: Iterable[Statistic], row: Mapping[str, float]
-) -> Iterator[tuple[Statistic, float]]:
-    """Those of a scope's statistics that its accumulators define."""
-    for statistic in statistics:
-        if all(name in row for name in statistic.accumulators):
-            value = statistic.derive(*(row[name] for name in statistic.accumulators))
-            if value is not None:
-                yield statistic, value
-
-
-def _no_counts(groups: int) -> Tensor:
-    return torch.zeros(groups, len(QUANTITIES), BINS, dtype=torch.int64)
+def _no_counts() -> Tensor:
+    return torch.zeros(0, len(QUANTITIES), BINS, dtype=torch.int64)

@@ -39,7 +39,10 @@ class Place(NamedTuple):
 
 
 class TensorView(NamedTuple):
-    """One parameter with all that its step depended on. The tensors are the optimizer's own."""
+    """One parameter with all that its step depended on. The tensors are the optimizer's own.
+
+    All are strided and real, and of the parameter's shape.
+    """
 
     place: Place
     settings: Settings
@@ -52,8 +55,6 @@ class TensorView(NamedTuple):
     """None without amsgrad."""
     step: Tensor | float
     """NaN where the optimizer counts its steps elsewhere."""
-    skipped_steps: Tensor | float
-    """The steps that the optimizer skipped; NaN if nobody counts them."""
 
 
 def is_measurable(optimizer: Optimizer) -> bool:
@@ -90,11 +91,40 @@ def knowledge_of(optimizer: Optimizer, views: Iterable[TensorView]) -> Knowledge
     return Knowledge.FIRST_MOMENT
 
 
+Moments = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""An exp_avg, an exp_avg_sq and a max_exp_avg_sq; None for what there is not."""
+MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
+
+class _Known(NamedTuple):
+    """What was found out about a parameter: it holds as long as its state is the same tensors."""
+
+    parameter: ref[Tensor]
+    moments: tuple[Callable[[], Tensor | None], ...]
+    at: tuple[str, int]
+    """The name of its group, and its position there."""
+    place: Place
+    fitting: tuple[bool, ...]
+    """Which of the moments have a number for each of its elements."""
+    is_complex: bool
+
+    def holds(self, parameter: Tensor, at: tuple[str, int], moments: Sequence[Any]) -> bool:
+        """Whether nothing was replaced."""
+        first, second, third = self.moments
+        return (
+            self.parameter() is parameter
+            and first() is moments[0]
+            and second() is moments[1]
+            and third() is moments[2]
+            and self.at == at
+        )
+
+
 class Views:
     """The tensors of an optimizer that took part in its last step, at every measurement anew.
 
-    Only names are kept from one measurement to the next: groups, state and gradients are replaced
-    by checkpoints, callbacks and `zero_grad`.
+    Only names are kept from one measurement to the next, and which tensors were looked at: groups,
+    state and gradients are replaced by checkpoints, callbacks and `zero_grad`.
 
     Args:
         named_parameters: The module's `named_parameters`, where the names come from (default:
@@ -117,35 +147,62 @@ class Views:
         self._layer_depth = layer_depth
         self._names: dict[int, tuple[ref[Tensor], str | None]] = {}
         self._places: dict[tuple[str, str], Place] = {}
+        self._known: dict[int, _Known] = {}
         self.passed_over: list[str] = []
         """Names of the parameters that had a gradient at the last step, but no `exp_avg` of their
         shape, or whose gradient was sparse."""
 
-    def after_step(
-        self, optimizer: Optimizer, skipped_steps: Tensor | float = math.nan
-    ) -> list[TensorView]:
+    def after_step(self, optimizer: Optimizer) -> list[TensorView]:
         """The views, in the order of `param_groups`.
 
         Args:
             optimizer: The optimizer, right after `step()`, its gradients still in place.
-            skipped_steps: The steps that it has skipped so far (default: not known).
         """
         views = []
         self.passed_over = []
         for index, group in enumerate(optimizer.param_groups):
             settings, name = _settings(group), group_name(group, index)
+            kept = (True, _has_two_betas(group), bool(group.get("amsgrad")))
+            names = [key if is_kept else "" for key, is_kept in zip(MOMENTS, kept, strict=True)]
             for position, parameter in enumerate(group["params"]):
-                if parameter.grad is None:
+                grad = parameter.grad
+                if grad is None:
                     continue
-                place = self._place(parameter, name, position, group.get("param_names", ()))
                 # `state[parameter]` would leave an empty state behind.
                 state = optimizer.state.get(parameter, {})
-                view = _view(place, settings, parameter, state, group, skipped_steps)
-                if view is None:
-                    self.passed_over.append(place.tensor)
-                else:
-                    views.append(view)
+                moments = [state.get(each) for each in names]
+                known = self._known.get(id(parameter))
+                if known is None or not known.holds(parameter, (name, position), moments):
+                    known = self._look_at(parameter, group, (name, position), moments)
+                if not known.fitting[0] or grad.layout is not torch.strided:
+                    self.passed_over.append(known.place.tensor)
+                    continue
+                exp_avg, exp_avg_sq, max_exp_avg_sq = moments
+                tensors = (
+                    parameter,
+                    grad,
+                    exp_avg,
+                    exp_avg_sq if known.fitting[1] else None,
+                    max_exp_avg_sq if known.fitting[2] else None,
+                )
+                if known.is_complex:
+                    tensors = _real(tensors)
+                step = _number(state["step"] if "step" in state else group.get("step"))
+                views.append(TensorView(known.place, settings, *tensors, step))
         return views
+
+    def _look_at(
+        self, parameter: Tensor, group: Group, at: tuple[str, int], moments: Sequence[Any]
+    ) -> _Known:
+        known = self._known[id(parameter)] = _Known(
+            ref(parameter),
+            tuple(ref(each) if isinstance(each, Tensor) else _nothing for each in moments),
+            at,
+            self._place(parameter, *at, group.get("param_names", ())),
+            tuple(_is_elementwise(each, parameter) for each in moments),
+            parameter.is_complex(),
+        )
+        return known
 
     def _place(
         self, parameter: Tensor, group: str, position: int, param_names: Sequence[str]
@@ -190,38 +247,6 @@ def _settings(group: Group) -> Settings:
     )
 
 
-def _view(
-    place: Place,
-    settings: Settings,
-    parameter: Tensor,
-    state: Mapping[str, Any],
-    group: Group,
-    skipped_steps: Tensor | float,
-) -> TensorView | None:
-    """The view of a parameter; None without an `exp_avg` that belongs to its elements."""
-    grad, exp_avg = parameter.grad, _elementwise(state.get("exp_avg"), parameter)
-    if grad is None or grad.layout is not torch.strided or exp_avg is None:
-        return None
-    exp_avg_sq = _elementwise(state.get("exp_avg_sq"), parameter)
-    if not _has_two_betas(group):
-        # Of three, say, exp_avg_sq is not known to decay by the second.
-        exp_avg_sq = None
-    max_exp_avg_sq = None
-    if group.get("amsgrad"):
-        max_exp_avg_sq = _elementwise(state.get("max_exp_avg_sq"), parameter)
-    return TensorView(
-        place=place,
-        settings=settings,
-        parameter=_real(parameter.detach()),
-        grad=_real(grad),
-        exp_avg=_real(exp_avg),
-        exp_avg_sq=None if exp_avg_sq is None else _real(exp_avg_sq),
-        max_exp_avg_sq=None if max_exp_avg_sq is None else _real(max_exp_avg_sq),
-        step=_number(state.get("step", group.get("step"))),
-        skipped_steps=skipped_steps,
-    )
-
-
 def _number(value: Any) -> Any:
     """A hyperparameter that is one number; some optimizers have two eps."""
     return value if isinstance(value, int | float | Tensor) else math.nan
@@ -232,12 +257,16 @@ def _has_two_betas(group: Group) -> bool:
     return isinstance(betas, Sequence) and len(betas) == 2
 
 
-def _real(tensor: Tensor) -> Tensor:
+def _real(tensors: Iterable[Tensor | None]) -> tuple[Any, ...]:
     """Adam treats a complex number as two real ones."""
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return tuple(None if each is None else torch.view_as_real(each) for each in tensors)
 
 
-def _elementwise(state: Any, parameter: Tensor) -> Tensor | None:
-    """A state tensor that has a number for each element of the parameter."""
+def _is_elementwise(state: Any, parameter: Tensor) -> bool:
+    """Whether a state tensor has a number for each element of the parameter."""
     is_numbers = isinstance(state, Tensor) and (state.is_floating_point() or state.is_complex())
-    return state if is_numbers and state.shape == parameter.shape else None
+    return is_numbers and state.shape == parameter.shape
+
+
+def _nothing() -> None:
+    """In the place of a weak reference to what there is not."""

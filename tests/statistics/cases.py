@@ -10,6 +10,8 @@ from torch.optim import Adam, AdamW, Optimizer
 from tests import reference
 
 Grad = Callable[[Tensor, int], Tensor]
+KERNELS = ("eager", "numba")
+"""Those that measure on the CPU."""
 
 
 def noise(parameter: Tensor, step: int) -> Tensor:

@@ -5,11 +5,11 @@ import re
 import pytest
 import torch
 
-from lightning_adam.statistics.accumulators import ACCUMULATORS
+from lightning_adam.statistics import kernels
+from lightning_adam.statistics.accumulators import ACCUMULATORS, COLUMNS
 from lightning_adam.statistics.catalogue import STATISTICS, Statistic, select
-from lightning_adam.statistics.kernels import eager
 from lightning_adam.statistics.views import Views
-from tests.statistics.cases import stepped
+from tests.statistics.cases import KERNELS, stepped
 
 PROMISED = {
     "moments": "grad_norm* grad_rms grad_max exp_avg_norm exp_avg_rms* exp_avg_mean exp_avg_max"
@@ -45,14 +45,21 @@ def test_every_statistic_explains_itself(statistic: Statistic) -> None:
 def test_no_accumulator_is_kept_for_nothing() -> None:
     needed = {name for each in STATISTICS.values() for name in each.accumulators}
     assert needed == set(ACCUMULATORS)
+    assert {ACCUMULATORS[name].column for name in needed} == set(COLUMNS)
 
 
-def test_the_kernel_has_a_line_for_each_accumulator() -> None:
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_kernels_have_a_line_for_each_column(kernel: str) -> None:
     optimizer = stepped([torch.nn.Parameter(torch.randn(3))], decoupled=True)
-    ordered = sorted(ACCUMULATORS, key=lambda name: ACCUMULATORS[name].is_maximum)
-    row = eager.measure(Views().after_step(optimizer)[0], ordered)
-    assert row.shape == (len(ACCUMULATORS),)
-    assert row.dtype is torch.float64
+    columns = [name for name in COLUMNS if name != "skipped_steps"]
+    rows = kernels.measure(Views().after_step(optimizer), columns, kernel)
+    assert rows.shape == (1, len(columns))
+    assert rows.dtype is torch.float64
+
+
+def test_the_columns_are_in_order() -> None:
+    are_maxima = [each.is_maximum for each in COLUMNS.values()]
+    assert are_maxima == sorted(are_maxima)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lightning_adam.statistics.accumulators import ACCUMULATORS
+from lightning_adam.statistics.accumulators import COLUMNS
 from lightning_adam.statistics.histograms import BINS, QUANTITIES
 from lightning_adam.statistics.views import TensorView
 
@@ -20,15 +20,15 @@ PIECE = 1 << 16
 
 
 @torch.no_grad()
-def measure(view: TensorView, accumulators: Sequence[str]) -> Tensor:
-    """Accumulators of one tensor.
+def measure(views: Sequence[TensorView], columns: Sequence[str]) -> Tensor:
+    """What the columns say of each tensor.
 
     Args:
-        view: The tensor with its state and hyperparameters, right after the step.
-        accumulators: Names of `ACCUMULATORS`, all sums and counts before the maxima.
+        views: Tensors of one device, at least one, right after the step.
+        columns: Names of `COLUMNS`, in their order.
 
     Returns:
-        A float64 vector in the order of the names, on the parameter's device.
+        The matrix `[tensors, columns]` in float64, on the tensors' device.
 
     Example:
         >>> layer = torch.nn.Linear(3, 4, bias=False)
@@ -36,29 +36,22 @@ def measure(view: TensorView, accumulators: Sequence[str]) -> Tensor:
         >>> layer(torch.ones(3)).sum().backward()
         >>> adam.step()
         >>> from lightning_adam.statistics.views import Views
-        >>> measure(Views().after_step(adam)[0], ["elements", "grad_squares", "grad_max_abs"])
-        tensor([12., 12.,  1.], dtype=torch.float64)
+        >>> measure(Views().after_step(adam), ["elements", "grad_squares", "grad_max_abs"])
+        tensor([[12., 12.,  1.]], dtype=torch.float64)
     """
-    sums = sum(not ACCUMULATORS[name].is_maximum for name in accumulators)
-    rows = (
-        torch.stack([_LINES[name](elements).double() for name in accumulators])
-        for elements in _elements(view)
-    )
-    row = next(rows)
-    for other in rows:
-        row = torch.cat([row[:sums] + other[:sums], torch.maximum(row[sums:], other[sums:])])
-    return row
+    return torch.stack([_row(view, columns) for view in views])
 
 
 @torch.no_grad()
-def count_exponents(view: TensorView) -> Tensor:
-    """Active elements of one tensor by the binary exponent of each of `QUANTITIES`.
+def count_exponents(views: Sequence[TensorView], groups: Sequence[int]) -> Tensor:
+    """Active elements by the binary exponent of each of `QUANTITIES`, for each group of tensors.
 
     Args:
-        view: The tensor with its state and hyperparameters, right after the step.
+        views: Tensors of one device, at least one, right after the step.
+        groups: The position of each tensor's group in what is returned.
 
     Returns:
-        Counts, `[len(QUANTITIES), BINS]` in int64, on the parameter's device.
+        Counts, `[groups, len(QUANTITIES), BINS]` in int64, on the tensors' device.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.zeros(5))
@@ -66,15 +59,29 @@ def count_exponents(view: TensorView) -> Tensor:
         >>> weight.grad = torch.ones(5)
         >>> adam.step()
         >>> from lightning_adam.statistics.views import Views
-        >>> int(count_exponents(Views().after_step(adam)[0])[0, 127])
+        >>> int(count_exponents(Views().after_step(adam), [0])[0, 0, 127])
         5
     """
-    counts = torch.zeros(len(QUANTITIES), BINS, dtype=torch.int64, device=view.parameter.device)
-    for elements in _elements(view):
-        ones = elements.active.long()
-        for quantity, row in zip(QUANTITIES, counts, strict=True):
-            row.scatter_add_(0, _exponents(_MAGNITUDES[quantity](elements)), ones)
+    shape = (max(groups) + 1, len(QUANTITIES), BINS)
+    counts = torch.zeros(shape, dtype=torch.int64, device=views[0].parameter.device)
+    for view, group in zip(views, groups, strict=True):
+        for elements in _elements(view):
+            ones = elements.active.long()
+            for quantity, row in zip(QUANTITIES, counts[group], strict=True):
+                row.scatter_add_(0, _exponents(_MAGNITUDES[quantity](elements)), ones)
     return counts
+
+
+def _row(view: TensorView, columns: Sequence[str]) -> Tensor:
+    sums = sum(not COLUMNS[name].is_maximum for name in columns)
+    rows = (
+        torch.stack([_LINES[name](elements).double() for name in columns])
+        for elements in _elements(view)
+    )
+    row = next(rows)
+    for other in rows:
+        row = torch.cat([row[:sums] + other[:sums], torch.maximum(row[sums:], other[sums:])])
+    return row
 
 
 class _Elements:
@@ -89,7 +96,6 @@ class _Elements:
         self.p, self.g, self.m = (piece[name].double() for name in ("parameter", "grad", "exp_avg"))
         step = view.step.double() if isinstance(view.step, Tensor) else view.step
         self.step = step
-        self.skipped_steps = view.skipped_steps
         self.bias1 = 1 - view.settings.beta1**step
         self.bias2 = 1 - view.settings.beta2**step
         self.is_decoupled = view.settings.decoupled and view.settings.weight_decay > 0
@@ -211,35 +217,22 @@ def _nonfinite(e: _Elements) -> Tensor:
 
 _Line = Callable[[_Elements], Tensor]
 
-
-def _if_decoupled(line: _Line, otherwise: float = 0.0) -> _Line:
-    """A line of tensors under decoupled decay, and what stands for the others."""
-    return lambda e: line(e) if e.is_decoupled else e.scalar(otherwise)
-
-
-def _if_coupled(line: _Line) -> _Line:
-    """A line of tensors under coupled decay; the others add nothing."""
-    return lambda e: line(e) if e.is_coupled else e.zero
-
-
 _LINES: dict[str, _Line] = {
     "elements": lambda e: e.scalar(e.p.numel()),
     "grad_squares": lambda e: _squares(e.g),
-    "grad_max_abs": lambda e: _largest(e.g.abs()),
     "grad_zero": lambda e: (e.g == 0).sum(),
     "exp_avg_sum": lambda e: e.m.sum(),
     "exp_avg_squares": lambda e: _squares(e.m),
-    "exp_avg_max_abs": lambda e: _largest(e.m.abs()),
     "weight_squares": lambda e: _squares(e.p),
     "nonfinite": _nonfinite,
     "exp_avg_sq_sum": lambda e: e.v.sum(),
-    "exp_avg_sq_largest": lambda e: _largest(e.v),
     "exp_avg_sq_subnormal": lambda e: (
         (e.v > 0) & (e.v < torch.finfo(e.piece["exp_avg_sq"].dtype).tiny)
     ).sum(),
     "exp_avg_sq_stalled": lambda e: (
         (e.v > 0) & e.rounds_to_itself("exp_avg_sq", e.settings.beta2 * e.v, e.v)
     ).sum(),
+    "max_exp_avg_sq_sum": lambda e: e.zero if e.v_max is None else e.v_max.sum(),
     "active": lambda e: e.active.sum(),
     "entered_squares": lambda e: _squares(e.entered),
     "exp_avg_times_entered": lambda e: e.m.dot(e.entered),
@@ -249,8 +242,6 @@ _LINES: dict[str, _Line] = {
     ).sum(),
     "second_moment_positive": lambda e: e.has_second_moment.sum(),
     "signal": lambda e: _over(e.has_second_moment, (e.m_hat**2 / e.v_own).clamp(max=1)).sum(),
-    "amsgrad_exp_avg_sq": lambda e: e.zero if e.v_max is None else e.v.sum(),
-    "amsgrad_max_exp_avg_sq": lambda e: e.zero if e.v_max is None else e.v_max.sum(),
     "eps_dominated": lambda e: (e.active & (e.denominator < e.settings.eps)).sum(),
     "denominator_share": lambda e: _over(
         e.active, e.denominator / (e.denominator + e.settings.eps)
@@ -261,45 +252,34 @@ _LINES: dict[str, _Line] = {
     ).sum(),
     "exp_avg_sq_zero": lambda e: ((e.v == 0) & (e.entered != 0)).sum(),
     "direction_squares": lambda e: _squares(e.u),
-    "direction_max_abs": lambda e: _largest(_over(e.active, e.u.abs(), -math.inf)),
     "direction_large": lambda e: (e.u.abs() > 0.8).sum(),
     "update_squares": lambda e: _squares(e.update),
     "update_nonzero": lambda e: e.moved.sum(),
     "update_lost": lambda e: (e.moved & e.rounds_to_itself("parameter", e.p - e.update, e.p)).sum(),
-    "decoupled_elements": _if_decoupled(lambda e: e.scalar(e.p.numel())),
-    "decoupled_decay_squares": _if_decoupled(lambda e: _squares(e.decay)),
-    "decoupled_update_squares": _if_decoupled(lambda e: _squares(e.update)),
-    "decoupled_decay_times_update": _if_decoupled(lambda e: e.decay.dot(e.update)),
-    "decoupled_weight_squares": _if_decoupled(lambda e: _squares(e.p)),
-    "decoupled_equilibrium_squares": _if_decoupled(
-        lambda e: e.scalar(e.p.numel() * e.settings.lr / (2 * e.settings.weight_decay))
+    "weight_nonzero": lambda e: (e.p != 0).sum(),
+    "decay_squares": lambda e: _squares(e.decay),
+    "decay_times_update": lambda e: e.decay.dot(e.update),
+    "decay_lost": lambda e: (
+        (e.p != 0) & e.rounds_to_itself("parameter", e.p * (1 - e.decay_rate), e.p)
+    ).sum(),
+    "equilibrium_squares": lambda e: (
+        e.scalar(e.p.numel() * e.settings.lr / (2 * e.settings.weight_decay))
+        if e.settings.weight_decay > 0
+        else e.zero
     ),
-    "decoupled_nonzero": _if_decoupled(lambda e: (e.p != 0).sum()),
-    "decoupled_lost": _if_decoupled(
-        lambda e: (
-            (e.p != 0) & e.rounds_to_itself("parameter", e.p * (1 - e.decay_rate), e.p)
-        ).sum()
-    ),
-    "largest_decay_rate": _if_decoupled(lambda e: e.setting(e.decay_rate), -math.inf),
-    "negated_smallest_decay_rate": _if_decoupled(lambda e: e.setting(-e.decay_rate), -math.inf),
-    "coupled_elements": _if_coupled(lambda e: e.scalar(e.p.numel())),
-    "coupled_decay_squares": _if_coupled(lambda e: _squares(e.decay)),
-    "coupled_grad_squares": _if_coupled(lambda e: _squares(e.g)),
-    "largest_lr": lambda e: e.setting(e.settings.lr),
-    "negated_smallest_lr": lambda e: e.setting(-e.settings.lr),
-    "largest_beta1": lambda e: e.setting(e.settings.beta1),
-    "negated_smallest_beta1": lambda e: e.setting(-e.settings.beta1),
-    "largest_beta2": lambda e: e.setting(e.settings.beta2),
-    "negated_smallest_beta2": lambda e: e.setting(-e.settings.beta2),
-    "largest_eps": lambda e: e.setting(e.settings.eps),
-    "negated_smallest_eps": lambda e: e.setting(-e.settings.eps),
-    "largest_weight_decay": lambda e: e.setting(e.settings.weight_decay),
-    "negated_smallest_weight_decay": lambda e: e.setting(-e.settings.weight_decay),
-    "largest_step": lambda e: e.setting(e.step),
-    "negated_smallest_step": lambda e: e.setting(-e.step),
-    "largest_skipped_steps": lambda e: e.setting(e.skipped_steps),
+    "grad_max_abs": lambda e: _largest(e.g.abs()),
+    "exp_avg_max_abs": lambda e: _largest(e.m.abs()),
+    "exp_avg_sq_largest": lambda e: _largest(e.v),
+    "direction_max_abs": lambda e: _largest(_over(e.active, e.u.abs(), -math.inf)),
+    "lr": lambda e: e.setting(e.settings.lr),
+    "beta1": lambda e: e.setting(e.settings.beta1),
+    "beta2": lambda e: e.setting(e.settings.beta2),
+    "eps": lambda e: e.setting(e.settings.eps),
+    "weight_decay": lambda e: e.setting(e.settings.weight_decay),
+    "decay_rate": lambda e: e.setting(e.decay_rate),
+    "step": lambda e: e.setting(e.step),
 }
-"""How each accumulator is computed over a piece."""
+"""How each column is computed over a piece; `skipped_steps` belongs to no tensor."""
 
 _MAGNITUDES: dict[str, _Line] = {
     "grad": lambda e: e.g.abs(),

@@ -1,0 +1,5 @@
+"""Placeholder."""
+
+from lightning_adam.statistics.kernels.eager import count_exponents, measure
+
+__all__ = ["count_exponents", "measure"]

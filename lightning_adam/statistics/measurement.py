@@ -1,0 +1,255 @@
+"""One measurement: from its matrix of columns to the statistics by key."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_adam.schema import Scope
+from lightning_adam.statistics.accumulators import ACCUMULATORS, COLUMNS, Knowledge, Over
+from lightning_adam.statistics.catalogue import Statistic, key_part
+from lightning_adam.statistics.histograms import QUANTITIES
+from lightning_adam.statistics.views import Place, TensorView
+
+
+class Wanted:
+    """What is derived from a measurement, and the keys that it goes under.
+
+    Args:
+        statistics: What is derived for each scope.
+        scopes: The kinds of scope.
+        worst: For each of these statistics, how many tensors with its largest values.
+        suffix: What tells the optimizer from others in the keys.
+    """
+
+    def __init__(
+        self,
+        statistics: list[Statistic],
+        scopes: list[Scope],
+        worst: dict[Statistic, int],
+        suffix: str,
+    ) -> None:
+        self.statistics = statistics
+        self.scopes = scopes
+        self.worst = worst
+        self.suffix = suffix
+        self._suffixes: dict[tuple[Scope, str], str] = {}
+        self._taken: set[str] = set()
+
+    def accumulators(self, knowledge: Knowledge) -> list[str]:
+        """What has to be added up, as far as the optimizer's state tells it."""
+        needed = {
+            name
+            for statistic in [*self.statistics, *self.worst]
+            if statistic.needs <= knowledge
+            for name in statistic.accumulators
+        }
+        return [name for name in ACCUMULATORS if name in needed]
+
+    def suffix_of(self, scope: Scope, name: str) -> str:
+        """What a group, a layer or a tensor appends to a key, the same at every measurement."""
+        if (scope, name) not in self._suffixes:
+            suffix = f"{self.suffix}/{scope.value}/{key_part(name)}"
+            # Two names may differ only in what no key can hold.
+            while suffix in self._taken:
+                suffix += "_"
+            self._taken.add(suffix)
+            self._suffixes[scope, name] = suffix
+        return self._suffixes[scope, name]
+
+
+class Columns(NamedTuple):
+    """The columns of a matrix of rows: sums and counts, then maxima."""
+
+    sums: list[str]
+    maxima: list[str]
+
+
+def columns_of(accumulators: Iterable[str]) -> Columns:
+    """The columns that accumulators are taken of.
+
+    Example:
+        >>> columns_of(["lr", "negated_smallest_lr", "coupled_elements"])
+        Columns(sums=['elements'], maxima=['lr'])
+    """
+    needed = {ACCUMULATORS[name].column for name in accumulators}
+    ordered = [name for name in COLUMNS if name in needed]
+    return Columns(
+        [name for name in ordered if not COLUMNS[name].is_maximum],
+        [name for name in ordered if COLUMNS[name].is_maximum],
+    )
+
+
+class Tensors(NamedTuple):
+    """What is kept of the tensors: where they stand, and which accumulators are taken over them."""
+
+    places: list[Place]
+    kinds: list[int]
+    """The position of each tensor's kind."""
+    over: list[set[Over]]
+    """The kinds."""
+
+    @classmethod
+    def of(cls, views: Sequence[TensorView]) -> "Tensors":
+        """What is kept of the views."""
+        positions: dict[tuple[int, bool], int] = {}
+        over: list[set[Over]] = []
+        kinds = []
+        for view in views:
+            key = (id(view.settings), view.max_exp_avg_sq is not None)
+            if key not in positions:
+                positions[key] = len(over)
+                over.append(_over(view))
+            kinds.append(positions[key])
+        return cls([view.place for view in views], kinds, over)
+
+
+def _over(view: TensorView) -> set[Over]:
+    over = {Over.ALL}
+    if view.settings.weight_decay > 0:
+        over.add(Over.DECOUPLED if view.settings.decoupled else Over.COUPLED)
+    if view.max_exp_avg_sq is not None:
+        over.add(Over.AMSGRAD)
+    return over
+
+
+class Measurement:
+    """What one step did.
+
+    Args:
+        wanted: What is derived.
+        accumulators: Names of `ACCUMULATORS`.
+        tensors: The tensors.
+        sums: Their columns that add up, `[tensors, columns]`.
+        maxima: Their columns of maxima, `[tensors, columns]`.
+        exponents: Counts `[groups, quantities, bins]`; of no groups if they were not taken.
+    """
+
+    def __init__(
+        self,
+        wanted: Wanted,
+        accumulators: list[str],
+        tensors: Tensors,
+        sums: Tensor,
+        maxima: Tensor,
+        exponents: Tensor,
+    ) -> None:
+        self.wanted = wanted
+        self.accumulators = accumulators
+        self.tensors = tensors
+        self.sums, self.maxima, self.exponents = sums, maxima, exponents
+        self._rows: Tensor | None = None
+
+    def values(self) -> dict[str, float]:
+        """The statistics by key; those that are undefined in a scope are absent."""
+        values = {}
+        for scope in self.wanted.scopes:
+            for suffix, row in self._rolled_up(scope).items():
+                for statistic, value in _derived(self.wanted.statistics, row):
+                    values[statistic.key + suffix] = value
+        return values | self._worst_tensors()
+
+    def table(self, scope: Scope) -> list[dict[str, str | float]]:
+        """The statistics as rows, one for each of the scope's, by their bare names."""
+        rows = self._rolled_up(scope).values()
+        return [
+            {scope.value: name}
+            | {statistic.name: value for statistic, value in _derived(self.wanted.statistics, row)}
+            for name, row in zip(self._members(scope).names, rows, strict=True)
+        ]
+
+    def exponent_counts(self) -> dict[str, list[int]]:
+        """The counts by binary exponent of the model and of each group, by key."""
+        by_group = self.exponents.cpu()
+        if not len(by_group):
+            return {}
+        suffixes = self._members(Scope.group).suffixes
+        of_model = {self.wanted.suffix: by_group.sum(0)}
+        scopes = {**of_model, **dict(zip(suffixes, by_group, strict=True))}
+        return {
+            f"adam_histogram/{quantity}{suffix}": counts.tolist()
+            for suffix, quantities in scopes.items()
+            for quantity, counts in zip(QUANTITIES, quantities, strict=True)
+        }
+
+    def _members(self, scope: Scope) -> "_Members":
+        places = self.tensors.places
+        if scope is Scope.model:
+            return _Members(["model"], [self.wanted.suffix], [0] * len(places))
+        names = [getattr(place, scope.value) for place in places]
+        positions = {name: position for position, name in enumerate(dict.fromkeys(names))}
+        suffixes = [self.wanted.suffix_of(scope, name) for name in positions]
+        return _Members(list(positions), suffixes, [positions[name] for name in names])
+
+    def _accumulated(self) -> Tensor:
+        """The accumulators of each tensor, `[tensors, accumulators]` on the host."""
+        if self._rows is None:
+            columns = columns_of(self.accumulators)
+            position = {name: index for index, name in enumerate([*columns.sums, *columns.maxima])}
+            taken = [ACCUMULATORS[name] for name in self.accumulators]
+            rows = torch.cat([self.sums.cpu(), self.maxima.cpu()], dim=1)
+            rows = rows[:, [position[each.column] for each in taken]]
+            nothing = rows.new_tensor([COLUMNS[each.column].nothing for each in taken])
+            kinds = torch.tensor(
+                [[each.over in over for each in taken] for over in self.tensors.over]
+            )
+            counts = kinds[self.tensors.kinds] & (rows != nothing)
+            signs = rows.new_tensor([-1.0 if each.is_negated else 1.0 for each in taken])
+            self._rows = torch.where(counts, signs * rows, nothing)
+        return self._rows
+
+    def _rolled_up(self, scope: Scope) -> dict[str, dict[str, float]]:
+        """The accumulators, by name, of each of the scope's, by what it appends to a key."""
+        if not self.tensors.places:
+            return {}
+        _, suffixes, members = self._members(scope)
+        rows, index = self._accumulated(), torch.tensor(members)
+        sums = torch.tensor([not ACCUMULATORS[name].is_maximum for name in self.accumulators])
+        added = rows.new_zeros(len(suffixes), len(sums)).index_add_(0, index, rows)
+        largest = rows.new_full(added.shape, -math.inf)
+        largest.scatter_reduce_(0, index[:, None].expand_as(rows), rows, "amax")
+        return {
+            suffix: dict(zip(self.accumulators, row, strict=True))
+            for suffix, row in zip(
+                suffixes, torch.where(sums, added, largest).tolist(), strict=True
+            )
+        }
+
+    def _worst_tensors(self) -> dict[str, float]:
+        """The tensors with the largest values of the statistics that `worst` names."""
+        worst: dict[str, float] = {}
+        rows = self._rolled_up(Scope.tensor) if self.wanted.worst else {}
+        for statistic, tensors in self.wanted.worst.items():
+            values = {
+                statistic.key + suffix: value
+                for suffix, row in rows.items()
+                for _, value in _derived([statistic], row)
+            }
+            # NaN is the worst there is.
+            order = {key: math.inf if math.isnan(value) else value for key, value in values.items()}
+            for key in sorted(values, key=order.__getitem__, reverse=True)[:tensors]:
+                worst[key] = values[key]
+        return worst
+
+
+class _Members(NamedTuple):
+    """The scopes of one kind."""
+
+    names: list[str]
+    suffixes: list[str]
+    """What each appends to a key."""
+    tensors: list[int]
+    """The position of each tensor's scope."""
+
+
+def _derived(
+    statistics: Iterable[Statistic], row: Mapping[str, float]
+) -> Iterator[tuple[Statistic, float]]:
+    """Those of a scope's statistics that its accumulators define."""
+    for statistic in statistics:
+        if all(name in row for name in statistic.accumulators):
+            value = statistic.derive(*(row[name] for name in statistic.accumulators))
+            if value is not None:
+                yield statistic, value

@@ -1,5 +1,342 @@
-"""Placeholder."""
+"""The CPU kernel: one pass over all tensors, compiled by numba, on torch's number of threads.
 
-from lightning_adam.statistics.kernels.eager import count_exponents, measure
+The tensors are cut into items, which threads take in turns; numba's own threads would load a second
+OpenMP beside torch's, which slows the training step that follows. Tensors whose elements float32
+does not do justice to are left to `eager`.
+"""
 
-__all__ = ["count_exponents", "measure"]
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_adam.statistics.accumulators import COLUMNS
+from lightning_adam.statistics.histograms import BINS, QUANTITIES
+from lightning_adam.statistics.kernels import eager
+from lightning_adam.statistics.kernels.numba_loops import (
+    BLOCK,
+    ROW,
+    STORED,
+    Array,
+    Factors,
+    Maxima,
+    add_items,
+    count_items,
+)
+from lightning_adam.statistics.views import TensorView
+
+ITEM = 32 * BLOCK
+"""Elements of an item, at least: half a megabyte of float32."""
+ITEMS = 1 << 13
+"""Items into which the largest models are cut, beside one a tensor: they bound the memory."""
+TURN = 8 * ITEM
+"""Elements that a thread takes at a time, at least: some tenths of a millisecond."""
+SAFE = (1e-15, 1e15)
+"""Magnitudes whose squares float32 holds with all digits."""
+Result = TypeVar("Result")
+
+
+def measure(views: Sequence[TensorView], columns: Sequence[str]) -> Tensor:
+    """What the columns say of each tensor.
+
+    Args:
+        views: Tensors on the CPU, at least one, right after the step.
+        columns: Names of `COLUMNS`, in their order.
+
+    Returns:
+        The matrix `[tensors, columns]` in float64.
+
+    Example:
+        >>> layer = torch.nn.Linear(3, 4, bias=False)
+        >>> adam = torch.optim.Adam(layer.parameters())
+        >>> layer(torch.ones(3)).sum().backward()
+        >>> adam.step()
+        >>> from lightning_adam.statistics.views import Views
+        >>> measure(Views().after_step(adam), ["elements", "grad_squares", "grad_max_abs"])
+        tensor([[12., 12.,  1.]], dtype=torch.float64)
+    """
+    rows = np.empty((len(views), len(columns)))
+    is_left = np.ones(len(views), dtype=bool)
+    for batch in _batches(views):
+        row = batch.added_up()
+        known = batch.columns(row)
+        rows[batch.positions] = np.stack([known[name] for name in columns], axis=1)
+        is_left[batch.positions] = ~batch.is_measured(row)
+    measured = torch.from_numpy(rows)
+    left = is_left.nonzero()[0].tolist()
+    if left:
+        measured[left] = eager.measure([views[each] for each in left], columns)
+    return measured
+
+
+def count_exponents(views: Sequence[TensorView], groups: Sequence[int]) -> Tensor:
+    """Active elements by the binary exponent of each of `QUANTITIES`, for each group of tensors.
+
+    Args:
+        views: Tensors on the CPU, at least one, right after the step.
+        groups: The position of each tensor's group in what is returned.
+
+    Returns:
+        Counts, `[groups, len(QUANTITIES), BINS]` in int64.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(5))
+        >>> adam = torch.optim.Adam([weight])
+        >>> weight.grad = torch.ones(5)
+        >>> adam.step()
+        >>> from lightning_adam.statistics.views import Views
+        >>> int(count_exponents(Views().after_step(adam), [0])[0, 0, 127])
+        5
+    """
+    counts = np.zeros((max(groups) + 1, len(QUANTITIES), BINS), np.int64)
+    is_left = np.ones(len(views), dtype=bool)
+    for batch in _batches(views):
+        counts += batch.counted(np.array(groups)[batch.positions], counts.shape)
+        is_left[batch.positions] = False
+    left = is_left.nonzero()[0].tolist()
+    if left:
+        of_left = eager.count_exponents([views[at] for at in left], [groups[at] for at in left])
+        counts[: len(of_left)] += of_left.numpy()
+    return torch.from_numpy(counts)
+
+
+class _Batch:
+    """Tensors that one compiled function measures.
+
+    Args:
+        positions: Where they stand among all.
+        views: The tensors.
+        dtypes: Those of their p, g, m, v and max_exp_avg_sq.
+        is_coupled: Whether they are under coupled decay.
+    """
+
+    def __init__(
+        self,
+        positions: list[int],
+        views: list[TensorView],
+        dtypes: Sequence[torch.dtype],
+        is_coupled: bool,
+    ) -> None:
+        self.positions = positions
+        self.is_coupled = is_coupled
+        self.elements = np.array([view.parameter.numel() for view in views])
+        self.settings = _settings(views)
+        with np.errstate(all="ignore"):
+            self.factors = _factors(self.settings, is_coupled, torch.finfo(dtypes[3]).tiny)
+        self.items, self.firsts = _items(self.elements)
+        self.arguments = (
+            self.items,
+            np.array([_addresses(view) for view in views]),
+            self.factors,
+            *(None if dtype is None else STORED[dtype] for dtype in dtypes),
+            True if is_coupled else None,
+        )
+
+    def added_up(self) -> dict[str, Array]:
+        """The row of each tensor, by name."""
+        rows = np.zeros((len(self.items), len(ROW)))
+
+        def work(turns: Iterator[tuple[int, int]]) -> None:
+            for turn in turns:
+                add_items(*turn, *self.arguments, rows)
+
+        _in_threads(work, _turns(self.items))
+        maxima = len(Maxima._fields)
+        sums = np.add.reduceat(rows[:, :-maxima], self.firsts)
+        bits = np.maximum.reduceat(rows[:, -maxima:], self.firsts)
+        largest = bits.astype(np.int32).view(np.float32).astype(np.float64)
+        return dict(zip(ROW, [*sums.T, *largest.T], strict=True))
+
+    def counted(self, groups: Array, shape: tuple[int, ...]) -> Array:
+        """The counts by group, quantity and exponent."""
+
+        def work(turns: Iterator[tuple[int, int]]) -> Array:
+            counts = np.zeros(shape, np.int64)
+            for turn in turns:
+                count_items(*turn, *self.arguments, groups, counts)
+            return counts
+
+        counts: Array = np.sum(_in_threads(work, _turns(self.items)), axis=0)
+        return counts
+
+    def columns(self, row: dict[str, Array]) -> dict[str, Array]:
+        """What the row and the settings say of each of `COLUMNS`."""
+        of = self.settings
+        known = (
+            row
+            | of._asdict()
+            | {
+                "elements": self.elements.astype(np.float64),
+                "nonfinite": np.zeros(len(self.elements)),
+                "update_squares": of.lr**2 * row["direction_squares"],
+                "equilibrium_squares": np.where(
+                    of.weight_decay > 0, self.elements * of.lr / (2 * of.weight_decay), 0
+                ),
+                "decay_rate": of.lr * of.weight_decay,
+                "direction_max_abs": np.where(row["active"] > 0, row["direction_max_abs"], -np.inf),
+            }
+        )
+        if not self.is_coupled:
+            known["entered_squares"] = row["grad_squares"]
+            known["exp_avg_times_entered"] = of.sign * row["exp_avg_times_entered"]
+        is_empty = self.elements == 0
+        return {
+            name: np.where(is_empty, column.nothing, known[name]) if is_empty.any() else known[name]
+            for name, column in COLUMNS.items()
+            if name in known
+        }
+
+    def is_measured(self, row: dict[str, Array]) -> Array:
+        """Whether float32 holds all factors, and the squares of all elements."""
+        is_measured: Array = np.isfinite(self.factors).all(axis=1)
+        weights = np.sqrt(row["weight_squares"] / np.maximum(row["weight_nonzero"], 1))
+        for magnitudes in (
+            np.where(row["weight_nonzero"] > 0, weights, 0),
+            row["grad_max_abs"],
+            row["exp_avg_max_abs"],
+            np.sqrt(row["exp_avg_sq_largest"]),
+            row["direction_max_abs"],
+        ):
+            is_measured &= (magnitudes == 0) | _is_safe(magnitudes)
+        return is_measured
+
+
+def _is_safe(magnitudes: Any) -> Any:
+    return (magnitudes >= SAFE[0]) & (magnitudes <= SAFE[1])
+
+
+class _Settings(NamedTuple):
+    """The hyperparameters of each tensor."""
+
+    lr: Array
+    beta1: Array
+    beta2: Array
+    eps: Array
+    weight_decay: Array
+    decoupled: Array
+    sign: Array
+    step: Array
+
+
+def _settings(views: Sequence[TensorView]) -> _Settings:
+    positions = {id(view.settings): view.settings for view in views}
+    numbers = {
+        key: (
+            float(of.lr),
+            float(of.beta1),
+            float(of.beta2),
+            of.eps,
+            of.weight_decay,
+            of.decoupled,
+            -1.0 if of.maximize else 1.0,
+        )
+        for key, of in positions.items()
+    }
+    table = np.array([numbers[id(view.settings)] for view in views], dtype=np.float64)
+    return _Settings(*table.T, np.array([float(view.step) for view in views]))
+
+
+def _factors(of: _Settings, is_coupled: bool, normal: float) -> Array:
+    rate = of.lr * of.weight_decay
+    columns = Factors(
+        first=1 / (1 - of.beta1**of.step),
+        root=1 / np.sqrt(1 - of.beta2**of.step),
+        eps=of.eps,
+        inverse_eps=1 / of.eps,
+        lr=of.lr,
+        sign=of.sign,
+        coupled=of.weight_decay,
+        decay=of.weight_decay if is_coupled else rate / (1 - rate),
+        decay_rate=rate,
+        forgotten=1 - of.beta2,
+        normal=np.full_like(of.lr, normal),
+    )
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
+def _addresses(view: TensorView) -> tuple[int, ...]:
+    assert view.exp_avg_sq is not None
+    return (
+        view.parameter.data_ptr(),
+        view.grad.data_ptr(),
+        view.exp_avg.data_ptr(),
+        view.exp_avg_sq.data_ptr(),
+        0 if view.max_exp_avg_sq is None else view.max_exp_avg_sq.data_ptr(),
+    )
+
+
+def _batches(views: Sequence[TensorView]) -> Iterator[_Batch]:
+    """The tensors that can be measured, by what decides which function is compiled for them."""
+    alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for position, view in enumerate(views):
+        _, of, p, g, m, v, v_max, _ = view
+        if v is not None and _is_safe(of.eps) and _is_in_one_order(view):
+            v_max_dtype = None if v_max is None else v_max.dtype
+            is_coupled = of.weight_decay > 0 and not of.decoupled
+            key = (p.dtype, g.dtype, m.dtype, v.dtype, v_max_dtype, is_coupled)
+            alike[key].append(position)
+    for (*dtypes, is_coupled), positions in alike.items():
+        if all(dtype is None or dtype in STORED for dtype in dtypes):
+            yield _Batch(positions, [views[each] for each in positions], dtypes, is_coupled)
+
+
+def _is_in_one_order(view: TensorView) -> bool:
+    """Whether all of the tensor's elements stand in memory without gaps, in the same order."""
+    _, _, parameter, *others, _ = view
+    tensors = [parameter, *(each for each in others if each is not None)]
+    if all(each.is_contiguous() for each in tensors):
+        return True
+    strides = parameter.stride()
+    order = sorted(range(len(strides)), key=strides.__getitem__, reverse=True)
+    return parameter.permute(order).is_contiguous() and all(
+        each.stride() == strides for each in tensors
+    )
+
+
+def _items(elements: Array) -> tuple[Array, Array]:
+    """For each item its tensor, first element and end; and the position of each tensor's first."""
+    size = max(ITEM, math.ceil(elements.sum() / ITEMS / BLOCK) * BLOCK)
+    items = np.maximum(-(-elements // size), 1)
+    ends = np.cumsum(items)
+    firsts = ends - items
+    tensors = np.repeat(np.arange(len(elements)), items)
+    starts = (np.arange(ends[-1]) - firsts[tensors]) * size
+    return np.stack([tensors, starts, np.minimum(starts + size, elements[tensors])], axis=1), firsts
+
+
+def _turns(items: Array) -> list[tuple[int, int]]:
+    """The first item and the one after the last that a thread takes at a time."""
+    before = np.cumsum(items[:, 2] - items[:, 1]) - (items[:, 2] - items[:, 1])
+    firsts = np.flatnonzero(np.diff(before // TURN, prepend=-1)).tolist()
+    return list(zip(firsts, [*firsts[1:], len(items)], strict=True))
+
+
+def _in_threads(
+    work: Callable[[Iterator[tuple[int, int]]], Result], turns: list[tuple[int, int]]
+) -> list[Result]:
+    """What the work returns in each of as many threads as torch has; they share the turns."""
+    left = iter(turns)
+    threads = min(torch.get_num_threads(), len(turns))
+    helpers = []
+    if threads > 1:
+        helpers = [
+            _helpers(os.getpid(), torch.get_num_threads()).submit(work, left)
+            for _ in range(threads - 1)
+        ]
+    try:
+        return [work(left), *(each.result() for each in helpers)]
+    finally:
+        wait(helpers)
+
+
+@cache
+def _helpers(process: int, threads: int) -> ThreadPoolExecutor:
+    """Threads of this process: a forked one has inherited none."""
+    return ThreadPoolExecutor(threads - 1, thread_name_prefix="lightning_adam")

@@ -18,14 +18,17 @@ from lightning_adam.statistics.catalogue import STATISTICS
 from lightning_adam.statistics.kernels import eager
 from tests import reference
 from tests.reference import replay_adam
-from tests.statistics.cases import reference_tensors, stepped
+from tests.statistics.boundaries import slack
+from tests.statistics.cases import KERNELS, reference_tensors, stepped
 
 SIGNED = ("exp_avg_mean", "momentum_alignment", "decay_alignment")
 
 
-def measured(optimizer: Optimizer, group: str | None = None) -> dict[str, float]:
+def measured(
+    optimizer: Optimizer, group: str | None = None, kernel: str = "eager"
+) -> dict[str, float]:
     """All statistics of one scope by their bare name."""
-    metric = AdamStatistics("all")
+    metric = AdamStatistics("all", kernel=kernel)
     metric.update(optimizer)
     return bare(metric.compute(), "" if group is None else f"/group/{group}")
 
@@ -39,20 +42,25 @@ def bare(values: dict[str, float], suffix: str) -> dict[str, float]:
 
 
 def agrees(optimizer: Optimizer) -> None:
-    """Every statistic of the model is what the reference says."""
-    assert_agree(measured(optimizer), reference_tensors(optimizer))
+    """Every statistic of the model is what the reference says, whatever the kernel."""
+    for kernel in KERNELS:
+        assert_agree(measured(optimizer, kernel=kernel), reference_tensors(optimizer), kernel)
 
 
-def assert_agree(actual: dict[str, float], tensors: list[reference.Tensor]) -> None:
+def assert_agree(
+    actual: dict[str, float], tensors: list[reference.Tensor], kernel: str = "eager"
+) -> None:
+    relative = 1e-9 if kernel == "eager" else 1e-5
+    undecided = {} if kernel == "eager" else slack(tensors)
     expected = reference.reference_statistics(tensors)
     scale = reference.signed_sum_scale(tensors)
     assert set(actual) == set(expected)
     for name, value in expected.items():
-        tolerance = {"rel": 1e-9, "abs": 0.0}
+        tolerance = {"rel": relative, "abs": 0.0}
         if name.endswith(("_fraction", "_count")) and name != "signal_fraction":
-            tolerance = {"rel": 1e-15, "abs": 0.0}
+            tolerance = {"rel": 1e-15, "abs": undecided.get(name, 0.0)}
         if name in SIGNED:
-            tolerance = {"rel": 0.0, "abs": 1e-9 * scale.get(name, math.nan)}
+            tolerance = {"rel": 0.0, "abs": relative * scale.get(name, math.nan)}
         assert actual[name] == pytest.approx(value, nan_ok=True, **tolerance), name
 
 
@@ -120,11 +128,12 @@ def test_groups_with_their_own_hyperparameters_and_the_model_over_them() -> None
         {"params": [second], "name": "head", "betas": (0.5, 0.9), "weight_decay": 0.0},
     ]
     optimizer = stepped(groups, decoupled=True, steps=4)
-    model = measured(optimizer)
-    assert "lr" not in model, "two learning rates have no one value"
-    assert_agree(model, reference_tensors(optimizer))
+    assert "lr" not in measured(optimizer), "two learning rates have no one value"
+    agrees(optimizer)
     for index, name in enumerate(["body", "head"]):
-        assert_agree(measured(optimizer, name), reference_tensors(optimizer, group=index))
+        for kernel in KERNELS:
+            tensors = reference_tensors(optimizer, group=index)
+            assert_agree(measured(optimizer, name, kernel), tensors, kernel)
 
 
 def test_decay_of_both_kinds_has_no_one_norm() -> None:
@@ -133,9 +142,8 @@ def test_decay_of_both_kinds_has_no_one_norm() -> None:
         {"params": [parameter((3,), torch.float32)]},
     ]
     optimizer = stepped(groups, decoupled=False, weight_decay=0.1)
-    model = measured(optimizer)
-    assert "decay_norm" not in model
-    assert_agree(model, reference_tensors(optimizer))
+    assert "decay_norm" not in measured(optimizer)
+    agrees(optimizer)
 
 
 def test_a_parameter_without_a_gradient_takes_no_part() -> None:
@@ -159,7 +167,7 @@ def test_a_measurement_replaces_the_last_one() -> None:
     metric.update(stepped([weight], decoupled=True, steps=1))
     optimizer = stepped([weight], decoupled=True, steps=2)
     metric.update(optimizer)
-    assert metric.compute()["adam_moments/grad_norm"] == measured(optimizer)["grad_norm"]
+    assert metric.compute()["adam_moments/grad_norm"] == pytest.approx(weight.grad.norm().item())  # type: ignore[union-attr]
 
 
 def test_scopes_and_optimizer_names_make_the_keys() -> None:
@@ -226,8 +234,9 @@ def test_more_elements_than_a_piece_in_any_layout(layout: str) -> None:
     agrees(optimizer)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("contiguous", [True, False])
-def test_temporaries_stay_below_32_megabytes(contiguous: bool) -> None:
+def test_temporaries_stay_below_32_megabytes(contiguous: bool, kernel: str) -> None:
     """In a process of its own: the peak of its memory is what is asserted."""
     script = f"""
         import resource, torch
@@ -246,10 +255,11 @@ def test_temporaries_stay_below_32_megabytes(contiguous: bool) -> None:
             return adam
 
         torch.set_num_threads(1)
-        AdamStatistics("all").update(optimizer(70), histograms=True)
+        AdamStatistics("all", kernel="{kernel}").update(optimizer(70), histograms=True)
         large = optimizer(20_000)
         before = peak()
-        metric = AdamStatistics("all", scopes=["model", "group", "layer", "tensor"])
+        scopes = ["model", "group", "layer", "tensor"]
+        metric = AdamStatistics("all", scopes, kernel="{kernel}")
         metric.update(large, histograms=True)
         metric.compute()
         print(peak() - before)

@@ -67,8 +67,8 @@ def pieces(tensor: tuple[Tensor, Tensor, State], cuts: list[int]) -> list[Any]:
     ]
 
 
-def measured(optimizer: Optimizer) -> AdamStatistics:
-    metric = AdamStatistics("all", scopes=["model"])
+def measured(optimizer: Optimizer, kernel: str = "eager") -> AdamStatistics:
+    metric = AdamStatistics("all", scopes=["model"], kernel=kernel)
     metric.update(optimizer, histograms=True)
     return metric
 
@@ -133,7 +133,7 @@ def test_any_ranks(ranks: int, decoupled: bool) -> None:
 def test_a_group_is_what_a_model_of_it_alone_would_be() -> None:
     optimizer = trained(decoupled=True)
     tensors = tensors_of(optimizer)
-    metric = AdamStatistics("all", scopes=["group"])
+    metric = AdamStatistics("all", scopes=["group"], kernel="eager")
     metric.update(rebuilt([tensors[:2], tensors[2:]], optimizer))
     alone = measured(rebuilt([tensors[2:]], optimizer)).compute()
     assert {

@@ -40,6 +40,8 @@ TURN = 8 * ITEM
 """Elements that a thread takes at a time, at least: some tenths of a millisecond."""
 SAFE = (1e-15, 1e15)
 """Magnitudes whose squares float32 holds with all digits."""
+CANCELLED = 1e-3
+"""The share of Σp² that Σp₀² has to reach: below, float32 has lost two digits of p₀ or more."""
 Result = TypeVar("Result")
 
 
@@ -129,7 +131,9 @@ class _Batch:
         self.elements = np.array([view.parameter.numel() for view in views])
         self.settings = _settings(views)
         with np.errstate(all="ignore"):
-            self.factors = _factors(self.settings, is_coupled, torch.finfo(dtypes[3]).tiny)
+            self.factors = _factors(self.settings, torch.finfo(dtypes[3]).tiny)
+            rate = self.settings.lr * self.settings.weight_decay
+            self.decay = self.settings.weight_decay if is_coupled else rate / (1 - rate)
         self.items, self.firsts = _items(self.elements)
         self.arguments = (
             self.items,
@@ -176,6 +180,8 @@ class _Batch:
                 "elements": self.elements.astype(np.float64),
                 "nonfinite": np.zeros(len(self.elements)),
                 "update_squares": of.lr**2 * row["direction_squares"],
+                "decay_squares": self.decay**2 * row["undecayed_squares"],
+                "decay_times_update": self.decay * of.lr * row["undecayed_times_direction"],
                 "equilibrium_squares": np.where(
                     of.weight_decay > 0, self.elements * of.lr / (2 * of.weight_decay), 0
                 ),
@@ -194,18 +200,32 @@ class _Batch:
         }
 
     def is_measured(self, row: dict[str, Array]) -> Array:
-        """Whether float32 holds all factors, and the squares of all elements."""
-        is_measured: Array = np.isfinite(self.factors).all(axis=1)
-        weights = np.sqrt(row["weight_squares"] / np.maximum(row["weight_nonzero"], 1))
-        for magnitudes in (
-            np.where(row["weight_nonzero"] > 0, weights, 0),
-            row["grad_max_abs"],
-            row["exp_avg_max_abs"],
-            np.sqrt(row["exp_avg_sq_largest"]),
-            row["direction_max_abs"],
+        """Whether float32 holds all factors and the squares of what is summed, and tells p₀."""
+        moved = row["exp_avg_max_abs"] * row["second_moment_positive"]
+        entered = row["entered_squares"] if self.is_coupled else row["grad_max_abs"]
+        is_measured: Any = np.isfinite(self.factors).all(axis=1) & np.isfinite(self.decay)
+        for magnitudes, source in (
+            (row["grad_max_abs"], row["grad_max_abs"]),
+            (row["exp_avg_max_abs"], row["exp_avg_max_abs"]),
+            (np.sqrt(row["exp_avg_sq_largest"]), row["exp_avg_sq_largest"]),
+            (row["direction_max_abs"], row["direction_max_abs"]),
+            (_root_mean(row["weight_squares"], row["weight_nonzero"]), row["weight_nonzero"]),
+            (_root_mean(row["entered_squares"], row["active"]), row["entered_squares"]),
+            (_root_mean(row["entered_over_second_moment"], row["active"]), entered),
+            (_root_mean(row["signal"], row["active"]), moved),
+            (_root_mean(row["energy_without_eps"], row["active"]), moved),
+            (_root_mean(row["energy_lost_to_eps"], row["active"]), moved),
         ):
-            is_measured &= (magnitudes == 0) | _is_safe(magnitudes)
-        return is_measured
+            is_measured &= (source == 0) | _is_safe(magnitudes)
+        if (self.decay > 0).any():
+            # Where p is all update, as after the first step from zero, p₀ is a small difference.
+            is_told = row["undecayed_squares"] >= CANCELLED * row["weight_squares"]
+            is_measured &= is_told | (self.decay == 0)
+        return np.asarray(is_measured)
+
+
+def _root_mean(squares: Array, elements: Array) -> Array:
+    return np.sqrt(np.where(elements > 0, squares / np.maximum(elements, 1), 0))
 
 
 def _is_safe(magnitudes: Any) -> Any:
@@ -239,12 +259,11 @@ def _settings(views: Sequence[TensorView]) -> _Settings:
         )
         for key, of in positions.items()
     }
-    table = np.array([numbers[id(view.settings)] for view in views], dtype=np.float64)
-    return _Settings(*table.T, np.array([float(view.step) for view in views]))
+    table = np.array([(*numbers[id(view.settings)], float(view.step)) for view in views])
+    return _Settings._make(table.T)
 
 
-def _factors(of: _Settings, is_coupled: bool, normal: float) -> Array:
-    rate = of.lr * of.weight_decay
+def _factors(of: _Settings, normal: float) -> Array:
     columns = Factors(
         first=1 / (1 - of.beta1**of.step),
         root=1 / np.sqrt(1 - of.beta2**of.step),
@@ -253,8 +272,7 @@ def _factors(of: _Settings, is_coupled: bool, normal: float) -> Array:
         lr=of.lr,
         sign=of.sign,
         coupled=of.weight_decay,
-        decay=of.weight_decay if is_coupled else rate / (1 - rate),
-        decay_rate=rate,
+        decay_rate=of.lr * of.weight_decay,
         forgotten=1 - of.beta2,
         normal=np.full_like(of.lr, normal),
     )

@@ -56,8 +56,8 @@ class Effects(NamedTuple):
     energy_without_eps: float = ZERO
     energy_lost_to_eps: float = ZERO
     direction_squares: float = ZERO
-    decay_squares: float = ZERO
-    decay_times_update: float = ZERO
+    undecayed_squares: float = ZERO
+    undecayed_times_direction: float = ZERO
 
 
 class Counts(NamedTuple):
@@ -104,8 +104,6 @@ class Factors(NamedTuple):
     """-1 with maximize."""
     coupled: Any
     """λ if decay is coupled."""
-    decay: Any
-    """What makes d of p+ηu: λ if decay is coupled, else ηλ/(1-ηλ)."""
     decay_rate: Any
     """ηλ."""
     forgotten: Any
@@ -287,7 +285,6 @@ def _added(
     inverse = (ONE / e.denominator) if not (e.denominator <= ZERO) else ZERO
     without_eps = e.m_hat * inverse
     eps_share = by.eps * inverse
-    decay = by.decay * e.undecayed
     has_v, moved, has_weight = v > ZERO, e.update != ZERO, p != ZERO
     return (
         Moments(
@@ -315,8 +312,8 @@ def _added(
             plus(effects.energy_without_eps, without_eps * without_eps),
             plus_product(effects.energy_lost_to_eps, e.u * e.u, eps_share * (eps_share + TWO)),
             plus(effects.direction_squares, e.u * e.u),
-            plus_product(effects.decay_squares, decay, decay),
-            plus_product(effects.decay_times_update, decay, e.update),
+            plus_product(effects.undecayed_squares, e.undecayed, e.undecayed),
+            plus_product(effects.undecayed_times_direction, e.undecayed, e.u),
         ),
         Counts(
             plus_counts(counts.presence, g == ZERO, e.is_active, has_second_moment),
@@ -422,7 +419,7 @@ def add_items(
         tensor, start, end = items[item]
         at = addresses[tensor]
         by = factors[tensor]
-        each = Factors(by[0], by[1], by[2], by[3], by[4], by[5], by[6], by[7], by[8], by[9], by[10])
+        each = Factors(by[0], by[1], by[2], by[3], by[4], by[5], by[6], by[7], by[8], by[9])
         while start < end:
             stop = min(start + BLOCK, end)
             _add_block(
@@ -480,7 +477,7 @@ def count_items(
         tensor, start, end = items[item]
         p, g, m, v, v_max = addresses[tensor]
         of = factors[tensor]
-        by = Factors(of[0], of[1], of[2], of[3], of[4], of[5], of[6], of[7], of[8], of[9], of[10])
+        by = Factors(of[0], of[1], of[2], of[3], of[4], of[5], of[6], of[7], of[8], of[9])
         ours = counts[groups[tensor]]
         while start < end:
             stop = min(start + BLOCK, end)

@@ -1,0 +1,79 @@
+"""How many elements a count may be wrong by: those that stand within 4 ulp of its boundary.
+
+The design allows a kernel that computes in float32 to take these for what is on the other side.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tests.arithmetic import round_to
+from tests.reference import Tensor, _elements_of
+
+Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+ULPS = 4 * 2.0**-23
+"""Four units in the last place of a float32, relative to it."""
+SMALLEST = 2.0**-149
+"""The smallest float32."""
+
+
+def slack(tensors: Sequence[Tensor]) -> dict[str, float]:
+    """What each fraction may be off by."""
+    with np.errstate(all="ignore"):
+        parts = [_slack(tensor) for tensor in tensors if tensor.parameter.numel()]
+    allowed = {}
+    for name in parts[0] if parts else ():
+        undecided = sum(part[name][0] for part in parts)
+        certain = sum(part[name][1] for part in parts) - undecided
+        allowed[name] = 2 * undecided / max(certain, 1)
+    return allowed
+
+
+def _slack(tensor: Tensor) -> dict[str, tuple[int, int]]:
+    """Of one tensor, the undecided elements of each fraction and those that it is a share of."""
+    e: Any = _elements_of(tensor)
+    signed = abs(e.grad) + (0 if tensor.decoupled else abs(e.decay))
+    may_be_zero = (abs(e.entered) <= ULPS * signed) & (e.entered != 0)
+    may_be_idle = may_be_zero & (e.exp_avg == 0) & (e.exp_avg_sq == 0)
+    may_be_still = (abs(e.update) <= 4 * SMALLEST) & (e.update != 0)
+    rate = 1 - tensor.beta2
+    p_dtype, v_dtype = tensor.parameter.dtype, tensor.exp_avg_sq.dtype
+    decay = e.parameter * tensor.lr * tensor.weight_decay
+    undecided = {
+        "idle_fraction": may_be_idle,
+        "eps_dominated_fraction": may_be_idle | _near(e.denominator, tensor.eps),
+        "exp_avg_sq_zero_fraction": may_be_zero,
+        "exp_avg_sq_subnormal_fraction": np.zeros_like(e.active),
+        "exp_avg_sq_stalled_fraction": _undecided(v_dtype, e.exp_avg_sq, rate * e.exp_avg_sq),
+        "update_lost_fraction": may_be_still | _undecided(p_dtype, e.parameter, e.update),
+        "grad_zero_fraction": np.zeros_like(e.active),
+        "direction_large_fraction": may_be_idle | _near(abs(e.direction), 0.8),
+        "decay_lost_fraction": _undecided(p_dtype, e.parameter, decay),
+    }
+    everything = np.ones_like(e.active)
+    of = {
+        "eps_dominated_fraction": e.active,
+        "direction_large_fraction": e.active,
+        "update_lost_fraction": e.update != 0,
+        "decay_lost_fraction": e.decoupled_decay & (e.parameter != 0),
+    }
+    return {
+        name: (int(mask.sum()), int(of.get(name, everything).sum()))
+        for name, mask in undecided.items()
+    }
+
+
+def _near(values: Array, boundary: float) -> Mask:
+    return np.asarray(abs(values - boundary) <= ULPS * boundary)
+
+
+def _undecided(dtype: torch.dtype, values: Array, change: Array) -> Mask:
+    """Where it depends on the last bits of the change whether it is rounded away."""
+    # What is rounded to fewer digits than float32 has was a float32 before.
+    spread = ULPS * abs(change) + (0 if dtype is torch.float32 else ULPS * abs(values))
+    sides = [round_to(dtype, values - change + side * spread) == values for side in (-1, 1)]
+    return np.asarray(sides[0] != sides[1])

@@ -2,6 +2,7 @@
 
 import sys
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_adam._private.lightning import log_every_n_steps, logging_step
-from lightning_adam.errors import ConfigError
+from lightning_adam.errors import ConfigError, type_instead
 from lightning_adam.loggers import (
     ROWS_AT_ONCE,
     X_AXIS,
@@ -26,31 +27,16 @@ from lightning_adam.loggers import (
 )
 from lightning_adam.optimizers import names_of
 from lightning_adam.optimizers import settings as optimizer_settings
-from lightning_adam.reading import read_monitor
+from lightning_adam.reading import KERNEL_PACKAGES, read_monitor
 from lightning_adam.schedulers import settings as scheduler_settings
 from lightning_adam.schema import Scope
 from lightning_adam.statistics.accumulators import Knowledge
+from lightning_adam.statistics.kernels import FAST
+from lightning_adam.statistics.measurement import Arriving, Measurement
 from lightning_adam.statistics.metric import AdamStatistics
 from lightning_adam.statistics.views import is_measurable
 from lightning_adam.steps import StepCounter
 from lightning_adam.version import __version__
-
-
-class _Measured(NamedTuple):
-    """Which step was measured. What the device alone knows is read when it is logged."""
-
-    step: int
-    """Its number, if the device has skipped none since the counter was settled."""
-    flags: Tensor | None
-    """How many the device has skipped since."""
-    flag: Tensor | None
-    """Whether this one is among them."""
-
-    def settled(self) -> int | None:
-        """The number of the step; None if it was skipped. Waits for the device."""
-        if self.flag is not None and self.flag.item():
-            return None
-        return self.step if self.flags is None else self.step - int(self.flags)
 
 
 @dataclass
@@ -65,9 +51,42 @@ class _Watched:
     due: int
     has_statistics: bool = False
     has_histograms: bool = False
-    measured: _Measured | None = None
-    """The step that was last measured, if it is not logged yet."""
+    step: int = 0
+    """The number of the step that was last measured, if the device has skipped no more steps than
+    `counter.learned`."""
+    flags: tuple[Tensor, ...] = ()
+    """Of that step, how many the device had skipped, and whether it skipped this one too; empty if
+    it could not."""
     is_introduced: bool = False
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether something of the batch waits to be logged."""
+        return self.has_statistics or self.has_histograms
+
+
+class _Sent(NamedTuple):
+    """What one optimizer's step has left, on its way to the loggers."""
+
+    watched: _Watched
+    arriving: Arriving
+    has_statistics: bool
+    has_histograms: bool
+    step: int
+    learned: int
+    """How many skipped steps `step` does not count."""
+
+
+class _Row(NamedTuple):
+    """What is logged together."""
+
+    step: int
+    """On the x-axis."""
+    sent: list[_Sent]
+
+    def has_arrived(self) -> bool:
+        """Whether it can be logged without waiting for the device."""
+        return all(each.arriving.has_arrived() for each in self.sent)
 
 
 class AdamMonitor(Callback):
@@ -97,7 +116,7 @@ class AdamMonitor(Callback):
 
     Raises:
         ConfigError: If an argument cannot work or, when `fit` starts, if no optimizer is of Adam's
-            family.
+            family, or the kernel is not one for the device of their parameters.
 
     Example:
         >>> monitor = AdamMonitor(every_n_steps=10, statistics=["headline", "eps_*"])
@@ -130,6 +149,7 @@ class AdamMonitor(Callback):
         self._watched: list[_Watched] = []
         self._counters: list[StepCounter] = []
         self._layers = LayerTable([])
+        self._rows: deque[_Row] = deque()
         self._saved: dict[str, Any] = {}
         """The state that was loaded; after a training, that of its end."""
 
@@ -149,6 +169,7 @@ class AdamMonitor(Callback):
                 f" trains with {', '.join(others) or 'no optimizer'}; train with torch.optim.Adam"
                 " or AdamW (AdamMixin builds them), or remove the callback"
             )
+        self._check_kernel(trainer)
         if others:
             rank_zero_info(f"AdamMonitor does not measure {', '.join(others)}: without betas.")
         if not trainer.loggers:
@@ -218,9 +239,11 @@ class AdamMonitor(Callback):
         """Logs what the batch's optimizer steps have left, under the step of the batch's loss."""
         for watched in self._watched:
             self._guard(watched.counter.close)
-        if any(map(_is_waiting, self._watched)):
+        if self._rows or any(watched.is_waiting for watched in self._watched):
             with self._never_harm():
-                self._log(trainer)
+                self._send(trainer)
+                while self._rows and self._rows[0].has_arrived():
+                    self._log(trainer, self._rows.popleft())
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -234,8 +257,25 @@ class AdamMonitor(Callback):
         """Sends what is left of the layers' table, and lets go of the optimizers."""
         self._finish(trainer)
 
+    def _check_kernel(self, trainer: Trainer) -> None:
+        """A kernel that was asked for by name has to have something to measure."""
+        kernel = self.config.kernel.value
+        types = {
+            parameter.device.type
+            for optimizer in filter(is_measurable, trainer.optimizers)
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        if kernel in KERNEL_PACKAGES and kernel not in {FAST.get(each) for each in types}:
+            raise ConfigError(
+                f"adam_monitor.kernel={kernel}: expected one for the device of the parameters,"
+                f" {', '.join(sorted(types))}; {type_instead('adam_monitor.kernel', 'auto')}"
+            )
+
     def _finish(self, trainer: Trainer) -> None:
         with self._never_harm():
+            while self._rows:
+                self._log(trainer, self._rows.popleft())
             if self._layers.rows:
                 self._layers.send(trainer.loggers, logging_step(trainer))
             if self._watched:
@@ -294,8 +334,12 @@ class AdamMonitor(Callback):
         # What an earlier step of the batch has left is not logged yet.
         watched.has_statistics |= _is_due(counter.taken, self._interval)
         watched.has_histograms |= _is_due(counter.taken, self.config.histograms_every_n_steps)
-        watched.measured = _Measured(counter.taken, counter.flags, counter.flag)
-        skipped = counter.skipped if counter.flags is None else counter.skipped + counter.flags
+        watched.step, watched.flags = counter.taken, ()
+        skipped: Tensor | float = counter.skipped
+        if counter.flags is not None:
+            is_skipped = torch.zeros_like(counter.flags) if counter.flag is None else counter.flag
+            watched.flags = (counter.flags, is_skipped)
+            skipped = counter.flags + (counter.skipped - counter.learned)
         watched.statistics.update(watched.optimizer, watched.has_histograms, skipped)
 
     def _next_due(self, steps: int) -> int:
@@ -303,48 +347,63 @@ class AdamMonitor(Callback):
         intervals = filter(None, (self._interval, self.config.histograms_every_n_steps))
         return 1 if steps == 0 else min((steps // each + 1) * each for each in intervals)
 
-    def _log(self, trainer: Trainer) -> None:
-        step = logging_step(trainer)
+    def _send(self, trainer: Trainer) -> None:
+        """Sends what the batch's steps have left on its way, under the step of the batch's loss."""
+        sent = []
+        for watched in self._watched:
+            if watched.is_waiting:
+                arriving = Arriving(watched.statistics.measurement, watched.flags)
+                due = (watched.has_statistics, watched.has_histograms)
+                sent.append(_Sent(watched, arriving, *due, watched.step, watched.counter.learned))
+                watched.has_statistics = watched.has_histograms = False
+        if sent:
+            self._rows.append(_Row(logging_step(trainer), sent))
+
+    def _log(self, trainer: Trainer, row: _Row) -> None:
         values: dict[str, float] = {}
         exponents: dict[str, list[int]] = {}
-        for watched in filter(_is_waiting, self._watched):
-            self._settle(watched)
-            if watched.has_statistics:
-                values |= watched.statistics.compute()
-                self._keep_layers(watched, step)
-            if watched.has_histograms:
-                exponents |= watched.statistics.compute_exponents()
-            if _is_waiting(watched) and not watched.is_introduced:
-                self._introduce(watched)
-            watched.has_statistics = watched.has_histograms = False
+        for sent in map(self._settled, row.sent):
+            measurement = sent.arriving.measurement()
+            if sent.has_statistics:
+                values |= measurement.values()
+                self._keep_layers(sent.watched, measurement, row.step)
+            if sent.has_histograms:
+                exponents |= measurement.exponent_counts()
+            if (sent.has_statistics or sent.has_histograms) and not sent.watched.is_introduced:
+                self._introduce(sent.watched)
         trainer.callback_metrics.update(
             {key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()}
         )
         for logger in trainer.loggers:
             if values:
-                logger.log_metrics(values, step=step)
+                logger.log_metrics(values, step=row.step)
             if exponents:
-                log_exponents(logger, exponents, step)
+                log_exponents(logger, exponents, row.step)
         if len(self._layers.rows) >= ROWS_AT_ONCE:
-            self._layers.send(trainer.loggers, step)
+            self._layers.send(trainer.loggers, row.step)
 
-    def _settle(self, watched: _Watched) -> None:
+    def _settled(self, sent: _Sent) -> _Sent:
         """Takes back what turns out to be of a step that was skipped, or that is not due."""
-        if watched.measured is not None and watched.measured.flags is not None:
-            step, histograms = watched.measured.settled(), self.config.histograms_every_n_steps
-            watched.has_statistics &= step is not None and _is_due(step, self._interval)
-            watched.has_histograms &= step is not None and _is_due(step, histograms)
-            watched.counter.settle()
-            watched.due = self._next_due(watched.counter.taken)
-        watched.measured = None
+        flags = sent.arriving.others()
+        if not flags:
+            return sent
+        skipped, is_skipped = flags
+        step = sent.step - (int(skipped) - sent.learned)
+        counter, histograms = sent.watched.counter, self.config.histograms_every_n_steps
+        counter.learn(int(skipped))
+        sent.watched.due = self._next_due(counter.taken)
+        return sent._replace(
+            has_statistics=sent.has_statistics and not is_skipped and _is_due(step, self._interval),
+            has_histograms=sent.has_histograms and not is_skipped and _is_due(step, histograms),
+        )
 
-    def _keep_layers(self, watched: _Watched, step: int) -> None:
-        for row in watched.statistics.table(Scope.layer) if self.config.layer_table else []:
+    def _keep_layers(self, watched: _Watched, measurement: Measurement, step: int) -> None:
+        for row in measurement.table(Scope.layer) if self.config.layer_table else []:
             optimizer = {"optimizer": watched.name} if watched.name else {}
             self._layers.add({X_AXIS: step, **optimizer, **row})
 
     def _introduce(self, watched: _Watched) -> None:
-        """Says once, after the first step, what is not measured of an optimizer."""
+        """Says once, after the first step, what is not measured of an optimizer, or slowly."""
         watched.is_introduced = True
         name, statistics = type(watched.optimizer).__name__, watched.statistics
         others = statistics.passed_over
@@ -352,6 +411,11 @@ class AdamMonitor(Callback):
         if others and not statistics.is_measured:
             rank_zero_info(f"AdamMonitor measures nothing of {name}: all parameters are {without}.")
             return
+        for kernel in statistics.missing_kernels:
+            rank_zero_info(
+                f"AdamMonitor measures {name} in many times the time it takes with {kernel}:"
+                f" pip install {KERNEL_PACKAGES[kernel]}"
+            )
         missing = [each.name for each in statistics.not_measured]
         if self.config.histograms_every_n_steps and statistics.knowledge is not Knowledge.STEP:
             missing.append("histograms")
@@ -382,11 +446,8 @@ class AdamMonitor(Callback):
         for watched in self._watched:
             watched.due = sys.maxsize
         self._watched = []
+        self._rows.clear()
         self._layers = LayerTable([])
-
-
-def _is_waiting(watched: _Watched) -> bool:
-    return watched.has_statistics or watched.has_histograms
 
 
 def _is_due(steps: int, interval: int | None) -> bool:

@@ -47,8 +47,10 @@ class StepCounter:
         self.taken = steps_taken(optimizer)
         self.skipped = 0
         self.flags: Tensor | None = None
-        """How many of `taken` the device has skipped since the last `settle`; never changed in
-        place. None if no step got a flag."""
+        """How many steps the device has skipped; never changed in place. None if no step got a
+        flag."""
+        self.learned = 0
+        """How many of them are known here, and counted as skipped."""
         self.flag: Tensor | None = None
         """Whether the device has skipped the last step; None if it could not."""
         self._optimizer = optimizer
@@ -97,10 +99,14 @@ class StepCounter:
         """Between two batches: counts what the device has skipped, and waits for it if it must."""
         self.close()
         if self.flags is not None:
-            skipped = int(self.flags)
-            self.taken -= skipped
-            self.skipped += skipped
-            self.flags = None
+            self.learn(int(self.flags))
+
+    def learn(self, flags: int) -> None:
+        """Counts what the device has skipped, as `flags` said after some step."""
+        news = max(flags - self.learned, 0)
+        self.taken -= news
+        self.skipped += news
+        self.learned += news
 
     def remove(self) -> None:
         """Lets go of the optimizer."""

@@ -225,11 +225,11 @@ def test_the_metric_tells_what_the_state_tells(
     metric.update(optimizer, histograms=True)
     told = expected_of(optimizer)
     values = metric.compute()
-    assert bare(values, "") == pytest.approx(told, rel=1e-9, abs=0)
+    assert bare(values, "") == pytest.approx(told, rel=1e-6, abs=0)
     for index, group in enumerate(optimizer.param_groups):
         group_told = told if "betas" in group else {}
         actual = bare(values, f"/group/group_{index}")
-        assert actual == pytest.approx(group_told, rel=1e-9, abs=0)
+        assert actual == pytest.approx(group_told, rel=1e-6, abs=0)
     assert {each.name for each in metric.not_measured} == not_told_by(told)
     assert metric.compute_exponents() == {}
 
@@ -281,7 +281,7 @@ def monitored(build: Callable[[], L.LightningModule], **settings: Any) -> Fit:
 def test_the_monitor_says_once_what_it_does_not_measure(build: Build) -> None:
     fit = monitored(lambda: Built(build), histograms_every_n_steps=3)
     told = expected_of(fit.optimizers[0])
-    assert bare(fit.values, "") == pytest.approx(told, rel=1e-9, abs=0)
+    assert bare(fit.values, "") == pytest.approx(told, rel=1e-6, abs=0)
     (line,) = fit.lines
     listed = line.rstrip(".").partition("state tells, not ")[2].split(", ")
     assert type(fit.optimizers[0]).__name__ in line
@@ -298,7 +298,7 @@ def test_of_adam_the_monitor_says_nothing(build: Build) -> None:
 def test_parameters_without_moments_are_named_beside_those_with() -> None:
     fit = monitored(lambda: Built(with_adam_groups))
     told = expected_of(fit.optimizers[0])
-    assert bare(fit.values, "") == pytest.approx(told, rel=1e-9, abs=0)
+    assert bare(fit.values, "") == pytest.approx(told, rel=1e-6, abs=0)
     (line,) = fit.lines
     for words in ("MuonWithAuxAdam", "update_norm", "2 parameters", "net.0.weight"):
         assert words in line
@@ -382,7 +382,7 @@ def test_two_eps_are_no_fault() -> None:
     optimizer = stepped(lambda net: Lion(net.parameters(), eps=(1e-30, 1e-16)))
     metric = AdamStatistics("all")
     metric.update(optimizer)
-    assert bare(metric.compute(), "") == pytest.approx(expected_of(optimizer), rel=1e-9)
+    assert bare(metric.compute(), "") == pytest.approx(expected_of(optimizer), rel=1e-6)
 
 
 def test_a_large_parameter_with_an_amsgrad_of_rows() -> None:
@@ -392,7 +392,7 @@ def test_a_large_parameter_with_an_amsgrad_of_rows() -> None:
     optimizer.step()
     metric = AdamStatistics("all")
     metric.update(optimizer)
-    assert bare(metric.compute(), "") == pytest.approx(expected_of(optimizer), rel=1e-9)
+    assert bare(metric.compute(), "") == pytest.approx(expected_of(optimizer), rel=1e-6)
 
 
 class Later(TwoOptimizers):

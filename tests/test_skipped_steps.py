@@ -225,7 +225,7 @@ def test_a_training_step_that_returned_none_is_skipped_in_every_precision(
         ("lightning_adam.statistics.metric.AdamStatistics.compute", "fused", COSINE),
         ("lightning_adam.statistics.metric.AdamStatistics.compute", "for-loop", COSINE),
         # Only where the device skips is there anything to settle.
-        ("lightning_adam.monitor._Measured.settled", "fused", COSINE),
+        ("lightning_adam.monitor.AdamMonitor._settled", "fused", COSINE),
         # The schedule's own counter is no part of the monitor.
         ("lightning_adam.steps.StepCounter._enter", "fused", None),
         ("lightning_adam.steps.StepCounter._is_taken", "fused", None),

@@ -234,6 +234,61 @@ class Measurement:
         return worst
 
 
+class Arriving:
+    """A measurement on its way to the host, which waits for nothing.
+
+    Args:
+        measurement: The measurement.
+        others: Numbers of the same device that are wanted with it (default: none).
+    """
+
+    def __init__(self, measurement: Measurement, others: Sequence[Tensor] = ()) -> None:
+        self._measurement = measurement
+        self._columns = measurement.sums.shape[1]
+        rows = measurement.sums
+        if rows.is_cuda:
+            # One copy of all.
+            rows = torch.cat([measurement.sums, measurement.maxima], dim=1)
+        self._copies = [_copy(each) for each in (rows, measurement.exponents, *others)]
+        self._event: torch.cuda.Event | None = None
+        if rows.is_cuda:
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record(torch.cuda.current_stream(rows.device))
+
+    def has_arrived(self) -> bool:
+        """Whether it can be had without waiting."""
+        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
+
+    def others(self) -> list[float]:
+        """The other numbers; waits for them."""
+        self._wait()
+        return [float(each) for each in self._copies[2:]]
+
+    def measurement(self) -> Measurement:
+        """The measurement on the host; waits for it."""
+        self._wait()
+        arrived = self._measurement
+        if self._event is not None:
+            rows, exponents = self._copies[:2]
+            sums, maxima = torch.tensor_split(rows, [self._columns], dim=1)
+            arrived = Measurement(
+                arrived.wanted, arrived.accumulators, arrived.tensors, sums, maxima, exponents
+            )
+        return arrived
+
+    def _wait(self) -> None:
+        if self._event is not None:
+            self._event.synchronize()
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """Begins a copy to memory that the device can write into by itself."""
+    if not tensor.is_cuda:
+        return tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
 class _Members(NamedTuple):
     """The scopes of one kind."""
 

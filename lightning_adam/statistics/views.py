@@ -91,33 +91,20 @@ def knowledge_of(optimizer: Optimizer, views: Iterable[TensorView]) -> Knowledge
     return Knowledge.FIRST_MOMENT
 
 
-Moments = tuple[Tensor | None, Tensor | None, Tensor | None]
-"""An exp_avg, an exp_avg_sq and a max_exp_avg_sq; None for what there is not."""
-MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-
-
 class _Known(NamedTuple):
     """What was found out about a parameter: it holds as long as its state is the same tensors."""
 
-    parameter: ref[Tensor]
-    moments: tuple[Callable[[], Tensor | None], ...]
-    at: tuple[str, int]
-    """The name of its group, and its position there."""
+    parameter: Callable[[], Tensor | None]
+    exp_avg: Callable[[], Tensor | None]
+    exp_avg_sq: Callable[[], Tensor | None]
+    max_exp_avg_sq: Callable[[], Tensor | None]
+    group: str
+    position: int
     place: Place
-    fitting: tuple[bool, ...]
-    """Which of the moments have a number for each of its elements."""
-    is_complex: bool
-
-    def holds(self, parameter: Tensor, at: tuple[str, int], moments: Sequence[Any]) -> bool:
-        """Whether nothing was replaced."""
-        first, second, third = self.moments
-        return (
-            self.parameter() is parameter
-            and first() is moments[0]
-            and second() is moments[1]
-            and third() is moments[2]
-            and self.at == at
-        )
+    fitting: list[bool]
+    """Which of the moments have a number for each of its elements, or are none."""
+    is_plain: bool
+    """Whether all of them have, and it is real."""
 
 
 class Views:
@@ -162,45 +149,56 @@ class Views:
         self.passed_over = []
         for index, group in enumerate(optimizer.param_groups):
             settings, name = _settings(group), group_name(group, index)
-            kept = (True, _has_two_betas(group), bool(group.get("amsgrad")))
-            names = [key if is_kept else "" for key, is_kept in zip(MOMENTS, kept, strict=True)]
+            # In place of what is not measured stands a name that no state has.
+            second = "exp_avg_sq" if _has_two_betas(group) else ""
+            third = "max_exp_avg_sq" if group.get("amsgrad") else ""
             for position, parameter in enumerate(group["params"]):
                 grad = parameter.grad
                 if grad is None:
                     continue
                 # `state[parameter]` would leave an empty state behind.
                 state = optimizer.state.get(parameter, {})
-                moments = [state.get(each) for each in names]
+                moments: tuple[Any, ...] = (
+                    state.get("exp_avg"),
+                    state.get(second),
+                    state.get(third),
+                )
                 known = self._known.get(id(parameter))
-                if known is None or not known.holds(parameter, (name, position), moments):
-                    known = self._look_at(parameter, group, (name, position), moments)
-                if not known.fitting[0] or grad.layout is not torch.strided:
+                if (
+                    known is None
+                    or known.parameter() is not parameter
+                    or known.exp_avg() is not moments[0]
+                    or known.exp_avg_sq() is not moments[1]
+                    or known.max_exp_avg_sq() is not moments[2]
+                    or known.position != position
+                    or known.group != name
+                ):
+                    known = self._look_at(parameter, group, name, position, moments)
+                if moments[0] is None or not known.fitting[0] or grad.layout is not torch.strided:
                     self.passed_over.append(known.place.tensor)
                     continue
-                exp_avg, exp_avg_sq, max_exp_avg_sq = moments
-                tensors = (
-                    parameter,
-                    grad,
-                    exp_avg,
-                    exp_avg_sq if known.fitting[1] else None,
-                    max_exp_avg_sq if known.fitting[2] else None,
-                )
-                if known.is_complex:
-                    tensors = _real(tensors)
                 step = _number(state["step"] if "step" in state else group.get("step"))
+                tensors: tuple[Any, Any, Any, Any, Any] = (parameter, grad, *moments)
+                if not known.is_plain:
+                    tensors = _fitting(tensors, (True, True, *known.fitting))
                 views.append(TensorView(known.place, settings, *tensors, step))
         return views
 
     def _look_at(
-        self, parameter: Tensor, group: Group, at: tuple[str, int], moments: Sequence[Any]
+        self, parameter: Tensor, group: Group, name: str, position: int, moments: Sequence[Any]
     ) -> _Known:
+        fitting = [each is None or _is_elementwise(each, parameter) for each in moments]
+        references = [ref(each) if isinstance(each, Tensor) else _nothing for each in moments]
         known = self._known[id(parameter)] = _Known(
-            ref(parameter),
-            tuple(ref(each) if isinstance(each, Tensor) else _nothing for each in moments),
-            at,
-            self._place(parameter, *at, group.get("param_names", ())),
-            tuple(_is_elementwise(each, parameter) for each in moments),
-            parameter.is_complex(),
+            parameter=ref(parameter),
+            exp_avg=references[0],
+            exp_avg_sq=references[1],
+            max_exp_avg_sq=references[2],
+            group=name,
+            position=position,
+            place=self._place(parameter, name, position, group.get("param_names", ())),
+            fitting=fitting,
+            is_plain=all(fitting) and not parameter.is_complex(),
         )
         return known
 
@@ -257,9 +255,14 @@ def _has_two_betas(group: Group) -> bool:
     return isinstance(betas, Sequence) and len(betas) == 2
 
 
-def _real(tensors: Iterable[Tensor | None]) -> tuple[Any, ...]:
-    """Adam treats a complex number as two real ones."""
-    return tuple(None if each is None else torch.view_as_real(each) for each in tensors)
+def _fitting(tensors: Iterable[Any], fitting: Iterable[bool]) -> tuple[Any, Any, Any, Any, Any]:
+    """None for what does not fit; Adam treats a complex number as two real ones."""
+    real = (
+        torch.view_as_real(tensor) if isinstance(tensor, Tensor) and tensor.is_complex() else tensor
+        for tensor in tensors
+    )
+    p, g, m, v, v_max = (each if fits else None for each, fits in zip(real, fitting, strict=True))
+    return p, g, m, v, v_max
 
 
 def _is_elementwise(state: Any, parameter: Tensor) -> bool:

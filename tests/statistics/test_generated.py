@@ -36,16 +36,20 @@ MAGNITUDES = [(-30, 30), (-30, -20), (-12, -6), (-3, 3), (0, 0), (20, 30), (-46,
 SPECIALS = [float("nan"), float("inf"), -float("inf")]
 
 
+FEW_DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float64]).map(lambda d: [d] * 3)
+"""A kernel is compiled for each combination, which takes longer than it to measure."""
+ANY_DTYPES = st.lists(st.sampled_from(DTYPES), min_size=3, max_size=3)
+
+
 @st.composite
-def parameter_groups(draw: st.DrawFn) -> list[dict[str, Any]]:
+def parameter_groups(
+    draw: st.DrawFn, dtypes: st.SearchStrategy[list[torch.dtype]] = FEW_DTYPES
+) -> list[dict[str, Any]]:
     """Groups as a recipe: hyperparameters, and of each tensor how it is made."""
     tensor = st.fixed_dictionaries(
         {
             "shape": st.sampled_from(SHAPES),
-            "dtypes": st.one_of(
-                st.sampled_from(DTYPES).map(lambda dtype: [dtype] * 3),
-                st.lists(st.sampled_from(DTYPES), min_size=3, max_size=3),
-            ),
+            "dtypes": dtypes,
             "layouts": st.lists(st.sampled_from(list(LAYOUTS)), min_size=4, max_size=4),
             "weight": st.sampled_from(MAGNITUDES),
             "grad": st.sampled_from(MAGNITUDES),
@@ -169,7 +173,7 @@ def assert_counts(counts: list[int], magnitudes: np.ndarray[Any, Any], slack: fl
         assert (finite < edge * (1 - slack)).sum() <= below <= (finite < edge * (1 + slack)).sum()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(groups=parameter_groups(), seed=st.integers(0, 2**31))
 def test_any_state_agrees_with_the_reference(groups: list[dict[str, Any]], seed: int) -> None:
     check(made(groups, seed))
@@ -178,7 +182,7 @@ def test_any_state_agrees_with_the_reference(groups: list[dict[str, Any]], seed:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @settings(max_examples=1500, deadline=None)
-@given(groups=parameter_groups(), seed=st.integers(0, 2**31))
+@given(groups=parameter_groups(ANY_DTYPES), seed=st.integers(0, 2**31))
 def test_any_state_agrees_with_the_reference_many_times(
     groups: list[dict[str, Any]], seed: int
 ) -> None:

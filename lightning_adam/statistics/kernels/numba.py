@@ -307,14 +307,19 @@ def _batches(views: Sequence[TensorView]) -> Iterator[_Batch]:
 
 def _is_in_one_order(view: TensorView) -> bool:
     """Whether all of the tensor's elements stand in memory without gaps, in the same order."""
-    _, _, parameter, *others, _ = view
-    tensors = [parameter, *(each for each in others if each is not None)]
-    if all(each.is_contiguous() for each in tensors):
+    _, _, p, g, m, v, v_max, _ = view
+    if (
+        p.is_contiguous()
+        and g.is_contiguous()
+        and m.is_contiguous()
+        and (v is None or v.is_contiguous())
+        and (v_max is None or v_max.is_contiguous())
+    ):
         return True
-    strides = parameter.stride()
+    strides = p.stride()
     order = sorted(range(len(strides)), key=strides.__getitem__, reverse=True)
-    return parameter.permute(order).is_contiguous() and all(
-        each.stride() == strides for each in tensors
+    return p.permute(order).is_contiguous() and all(
+        each is None or each.stride() == strides for each in (g, m, v, v_max)
     )
 
 

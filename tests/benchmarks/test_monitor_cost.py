@@ -1,0 +1,195 @@
+"""The benchmark runs, and what stands for the peers computes their numbers. No time is asserted."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import monitor_cost
+from benchmarks.monitor_cost import Named, build, composer, olmo, plain_read
+
+REPOSITORY = Path(__file__).parents[2]
+ARMS = {
+    "fused step",
+    "fused step again",
+    "plain read",
+    "headline",
+    "all",
+    "all + histograms",
+    "all, eager",
+    "Composer",
+    "OLMo",
+    "wandb.watch",
+}
+INTERVALS = {"none", "none again", "every 50", "every 10", "every step"}
+README = "before\n<!-- results -->\nold\n<!-- /results -->\nafter\n"
+TINY = ["--sizes", "tiny", "--trainings", "tiny", "--batches", "2", "--logger", "csv"]
+PNG = b"\x89PNG\r\n\x1a\n"
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+class Ran(NamedTuple):
+    printed: str
+    folder: Path
+    results: Any
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """Everything once, as small as it gets, saved beside a README."""
+    folder = tmp_path_factory.mktemp("saved")
+    (folder / "README.md").write_text(README)
+    finished = subprocess.run(
+        [
+            *(sys.executable, "-m", "benchmarks.monitor_cost", *TINY),
+            *("--rounds", "2", "--training-rounds", "2", "--save", str(folder)),
+        ],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"},
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr
+    results = json.loads((folder / "monitor_cost.json").read_text())
+    return Ran(finished.stdout, folder, results)
+
+
+def test_every_arm_is_measured(ran: Ran) -> None:
+    size = ran.results["step"]["cpu"]["sizes"]["tiny"]
+    assert size["arms"].keys() == ARMS
+    for arm in size["arms"].values():
+        assert len(arm["ratios"]) == len(arm["milliseconds"]) == 2
+    for ratios in size["after"].values():
+        assert [len(each) for each in ratios.values()] == [2, 2]
+    assert [len(each) for each in ran.results["step"]["cpu"]["in_between"].values()] == [2, 2, 2]
+
+
+def test_every_interval_is_trained_with(ran: Ran) -> None:
+    segments = ran.results["training"]["cpu"]["trainings"]["tiny"]
+    assert segments.keys() == INTERVALS
+    assert {len(each["totals"]) for each in segments.values()} == {2}
+    assert [name for name, each in segments.items() if each["measurement_ms"]] == ["every step"]
+
+
+def test_the_tables_are_printed(ran: Ran) -> None:
+    for title in ("One measurement", "The step after", "A step in between", "A training"):
+        assert f"### {title}\n" in ran.printed
+    for name in ARMS:
+        assert f"\n| {name} |" in ran.printed
+    for name in INTERVALS:
+        assert f"\n| tiny: {name} |" in ran.printed
+    assert f"torch {torch.__version__}" in ran.printed
+    assert "python -m benchmarks.monitor_cost --sizes tiny" in ran.printed
+
+
+def test_the_tables_are_put_into_the_readme(ran: Ran) -> None:
+    text = (ran.folder / "README.md").read_text()
+    assert text.startswith("before\n<!-- results -->\n\n### One measurement\n")
+    assert text.endswith("|\n\n<!-- /results -->\nafter\n")
+    assert ran.printed.strip() in text
+
+
+def test_the_picture_is_drawn(ran: Ran) -> None:
+    assert (ran.folder / "monitor_cost.png").read_bytes().startswith(PNG)
+
+
+def test_what_other_parts_have_left_is_kept(ran: Ran, tmp_path: Path) -> None:
+    step, training = ran.results["step"], ran.results["training"]
+    monitor_cost.keep({"step": step, "training": {}}, tmp_path)
+    monitor_cost.keep({"step": {}, "training": training}, tmp_path)
+    kept = json.loads((tmp_path / "monitor_cost.json").read_text())
+    assert kept == {"step": step, "training": training}
+
+
+@pytest.mark.parametrize(
+    ("size", "tensors", "elements"),
+    [
+        ("resnet18", 62, 11_689_512),
+        ("gpt2", 148, 124_439_808),
+        ("small", 2000, 2_000_000),
+        ("1B", 388, 985_379_328),
+    ],
+)
+def test_sizes(size: str, tensors: int, elements: int) -> None:
+    shapes = monitor_cost.SHAPES[size]()
+    assert len(shapes) == tensors
+    assert sum(map(math.prod, shapes)) == elements
+
+
+def test_the_gpt_is_of_five_million_parameters() -> None:
+    from benchmarks.small_gpt import SmallGPT
+
+    parameters = [*SmallGPT().parameters()]
+    assert (len(parameters), sum(each.numel() for each in parameters)) == (77, 4_902_912)
+
+
+@pytest.fixture
+def tiny() -> tuple[Named, torch.optim.AdamW]:
+    return build(monitor_cost.SHAPES["tiny"](), "cpu")
+
+
+def as_array(tensor: Tensor) -> Array:
+    return tensor.detach().double().numpy()
+
+
+def four_of(
+    named: Named, optimizer: torch.optim.AdamW
+) -> Iterator[tuple[str, tuple[Array, Array, Array, Array]]]:
+    """Name, p, g, m and v."""
+    for name, parameter in named:
+        state = optimizer.state[parameter]
+        assert parameter.grad is not None
+        four = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
+        yield name, tuple(map(as_array, four))  # type: ignore[misc]
+
+
+def test_the_plain_read_reads_every_element(tiny: tuple[Named, torch.optim.AdamW]) -> None:
+    named, optimizer = tiny
+    read = plain_read(optimizer)
+    expected = sum(array.sum() for _, four in four_of(named, optimizer) for array in four)
+    assert read() == pytest.approx(expected, rel=1e-4)
+
+
+def test_composers_norms(tiny: tuple[Named, torch.optim.AdamW]) -> None:
+    named, optimizer = tiny
+    group = optimizer.param_groups[0]
+    (beta1, beta2), steps = group["betas"], 3
+    expected, squares = {}, 0.0
+    for name, (p, g, m, v) in four_of(named, optimizer):
+        direction = m / (1 - beta1**steps) / (np.sqrt(v / (1 - beta2**steps)) + group["eps"])
+        # The decay of the first group, unscaled and with their sign, for all tensors.
+        update = group["lr"] * direction - group["weight_decay"] * p
+        for what, array in (("param", p), ("grad", g), ("moment", m), ("update", update)):
+            expected[f"l2_norm/{what}/{name}"] = np.linalg.norm(array)
+        squares += float((g**2).sum())
+    expected["l2_norm/grad/global"] = np.sqrt(squares)
+    assert composer(named, optimizer) == pytest.approx(expected, rel=1e-4)
+
+
+NUMBERS: dict[str, Callable[[Array], float]] = {
+    "min": lambda array: float(np.abs(array).min()),
+    "max": lambda array: float(np.abs(array).max()),
+    "avg": lambda array: float(array.mean()),
+    "norm": lambda array: float(np.linalg.norm(array)),
+}
+
+
+def test_olmos_numbers(tiny: tuple[Named, torch.optim.AdamW]) -> None:
+    named, optimizer = tiny
+    expected = {
+        f"{what}/{name}.{key}": of(array)
+        for name, four in four_of(named, optimizer)
+        for what, array in zip(("param", "grad", "exp_avg", "exp_avg_sq"), four, strict=True)
+        for key, of in NUMBERS.items()
+    }
+    assert olmo(named, optimizer) == pytest.approx(expected, rel=1e-4, abs=1e-9)

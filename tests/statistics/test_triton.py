@@ -1,0 +1,289 @@
+"""The Triton kernel: interpreted on the CPU, compiled without a device, and on a device."""
+
+import copy
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import Adam, AdamW, Optimizer
+
+triton = pytest.importorskip("triton")
+
+import triton.language as tl  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+
+from lightning_adam import AdamStatistics  # noqa: E402
+from lightning_adam.statistics.accumulators import COLUMNS  # noqa: E402
+from lightning_adam.statistics.kernels import triton as kernel  # noqa: E402
+from lightning_adam.statistics.views import TensorView, Views  # noqa: E402
+from tests.statistics.triton_agreement import (  # noqa: E402
+    ALL,
+    assert_counts_agree,
+    assert_rows_agree,
+)
+
+HERE = Path(__file__).parent
+
+
+def interpreted(tmp_path: Path, *options: str) -> None:
+    """Runs `triton_cases.py` in a process in which Triton interprets."""
+    command = [sys.executable, "-m", "pytest", str(HERE / "triton_cases.py"), "-q", *options]
+    done = subprocess.run(
+        [*command, "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'cases'}", "-W", "ignore"],
+        cwd=HERE.parents[1],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-5_000:]
+    assert " passed" in done.stdout
+
+
+def test_interpreted(tmp_path: Path) -> None:
+    interpreted(tmp_path, "-m", "not slow")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_interpreted_with_many_examples(tmp_path: Path) -> None:
+    interpreted(tmp_path, "-m", "slow")
+
+
+FLOAT32, BFLOAT16 = ((kernel._KINDS[dtype],) * 4 for dtype in (torch.float32, torch.bfloat16))
+CHUNKS = {"table": "*i64", "settings": "*fp64", "tensors_of_chunks": "*i64"}
+SIZES = {"CHUNK": kernel.CHUNK, "ROWS": kernel.ROWS, "LANES": kernel.LANES}
+IN_FLOAT32 = {"ADDED": kernel._ALL_ADDED, "NUMBER": tl.float32, **SIZES}
+IN_FLOAT64 = {**IN_FLOAT32, "NUMBER": tl.float64, "ROWS": 1}
+COMPILED: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
+    "float32": (
+        kernel._measure_chunks,
+        {**CHUNKS, "rows": "*fp64"},
+        {"KINDS": FLOAT32, "AMSGRAD": False, **IN_FLOAT32},
+        144,
+    ),
+    "bfloat16": (
+        kernel._measure_chunks,
+        {**CHUNKS, "rows": "*fp64"},
+        {"KINDS": BFLOAT16, "AMSGRAD": False, **IN_FLOAT32},
+        168,
+    ),
+    "any_dtypes": (
+        kernel._measure_chunks,
+        {**CHUNKS, "rows": "*fp64"},
+        {"KINDS": kernel._ANY_KINDS, "AMSGRAD": True, **IN_FLOAT32},
+        255,
+    ),
+    "float64": (
+        kernel._measure_chunks,
+        {**CHUNKS, "rows": "*fp64"},
+        {"KINDS": kernel._ANY_KINDS, "AMSGRAD": True, **IN_FLOAT64},
+        255,
+    ),
+    "settings": (
+        kernel._collect_settings,
+        {"table": "*i64", "known": "*fp64", "settings": "*fp64", "tensors": "i32"},
+        {"BLOCK": kernel.TENSORS},
+        128,
+    ),
+    "adding_up": (
+        kernel._add_up,
+        {"table": "*i64", "rows": "*fp64", "slots": "*i64", "result": "*fp64", "columns": "i32"},
+        {"CHUNK": kernel.CHUNK, "PARTS": kernel.PARTS, "PADDED_WIDTH": 64},
+        255,
+    ),
+    "histograms": (
+        kernel._count_chunks,
+        {**CHUNKS, "counts": "*i64"},
+        {"KINDS": FLOAT32, "AMSGRAD": False, "BINS": 256, **SIZES},
+        128,
+    ),
+}
+"""Kernel, types of its arguments, constants, and the most registers that a thread should need."""
+
+
+@pytest.mark.parametrize("architecture", [pytest.param(80, marks=pytest.mark.slow), 90])
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiles_into_registers_alone(
+    name: str, architecture: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Type errors show here that the interpreter lets pass; nothing may spill to memory."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    function, types, constants, most = COMPILED[name]
+    source = triton.compiler.ASTSource(
+        fn=function,
+        signature=types | dict.fromkeys(constants, "constexpr"),
+        constexprs=constants,
+    )
+    target = GPUTarget("cuda", architecture, 32)
+    compiled = triton.compile(source, target=target, options=kernel.OPTIONS)
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    usage = subprocess.run(
+        [tool, "-res-usage", cubin], capture_output=True, text=True, check=True
+    ).stdout
+    used = {key: int(value) for key, value in re.findall(r"\b([A-Z]+):(\d+)", usage)}
+    assert used["REG"] <= most
+    assert used["STACK"] == used["LOCAL"] == 0
+
+
+def test_maxima_follow_sums() -> None:
+    """The kernel tells them apart by their place."""
+    maxima = [COLUMNS[name].is_maximum for name in kernel._ROW]
+    assert maxima == sorted(maxima)
+
+
+needs_device = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@contextmanager
+def nothing_waits() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def on_device(dtype: torch.dtype = torch.float32, tensors: int = 3) -> list[nn.Parameter]:
+    shapes = [(300, 700), (17,), ()]
+    return [
+        nn.Parameter((torch.randn(shapes[index % 3], device="cuda") * 0.1).to(dtype))
+        for index in range(tensors)
+    ]
+
+
+def step(optimizer: Optimizer, scale: float = 1e-3) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.randn_like(parameter) * scale
+    optimizer.step()
+
+
+def measured(views: list[TensorView], groups: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    with nothing_waits():
+        return kernel.measure(views, ALL), kernel.count_exponents(views, groups)
+
+
+OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
+    "fused": lambda weights: AdamW(weights, fused=True),
+    "fused_tensor_lr": lambda weights: AdamW(
+        weights, lr=torch.tensor(1e-3, device="cuda"), fused=True
+    ),
+    "capturable": lambda weights: Adam(weights, capturable=True, weight_decay=0.1, amsgrad=True),
+    "foreach": lambda weights: AdamW(weights, foreach=True, maximize=True, eps=1e-15),
+}
+
+
+@pytest.mark.gpu
+@needs_device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_agrees_on_the_device(optimizer: str, dtype: torch.dtype) -> None:
+    adam = OPTIMIZERS[optimizer](on_device(dtype))
+    for _ in range(3):
+        step(adam)
+    views = Views().after_step(adam)
+    groups = [0, 1, 0]
+    rows, counts = measured(views, groups)
+    assert_rows_agree(views, rows, ALL)
+    assert_counts_agree(views, counts, groups)
+
+
+@pytest.mark.gpu
+@needs_device
+@pytest.mark.parametrize("scale", [1e-25, 1e-18, 1e18, float("inf"), float("nan")])
+def test_any_magnitude_agrees_on_the_device(scale: float) -> None:
+    adam = AdamW(on_device(), fused=True, eps=1e-15)
+    step(adam, scale)
+    views = Views().after_step(adam)
+    rows, counts = measured(views, [0] * 3)
+    assert_rows_agree(views, rows, ALL)
+    assert_counts_agree(views, counts, [0] * 3)
+
+
+@pytest.mark.gpu
+@needs_device
+def test_subnormal_second_moments_on_the_device() -> None:
+    """The device takes them for zero in some instructions."""
+    adam = AdamW(on_device(), fused=True)
+    step(adam)
+    for state in adam.state.values():
+        state["exp_avg_sq"].view(-1)[::2] = 1e-41
+    views = Views().after_step(adam)
+    rows, counts = measured(views, [0] * 3)
+    assert_rows_agree(views, rows, ALL)
+    assert_counts_agree(views, counts, [0] * 3)
+
+
+@pytest.mark.gpu
+@needs_device
+def test_the_number_of_launches_does_not_depend_on_that_of_tensors() -> None:
+    launches = []
+    for tensors in (3, 300):
+        adam = AdamW(on_device(tensors=tensors), fused=True)
+        step(adam)
+        views = Views().after_step(adam)
+        kernel.measure(views, ALL)
+        torch.cuda.synchronize()
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as profile:
+            kernel.measure(views, ALL)
+            torch.cuda.synchronize()
+        names = [event.name for event in profile.events() or [] if event.device_type.name == "CUDA"]
+        launches.append([name for name in names if not name.startswith("Mem")])
+    assert launches[0] == launches[1]
+    assert len(launches[0]) == 4
+
+
+@pytest.mark.gpu
+@needs_device
+def test_the_same_bits_again_on_the_device() -> None:
+    adam = AdamW(on_device(), fused=True)
+    step(adam)
+    views = Views().after_step(adam)
+    first, second = kernel.measure(views, ALL), kernel.measure(views, ALL)
+    assert first.cpu().numpy().tobytes() == second.cpu().numpy().tobytes()
+
+
+@pytest.mark.gpu
+@needs_device
+def test_more_elements_than_int32_counts() -> None:
+    elements = 2**31 + 5000
+    if torch.cuda.mem_get_info()[0] < 6 * 2 * elements:
+        pytest.skip("needs 26 GB of free memory")
+    weight = nn.Parameter(torch.zeros(elements, dtype=torch.bfloat16, device="cuda"))
+    weight.data[-1] = 3.0
+    weight.grad = torch.zeros_like(weight)
+    weight.grad[-2] = 2.0
+    adam = AdamW([weight], lr=0.0, fused=True)
+    adam.step()
+    columns = ["elements", "grad_squares", "weight_squares", "active", "grad_max_abs"]
+    row = kernel.measure(Views().after_step(adam), columns)[0]
+    assert row.tolist() == [elements, 4.0, 9.0, 1.0, 2.0]
+
+
+@pytest.mark.gpu
+@needs_device
+def test_measuring_changes_no_parameter() -> None:
+    weights = on_device()
+    both = [copy.deepcopy(weights), copy.deepcopy(weights)]
+    for index, parameters in enumerate(both):
+        torch.manual_seed(0)
+        adam = AdamW(parameters, fused=True)
+        metric = AdamStatistics("all", kernel="triton")
+        for _ in range(5):
+            step(adam)
+            if index:
+                with nothing_waits():
+                    metric.update(adam, histograms=True)
+    for one, other in zip(*both, strict=True):
+        assert torch.equal(one, other)

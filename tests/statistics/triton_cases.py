@@ -1,0 +1,306 @@
+"""The Triton kernel interpreted: `test_triton.py` runs these in a process of their own."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor, nn
+from torch.optim import Adam, AdamW, NAdam, Optimizer
+
+from lightning_adam import AdamStatistics
+from lightning_adam.statistics.accumulators import COLUMNS, Knowledge
+from lightning_adam.statistics.kernels import eager, triton
+from lightning_adam.statistics.views import Views
+from tests import reference
+from tests.statistics.cases import reference_tensors, stepped
+from tests.statistics.test_generated import made, parameter_groups
+from tests.statistics.test_metric import SIGNED, bare
+from tests.statistics.triton_agreement import ALL, assert_counts_agree, assert_rows_agree
+from tests.statistics.triton_interpreter import switch_on
+
+STATE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _interpreted() -> None:
+    switch_on()
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors of several chunks are quickly interpreted."""
+    monkeypatch.setattr(triton, "CHUNK", 1024)
+
+
+def agrees(optimizer: Optimizer, columns: list[str] = ALL) -> Tensor:
+    views = Views().after_step(optimizer)
+    rows = triton.measure(views, columns)
+    assert_rows_agree(views, rows, columns)
+    groups = [index % 2 for index in range(len(views))]
+    assert_counts_agree(views, triton.count_exponents(views, groups), groups)
+    return rows
+
+
+def weights(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
+    return [nn.Parameter((torch.randn(shape) * 0.1).to(dtype)) for shape in shapes]
+
+
+def noisy(scale: float) -> Callable[[Tensor, int], Tensor]:
+    return lambda parameter, step: (torch.randn(parameter.shape) * scale).to(parameter.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(
+    "adam",
+    [
+        {"decoupled": True, "weight_decay": 0.01, "eps": 1e-8},
+        {"decoupled": True, "weight_decay": 0.0, "eps": 1e-15, "amsgrad": True},
+        {"decoupled": True, "weight_decay": 1e-7, "eps": 1e-3, "lr": 1e-5, "maximize": True},
+        {"decoupled": False, "weight_decay": 0.1, "eps": 1e-8, "amsgrad": True, "maximize": True},
+        {"decoupled": False, "weight_decay": 0.0, "eps": 1e-15, "betas": (0.0, 0.0)},
+    ],
+    ids=["adamw", "adamw_amsgrad", "adamw_maximize", "adam_decayed", "adam_without_memory"],
+)
+def test_agrees(dtype: torch.dtype, adam: dict[str, Any]) -> None:
+    shapes = [(1100,), (5, 7), (0,)]
+    agrees(stepped(weights(*shapes, dtype=dtype), grad=noisy(1e-3), **adam))
+
+
+@pytest.mark.parametrize("elements", [1, 512, 513, 1024, 1025])
+def test_agrees_at_the_edges_of_blocks_and_chunks(elements: int) -> None:
+    agrees(stepped(weights((elements,)), decoupled=True))
+
+
+@pytest.mark.slow
+def test_a_whole_chunk_is_added_up_well_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "CHUNK", 1 << 16)
+    weight = weights(((1 << 16) + 700,))
+    optimizer = stepped(weight, grad=lambda p, _: torch.full_like(p, 0.1), decoupled=True)
+    views = Views().after_step(optimizer)
+    assert_rows_agree(views, triton.measure(views, ALL), ALL)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-18, 1e-12, 1e12, 1e25])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_agrees_for_any_magnitude(scale: float, dtype: torch.dtype) -> None:
+    parameters = weights((600,), (600,), dtype=dtype)
+    adam: dict[str, Any] = {"weight_decay": 0.01, "eps": 1e-15}
+    optimizer = stepped(parameters, grad=noisy(scale), decoupled=False, **adam)
+    parameters[1].data *= scale
+    agrees(optimizer)
+
+
+def test_magnitudes_of_all_kinds_side_by_side() -> None:
+    def grad(parameter: Tensor, step: int) -> Tensor:
+        return torch.randn(parameter.shape) * 10 ** (-20 * torch.rand(parameter.shape))
+
+    agrees(stepped(weights((2000,)), grad=grad, decoupled=True, eps=1e-15))
+
+
+@pytest.mark.parametrize("place", ["parameter", "grad", *STATE])
+@pytest.mark.parametrize(
+    ("special", "decoupled"),
+    [
+        (math.nan, True),
+        (math.inf, False),
+        pytest.param(-math.inf, True, marks=pytest.mark.slow),
+        pytest.param(math.inf, True, marks=pytest.mark.slow),
+        pytest.param(math.nan, False, marks=pytest.mark.slow),
+    ],
+)
+def test_what_is_not_finite_propagates(special: float, place: str, decoupled: bool) -> None:
+    weight = weights((1500,))
+    optimizer = stepped(weight, decoupled=decoupled, amsgrad=True, weight_decay=0.1)
+    tensors = {"parameter": weight[0].data, "grad": weight[0].grad, **optimizer.state[weight[0]]}
+    tensors[place][1200] = abs(special) if place.endswith("sq") else special
+    agrees(optimizer)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-8])
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_idle_elements_and_zero_second_moments(eps: float, decoupled: bool) -> None:
+    def grad(parameter: Tensor, step: int) -> Tensor:
+        values = torch.randn(parameter.shape)
+        values.view(-1)[::3] = 0
+        return values
+
+    parameters = weights((40, 20))
+    optimizer = stepped(parameters, grad=grad, decoupled=decoupled, eps=eps, weight_decay=0.1)
+    optimizer.state[parameters[0]]["exp_avg_sq"].view(-1)[::5] = 0
+    optimizer.state[parameters[0]]["exp_avg"].view(-1)[::15] = 0
+    agrees(optimizer)
+
+
+def test_each_tensor_has_its_own_settings_and_step() -> None:
+    parameters = weights(*[(90,)] * 4)
+    groups = [
+        {"params": parameters[:1], "lr": 1e-2, "betas": (0.5, 0.6), "weight_decay": 0.3},
+        {"params": parameters[1:3], "eps": 1e-3, "maximize": True, "amsgrad": True},
+        {"params": parameters[3:], "lr": 0.0},
+    ]
+    optimizer = stepped(groups, decoupled=True)
+    optimizer.state[parameters[2]]["step"].fill_(1000)
+    agrees(optimizer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_settings_that_are_on_the_device(dtype: torch.dtype) -> None:
+    optimizer = stepped(weights((90,), (5,)), decoupled=True)
+    group = optimizer.param_groups[0]
+    group["lr"] = torch.tensor(1e-3, dtype=dtype)
+    group["betas"] = (torch.tensor(0.9, dtype=dtype), torch.tensor(0.999, dtype=dtype))
+    agrees(optimizer)
+
+
+def test_a_step_of_a_dtype_that_it_does_not_read() -> None:
+    optimizer = stepped(weights((90,), (5,)), decoupled=True)
+    state = optimizer.state[optimizer.param_groups[0]["params"][0]]
+    state["step"] = state["step"].long()
+    agrees(optimizer)
+
+
+def test_the_first_step_of_a_slow_second_moment() -> None:
+    agrees(stepped(weights((90,)), steps=1, decoupled=True, betas=(0.9, 0.99999)))
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda values: values,
+    "channels_last": lambda values: values.to(memory_format=torch.channels_last),
+    "every_second": lambda values: torch.stack([values, values], dim=-1)[..., 1],
+    "expanded": lambda values: values[:1].expand(values.shape),
+}
+
+
+@pytest.mark.parametrize(
+    ("weight_layout", "grad_layout"),
+    [
+        ("channels_last", "channels_last"),
+        ("channels_last", "contiguous"),
+        ("every_second", "every_second"),
+        ("contiguous", "expanded"),
+        ("expanded", "contiguous"),
+    ],
+)
+def test_agrees_whatever_the_strides(weight_layout: str, grad_layout: str) -> None:
+    parameters = [nn.Parameter(LAYOUTS[weight_layout](torch.randn(4, 6, 3, 5))), *weights((7,))]
+    optimizer = Adam(parameters)
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape)
+        if parameter.ndim == 4:
+            parameter.grad = LAYOUTS[grad_layout](parameter.grad)
+        state = {name: torch.empty_like(parameter).normal_().abs_() for name in STATE[:2]}
+        optimizer.state[parameter].update(step=torch.tensor(3.0), **state)
+    agrees(optimizer)
+
+
+def test_tensors_of_different_dtypes() -> None:
+    parameters = [
+        *weights((90,)),
+        *weights((90,), dtype=torch.bfloat16),
+        *weights((90,), dtype=torch.float16),
+        *weights((90,), dtype=torch.float64),
+    ]
+    optimizer = stepped(parameters, decoupled=True, weight_decay=0.1)
+    agrees(optimizer)
+    for parameter, dtype in zip(parameters, [torch.float16, torch.float32] * 2, strict=True):
+        state = optimizer.state[parameter]
+        state.update({name: state[name].to(dtype) for name in STATE[:2]})
+        parameter.grad_dtype = None
+        assert parameter.grad is not None
+        parameter.grad = parameter.grad.to(torch.bfloat16)
+    agrees(optimizer)
+
+
+@pytest.mark.parametrize("columns", [["elements"], ["update_squares"], ["grad_max_abs", "step"]])
+def test_the_columns_that_are_asked_for(columns: list[str]) -> None:
+    optimizer = stepped(weights((90,), (0,)), decoupled=True)
+    agrees(optimizer, columns)
+
+
+def test_an_optimizer_whose_step_is_not_known() -> None:
+    parameters = weights((90,))
+    optimizer = NAdam(parameters)
+    parameters[0].grad = torch.randn(90)
+    optimizer.step()
+    del optimizer.state[parameters[0]]["step"]
+    columns = [name for name in ALL if COLUMNS[name].needs < Knowledge.STEP]
+    views = Views().after_step(optimizer)
+    assert_rows_agree(views, triton.measure(views, columns), columns)
+
+
+def test_nothing_but_empty_tensors() -> None:
+    agrees(stepped(weights((0,), (3, 0)), decoupled=True))
+
+
+def test_the_same_tensors_give_the_same_bits() -> None:
+    views = Views().after_step(stepped(weights((3000,), (5,)), decoupled=True))
+    first, second = triton.measure(views, ALL), triton.measure(views, ALL)
+    assert first.numpy().tobytes() == second.numpy().tobytes()
+
+
+def test_healthy_chunks_are_not_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float64 the sums would be those of `eager` to more digits than float32 has."""
+    parameters = weights((1000,), (1000,))
+    optimizer = stepped(parameters, decoupled=True)
+    parameters[1].data *= 1e-20
+    views = Views().after_step(optimizer)
+    columns = ["weight_squares", "direction_squares"]
+    error = (triton.measure(views, columns) / eager.measure(views, columns) - 1).abs()
+    assert (error[0] > 1e-14).all()
+    assert (error[1] < 1e-14).all()
+
+
+def test_the_metric_takes_it() -> None:
+    optimizer = stepped(weights((90,)), decoupled=True)
+    values = []
+    for kernel in ("triton", "eager"):
+        metric = AdamStatistics("all", kernel=kernel)
+        metric.update(optimizer, histograms=True)
+        values.append(metric.compute())
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+    assert values[0] != values[1]
+
+
+def check(optimizer: Optimizer) -> None:
+    """Columns against the reference kernel, statistics against the outside oracle."""
+    agrees(optimizer)
+    metric = AdamStatistics("all", scopes=["model"], kernel="triton")
+    metric.update(optimizer)
+    tensors = reference_tensors(optimizer)
+    actual, expected = bare(metric.compute(), ""), reference.reference_statistics(tensors)
+    scale = reference.signed_sum_scale(tensors)
+    assert set(actual) == set(expected)
+    for name, value in expected.items():
+        tolerance = 1e-5 * (scale.get(name, math.nan) if name in SIGNED else abs(value))
+        assert actual[name] == pytest.approx(value, rel=0, abs=tolerance, nan_ok=True), name
+
+
+@settings(max_examples=15, deadline=None)
+@given(groups=parameter_groups(), seed=st.integers(0, 2**31))
+def test_any_state_agrees(groups: list[dict[str, Any]], seed: int) -> None:
+    check(made(groups, seed))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@settings(max_examples=500, deadline=None)
+@given(groups=parameter_groups(), seed=st.integers(0, 2**31))
+def test_any_state_agrees_many_times(groups: list[dict[str, Any]], seed: int) -> None:
+    check(made(groups, seed))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_many_chunks_as_on_a_device(monkeypatch: pytest.MonkeyPatch, decoupled: bool) -> None:
+    monkeypatch.setattr(triton, "CHUNK", 1 << 16)
+    parameters = weights((1000, 300))
+    optimizer = (AdamW if decoupled else Adam)(parameters, weight_decay=0.1, eps=1e-15)
+    for _ in range(3):
+        parameters[0].grad = torch.randn(1000, 300) * 1e-6
+        optimizer.step()
+    views = Views().after_step(optimizer)
+    assert_rows_agree(views, triton.measure(views, ALL), ALL)

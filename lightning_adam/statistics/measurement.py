@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -12,6 +14,8 @@ from lightning_adam.statistics.accumulators import ACCUMULATORS, COLUMNS, Knowle
 from lightning_adam.statistics.catalogue import Statistic, key_part
 from lightning_adam.statistics.histograms import QUANTITIES
 from lightning_adam.statistics.views import Place, TensorView
+
+Array = npt.NDArray[np.float64]
 
 
 class Wanted:
@@ -140,7 +144,7 @@ class Measurement:
         self.accumulators = accumulators
         self.tensors = tensors
         self.sums, self.maxima, self.exponents = sums, maxima, exponents
-        self._rows: Tensor | None = None
+        self._rows: Array | None = None
 
     def values(self) -> dict[str, float]:
         """The statistics by key; those that are undefined in a scope are absent."""
@@ -183,37 +187,37 @@ class Measurement:
         suffixes = [self.wanted.suffix_of(scope, name) for name in positions]
         return _Members(list(positions), suffixes, [positions[name] for name in names])
 
-    def _accumulated(self) -> Tensor:
-        """The accumulators of each tensor, `[tensors, accumulators]` on the host."""
+    def _accumulated(self) -> Array:
+        """The accumulators of each tensor, `[tensors, accumulators]`."""
+        # In numpy: torch would wake its threads for so little.
         if self._rows is None:
             columns = columns_of(self.accumulators)
             position = {name: index for index, name in enumerate([*columns.sums, *columns.maxima])}
             taken = [ACCUMULATORS[name] for name in self.accumulators]
-            rows = torch.cat([self.sums.cpu(), self.maxima.cpu()], dim=1)
+            rows = np.concatenate([self.sums.cpu().numpy(), self.maxima.cpu().numpy()], axis=1)
             rows = rows[:, [position[each.column] for each in taken]]
-            nothing = rows.new_tensor([COLUMNS[each.column].nothing for each in taken])
-            kinds = torch.tensor(
-                [[each.over in over for each in taken] for over in self.tensors.over]
-            )
+            nothing = np.array([COLUMNS[each.column].nothing for each in taken])
+            kinds = np.array([[each.over in over for each in taken] for over in self.tensors.over])
             counts = kinds[self.tensors.kinds] & (rows != nothing)
-            signs = rows.new_tensor([-1.0 if each.is_negated else 1.0 for each in taken])
-            self._rows = torch.where(counts, signs * rows, nothing)
+            signs = np.array([-1.0 if each.is_negated else 1.0 for each in taken])
+            self._rows = np.where(counts, signs * rows, nothing)
         return self._rows
 
     def _rolled_up(self, scope: Scope) -> dict[str, dict[str, float]]:
         """The accumulators, by name, of each of the scope's, by what it appends to a key."""
-        if not self.tensors.places:
+        if not self.tensors.places or not self.accumulators:
             return {}
         _, suffixes, members = self._members(scope)
-        rows, index = self._accumulated(), torch.tensor(members)
-        sums = torch.tensor([not ACCUMULATORS[name].is_maximum for name in self.accumulators])
-        added = rows.new_zeros(len(suffixes), len(sums)).index_add_(0, index, rows)
-        largest = rows.new_full(added.shape, -math.inf)
-        largest.scatter_reduce_(0, index[:, None].expand_as(rows), rows, "amax")
+        rows, order = self._accumulated(), np.argsort(members, kind="stable")
+        firsts = np.searchsorted(np.asarray(members)[order], np.arange(len(suffixes)))
+        are_maxima = [ACCUMULATORS[name].is_maximum for name in self.accumulators]
+        with np.errstate(all="ignore"):
+            added = np.add.reduceat(rows[order], firsts)
+            largest = np.maximum.reduceat(rows[order], firsts)
         return {
             suffix: dict(zip(self.accumulators, row, strict=True))
             for suffix, row in zip(
-                suffixes, torch.where(sums, added, largest).tolist(), strict=True
+                suffixes, np.where(are_maxima, largest, added).tolist(), strict=True
             )
         }
 

@@ -164,15 +164,12 @@ class AdamStatistics(Metric):
         self.sums, self.maxima = torch.tensor_split(rows, [len(sums)], dim=1)
         if "skipped_steps" in maxima:
             self.maxima = torch.cat([self.maxima, _column(skipped_steps, rows)], dim=1)
-        places = self._tensors.places
-        positions = {
-            name: index for index, name in enumerate(dict.fromkeys(each.group for each in places))
-        }
-        groups = [positions[each.group] for each in places]
-        is_counted = histograms and self.knowledge is Knowledge.STEP
-        self.exponents = (
-            kernels.count_exponents(views, groups, self.kernel) if is_counted else _no_counts()
-        )
+        self.exponents = _no_counts()
+        if histograms and self.knowledge is Knowledge.STEP:
+            names = [place.group for place in self._tensors.places]
+            groups = list(dict.fromkeys(names))
+            positions = [groups.index(name) for name in names]
+            self.exponents = kernels.count_exponents(views, positions, self.kernel)
 
     def compute(self) -> dict[str, float]:
         """The statistics by key; those that are undefined in a scope are absent.

@@ -177,7 +177,9 @@ class Views:
                 if moments[0] is None or not known.fitting[0] or grad.layout is not torch.strided:
                     self.passed_over.append(known.place.tensor)
                     continue
-                step = _number(state["step"] if "step" in state else group.get("step"))
+                step = state["step"] if "step" in state else group.get("step")
+                if not isinstance(step, Tensor):
+                    step = _number(step)
                 tensors: tuple[Any, Any, Any, Any, Any] = (parameter, grad, *moments)
                 if not known.is_plain:
                     tensors = _fitting(tensors, (True, True, *known.fitting))

@@ -122,7 +122,7 @@ class _Batch:
     def __init__(
         self,
         positions: list[int],
-        views: list[TensorView],
+        views: Sequence[TensorView],
         dtypes: Sequence[torch.dtype],
         is_coupled: bool,
     ) -> None:
@@ -137,7 +137,7 @@ class _Batch:
         self.items, self.firsts = _items(self.elements)
         self.arguments = (
             self.items,
-            np.array([_addresses(view) for view in views]),
+            _addresses(views),
             self.factors,
             *(None if dtype is None else STORED[dtype] for dtype in dtypes),
             True if is_coupled else None,
@@ -246,21 +246,33 @@ class _Settings(NamedTuple):
 
 
 def _settings(views: Sequence[TensorView]) -> _Settings:
-    positions = {id(view.settings): view.settings for view in views}
-    numbers = {
-        key: (
-            float(of.lr),
-            float(of.beta1),
-            float(of.beta2),
-            of.eps,
-            of.weight_decay,
-            of.decoupled,
-            -1.0 if of.maximize else 1.0,
-        )
-        for key, of in positions.items()
-    }
-    table = np.array([(*numbers[id(view.settings)], float(view.step)) for view in views])
-    return _Settings._make(table.T)
+    distinct = {id(view.settings): view.settings for view in views}
+    positions = {key: position for position, key in enumerate(distinct)}
+    table = np.array(
+        [
+            (
+                float(of.lr),
+                float(of.beta1),
+                float(of.beta2),
+                of.eps,
+                of.weight_decay,
+                of.decoupled,
+                -1.0 if of.maximize else 1.0,
+            )
+            for of in distinct.values()
+        ]
+    )
+    of_views = table[[positions[id(view.settings)] for view in views]]
+    return _Settings(
+        lr=of_views[:, 0],
+        beta1=of_views[:, 1],
+        beta2=of_views[:, 2],
+        eps=of_views[:, 3],
+        weight_decay=of_views[:, 4],
+        decoupled=of_views[:, 5],
+        sign=of_views[:, 6],
+        step=np.array([float(view.step) for view in views]),
+    )
 
 
 def _factors(of: _Settings, normal: float) -> Array:
@@ -279,47 +291,55 @@ def _factors(of: _Settings, normal: float) -> Array:
     return np.stack(columns, axis=1).astype(np.float32)
 
 
-def _addresses(view: TensorView) -> tuple[int, ...]:
-    assert view.exp_avg_sq is not None
-    return (
-        view.parameter.data_ptr(),
-        view.grad.data_ptr(),
-        view.exp_avg.data_ptr(),
-        view.exp_avg_sq.data_ptr(),
-        0 if view.max_exp_avg_sq is None else view.max_exp_avg_sq.data_ptr(),
-    )
+def _addresses(views: Sequence[TensorView]) -> Array:
+    """Of p, g, m, v and max_exp_avg_sq of each tensor; 0 for what there is not."""
+    # Attribute by attribute: with thousands of tensors, Python's calls cost more than the kernel.
+    columns = [
+        [0 if each is None else each.data_ptr() for each in tensors] for tensors in _tensors(views)
+    ]
+    return np.ascontiguousarray(np.array(columns).T)
+
+
+def _tensors(views: Sequence[TensorView]) -> list[list[Tensor | None]]:
+    """All p, all g, all m, all v and all max_exp_avg_sq."""
+    return [
+        [view.parameter for view in views],
+        [view.grad for view in views],
+        [view.exp_avg for view in views],
+        [view.exp_avg_sq for view in views],
+        [view.max_exp_avg_sq for view in views],
+    ]
 
 
 def _batches(views: Sequence[TensorView]) -> Iterator[_Batch]:
     """The tensors that can be measured, by what decides which function is compiled for them."""
+    tensors = _tensors(views)
+    dtypes = [[None if each is None else each.dtype for each in same] for same in tensors]
+    are_flat = all(each is None or each.is_contiguous() for same in tensors for each in same)
+    couplings = {
+        id(of): of.weight_decay > 0 and not of.decoupled if _is_safe(of.eps) else None
+        for of in {id(view.settings): view.settings for view in views}.values()
+    }
+    coupled = [couplings[id(view.settings)] for view in views]
     alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-    for position, view in enumerate(views):
-        _, of, p, g, m, v, v_max, _ = view
-        if v is not None and _is_safe(of.eps) and _is_in_one_order(view):
-            v_max_dtype = None if v_max is None else v_max.dtype
-            is_coupled = of.weight_decay > 0 and not of.decoupled
-            key = (p.dtype, g.dtype, m.dtype, v.dtype, v_max_dtype, is_coupled)
-            alike[key].append(position)
-    for (*dtypes, is_coupled), positions in alike.items():
-        if all(dtype is None or dtype in STORED for dtype in dtypes):
-            yield _Batch(positions, [views[each] for each in positions], dtypes, is_coupled)
+    for position, key in enumerate(zip(*dtypes, coupled, strict=True)):
+        alike[key].append(position)
+    for (*of, v_max, is_coupled), positions in alike.items():
+        is_stored = all(each in STORED for each in of) and (v_max is None or v_max in STORED)
+        if is_stored and is_coupled is not None:
+            chosen = [at for at in positions if are_flat or _is_in_one_order(views[at])]
+            own = views if len(chosen) == len(views) else [views[at] for at in chosen]
+            if chosen:
+                yield _Batch(chosen, own, (*of, v_max), is_coupled)
 
 
 def _is_in_one_order(view: TensorView) -> bool:
     """Whether all of the tensor's elements stand in memory without gaps, in the same order."""
-    _, _, p, g, m, v, v_max, _ = view
-    if (
-        p.is_contiguous()
-        and g.is_contiguous()
-        and m.is_contiguous()
-        and (v is None or v.is_contiguous())
-        and (v_max is None or v_max.is_contiguous())
-    ):
-        return True
-    strides = p.stride()
+    strides = view.parameter.stride()
     order = sorted(range(len(strides)), key=strides.__getitem__, reverse=True)
-    return p.permute(order).is_contiguous() and all(
-        each is None or each.stride() == strides for each in (g, m, v, v_max)
+    others = (view.grad, view.exp_avg, view.exp_avg_sq, view.max_exp_avg_sq)
+    return view.parameter.permute(order).is_contiguous() and all(
+        each is None or each.stride() == strides for each in others
     )
 
 

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_adam import AdamStatistics
+from lightning_adam._private.openmp import _parallel, run_in_team
 from lightning_adam.statistics import kernels
 from lightning_adam.statistics.accumulators import COLUMNS
 from lightning_adam.statistics.kernels import eager, numba
@@ -120,7 +122,12 @@ def test_no_second_openmp_is_loaded_and_forked_workers_can_measure() -> None:
     assert "done" in in_a_new_process(script)
 
 
-def test_the_numbers_do_not_depend_on_the_threads() -> None:
+@pytest.mark.parametrize("has_team", [True, False])
+def test_the_numbers_do_not_depend_on_the_threads(
+    has_team: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_team:
+        monkeypatch.setattr(numba, "run_in_team", lambda *_: False)
     optimizer = stepped(weights((1000, 1000), (300,), (700, 900)), decoupled=True)
     threads = torch.get_num_threads()
     measured = []
@@ -232,6 +239,32 @@ def test_thousands_of_tensors_and_empty_ones() -> None:
     groups = [index % 3 for index in range(3000)]
     counted = kernels.count_exponents(views, groups, "numba")
     assert torch.equal(counted, kernels.count_exponents(views, groups, "eager"))
+
+
+@pytest.mark.parametrize("has_team", [True, False])
+def test_a_fault_in_any_thread_is_raised(has_team: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not has_team:
+        monkeypatch.setattr(numba, "run_in_team", lambda *_: False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+
+    def work(turns: Any) -> list[tuple[int, int]]:
+        taken = list(turns)
+        if (0, 1) in taken:
+            raise ZeroDivisionError
+        return taken
+
+    with pytest.raises(ZeroDivisionError):
+        numba._in_threads(work, [(0, 1), (1, 2)])
+    assert sum(numba._in_threads(work, [(1, 2), (2, 3)]), []) == [(1, 2), (2, 3)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads what Linux says is loaded")
+def test_torchs_own_threads_do_the_work() -> None:
+    assert _parallel() is not None
+    seen = []
+    assert run_in_team(lambda: seen.append(threading.get_ident()), 3)
+    assert len(set(seen)) == 3
+    assert threading.get_ident() in seen
 
 
 def test_turns_cover_every_item_once() -> None:

@@ -1,22 +1,22 @@
 """The CPU kernel: one pass over all tensors, compiled by numba, on torch's number of threads.
 
-The tensors are cut into items, which threads take in turns; numba's own threads would load a second
-OpenMP beside torch's, which slows the training step that follows. Tensors whose elements float32
-does not do justice to are left to `eager`.
+The tensors are cut into items, which torch's own threads take in turns. numba's would load a second
+OpenMP beside torch's, which slows the training step that follows; threads of ours have to share the
+processors with torch's, and stand in only where torch has another OpenMP than libgomp. Tensors
+whose elements float32 does not do justice to are left to `eager`.
 """
 
 import math
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_adam._private.openmp import run_in_team
 from lightning_adam.statistics.accumulators import COLUMNS
 from lightning_adam.statistics.histograms import BINS, QUANTITIES
 from lightning_adam.statistics.kernels import eager
@@ -366,20 +366,23 @@ def _in_threads(
 ) -> list[Result]:
     """What the work returns in each of as many threads as torch has; they share the turns."""
     left = iter(turns)
+    results: list[Result] = []
+    faults: list[BaseException] = []
+
+    def share() -> None:
+        try:
+            results.append(work(left))
+        except BaseException as fault:
+            faults.append(fault)
+
     threads = min(torch.get_num_threads(), len(turns))
-    helpers = []
-    if threads > 1:
-        helpers = [
-            _helpers(os.getpid(), torch.get_num_threads()).submit(work, left)
-            for _ in range(threads - 1)
-        ]
-    try:
-        return [work(left), *(each.result() for each in helpers)]
-    finally:
-        wait(helpers)
-
-
-@cache
-def _helpers(process: int, threads: int) -> ThreadPoolExecutor:
-    """Threads of this process: a forked one has inherited none."""
-    return ThreadPoolExecutor(threads - 1, thread_name_prefix="lightning_adam")
+    if threads == 1:
+        share()
+    elif not run_in_team(share, threads):
+        with ThreadPoolExecutor(threads - 1) as others:
+            for _ in range(threads - 1):
+                others.submit(share)
+            share()
+    if faults:
+        raise faults[0]
+    return results

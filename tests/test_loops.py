@@ -114,7 +114,7 @@ def test_a_fault_in_the_monitor_is_reported_once_and_harms_no_training(
         raise ZeroDivisionError("planted")
 
     without = undisturbed(loop.name)
-    monkeypatch.setattr("lightning_adam.statistics.kernels.eager.measure", planted)
+    monkeypatch.setattr("lightning_adam.statistics.kernels.measure", planted)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         disturbed = fit(loop, everything())

@@ -253,7 +253,7 @@ def test_an_optimizer_without_moments_is_refused_before_training() -> None:
     [
         "lightning_adam.statistics.views.Views.after_step",
         "lightning_adam.statistics.kernels.measure",
-        "lightning_adam.statistics.metric.AdamStatistics.compute",
+        "lightning_adam.statistics.measurement.Measurement.values",
         "lightning_adam.monitor.logging_step",
         "lightning_adam.monitor.log_every_n_steps",
         "lightning_adam.monitor.optimizer_settings",

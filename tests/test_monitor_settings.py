@@ -8,7 +8,9 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_adam import AdamMonitor, ConfigError
+from lightning_adam.statistics import kernels
 from lightning_adam.statistics.catalogue import STATISTICS
+from lightning_adam.statistics.kernels import eager, numba
 from tests.offline import csv_rows, with_logger
 from tests.training import ADAMW, Lit, network
 
@@ -85,6 +87,7 @@ def test_worst_are_the_tensors_with_the_largest_values_at_each_step(tmp_path: Pa
         ({"worst": ["grad_norm"]}, r"adam_monitor\.worst=\[grad_norm\]: "),
         ({"worst": "grad_norm"}, r"adam_monitor\.worst=grad_norm: "),
         ({"scopes": ["tensors"]}, r"adam_monitor\.scopes=\[tensors\]: .*scopes=\[tensor\]"),
+        ({"kernel": "nunba"}, r"adam_monitor\.kernel=nunba: .*adam_monitor\.kernel=numba"),
     ],
 )
 def test_bad_arguments_are_refused_when_it_is_built(
@@ -92,3 +95,63 @@ def test_bad_arguments_are_refused_when_it_is_built(
 ) -> None:
     with pytest.raises(ConfigError, match=sentence):
         AdamMonitor(**settings)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "install"), [("numba", r"'lightning-adam\[cpu\]'"), ("triton", "triton")]
+)
+def test_a_kernel_that_is_not_installed_is_refused_when_it_is_built(
+    kernel: str, install: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_adam.reading.find_spec", lambda package: None)
+    sentence = (
+        rf"adam_monitor\.kernel={kernel}: expected its package to be installed; pip install"
+        rf" {install}, or type for example adam_monitor\.kernel=auto"
+    )
+    with pytest.raises(ConfigError, match=sentence):
+        AdamMonitor(kernel=kernel)
+
+
+def test_a_kernel_for_another_device_is_refused_when_the_fit_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_adam.reading.find_spec", lambda package: True)
+    sentence = (
+        r"adam_monitor\.kernel=triton: expected one for the device of the parameters, cpu; type for"
+        r" example adam_monitor\.kernel=auto"
+    )
+    with pytest.raises(ConfigError, match=sentence):
+        with_logger(AdamMonitor(1, kernel="triton"), CSVLogger(tmp_path), batches=1)
+
+
+@pytest.mark.parametrize("kernel", ["numba", "eager"])
+def test_the_kernel_asked_for_is_the_one_that_measures(
+    kernel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[str] = []
+
+    def spy(name: str, measure: Any) -> Any:
+        def spied(*arguments: Any) -> Any:
+            used.append(name)
+            return measure(*arguments)
+
+        return spied
+
+    for name, module in (("numba", numba), ("eager", eager)):
+        monkeypatch.setattr(module, "measure", spy(name, module.measure))
+    with_logger(AdamMonitor(1, kernel=kernel), CSVLogger(tmp_path), batches=2)
+    assert used == [kernel, kernel]
+
+
+def test_without_a_fast_kernel_one_line_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr("lightning_adam.monitor.rank_zero_info", lines.append)
+    monkeypatch.setattr(kernels, "is_installed", lambda kernel: False)
+    with_logger(AdamMonitor(1), CSVLogger(tmp_path), batches=3)
+    assert lines == [
+        "AdamMonitor measures AdamW in many times the time it takes with numba: pip install"
+        " 'lightning-adam[cpu]'"
+    ]
+    assert all(GRAD_NORM in row for row in csv_rows(tmp_path).values())

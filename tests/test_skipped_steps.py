@@ -222,15 +222,15 @@ def test_a_training_step_that_returned_none_is_skipped_in_every_precision(
     [
         ("lightning_adam.statistics.kernels.measure", "fused", COSINE),
         ("lightning_adam.statistics.kernels.measure", "for-loop", COSINE),
-        ("lightning_adam.statistics.metric.AdamStatistics.compute", "fused", COSINE),
-        ("lightning_adam.statistics.metric.AdamStatistics.compute", "for-loop", COSINE),
+        ("lightning_adam.statistics.measurement.Measurement.values", "fused", COSINE),
+        ("lightning_adam.statistics.measurement.Measurement.values", "for-loop", COSINE),
         # Only where the device skips is there anything to settle.
         ("lightning_adam.monitor.AdamMonitor._settled", "fused", COSINE),
         # The schedule's own counter is no part of the monitor.
         ("lightning_adam.steps.StepCounter._enter", "fused", None),
         ("lightning_adam.steps.StepCounter._is_taken", "fused", None),
         ("lightning_adam.steps.StepCounter._is_taken", "for-loop", None),
-        ("lightning_adam.steps.StepCounter.settle", "fused", None),
+        ("lightning_adam.steps.StepCounter.learn", "fused", None),
     ],
 )
 def test_a_fault_in_the_monitor_is_reported_once_and_harms_no_training(

@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from types import ModuleType
 
 import torch
@@ -45,7 +44,8 @@ def measure(views: Sequence[TensorView], columns: Sequence[str], kernel: str = "
         return rows[home]
     together = torch.empty(len(views), len(columns), dtype=torch.float64, device=home)
     for device, own in places.items():
-        together[own] = rows[device].to(home, non_blocking=True)
+        positions = torch.tensor(own).to(home, non_blocking=True)
+        together.index_copy_(0, positions, rows[device].to(home, non_blocking=True))
     return together
 
 
@@ -80,8 +80,12 @@ def missing(devices: Iterable[torch.device]) -> list[str]:
 
 @cache
 def is_installed(kernel: str) -> bool:
-    """Whether the package that a kernel is written in is there."""
-    return find_spec(kernel) is not None
+    """Whether the package that a kernel is written in is there, and goes with the others."""
+    try:
+        import_module(f"{__name__}.{kernel}")
+    except ImportError:
+        return False
+    return True
 
 
 def _kernel(name: str, device: torch.device) -> ModuleType:

@@ -1,6 +1,7 @@
 """The CPU kernel's loops, compiled by numba: over the elements of some tensors.
 
-To add a column, add a field to `Moments`, `Effects`, `Counts` or `Maxima` and its line to `_added`.
+To add a column, add a field to `Moments`, `Effects`, `Counts` or `Maxima` and its line to `_added`;
+what the settings alone tell stands in `numba.py`.
 
 Within a block sums run in float32, in as many lanes as the processor has, and are added up in
 float64 from block to block: their relative error is that of a hundred additions. Only these
@@ -29,6 +30,7 @@ STORED = {torch.float32: np.float32, torch.bfloat16: np.uint16, torch.float16: n
 Array = npt.NDArray[Any]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+# Python's own numbers would make float64 and int64 of all that they meet.
 ZERO, ONE, TWO, LARGE = np.float32(0), np.float32(1), np.float32(2), np.float32(0.8)
 NO = np.int32(0)
 
@@ -57,7 +59,9 @@ class Effects(NamedTuple):
     energy_lost_to_eps: float = ZERO
     direction_squares: float = ZERO
     undecayed_squares: float = ZERO
+    """Σ(p+ηu)²."""
     undecayed_times_direction: float = ZERO
+    """Σ(p+ηu)u."""
 
 
 class Counts(NamedTuple):

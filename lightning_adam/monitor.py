@@ -31,7 +31,7 @@ from lightning_adam.reading import KERNEL_PACKAGES, read_monitor
 from lightning_adam.schedulers import settings as scheduler_settings
 from lightning_adam.schema import Scope
 from lightning_adam.statistics.accumulators import Knowledge
-from lightning_adam.statistics.kernels import FAST
+from lightning_adam.statistics.kernels import FAST, is_installed
 from lightning_adam.statistics.measurement import Arriving, Measurement
 from lightning_adam.statistics.metric import AdamStatistics
 from lightning_adam.statistics.views import is_measurable
@@ -266,6 +266,12 @@ class AdamMonitor(Callback):
             for group in optimizer.param_groups
             for parameter in group["params"]
         }
+        if kernel in KERNEL_PACKAGES and not is_installed(kernel):
+            raise ConfigError(
+                f"adam_monitor.kernel={kernel}: expected a version of its package that works here;"
+                f" pip install --upgrade {KERNEL_PACKAGES[kernel]}, or"
+                f" {type_instead('adam_monitor.kernel', 'auto')}"
+            )
         if kernel in KERNEL_PACKAGES and kernel not in {FAST.get(each) for each in types}:
             raise ConfigError(
                 f"adam_monitor.kernel={kernel}: expected one for the device of the parameters,"

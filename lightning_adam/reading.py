@@ -181,7 +181,7 @@ def read_monitor(node: Any, where: str = "adam_monitor") -> MonitorConfig:
     return config
 
 
-KERNEL_PACKAGES = {"numba": "'lightning-adam[cpu]'", "triton": "triton"}
+KERNEL_PACKAGES = {"numba": "'lightning-adam[cpu]'", "triton": "'triton>=3.6'"}
 """What to install for the kernels that are written in another package, which has their name."""
 
 

@@ -98,7 +98,7 @@ def test_bad_arguments_are_refused_when_it_is_built(
 
 
 @pytest.mark.parametrize(
-    ("kernel", "install"), [("numba", r"'lightning-adam\[cpu\]'"), ("triton", "triton")]
+    ("kernel", "install"), [("numba", r"'lightning-adam\[cpu\]'"), ("triton", "'triton>=3.6'")]
 )
 def test_a_kernel_that_is_not_installed_is_refused_when_it_is_built(
     kernel: str, install: str, monkeypatch: pytest.MonkeyPatch
@@ -112,10 +112,23 @@ def test_a_kernel_that_is_not_installed_is_refused_when_it_is_built(
         AdamMonitor(kernel=kernel)
 
 
+def test_a_kernel_that_cannot_be_imported_is_refused_when_the_fit_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_adam.monitor.is_installed", lambda kernel: False)
+    sentence = (
+        r"adam_monitor\.kernel=numba: expected a version of its package that works here; pip install"
+        r" --upgrade 'lightning-adam\[cpu\]', or type for example adam_monitor\.kernel=auto"
+    )
+    with pytest.raises(ConfigError, match=sentence):
+        with_logger(AdamMonitor(1, kernel="numba"), CSVLogger(tmp_path), batches=1)
+
+
 def test_a_kernel_for_another_device_is_refused_when_the_fit_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lightning_adam.reading.find_spec", lambda package: True)
+    monkeypatch.setattr("lightning_adam.monitor.is_installed", lambda kernel: True)
     sentence = (
         r"adam_monitor\.kernel=triton: expected one for the device of the parameters, cpu; type for"
         r" example adam_monitor\.kernel=auto"

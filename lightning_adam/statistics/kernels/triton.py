@@ -40,6 +40,9 @@ from lightning_adam.statistics.histograms import BINS, QUANTITIES
 from lightning_adam.statistics.kernels import eager
 from lightning_adam.statistics.views import TensorView
 
+if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6):
+    raise ImportError(f"triton {triton.__version__} does not compile this kernel; 3.6 does")
+
 CHUNK = 1 << 16
 """Elements of a program. Its row takes 0.006 bytes an element, beside the 8 to 20 that it reads."""
 LANES = 128

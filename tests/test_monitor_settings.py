@@ -117,8 +117,8 @@ def test_a_kernel_that_cannot_be_imported_is_refused_when_the_fit_starts(
 ) -> None:
     monkeypatch.setattr("lightning_adam.monitor.is_installed", lambda kernel: False)
     sentence = (
-        r"adam_monitor\.kernel=numba: expected a version of its package that works here; pip install"
-        r" --upgrade 'lightning-adam\[cpu\]', or type for example adam_monitor\.kernel=auto"
+        r"adam_monitor\.kernel=numba: expected a version of its package that works here; pip"
+        r" install --upgrade 'lightning-adam\[cpu\]', or type for example adam_monitor\.kernel=auto"
     )
     with pytest.raises(ConfigError, match=sentence):
         with_logger(AdamMonitor(1, kernel="numba"), CSVLogger(tmp_path), batches=1)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,18 @@ def test_what_float32_does_not_do_justice_to_is_left_to_eager(
     monkeypatch.setattr(eager, "measure", spy)
     rows(optimizer)
     assert left == (["group_0.1"] if is_left else [])
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_no_warning_of_numpy_reaches_the_training(weight_decay: float) -> None:
+    optimizer = stepped(weights((50,), (40,), (0,)), decoupled=True, weight_decay=weight_decay)
+    nan(optimizer)
+    optimizer.param_groups[0]["params"][0].grad[3] = float("inf")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        statistics = AdamStatistics("all", ["model", "tensor"], kernel="numba")
+        statistics.update(optimizer, histograms=True)
+        assert len(statistics.compute()) > 80
 
 
 @pytest.mark.parametrize("settings", [{"eps": 1e-20}, {"lr": float("inf")}])

@@ -66,11 +66,12 @@ def measure(views: Sequence[TensorView], columns: Sequence[str]) -> Tensor:
     """
     rows = np.empty((len(views), len(columns)))
     is_left = np.ones(len(views), dtype=bool)
-    for batch in _batches(views):
-        row = batch.added_up()
-        known = batch.columns(row)
-        rows[batch.positions] = np.stack([known[name] for name in columns], axis=1)
-        is_left[batch.positions] = ~batch.is_measured(row)
+    with np.errstate(all="ignore"):
+        for batch in _batches(views):
+            row = batch.added_up()
+            known = batch.columns(row)
+            rows[batch.positions] = np.stack([known[name] for name in columns], axis=1)
+            is_left[batch.positions] = ~batch.is_measured(row)
     measured = torch.from_numpy(rows)
     left = is_left.nonzero()[0].tolist()
     if left:

@@ -113,8 +113,8 @@ def test_what_is_logged_is_what_the_reference_says_of_the_last_step() -> None:
         last = [row for row in csv.DictReader(file) if row[KEY]][-1]
     for statistic in select(["headline"]):
         key, value = statistic.key, expected[statistic.name]
-        assert float(fit.callback_metrics[key]) == pytest.approx(value, rel=1e-9, abs=1e-12)
-        assert float(last[key]) == pytest.approx(value, rel=1e-9, abs=1e-12)
+        assert float(fit.callback_metrics[key]) == pytest.approx(value, rel=1e-5, abs=1e-7)
+        assert float(last[key]) == pytest.approx(value, rel=1e-5, abs=1e-7)
 
 
 def test_checkpointing_can_watch_a_statistic() -> None:

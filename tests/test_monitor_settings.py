@@ -61,7 +61,7 @@ def test_worst_are_the_tensors_with_the_largest_values_at_each_step(tmp_path: Pa
         norms = module.norms[step]
         worst = sorted(norms, key=norms.__getitem__)[-2:]
         expected = {f"{GRAD_NORM}/tensor/{name}": norms[name] for name in worst}
-        assert row == pytest.approx({"adam_schedule/lr": 0.1, **expected}, rel=1e-9)
+        assert row == pytest.approx({"adam_schedule/lr": 0.1, **expected}, rel=1e-6)
         shown.add(frozenset(worst))
     assert len(shown) > 1, "the worst change as training goes"
 

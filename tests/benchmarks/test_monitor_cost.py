@@ -64,6 +64,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     return Ran(finished.stdout, folder, results)
 
 
+@pytest.mark.slow
 def test_every_arm_is_measured(ran: Ran) -> None:
     size = ran.results["step"]["cpu"]["sizes"]["tiny"]
     assert size["arms"].keys() == ARMS
@@ -74,6 +75,7 @@ def test_every_arm_is_measured(ran: Ran) -> None:
     assert [len(each) for each in ran.results["step"]["cpu"]["in_between"].values()] == [2, 2, 2]
 
 
+@pytest.mark.slow
 def test_every_interval_is_trained_with(ran: Ran) -> None:
     segments = ran.results["training"]["cpu"]["trainings"]["tiny"]
     assert segments.keys() == INTERVALS
@@ -81,6 +83,7 @@ def test_every_interval_is_trained_with(ran: Ran) -> None:
     assert [name for name, each in segments.items() if each["measurement_ms"]] == ["every step"]
 
 
+@pytest.mark.slow
 def test_the_tables_are_printed(ran: Ran) -> None:
     for title in ("One measurement", "The step after", "A step in between", "A training"):
         assert f"### {title}\n" in ran.printed
@@ -92,6 +95,7 @@ def test_the_tables_are_printed(ran: Ran) -> None:
     assert "python -m benchmarks.monitor_cost --sizes tiny" in ran.printed
 
 
+@pytest.mark.slow
 def test_the_tables_are_put_into_the_readme(ran: Ran) -> None:
     text = (ran.folder / "README.md").read_text()
     assert text.startswith("before\n<!-- results -->\n\n### One measurement\n")
@@ -99,10 +103,12 @@ def test_the_tables_are_put_into_the_readme(ran: Ran) -> None:
     assert ran.printed.strip() in text
 
 
+@pytest.mark.slow
 def test_the_picture_is_drawn(ran: Ran) -> None:
     assert (ran.folder / "monitor_cost.png").read_bytes().startswith(PNG)
 
 
+@pytest.mark.slow
 def test_what_other_parts_have_left_is_kept(ran: Ran, tmp_path: Path) -> None:
     step, training = ran.results["step"], ran.results["training"]
     monitor_cost.keep({"step": step, "training": {}}, tmp_path)

@@ -173,7 +173,7 @@ def assert_counts(counts: list[int], magnitudes: np.ndarray[Any, Any], slack: fl
         assert (finite < edge * (1 - slack)).sum() <= below <= (finite < edge * (1 + slack)).sum()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(groups=parameter_groups(), seed=st.integers(0, 2**31))
 def test_any_state_agrees_with_the_reference(groups: list[dict[str, Any]], seed: int) -> None:
     check(made(groups, seed))
@@ -181,7 +181,7 @@ def test_any_state_agrees_with_the_reference(groups: list[dict[str, Any]], seed:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=800, deadline=None)
 @given(groups=parameter_groups(ANY_DTYPES), seed=st.integers(0, 2**31))
 def test_any_state_agrees_with_the_reference_many_times(
     groups: list[dict[str, Any]], seed: int

@@ -68,7 +68,7 @@ def parameter(shape: tuple[int, ...], dtype: torch.dtype, scale: float = 1.0) ->
     return nn.Parameter((torch.randn(shape, dtype=torch.float64) * scale).to(dtype))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
     shape=st.sampled_from([(0,), (1,), (3, 5), (7, 4, 3), (300,)]),

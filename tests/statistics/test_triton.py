@@ -109,7 +109,8 @@ COMPILED: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
 """Kernel, types of its arguments, constants, and the most registers that a thread should need."""
 
 
-@pytest.mark.parametrize("architecture", [pytest.param(80, marks=pytest.mark.slow), 90])
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", [80, 90])
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiles_into_registers_alone(
     name: str, architecture: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

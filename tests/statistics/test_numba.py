@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -299,13 +300,18 @@ def test_turns_cover_every_item_once() -> None:
 def test_more_elements_than_an_int32_counts() -> None:
     """Pages that nobody has written to take no memory."""
     elements = 2**31 + 5000
-    weight = nn.Parameter(torch.zeros(elements, dtype=torch.bfloat16))
-    weight.grad = torch.zeros(elements, dtype=torch.bfloat16)
+
+    def zeros() -> Tensor:
+        # torch.zeros would write.
+        return torch.from_numpy(np.zeros(elements, np.int16)).view(torch.bfloat16)
+
+    weight = nn.Parameter(zeros())
+    weight.grad = zeros()
     optimizer = torch.optim.AdamW([weight])
     optimizer.state[weight] = {
         "step": torch.tensor(1.0),
-        "exp_avg": torch.zeros(elements, dtype=torch.bfloat16),
-        "exp_avg_sq": torch.zeros(elements, dtype=torch.bfloat16),
+        "exp_avg": zeros(),
+        "exp_avg_sq": zeros(),
     }
     weight.grad[-3:] = 2.0
     statistics = AdamStatistics(["grad_*", "exp_avg_sq_zero_fraction"], ["model"], kernel="numba")

@@ -3,7 +3,7 @@
 import sys
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -29,9 +29,10 @@ from lightning_adam.optimizers import names_of
 from lightning_adam.optimizers import settings as optimizer_settings
 from lightning_adam.reading import KERNEL_PACKAGES, read_monitor
 from lightning_adam.schedulers import settings as scheduler_settings
-from lightning_adam.schema import Scope
+from lightning_adam.schema import Kernel, Scope
 from lightning_adam.statistics.accumulators import Knowledge
 from lightning_adam.statistics.kernels import FAST, is_installed
+from lightning_adam.statistics.kernels import missing as missing_kernels
 from lightning_adam.statistics.measurement import Arriving, Measurement
 from lightning_adam.statistics.metric import AdamStatistics
 from lightning_adam.statistics.views import is_measurable
@@ -260,19 +261,16 @@ class AdamMonitor(Callback):
     def _check_kernel(self, trainer: Trainer) -> None:
         """A kernel that was asked for by name has to have something to measure."""
         kernel = self.config.kernel.value
-        types = {
-            parameter.device.type
-            for optimizer in filter(is_measurable, trainer.optimizers)
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        }
-        if kernel in KERNEL_PACKAGES and not is_installed(kernel):
+        if kernel not in KERNEL_PACKAGES:
+            return
+        if not is_installed(kernel):
             raise ConfigError(
                 f"adam_monitor.kernel={kernel}: expected a version of its package that works here;"
                 f" pip install --upgrade {KERNEL_PACKAGES[kernel]}, or"
                 f" {type_instead('adam_monitor.kernel', 'auto')}"
             )
-        if kernel in KERNEL_PACKAGES and kernel not in {FAST.get(each) for each in types}:
+        types = _device_types(filter(is_measurable, trainer.optimizers))
+        if kernel not in {FAST.get(each) for each in types}:
             raise ConfigError(
                 f"adam_monitor.kernel={kernel}: expected one for the device of the parameters,"
                 f" {', '.join(sorted(types))}; {type_instead('adam_monitor.kernel', 'auto')}"
@@ -417,7 +415,8 @@ class AdamMonitor(Callback):
         if others and not statistics.is_measured:
             rank_zero_info(f"AdamMonitor measures nothing of {name}: all parameters are {without}.")
             return
-        for kernel in statistics.missing_kernels:
+        is_choice_ours = self.config.kernel is Kernel.auto
+        for kernel in missing_kernels(_device_types([watched.optimizer])) if is_choice_ours else []:
             rank_zero_info(
                 f"AdamMonitor measures {name} in many times the time it takes with {kernel}:"
                 f" pip install {KERNEL_PACKAGES[kernel]}"
@@ -454,6 +453,16 @@ class AdamMonitor(Callback):
         self._watched = []
         self._rows.clear()
         self._layers = LayerTable([])
+
+
+def _device_types(optimizers: Iterable[Optimizer]) -> set[str]:
+    """Those of the parameters."""
+    return {
+        parameter.device.type
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
 
 
 def _is_due(steps: int, interval: int | None) -> bool:

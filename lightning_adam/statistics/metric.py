@@ -97,7 +97,6 @@ class AdamStatistics(Metric):
         self._views = Views(named_parameters, config.layer_depth)
         self._tensors = Tensors([], [], [])
         self._accumulators: list[str] = []
-        self._devices: set[torch.device] = set()
         self.add_state("sums", torch.zeros(0, 0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("maxima", torch.zeros(0, 0, dtype=torch.float64), dist_reduce_fx="max")
         self.add_state("exponents", _no_counts(), dist_reduce_fx="sum")
@@ -117,11 +116,6 @@ class AdamStatistics(Metric):
     def passed_over(self) -> list[str]:
         """Names of the parameters with a gradient that is sparse, or without an `exp_avg`."""
         return self._views.passed_over
-
-    @property
-    def missing_kernels(self) -> list[str]:
-        """Packages that are not installed and would measure the last tensors faster."""
-        return kernels.missing(self._devices) if self.kernel == "auto" else []
 
     @property
     def measurement(self) -> Measurement:
@@ -156,7 +150,6 @@ class AdamStatistics(Metric):
         self.knowledge = knowledge_of(optimizer, views)
         self._tensors = Tensors.of(views)
         self._accumulators = self._wanted.accumulators(self.knowledge)
-        self._devices = {view.parameter.device for view in views}
         sums, maxima = columns_of(self._accumulators)
         # No tensor tells how often the optimizer has skipped.
         asked = [name for name in (*sums, *maxima) if name != "skipped_steps"]

@@ -72,9 +72,9 @@ def count_exponents(
     return counts
 
 
-def missing(devices: Iterable[torch.device]) -> list[str]:
-    """The fast kernels of these devices that are not installed."""
-    wanted = {FAST[device.type] for device in devices if device.type in FAST}
+def missing(device_types: Iterable[str]) -> list[str]:
+    """The fast kernels of these types of device that are not installed."""
+    wanted = {FAST[each] for each in device_types if each in FAST}
     return sorted(name for name in wanted if not is_installed(name))
 
 

@@ -49,7 +49,7 @@ BRIEF_KEYS = (25, 10)
 
 Command = Sequence[str | Path]
 
-FOREIGN_VARIABLES = ("WANDB_", "HYDRA_", "PYTEST_", "PYTHONPATH", "NETRC")
+FOREIGN_VARIABLES = ("WANDB_", "HYDRA_", "PYTEST_", "PYTHONPATH", "NETRC", "LIGHTNING_ADAM_")
 """What the tests' own environment must not lend to a user's."""
 
 

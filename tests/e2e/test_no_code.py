@@ -1,0 +1,87 @@
+"""LIGHTNING_ADAM_MONITOR before scripts that know nothing of it, as they are typed in a shell."""
+
+import sys
+from collections.abc import Mapping
+from csv import DictReader
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from lightning_adam.environment import VARIABLE
+from tests.e2e.support import Command, Finished, environment, our_rows, run
+
+SCRIPTS = Path(__file__).parent
+SETTINGS = "every_n_steps=10 statistics=all scopes=[model,layer]"
+UPDATE = "adam_update/update_norm"
+
+
+class Script(NamedTuple):
+    """A script, what it logs with the variable, and what is said then."""
+
+    name: str
+    keys: list[str]
+    said: str
+    marks: Any = ()
+
+
+TRAINED = [
+    Script("classifier", [UPDATE, f"{UPDATE}/layer/net.1"], "EnvironmentMonitor"),
+    Script("sgd", [], f"{VARIABLE}: nothing to measure", pytest.mark.slow),
+    Script(
+        "gan",
+        [
+            f"{UPDATE}/optimizer/generator",
+            f"{UPDATE}/optimizer/discriminator/layer/discriminator.2",
+        ],
+        "EnvironmentMonitor",
+        pytest.mark.slow,
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "script",
+    [pytest.param(each, id=each.name, marks=each.marks) for each in TRAINED],
+)
+def test_a_script_is_measured_and_trains_bit_identically(script: Script, tmp_path: Path) -> None:
+    without, with_it = tmp_path / "without", tmp_path / "with it"
+    unset = trained(script, without, environment())
+    assert VARIABLE not in unset.output
+    assert "EnvironmentMonitor" not in unset.output
+    assert script.said in trained(script, with_it, environment() | {VARIABLE: SETTINGS}).output
+
+    before, after = (torch.load(folder / "parameters.pt") for folder in (without, with_it))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+    rows = our_rows(logged(with_it), "step")
+    assert sorted(rows) == ([0, 9, 19, 29] if script.keys else [])
+    assert all(key in row for row in rows.values() for key in script.keys)
+    assert [row for row in map(of_the_script, logged(with_it)) if row] == logged(without)
+
+
+def trained(script: Script, folder: Path, variables: Mapping[str, str]) -> Finished:
+    folder.mkdir()
+    command: Command = [sys.executable, SCRIPTS / f"plain_{script.name}.py"]
+    finished = run(command, folder, variables)
+    assert finished.returncode == 0, finished.output
+    return finished
+
+
+def logged(folder: Path) -> list[dict[str, str]]:
+    """The rows of Lightning's CSVLogger, without what they leave empty."""
+    rows: list[dict[str, str]] = []
+    # There is none if nothing was logged.
+    for path in folder.rglob("metrics.csv"):
+        with path.open(encoding="utf-8") as file:
+            rows += (
+                {key: value for key, value in row.items() if value} for row in DictReader(file)
+            )
+    return rows
+
+
+def of_the_script(row: Mapping[str, str]) -> dict[str, str]:
+    """What a row holds without us; nothing if that is only the step."""
+    kept = {key: value for key, value in row.items() if not key.startswith("adam_")}
+    return kept if set(kept) != {"step"} else {}

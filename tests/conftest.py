@@ -13,6 +13,7 @@ torch.set_num_threads(1)
 def _own_folder_and_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing a test leaves behind is found by another: logs go to its own folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LIGHTNING_ADAM_MONITOR", raising=False)
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
     torch.manual_seed(0)

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import shlex
+import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
@@ -82,6 +83,19 @@ def test_none_is_attached_unless_it_is_asked_for(
     if given is not None:
         monkeypatch.setenv(VARIABLE, given)
     assert callbacks() == []
+
+
+def test_a_script_without_it_pays_nothing() -> None:
+    """Lightning loads the file at every Trainer of the environment."""
+    heavy = "{'hydra', 'lightning', 'numpy', 'omegaconf', 'torch'}"
+    lines = (
+        "import sys, lightning_adam.environment as ours",
+        f"print(ours.callbacks(), {heavy} & {{*sys.modules}})",
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, check=True, encoding="utf-8"
+    )
+    assert printed.stdout == "[] set()\n"
 
 
 @pytest.mark.parametrize("given", ["1", "true", "on", "True", "ON", " 1 "])

@@ -14,6 +14,7 @@ from tests.e2e.support import (
     PROJECT_KEYS,
     REPOSITORY,
     Command,
+    environment,
     follow_the_readme,
     keys,
     logged_rows,
@@ -156,6 +157,16 @@ def test_the_project_of_the_readme_runs_in_an_unrelated_folder(
 ) -> None:
     _, offline_run = follow_the_readme(tmp_path / "my project", installed)
     assert keys(logged_rows(offline_run)) == promised_keys(*PROJECT_KEYS)
+
+
+def test_a_script_that_is_not_touched_is_measured(installed: Path, tmp_path: Path) -> None:
+    """By an entry point, which installing has to write down."""
+    script = REPOSITORY / "tests" / "e2e" / "plain_classifier.py"
+    variables = environment(installed) | {"LIGHTNING_ADAM_MONITOR": "1"}
+    trained = run([installed / "python", script], tmp_path, variables)
+    assert trained.returncode == 0, trained.output
+    (metrics,) = tmp_path.rglob("metrics.csv")
+    assert "adam_update/update_norm" in metrics.read_text(encoding="utf-8")
 
 
 def test_the_report_and_the_workspace_need_an_extra_and_say_so(

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,10 @@ VARIANTS = ("bash", "python train.py 'optimizer.groups=")
 MONITORING = ("bash", "python train.py adam_monitor.")
 RESUME = ("bash", "python -m recipes.mnist hydra.run.dir=")
 MEASURE = ("python", "# measure.py\n")
+NO_CODE = ("bash", "LIGHTNING_ADAM_MONITOR=1 ")
 LOOKING = ("bash", "lightning-adam report ")
 HANDLED = [TRAIN, CONFIG, TRAIN_COMMAND, VARIANTS, TABLE, RECIPE, MAKE, MONITORING, RESUME, MEASURE]
-HANDLED += [LOOKING]
+HANDLED += [LOOKING, NO_CODE]
 
 RECIPE_JOBS = [[{"lr": 3e-4, "betas": [0.9, 0.95], "amsgrad": True}], [{"lr": 1e-4}, {"lr": 1e-3}]]
 """What the jobs of each line of that block train with."""
@@ -81,6 +83,8 @@ LOGGED = [
     ["adam_histogram/denominator/group/decay", "adam_underflow/eps_curve_table", "adam_layers"],
 ]
 """Some of the keys that each training of the monitor's block logs; the other lines explain."""
+UNTOUCHED = ["adam_update/update_norm", "adam_underflow/idle_fraction/layer/net.1"]
+"""One of the keys that each line without code logs."""
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +142,20 @@ def test_the_block_without_lightning_measures_and_draws(tmp_path: Path) -> None:
     said = succeed([sys.executable, "measure.py"], tmp_path)
     assert "{'layer': '0', 'grad_norm': " in said
     assert (tmp_path / "adam.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    list(zip(readme_text(*NO_CODE).splitlines(), UNTOUCHED, strict=True)),
+)
+def test_a_script_that_is_not_touched_is_measured(line: str, key: str, tmp_path: Path) -> None:
+    """Its parameters are compared in test_no_code.py."""
+    script = REPOSITORY / "tests" / "e2e" / "plain_classifier.py"
+    shutil.copy(script, tmp_path / "any_lightning_script.py")
+    typed = run_text(line, tmp_path)
+    assert typed.returncode == 0, typed.output
+    (metrics,) = tmp_path.rglob("metrics.csv")
+    assert key in metrics.read_text(encoding="utf-8").partition("\n")[0].split(",")
 
 
 @pytest.mark.parametrize(

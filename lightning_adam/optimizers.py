@@ -210,6 +210,8 @@ SHOWN = ("lr", "betas", "eps", "weight_decay")
 def _shown(value: Any) -> str:
     if isinstance(value, tuple | list):
         return f"({', '.join(map(_shown, value))})"
+    if isinstance(value, Tensor):
+        value = value.item()
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 

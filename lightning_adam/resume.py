@@ -1,5 +1,6 @@
 """Resuming: with whose settings and schedule a training goes on, and what state belongs to what."""
 
+import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ RECORD = "lightning_adam"
 """Where a checkpoint says of which optimizer it is."""
 IMPLEMENTATION = ("fused", "foreach", "capturable")
 """Settings that say how a step is computed, and change nothing of what it computes."""
+OURS = ("params", "param_names", "name", "initial_lr", LR_RATIO)
+"""What a group has whatever the optimizer is."""
 PLATEAU_PROGRESS = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 
 
@@ -106,6 +109,9 @@ def reconcile(checkpoint: State, built: Resumed) -> list[str]:
         lines += schedule_lines
     state, position = {}, 0
     for group, settings, origin in zip(groups, loaded, origins, strict=True):
+        known = next(filter(None, origin), None)
+        if known is not None:
+            settings |= _progress(built.optimizer, group, saved["param_groups"][known.group])
         if "eps" in settings:
             check_eps(group, settings["eps"], place)
         settings["params"] = list(range(position, position + len(origin)))
@@ -217,12 +223,33 @@ def _settings(group: Mapping[str, Any]) -> State:
     return {key: value for key, value in group.items() if key != "params"}
 
 
+def _progress(optimizer: Optimizer, group: Mapping[str, Any], saved: Mapping[str, Any]) -> State:
+    """How far a saved group has come, where a library counts that in its groups.
+
+    What the class's constructor does not take is no setting, and what the config leaves open, the
+    first step has settled.
+    """
+    if isinstance(optimizer, Adam):
+        return {}
+    constructors = [vars(kind).get("__init__") for kind in type(optimizer).__mro__]
+    arguments = {
+        name for each in constructors if each for name in inspect.signature(each).parameters
+    }
+    # One that takes them all as keywords does not say what its settings are.
+    counts = optimizer.defaults.keys() - arguments if "lr" in arguments else set()
+    return {
+        key: value
+        for key, value in saved.items()
+        if key not in (*OURS, *IMPLEMENTATION) and (key in counts or group.get(key) is None)
+    }
+
+
 def _compared(group: Mapping[str, Any]) -> State:
     """What two groups' steps differ by; the learning rate is the peak of the schedule."""
     settings = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in group.items()
-        if key not in ("params", "param_names", "name", "initial_lr", LR_RATIO, *IMPLEMENTATION)
+        if key not in (*OURS, *IMPLEMENTATION)
     }
     settings["lr"] = float(peak_lr(group))
     return settings
@@ -239,8 +266,9 @@ def _differences(
     for index, (group, source) in enumerate(zip(groups, sources, strict=True)):
         if source is not None:
             now, then = _compared(group), _compared(saved_groups[source])
+            progress = _progress(built.optimizer, group, saved_groups[source])
             for key in now.keys() & then.keys() & built.optimizer.defaults.keys():
-                if now[key] != then[key]:
+                if now[key] != then[key] and key not in progress:
                     entry = (key, as_typed(now[key]), as_typed(then[key]))
                     different.setdefault(entry, []).append(group_name(group, index))
     for (key, asked, saved), names in sorted(different.items()):

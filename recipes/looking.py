@@ -1,0 +1,36 @@
+"""Where a recipe has left its run, and how that is looked at."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+
+def where_to_look(logger: Logger) -> str:
+    """The run's place and, where there is one, the command that shows it."""
+    if isinstance(logger, WandbLogger):
+        run = logger.experiment
+        if not run.offline:
+            return f"run: {run.url}"
+        folder = as_typed(run.dir.removesuffix("/files"))
+        return f"run: {folder}\nlook: {as_typed(f'{sys.prefix}/bin/wandb')} leet {folder}"
+    folder = as_typed(str(logger.log_dir))
+    if isinstance(logger, TensorBoardLogger):
+        viewer = as_typed(f"{sys.prefix}/bin/tensorboard")
+        return f"run: {folder}\nlook: {viewer} --logdir {folder}"
+    return f"run: {folder}"
+
+
+def folder_of(logger: Logger) -> Path | None:
+    """Where the rows are that a report can be made of."""
+    if isinstance(logger, WandbLogger):
+        return Path(logger.experiment.dir).parent
+    return Path(str(logger.log_dir)) if isinstance(logger, CSVLogger) else None
+
+
+def as_typed(path: str) -> str:
+    """A path for the shell, from the current folder if it lies below that."""
+    relative = os.path.relpath(path)
+    return shlex.quote(path if relative.startswith("..") else relative)

@@ -1,7 +1,10 @@
 """AdamMonitor: decides when to measure, for which scopes, and where to log."""
 
+import logging
+import math
 import sys
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,11 +15,16 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_adam._private.lightning import log_every_n_steps, logging_step
+from lightning_adam._private.lightning import (
+    holder_of_parameters,
+    log_every_n_steps,
+    logging_step,
+)
+from lightning_adam._private.torch import is_flattened
 from lightning_adam.errors import ConfigError, type_instead
 from lightning_adam.loggers import (
     ROWS_AT_ONCE,
@@ -35,6 +43,7 @@ from lightning_adam.statistics.kernels import FAST, is_installed
 from lightning_adam.statistics.kernels import missing as missing_kernels
 from lightning_adam.statistics.measurement import Arriving, Measurement
 from lightning_adam.statistics.metric import AdamStatistics
+from lightning_adam.statistics.shards import is_sharded, largest_over_ranks, this_rank
 from lightning_adam.statistics.views import is_measurable
 from lightning_adam.steps import StepCounter
 from lightning_adam.version import __version__
@@ -50,6 +59,8 @@ class _Watched:
     statistics: AdamStatistics
     counter: StepCounter
     due: int
+    is_sharded: bool
+    """Whether all ranks measure together."""
     has_statistics: bool = False
     has_histograms: bool = False
     step: int = 0
@@ -59,6 +70,8 @@ class _Watched:
     """Of that step, how many the device had skipped, and whether it skipped this one too; empty if
     it could not."""
     is_introduced: bool = False
+    abstains: bool = False
+    """Whether this rank takes part in the others' measurements with nothing: they wait for it."""
 
     @property
     def is_waiting(self) -> bool:
@@ -151,6 +164,9 @@ class AdamMonitor(Callback):
         self._counters: list[StepCounter] = []
         self._layers = LayerTable([])
         self._rows: deque[_Row] = deque()
+        self._is_off = False
+        self._fault = ""
+        """What has failed on this rank and was not told yet: another may have to tell the same."""
         self._saved: dict[str, Any] = {}
         """The state that was loaded; after a training, that of its end."""
 
@@ -164,14 +180,26 @@ class AdamMonitor(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses what cannot be measured, and says what cannot be shown, before the first step."""
         others = [type(each).__name__ for each in trainer.optimizers if not is_measurable(each)]
-        if len(others) == len(trainer.optimizers):
+        wrapped = [each for each in trainer.optimizers if not isinstance(each, Optimizer)]
+        if wrapped:
+            rank_zero_warn(
+                f"AdamMonitor measures nothing of {type(wrapped[0]).__name__}, which is no torch"
+                " optimizer: DeepSpeed keeps parameters, gradients and state in partitions of its"
+                " own. What FSDP2 shards (ModelParallelStrategy) is measured whole."
+            )
+        elif len(others) == len(trainer.optimizers):
             raise ConfigError(
                 "AdamMonitor: expected an optimizer of Adam's family, with betas, but the model"
                 f" trains with {', '.join(others) or 'no optimizer'}; train with torch.optim.Adam"
                 " or AdamW (AdamMixin builds them), or remove the callback"
             )
+        if any(map(is_flattened, _parameters(trainer.optimizers))):
+            raise ConfigError(
+                "AdamMonitor: expected the parameters themselves, but FSDP1 trains flat ones; use"
+                " FSDPStrategy(use_orig_params=True), or remove the callback"
+            )
         self._check_kernel(trainer)
-        if others:
+        if others and not wrapped:
             rank_zero_info(f"AdamMonitor does not measure {', '.join(others)}: without betas.")
         if not trainer.loggers:
             rank_zero_warn(
@@ -190,21 +218,11 @@ class AdamMonitor(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hooks into the optimizers; a checkpoint's state has been restored by now."""
+        self._is_off, self._fault = False, ""
         with self._never_harm():
-            # 0 is Lightning's word for never.
-            self._interval = self.config.every_n_steps or log_every_n_steps(trainer)
-            if not self._interval and not self.config.histograms_every_n_steps:
-                return
-            names = [""]
-            if len(trainer.optimizers) > 1:
-                names = names_of(trainer.optimizers, pl_module)
-            for optimizer, name in zip(trainer.optimizers, names, strict=True):
-                if is_measurable(optimizer):
-                    self._watch(optimizer, name, pl_module)
-            statistics = [each.name for each in self._watched[0].statistics.statistics]
-            self._layers = LayerTable([X_AXIS, "optimizer", "layer", *statistics])
-            self._resume()
-            _log_settings(trainer, names)
+            self._begin(trainer, pl_module)
+        with self._never_harm():
+            self._begin_alike(trainer)
 
     @override
     def on_before_optimizer_step(
@@ -276,6 +294,41 @@ class AdamMonitor(Callback):
                 f" {', '.join(sorted(types))}; {type_instead('adam_monitor.kernel', 'auto')}"
             )
 
+    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # 0 is Lightning's word for never.
+        self._interval = self.config.every_n_steps or log_every_n_steps(trainer)
+        if not self._interval and not self.config.histograms_every_n_steps:
+            return
+        if not any(map(is_measurable, trainer.optimizers)):
+            return
+        names = [""]
+        if len(trainer.optimizers) > 1:
+            names = names_of(trainer.optimizers, pl_module)
+        module = holder_of_parameters(trainer, pl_module)
+        for optimizer, name in zip(trainer.optimizers, names, strict=True):
+            if is_measurable(optimizer):
+                self._watch(optimizer, name, module)
+        statistics = [each.name for each in self._watched[0].statistics.statistics]
+        self._layers = LayerTable([X_AXIS, "optimizer", "layer", *statistics])
+        self._resume()
+        _log_settings(trainer, names)
+
+    def _begin_alike(self, trainer: Trainer) -> None:
+        """Where ranks measure together, all count from the same step, or none begins."""
+        optimizers = [each for each in trainer.optimizers if is_measurable(each)]
+        if not any(map(is_sharded, optimizers)):
+            return
+        taken = [float(each.counter.taken) for each in self._watched]
+        taken += [0.0] * (len(optimizers) - len(taken))
+        failed = [-float(trainer.global_rank) if self._is_off else -math.inf]
+        (first, *taken) = largest_over_ranks([*failed, *taken], trainer.strategy.root_device)
+        if first > -math.inf:
+            self._leave(int(-first))
+            self._watched = []
+        for watched, steps in zip(self._watched, taken, strict=False):
+            watched.counter.taken = int(steps)
+            watched.due = self._next_due(watched.counter.taken)
+
     def _finish(self, trainer: Trainer) -> None:
         with self._never_harm():
             while self._rows:
@@ -284,7 +337,10 @@ class AdamMonitor(Callback):
                 self._layers.send(trainer.loggers, logging_step(trainer))
             if self._watched:
                 self._saved = self._state()
+        if self._fault and self._watched:
+            self._leave(trainer.global_rank)
         self._switch_off()
+        self._watched = []
         for counter in self._counters:
             counter.remove()
         self._counters = []
@@ -305,18 +361,20 @@ class AdamMonitor(Callback):
         if layers[0] == self._layers.columns:
             self._layers.rows = list(layers[1])
 
-    def _watch(self, optimizer: Optimizer, name: str, module: LightningModule) -> None:
+    def _watch(self, optimizer: Optimizer, name: str, module: nn.Module) -> None:
         statistics = AdamStatistics(
             statistics=self.config.statistics,
             scopes=self.config.scopes,
             worst=self.config.worst,
             layer_depth=self.config.layer_depth,
-            named_parameters=module.named_parameters,
+            module=module,
             optimizer_name=name or None,
             kernel=self.config.kernel,
         )
-        counter = StepCounter(optimizer)
-        watched = _Watched(optimizer, name, statistics, counter, self._next_due(counter.taken))
+        together = is_sharded(optimizer)
+        counter = StepCounter(optimizer, is_sharded=together)
+        due = self._next_due(counter.taken)
+        watched = _Watched(optimizer, name, statistics, counter, due, together)
         counter.attach(lambda: self._after_step(watched), guard=self._guard)
         self._watched.append(watched)
         self._counters.append(counter)
@@ -344,7 +402,12 @@ class AdamMonitor(Callback):
             is_skipped = torch.zeros_like(counter.flags) if counter.flag is None else counter.flag
             watched.flags = (counter.flags, is_skipped)
             skipped = counter.flags + (counter.skipped - counter.learned)
-        watched.statistics.update(watched.optimizer, watched.has_histograms, skipped)
+        if watched.abstains:
+            watched.statistics.abstain(watched.optimizer, watched.has_histograms)
+            if self._fault:
+                self._leave(watched.statistics.measurement.failed_rank)
+        else:
+            watched.statistics.update(watched.optimizer, watched.has_histograms, skipped)
 
     def _next_due(self, steps: int) -> int:
         """The first optimizer step after `steps` that is 1 or divisible by an interval."""
@@ -353,13 +416,20 @@ class AdamMonitor(Callback):
 
     def _send(self, trainer: Trainer) -> None:
         """Sends what the batch's steps have left on its way, under the step of the batch's loss."""
-        sent = []
-        for watched in self._watched:
-            if watched.is_waiting:
-                arriving = Arriving(watched.statistics.measurement, watched.flags)
-                due = (watched.has_statistics, watched.has_histograms)
-                sent.append(_Sent(watched, arriving, *due, watched.step, watched.counter.learned))
-                watched.has_statistics = watched.has_histograms = False
+        waiting = [watched for watched in self._watched if watched.is_waiting]
+        dues = [(each.has_statistics, each.has_histograms) for each in waiting]
+        learned = [each.counter.learned for each in waiting]
+        for watched in waiting:
+            watched.has_statistics = watched.has_histograms = False
+            if watched.is_sharded and watched.flags:
+                # What is learned moves the next measurement: at the same time on all ranks.
+                watched.counter.learn(int(watched.flags[0]))
+                watched.due = self._next_due(watched.counter.taken)
+        sent = [
+            _Sent(each, Arriving(each.statistics.measurement, each.flags), *due, each.step, known)
+            for each, due, known in zip(waiting, dues, learned, strict=True)
+            if not each.abstains
+        ]
         if sent:
             self._rows.append(_Row(logging_step(trainer), sent))
 
@@ -368,13 +438,16 @@ class AdamMonitor(Callback):
         exponents: dict[str, list[int]] = {}
         for sent in map(self._settled, row.sent):
             measurement = sent.arriving.measurement()
+            if measurement.failed_rank is not None:
+                self._leave(measurement.failed_rank)
+                return
             if sent.has_statistics:
                 values |= measurement.values()
                 self._keep_layers(sent.watched, measurement, row.step)
             if sent.has_histograms:
                 exponents |= measurement.exponent_counts()
             if (sent.has_statistics or sent.has_histograms) and not sent.watched.is_introduced:
-                self._introduce(sent.watched)
+                self._introduce(sent.watched, measurement)
         trainer.callback_metrics.update(
             {key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()}
         )
@@ -406,13 +479,13 @@ class AdamMonitor(Callback):
             optimizer = {"optimizer": watched.name} if watched.name else {}
             self._layers.add({X_AXIS: step, **optimizer, **row})
 
-    def _introduce(self, watched: _Watched) -> None:
+    def _introduce(self, watched: _Watched, measurement: Measurement) -> None:
         """Says once, after the first step, what is not measured of an optimizer, or slowly."""
         watched.is_introduced = True
         name, statistics = type(watched.optimizer).__name__, watched.statistics
         others = statistics.passed_over
         without = "without an exp_avg of their shape, or with a sparse gradient"
-        if others and not statistics.is_measured:
+        if others and measurement.is_empty:
             rank_zero_info(f"AdamMonitor measures nothing of {name}: all parameters are {without}.")
             return
         is_choice_ours = self.config.kernel is Kernel.auto
@@ -422,7 +495,7 @@ class AdamMonitor(Callback):
                 f" pip install {KERNEL_PACKAGES[kernel]}"
             )
         missing = [each.name for each in statistics.not_measured]
-        if self.config.histograms_every_n_steps and statistics.knowledge is not Knowledge.STEP:
+        if self.config.histograms_every_n_steps and measurement.knowledge is not Knowledge.STEP:
             missing.append("histograms")
         if others:
             missing.append(f"{len(others)} parameters {without}, such as {others[0]}")
@@ -440,29 +513,58 @@ class AdamMonitor(Callback):
             self._report()
 
     def _report(self) -> None:
+        is_known = self._is_off
         self._switch_off()
-        rank_zero_warn(
-            "AdamMonitor has failed and is off from here on; training is not affected.\n"
-            f"{traceback.format_exc()}"
-        )
+        if not is_known:
+            self._fault = traceback.format_exc()
+            if this_rank() == 0:
+                self._leave(0)
+
+    def _leave(self, rank: int | None) -> None:
+        """The monitoring has failed, on this rank or on another: the first that has says why."""
+        if self._fault and rank == this_rank():
+            _warn(
+                "AdamMonitor has failed and is off from here on; training is not affected.\n"
+                f"{self._fault}"
+            )
+        elif not self._is_off and this_rank() == 0:
+            _warn(
+                f"AdamMonitor has failed on rank {rank}, which says why, and is off from here on;"
+                " training is not affected."
+            )
+        self._fault = ""
+        self._switch_off()
 
     def _switch_off(self) -> None:
-        # The hooks stay till the end: torch may be going through them at this moment.
+        self._is_off = True
+        # The hooks stay till the end: torch may be going through them at this moment. Where ranks
+        # measure together, the others wait for this one.
         for watched in self._watched:
-            watched.due = sys.maxsize
-        self._watched = []
+            watched.abstains = watched.is_sharded
+            if not watched.is_sharded:
+                watched.due = sys.maxsize
+        self._watched = [watched for watched in self._watched if watched.is_sharded]
         self._rows.clear()
         self._layers = LayerTable([])
 
 
+def _warn(said: str) -> None:
+    try:
+        warnings.warn(said, stacklevel=2)
+    except Warning:
+        # Where warnings are errors, this one would stop the training.
+        logging.getLogger(__name__).warning(said)
+
+
+def _parameters(optimizers: Iterable[Optimizer]) -> Iterator[Tensor]:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            yield from group["params"]
+
+
 def _device_types(optimizers: Iterable[Optimizer]) -> set[str]:
     """Those of the parameters."""
-    return {
-        parameter.device.type
-        for optimizer in optimizers
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }
+    return {parameter.device.type for parameter in _parameters(optimizers)}
 
 
 def _is_due(steps: int, interval: int | None) -> bool:

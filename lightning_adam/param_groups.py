@@ -37,13 +37,13 @@ LR_RATIO = "lr_ratio"
 
 
 def clean_name(name: str) -> str:
-    """A parameter's name as the user wrote it, without the wrapper that `torch.compile` adds.
+    """A parameter's name as the user wrote it, without what `torch.compile` and FSDP1 add.
 
     Example:
         >>> clean_name("net._orig_mod.0.weight")
         'net.0.weight'
     """
-    return name.replace("_orig_mod.", "")
+    return name.replace("_orig_mod.", "").replace("_fsdp_wrapped_module.", "")
 
 
 def group_name(group: Mapping[str, Any], index: int) -> str:

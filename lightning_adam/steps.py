@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_adam.statistics.shards import holder
+
 
 def steps_taken(optimizer: Optimizer) -> int:
     """The steps that an optimizer's state has seen.
@@ -16,7 +18,7 @@ def steps_taken(optimizer: Optimizer) -> int:
         >>> steps_taken(torch.optim.Adam([torch.zeros(1, requires_grad=True)]))
         0
     """
-    counted = [*optimizer.state.values(), *optimizer.param_groups]
+    counted = [*holder(optimizer).state.values(), *optimizer.param_groups]
     return int(max((float(each["step"]) for each in counted if "step" in each), default=0))
 
 
@@ -29,6 +31,8 @@ class StepCounter:
 
     Args:
         optimizer: The raw torch optimizer.
+        is_sharded: Whether a rank may lack gradients because it holds no part of what has one
+            (default: False). Then a step without any counts as taken, on all ranks.
 
     Example:
         >>> import torch
@@ -43,7 +47,7 @@ class StepCounter:
         (1, 1)
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    def __init__(self, optimizer: Optimizer, is_sharded: bool = False) -> None:
         self.taken = steps_taken(optimizer)
         self.skipped = 0
         self.flags: Tensor | None = None
@@ -54,6 +58,7 @@ class StepCounter:
         self.flag: Tensor | None = None
         """Whether the device has skipped the last step; None if it could not."""
         self._optimizer = optimizer
+        self._is_sharded = is_sharded
         self._depth = 0
         self._is_expected = False
         self._seen: Tensor | None = None
@@ -123,7 +128,7 @@ class StepCounter:
         if self._depth > 0:
             return False
         self._is_expected = False
-        if not self._has_gradient():
+        if not self._is_sharded and not self._has_gradient():
             self.skipped += 1
             return False
         self.taken += 1

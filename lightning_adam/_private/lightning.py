@@ -3,13 +3,21 @@
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.tuner.lr_finder import _ExponentialLR, _LinearLR
+from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 
 def attached_trainer(module: LightningModule) -> Trainer | None:
     """The module's trainer; None (where `module.trainer` raises) if it has none."""
     return module._trainer
+
+
+def holder_of_parameters(trainer: Trainer, module: LightningModule) -> nn.Module:
+    """The module; under FSDP1 what wraps it, where the flat parameters are."""
+    is_flat = isinstance(trainer.strategy, FSDPStrategy)
+    return (trainer.strategy.model if is_flat else None) or module
 
 
 def logging_step(trainer: Trainer) -> int:

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from torch import distributed
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -20,11 +22,52 @@ def record_lrs(scheduler: LRScheduler) -> None:
     scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
 
 
+def collective_device(device: torch.device) -> torch.device:
+    """The device itself, if the ranks can reduce what is on it; else one where they can."""
+    types = [each.type for each in dist.distributed_c10d._get_default_group()._device_types]
+    if device.type in types:
+        return device
+    if types[0] == "cpu":
+        return torch.device("cpu")
+    return torch.device(types[0], torch.accelerator.current_device_index())
+
+
+def is_flat(parameter: Tensor) -> bool:
+    """Whether FSDP1 has made a parameter a part of a flat one."""
+    return getattr(parameter, "_fsdp_flattened", False)
+
+
+def is_flattened(parameter: Tensor) -> bool:
+    """Whether it is one of FSDP1's flat parameters itself, as without `use_orig_params`."""
+    return is_flat(parameter) and hasattr(parameter, "_fqns")
+
+
+def first_flat_replicas(module: nn.Module | None) -> set[int]:
+    """The ids of FSDP1's original parameters of whose parts this rank has the first replica."""
+    firsts: set[int] = set()
+    for each in () if module is None else module.modules():
+        handle: Any = getattr(each, "_handle", None)
+        if handle is None or not hasattr(handle, "flat_param"):
+            continue
+        # The ranks that hold the same part, under HYBRID_SHARD.
+        replicas = getattr(each, "_inter_node_pg", None)
+        if not handle.uses_sharded_strategy:
+            is_first = dist.get_rank() == 0
+        elif replicas is not None:
+            is_first = dist.get_rank(replicas) == 0
+        else:
+            is_first = 0 in dist.get_process_group_ranks(handle.process_group)
+        if is_first:
+            # None without use_orig_params.
+            firsts |= {id(parameter) for parameter in handle.flat_param._params or ()}
+    return firsts
+
+
 def shared_store() -> Any:
     """What all processes of a training write to without waiting for each other.
 
     None if there is one process, or if MPI has started them.
     """
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not (dist.is_available() and dist.is_initialized()):
         return None
-    return distributed.distributed_c10d._get_default_store()
+    return dist.distributed_c10d._get_default_store()

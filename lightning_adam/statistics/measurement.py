@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +15,7 @@ from lightning_adam.schema import Scope
 from lightning_adam.statistics.accumulators import ACCUMULATORS, COLUMNS, Knowledge, Over
 from lightning_adam.statistics.catalogue import Statistic, key_part
 from lightning_adam.statistics.histograms import QUANTITIES
-from lightning_adam.statistics.views import Place, TensorView
+from lightning_adam.statistics.views import Place, Row
 
 Array = npt.NDArray[np.float64]
 
@@ -52,6 +54,10 @@ class Wanted:
         }
         return [name for name in ACCUMULATORS if name in needed]
 
+    def beyond(self, knowledge: Knowledge) -> list[Statistic]:
+        """Those that the optimizer's state does not tell."""
+        return [each for each in (*self.statistics, *self.worst) if each.needs > knowledge]
+
     def suffix_of(self, scope: Scope, name: str) -> str:
         """What a group, a layer or a tensor appends to a key, the same at every measurement."""
         if (scope, name) not in self._suffixes:
@@ -72,13 +78,13 @@ class Columns(NamedTuple):
 
 
 def columns_of(accumulators: Iterable[str]) -> Columns:
-    """The columns that accumulators are taken of.
+    """The columns that accumulators are taken of, and the elements, which tell what took part.
 
     Example:
-        >>> columns_of(["lr", "negated_smallest_lr", "coupled_elements"])
-        Columns(sums=['elements'], maxima=['lr'])
+        >>> columns_of(["lr", "negated_smallest_lr", "coupled_decay_squares"])
+        Columns(sums=['elements', 'decay_squares'], maxima=['lr'])
     """
-    needed = {ACCUMULATORS[name].column for name in accumulators}
+    needed = {"elements", *(ACCUMULATORS[name].column for name in accumulators)}
     ordered = [name for name in COLUMNS if name in needed]
     return Columns(
         [name for name in ordered if not COLUMNS[name].is_maximum],
@@ -96,27 +102,42 @@ class Tensors(NamedTuple):
     """The kinds."""
 
     @classmethod
-    def of(cls, views: Sequence[TensorView]) -> "Tensors":
-        """What is kept of the views."""
+    def of(cls, rows: Sequence[Row]) -> "Tensors":
+        """What is kept of them."""
         positions: dict[tuple[int, bool], int] = {}
         over: list[set[Over]] = []
         kinds = []
-        for view in views:
-            key = (id(view.settings), view.max_exp_avg_sq is not None)
+        for row in rows:
+            key = (id(row.settings), row.has_amsgrad)
             if key not in positions:
                 positions[key] = len(over)
-                over.append(_over(view))
+                over.append(_over(row))
             kinds.append(positions[key])
-        return cls([view.place for view in views], kinds, over)
+        return cls([row.place for row in rows], kinds, over)
 
 
-def _over(view: TensorView) -> set[Over]:
+def _over(row: Row) -> set[Over]:
     over = {Over.ALL}
-    if view.settings.weight_decay > 0:
-        over.add(Over.DECOUPLED if view.settings.decoupled else Over.COUPLED)
-    if view.max_exp_avg_sq is not None:
+    if row.settings.weight_decay > 0:
+        over.add(Over.DECOUPLED if row.settings.decoupled else Over.COUPLED)
+    if row.has_amsgrad:
         over.add(Over.AMSGRAD)
     return over
+
+
+def agreement(knowledge: Knowledge, failed_rank: int | None = None) -> Tensor:
+    """What the ranks have to agree on: the largest of each number counts.
+
+    Args:
+        knowledge: What this rank's part of the optimizer's state allows to tell.
+        failed_rank: This rank, if its measurement has failed (default: None, it has not).
+
+    Example:
+        >>> agreement(Knowledge.STEP, failed_rank=1).tolist()
+        [-3.0, -1.0]
+    """
+    failed = -math.inf if failed_rank is None else -float(failed_rank)
+    return torch.tensor([-float(knowledge), failed], dtype=torch.float64)
 
 
 class Measurement:
@@ -124,27 +145,46 @@ class Measurement:
 
     Args:
         wanted: What is derived.
-        accumulators: Names of `ACCUMULATORS`.
-        tensors: The tensors.
+        columns: What is told of each tensor.
+        tensors: The tensors; those of which no element took part are passed over.
         sums: Their columns that add up, `[tensors, columns]`.
         maxima: Their columns of maxima, `[tensors, columns]`.
         exponents: Counts `[groups, quantities, bins]`; of no groups if they were not taken.
+        agreed: What `agreement` made, the largest of all ranks'.
     """
 
     def __init__(
         self,
         wanted: Wanted,
-        accumulators: list[str],
+        columns: Columns,
         tensors: Tensors,
         sums: Tensor,
         maxima: Tensor,
         exponents: Tensor,
+        agreed: Tensor,
     ) -> None:
         self.wanted = wanted
-        self.accumulators = accumulators
+        self.columns = columns
         self.tensors = tensors
         self.sums, self.maxima, self.exponents = sums, maxima, exponents
-        self._rows: Array | None = None
+        self.agreed = agreed
+
+    @property
+    def knowledge(self) -> Knowledge:
+        """What the optimizer's state allows to tell, on every rank."""
+        least = -float(self.agreed[0])
+        return Knowledge(int(least)) if math.isfinite(least) else Knowledge.FIRST_MOMENT
+
+    @property
+    def failed_rank(self) -> int | None:
+        """The first rank on which the measurement has failed; None if it has on none."""
+        first = -float(self.agreed[1])
+        return int(first) if math.isfinite(first) else None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no parameter took part in the step."""
+        return not self._taking_part.places
 
     def values(self) -> dict[str, float]:
         """The statistics by key; those that are undefined in a scope are absent."""
@@ -169,9 +209,14 @@ class Measurement:
         by_group = self.exponents.cpu()
         if not len(by_group):
             return {}
-        suffixes = self._members(Scope.group).suffixes
-        of_model = {self.wanted.suffix: by_group.sum(0)}
-        scopes = {**of_model, **dict(zip(suffixes, by_group, strict=True))}
+        names = dict.fromkeys(place.group for place in self.tensors.places)
+        of_group = dict(zip(names, by_group, strict=True))
+        members = self._members(Scope.group)
+        scopes = {self.wanted.suffix: by_group.sum(0)}
+        scopes |= {
+            suffix: of_group[name]
+            for name, suffix in zip(members.names, members.suffixes, strict=True)
+        }
         return {
             f"adam_histogram/{quantity}{suffix}": counts.tolist()
             for suffix, quantities in scopes.items()
@@ -179,7 +224,7 @@ class Measurement:
         }
 
     def _members(self, scope: Scope) -> "_Members":
-        places = self.tensors.places
+        places = self._taking_part.places
         if scope is Scope.model:
             return _Members(["model"], [self.wanted.suffix], [0] * len(places))
         names = [getattr(place, scope.value) for place in places]
@@ -187,35 +232,56 @@ class Measurement:
         suffixes = [self.wanted.suffix_of(scope, name) for name in positions]
         return _Members(list(positions), suffixes, [positions[name] for name in names])
 
-    def _accumulated(self) -> Array:
-        """The accumulators of each tensor, `[tensors, accumulators]`."""
+    @cached_property
+    def _taking_part(self) -> Tensors:
+        if not self.tensors.places:
+            return self.tensors
+        is_part = (self._rows[:, self._position["elements"]] > 0).tolist()
+        places, kinds, over = self.tensors
+        return Tensors(list(compress(places, is_part)), list(compress(kinds, is_part)), over)
+
+    @cached_property
+    def _rows(self) -> Array:
+        """The columns of each tensor."""
         # In numpy: torch would wake its threads for so little.
-        if self._rows is None:
-            columns = columns_of(self.accumulators)
-            position = {name: index for index, name in enumerate([*columns.sums, *columns.maxima])}
-            taken = [ACCUMULATORS[name] for name in self.accumulators]
-            rows = np.concatenate([self.sums.cpu().numpy(), self.maxima.cpu().numpy()], axis=1)
-            rows = rows[:, [position[each.column] for each in taken]]
-            nothing = np.array([COLUMNS[each.column].nothing for each in taken])
-            kinds = np.array([[each.over in over for each in taken] for over in self.tensors.over])
-            counts = kinds[self.tensors.kinds] & (rows != nothing)
-            signs = np.array([-1.0 if each.is_negated else 1.0 for each in taken])
-            self._rows = np.where(counts, signs * rows, nothing)
-        return self._rows
+        return np.concatenate([self.sums.cpu().numpy(), self.maxima.cpu().numpy()], axis=1)
+
+    @cached_property
+    def _position(self) -> dict[str, int]:
+        """Where each column stands."""
+        sums, maxima = self.columns
+        return {name: index for index, name in enumerate([*sums, *maxima])}
+
+    @cached_property
+    def _accumulators(self) -> list[str]:
+        return self.wanted.accumulators(self.knowledge)
+
+    @cached_property
+    def _accumulated(self) -> Array:
+        """The accumulators of each tensor that took part, `[tensors, accumulators]`."""
+        _, kinds, over = self._taking_part
+        taken = [ACCUMULATORS[name] for name in self._accumulators]
+        rows = self._rows[self._rows[:, self._position["elements"]] > 0]
+        rows = rows[:, [self._position[each.column] for each in taken]]
+        nothing = np.array([COLUMNS[each.column].nothing for each in taken])
+        is_over = np.array([[each.over in some for each in taken] for some in over])
+        counts = is_over[kinds] & (rows != nothing)
+        signs = np.array([-1.0 if each.is_negated else 1.0 for each in taken])
+        return np.where(counts, signs * rows, nothing)
 
     def _rolled_up(self, scope: Scope) -> dict[str, dict[str, float]]:
         """The accumulators, by name, of each of the scope's, by what it appends to a key."""
-        if not self.tensors.places or not self.accumulators:
+        if self.is_empty or not self._accumulators:
             return {}
         _, suffixes, members = self._members(scope)
-        rows, order = self._accumulated(), np.argsort(members, kind="stable")
+        rows, order = self._accumulated, np.argsort(members, kind="stable")
         firsts = np.searchsorted(np.asarray(members)[order], np.arange(len(suffixes)))
-        are_maxima = [ACCUMULATORS[name].is_maximum for name in self.accumulators]
+        are_maxima = [ACCUMULATORS[name].is_maximum for name in self._accumulators]
         with np.errstate(all="ignore"):
             added = np.add.reduceat(rows[order], firsts)
             largest = np.maximum.reduceat(rows[order], firsts)
         return {
-            suffix: dict(zip(self.accumulators, row, strict=True))
+            suffix: dict(zip(self._accumulators, row, strict=True))
             for suffix, row in zip(
                 suffixes, np.where(are_maxima, largest, added).tolist(), strict=True
             )
@@ -253,7 +319,8 @@ class Arriving:
         if rows.is_cuda:
             # One copy of all.
             rows = torch.cat([measurement.sums, measurement.maxima], dim=1)
-        self._copies = [_copy(each) for each in (rows, measurement.exponents, *others)]
+        told = (rows, measurement.exponents, measurement.agreed, *others)
+        self._copies = [_copy(each) for each in told]
         self._event: torch.cuda.Event | None = None
         if rows.is_cuda:
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -266,17 +333,18 @@ class Arriving:
     def others(self) -> list[float]:
         """The other numbers; waits for them."""
         self._wait()
-        return [float(each) for each in self._copies[2:]]
+        return [float(each) for each in self._copies[3:]]
 
     def measurement(self) -> Measurement:
         """The measurement on the host; waits for it."""
         self._wait()
         arrived = self._measurement
         if self._event is not None:
-            rows, exponents = self._copies[:2]
+            rows, exponents, agreed = self._copies[:3]
             sums, maxima = torch.tensor_split(rows, [self._columns], dim=1)
             arrived = Measurement(
-                arrived.wanted, arrived.accumulators, arrived.tensors, sums, maxima, exponents
+                *(arrived.wanted, arrived.columns, arrived.tensors),
+                *(sums, maxima, exponents, agreed),
             )
         return arrived
 

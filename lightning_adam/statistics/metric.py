@@ -1,11 +1,11 @@
 """AdamStatistics: a torchmetrics.Metric over the optimizer's state, with or without Lightning."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
 from typing_extensions import override
@@ -17,8 +17,16 @@ from lightning_adam.statistics import kernels
 from lightning_adam.statistics.accumulators import Knowledge
 from lightning_adam.statistics.catalogue import STATISTICS, Statistic, key_part, select
 from lightning_adam.statistics.histograms import BINS, QUANTITIES
-from lightning_adam.statistics.measurement import Measurement, Tensors, Wanted, columns_of
-from lightning_adam.statistics.views import NamedParameters, Views, knowledge_of
+from lightning_adam.statistics.measurement import (
+    Columns,
+    Measurement,
+    Tensors,
+    Wanted,
+    agreement,
+    columns_of,
+)
+from lightning_adam.statistics.shards import Part, is_sharded, over_ranks
+from lightning_adam.statistics.views import Row, TensorView, Views, knowledge_of, steps_as_adam
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,8 +48,8 @@ class AdamStatistics(Metric):
         worst: For each of these statistics, the tensors with its largest values: their number by
             the statistic's name (default: none).
         layer_depth: Parts of a module's path that make a layer, at least 1 (default: None, all).
-        named_parameters: The module's `named_parameters`, uncalled, for the names of layers and
-            tensors (default: None, the names that the optimizer was given, or positions).
+        module: What the optimizer trains, for the names of layers and tensors (default: None, the
+            names that the optimizer was given, or positions). FSDP1 needs it, as it is wrapped.
         optimizer_name: What tells this optimizer from others in the keys, as in
             `adam_update/update_norm/optimizer/generator` (default: None, it is the only one).
         kernel: What reads the tensors: `numba` on the CPU, `triton` on CUDA, `eager` anywhere, at
@@ -66,6 +74,7 @@ class AdamStatistics(Metric):
     sums: Tensor
     maxima: Tensor
     exponents: Tensor
+    agreed: Tensor
 
     def __init__(
         self,
@@ -74,11 +83,11 @@ class AdamStatistics(Metric):
         *,
         worst: Mapping[str, int] | None = None,
         layer_depth: int | None = None,
-        named_parameters: NamedParameters | None = None,
+        module: nn.Module | None = None,
         optimizer_name: str | None = None,
         kernel: str = "auto",
     ) -> None:
-        # Nothing that `Views` admits is sharded: every rank holds the whole numbers.
+        # What ranks hold in parts, `update` has reduced already.
         super().__init__(sync_on_compute=False)
         arguments = {
             "statistics": statistics,
@@ -91,26 +100,25 @@ class AdamStatistics(Metric):
         suffix = "" if optimizer_name is None else f"/optimizer/{key_part(optimizer_name)}"
         worst_of = {STATISTICS[name]: tensors for name, tensors in config.worst.items()}
         self.statistics = select(config.statistics)
-        self.knowledge = Knowledge.STEP
         self.kernel = config.kernel.value
         self._wanted = Wanted(self.statistics, config.scopes, worst_of, suffix)
-        self._views = Views(named_parameters, config.layer_depth)
+        self._views = Views(module, config.layer_depth)
         self._tensors = Tensors([], [], [])
-        self._accumulators: list[str] = []
+        self._columns = columns_of(self._wanted.accumulators(Knowledge.STEP))
         self.add_state("sums", torch.zeros(0, 0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("maxima", torch.zeros(0, 0, dtype=torch.float64), dist_reduce_fx="max")
-        self.add_state("exponents", _no_counts(), dist_reduce_fx="sum")
+        self.add_state("exponents", _no_counts(0), dist_reduce_fx="sum")
+        self.add_state("agreed", agreement(Knowledge.STEP), dist_reduce_fx="max")
 
     @property
-    def is_measured(self) -> bool:
-        """Whether any parameter took part in the last measurement."""
-        return bool(self._tensors.places)
+    def knowledge(self) -> Knowledge:
+        """What the optimizer's state allows to tell."""
+        return self.measurement.knowledge
 
     @property
     def not_measured(self) -> list[Statistic]:
         """Those asked for that the optimizer's state does not allow to tell."""
-        asked = [*self.statistics, *self._wanted.worst]
-        return [each for each in asked if each.needs > self.knowledge]
+        return self._wanted.beyond(self.knowledge)
 
     @property
     def passed_over(self) -> list[str]:
@@ -122,11 +130,12 @@ class AdamStatistics(Metric):
         """The last measurement, for itself."""
         return Measurement(
             self._wanted,
-            self._accumulators,
+            self._columns,
             self._tensors,
             self.sums,
             self.maxima,
             self.exponents,
+            self.agreed,
         )
 
     @torch.no_grad()
@@ -146,23 +155,100 @@ class AdamStatistics(Metric):
             skipped_steps: The steps that the optimizer has skipped so far, for the statistic of
                 that name (default: not known).
         """
+        if is_sharded(optimizer):
+            self._update_together(optimizer, histograms, skipped_steps)
+            return
         views = self._views.after_step(optimizer)
-        self.knowledge = knowledge_of(optimizer, views)
-        self._tensors = Tensors.of(views)
-        self._accumulators = self._wanted.accumulators(self.knowledge)
-        sums, maxima = columns_of(self._accumulators)
+        knowledge = knowledge_of(optimizer, views)
+        rows = [Row(*view[:2], view.max_exp_avg_sq is not None) for view in views]
+        groups = _groups(rows)
+        columns = self._columns_of(knowledge)
+        exponents = _no_counts(0)
+        if histograms and knowledge is Knowledge.STEP:
+            exponents = self._exponents(views, groups)
+        part = Part(*self._measured(views, columns, skipped_steps), exponents, agreement(knowledge))
+        self._keep(rows, columns, part)
+
+    @torch.no_grad()
+    def abstain(self, optimizer: Optimizer, histograms: bool = False) -> None:
+        """Takes part with nothing in the ranks' measurement, which then is none.
+
+        Args:
+            optimizer: The optimizer; if its parameters are not sharded, nothing happens.
+            histograms: Whether the others count binary exponents too (default: False).
+        """
+        if is_sharded(optimizer):
+            self._update_together(optimizer, histograms, math.nan, abstains=True)
+
+    def _update_together(
+        self,
+        optimizer: Optimizer,
+        histograms: bool,
+        skipped_steps: Tensor | float,
+        abstains: bool = False,
+    ) -> None:
+        rows = self._views.rows(optimizer)
+        groups, columns = _groups(rows), self._columns_of(Knowledge.STEP)
+        # What this rank has nothing to tell of; of the same shapes on all ranks.
+        part = Part(
+            torch.zeros(len(rows), len(columns.sums), dtype=torch.float64),
+            torch.full((len(rows), len(columns.maxima)), -math.inf, dtype=torch.float64),
+            _no_counts(len(groups) if histograms and steps_as_adam(optimizer) else 0),
+            agreement(Knowledge.STEP, failed_rank=torch.distributed.get_rank()),
+        )
+        try:
+            if not abstains:
+                part = self._own_part(optimizer, part, groups, columns, skipped_steps)
+        finally:
+            # Whatever has happened here, the other ranks wait for this one.
+            device = optimizer.param_groups[0]["params"][0].device
+            self._keep(rows, columns, over_ranks(part, device))
+
+    def _own_part(
+        self,
+        optimizer: Optimizer,
+        nothing: Part,
+        groups: list[str],
+        columns: Columns,
+        skipped_steps: Tensor | float,
+    ) -> Part:
+        views = self._views.after_step(optimizer)
+        knowledge = knowledge_of(optimizer, views)
+        own = self._columns_of(knowledge)
+        sums, maxima = self._measured(views, own, skipped_steps)
+        exponents = nothing.exponents
+        if len(exponents) and views:
+            counts = self._exponents(views, groups)
+            exponents = torch.cat([counts, exponents[len(counts) :].to(counts.device)])
+        at = [view.position for view in views]
+        return Part(
+            _within(nothing.sums, sums, at, map(columns.sums.index, own.sums)),
+            _within(nothing.maxima, maxima, at, map(columns.maxima.index, own.maxima)),
+            exponents,
+            agreement(knowledge),
+        )
+
+    def _columns_of(self, knowledge: Knowledge) -> Columns:
+        return columns_of(self._wanted.accumulators(knowledge))
+
+    def _measured(
+        self, views: Sequence[TensorView], columns: Columns, skipped_steps: Tensor | float
+    ) -> tuple[Tensor, Tensor]:
         # No tensor tells how often the optimizer has skipped.
-        asked = [name for name in (*sums, *maxima) if name != "skipped_steps"]
+        asked = [name for name in (*columns.sums, *columns.maxima) if name != "skipped_steps"]
         rows = kernels.measure(views, asked, self.kernel)
-        self.sums, self.maxima = torch.tensor_split(rows, [len(sums)], dim=1)
-        if "skipped_steps" in maxima:
-            self.maxima = torch.cat([self.maxima, _column(skipped_steps, rows)], dim=1)
-        self.exponents = _no_counts()
-        if histograms and self.knowledge is Knowledge.STEP:
-            names = [place.group for place in self._tensors.places]
-            groups = list(dict.fromkeys(names))
-            positions = [groups.index(name) for name in names]
-            self.exponents = kernels.count_exponents(views, positions, self.kernel)
+        sums, maxima = torch.tensor_split(rows, [len(columns.sums)], dim=1)
+        if "skipped_steps" in columns.maxima:
+            maxima = torch.cat([maxima, _column(skipped_steps, rows)], dim=1)
+        return sums, maxima
+
+    def _exponents(self, views: Sequence[TensorView], groups: list[str]) -> Tensor:
+        positions = [groups.index(view.place.group) for view in views]
+        return kernels.count_exponents(views, positions, self.kernel)
+
+    def _keep(self, rows: Sequence[Row], columns: Columns, part: Part) -> None:
+        self._tensors, self._columns = Tensors.of(rows), columns
+        self.sums, self.maxima, self.exponents, self.agreed = part
 
     def compute(self) -> dict[str, float]:
         """The statistics by key; those that are undefined in a scope are absent.
@@ -171,6 +257,7 @@ class AdamStatistics(Metric):
             `adam_<family>/<statistic>` for the model, followed by `/group/<name>`, `/layer/<path>`
             or `/tensor/<name>` for the other scopes. Empty if no parameter took part in the step.
         """
+        self._check()
         return self.measurement.values()
 
     def table(self, scope: str) -> list[dict[str, str | float]]:
@@ -190,7 +277,7 @@ class AdamStatistics(Metric):
             >>> adam = torch.optim.Adam(net.parameters())
             >>> net(torch.ones(3)).sum().backward()
             >>> adam.step()
-            >>> statistics = AdamStatistics("lr", named_parameters=net.named_parameters)
+            >>> statistics = AdamStatistics("lr", module=net)
             >>> statistics.update(adam)
             >>> statistics.table("layer")
             [{'layer': '0', 'lr': 0.001}, {'layer': '1', 'lr': 0.001}]
@@ -200,6 +287,7 @@ class AdamStatistics(Metric):
                 f"AdamStatistics.table: expected group, layer or tensor, but got {scope}; call"
                 ' table("layer")'
             )
+        self._check()
         return self.measurement.table(Scope(scope))
 
     def compute_exponents(self) -> dict[str, list[int]]:
@@ -211,7 +299,12 @@ class AdamStatistics(Metric):
             `histograms.fold` is what is drawn of them; `histograms.dominated_fractions` of those of
             `denominator` is what any eps would dominate.
         """
+        self._check()
         return self.measurement.exponent_counts()
+
+    def _check(self) -> None:
+        if (rank := self.measurement.failed_rank) is not None:
+            raise RuntimeError(f"AdamStatistics: the measurement has failed on rank {rank}")
 
     @override
     def forward(
@@ -269,6 +362,11 @@ class AdamStatistics(Metric):
         return plot_statistics([val] if isinstance(val, Mapping) else val, ax)
 
 
+def _groups(rows: Sequence[Row]) -> list[str]:
+    """The names of the groups, in their order."""
+    return list(dict.fromkeys(row.place.group for row in rows))
+
+
 def _column(value: Tensor | float, rows: Tensor) -> Tensor:
     """A number for each of the rows, which may be on the device alone."""
     if isinstance(value, Tensor):
@@ -276,5 +374,14 @@ def _column(value: Tensor | float, rows: Tensor) -> Tensor:
     return rows.new_zeros(len(rows), 1) + value
 
 
-def _no_counts() -> Tensor:
-    return torch.zeros(0, len(QUANTITIES), BINS, dtype=torch.int64)
+def _within(nothing: Tensor, part: Tensor, rows: list[int], columns: Iterable[int]) -> Tensor:
+    """Some rows and columns of what holds nothing else."""
+    whole = nothing.to(part.device, copy=True)
+    places = torch.tensor(rows, dtype=torch.int64, device=part.device)
+    columns_there = torch.tensor(list(columns), dtype=torch.int64, device=part.device)
+    whole[places[:, None], columns_there] = part
+    return whole
+
+
+def _no_counts(groups: int) -> Tensor:
+    return torch.zeros(groups, len(QUANTITIES), BINS, dtype=torch.int64)

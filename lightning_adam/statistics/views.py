@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 from weakref import ref
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from lightning_adam.param_groups import clean_name, group_name
 from lightning_adam.statistics.accumulators import Knowledge
+from lightning_adam.statistics.shards import Counted, distributed_tensor, holder, local
 
 Group = Mapping[str, Any]
-NamedParameters = Callable[[], Iterable[tuple[str, Tensor]]]
 
 
 class Settings(NamedTuple):
@@ -38,14 +38,24 @@ class Place(NamedTuple):
     group: str
 
 
+class Row(NamedTuple):
+    """A parameter of the optimizer, whether or not it took part in its step."""
+
+    place: Place
+    settings: Settings
+    has_amsgrad: bool
+
+
 class TensorView(NamedTuple):
     """One parameter with all that its step depended on. The tensors are the optimizer's own.
 
-    All are strided and real, and of the parameter's shape.
+    All are strided and real, and of the parameter's shape; of sharded ones, this rank's part.
     """
 
     place: Place
     settings: Settings
+    position: int
+    """Among all of the optimizer's parameters."""
     parameter: Tensor
     grad: Tensor
     exp_avg: Tensor
@@ -65,7 +75,24 @@ def is_measurable(optimizer: Optimizer) -> bool:
         >>> is_measurable(torch.optim.NAdam(weights)), is_measurable(torch.optim.SGD(weights))
         (True, False)
     """
-    return any("betas" in group for group in optimizer.param_groups)
+    is_torchs = isinstance(optimizer, Optimizer)
+    return is_torchs and any("betas" in group for group in optimizer.param_groups)
+
+
+def steps_as_adam(optimizer: Optimizer) -> bool:
+    """Whether the optimizer's step is known to be Adam's or AdamW's.
+
+    Example:
+        >>> weights = [torch.zeros(2, requires_grad=True)]
+        >>> steps_as_adam(torch.optim.AdamW(weights)), steps_as_adam(torch.optim.NAdam(weights))
+        (True, False)
+    """
+    stepping = holder(optimizer)
+    # A subclass with a step of its own may do anything in it. torch wraps `step` at the first
+    # construction, which keeps its name.
+    step = type(stepping).step
+    is_adams = (step.__module__, step.__qualname__) == (Adam.__module__, "Adam.step")
+    return isinstance(stepping, Adam) and is_adams
 
 
 def knowledge_of(optimizer: Optimizer, views: Iterable[TensorView]) -> Knowledge:
@@ -80,11 +107,7 @@ def knowledge_of(optimizer: Optimizer, views: Iterable[TensorView]) -> Knowledge
         >>> knowledge_of(adam, []).name
         'STEP'
     """
-    # A subclass with a step of its own may do anything in it. torch wraps `step` at the first
-    # construction, which keeps its name.
-    step = type(optimizer).step
-    is_adams = (step.__module__, step.__qualname__) == (Adam.__module__, "Adam.step")
-    if isinstance(optimizer, Adam) and is_adams:
+    if steps_as_adam(optimizer):
         return Knowledge.STEP
     if all(view.exp_avg_sq is not None for view in views):
         return Knowledge.SECOND_MOMENT
@@ -105,6 +128,10 @@ class _Known(NamedTuple):
     """Which of the moments have a number for each of its elements, or are none."""
     is_plain: bool
     """Whether all of them have, and it is real."""
+    is_distributed: bool
+    """Whether it is a DTensor."""
+    counts: bool
+    """Whether it counts on this rank."""
 
 
 class Views:
@@ -114,8 +141,8 @@ class Views:
     state and gradients are replaced by checkpoints, callbacks and `zero_grad`.
 
     Args:
-        named_parameters: The module's `named_parameters`, where the names come from (default:
-            None, the names that the optimizer was given, or positions in its groups).
+        module: What the optimizer trains, where the names come from (default: None, the names that
+            the optimizer was given, or positions in its groups).
         layer_depth: Parts of a module's path that make a layer (default: None, all).
 
     Example:
@@ -123,14 +150,12 @@ class Views:
         >>> adam = torch.optim.Adam(net.parameters())
         >>> net(torch.ones(3)).sum().backward()
         >>> adam.step()
-        >>> [view.place.tensor for view in Views(net.named_parameters).after_step(adam)]
+        >>> [view.place.tensor for view in Views(net).after_step(adam)]
         ['0.weight', '0.bias']
     """
 
-    def __init__(
-        self, named_parameters: NamedParameters | None = None, layer_depth: int | None = None
-    ) -> None:
-        self._named_parameters = named_parameters
+    def __init__(self, module: nn.Module | None = None, layer_depth: int | None = None) -> None:
+        self._module = module
         self._layer_depth = layer_depth
         self._names: dict[int, tuple[ref[Tensor], str | None]] = {}
         self._places: dict[tuple[str, str], Place] = {}
@@ -139,14 +164,27 @@ class Views:
         """Names of the parameters that had a gradient at the last step, but no `exp_avg` of their
         shape, or whose gradient was sparse."""
 
+    def rows(self, optimizer: Optimizer) -> list[Row]:
+        """All parameters, on all ranks alike, in the order of `param_groups`."""
+        rows = []
+        for index, group in enumerate(optimizer.param_groups):
+            settings, name = _settings(group), group_name(group, index)
+            has_amsgrad = bool(group.get("amsgrad"))
+            for position, parameter in enumerate(group["params"]):
+                place = self._place(parameter, name, position, group.get("param_names", ()))
+                rows.append(Row(place, settings, has_amsgrad))
+        return rows
+
     def after_step(self, optimizer: Optimizer) -> list[TensorView]:
-        """The views, in the order of `param_groups`.
+        """The views that count on this rank, in the order of `param_groups`.
 
         Args:
             optimizer: The optimizer, right after `step()`, its gradients still in place.
         """
         views = []
         self.passed_over = []
+        states, counted = holder(optimizer).state, Counted(optimizer, self._module)
+        first = 0
         for index, group in enumerate(optimizer.param_groups):
             settings, name = _settings(group), group_name(group, index)
             # In place of what is not measured stands a name that no state has.
@@ -157,8 +195,8 @@ class Views:
                 if grad is None:
                     continue
                 # `state[parameter]` would leave an empty state behind.
-                state = optimizer.state.get(parameter, {})
-                moments: tuple[Any, ...] = (
+                state = states.get(parameter, {})
+                moments: Sequence[Any] = (
                     state.get("exp_avg"),
                     state.get(second),
                     state.get(third),
@@ -173,21 +211,36 @@ class Views:
                     or known.position != position
                     or known.group != name
                 ):
-                    known = self._look_at(parameter, group, name, position, moments)
+                    counts = counted.counts(parameter)
+                    known = self._look_at(parameter, group, name, position, moments, counts)
+                tensor = parameter
+                if known.is_distributed:
+                    tensor, grad, *moments = (
+                        local(each, parameter) for each in (parameter, grad, *moments)
+                    )
+                if not known.counts:
+                    continue
                 if moments[0] is None or not known.fitting[0] or grad.layout is not torch.strided:
                     self.passed_over.append(known.place.tensor)
                     continue
                 step = state["step"] if "step" in state else group.get("step")
                 if not isinstance(step, Tensor):
                     step = _number(step)
-                tensors: tuple[Any, Any, Any, Any, Any] = (parameter, grad, *moments)
+                tensors: tuple[Any, Any, Any, Any, Any] = (tensor, grad, *moments)
                 if not known.is_plain:
                     tensors = _fitting(tensors, (True, True, *known.fitting))
-                views.append(TensorView(known.place, settings, *tensors, step))
+                views.append(TensorView(known.place, settings, first + position, *tensors, step))
+            first += len(group["params"])
         return views
 
     def _look_at(
-        self, parameter: Tensor, group: Group, name: str, position: int, moments: Sequence[Any]
+        self,
+        parameter: Tensor,
+        group: Group,
+        name: str,
+        position: int,
+        moments: Sequence[Any],
+        counts: bool,
     ) -> _Known:
         fitting = [each is None or _is_elementwise(each, parameter) for each in moments]
         references = [ref(each) if isinstance(each, Tensor) else _nothing for each in moments]
@@ -201,6 +254,8 @@ class Views:
             place=self._place(parameter, name, position, group.get("param_names", ())),
             fitting=fitting,
             is_plain=all(fitting) and not parameter.is_complex(),
+            is_distributed=isinstance(parameter, distributed_tensor()),
+            counts=counts,
         )
         return known
 
@@ -218,13 +273,14 @@ class Views:
         return self._places[name, group]
 
     def _name_in_module(self, parameter: Tensor) -> str | None:
-        if self._named_parameters is None:
+        if self._module is None:
             return None
         known = self._names.get(id(parameter))
         # Once a parameter is gone, another may have its id.
         if known is None or known[0]() is not parameter:
             self._names = {
-                id(each): (ref(each), clean_name(name)) for name, each in self._named_parameters()
+                id(each): (ref(each), clean_name(name))
+                for name, each in self._module.named_parameters()
             }
             known = self._names.setdefault(id(parameter), (ref(parameter), None))
         return known[1]

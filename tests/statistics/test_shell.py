@@ -49,7 +49,7 @@ def test_in_a_collection(net: nn.Module) -> None:
 
 
 def test_the_table_has_a_row_for_each_layer_with_the_keys_numbers(net: nn.Module) -> None:
-    statistics = AdamStatistics(scopes=["layer"], named_parameters=net.named_parameters)
+    statistics = AdamStatistics(scopes=["layer"], module=net)
     statistics.update(trained(net))
     values, rows = statistics.compute(), statistics.table("layer")
     assert [row["layer"] for row in rows] == ["0", "1.0", "1.1"]
@@ -65,7 +65,7 @@ def test_a_scope_without_a_table_is_refused() -> None:
 
 
 def test_a_clone_has_the_measurement(net: nn.Module) -> None:
-    statistics = AdamStatistics(named_parameters=net.named_parameters)
+    statistics = AdamStatistics(module=net)
     statistics.update(trained(net))
     assert statistics.clone().compute() == statistics.compute()
 
@@ -76,7 +76,7 @@ def test_worst_names_the_tensors_with_the_largest_values(net: nn.Module) -> None
 
     worst = {"grad_max": 2, "nonfinite_count": 1}
     statistics = AdamStatistics(
-        ["lr"], ["model"], worst=worst, named_parameters=net.named_parameters
+        ["lr"], ["model"], worst=worst, module=net
     )
     optimizer = trained(net, grad=grad)
     statistics.update(optimizer)
@@ -90,7 +90,7 @@ def test_worst_names_the_tensors_with_the_largest_values(net: nn.Module) -> None
 @pytest.mark.parametrize("sick", ["0.weight", "0.bias", "1.0.weight", "1.1.bias"])
 def test_nan_is_the_worst(net: nn.Module, sick: str) -> None:
     statistics = AdamStatistics(
-        "lr", worst={"grad_max": 2, "nonfinite_count": 1}, named_parameters=net.named_parameters
+        "lr", worst={"grad_max": 2, "nonfinite_count": 1}, module=net
     )
     optimizer = trained(net)
     net.get_parameter(sick).grad.view(-1)[0] = float("nan")  # type: ignore[union-attr]

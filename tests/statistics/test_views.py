@@ -64,8 +64,7 @@ def train(net: nn.Module, optimizer: Optimizer) -> None:
 
 
 def statistics(net: nn.Module | None = None, layer_depth: int | None = None) -> AdamStatistics:
-    named = None if net is None else net.named_parameters
-    return AdamStatistics("all", SCOPES, layer_depth=layer_depth, named_parameters=named)
+    return AdamStatistics("all", SCOPES, layer_depth=layer_depth, module=net)
 
 
 def values(metric: AdamStatistics, optimizer: Optimizer) -> dict[str, float]:
@@ -372,7 +371,7 @@ def test_a_shared_parameter_counts_once() -> None:
 
 def test_an_id_that_is_used_again_has_the_new_parameters_name() -> None:
     net = nn.Sequential(nn.Linear(4, 2, bias=False))
-    optimizer, views = Adam(net.parameters()), Views(net.named_parameters)
+    optimizer, views = Adam(net.parameters()), Views(net)
     train(net, optimizer)
     gone = torch.ones(2)
     views._names = {id(net[0].weight): (weakref.ref(gone), "gone")}

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_adam._private.torch import shared_store
@@ -55,7 +56,7 @@ class EnvironmentMonitor(AdamMonitor):
         if not self._is_on:
             return
         with self._never_stop():
-            self._is_on = any(map(is_measurable, trainer.optimizers))
+            self._is_on = any(map(_may_be_measured, trainer.optimizers))
             if self._is_on:
                 self._check_processes(trainer)
                 super().on_fit_start(trainer, pl_module)
@@ -113,3 +114,8 @@ class EnvironmentMonitor(AdamMonitor):
                 f"{measuring} of {trainer.world_size} processes have this value: expected the same"
                 f" for all, on every node; hand it on, by mpirun -x {VARIABLE} say"
             )
+
+
+def _may_be_measured(optimizer: Any) -> bool:
+    """Of what wraps an optimizer, as DeepSpeed does, an AdamMonitor says itself what it cannot."""
+    return is_measurable(optimizer) or not isinstance(optimizer, Optimizer)

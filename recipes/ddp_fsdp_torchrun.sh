@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# The recipe by torchrun, from the repository's root, with the overrides that are typed after it:
+#   recipes/ddp_fsdp_torchrun.sh strategy=fsdp
+#   PROCESSES=8 recipes/ddp_fsdp_torchrun.sh strategy=fsdp trainer.accelerator=gpu
+# and the same on each of several nodes, which meet at a port of one of them:
+#   NODES=2 PROCESSES=8 HEAD=node1:29500 recipes/ddp_fsdp_torchrun.sh trainer.accelerator=gpu
+set -euo pipefail
+NODES=${NODES:-1} PROCESSES=${PROCESSES:-2}
+
+exec torchrun --nnodes "$NODES" --nproc-per-node "$PROCESSES" \
+  --rdzv-backend c10d --rdzv-endpoint "${HEAD:-localhost:0}" --rdzv-id ddp_fsdp \
+  -m recipes.ddp_fsdp trainer.num_nodes="$NODES" trainer.devices="$PROCESSES" "$@"

@@ -48,11 +48,12 @@ MAKE = ("bash", "make demo\n")
 VARIANTS = ("bash", "python train.py 'optimizer.groups=")
 MONITORING = ("bash", "python train.py adam_monitor.")
 RESUME = ("bash", "python -m recipes.mnist hydra.run.dir=")
+PROCESSES = ("bash", "python -m recipes.ddp_fsdp strategy=")
 MEASURE = ("python", "# measure.py\n")
 NO_CODE = ("bash", "LIGHTNING_ADAM_MONITOR=1 ")
 LOOKING = ("bash", "lightning-adam report ")
 HANDLED = [TRAIN, CONFIG, TRAIN_COMMAND, VARIANTS, TABLE, RECIPE, MAKE, MONITORING, RESUME, MEASURE]
-HANDLED += [LOOKING, NO_CODE]
+HANDLED += [LOOKING, NO_CODE, PROCESSES]
 
 RECIPE_JOBS = [[{"lr": 3e-4, "betas": [0.9, 0.95], "amsgrad": True}], [{"lr": 1e-4}, {"lr": 1e-3}]]
 """What the jobs of each line of that block train with."""
@@ -171,6 +172,17 @@ def test_a_recipe_line_of_the_readme_trains_with_what_it_says(
     assert training.output.count(ACCURACY) == len(jobs)
     for optimizer, job in zip(recorded_optimizers(tmp_path), jobs, strict=True):
         assert optimizer | job == optimizer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", readme_text(*PROCESSES).splitlines())
+def test_a_line_for_many_processes_trains_and_reports(line: str, tmp_path: Path) -> None:
+    """What is logged is compared in test_ddp_fsdp.py."""
+    briefly = "layers=1 trainer.limit_train_batches=25 trainer.limit_val_batches=1"
+    training = run_text(f"{line} {briefly} {shlex.join(jobs_in(tmp_path))}", REPOSITORY)
+    assert training.returncode == 0, training.output
+    assert training.output.count("bits a byte") == 1
+    assert (tmp_path / "report.html").is_file()
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """LIGHTNING_ADAM_MONITOR before scripts that know nothing of it, as they are typed in a shell."""
 
+import socket
+import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from csv import DictReader
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,6 +61,45 @@ def test_a_script_is_measured_and_trains_bit_identically(script: Script, tmp_pat
     assert sorted(rows) == ([0, 9, 19, 29] if script.keys else [])
     assert all(key in row for row in rows.values() for key in script.keys)
     assert [row for row in map(of_the_script, logged(with_it)) if row] == logged(without)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_processes_measure_together_or_none_of_them_does(tmp_path: Path) -> None:
+    """One that measures alone would wait for the others, as where a node has not the variable."""
+    alone, both, one = tmp_path / "none", tmp_path / "both", tmp_path / "one"
+    train_sharded(alone, [None, None])
+    train_sharded(both, ["every_n_steps=5", "every_n_steps=5"])
+    said = train_sharded(one, ["every_n_steps=5", None])
+    assert f"{VARIABLE} is ignored: 1 of 2 processes have this value" in said
+    rows = [our_rows(logged(folder), "step") for folder in (alone, both, one)]
+    assert [sorted(each) for each in rows] == [[], [0, 4], []]
+    expected, *others = (torch.load(each / "parameters.pt") for each in (alone, both, one))
+    for parameters in others:
+        assert all(torch.equal(expected[name], parameters[name]) for name in expected)
+
+
+def train_sharded(folder: Path, given: Sequence[str | None]) -> str:
+    """What a process for each value of the variable says, all together."""
+    folder.mkdir()
+    with socket.socket() as unused:
+        unused.bind(("localhost", 0))
+        port = str(unused.getsockname()[1])
+    meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": str(len(given))}
+    processes = []
+    for rank, value in enumerate(given):
+        variables = environment() | meeting | {"NODE_RANK": "0", "LOCAL_RANK": str(rank)}
+        variables |= {} if value is None else {VARIABLE: value}
+        command: Command = [sys.executable, SCRIPTS / "plain_sharded.py"]
+        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
+        processes.append(subprocess.Popen(command, cwd=folder, env=variables, **pipes))
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * len(given), outputs
+    return "\n".join(outputs)
 
 
 def trained(script: Script, folder: Path, variables: Mapping[str, str]) -> Finished:

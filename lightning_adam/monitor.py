@@ -485,8 +485,11 @@ class AdamMonitor(Callback):
         name, statistics = type(watched.optimizer).__name__, watched.statistics
         others = statistics.passed_over
         without = "without an exp_avg of their shape, or with a sparse gradient"
-        if others and measurement.is_empty:
-            rank_zero_info(f"AdamMonitor measures nothing of {name}: all parameters are {without}.")
+        if measurement.is_empty:
+            rank_zero_info(
+                f"AdamMonitor measures nothing of {name}: all parameters are {without},"
+                " or with none that the step has left."
+            )
             return
         is_choice_ours = self.config.kernel is Kernel.auto
         for kernel in missing_kernels(_device_types([watched.optimizer])) if is_choice_ours else []:
@@ -495,7 +498,7 @@ class AdamMonitor(Callback):
                 f" pip install {KERNEL_PACKAGES[kernel]}"
             )
         missing = [each.name for each in statistics.not_measured]
-        if self.config.histograms_every_n_steps and measurement.knowledge is not Knowledge.STEP:
+        if self.config.histograms_every_n_steps and Knowledge.STEP not in measurement.knowledge:
             missing.append("histograms")
         if others:
             missing.append(f"{len(others)} parameters {without}, such as {others[0]}")

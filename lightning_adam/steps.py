@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_adam.statistics.foreign import takes_gradients
 from lightning_adam.statistics.shards import holder
 
 
@@ -19,7 +20,9 @@ def steps_taken(optimizer: Optimizer) -> int:
         0
     """
     counted = [*holder(optimizer).state.values(), *optimizer.param_groups]
-    return int(max((float(each["step"]) for each in counted if "step" in each), default=0))
+    # heavyball has a count in its groups while it steps, and None in between.
+    counts = (each.get("step") for each in counted)
+    return int(max((float(each) for each in counts if each is not None), default=0))
 
 
 class StepCounter:
@@ -128,7 +131,7 @@ class StepCounter:
         if self._depth > 0:
             return False
         self._is_expected = False
-        if not self._is_sharded and not self._has_gradient():
+        if not (self._is_sharded or self._has_gradient() or takes_gradients(self._optimizer)):
             self.skipped += 1
             return False
         self.taken += 1

@@ -6,19 +6,26 @@ it has a column for each of `COLUMNS`, and an accumulator is a column over some 
 
 import math
 from collections.abc import Iterable
-from enum import Enum, IntEnum
+from enum import Enum, IntFlag
 from typing import NamedTuple
 
 
-class Knowledge(IntEnum):
-    """How much of an optimizer has to be known for a column."""
+class Knowledge(IntFlag):
+    """What has to be known of an optimizer for a column, beside its parameters and settings."""
 
-    FIRST_MOMENT = 1
-    """Its parameters, their gradients and `exp_avg`."""
-    SECOND_MOMENT = 2
-    """`exp_avg_sq` too, decaying by `betas[1]`."""
-    STEP = 3
+    SETTINGS = 0
+    """Nothing else."""
+    GRADIENT = 1
+    """The gradients that its step used: it leaves them as they were."""
+    FIRST_MOMENT = 2
+    """`exp_avg`."""
+    SECOND_MOMENT = 4
+    """`exp_avg_sq`."""
+    STORAGE = 8
+    """That `exp_avg_sq` is kept in its dtype, and decays in it by `betas[1]`."""
+    STEP = 16
     """That its step is Adam's or AdamW's: u, p₀ and g̃ can be told from the state."""
+    ALL = GRADIENT | FIRST_MOMENT | SECOND_MOMENT | STORAGE | STEP
 
 
 class Column(NamedTuple):
@@ -50,18 +57,22 @@ def largest(formula: str, needs: Knowledge = Knowledge.STEP) -> Column:
     return Column(f"max {formula}", True, needs)
 
 
+SETTINGS, GRADIENT = Knowledge.SETTINGS, Knowledge.GRADIENT
 FIRST, SECOND = Knowledge.FIRST_MOMENT, Knowledge.SECOND_MOMENT
+STORED = SECOND | Knowledge.STORAGE
+KINDS = (GRADIENT, FIRST, SECOND, Knowledge.STORAGE, Knowledge.STEP)
+"""What can be known, one by one."""
 COLUMNS: dict[str, Column] = {
-    "elements": count("", FIRST),
-    "grad_squares": total("g²", FIRST),
-    "grad_zero": count("with g = 0", FIRST),
+    "elements": count("", SETTINGS),
+    "grad_squares": total("g²", GRADIENT),
+    "grad_zero": count("with g = 0", GRADIENT),
     "exp_avg_sum": total("m", FIRST),
     "exp_avg_squares": total("m²", FIRST),
-    "weight_squares": total("p²", FIRST),
-    "nonfinite": count("with a non-finite g, m, v or p", FIRST),
+    "weight_squares": total("p²", SETTINGS),
+    "nonfinite": count("with a non-finite g, m, v or p", GRADIENT | FIRST),
     "exp_avg_sq_sum": total("v", SECOND),
-    "exp_avg_sq_subnormal": count("with 0 < v < the smallest normal of v's dtype", SECOND),
-    "exp_avg_sq_stalled": count("with v > 0 and fl(β2·v) = v", SECOND),
+    "exp_avg_sq_subnormal": count("with 0 < v < the smallest normal of v's dtype", STORED),
+    "exp_avg_sq_stalled": count("with v > 0 and fl(β2·v) = v", STORED),
     "max_exp_avg_sq_sum": total("max_exp_avg_sq; 0 without amsgrad"),
     "active": count("that are active"),
     "entered_squares": total("g̃²"),
@@ -85,18 +96,18 @@ COLUMNS: dict[str, Column] = {
     "decay_times_update": total("d·ηu"),
     "decay_lost": count("with p ≠ 0 and fl(p(1-ηλ)) = p"),
     "equilibrium_squares": total("η/(2λ) if λ > 0"),
-    "grad_max_abs": largest("|g|", FIRST),
+    "grad_max_abs": largest("|g|", GRADIENT),
     "exp_avg_max_abs": largest("|m|", FIRST),
     "exp_avg_sq_largest": largest("v", SECOND),
     "direction_max_abs": largest("|u| over active elements"),
-    "lr": largest("η", FIRST),
-    "beta1": largest("β1", FIRST),
-    "beta2": largest("β2", FIRST),
-    "eps": largest("ε", FIRST),
-    "weight_decay": largest("λ", FIRST),
+    "lr": largest("η", SETTINGS),
+    "beta1": largest("β1", SETTINGS),
+    "beta2": largest("β2", SETTINGS),
+    "eps": largest("ε", SETTINGS),
+    "weight_decay": largest("λ", SETTINGS),
     "decay_rate": largest("ηλ"),
-    "step": largest("t", FIRST),
-    "skipped_steps": largest("the optimizer's skipped steps", FIRST),
+    "step": largest("t", SETTINGS),
+    "skipped_steps": largest("the optimizer's skipped steps", SETTINGS),
 }
 """What is known of a tensor, by name: sums and counts, then maxima. A kernel returns all but the
 last, which no tensor tells."""

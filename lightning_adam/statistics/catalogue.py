@@ -15,6 +15,8 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 
 from lightning_adam.statistics.accumulators import ACCUMULATORS, Knowledge
 
@@ -58,7 +60,8 @@ class Statistic:
     @property
     def needs(self) -> Knowledge:
         """What has to be known of an optimizer."""
-        return max(ACCUMULATORS[name].needs for name in self.accumulators)
+        needs = (ACCUMULATORS[name].needs for name in self.accumulators)
+        return reduce(or_, needs)
 
 
 STATISTICS: dict[str, Statistic] = {}

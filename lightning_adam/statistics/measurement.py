@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import compress
+from operator import or_
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_adam.schema import Scope
-from lightning_adam.statistics.accumulators import ACCUMULATORS, COLUMNS, Knowledge, Over
+from lightning_adam.statistics.accumulators import ACCUMULATORS, COLUMNS, KINDS, Knowledge, Over
 from lightning_adam.statistics.catalogue import Statistic, key_part
 from lightning_adam.statistics.histograms import QUANTITIES
 from lightning_adam.statistics.views import Place, Row
@@ -49,14 +50,14 @@ class Wanted:
         needed = {
             name
             for statistic in [*self.statistics, *self.worst]
-            if statistic.needs <= knowledge
+            if statistic.needs in knowledge
             for name in statistic.accumulators
         }
         return [name for name in ACCUMULATORS if name in needed]
 
     def beyond(self, knowledge: Knowledge) -> list[Statistic]:
         """Those that the optimizer's state does not tell."""
-        return [each for each in (*self.statistics, *self.worst) if each.needs > knowledge]
+        return [each for each in (*self.statistics, *self.worst) if each.needs not in knowledge]
 
     def suffix_of(self, scope: Scope, name: str) -> str:
         """What a group, a layer or a tensor appends to a key, the same at every measurement."""
@@ -133,11 +134,12 @@ def agreement(knowledge: Knowledge, failed_rank: int | None = None) -> Tensor:
         failed_rank: This rank, if its measurement has failed (default: None, it has not).
 
     Example:
-        >>> agreement(Knowledge.STEP, failed_rank=1).tolist()
-        [-3.0, -1.0]
+        >>> agreement(Knowledge.GRADIENT | Knowledge.STEP, failed_rank=1).tolist()
+        [-1.0, 0.0, 0.0, 0.0, -1.0, -1.0]
     """
+    known = [float(-(each in knowledge)) for each in KINDS]
     failed = -math.inf if failed_rank is None else -float(failed_rank)
-    return torch.tensor([-float(knowledge), failed], dtype=torch.float64)
+    return torch.tensor([*known, failed], dtype=torch.float64)
 
 
 class Measurement:
@@ -172,13 +174,13 @@ class Measurement:
     @property
     def knowledge(self) -> Knowledge:
         """What the optimizer's state allows to tell, on every rank."""
-        least = -float(self.agreed[0])
-        return Knowledge(int(least)) if math.isfinite(least) else Knowledge.FIRST_MOMENT
+        known = compress(KINDS, (each < 0 for each in self.agreed.tolist()))
+        return reduce(or_, known, Knowledge.SETTINGS)
 
     @property
     def failed_rank(self) -> int | None:
         """The first rank on which the measurement has failed; None if it has on none."""
-        first = -float(self.agreed[1])
+        first = -float(self.agreed[-1])
         return int(first) if math.isfinite(first) else None
 
     @property

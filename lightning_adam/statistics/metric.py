@@ -26,7 +26,14 @@ from lightning_adam.statistics.measurement import (
     columns_of,
 )
 from lightning_adam.statistics.shards import Part, is_sharded, over_ranks
-from lightning_adam.statistics.views import Row, TensorView, Views, knowledge_of, steps_as_adam
+from lightning_adam.statistics.views import (
+    Row,
+    TensorView,
+    Views,
+    dequantised,
+    knowledge_of,
+    steps_as_adam,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -104,11 +111,11 @@ class AdamStatistics(Metric):
         self._wanted = Wanted(self.statistics, config.scopes, worst_of, suffix)
         self._views = Views(module, config.layer_depth)
         self._tensors = Tensors([], [], [])
-        self._columns = columns_of(self._wanted.accumulators(Knowledge.STEP))
+        self._columns = columns_of(self._wanted.accumulators(Knowledge.ALL))
         self.add_state("sums", torch.zeros(0, 0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("maxima", torch.zeros(0, 0, dtype=torch.float64), dist_reduce_fx="max")
         self.add_state("exponents", _no_counts(0), dist_reduce_fx="sum")
-        self.add_state("agreed", agreement(Knowledge.STEP), dist_reduce_fx="max")
+        self.add_state("agreed", agreement(Knowledge.ALL), dist_reduce_fx="max")
 
     @property
     def knowledge(self) -> Knowledge:
@@ -164,7 +171,7 @@ class AdamStatistics(Metric):
         groups = _groups(rows)
         columns = self._columns_of(knowledge)
         exponents = _no_counts(0)
-        if histograms and knowledge is Knowledge.STEP:
+        if histograms and Knowledge.STEP in knowledge:
             exponents = self._exponents(views, groups)
         part = Part(*self._measured(views, columns, skipped_steps), exponents, agreement(knowledge))
         self._keep(rows, columns, part)
@@ -188,13 +195,13 @@ class AdamStatistics(Metric):
         abstains: bool = False,
     ) -> None:
         rows = self._views.rows(optimizer)
-        groups, columns = _groups(rows), self._columns_of(Knowledge.STEP)
+        groups, columns = _groups(rows), self._columns_of(Knowledge.ALL)
         # What this rank has nothing to tell of; of the same shapes on all ranks.
         part = Part(
             torch.zeros(len(rows), len(columns.sums), dtype=torch.float64),
             torch.full((len(rows), len(columns.maxima)), -math.inf, dtype=torch.float64),
             _no_counts(len(groups) if histograms and steps_as_adam(optimizer) else 0),
-            agreement(Knowledge.STEP, failed_rank=torch.distributed.get_rank()),
+            agreement(Knowledge.ALL, failed_rank=torch.distributed.get_rank()),
         )
         try:
             if not abstains:
@@ -236,11 +243,17 @@ class AdamStatistics(Metric):
     ) -> tuple[Tensor, Tensor]:
         # No tensor tells how often the optimizer has skipped.
         asked = [name for name in (*columns.sums, *columns.maxima) if name != "skipped_steps"]
-        rows = kernels.measure(views, asked, self.kernel)
+        rows = self._rows(views, asked)
         sums, maxima = torch.tensor_split(rows, [len(columns.sums)], dim=1)
         if "skipped_steps" in columns.maxima:
             maxima = torch.cat([maxima, _column(skipped_steps, rows)], dim=1)
         return sums, maxima
+
+    def _rows(self, views: Sequence[TensorView], columns: Sequence[str]) -> Tensor:
+        if not self._views.are_quantised:
+            return kernels.measure(views, columns, self.kernel)
+        rows = [kernels.measure(each, columns, self.kernel) for each in dequantised(views)]
+        return torch.cat([each.to(rows[0].device, non_blocking=True) for each in rows])
 
     def _exponents(self, views: Sequence[TensorView], groups: list[str]) -> Tensor:
         positions = [groups.index(view.place.group) for view in views]

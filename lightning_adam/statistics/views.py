@@ -1,7 +1,7 @@
 """Optimizer → tensors to measure: what belongs to each parameter right after a step."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 from weakref import ref
 
@@ -11,9 +11,15 @@ from torch.optim import Adam, Optimizer
 
 from lightning_adam.param_groups import clean_name, group_name
 from lightning_adam.statistics.accumulators import Knowledge
+from lightning_adam.statistics.foreign import (
+    Group,
+    groups_of,
+    is_quantised,
+    lets_know,
+    numbers_of,
+    reader_of,
+)
 from lightning_adam.statistics.shards import Counted, distributed_tensor, holder, local
-
-Group = Mapping[str, Any]
 
 
 class Settings(NamedTuple):
@@ -76,7 +82,7 @@ def is_measurable(optimizer: Optimizer) -> bool:
         (True, False)
     """
     is_torchs = isinstance(optimizer, Optimizer)
-    return is_torchs and any("betas" in group for group in optimizer.param_groups)
+    return is_torchs and any("betas" in group for group in groups_of(optimizer))
 
 
 def steps_as_adam(optimizer: Optimizer) -> bool:
@@ -105,13 +111,11 @@ def knowledge_of(optimizer: Optimizer, views: Iterable[TensorView]) -> Knowledge
     Example:
         >>> adam = torch.optim.Adam([torch.zeros(2, requires_grad=True)])
         >>> knowledge_of(adam, []).name
-        'STEP'
+        'ALL'
     """
     if steps_as_adam(optimizer):
-        return Knowledge.STEP
-    if all(view.exp_avg_sq is not None for view in views):
-        return Knowledge.SECOND_MOMENT
-    return Knowledge.FIRST_MOMENT
+        return Knowledge.ALL
+    return lets_know(optimizer, [view.exp_avg_sq for view in views])
 
 
 class _Known(NamedTuple):
@@ -127,7 +131,7 @@ class _Known(NamedTuple):
     fitting: list[bool]
     """Which of the moments have a number for each of its elements, or are none."""
     is_plain: bool
-    """Whether all of them have, and it is real."""
+    """Whether all of them have, in numbers that can be read, and it is real."""
     is_distributed: bool
     """Whether it is a DTensor."""
     counts: bool
@@ -163,11 +167,13 @@ class Views:
         self.passed_over: list[str] = []
         """Names of the parameters that had a gradient at the last step, but no `exp_avg` of their
         shape, or whose gradient was sparse."""
+        self.are_quantised = False
+        """Whether moments of the last step's views have to be dequantised to be read."""
 
     def rows(self, optimizer: Optimizer) -> list[Row]:
         """All parameters, on all ranks alike, in the order of `param_groups`."""
         rows = []
-        for index, group in enumerate(optimizer.param_groups):
+        for index, group in enumerate(groups_of(optimizer)):
             settings, name = _settings(group), group_name(group, index)
             has_amsgrad = bool(group.get("amsgrad"))
             for position, parameter in enumerate(group["params"]):
@@ -182,10 +188,10 @@ class Views:
             optimizer: The optimizer, right after `step()`, its gradients still in place.
         """
         views = []
-        self.passed_over = []
-        states, counted = holder(optimizer).state, Counted(optimizer, self._module)
+        self.passed_over, self.are_quantised = [], False
+        state_of, counted = reader_of(optimizer), Counted(optimizer, self._module)
         first = 0
-        for index, group in enumerate(optimizer.param_groups):
+        for index, group in enumerate(groups_of(optimizer)):
             settings, name = _settings(group), group_name(group, index)
             # In place of what is not measured stands a name that no state has.
             second = "exp_avg_sq" if _has_two_betas(group) else ""
@@ -195,7 +201,7 @@ class Views:
                 if grad is None:
                     continue
                 # `state[parameter]` would leave an empty state behind.
-                state = states.get(parameter, {})
+                state = state_of(parameter, {})
                 moments: Sequence[Any] = (
                     state.get("exp_avg"),
                     state.get(second),
@@ -229,6 +235,7 @@ class Views:
                 tensors: tuple[Any, Any, Any, Any, Any] = (tensor, grad, *moments)
                 if not known.is_plain:
                     tensors = _fitting(tensors, (True, True, *known.fitting))
+                    self.are_quantised |= any(map(is_quantised, tensors))
                 views.append(TensorView(known.place, settings, first + position, *tensors, step))
             first += len(group["params"])
         return views
@@ -253,7 +260,9 @@ class Views:
             position=position,
             place=self._place(parameter, name, position, group.get("param_names", ())),
             fitting=fitting,
-            is_plain=all(fitting) and not parameter.is_complex(),
+            is_plain=all(fitting)
+            and not parameter.is_complex()
+            and not any(map(is_quantised, moments)),
             is_distributed=isinstance(parameter, distributed_tensor()),
             counts=counts,
         )
@@ -284,6 +293,32 @@ class Views:
             }
             known = self._names.setdefault(id(parameter), (ref(parameter), None))
         return known[1]
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+DEQUANTISED = 1 << 24
+"""Elements whose moments are dequantised at a time: 128 MB."""
+
+
+def dequantised(views: Iterable[TensorView]) -> Iterator[list[TensorView]]:
+    """The views with moments in float32, a few at a time: all would cost what quantising spares.
+
+    Args:
+        views: Views, of which some have quantised moments.
+
+    Returns:
+        Views of no more than `DEQUANTISED` elements together, or one that has more.
+    """
+    few, elements = list[TensorView](), 0
+    for view in views:
+        if few and elements + view.parameter.numel() > DEQUANTISED:
+            yield few
+            # Whoever has measured them still holds the list.
+            few.clear()
+            elements = 0
+        few.append(view._replace(**{name: numbers_of(getattr(view, name)) for name in MOMENTS}))
+        elements += view.parameter.numel()
+    yield few
 
 
 ROOT = "root"
@@ -325,7 +360,9 @@ def _fitting(tensors: Iterable[Any], fitting: Iterable[bool]) -> tuple[Any, Any,
 
 def _is_elementwise(state: Any, parameter: Tensor) -> bool:
     """Whether a state tensor has a number for each element of the parameter."""
-    is_numbers = isinstance(state, Tensor) and (state.is_floating_point() or state.is_complex())
+    is_numbers = is_quantised(state) or (
+        isinstance(state, Tensor) and (state.is_floating_point() or state.is_complex())
+    )
     return is_numbers and state.shape == parameter.shape
 
 

@@ -1,0 +1,486 @@
+"""Adam of other libraries: what is measured is what their state says, and what the page says."""
+
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, TensorDataset
+from typing_extensions import override
+
+from lightning_adam import AdamMixin, AdamMonitor, AdamStatistics
+from lightning_adam.statistics import kernels
+from lightning_adam.statistics.catalogue import STATISTICS
+from tests import reference
+from tests.statistics.test_metric import bare
+from tests.test_monitor import Recorder
+from tests.training import parameters, trainer
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "recipes" / "other_optimizers.md").read_text(encoding="utf-8")
+DISTRIBUTIONS = {"optimi": "torch-optimi"}
+"""What is installed under another name than it is imported by."""
+PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-true"}
+COLUMNS = {
+    "gradient": ["grad_norm", "grad_rms", "grad_max", "grad_zero_fraction", "nonfinite_count"],
+    "`exp_avg`": ["exp_avg_norm", "exp_avg_rms", "exp_avg_mean", "exp_avg_max"],
+    "`exp_avg_sq`": ["exp_avg_sq_mean", "exp_avg_sq_max"],
+    "its rounding": ["exp_avg_sq_subnormal_fraction", "exp_avg_sq_stalled_fraction"],
+}
+SETTINGS = {"lr", "beta1", "beta2", "eps", "weight_decay", "step", "skipped_steps"}
+NOT_ON_THE_CPU = ("no", "none", "with Triton")
+BATCHES, SIZE = 5, 64
+PRESETS = """
+defaults:
+  - lightning_adam/optimizer: custom
+  - lightning_adam/scheduler: cosine
+  - _self_
+"""
+
+
+class Row(NamedTuple):
+    """A line of the page's table."""
+
+    target: str
+    arguments: list[str]
+    precision: str
+    measured: set[str]
+
+    @property
+    def package(self) -> str:
+        return self.target.partition(".")[0]
+
+
+def rows() -> Iterator[Row]:
+    lines = [line for line in PAGE.splitlines() if line.startswith("|")]
+    header, _, *cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    for each in cells:
+        row = dict(zip(header, each, strict=True))
+        words = {column: row[column] for column in COLUMNS}
+        yield Row(
+            target=row["`optimizer._target_=`"].strip("`"),
+            arguments=row["beside it"].strip("`").split(),
+            precision=PRECISIONS[row["parameters"]],
+            measured={
+                name
+                for column, word in words.items()
+                if word not in NOT_ON_THE_CPU
+                for name in COLUMNS[column]
+            },
+        )
+
+
+ROWS = [
+    pytest.param(row, id="-".join([row.target, *row.arguments, row.precision])) for row in rows()
+]
+
+
+class Lit(AdamMixin, L.LightningModule):
+    """Regression with a matrix large enough to be quantised; keeps what the step was given."""
+
+    def __init__(self, optimizer: Any, scheduler: Any = None) -> None:
+        super().__init__(optimizer=optimizer, scheduler=scheduler)
+        torch.manual_seed(1)
+        matrix = nn.Linear(SIZE, SIZE)
+        self.net = nn.Sequential(matrix, nn.LayerNorm(SIZE), nn.Tanh(), nn.Linear(SIZE, 1))
+        self.grads: dict[Tensor, Tensor] = {}
+        self.lrs: list[float] = []
+        self.weights: dict[Tensor, Tensor] = {}
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return nn.functional.mse_loss(self.net(batch[0]), batch[1])
+
+    @override
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        self.grads = {
+            each: each.grad.clone() for each in self.parameters() if each.grad is not None
+        }
+        self.lrs = [float(group["lr"]) for group in optimizer.param_groups]
+
+    @override
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        self.weights = {each: each.detach().clone() for each in self.parameters()}
+
+
+def loader() -> DataLoader[tuple[Tensor, ...]]:
+    inputs = torch.randn(8 * BATCHES, SIZE, generator=torch.Generator().manual_seed(3))
+    return DataLoader(TensorDataset(inputs, inputs[:, :1].sin()), batch_size=8)
+
+
+def lit_for(optimizer: Any) -> type[Lit]:
+    """The module as the page writes it for what needs one of its own."""
+    if "schedulefree" not in optimizer["_target_"]:
+        return Lit
+    names: dict[str, Any] = {"LitClassifier": Lit}
+    exec(code_with("class LitScheduleFree"), names)
+    module: type[Lit] = names["LitScheduleFree"]
+    return module
+
+
+def code_with(words: str) -> str:
+    """The code block of the page in which they stand."""
+    (block,) = (each for each in PAGE.split("```python\n")[1:] if words in each)
+    return block.partition("```")[0]
+
+
+def plugins_for(optimizer: Any) -> list[Any]:
+    if "torchao" not in optimizer["_target_"]:
+        return []
+    names: dict[str, Any] = {}
+    exec(code_with("class CheckpointOnCpu"), names)
+    return [names["CheckpointOnCpu"]()]
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """torchao's step as it is written: compiling it takes seconds for each shape."""
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+class Fit(NamedTuple):
+    module: Lit
+    optimizer: Optimizer
+    values: dict[str, float]
+    lines: list[str]
+
+
+def fitted(
+    optimizer: Any,
+    scheduler: Any = None,
+    monitor: AdamMonitor | None = None,
+    checkpoint: Path | None = None,
+    context: AbstractContextManager[Any] | None = None,
+    **flags: Any,
+) -> Fit:
+    callbacks = [] if monitor is None else [monitor]
+    settings = {"max_epochs": 1, "logger": Recorder(), "callbacks": callbacks, **flags}
+    fit, lines = trainer(plugins=plugins_for(optimizer), **settings), list[str]()
+    module = lit_for(optimizer)(optimizer, scheduler)
+    with pytest.MonkeyPatch.context() as patch, uncompiled() if context is None else context:
+        patch.setattr("lightning_adam.monitor.rank_zero_info", lines.append)
+        patch.setattr("lightning_adam.monitor.rank_zero_warn", lines.append)
+        torch.manual_seed(5)
+        fit.fit(module, loader(), ckpt_path=checkpoint, weights_only=False)
+        if checkpoint is None and fit.max_epochs == 1:
+            fit.save_checkpoint(Path(fit.default_root_dir) / "first.ckpt")
+    values = {key: float(value) for key, value in fit.callback_metrics.items()}
+    return Fit(module, fit.optimizers[0], values, lines)
+
+
+def monitored(optimizer: Any, scheduler: Any = None, **flags: Any) -> Fit:
+    return fitted(optimizer, scheduler, AdamMonitor(1, statistics="all"), **flags)
+
+
+def are_equal(one: Fit, other: Fit) -> bool:
+    pairs = zip(parameters(one.module), parameters(other.module), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def moment(state: Any, name: str) -> Tensor | None:
+    """A moment as the library itself reads it."""
+    number = {"exp_avg": 1, "exp_avg_sq": 2}[name]
+    kept = state.get(name, state.get(f"state{number}"))
+    if f"qmap{number}" in state:
+        functional = import_module("bitsandbytes.functional")
+        quantised = {"absmax": state[f"absmax{number}"], "code": state[f"qmap{number}"]}
+        kept = functional.dequantize_blockwise(kept, **quantised, blocksize=256)
+    elif hasattr(kept, "codes"):
+        kept = kept.dequantize()
+    assert kept is None or isinstance(kept, Tensor)
+    return kept
+
+
+def reference_tensors(fit: Fit, steps: int = BATCHES) -> list[reference.Tensor]:
+    """What the reference makes numbers of; in place of a moment that is not there stand zeros."""
+    tensors = []
+    for group, lr in zip(fit.optimizer.param_groups, fit.module.lrs, strict=True):
+        beta1, beta2 = (group.get("betas") or (group["beta1"], group["beta2"]))[:2]
+        for parameter in group["params"]:
+            state = fit.optimizer.state[parameter]
+            first, second = (moment(state, name) for name in ("exp_avg", "exp_avg_sq"))
+            nothing = torch.zeros_like(parameter)
+            tensors.append(
+                reference.Tensor(
+                    parameter=fit.module.weights[parameter],
+                    grad=fit.module.grads[parameter],
+                    exp_avg=nothing if first is None else first,
+                    exp_avg_sq=nothing if second is None else second,
+                    max_exp_avg_sq=None,
+                    step=steps,
+                    lr=group.get("scheduled_lr", lr),
+                    beta1=beta1,
+                    beta2=beta2,
+                    eps=group.get("eps", 0.0),
+                    weight_decay=group["weight_decay"],
+                    amsgrad=False,
+                    maximize=False,
+                    decoupled=False,
+                )
+            )
+    return tensors
+
+
+def composed(row: Row, folder: Path) -> Any:
+    """The config as it is typed."""
+    (folder / "config.yaml").write_text(PRESETS, encoding="utf-8")
+    overrides = [f"optimizer._target_={row.target}", "optimizer.lr=1e-2", *row.arguments]
+    if row.package == "schedulefree":
+        overrides.append("lightning_adam/scheduler=constant")
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        return compose("config", overrides=overrides)
+
+
+@pytest.mark.filterwarnings("ignore:.*foreach.* is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("row", ROWS)
+def test_what_the_page_says_is_measured(row: Row, tmp_path: Path) -> None:
+    pytest.importorskip(row.package)
+    cfg = composed(row, tmp_path)
+    flags: dict[str, Any] = {"precision": row.precision, "default_root_dir": tmp_path}
+    fit = monitored(cfg.optimizer, cfg.scheduler, **flags)
+    measured, tensors = bare(fit.values, ""), reference_tensors(fit)
+    assert measured.keys() - SETTINGS == row.measured | {"weight_norm", "weight_rms"}
+    expected = reference.reference_statistics(tensors) | {"skipped_steps": 0.0}
+    scale = reference.signed_sum_scale(tensors)
+    for name, value in measured.items():
+        tolerance = 1e-6 * scale.get(name, 0.0)
+        assert value == pytest.approx(expected[name], rel=1e-5, abs=tolerance), name
+    (line,) = fit.lines
+    listed = line.rstrip(".").partition("state tells, not ")[2].split(", ")
+    assert set(listed) >= {*STATISTICS} - measured.keys() - SETTINGS
+    assert set(listed).isdisjoint(measured)
+    assert are_equal(fit, fitted(cfg.optimizer, cfg.scheduler, **flags))
+
+
+def test_the_page_names_the_versions_of_the_tests() -> None:
+    pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    for package in {row.package for row in rows()}:
+        distribution = DISTRIBUTIONS.get(package, package)
+        (version,) = (
+            line.partition("==")[2].partition(";")[0]
+            for line in pinned.splitlines()
+            if line.startswith(f"{distribution}==")
+        )
+        assert f"{distribution} {version}" in " ".join(PAGE.split())
+
+
+def test_the_page_names_the_statistics_of_its_columns() -> None:
+    explained = dict(item.partition(":")[::2] for item in PAGE.split("\n- ")[1:])
+    for column, names in COLUMNS.items():
+        text = explained[f"**{column}**"]
+        assert [name for name in STATISTICS if f"`{name}`" in text] == [
+            name for name in STATISTICS if name in names
+        ]
+
+
+OPTIMI = {"_target_": "optimi.AdamW", "lr": 1e-2, "weight_decay": 0.1}
+TORCHAO = {"_target_": "torchao.optim.AdamW8bit", "lr": 1e-2, "weight_decay": 0.1}
+SCHEDULEFREE = {"_target_": "schedulefree.AdamWScheduleFree", "lr": 1e-2, "weight_decay": 0.1}
+BITSANDBYTES = {"_target_": "bitsandbytes.optim.AdamW8bit", "lr": 1e-2, "weight_decay": 0.1}
+ADAMW = {"_target_": "torch.optim.AdamW", "lr": 1e-2, "weight_decay": 0.1, "betas": [0.9, 0.99]}
+LINEAR = {"name": "linear", "total_steps": 20, "warmup_steps": 2}
+
+
+def needs(optimizer: dict[str, Any]) -> None:
+    pytest.importorskip(optimizer["_target_"].partition(".")[0])
+
+
+@pytest.mark.parametrize("resume", ["checkpoint", "config"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+@pytest.mark.parametrize(
+    ("optimizer", "scheduler"),
+    [(OPTIMI, LINEAR), (TORCHAO, LINEAR), (BITSANDBYTES, LINEAR), (SCHEDULEFREE, None)],
+    ids=str,
+)
+def test_a_resumed_training_goes_on_as_it_would_have(
+    optimizer: dict[str, Any], scheduler: Any, precision: str, resume: str, tmp_path: Path
+) -> None:
+    needs(optimizer)
+    flags: dict[str, Any] = {"precision": precision, "default_root_dir": tmp_path}
+    first = fitted(optimizer, scheduler, **flags)
+    whole = monitored(optimizer, scheduler, max_epochs=2, **flags)
+    again = {**optimizer, "resume": resume}
+    checkpoint = tmp_path / "first.ckpt"
+    resumed = monitored(again, scheduler, checkpoint=checkpoint, max_epochs=2, **flags)
+    assert not are_equal(first, whole)
+    if optimizer is SCHEDULEFREE:
+        # It was saved with the averaged weights, from which the others are computed again.
+        for one, other in zip(parameters(resumed.module), parameters(whole.module), strict=True):
+            tolerance = 1e-6 if one.dtype is torch.float32 else 1e-2
+            assert torch.allclose(one, other, rtol=0, atol=tolerance)
+    else:
+        assert are_equal(resumed, whole)
+    told = {key: value for key, value in whole.values.items() if not key.endswith("skipped_steps")}
+    tolerance = 0.05 if optimizer is SCHEDULEFREE else 1e-6
+    assert {key: resumed.values[key] for key in told} == pytest.approx(told, rel=tolerance)
+
+
+def test_groups_layers_and_schedules_are_those_of_the_config(tmp_path: Path) -> None:
+    needs(OPTIMI)
+    head = [{"name": "head", "match": "net.3.*", "lr_scale": 10, "eps": 1e-4}]
+    config = {**OPTIMI, "groups": head, "layer_decay": {"pattern": "net.*", "rate": 0.5}}
+    fit = monitored(config, LINEAR, default_root_dir=tmp_path)
+    groups = {group["name"]: group for group in fit.optimizer.param_groups}
+    share = fit.values["adam_schedule/lr/group/layer_0"] / (1e-2 * 0.5**3)
+    assert fit.values["adam_schedule/lr/group/head_layer_3"] == pytest.approx(share * 0.1 * 0.5)
+    assert groups["head_layer_3"]["eps"] == 1e-4
+    assert groups["layer_1_no_decay"]["weight_decay"] == 0
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {**OPTIMI, "eps": 1e-8},
+        {**BITSANDBYTES, "_target_": "bitsandbytes.optim.AdamW", "betas": [0.9, 0.99]},
+        # A matrix of 4,096 elements is no multiple of this block: nothing is quantised.
+        {**TORCHAO, "block_size": 3000, "betas": [0.9, 0.99]},
+    ],
+    ids=lambda each: each["_target_"],
+)
+def test_whose_formula_is_adams_has_adams_numbers(
+    optimizer: dict[str, Any], tmp_path: Path
+) -> None:
+    needs(optimizer)
+    fit = monitored(optimizer, LINEAR, default_root_dir=tmp_path)
+    adam = bare(monitored(ADAMW, LINEAR, default_root_dir=tmp_path).values, "")
+    if optimizer["_target_"] == OPTIMI["_target_"]:
+        # Its moments are corrected for their bias.
+        for name in adam:
+            if name.startswith("exp_avg"):
+                adam[name] /= 1 - (0.99 if "_sq_" in name else 0.9) ** BATCHES
+    measured = bare(fit.values, "")
+    assert {"exp_avg_rms", "exp_avg_sq_mean", "weight_norm", "grad_norm", "step"} <= measured.keys()
+    expected = {name: adam[name] for name in measured}
+    assert measured == pytest.approx(expected, rel=1e-4, abs=1e-7)
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_measured_as_well(tmp_path: Path) -> None:
+    needs(TORCHAO)
+    flags: dict[str, Any] = {"default_root_dir": tmp_path, "scheduler": LINEAR}
+    compiled = monitored(TORCHAO, **flags, context=nullcontext())
+    written = monitored(TORCHAO, **flags)
+    assert compiled.values == pytest.approx(written.values, rel=1e-3, abs=1e-6)
+    assert are_equal(compiled, fitted(TORCHAO, LINEAR, context=nullcontext()))
+
+
+@pytest.mark.parametrize("optimizer", [TORCHAO, BITSANDBYTES], ids=lambda each: each["_target_"])
+def test_few_elements_are_dequantised_at_a_time(
+    optimizer: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    needs(optimizer)
+    sizes, measure = list[int](), kernels.measure
+
+    def counted(views: Sequence[Any], *arguments: Any) -> Tensor:
+        sizes.append(len(views))
+        return measure(views, *arguments)
+
+    fit, metric = fitted(optimizer, default_root_dir=tmp_path), AdamStatistics("all")
+    for parameter, grad in fit.module.grads.items():
+        parameter.grad = grad
+    at_once = metric(fit.optimizer)
+    assert at_once["adam_moments/exp_avg_rms"] > 0
+    monkeypatch.setattr(kernels, "measure", counted)
+    # A matrix, its bias, a norm's two vectors, a matrix of one row and its bias.
+    monkeypatch.setattr("lightning_adam.statistics.views.DEQUANTISED", 3 * SIZE)
+    assert metric(fit.optimizer) == at_once
+    assert sum(sizes) == 6
+    assert len(sizes) == 3
+
+
+class Watched(NamedTuple):
+    """The weights of a training without a schedule, as they were seen."""
+
+    validated: list[Tensor]
+    averaged: list[Tensor]
+
+
+def test_schedulefree_is_validated_saved_and_used_at_the_averaged_weights(tmp_path: Path) -> None:
+    needs(SCHEDULEFREE)
+    seen = Watched([], [])
+
+    class Validated(lit_for(SCHEDULEFREE)):  # type: ignore[misc]
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            (optimizer,) = self.trainer.optimizers
+            weight = self.net[0].weight
+            assert not optimizer.param_groups[0]["train_mode"]
+            assert not self.net.training
+            seen.validated.append(weight.detach().clone())
+
+        def on_validation_model_eval(self) -> None:
+            (optimizer,) = self.trainer.optimizers
+            weight = self.net[0].weight
+            if weight in optimizer.state:
+                # y = (1-β1)z + β1x
+                z = optimizer.state[weight]["z"]
+                seen.averaged.append((weight.detach() - 0.1 * z) / 0.9)
+            super().on_validation_model_eval()
+
+    module = Validated(SCHEDULEFREE)
+    keep = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1)
+    fit = trainer(max_epochs=2, enable_checkpointing=True, callbacks=[keep, AdamMonitor(1)])
+    fit.fit(module, loader(), loader())
+    name = "net.0.weight"
+    assert torch.allclose(seen.validated[-1], seen.averaged[-1], atol=1e-6)
+    assert torch.allclose(module.state_dict()[name], seen.averaged[-1], atol=1e-6)
+    saved = torch.load(keep.best_model_path, weights_only=False)
+    assert torch.allclose(saved["state_dict"][name], seen.averaged[-1], atol=1e-6)
+
+
+class TakesGradients(Optimizer):
+    """As heavyball's: no gradient is left after the step, and the count is None in between."""
+
+    consume_grad = True
+
+    def __init__(self, params: Any, lr: float, betas: Any = (0.9, 0.99)) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
+        for group in self.param_groups:
+            group["step"] = None
+            for parameter in group["params"]:
+                assert parameter.grad is not None
+                parameter.sub_(parameter.grad * group["lr"])
+                parameter.grad = None
+        return loss
+
+
+def test_a_step_that_takes_the_gradients_away_is_no_skipped_step(tmp_path: Path) -> None:
+    config = {"_target_": f"{__name__}.TakesGradients", "lr": 1e-2}
+    fit = monitored(config, LINEAR, default_root_dir=tmp_path)
+    (line,) = fit.lines
+    assert line.startswith("AdamMonitor measures nothing of TakesGradients: all parameters are")
+    # After the fifth of twenty steps, two of which warm up.
+    assert fit.optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * 15 / 18)
+    resumed = monitored(
+        config, LINEAR, checkpoint=tmp_path / "first.ckpt", max_epochs=2, default_root_dir=tmp_path
+    )
+    assert resumed.optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * 10 / 18)
+
+
+@pytest.mark.slow
+def test_nothing_of_a_library_is_imported_for_torchs_adam() -> None:
+    code = """
+        import sys, torch
+        from lightning_adam import AdamMixin, AdamMonitor, AdamStatistics
+        weight = torch.zeros(2, requires_grad=True)
+        adam = torch.optim.AdamW([weight])
+        weight.grad = torch.ones(2)
+        adam.step()
+        assert AdamStatistics()(adam)
+        assert not {"optimi", "torchao", "schedulefree", "bitsandbytes"} & set(sys.modules)
+    """
+    lines = "\n".join(line.strip() for line in code.splitlines())
+    subprocess.run([sys.executable, "-c", lines], check=True)

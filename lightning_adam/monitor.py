@@ -38,12 +38,12 @@ from lightning_adam.optimizers import settings as optimizer_settings
 from lightning_adam.reading import KERNEL_PACKAGES, read_monitor
 from lightning_adam.schedulers import settings as scheduler_settings
 from lightning_adam.schema import Kernel, Scope
+from lightning_adam.shards import is_sharded, largest_over_ranks, this_rank
 from lightning_adam.statistics.accumulators import Knowledge
 from lightning_adam.statistics.kernels import FAST, is_installed
 from lightning_adam.statistics.kernels import missing as missing_kernels
 from lightning_adam.statistics.measurement import Arriving, Measurement
 from lightning_adam.statistics.metric import AdamStatistics
-from lightning_adam.statistics.shards import is_sharded, largest_over_ranks, this_rank
 from lightning_adam.statistics.views import is_measurable
 from lightning_adam.steps import StepCounter
 from lightning_adam.version import __version__
@@ -165,6 +165,8 @@ class AdamMonitor(Callback):
         self._layers = LayerTable([])
         self._rows: deque[_Row] = deque()
         self._is_off = False
+        self._has_failed = False
+        """Whether it is off because of this rank."""
         self._fault = ""
         """What has failed on this rank and was not told yet: another may have to tell the same."""
         self._saved: dict[str, Any] = {}
@@ -218,7 +220,7 @@ class AdamMonitor(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hooks into the optimizers; a checkpoint's state has been restored by now."""
-        self._is_off, self._fault = False, ""
+        self._is_off, self._has_failed, self._fault = False, False, ""
         with self._never_harm():
             self._begin(trainer, pl_module)
         with self._never_harm():
@@ -403,7 +405,8 @@ class AdamMonitor(Callback):
             watched.flags = (counter.flags, is_skipped)
             skipped = counter.flags + (counter.skipped - counter.learned)
         if watched.abstains:
-            watched.statistics.abstain(watched.optimizer, watched.has_histograms)
+            due = (watched.optimizer, watched.has_histograms)
+            watched.statistics.abstain(*due, has_failed=self._has_failed)
             if self._fault:
                 self._leave(watched.statistics.measurement.failed_rank)
         else:
@@ -519,6 +522,7 @@ class AdamMonitor(Callback):
         is_known = self._is_off
         self._switch_off()
         if not is_known:
+            self._has_failed = True
             self._fault = traceback.format_exc()
             if this_rank() == 0:
                 self._leave(0)

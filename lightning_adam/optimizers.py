@@ -16,6 +16,7 @@ from lightning_adam.forms import name_of
 from lightning_adam.param_groups import clean_name, group_name, later_groups, param_groups
 from lightning_adam.reading import CustomOptimizer, read_optimizer
 from lightning_adam.schema import AdamConfig, WeightDecayOn
+from lightning_adam.shards import distributed_tensor
 
 
 class Implementation(NamedTuple):
@@ -275,6 +276,9 @@ def obstacle_to(parameters: Sequence[Tensor], capturable: bool, **flags: Any) ->
         >>> obstacle_to([torch.zeros(2)], False, fused=True) is None
         True
     """
+    distributed = {isinstance(each, distributed_tensor()) for each in parameters}
+    if len(distributed) > 1 and (flags.get("fused") or flags.get("foreach")):
+        return "some parameters are DTensors and others plain tensors, which cannot stand together"
     for kind, parameter in _kinds(parameters).items():
         element = torch.zeros(1, dtype=parameter.dtype, device=parameter.device, requires_grad=True)
         element.grad = torch.zeros_like(element)

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_adam.shards import holder
 from lightning_adam.statistics.foreign import takes_gradients
-from lightning_adam.statistics.shards import holder
 
 
 def steps_taken(optimizer: Optimizer) -> int:

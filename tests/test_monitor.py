@@ -5,7 +5,8 @@ import json
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import lightning as L
 import pytest
@@ -276,6 +277,43 @@ def test_a_fault_inside_is_reported_once_and_training_ends_as_without_it(
     assert recorder.steps_of(KEY) == []
     same = zip(parameters(undisturbed), parameters(module), strict=True)
     assert all(torch.equal(a, b) for a, b in same)
+
+
+def test_a_fault_inside_stops_no_training_where_warnings_are_errors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr("lightning_adam.statistics.views.Views.after_step")
+    undisturbed, _ = fitted(None)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="AdamMonitor has failed")
+        module, _ = fitted(AdamMonitor())
+    same = zip(parameters(undisturbed), parameters(module), strict=True)
+    assert all(torch.equal(a, b) for a, b in same)
+
+
+def test_what_wraps_an_optimizer_and_is_none_is_said_and_not_measured() -> None:
+    class DeepSpeedZeroOptimizer:
+        param_groups: ClassVar[list[dict[str, Any]]] = [{"params": [], "betas": (0.9, 0.999)}]
+
+    trainer: Any = SimpleNamespace(
+        optimizers=[DeepSpeedZeroOptimizer()], loggers=[], log_every_n_steps=1
+    )
+    monitor, module = AdamMonitor(), Lit(ADAMW)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        monitor.on_fit_start(trainer, module)
+        monitor.on_train_start(trainer, module)
+        monitor.on_train_batch_end(trainer, module, None, None, 0)
+        monitor.on_train_end(trainer, module)
+    first, no_logger = (str(each.message) for each in caught)
+    assert first.startswith("AdamMonitor measures nothing of DeepSpeedZeroOptimizer, which is no")
+    assert "no logger" in no_logger
+
+
+def test_flat_parameters_are_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_adam.monitor.is_flattened", lambda parameter: True)
+    with pytest.raises(ConfigError, match=r"use FSDPStrategy\(use_orig_params=True\)"):
+        fitted(AdamMonitor())
 
 
 def test_a_fault_inside_leaves_the_hooks_of_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:

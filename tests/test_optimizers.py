@@ -1,14 +1,16 @@
 """The builder gives exactly the optimizer that torch would by hand."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.testing._internal.common_optimizers import optim_db
 
 from lightning_adam import ConfigError, build_optimizer
@@ -103,6 +105,29 @@ def test_fused_is_not_taken_for_parameters_it_cannot_train() -> None:
     )
     assert chosen.fused is False
     assert "floating point" in chosen.reason
+
+
+@pytest.fixture
+def mesh() -> Iterator[DeviceMesh]:
+    """Of this process alone."""
+    store = distributed.HashStore()  # type: ignore[attr-defined]
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
+def test_dtensors_beside_plain_tensors_are_trained_one_by_one(mesh: DeviceMesh) -> None:
+    module = network()
+    fully_shard(module[0], mesh=mesh)
+    optimizer = build_optimizer(module, {})
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    chosen = choose_implementation(AdamConfig(), "optimizer", list(module.parameters()))
+    assert (chosen.fused, chosen.foreach) == (False, False)
+    for name in ("fused", "foreach"):
+        with pytest.raises(ConfigError, match=rf"optimizer\.{name}=true: .*DTensors and others"):
+            build_optimizer(module, {name: True})
 
 
 def test_fused_that_cannot_work_is_refused() -> None:

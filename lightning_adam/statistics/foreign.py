@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_adam.shards import holder
 from lightning_adam.statistics.accumulators import Knowledge
-from lightning_adam.statistics.shards import holder
 
 Group = Mapping[str, Any]
 State = Mapping[str, Any]

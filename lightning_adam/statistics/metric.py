@@ -13,6 +13,7 @@ from typing_extensions import override
 from lightning_adam.errors import ConfigError
 from lightning_adam.reading import read_monitor
 from lightning_adam.schema import Scope
+from lightning_adam.shards import Part, is_sharded, over_ranks, this_rank
 from lightning_adam.statistics import kernels
 from lightning_adam.statistics.accumulators import Knowledge
 from lightning_adam.statistics.catalogue import STATISTICS, Statistic, key_part, select
@@ -25,7 +26,6 @@ from lightning_adam.statistics.measurement import (
     agreement,
     columns_of,
 )
-from lightning_adam.statistics.shards import Part, is_sharded, over_ranks
 from lightning_adam.statistics.views import (
     Row,
     TensorView,
@@ -177,15 +177,21 @@ class AdamStatistics(Metric):
         self._keep(rows, columns, part)
 
     @torch.no_grad()
-    def abstain(self, optimizer: Optimizer, histograms: bool = False) -> None:
-        """Takes part with nothing in the ranks' measurement, which then is none.
+    def abstain(
+        self, optimizer: Optimizer, histograms: bool = False, has_failed: bool = True
+    ) -> None:
+        """Takes part with nothing in what the ranks measure together, who wait for this one.
 
         Args:
             optimizer: The optimizer; if its parameters are not sharded, nothing happens.
             histograms: Whether the others count binary exponents too (default: False).
+            has_failed: Whether they are to know that what they measure lacks this rank's part
+                (default: True).
         """
         if is_sharded(optimizer):
-            self._update_together(optimizer, histograms, math.nan, abstains=True)
+            self._update_together(
+                optimizer, histograms, math.nan, abstains=True, has_failed=has_failed
+            )
 
     def _update_together(
         self,
@@ -193,6 +199,7 @@ class AdamStatistics(Metric):
         histograms: bool,
         skipped_steps: Tensor | float,
         abstains: bool = False,
+        has_failed: bool = True,
     ) -> None:
         rows = self._views.rows(optimizer)
         groups, columns = _groups(rows), self._columns_of(Knowledge.ALL)
@@ -201,7 +208,7 @@ class AdamStatistics(Metric):
             torch.zeros(len(rows), len(columns.sums), dtype=torch.float64),
             torch.full((len(rows), len(columns.maxima)), -math.inf, dtype=torch.float64),
             _no_counts(len(groups) if histograms and steps_as_adam(optimizer) else 0),
-            agreement(Knowledge.ALL, failed_rank=torch.distributed.get_rank()),
+            agreement(Knowledge.ALL, failed_rank=this_rank() if has_failed else None),
         )
         try:
             if not abstains:

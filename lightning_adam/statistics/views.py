@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from lightning_adam.param_groups import clean_name, group_name
+from lightning_adam.shards import Counted, distributed_tensor, holder, local
 from lightning_adam.statistics.accumulators import Knowledge
 from lightning_adam.statistics.foreign import (
     Group,
@@ -19,7 +20,6 @@ from lightning_adam.statistics.foreign import (
     numbers_of,
     reader_of,
 )
-from lightning_adam.statistics.shards import Counted, distributed_tensor, holder, local
 
 
 class Settings(NamedTuple):

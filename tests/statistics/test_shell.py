@@ -75,9 +75,7 @@ def test_worst_names_the_tensors_with_the_largest_values(net: nn.Module) -> None
         return torch.full_like(parameter, 10.0 ** -parameter.numel())
 
     worst = {"grad_max": 2, "nonfinite_count": 1}
-    statistics = AdamStatistics(
-        ["lr"], ["model"], worst=worst, module=net
-    )
+    statistics = AdamStatistics(["lr"], ["model"], worst=worst, module=net)
     optimizer = trained(net, grad=grad)
     statistics.update(optimizer)
     tensors = [key for key in statistics.compute() if "grad_max/tensor" in key]
@@ -89,9 +87,7 @@ def test_worst_names_the_tensors_with_the_largest_values(net: nn.Module) -> None
 
 @pytest.mark.parametrize("sick", ["0.weight", "0.bias", "1.0.weight", "1.1.bias"])
 def test_nan_is_the_worst(net: nn.Module, sick: str) -> None:
-    statistics = AdamStatistics(
-        "lr", worst={"grad_max": 2, "nonfinite_count": 1}, module=net
-    )
+    statistics = AdamStatistics("lr", worst={"grad_max": 2, "nonfinite_count": 1}, module=net)
     optimizer = trained(net)
     net.get_parameter(sick).grad.view(-1)[0] = float("nan")  # type: ignore[union-attr]
     statistics.update(optimizer)

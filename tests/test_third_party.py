@@ -11,14 +11,17 @@ from typing import Any, NamedTuple
 import lightning as L
 import pytest
 import torch
+import torch.distributed as dist
 from hydra import compose, initialize_config_dir
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
-from lightning_adam import AdamMixin, AdamMonitor, AdamStatistics
+from lightning_adam import AdamMixin, AdamMonitor, AdamStatistics, build_optimizer
 from lightning_adam.statistics import kernels
 from lightning_adam.statistics.catalogue import STATISTICS
 from tests import reference
@@ -397,6 +400,29 @@ def test_few_elements_are_dequantised_at_a_time(
     assert len(sizes) == 3
 
 
+def test_what_is_sharded_and_quantised_is_measured_too(tmp_path: Path) -> None:
+    needs(TORCHAO)
+    measured = []
+    dist.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        for is_sharded in (False, True):
+            torch.manual_seed(1)
+            net = nn.Linear(SIZE, SIZE)
+            if is_sharded:
+                fully_shard(net, mesh=init_device_mesh("cpu", (1,)))
+            optimizer = build_optimizer(net, TORCHAO)
+            # What is not read as it has to be would end the process in the other kernels.
+            metric = AdamStatistics("all", kernel="eager")
+            with uncompiled():
+                net(torch.ones(SIZE)).square().sum().backward()
+                optimizer.step()
+            measured.append(metric(optimizer))
+    finally:
+        dist.destroy_process_group()
+    assert measured[0]["adam_moments/exp_avg_rms"] > 0
+    assert measured[1] == pytest.approx(measured[0], rel=1e-6)
+
+
 class Watched(NamedTuple):
     """The weights of a training without a schedule, as they were seen."""
 
@@ -474,7 +500,7 @@ def test_a_step_that_takes_the_gradients_away_is_no_skipped_step(tmp_path: Path)
 def test_nothing_of_a_library_is_imported_for_torchs_adam() -> None:
     code = """
         import sys, torch
-        from lightning_adam import AdamMixin, AdamMonitor, AdamStatistics
+        from lightning_adam import AdamMixin, AdamMonitor, AdamStatistics, build_optimizer
         weight = torch.zeros(2, requires_grad=True)
         adam = torch.optim.AdamW([weight])
         weight.grad = torch.ones(2)

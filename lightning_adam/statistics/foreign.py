@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_adam.shards import holder
+from lightning_adam.shards import distributed_tensor, holder
 from lightning_adam.statistics.accumulators import Knowledge
 
 Group = Mapping[str, Any]
@@ -196,7 +196,8 @@ def is_quantised(moment: Any) -> bool:
         >>> is_quantised(torch.zeros(2)), is_quantised(Blockwise(*torch.zeros(3, 2)))
         (False, True)
     """
-    return getattr(type(moment), "dequantize", Tensor.dequantize) is not Tensor.dequantize
+    part = moment.to_local() if isinstance(moment, distributed_tensor()) else moment
+    return getattr(type(part), "dequantize", Tensor.dequantize) is not Tensor.dequantize
 
 
 def numbers_of(moment: Any) -> Any:

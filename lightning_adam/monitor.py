@@ -487,7 +487,7 @@ class AdamMonitor(Callback):
         watched.is_introduced = True
         name, statistics = type(watched.optimizer).__name__, watched.statistics
         others = statistics.passed_over
-        without = "without an exp_avg of their shape, or with a sparse gradient"
+        without = "quantised, without an exp_avg of their shape, or with a sparse gradient"
         if measurement.is_empty:
             rank_zero_info(
                 f"AdamMonitor measures nothing of {name}: all parameters are {without},"

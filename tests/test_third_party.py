@@ -423,6 +423,33 @@ def test_what_is_sharded_and_quantised_is_measured_too(tmp_path: Path) -> None:
     assert measured[1] == pytest.approx(measured[0], rel=1e-6)
 
 
+class Elsewhere(Tensor):
+    """A tensor without memory of its own, as libraries make theirs that are quantised."""
+
+    @staticmethod
+    def __new__(cls, shape: Sequence[int]) -> "Elsewhere":
+        make: Any = Tensor._make_wrapper_subclass
+        tensor: Elsewhere = make(cls, shape, dtype=torch.float32)
+        return tensor
+
+    @classmethod
+    def __torch_dispatch__(cls, *arguments: Any) -> Any:
+        raise NotImplementedError
+
+
+def test_what_has_no_memory_of_its_own_is_passed_over() -> None:
+    weights = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = torch.optim.NAdam(weights)
+    for weight in weights:
+        weight.grad = torch.ones(3)
+    optimizer.step()
+    optimizer.state[weights[0]]["exp_avg"] = Elsewhere((3,))
+    # Where its elements should be, the other kernels would end the process.
+    metric = AdamStatistics("all", kernel="eager")
+    assert metric(optimizer)["adam_moments/grad_norm"] == pytest.approx(3**0.5)
+    assert metric.passed_over == ["group_0.0"]
+
+
 class Watched(NamedTuple):
     """The weights of a training without a schedule, as they were seen."""
 

@@ -166,7 +166,7 @@ class Views:
         self._known: dict[int, _Known] = {}
         self.passed_over: list[str] = []
         """Names of the parameters that had a gradient at the last step, but no `exp_avg` of their
-        shape, or whose gradient was sparse."""
+        shape, were quantised themselves, or whose gradient was sparse."""
         self.are_quantised = False
         """Whether moments of the last step's views have to be dequantised to be read."""
 
@@ -249,7 +249,10 @@ class Views:
         moments: Sequence[Any],
         counts: bool,
     ) -> _Known:
-        fitting = [each is None or _is_elementwise(each, parameter) for each in moments]
+        is_readable = _is_in_memory(parameter)
+        fitting = [
+            each is None or (is_readable and _is_elementwise(each, parameter)) for each in moments
+        ]
         references = [ref(each) if isinstance(each, Tensor) else _nothing for each in moments]
         known = self._known[id(parameter)] = _Known(
             parameter=ref(parameter),
@@ -361,9 +364,17 @@ def _fitting(tensors: Iterable[Any], fitting: Iterable[bool]) -> tuple[Any, Any,
 def _is_elementwise(state: Any, parameter: Tensor) -> bool:
     """Whether a state tensor has a number for each element of the parameter."""
     is_numbers = is_quantised(state) or (
-        isinstance(state, Tensor) and (state.is_floating_point() or state.is_complex())
+        isinstance(state, Tensor)
+        and (state.is_floating_point() or state.is_complex())
+        and _is_in_memory(state)
     )
     return is_numbers and state.shape == parameter.shape
+
+
+def _is_in_memory(tensor: Tensor) -> bool:
+    """Whether there are elements to read: a tensor may be a subclass that computes them."""
+    part = tensor.to_local() if isinstance(tensor, distributed_tensor()) else tensor
+    return part.numel() == 0 or part.data_ptr() != 0
 
 
 def _nothing() -> None:

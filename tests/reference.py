@@ -116,6 +116,8 @@ def reference_statistics(tensors: Sequence[Tensor]) -> dict[str, float]:
         Every statistic that is defined for the scope, by name.
     """
     present = _nonempty(tensors)
+    if not present:
+        return {}
     # Overflow, division by zero and NaN are legitimate outcomes here, not accidents to warn about.
     with np.errstate(all="ignore"):
         scope = _scope_of(present)

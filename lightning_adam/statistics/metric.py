@@ -215,8 +215,8 @@ class AdamStatistics(Metric):
                 part = self._own_part(optimizer, part, groups, columns, skipped_steps)
         finally:
             # Whatever has happened here, the other ranks wait for this one.
-            device = optimizer.param_groups[0]["params"][0].device
-            self._keep(rows, columns, over_ranks(part, device))
+            parameters = (each for group in optimizer.param_groups for each in group["params"])
+            self._keep(rows, columns, over_ranks(part, next(parameters).device))
 
     def _own_part(
         self,

@@ -109,6 +109,8 @@ class AdamMonitor(Callback):
     It reads the clipped, unscaled gradient, the new parameters and the new state in the optimizer's
     step-post-hook, where all three stand together. It changes nothing that it reads; a fault inside
     it is reported once and switches it off. The numbers are also in `trainer.callback_metrics`.
+    Where parameters or state are sharded, all ranks measure together, and each gets the numbers of
+    the whole.
 
     Args:
         every_n_steps: Measure the first optimizer step and every n-th (default: None, the
@@ -130,7 +132,8 @@ class AdamMonitor(Callback):
 
     Raises:
         ConfigError: If an argument cannot work or, when `fit` starts, if no optimizer is of Adam's
-            family, or the kernel is not one for the device of their parameters.
+            family, the kernel is not one for the device of their parameters, or FSDP1 has replaced
+            these by flat ones.
 
     Example:
         >>> monitor = AdamMonitor(every_n_steps=10, statistics=["headline", "eps_*"])

@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_adam._private.torch import collective_device, first_flat_replicas, is_flat
+from lightning_adam._private.torch import collective_device, flat_replicas, is_flat
+from lightning_adam.errors import ConfigError
 
 ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
 
@@ -84,7 +85,11 @@ class Counted:
         self._module = module
 
     def counts(self, parameter: Tensor) -> bool:
-        """Whether this rank's part of a parameter counts; called right after a step."""
+        """Whether this rank's part of a parameter counts; called right after a step.
+
+        Raises:
+            ConfigError: If FSDP1 holds it, and not in the module.
+        """
         if not self._is_sharded:
             return True
         if self._state is not None:
@@ -93,12 +98,21 @@ class Counted:
         if isinstance(parameter, distributed_tensor()):
             return _is_first(parameter)
         if is_flat(parameter):
-            return id(parameter) in self._flat
+            return self._is_first_flat(parameter)
         return dist.get_rank() == 0
 
+    def _is_first_flat(self, parameter: Tensor) -> bool:
+        if id(parameter) not in self._flat:
+            given = "None" if self._module is None else type(self._module).__name__
+            raise ConfigError(
+                "AdamStatistics: expected the module as FSDP1 wraps it, with use_orig_params=True,"
+                f" but got {given}; write AdamStatistics(module=wrapped)"
+            )
+        return self._flat[id(parameter)]
+
     @cached_property
-    def _flat(self) -> set[int]:
-        return first_flat_replicas(self._module)
+    def _flat(self) -> dict[int, bool]:
+        return flat_replicas(self._module)
 
 
 def _is_first(parameter: Any) -> bool:

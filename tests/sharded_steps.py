@@ -20,7 +20,7 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.optim import Adam, AdamW, NAdam, Optimizer
 
-from lightning_adam import AdamStatistics
+from lightning_adam import AdamStatistics, ConfigError
 from lightning_adam._private.torch import is_flattened
 from lightning_adam.shards import Part, over_ranks
 from tests.ranks import Collectives, keep
@@ -262,9 +262,25 @@ def flat_parameters() -> dict[bool, list[bool]]:
     }
 
 
+def without_its_wrapper() -> str:
+    """What is said of a module from which FSDP1's parts cannot be told."""
+    net = Net(torch.float32)
+    sharded = fsdp1(ShardingStrategy.FULL_SHARD)(net)
+    trained(sharded, torch.float32)
+    try:
+        AdamStatistics(module=net).update(sharded.optimizer)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
 def main() -> None:
     dist.init_process_group("gloo")
-    results: dict[str, Any] = {"nan": nan_on_last_rank(), "flat": flat_parameters()}
+    results: dict[str, Any] = {
+        "nan": nan_on_last_rank(),
+        "flat": flat_parameters(),
+        "without its wrapper": without_its_wrapper(),
+    }
     for name, case in cases(dist.get_world_size()).items():
         sharded = case.build(Net(case.dtype))
         trained(sharded, case.dtype)

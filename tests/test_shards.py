@@ -67,3 +67,8 @@ def test_flat_parameters_are_told_from_the_original_ones(ranks: list[dict[str, A
     for rank in ranks:
         assert not any(rank["flat"][True])
         assert rank["flat"][False] == [True]
+
+
+def test_a_module_without_what_fsdp1_wraps_it_in_is_refused(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert rank["without its wrapper"].endswith("got Net; write AdamStatistics(module=wrapped)")

@@ -42,25 +42,24 @@ def is_flattened(parameter: Tensor) -> bool:
     return is_flat(parameter) and hasattr(parameter, "_fqns")
 
 
-def first_flat_replicas(module: nn.Module | None) -> set[int]:
-    """The ids of FSDP1's original parameters of whose parts this rank has the first replica."""
-    firsts: set[int] = set()
+def flat_replicas(module: nn.Module | None) -> dict[int, bool]:
+    """By the ids of FSDP1's original parameters, whether this rank's part is the first replica."""
+    replicas: dict[int, bool] = {}
     for each in () if module is None else module.modules():
         handle: Any = getattr(each, "_handle", None)
         if handle is None or not hasattr(handle, "flat_param"):
             continue
         # The ranks that hold the same part, under HYBRID_SHARD.
-        replicas = getattr(each, "_inter_node_pg", None)
+        group = getattr(each, "_inter_node_pg", None)
         if not handle.uses_sharded_strategy:
             is_first = dist.get_rank() == 0
-        elif replicas is not None:
-            is_first = dist.get_rank(replicas) == 0
+        elif group is not None:
+            is_first = dist.get_rank(group) == 0
         else:
             is_first = 0 in dist.get_process_group_ranks(handle.process_group)
-        if is_first:
-            # None without use_orig_params.
-            firsts |= {id(parameter) for parameter in handle.flat_param._params or ()}
-    return firsts
+        # None without use_orig_params.
+        replicas |= {id(parameter): is_first for parameter in handle.flat_param._params or ()}
+    return replicas
 
 
 def shared_store() -> Any:

@@ -45,7 +45,9 @@ class AdamStatistics(Metric):
 
     The state is the matrix `[tensors, columns]` of the latest measurement, in float64 on the
     optimizer's device; `compute` is what brings it to the host. Adam and AdamW are measured whole;
-    of other optimizers with `betas` and `exp_avg` what their state alone allows to tell.
+    of other optimizers with `betas` and `exp_avg` what their state alone allows to tell. Where
+    parameters or state are sharded, all ranks of the default process group update together, and
+    each gets the numbers of the whole.
 
     Args:
         statistics: What is computed: `headline`, `all`, or a list of names and globs (default:

@@ -141,6 +141,7 @@ def assert_logged(offline_run: Path) -> None:
     assert of_the_loss == ours.keys() - {0}
 
 
+@pytest.mark.slow
 def test_each_job_of_a_sweep_is_a_run_with_its_own_learning_rate(tmp_path: Path) -> None:
     swept = recipe(tmp_path, "-m", "optimizer.lr=1e-4,1e-3", *BRIEFLY)
     assert swept.returncode == 0, swept.output

@@ -202,6 +202,7 @@ def test_a_training_is_resumed_as_the_readme_types_it(tmp_path: Path) -> None:
     assert "type trainer.max_epochs=10" in ended.output
 
 
+@pytest.mark.slow
 def test_what_the_readme_types_to_look_at_runs_shows_them(tmp_path: Path) -> None:
     """The page itself is looked at by a browser, in test_report_page.py."""
     for name in ("first", "second"):

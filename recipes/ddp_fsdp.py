@@ -16,7 +16,6 @@ from typing import Any
 import hydra
 import lightning as L
 import torch
-import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -30,9 +29,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_adam import AdamMixin, ConfigError
-from lightning_adam.dashboard.report import write_report
-from lightning_adam.dashboard.runs import read_runs
-from recipes.looking import as_typed, folder_of, where_to_look
+from recipes.looking import finish
 from recipes.processes import register_resolvers
 
 BYTES = 256
@@ -143,15 +140,7 @@ def main(cfg: DictConfig) -> float:
     trainer.fit(module, *text_loaders(cfg.batch_size), ckpt_path=cfg.ckpt_path)
     bits = float(trainer.callback_metrics["val/loss"]) / math.log(2)
     if trainer.is_global_zero:
-        look, rows = where_to_look(logger), folder_of(logger)
-        wandb.finish()
-        print(f"\nvalidation: {bits:.4f} bits a byte")
-        print(f"checkpoint: {as_typed(checkpoint.best_model_path)}")
-        print(look)
-        if rows is not None:
-            report = Path(HydraConfig.get().runtime.output_dir, "report.html")
-            write_report(read_runs([rows]), report)
-            print(f"report: {as_typed(str(report))}")
+        finish(f"validation: {bits:.4f} bits a byte", logger, checkpoint)
     return bits
 
 

@@ -5,7 +5,26 @@ import shlex
 import sys
 from pathlib import Path
 
+import wandb
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+from lightning_adam.dashboard.report import write_report
+from lightning_adam.dashboard.runs import read_runs
+
+
+def finish(result: str, logger: Logger, checkpoint: ModelCheckpoint) -> None:
+    """Ends the run, writes its page beside it, and says where all of it is."""
+    look, rows = where_to_look(logger), folder_of(logger)
+    wandb.finish()
+    print(f"\n{result}")
+    print(f"checkpoint: {as_typed(checkpoint.best_model_path)}")
+    print(look)
+    if rows is not None:
+        report = Path(HydraConfig.get().runtime.output_dir, "report.html")
+        write_report(read_runs([rows]), report)
+        print(f"report: {as_typed(str(report))}")
 
 
 def where_to_look(logger: Logger) -> str:

@@ -6,12 +6,10 @@ python -m recipes.mnist -m optimizer.lr=1e-4,1e-3
 """
 
 import warnings
-from pathlib import Path
 
 import hydra
 import lightning as L
 import torch
-import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -23,9 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_adam import AdamMixin, ConfigError
-from lightning_adam.dashboard.report import write_report
-from lightning_adam.dashboard.runs import read_runs
-from recipes.looking import as_typed, folder_of, where_to_look
+from recipes.looking import finish
 
 VALIDATION_IMAGES = 1000
 
@@ -104,15 +100,7 @@ def main(cfg: DictConfig) -> float:
             f" has behind it; type trainer.max_epochs={trainer.current_epoch + 8}"
         )
     accuracy = float(trainer.callback_metrics["val/accuracy"])
-    look, rows = where_to_look(logger), folder_of(logger)
-    wandb.finish()
-    print(f"\nvalidation accuracy: {accuracy:.4f}")
-    print(f"checkpoint: {as_typed(checkpoint.best_model_path)}")
-    print(look)
-    if rows is not None:
-        report = Path(HydraConfig.get().runtime.output_dir, "report.html")
-        write_report(read_runs([rows]), report)
-        print(f"report: {as_typed(str(report))}")
+    finish(f"validation accuracy: {accuracy:.4f}", logger, checkpoint)
     return accuracy
 
 

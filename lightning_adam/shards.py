@@ -77,7 +77,7 @@ class Counted:
     """
 
     def __init__(self, optimizer: Optimizer, module: nn.Module | None = None) -> None:
-        self._is_sharded = is_sharded(optimizer)
+        self._optimizer = optimizer
         self._state = holder(optimizer).state if holder(optimizer) is not optimizer else None
         self._ranks = [0]
         if self._state is not None:
@@ -109,6 +109,11 @@ class Counted:
                 f" but got {given}; write AdamStatistics(module=wrapped)"
             )
         return self._flat[id(parameter)]
+
+    @cached_property
+    def _is_sharded(self) -> bool:
+        # Asked where a parameter is looked at for the first time, not at every measurement.
+        return is_sharded(self._optimizer)
 
     @cached_property
     def _flat(self) -> dict[int, bool]:

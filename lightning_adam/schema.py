@@ -94,6 +94,19 @@ class Resume(_Word):
     """Those that are configured now."""
 
 
+class Severity(_Word):
+    """What becomes of a finding."""
+
+    off = "off"
+    """It is not looked for."""
+    info = "info"
+    """It is recorded, not printed."""
+    warning = "warning"
+    """Something costs performance, or is about to."""
+    error = "error"
+    """Adam does not do what it is there for."""
+
+
 class Interval(_Word):
     """What a scheduler counts."""
 
@@ -438,6 +451,16 @@ class MonitorConfig:
     layer_table: bool = False
     """Keep the statistics of every layer in the W&B table `adam_layers` too (default: false;
     lightning_adam)."""
+    findings: dict[str, Any] | None = field(default_factory=dict)
+    """What is said of Adam's pathologies, rule by rule: thresholds, `persistence` in measurements
+    and `severity` (off, info, warning or error), as in `eps_dominates.threshold=0.2`; null looks
+    for none (default: {}, all rules as they are; `lightning-adam explain findings`)."""
+    stop_on: list[str] = field(default_factory=list)
+    """Findings that end the training when they are raised: `[not_finite]` (default: [];
+    lightning_adam)."""
+    alert: bool = False
+    """Send a W&B alert for each finding above info, if the run is online (default: false;
+    wandb.alert)."""
     kernel: Kernel = Kernel.auto
     """What reads the tensors: `numba` on the CPU, `triton` on CUDA, `eager` anywhere, at many times
     the cost (default: auto, the fast one if it is installed; lightning_adam)."""

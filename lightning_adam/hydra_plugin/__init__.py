@@ -47,6 +47,7 @@ def _store_schemas() -> None:
     monitor = OmegaConf.structured(schema.MonitorConfig)
     # Without this Hydra would ask for a + before `adam_monitor.worst={grad_norm:3}`.
     OmegaConf.set_struct(monitor.worst, False)
+    OmegaConf.set_struct(monitor.findings, False)
     schemas = {
         "adam": schema.AdamConfig,
         "monitor": monitor,

@@ -29,6 +29,7 @@ class Wanted:
         scopes: The kinds of scope.
         worst: For each of these statistics, how many tensors with its largest values.
         suffix: What tells the optimizer from others in the keys.
+        judged: What `Measurement.of` is asked for beside these statistics.
     """
 
     def __init__(
@@ -37,11 +38,13 @@ class Wanted:
         scopes: list[Scope],
         worst: dict[Statistic, int],
         suffix: str,
+        judged: list[Statistic],
     ) -> None:
         self.statistics = statistics
         self.scopes = scopes
         self.worst = worst
         self.suffix = suffix
+        self.judged = judged
         self._suffixes: dict[tuple[Scope, str], str] = {}
         self._taken: set[str] = set()
 
@@ -49,7 +52,7 @@ class Wanted:
         """What has to be added up, as far as the optimizer's state tells it."""
         needed = {
             name
-            for statistic in [*self.statistics, *self.worst]
+            for statistic in [*self.statistics, *self.worst, *self.judged]
             if statistic.needs in knowledge
             for name in statistic.accumulators
         }
@@ -205,6 +208,25 @@ class Measurement:
             | {statistic.name: value for statistic, value in _derived(self.wanted.statistics, row)}
             for name, row in zip(self._members(scope).names, rows, strict=True)
         ]
+
+    def of(self, scope: Scope, statistics: Iterable[Statistic]) -> dict[str, dict[str, float]]:
+        """Statistics by their bare names, of each of the scope's by its name.
+
+        Args:
+            scope: The kind of scope.
+            statistics: Which; those that are undefined, or were not asked for, are absent.
+        """
+        statistics, rows = list(statistics), self._rolled_up(scope).values()
+        return {
+            name: {each.name: value for each, value in _derived(statistics, row)}
+            for name, row in zip(self._members(scope).names, rows, strict=False)
+        }
+
+    def tensors_of(self, scope: str) -> set[str]:
+        """The names of a scope's tensors, the scope given as `model`, `group/<name>` and so on."""
+        kind, _, name = scope.partition("/")
+        places = self._taking_part.places
+        return {each.tensor for each in places if not name or getattr(each, kind) == name}
 
     def exponent_counts(self) -> dict[str, list[int]]:
         """The counts by binary exponent of the model and of each group, by key."""

@@ -63,6 +63,8 @@ class AdamStatistics(Metric):
             `adam_update/update_norm/optimizer/generator` (default: None, it is the only one).
         kernel: What reads the tensors: `numba` on the CPU, `triton` on CUDA, `eager` anywhere, at
             many times the cost (default: `auto`, the fast one if it is installed).
+        judged: Names of statistics that `measurement` is to tell beside them, as rules need them
+            (default: none).
 
     Raises:
         ConfigError: If a statistic or a scope is unknown, a number is out of range, or the kernel
@@ -95,6 +97,7 @@ class AdamStatistics(Metric):
         module: nn.Module | None = None,
         optimizer_name: str | None = None,
         kernel: str = "auto",
+        judged: Sequence[str] = (),
     ) -> None:
         # What ranks hold in parts, `update` has reduced already.
         super().__init__(sync_on_compute=False)
@@ -110,7 +113,9 @@ class AdamStatistics(Metric):
         worst_of = {STATISTICS[name]: tensors for name, tensors in config.worst.items()}
         self.statistics = select(config.statistics)
         self.kernel = config.kernel.value
-        self._wanted = Wanted(self.statistics, config.scopes, worst_of, suffix)
+        self._wanted = Wanted(
+            self.statistics, config.scopes, worst_of, suffix, [STATISTICS[name] for name in judged]
+        )
         self._views = Views(module, config.layer_depth)
         self._tensors = Tensors([], [], [])
         self._columns = columns_of(self._wanted.accumulators(Knowledge.ALL))

@@ -1,0 +1,367 @@
+"""Watch: which findings hold, from one measurement to the next."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from lightning_adam.findings.rule import RULES, Case, Cure, Memory, Past, Rule, Training
+from lightning_adam.findings.rules import __name__ as _own_rules
+from lightning_adam.schema import Scope, Severity
+from lightning_adam.statistics.catalogue import STATISTICS
+from lightning_adam.statistics.measurement import Measurement
+
+assert _own_rules
+CLOSING = 2
+"""How many measurements more it takes to close a finding than to raise it."""
+WORST = 3
+"""The tensors that a finding names."""
+ALWAYS = ("lr", "beta1", "beta2", "eps", "weight_decay", "step")
+"""What is known of every scope that is judged."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong in one scope, with what proves it and what to type."""
+
+    code: str
+    severity: Severity
+    scope: str
+    """`model`, `group/<name>` or `layer/<path>`."""
+    step: int
+    """The optimizer step at which it was raised."""
+    sentence: str
+    evidence: Mapping[str, float]
+    worst: Mapping[str, float]
+    """The tensors with the largest values of the statistic that the rule is about."""
+    cures: tuple[Cure, ...]
+    source: str
+    optimizer: str = ""
+    """Its name, if there are several."""
+    closed: int | None = None
+    """The step at which it had ceased; None while it holds."""
+
+    @property
+    def remedy(self) -> tuple[str, ...]:
+        """The overrides of the first cure that can be typed."""
+        return next((each.overrides for each in self.cures if each.overrides), ())
+
+    def as_row(self) -> dict[str, Any]:
+        """The finding in plain values, as tables and files keep it."""
+        return {
+            "code": self.code,
+            "severity": self.severity.value,
+            "scope": self.scope,
+            "optimizer": self.optimizer,
+            "step": self.step,
+            "closed": self.closed,
+            "sentence": self.sentence,
+            "evidence": dict(self.evidence),
+            "worst": dict(self.worst),
+            "cures": [[list(each.overrides), each.hint] for each in self.cures],
+            "source": self.source,
+        }
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> "Finding":
+        """What `as_row` has made a row of."""
+        cures = tuple(Cure(tuple(overrides), hint) for overrides, hint in row["cures"])
+        return cls(**{**row, "severity": Severity(row["severity"]), "cures": cures})
+
+
+class Place(NamedTuple):
+    """Where a rule is judged."""
+
+    code: str
+    scope: str
+
+
+@dataclass
+class _Count:
+    """How often in a row a condition has held, and has not."""
+
+    held: int = 0
+    ceased: int = 0
+
+
+class Changes(NamedTuple):
+    """What a measurement has changed."""
+
+    raised: list[Finding]
+    closed: list[Finding]
+
+
+class Watch:
+    """Judges one measurement after the other: raises findings that last, closes them when cured.
+
+    Args:
+        settings: Of some rules `severity`, `persistence` and thresholds, by code (default: none,
+            all rules are as they are declared).
+        optimizer: What tells the optimizer from others, for what is said (default: nothing).
+
+    Example:
+        >>> import torch
+        >>> from lightning_adam import AdamStatistics
+        >>> weight = torch.nn.Parameter(torch.ones(100))
+        >>> adam = torch.optim.Adam([weight])
+        >>> watch = Watch()
+        >>> statistics = AdamStatistics(judged=watch.statistics)
+        >>> for step in range(1, 51):
+        ...     weight.grad = 1e-9 * torch.randn(100)
+        ...     adam.step()
+        ...     statistics.update(adam)
+        ...     changes = watch.judge(statistics.measurement, step)
+        >>> [finding.code for finding in watch.open]
+        ['eps_dominates']
+    """
+
+    def __init__(
+        self, settings: Mapping[str, Mapping[str, Any]] | None = None, optimizer: str = ""
+    ) -> None:
+        chosen = [_with(rule, (settings or {}).get(code, {})) for code, rule in RULES.items()]
+        self.rules = {each.code: each for each in chosen if each.severity is not Severity.off}
+        self._optimizer = optimizer
+        self._counts: dict[Place, _Count] = {}
+        self._open: dict[Place, Finding] = {}
+        self._closed: list[Finding] = []
+        self._memories: dict[str, dict[str, Memory]] = {}
+        self._measurements = 0
+
+    @property
+    def open(self) -> list[Finding]:
+        """The findings that hold, in the order in which they were raised."""
+        return list(self._open.values())
+
+    @property
+    def all(self) -> list[Finding]:
+        """Those that have ceased, then those that hold."""
+        return [*self._closed, *self._open.values()]
+
+    @property
+    def statistics(self) -> list[str]:
+        """What the rules need of a measurement."""
+        wanted = {*ALWAYS}
+        for rule in self.rules.values():
+            wanted.update((*rule.statistics, *rule.evidence))
+        return [name for name in STATISTICS if name in wanted]
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {
+            "open": [each.as_row() for each in self._open.values()],
+            "closed": [each.as_row() for each in self._closed],
+            "counts": [[*place, each.held, each.ceased] for place, each in self._counts.items()],
+            "memories": {
+                scope: {name: list(memory) for name, memory in memories.items()}
+                for scope, memories in self._memories.items()
+            },
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what a checkpoint has kept."""
+        found = [Finding.of_row(row) for row in state.get("open", [])]
+        self._open = {
+            Place(each.code, each.scope): each for each in found if each.code in self.rules
+        }
+        self._closed = [Finding.of_row(row) for row in state.get("closed", [])]
+        self._counts = {
+            Place(code, scope): _Count(held, ceased)
+            for code, scope, held, ceased in state.get("counts", [])
+        }
+        self._memories = {
+            scope: {name: Memory(*values) for name, values in memories.items()}
+            for scope, memories in state.get("memories", {}).items()
+        }
+
+    def judge(
+        self,
+        measurement: Measurement,
+        step: int,
+        training: Training | None = None,
+        low_denominator: Callable[[str], float | None] = lambda scope: None,
+    ) -> Changes:
+        """Judges a measurement.
+
+        Args:
+            measurement: One that has the statistics of `self.statistics`.
+            step: The optimizer step that it is of.
+            training: What else is known (default: nothing).
+            low_denominator: What 1 % of the √v̂ of a scope are below; asked when a remedy needs it
+                (default: it is not known).
+
+        Returns:
+            The findings that are new, and those that have ceased.
+        """
+        training = training or Training()
+        judged = _Judged(measurement, self.rules.values())
+        holding = self._holding(judged, training)
+        raised, closed = [], []
+        for place, holds in self._effective(holding):
+            count = self._counts.setdefault(place, _Count())
+            count.held = count.held + 1 if holds else 0
+            count.ceased = 0 if holds else count.ceased + 1
+            rule = self.rules[place.code]
+            if place in self._open and count.ceased >= rule.persistence + CLOSING:
+                finding = replace(self._open.pop(place), closed=step)
+                self._closed.append(finding)
+                closed.append(finding)
+            elif place not in self._open and count.held >= rule.persistence:
+                case = Case(
+                    judged.values[place.scope],
+                    training,
+                    lambda scope=place.scope: low_denominator(scope),  # type: ignore[misc]
+                )
+                finding = self._finding(rule, place.scope, step, case, judged)
+                self._open[place] = finding
+                raised.append(finding)
+        self._remember(judged, training)
+        return Changes(raised, closed)
+
+    def add(self, findings: Iterable[Finding]) -> list[Finding]:
+        """Records what was found without a measurement; returns what was not known yet."""
+        new = []
+        for finding in findings:
+            place = Place(finding.code, finding.scope)
+            if finding.code in self.rules and place not in self._open:
+                self._open[place] = finding
+                new.append(finding)
+        return new
+
+    def _holding(self, judged: "_Judged", training: Training) -> dict[Place, bool]:
+        """Where the conditions that can be judged hold, before anything explains them away."""
+        holding = {}
+        for rule in self.rules.values():
+            for scope in judged.scopes_of(rule):
+                values = judged.values[scope]
+                if all(name in values for name in rule.statistics) and _is_warm(rule, values):
+                    asked = {
+                        "training": training,
+                        "past": Past(self._memories.get(scope, {})),
+                        "tensors": judged.of_tensors,
+                    }
+                    holding[Place(rule.code, scope)] = _holds(rule, values, asked)
+        return holding
+
+    def _effective(self, holding: Mapping[Place, bool]) -> Iterator[tuple[Place, bool]]:
+        """The same, without what another finding or a wider scope tells already."""
+        causes = {place.code for place, holds in holding.items() if holds}
+        causes |= {place.code for place in self._open}
+        for place, holds in holding.items():
+            is_explained = any(code in causes for code in self.rules[place.code].explained_by)
+            is_wide = place.scope == Scope.model.value
+            whole = Place(place.code, Scope.model.value)
+            if not is_wide and (holding.get(whole) or whole in self._open):
+                # The finding of the model has taken the place of its layers'.
+                self._open.pop(place, None)
+                self._counts.pop(place, None)
+            else:
+                yield place, holds and not is_explained
+
+    def _finding(self, rule: Rule, scope: str, step: int, case: Case, judged: "_Judged") -> Finding:
+        values = case.values
+        past = Past(self._memories.get(scope, {}))
+        told = {f"{name}_before": past.last(name) for name in rule.statistics}
+        told["steps_left"] = case.training.total_steps - values.get("step", math.nan)
+        told |= dict.fromkeys(rule.evidence, math.nan) | dict(values)
+        shown = (*rule.statistics, *rule.evidence)
+        return Finding(
+            code=rule.code,
+            severity=rule.severity,
+            scope=scope,
+            step=step,
+            sentence=rule.sentence.format_map(told),
+            evidence={name: values[name] for name in shown if name in values},
+            worst=judged.worst(rule, scope),
+            cures=tuple(rule.remedy(case)),
+            source=rule.source,
+            optimizer=self._optimizer,
+        )
+
+    def _remember(self, judged: "_Judged", training: Training) -> None:
+        remembering = [each for each in self.rules.values() if "past" in each.asks_for]
+        for rule in remembering:
+            for scope in judged.scopes_of(rule):
+                values = judged.values[scope]
+                # The size of the first steps says nothing of those that follow.
+                beta1 = values.get("beta1", 0.9)
+                is_early = values.get("step", math.inf) < 3 / (1 - beta1)
+                memories = self._memories.setdefault(scope, {})
+                for name in rule.statistics:
+                    if name in values and not (name == "direction_rms" and is_early):
+                        value = values[name]
+                        known = memories.get(name, Memory(value, value, value))
+                        memories[name] = known.with_next(value)
+
+
+class _Judged:
+    """A measurement, as far as some rules need it."""
+
+    def __init__(self, measurement: Measurement, rules: Iterable[Rule]) -> None:
+        self._measurement = measurement
+        wanted: dict[Scope, set[str]] = {}
+        for rule in rules:
+            for scope in rule.scopes if rule.statistics else ():
+                wanted.setdefault(scope, {*ALWAYS}).update((*rule.statistics, *rule.evidence))
+        self._scopes = {
+            scope: measurement.of(scope, [STATISTICS[name] for name in STATISTICS if name in names])
+            for scope, names in wanted.items()
+        }
+        self.values = {
+            _scope_name(scope, name): values
+            for scope, rows in self._scopes.items()
+            for name, values in rows.items()
+        }
+
+    def scopes_of(self, rule: Rule) -> list[str]:
+        """Where the measurement lets a rule be judged."""
+        return [
+            _scope_name(scope, name)
+            for scope in (rule.scopes if rule.statistics else ())
+            for name in self._scopes.get(scope, {})
+        ]
+
+    def of_tensors(self, statistic: str) -> list[float]:
+        """The values of a statistic, one for each tensor that has one."""
+        rows = self._measurement.of(Scope.tensor, [STATISTICS[statistic]])
+        return [values[statistic] for values in rows.values() if statistic in values]
+
+    def worst(self, rule: Rule, scope: str) -> dict[str, float]:
+        """The tensors of the scope that are the worst by the rule's first statistic."""
+        (name, *_) = rule.statistics
+        inside = self._measurement.tensors_of(scope)
+        rows = self._measurement.of(Scope.tensor, [STATISTICS[name]])
+        values = {each: row[name] for each, row in rows.items() if each in inside and name in row}
+        order = {each: math.inf if math.isnan(value) else value for each, value in values.items()}
+        worst = sorted(values, key=order.__getitem__, reverse=True)[:WORST]
+        if name == "nonfinite_count":
+            # The first is where it comes from, or nearest to it.
+            worst = [each for each in values if values[each]][:WORST]
+        return {each: values[each] for each in worst}
+
+
+def _scope_name(scope: Scope, name: str) -> str:
+    return scope.value if scope is Scope.model else f"{scope.value}/{name}"
+
+
+def _is_warm(rule: Rule, values: Mapping[str, float]) -> bool:
+    beta1, beta2 = values.get("beta1", 0.9), values.get("beta2", 0.999)
+    return values.get("step", math.inf) > rule.warmup.steps(beta1, beta2)
+
+
+def _holds(rule: Rule, values: Mapping[str, float], asked: Mapping[str, Any]) -> bool:
+    given = {name: values[name] for name in rule.statistics}
+    given |= {name: asked[name] for name in rule.asks_for}
+    try:
+        return bool(rule.condition(**given, **rule.thresholds))
+    except ZeroDivisionError:
+        return False
+
+
+def _with(rule: Rule, settings: Mapping[str, Any]) -> Rule:
+    thresholds = {name: settings.get(name, value) for name, value in rule.thresholds.items()}
+    return replace(
+        rule,
+        severity=Severity(settings.get("severity", rule.severity)),
+        persistence=settings.get("persistence", rule.persistence),
+        thresholds=thresholds,
+    )

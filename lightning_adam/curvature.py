@@ -90,6 +90,7 @@ def preconditioned_hessian(
     sign = -1.0 if any(each.maximize for each in stability) else 1.0
     with _twice():
         gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+        _refuse_once_differentiable(gradients)
     # Of a parameter that does not enter the loss, or only linearly, there is nothing more to know.
     curved = [each for each in gradients if each is not None and each.requires_grad]
 
@@ -120,6 +121,20 @@ def preconditioned_hessian(
         )
 
     return product
+
+
+def _refuse_once_differentiable(gradients: Iterable[Tensor | None]) -> None:
+    """By itself torch passes over the nodes that would say so: no parameter lies behind them."""
+    waiting = [each.grad_fn for each in gradients if each is not None]
+    seen = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "torch::autograd::Error":
+            raise RuntimeError("a function of it is marked with @once_differentiable")
+        waiting += [each for each, _ in node.next_functions]
 
 
 @contextmanager

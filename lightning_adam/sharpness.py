@@ -67,7 +67,8 @@ class SharpnessMonitor(Callback):
     The loss is computed by a copy of the module in training mode, with the same dropout masks each
     time, in the precision of the parameters or float32 if that is higher, without autocast.
     Training does not change; a fault inside is reported once and switches the callback off. Only
-    what hooks of the module keep elsewhere, they keep of the copy too.
+    what hooks of the module keep elsewhere, they keep of the copy too. A `torch.autograd.Function`
+    in the loss needs a backward that can itself be differentiated.
 
     Each measurement costs a copy of the module, and at most `iterations` times about twice the time
     of a backward pass and one vector of all parameters.

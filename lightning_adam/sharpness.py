@@ -81,7 +81,8 @@ class SharpnessMonitor(Callback):
             `training_step`). Manual optimization needs it.
         iterations: The most Hessian-vector products of a measurement, at least 1 (default: 20).
         tolerance: The residual, as a share of the eigenvalue, at which fewer are enough (default:
-            0.03, for an error that is about its square). On several processes none are fewer.
+            0.001). A larger one may take the second direction for the first. On several processes
+            none are fewer.
 
     Raises:
         ConfigError: If an argument cannot work or, when `fit` starts, if no optimizer steps as Adam
@@ -98,7 +99,7 @@ class SharpnessMonitor(Callback):
         batch: Any = None,
         loss: Loss | None = None,
         iterations: int = 20,
-        tolerance: float = 0.03,
+        tolerance: float = 0.001,
     ) -> None:
         for name, value, instead in (
             ("every_n_steps", every_n_steps, 50),
@@ -108,7 +109,7 @@ class SharpnessMonitor(Callback):
                 raise _refusal(name, value, "expected a whole number of at least 1", instead)
         is_number = isinstance(tolerance, int | float) and not isinstance(tolerance, bool)
         if not is_number or not 0 <= tolerance < 1:
-            raise _refusal("tolerance", tolerance, "expected a number in [0, 1)", 0.03)
+            raise _refusal("tolerance", tolerance, "expected a number in [0, 1)", 0.001)
         if loss is not None and not callable(loss):
             expected = "expected a function of the module and a batch"
             raise _refusal("loss", loss, expected, "lambda module, batch: ...")
@@ -312,8 +313,8 @@ def _start(direction: Tensor | None, stability: Sequence[Stability]) -> Tensor:
     anywhere = torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
     if direction is None or direction.shape != like.shape:
         return anywhere
-    # A new direction may have become the steepest.
-    return torch.add(direction, anywhere / anywhere.norm(), alpha=0.1)
+    # Another direction may have become the steepest.
+    return torch.add(direction, anywhere / anywhere.norm())
 
 
 def _is_adam(optimizer: Any) -> bool:

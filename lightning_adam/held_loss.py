@@ -4,7 +4,7 @@ import copy
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -22,6 +23,17 @@ Loss = Callable[[LightningModule, Any], Tensor]
 
 SEED = 0
 """Of the dropout masks, the same at every evaluation."""
+
+
+class Held(NamedTuple):
+    """A batch that is kept, and its number in its epoch."""
+
+    batch: Any
+    batch_idx: int
+
+
+class NoLoss(Exception):  # noqa: N818
+    """`training_step` has skipped the batch."""
 
 
 class Evaluated:
@@ -42,7 +54,7 @@ class Evaluated:
 
 @contextmanager
 def evaluated(
-    trainer: Trainer, module: LightningModule, batch: Any, loss: Loss | None
+    trainer: Trainer, module: LightningModule, held: Held, loss: Loss | None
 ) -> Iterator[Evaluated]:
     """The loss of a module as it stands, to be differentiated within the context.
 
@@ -54,11 +66,15 @@ def evaluated(
     Args:
         trainer: The module's.
         module: The module in training.
-        batch: A batch, on its device.
+        held: A batch, on its device.
         loss: The loss of a module and a batch (default: None, that of `training_step`).
+
+    Raises:
+        NoLoss: If `training_step` returns None, as it may to skip a batch.
+        ConfigError: If it returns anything else without a loss, or the module cannot be copied.
     """
     with ExitStack() as contexts:
-        contexts.enter_context(_own_random_numbers())
+        contexts.enter_context(own_random_numbers())
         contexts.enter_context(torch.inference_mode(False))
         contexts.enter_context(torch.enable_grad())
         contexts.enter_context(torch.autocast(module.device.type, enabled=False))
@@ -71,12 +87,12 @@ def evaluated(
         if isinstance(trainer.precision_plugin, DoublePrecision):
             contexts.enter_context(trainer.precision_plugin.train_step_context())
         copied, parameters = _copied(trainer, module)
-        batch = copied_batch(batch)
+        batch = copied_batch(held.batch)
         if any(each.dtype in HALVES for each in parameters.values()):
             copied.float()
-            batch = _mapped(batch, _single)
-        value = (loss or _training_loss)(copied, batch)
-        yield Evaluated(value, parameters)
+            batch = apply_to_collection(batch, Tensor, _single)
+        step = _training_loss(held.batch_idx) if loss is None else loss
+        yield Evaluated(step(copied, batch), parameters)
 
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -101,10 +117,19 @@ def _copied(trainer: Trainer, module: LightningModule) -> tuple[LightningModule,
         for value in vars(part).values():
             _mapped(value, lambda each: memo.setdefault(id(each), each.detach().clone()))
     # What a module refers to without owning it.
-    others = (trainer, trainer.strategy, *trainer.optimizers, *trainer.loggers)
+    others = (trainer, trainer.strategy, trainer.datamodule, *trainer.optimizers, *trainer.loggers)  # type: ignore[attr-defined]
     contexts = (compiler_context(part) for part in module.modules())
     memo |= {id(each): each for each in (*others, *contexts) if each is not None}
-    copied = copy.deepcopy(module, memo)
+    try:
+        copied = copy.deepcopy(module, memo)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            "SharpnessMonitor: expected a module that can be copied, but"
+            f" {type(error).__name__}: {error}; keep what cannot be outside of the module, or"
+            " remove the callback"
+        ) from error
     for part in copied.modules():
         if isinstance(part, LightningModule):
             attach(part, _Unlogged(trainer))
@@ -130,22 +155,30 @@ def _drop(*_: Any, **__: Any) -> None:
     """In the place of `log`."""
 
 
-def _training_loss(module: LightningModule, batch: Any) -> Tensor:
-    step = module.training_step
-    has_index = is_param_in_hook_signature(step, "batch_idx", min_args=2)
-    result = step(batch, 0) if has_index else step(batch)
-    loss = result.get("loss") if isinstance(result, Mapping) else result
-    if not isinstance(loss, Tensor):
-        raise ConfigError(
-            "SharpnessMonitor: expected a loss of training_step for the held batch, but got"
-            f" {type(loss).__name__}; write SharpnessMonitor(batch=...) with one that has a loss"
-        )
-    return loss
+def _training_loss(batch_idx: int) -> Loss:
+    """The loss of `training_step`, of a batch with that number."""
+
+    def loss_of(module: LightningModule, batch: Any) -> Tensor:
+        step = module.training_step
+        has_index = is_param_in_hook_signature(step, "batch_idx", min_args=2)
+        result = step(batch, batch_idx) if has_index else step(batch)
+        loss = result.get("loss") if isinstance(result, Mapping) else result
+        if loss is None:
+            raise NoLoss
+        if not isinstance(loss, Tensor):
+            raise ConfigError(
+                "SharpnessMonitor: expected training_step to return a loss, but got"
+                f" {type(loss).__name__}; write SharpnessMonitor(loss=lambda module, batch: ...)"
+            )
+        return loss
+
+    return loss_of
 
 
 @contextmanager
-def _own_random_numbers() -> Iterator[None]:
-    """Lightning's `isolate_rng` does not restore them after an error."""
+def own_random_numbers() -> Iterator[None]:
+    """Within it random numbers begin anew; after it they go on as before, also after an error."""
+    # Lightning's `isolate_rng` does not restore them after an error.
     of_python, of_numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(range(torch.cuda.device_count())):

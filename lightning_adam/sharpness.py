@@ -21,7 +21,7 @@ from lightning_adam.curvature import (
     stability_of,
 )
 from lightning_adam.errors import ConfigError, warn_only
-from lightning_adam.held_loss import Loss, copied_batch, evaluated
+from lightning_adam.held_loss import Held, Loss, NoLoss, copied_batch, evaluated, own_random_numbers
 from lightning_adam.optimizers import names_of
 from lightning_adam.shards import is_sharded, this_rank
 from lightning_adam.statistics.catalogue import key_part
@@ -67,8 +67,8 @@ class SharpnessMonitor(Callback):
     The loss is computed by a copy of the module in training mode, with the same dropout masks each
     time, in the precision of the parameters or float32 if that is higher, without autocast.
     Training does not change; a fault inside is reported once and switches the callback off. Only
-    what hooks of the module keep elsewhere, they keep of the copy too. A `torch.autograd.Function`
-    in the loss needs a backward that can itself be differentiated.
+    what `training_step` or hooks of the module change outside of it, they change once more. A
+    `torch.autograd.Function` in the loss needs a backward that can itself be differentiated.
 
     Each measurement costs a copy of the module, and at most `iterations` times about twice the time
     of a backward pass and one vector of all parameters.
@@ -76,7 +76,7 @@ class SharpnessMonitor(Callback):
     Args:
         every_n_steps: Measure after the first optimizer step and every n-th (default: 50).
         batch: What the loss is computed on, as a loader gives it (default: None, a copy of the
-            first training batch that it sees).
+            training batch of the first step that it measures).
         loss: The loss of the module, which is a copy, and the batch (default: None, that of
             `training_step`). Manual optimization needs it.
         iterations: The most Hessian-vector products of a measurement, at least 1 (default: 20).
@@ -118,7 +118,9 @@ class SharpnessMonitor(Callback):
         self.loss = loss
         self.iterations = iterations
         self.tolerance = tolerance
-        self._held: Any = None
+        self._held = Held(None, 0)
+        self._is_settled = False
+        """Whether the batch held stays: one that was skipped, before any step, would not do."""
         self._watched: list[_Watched] = []
         self._counters: list[StepCounter] = []
         self._is_off = False
@@ -177,9 +179,9 @@ class SharpnessMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Keeps the batch that the loss is computed on."""
-        if self._held is None and not self._is_off:
+        if not self._is_settled and not self._is_off:
             with self._never_harm():
-                self._held = self._batch_to_hold(trainer, pl_module, batch)
+                self._held = self._batch_to_hold(trainer, pl_module, batch, batch_idx)
 
     @override
     def on_train_batch_end(
@@ -246,23 +248,44 @@ class SharpnessMonitor(Callback):
         """The first optimizer step after `steps` that is 1 or divisible by the interval."""
         return 1 if steps == 0 else (steps // self.every_n_steps + 1) * self.every_n_steps
 
-    def _batch_to_hold(self, trainer: Trainer, module: LightningModule, batch: Any) -> Any:
+    def _batch_to_hold(
+        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
+    ) -> Held:
         if self.batch is not None:
-            return copied_batch(as_training_gives_it(trainer, module, self.batch))
+            self._is_settled = True
+            with own_random_numbers():
+                return Held(copied_batch(as_training_gives_it(trainer, module, self.batch)), 0)
         if batch is None:
             raise ConfigError(
                 "SharpnessMonitor: expected a batch, but training_step takes them from an iterator"
                 " itself; write SharpnessMonitor(batch=..., loss=lambda module, batch: ...)"
             )
-        return copied_batch(batch)
+        return Held(copied_batch(batch), batch_idx)
 
     def _measured(
         self, trainer: Trainer, module: LightningModule, watched: _Watched
     ) -> dict[str, float]:
         """Nothing if the device has skipped all steps so far."""
+        self._is_settled = True
         watched.counter.settle()
         watched.due = self._next_due(watched.counter.taken)
         stability = stability_of(watched.optimizer, watched.lrs)
+        try:
+            return self._evaluated(trainer, module, watched, stability)
+        except NoLoss:
+            rank_zero_info(
+                "SharpnessMonitor has nothing to measure at this step: training_step returned no"
+                " loss for the batch that is held."
+            )
+            return {}
+
+    def _evaluated(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        watched: _Watched,
+        stability: Sequence[Stability],
+    ) -> dict[str, float]:
         with evaluated(trainer, module, self._held, self.loss) as evaluation:
             stability = [each for each in stability if evaluation.has(each.parameter)]
             if not stability:
@@ -303,7 +326,7 @@ class SharpnessMonitor(Callback):
     def _switch_off(self) -> None:
         # The hooks stay till the end: torch may be going through them at this moment.
         self._watched = []
-        self._held = None
+        self._held, self._is_settled = Held(None, 0), False
 
 
 def _start(direction: Tensor | None, stability: Sequence[Stability]) -> Tensor:

@@ -2,6 +2,7 @@
 
 import csv
 import random
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -18,8 +19,12 @@ from torch.func import functional_call
 from torchmetrics import MeanMetric
 
 from lightning_adam import AdamMixin, AdamMonitor, ConfigError, SharpnessMonitor
+from tests import rank_trainings
 from tests.e2e.support import history, offline_runs
-from tests.loops import compiled_whole
+from tests.loops import Loop, Skipping, Timed, compiled_whole
+from tests.ranks import launch
+from tests.test_loops import assert_same, each_loop, undisturbed
+from tests.test_loops import fit as fit_loop
 from tests.test_monitor import Recorder, TwoOptimizers
 from tests.training import ADAMW, Lit, loader, loss_of, parameters, trainer
 
@@ -290,6 +295,31 @@ def test_training_is_as_without_it(precision: Any) -> None:
     assert rows == recorder.rows
 
 
+def of_any_net(module: L.LightningModule, batch: Any) -> Tensor:
+    nets: Any = [each for each in module.children() if isinstance(each, nn.Sequential)]
+    outputs: Tensor = sum(net(batch[0][:, : net[0].in_features]).square().mean() for net in nets)
+    return outputs
+
+
+@pytest.mark.slow
+@each_loop
+def test_any_training_is_as_without_it(loop: Loop) -> None:
+    if loop.kind is Timed:
+        pytest.skip("its clock stands outside of the module, and goes on with each evaluation")
+    without = undisturbed(loop.name)
+    is_automatic = without.module.automatic_optimization
+    monitor = SharpnessMonitor(1, loss=None if is_automatic else of_any_net)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        watched = fit_loop(loop, monitor)
+    assert not [each for each in said(caught) if "logger" not in each]
+    assert_same(without.module, watched.module)
+    # A module that skips batches by their count may skip the one that is held.
+    if loop.is_logged and not isinstance(without.module, Skipping):
+        measured = loop.steps if loop.measured is None else len(loop.measured)
+        assert len(watched.values(KEY + loop.suffix)) == measured
+
+
 def test_random_numbers_go_on_after_a_fault() -> None:
     class Failing(Lit):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -350,14 +380,16 @@ class Once(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        return 2 * gradient * ctx.saved_tensors[0]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (inputs,) = ctx.saved_tensors
+        doubled: Tensor = 2 * gradient * inputs
+        return doubled
 
 
 def test_a_loss_without_a_second_derivative_is_told_in_a_sentence() -> None:
     class Rough(Lit):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            squares: Tensor = Once.apply(self.net(batch[0]))
+            squares: Tensor = Once.apply(self.net(batch[0]))  # type: ignore[no-untyped-call]
             return squares.square().mean()
 
     with warnings.catch_warnings(record=True) as caught:
@@ -413,6 +445,17 @@ def test_compiled_modules_are_measured(build: Callable[[], L.LightningModule]) -
         assert recorder.steps_of(KEY) == [0, 1]
         values.append(float(fit.callback_metrics[KEY]))
     assert values[0] == pytest.approx(values[1], rel=1e-2)
+
+
+def test_a_module_that_cannot_be_copied_is_told_in_a_sentence() -> None:
+    module = Lit(ADAMW)
+    module.lock = threading.Lock()  # type: ignore[assignment]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fitted(SharpnessMonitor(1), module)
+    (report,) = said(caught)
+    assert "expected a module that can be copied, but TypeError: cannot pickle" in report
+    assert "Traceback" not in report
 
 
 def test_parameters_that_do_not_enter_the_loss_are_flat() -> None:
@@ -560,3 +603,47 @@ def test_no_logger_is_a_warning_and_the_numbers_are_in_callback_metrics() -> Non
     with pytest.warns(UserWarning, match="SharpnessMonitor has no logger"):
         fit, _ = fitted(SharpnessMonitor(1), Lit(ADAMW), logger=False)
     assert {KEY, LINE} <= set(fit.callback_metrics)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What each of two ranks has kept."""
+    return launch("tests.sharpness_ranks", 2, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.slow
+def test_ranks_log_what_one_process_logs(ranks: list[dict[str, Any]]) -> None:
+    recorder = Recorder()
+    rank_trainings.fit("DDP", [SharpnessMonitor(2, batch=batch(), **EXACT)], recorder)
+    expected = [row[KEY] for _, row in recorder.rows if KEY in row]
+    assert len(expected) == 4
+    for rank in ranks:
+        assert rank["of a batch"]["rows"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["of a batch", "of the first batch", "fault on rank 1"])
+def test_all_ranks_have_the_number_of_the_first(ranks: list[dict[str, Any]], name: str) -> None:
+    first, second = (rank[name] for rank in ranks)
+    assert first["rows"] == second["rows"]
+    assert first["metric"] == second["metric"] == first["rows"][-1]
+    assert ranks[0]["of the first batch"]["rows"] == first["rows"] or name == "of a batch"
+    assert not first["said"] + second["said"]
+
+
+@pytest.mark.slow
+def test_a_fault_on_the_first_rank_ends_it_on_all(ranks: list[dict[str, Any]]) -> None:
+    first, second = (rank["fault on rank 0"] for rank in ranks)
+    assert len(first["said"]) == 1
+    assert not second["said"] + first["rows"] + second["rows"]
+
+
+@pytest.mark.slow
+def test_ranks_train_as_without_it_stop_together_and_refuse_shards(
+    ranks: list[dict[str, Any]],
+) -> None:
+    for rank in ranks:
+        for name in ("of a batch", "of the first batch", "fault on rank 0", "fault on rank 1"):
+            assert all(map(torch.equal, rank["plain"], rank[name]["parameters"])), name
+        assert rank["stopped"] == 3
+        assert "they are sharded; train with DDPStrategy" in rank["refused"]

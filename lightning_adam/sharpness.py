@@ -324,6 +324,7 @@ class SharpnessMonitor(Callback):
         self._is_off = True
 
     def _switch_off(self) -> None:
+        self._is_off = True
         # The hooks stay till the end: torch may be going through them at this moment.
         self._watched = []
         self._held, self._is_settled = Held(None, 0), False

@@ -106,7 +106,7 @@ def sharpness(lr: float, beta1: float, steps: int, every_n_steps: int) -> dict[i
         (1e-3, 0.9, 600, 200, 0.90, 1.03),
         (3e-4, 0.9, 1400, 700, 0.90, 1.03),
         (1e-3, 0.5, 400, 100, 0.96, 1.12),
-        (1e-3, 0.0, 400, 100, 1.06, 1.31),
+        (1e-3, 0.0, 400, 200, 1.06, 1.31),
     ],
 )
 def test_full_batches_train_at_the_edge_of_stability(
@@ -114,12 +114,13 @@ def test_full_batches_train_at_the_edge_of_stability(
 ) -> None:
     """Cohen et al. 2022, arXiv 2207.14484: the sharpness rises to the edge and stays there.
 
-    It comes and goes by a tenth; what is judged is its mean. Fashion-MNIST gives the same.
+    It comes and goes by a tenth; what is judged is its mean. The first 1000 images of Fashion-MNIST
+    give the same, if somewhat more unsteadily.
     """
     found = sharpness(lr, beta1, steps, every_n_steps=25)
     at_the_edge = [value for step, value in found.items() if step >= plateau]
     assert lowest < sum(at_the_edge) / len(at_the_edge) < highest
-    assert all(lowest - 0.1 < value < highest + 0.1 for value in at_the_edge)
+    assert all(lowest - 0.15 < value < highest + 0.15 for value in at_the_edge)
 
 
 @pytest.mark.slow

@@ -1,10 +1,8 @@
 """AdamMonitor: decides when to measure, for which scopes, and where to log."""
 
-import logging
 import math
 import sys
 import traceback
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +24,7 @@ from lightning_adam._private.lightning import (
     logging_step,
 )
 from lightning_adam._private.torch import is_flattened
-from lightning_adam.errors import ConfigError, type_instead
+from lightning_adam.errors import ConfigError, type_instead, warn_only
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.judging import Judge
 from lightning_adam.loggers import (
@@ -609,12 +607,12 @@ class AdamMonitor(Callback):
     def _leave(self, rank: int | None) -> None:
         """The monitoring has failed, on this rank or on another: the first that has says why."""
         if self._fault and rank == this_rank():
-            _warn(
+            warn_only(
                 "AdamMonitor has failed and is off from here on; training is not affected.\n"
                 f"{self._fault}"
             )
         elif not self._is_off and this_rank() == 0:
-            _warn(
+            warn_only(
                 f"AdamMonitor has failed on rank {rank}, which says why, and is off from here on;"
                 " training is not affected."
             )
@@ -632,14 +630,6 @@ class AdamMonitor(Callback):
         self._watched = [watched for watched in self._watched if watched.is_sharded]
         self._rows.clear()
         self._layers = LayerTable([])
-
-
-def _warn(said: str) -> None:
-    try:
-        warnings.warn(said, stacklevel=2)
-    except Warning:
-        # Where warnings are errors, this one would stop the training.
-        logging.getLogger(__name__).warning(said)
 
 
 def _parameters(optimizers: Iterable[Optimizer]) -> Iterator[Tensor]:

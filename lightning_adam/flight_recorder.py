@@ -171,15 +171,15 @@ class FlightRecorder:
             The first rank on which a measurement has failed; None if it has on none.
         """
         x = logging_step(trainer)
-        if x != self._x and self._losses:
-            # A GradScaler has kept their step back.
-            self._send(self._x)
+        if x != self._x:
+            # A GradScaler has kept back the step of what is left.
+            self._send(self._x, [])
         self._x = x
         loss = _loss(trainer, outputs)
         if loss is not None:
             self._losses.append(loss)
         if self._taken:
-            self._send(x)
+            self._send(x, self._taken)
         return self._judge_arrived(trainer)
 
     def settle(self, trainer: Trainer, waits: bool = True) -> int | None:
@@ -192,8 +192,9 @@ class FlightRecorder:
         Returns:
             The first rank on which a measurement has failed; None if it has on none.
         """
-        if self._taken or self._losses:
-            self._send(logging_step(trainer))
+        self._send(self._x, [])
+        # Of a batch that has not come to its end: its loss is not known.
+        self._send(logging_step(trainer), self._taken)
         return self._judge_arrived(trainer, waits)
 
     def crash(self, trainer: Trainer, exception: BaseException) -> None:
@@ -215,14 +216,17 @@ class FlightRecorder:
         for recording in self._recordings.values():
             recording.steps.clear()
 
-    def _send(self, x: int) -> None:
-        """Sends the steps that were taken, and the mean of the losses since those before."""
+    def _send(self, x: int, taken: list[_Taken]) -> None:
+        """Sends steps on their way, with the mean of the losses since those before."""
         losses = self._losses
+        if not losses and not taken:
+            return
         mean = torch.stack(losses).mean() if len(losses) > 1 else losses[0] if losses else None
         loss = None if mean is None else Copies([mean])
-        steps = [(each, Arriving(each.measurement, each.flags)) for each in self._taken]
-        self._taken, self._losses = [], []
+        steps = [(each, Arriving(each.measurement, each.flags)) for each in taken]
         self._batches.append(_Batch(x, loss, steps))
+        self._losses.clear()
+        taken.clear()
 
     def _judge_arrived(self, trainer: Trainer, waits: bool = False) -> int | None:
         while self._batches and (waits or self._batches[0].has_arrived()):

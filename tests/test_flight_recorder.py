@@ -1,4 +1,4 @@
-"""The flight recorder in real trainings: what it writes, of which steps, and that it is harmless."""
+"""The flight recorder in real trainings: what it writes, of which steps, and that it is safe."""
 
 import math
 import random
@@ -193,10 +193,11 @@ class WithoutLosses(TwoOptimizers):
     """Manual optimization; the second optimizer's gradient breaks at a step."""
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        def broken(module: Any, of_inputs: Any, of_outputs: Any) -> Any:
+            return tuple(each * math.inf for each in of_inputs)
+
         if batch_idx == 8:
-            hook = self.second[3].register_full_backward_hook(
-                lambda module, inputs, outputs: tuple(each * math.inf for each in inputs)
-            )
+            hook = self.second[3].register_full_backward_hook(broken)
         super().training_step(batch, batch_idx)
         if batch_idx == 8:
             hook.remove()
@@ -388,7 +389,7 @@ def test_a_file_that_cannot_be_written_stops_no_training() -> None:
     Path("recorded/version_0").mkdir(parents=True)
     Path("recorded/version_0/adam_flight_recorder").touch()
     recorder = Recorder()
-    recorder._version = 0  # type: ignore[assignment]
+    recorder._version = 0
     with pytest.warns(UserWarning, match="(?s)AdamMonitor has failed.*FileExistsError"):
         recorded(Exploding(12, "inf in a weight"), batches=15, logger=recorder)
 

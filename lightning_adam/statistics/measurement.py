@@ -211,7 +211,7 @@ class Measurement:
         values = {}
         for scope in self.wanted.scopes:
             for suffix, row in self._rolled_up(scope).items():
-                for statistic, value in _derived(self.wanted.statistics, row):
+                for statistic, value in _derived(self._derivable, row):
                     values[statistic.key + suffix] = value
         return values | self._worst_tensors()
 
@@ -220,7 +220,7 @@ class Measurement:
         rows = self._rolled_up(scope).values()
         return [
             {scope.value: name}
-            | {statistic.name: value for statistic, value in _derived(self.wanted.statistics, row)}
+            | {statistic.name: value for statistic, value in _derived(self._derivable, row)}
             for name, row in zip(self._members(scope).names, rows, strict=True)
         ]
 
@@ -277,6 +277,15 @@ class Measurement:
         return self.wanted.accumulators(self.knowledge)
 
     @cached_property
+    def _derivable(self) -> list[Statistic]:
+        return self._derivable_of(self.wanted.statistics)
+
+    def _derivable_of(self, statistics: Iterable[Statistic]) -> list[Statistic]:
+        """Those that have all of their accumulators."""
+        there = {*self._accumulators}
+        return [each for each in statistics if there.issuperset(each.accumulators)]
+
+    @cached_property
     def _accumulated(self) -> Array:
         """The accumulators of each tensor that took part, `[tensors, accumulators]`."""
         _, kinds, over = self._taking_part
@@ -315,7 +324,7 @@ class Measurement:
             values = {
                 statistic.key + suffix: value
                 for suffix, row in rows.items()
-                for _, value in _derived([statistic], row)
+                for _, value in _derived(self._derivable_of([statistic]), row)
             }
             # NaN is the worst there is.
             order = {key: math.inf if math.isnan(value) else value for key, value in values.items()}
@@ -417,7 +426,6 @@ def _derived(
 ) -> Iterator[tuple[Statistic, float]]:
     """Those of a scope's statistics that its accumulators define."""
     for statistic in statistics:
-        if all(name in row for name in statistic.accumulators):
-            value = statistic.derive(*(row[name] for name in statistic.accumulators))
-            if value is not None:
-                yield statistic, value
+        value = statistic.derive(*[row[name] for name in statistic.accumulators])
+        if value is not None:
+            yield statistic, value

@@ -102,6 +102,8 @@ class FlightRecorder:
         self.length = config.flight_recorder or 0
         """The steps of each optimizer that are kept."""
         self._config = config
+        self._keeps = this_rank() == 0
+        """Whether this rank keeps what it has measured; the others measure with it."""
         self._recordings: dict[str, _Recording] = {}
         self._modules: list[str] = []
         """The paths of what is trained."""
@@ -127,7 +129,7 @@ class FlightRecorder:
             counter: What counts its steps.
         """
         together = is_sharded(optimizer)
-        if this_rank() > 0 and not together:
+        if not self._keeps and not together:
             return
         statistics = AdamStatistics(
             "all",
@@ -157,8 +159,9 @@ class FlightRecorder:
             statistics.abstain(recording.optimizer, has_failed=has_failed)
             return
         statistics.update(recording.optimizer, skipped_steps=counter.skipped_at_all)
-        told = (counter.taken, counter.learned, statistics.measurement, counter.told_by_device)
-        self._taken.append(_Taken(recording, *told))
+        if self._keeps:
+            told = (counter.taken, counter.learned, statistics.measurement, counter.told_by_device)
+            self._taken.append(_Taken(recording, *told))
 
     def after_batch(self, trainer: Trainer, outputs: Any) -> int | None:
         """Keeps what the batch's steps did, and writes it if the training has blown up.
@@ -170,6 +173,8 @@ class FlightRecorder:
         Returns:
             The first rank on which a measurement has failed; None if it has on none.
         """
+        if not self._keeps:
+            return None
         x = logging_step(trainer)
         if x != self._x:
             # A GradScaler has kept back the step of what is left.
@@ -259,7 +264,7 @@ class FlightRecorder:
 
     def _write(self, trainer: Trainer, reason: Reason, what: str = "") -> None:
         recordings = [each for each in self._recordings.values() if each.steps]
-        if not recordings or this_rank() > 0:
+        if not recordings:
             return
         last = max(each.steps[-1].number for each in recordings)
         if self._last_event is not None:

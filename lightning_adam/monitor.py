@@ -433,13 +433,12 @@ class AdamMonitor(Callback):
         watched.has_statistics |= _is_due(counter.taken, self._interval)
         watched.has_histograms |= _is_due(counter.taken, self.config.histograms_every_n_steps)
         watched.step, watched.flags = counter.taken, counter.told_by_device
+        due = (watched.optimizer, watched.has_histograms)
         if watched.abstains:
-            due = (watched.optimizer, watched.has_histograms)
             watched.statistics.abstain(*due, has_failed=self._has_failed)
             if self._fault:
                 self._leave(watched.statistics.measurement.failed_rank)
         else:
-            due = (watched.optimizer, watched.has_histograms)
             watched.statistics.update(*due, counter.skipped_at_all)
 
     def _next_due(self, steps: int) -> int:

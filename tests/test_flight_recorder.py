@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from torch import Tensor
 
 from lightning_adam import AdamMonitor, ConfigError
-from lightning_adam.flight_recorder import MOST_FILES
+from lightning_adam.flight_recorder import MOST_FILES, FlightRecorder
 from lightning_adam.loss_spikes import LossSpikes
 from tests.e2e.support import records
 from tests.exploding import (
@@ -392,6 +392,37 @@ def test_a_file_that_cannot_be_written_stops_no_training() -> None:
     recorder._version = 0
     with pytest.warns(UserWarning, match="(?s)AdamMonitor has failed.*FileExistsError"):
         recorded(Exploding(12, "inf in a weight"), batches=15, logger=recorder)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_a_step_is_recorded_without_waiting_for_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every step but the first, at which kernels are compiled, and those that write."""
+
+    def unhurried(name: str) -> Callable[..., Any]:
+        original = getattr(FlightRecorder, name)
+
+        def watched(recorder: FlightRecorder, *arguments: Any) -> Any:
+            is_watched = 1 < recorder.asked < 10  # type: ignore[attr-defined]
+            torch.cuda.set_sync_debug_mode("error" if is_watched else "default")
+            try:
+                return original(recorder, *arguments)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+                recorder.asked += name == "after_batch"  # type: ignore[attr-defined]
+
+        return watched
+
+    monkeypatch.setattr(FlightRecorder, "asked", 0, raising=False)
+    for name in ("after_step", "after_batch"):
+        monkeypatch.setattr(FlightRecorder, name, unhurried(name))
+    _, folder = recorded(Exploding(12, "nan in a gradient"), batches=20, accelerator="gpu")
+    (file,) = files_of(folder)
+    assert file.name == "step_12_not_finite.csv"
+    assert steps_of(read(file)) == list(range(3, 13))
+    assert all(row["loss"] for row in read(file))
 
 
 @pytest.mark.parametrize("steps", [0, -1, 2.5, "many"])

@@ -139,14 +139,16 @@ class Judge:
     def _tell(self, trainer: Trainer, findings: Sequence[Finding]) -> None:
         if not findings:
             return
+        self._has_news = True
         shown = [each for each in findings if each.severity is not Severity.info]
-        if shown:
-            rank_zero_info(raised(shown))
+        if not shown:
+            return
+        rank_zero_info(raised(shown))
         if self._config.alert:
             for logger in trainer.loggers:
                 for finding in shown:
                     alert(logger, f"Adam: {finding.code}", raised([finding]))
-        stopping = [each.code for each in findings if each.code in self._config.stop_on]
+        stopping = [each.code for each in shown if each.code in self._config.stop_on]
         if stopping:
             self.should_stop = True
             rank_zero_info(f"AdamMonitor ends the training, as stop_on={stopping[0]} asks for.")

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -103,7 +103,12 @@ def _saved(name: str, state: State, content: Content) -> Saved:
         kind = content.record or "an optimizer with Adam's moments, whose step is not known"
     keys_of_groups = [list(group["params"]) for group in groups]
     names = _names(groups)
-    source, tensors = _parameters(content.weights, keys_of_groups, names, entries)
+    source, found = _parameters(content.weights, keys_of_groups, names, entries)
+    if names is None and found:
+        names = [
+            [found[key].name if key in found else f"{key}" for key in own] for own in keys_of_groups
+        ]
+    tensors = {key: weight.tensor for key, weight in found.items()}
     notes = []
     if not source:
         notes.append("The weights are not known: what depends on them is left out.")
@@ -138,14 +143,21 @@ def _names(groups: Sequence[State]) -> list[list[str]] | None:
     return None
 
 
+class Weight(NamedTuple):
+    """A parameter, as a module's state has it."""
+
+    name: str
+    tensor: Tensor
+
+
 def _parameters(
     weights: Mapping[str, Mapping[str, Tensor]],
     keys: Sequence[Sequence[Any]],
     names: Sequence[Sequence[str]] | None,
     entries: State,
-) -> tuple[str, dict[Any, Tensor]]:
+) -> tuple[str, dict[Any, Weight]]:
     """Where the file has the parameters, and each by its key in the state, if they are certain."""
-    found: dict[str, dict[Any, Tensor]] = {}
+    found: dict[str, dict[Any, Weight]] = {}
     for source, tensors in weights.items():
         by_name = {clean_name(name): tensor for name, tensor in tensors.items()}
         if names is None:
@@ -167,21 +179,22 @@ def _by_name(
     keys: Sequence[Sequence[Any]],
     names: Sequence[Sequence[str]],
     entries: State,
-) -> dict[Any, Tensor] | None:
-    pairs = [
-        (key, tensors.get(name))
+) -> dict[Any, Weight] | None:
+    found = {
+        key: Weight(name, tensors[name])
         for own_keys, own_names in zip(keys, names, strict=True)
         for key, name in zip(own_keys, own_names, strict=True)
-    ]
-    for key, tensor in pairs:
-        if key in entries and (tensor is None or tensor.shape != _shape(entries, key)):
-            return None
-    return {key: tensor for key, tensor in pairs if tensor is not None}
+        if name in tensors
+    }
+    needed = {key for own in keys for key in own if key in entries}
+    are_there = needed <= {*found}
+    fit = are_there and all(found[key].tensor.shape == _shape(entries, key) for key in needed)
+    return found if fit else None
 
 
 def _by_order(
     tensors: Mapping[str, Tensor], keys: Sequence[Sequence[Any]], entries: State
-) -> dict[Any, Tensor] | None:
+) -> dict[Any, Weight] | None:
     """The tensors of the state's shapes in the state's order, if there is one way to choose them.
 
     A group has its parameters in the module's order, but groups need not be in that order.
@@ -189,30 +202,30 @@ def _by_order(
     if len(keys) > 1 and any(key not in entries for own in keys for key in own):
         return None
     candidates = _distinct(tensors)
-    found: dict[Any, Tensor] = {}
+    found: dict[Any, Weight] = {}
     for own in keys:
         shapes = [_shape(entries, key) for key in own]
-        possible = [each for each in candidates if None in shapes or each.shape in shapes]
-        first = _first_places(shapes, [each.shape for each in possible])
-        last = _first_places(shapes[::-1], [each.shape for each in possible[::-1]])
+        possible = [each for each in candidates if None in shapes or each.tensor.shape in shapes]
+        first = _first_places(shapes, [each.tensor.shape for each in possible])
+        last = _first_places(shapes[::-1], [each.tensor.shape for each in possible[::-1]])
         if first is None or last is None:
             return None
         # If the earliest choice is the latest one, there is no other.
         if first != [len(possible) - 1 - place for place in last[::-1]]:
             return None
         found |= {key: possible[place] for key, place in zip(own, first, strict=True)}
-    is_one_each = len({id(each) for each in found.values()}) == len(found)
+    is_one_each = len({each.name for each in found.values()}) == len(found)
     return found if is_one_each else None
 
 
-def _distinct(tensors: Mapping[str, Tensor]) -> list[Tensor]:
+def _distinct(tensors: Mapping[str, Tensor]) -> list[Weight]:
     """What may be a parameter; of weights that are tied, the first."""
-    found: dict[Any, Tensor] = {}
+    found: dict[Any, Weight] = {}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() or tensor.is_complex():
             place = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else name
             if not name.endswith(BUFFERS):
-                found.setdefault(place, tensor)
+                found.setdefault(place, Weight(name, tensor))
     return list(found.values())
 
 
@@ -266,8 +279,6 @@ def _optimizer(
             group["weight_decay"] = group["weight_decay"] and math.nan
         if names is not None:
             group["param_names"] = list(names[index])
-        else:
-            group["param_names"] = [f"parameter {key}" for key in keys[index]]
     for key, parameter in parameters.items():
         if key in entries:
             optimizer.state[parameter] = dict(entries[key])

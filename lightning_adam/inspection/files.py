@@ -35,9 +35,10 @@ class Content(NamedTuple):
     """The optimizers' states, by name; the name of the only one is empty."""
     weights: dict[str, dict[str, Tensor]]
     """The states of modules, by the name that each has in the file."""
-    record: str
+    record: str = ""
     """The optimizer's class, where AdamMixin has written it."""
-    has_schedule: bool
+    has_schedule: bool = False
+    path: Path = Path()
 
 
 def read(path: Path, trust: bool = False) -> Content:
@@ -70,6 +71,7 @@ def read(path: Path, trust: bool = False) -> Content:
         weights=_weights(content),
         record=str(content.get(RECORD, {}).get("optimizer", "")),
         has_schedule=bool(content.get("lr_schedulers")),
+        path=path,
     )
 
 

@@ -116,6 +116,18 @@ def measured(
         views: The tensors.
         statistics: What is to be derived.
         change: What is done to each of them before (default: nothing).
+
+    Example:
+        >>> from lightning_adam.schema import Scope
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> adam = torch.optim.Adam([weight], eps=1.0)
+        >>> weight.grad = torch.ones(3)
+        >>> adam.step()
+        >>> views, direction = Views().after_step(adam), STATISTICS["direction_max"]
+        >>> measured(views, [direction]).of(Scope.model, [direction])
+        {'model': {'direction_max': 0.5}}
+        >>> measured(views, [direction], with_eps(3.0)).of(Scope.model, [direction])
+        {'model': {'direction_max': 0.25}}
     """
     wanted = Wanted(list(statistics), [], {}, "", [])
     columns = columns_of(wanted.accumulators(Knowledge.ALL))

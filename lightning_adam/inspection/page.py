@@ -151,9 +151,8 @@ def _told(saved: Saved) -> Iterator[str]:
 def _what_it_is(saved: Saved, moments: Moments) -> str:
     of = f"Optimizer {saved.name}: " if saved.name else ""
     parameters = sum(view.parameter.numel() for view in moments.views)
-    lines = [
-        f"{of}{saved.kind}, {_count(len(moments.views), 'tensor')} with {parameters:,} elements"
-    ]
+    tensors = "1 tensor" if len(moments.views) == 1 else f"{len(moments.views)} tensors"
+    lines = [f"{of}{saved.kind}, {tensors} with {parameters:,} elements"]
     rows = [["group", "tensors", "elements", "lr", "peak", "betas", "eps", "decay", "step"]]
     for index, group in enumerate(saved.groups):
         name = group_name(group, index)

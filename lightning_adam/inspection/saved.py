@@ -63,6 +63,16 @@ def optimizers_of(content: Content) -> tuple[list[Saved], list[str]]:
 
     Raises:
         ConfigError: If there is none.
+
+    Example:
+        >>> weight = Parameter(torch.ones(3))
+        >>> adam = Adam([weight], eps=1e-6)
+        >>> weight.grad = torch.ones(3)
+        >>> adam.step()
+        >>> content = Content("a file", {"": adam.state_dict()}, {"model": {"weight": weight}})
+        >>> (saved,), others = optimizers_of(content)
+        >>> saved.kind, saved.weights, saved.optimizer.param_groups[0]["eps"]
+        ('Adam', 'model', 1e-06)
     """
     saved, others = [], []
     for name, state in content.optimizers.items():
@@ -70,9 +80,9 @@ def optimizers_of(content: Content) -> tuple[list[Saved], list[str]]:
         if reason is None:
             saved.append(_saved(name, state, content))
         else:
-            others.append(f"optimizer {name}: {reason}".replace(" :", ":"))
+            others.append(f"optimizer {name}: {reason}" if name else reason)
     if not saved:
-        raise ConfigError("; ".join(others))
+        raise ConfigError(f"{content.path}: {'; '.join(others)}")
     return saved, others
 
 

@@ -1,7 +1,6 @@
 """Measurements of a saved optimizer → what is said of it, in 100 columns."""
 
 import math
-import shlex
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,8 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lightning_adam.findings.rule import RULES, Training
-from lightning_adam.findings.watch import Finding, Watch
+from lightning_adam.findings import RULES
+from lightning_adam.findings.finding import Finding
+from lightning_adam.findings.rule import Training
+from lightning_adam.findings.showing import described
+from lightning_adam.findings.watch import Watch
 from lightning_adam.inspection.files import read
 from lightning_adam.inspection.numbers import (
     DTYPES,
@@ -25,7 +27,7 @@ from lightning_adam.inspection.numbers import (
 from lightning_adam.inspection.saved import Saved, optimizers_of
 from lightning_adam.param_groups import group_name, peak_lr
 from lightning_adam.schema import Scope
-from lightning_adam.statistics.histograms import EPS_SHOWN, dominated_fractions
+from lightning_adam.statistics.histograms import EPS_SHOWN, dominated_fractions, magnitude_above
 
 WIDTH = 100
 NAME = 34
@@ -277,8 +279,7 @@ def _findings(saved: Saved, moments: Moments) -> str:
         inside = moments.measurement.tensors_of(scope)
         chosen = [view.place.tensor in inside for view in moments.views]
         counts = moments.exponents[torch.tensor(chosen)].sum(0).tolist()
-        shares = zip(EPS_SHOWN, dominated_fractions(counts), strict=True)
-        return max((eps for eps, share in shares if share < HARMLESS), default=None)
+        return magnitude_above(counts, HARMLESS)
 
     watch.judge(moments.measurement, int(max(steps)), _training(saved, moments), low_denominator)
     lines = ["Findings"]
@@ -301,17 +302,8 @@ def _findings(saved: Saved, moments: Moments) -> str:
 
 def said(finding: Finding) -> list[str]:
     """A finding: what is wrong, the numbers that prove it, and what to type."""
-    lines = [f"  {finding.code} ({finding.severity}) in {finding.scope}"]
-    lines += _wrapped(finding.sentence, 4)
-    for what, values in (("", finding.evidence), ("most in ", finding.worst)):
-        if values:
-            numbers = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
-            lines += _wrapped(f"{what}{numbers}", 4)
-    for cure in finding.cures:
-        overrides = " ".join(map(shlex.quote, cure.overrides))
-        hint = f"({cure.hint})" if overrides and cure.hint else cure.hint
-        lines += _wrapped(f"{'type' if overrides else 'do'}: {f'{overrides} {hint}'.strip()}", 4)
-    return lines
+    title = f"  {finding.code} ({finding.severity}) in {finding.scope}"
+    return [title, *(f"  {line}" for line in described(finding))]
 
 
 def _training(saved: Saved, moments: Moments) -> Training:

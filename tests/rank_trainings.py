@@ -25,6 +25,7 @@ from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_adam import AdamMixin, AdamMonitor
+from lightning_adam.findings.judging import Judge
 from lightning_adam.statistics import kernels
 from tests.ranks import Collectives, folder, keep
 from tests.test_monitor import Recorder
@@ -249,11 +250,21 @@ def stopped(kind: str) -> dict[str, Any]:
     return {"step": trainer.global_step}
 
 
+def stopped_by_finding(kind: str) -> dict[str, Any]:
+    """What the last rank alone has found ends the training of all."""
+    is_last = world_size() == 1 or dist.get_rank() == world_size() - 1
+    severity = {"warmup_short": {"severity": "warning" if is_last else "off"}}
+    callback = AdamMonitor(every_n_steps=2, findings=severity, stop_on=["warmup_short"])
+    trainer, _ = fit(kind, [callback])
+    return {"step": trainer.global_step}
+
+
 PLACES: dict[str, tuple[Any, str, int]] = {
     "at the start": (AdamMonitor, "_begin", 0),
     "measuring": (kernels, "measure", 2),
     "sending": (AdamMonitor, "_send", 2),
     "logging": (Recorder, "log_metrics", 2),
+    "judging": (Judge, "judge", 2),
 }
 """What fails at which of its calls."""
 FAULTS = {f"{place} on rank {rank}": (place, rank) for place in PLACES for rank in (0, 1)}
@@ -289,6 +300,7 @@ def main() -> None:
             "resumed": resumed(kind),
             "attached later": attached_later(kind),
             "stopped": stopped(kind),
+            "stopped by a finding": stopped_by_finding(kind),
         }
     for kind in ("DDP", "FSDP2"):
         for name, (place, rank) in FAULTS.items():

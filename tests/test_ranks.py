@@ -88,6 +88,14 @@ def test_a_statistic_stops_all_ranks_at_the_same_step(
     assert {rank[kind]["stopped"]["step"] for rank in ranks} == {3}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_one_rank_has_found_stops_all_ranks_at_the_same_step(
+    ranks: list[dict[str, Any]], kind: str
+) -> None:
+    # It is asked for at every second batch.
+    assert {rank[kind]["stopped by a finding"]["step"] for rank in ranks} == {2}
+
+
 @pytest.mark.parametrize("name", FAULTS)
 @pytest.mark.parametrize("kind", ["DDP", "FSDP2"])
 def test_a_fault_on_one_rank_ends_the_monitoring_and_no_training(

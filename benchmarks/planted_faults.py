@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -309,7 +310,7 @@ def text() -> Tensor:
 def mlp(*widths: int, norm: bool = False) -> nn.Module:
     """Linear layers with ReLU between, and LayerNorm before that on request."""
     layers: list[nn.Module] = [nn.Flatten()]
-    for width_in, width_out in zip(widths, widths[1:], strict=False):
+    for width_in, width_out in pairwise(widths):
         between = [nn.LayerNorm(width_out)] if norm else []
         layers += [nn.Linear(width_in, width_out), *between, nn.ReLU()]
     last_norm = 2 if norm else 1
@@ -323,10 +324,17 @@ def zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
+HALF = torch.float16
+BRAIN = torch.bfloat16
+MLP = partial(mlp, 784, 64, 10)
+DIGITS = partial(mlp, 64, 64, 64, 10, norm=True)
+CNN = partial(small_cnn, 16)
+
+
 def classifier(
-    net: Callable[[], nn.Module],
-    data: Callable[[], tuple[Tensor, Tensor]] = mnist,
     *,
+    net: Callable[[], nn.Module] = MLP,
+    data: Callable[[], tuple[Tensor, Tensor]] = mnist,
     steps: int,
     batch_size: int = 64,
     of: Callable[..., Optimizer] = AdamW,
@@ -405,13 +413,6 @@ def frozen_but_last() -> nn.Module:
     for each in list(net.parameters())[:-2]:
         each.requires_grad_(False)
     return net
-
-
-HALF = torch.float16
-BRAIN = torch.bfloat16
-MLP = partial(mlp, 784, 64, 10)
-DIGITS = partial(mlp, 64, 64, 64, 10, norm=True)
-CNN = partial(small_cnn, 16)
 
 
 def fault(
@@ -679,7 +680,7 @@ MADE_UP = [
 ]
 """Those that take a second or less."""
 
-BRIEF = partial(classifier, MLP, steps=700, lr=1e-3, weight_decay=0.01)
+BRIEF = partial(classifier, steps=700, lr=1e-3, weight_decay=0.01)
 TRAINED_ILL = [
     fault("MLP, lr 1e-6", "learning_rate_too_small", partial(BRIEF, lr=1e-6)),
     fault("MLP, lr 3e-2", "learning_rate_too_large", partial(BRIEF, lr=3e-2)),
@@ -700,7 +701,7 @@ TRAINED_ILL = [
         partial(BRIEF, **loses(400, moments=True)),
     ),
     fault("MLP, L2 1e-1", "decay_uneven", partial(BRIEF, of=Adam, weight_decay=0.1)),
-    fault("CNN, lr 3e-1", "learning_rate_too_large", partial(BRIEF, CNN, lr=0.3, steps=300)),
+    fault("CNN, lr 3e-1", "learning_rate_too_large", partial(BRIEF, net=CNN, lr=0.3, steps=300)),
     fault("GPT, lr 1e-6", "learning_rate_too_small", partial(gpt, lr=1e-6, vocabulary=256)),
     fault("GPT, lr 1e-1", "learning_rate_too_large", partial(gpt, lr=0.1, vocabulary=256)),
     fault("GPT, eps 1e-2", "eps_dominates", partial(gpt, eps=1e-2, vocabulary=256)),
@@ -722,7 +723,7 @@ TRAINED_WELL = [
         "CNN as in the recipe",
         partial(
             classifier,
-            partial(small_cnn, 32),
+            net=partial(small_cnn, 32),
             steps=500,
             lr=2e-3,
             weight_decay=0.01,
@@ -733,7 +734,7 @@ TRAINED_WELL = [
     *healthy("MLP, beta2 .95", partial(BRIEF, steps=3000, betas=(0.9, 0.95))),
     *healthy(
         "digits MLP with LayerNorm to zero loss",
-        partial(classifier, DIGITS, digits, steps=3000, lr=1e-3, weight_decay=0.01),
+        partial(classifier, net=DIGITS, data=digits, steps=3000, lr=1e-3, weight_decay=0.01),
     ),
     *healthy("GPT, vocabulary 4096", gpt),
     *healthy("MLP, AMSGrad", partial(BRIEF, steps=3000, amsgrad=True), seeds=(0,)),
@@ -744,16 +745,16 @@ TRAINED_WELL = [
     *healthy("MLP, betas .5, .9", partial(BRIEF, betas=(0.5, 0.9)), seeds=(0,)),
     *healthy("MLP, betas 0, .99", partial(BRIEF, betas=(0.0, 0.99)), seeds=(0,)),
     *healthy("MLP, 8 batches accumulated", partial(BRIEF, accumulated=8, steps=400), seeds=(0,)),
-    *healthy("MLP, all but the last layer frozen", partial(BRIEF, frozen_but_last), seeds=(0,)),
+    *healthy("MLP, all but the last layer frozen", partial(BRIEF, net=frozen_but_last), seeds=(0,)),
     *healthy("MLP, batches of 1", partial(BRIEF, batch_size=1), seeds=(0,)),
     *healthy(
         "digits MLP, all images in one batch",
-        partial(classifier, DIGITS, digits, steps=500, lr=1e-3, batch_size=1797),
+        partial(classifier, net=DIGITS, data=digits, steps=500, lr=1e-3, batch_size=1797),
         seeds=(0,),
     ),
     *healthy(
         "logistic regression from 0",
-        partial(classifier, lambda: zeroed(mlp(64, 10)), digits, steps=600, lr=1e-3),
+        partial(classifier, net=lambda: zeroed(mlp(64, 10)), data=digits, steps=600, lr=1e-3),
         seeds=(0,),
     ),
     *healthy("MLP, warm-up of half", partial(BRIEF, schedule=warmed_up(0.5)), seeds=(0,)),
@@ -762,5 +763,4 @@ TRAINED_WELL = [
     *healthy("GPT, beta2 .999", partial(gpt, betas=(0.9, 0.999), vocabulary=256), seeds=(0,)),
     *healthy("GPT, lr 3e-3, warm-up and cosine", partial(gpt, schedule=warmed_up(0.1)), seeds=(0,)),
 ]
-TRAINED = [replaced for each in TRAINED_ILL for replaced in [each]] + TRAINED_WELL
-RUNS = [*MADE_UP, *TRAINED]
+RUNS = [*MADE_UP, *TRAINED_ILL, *TRAINED_WELL]

@@ -89,7 +89,7 @@ def build(
 ) -> Built:
     """Builds what `build_adam` returns, and what the mixin goes on with."""
     if scheduler is not None and total_steps is None and trainer is not None:
-        total_steps = _total_steps(trainer)
+        total_steps = steps_of(trainer)
     built = build_optimizer(module, optimizer)
     if trainer is not None:
         settle_unscaling(built, built.param_groups[0].get("fused"), trainer)
@@ -159,7 +159,7 @@ def _after_validation(where: str, trainer: Trainer | None) -> dict[str, Any]:
     )
 
 
-def _total_steps(trainer: Trainer) -> int | None:
+def steps_of(trainer: Trainer) -> int | None:
     """The optimizer steps the trainer will take; None if that has no end or is not known."""
     if is_smoke_test(trainer):
         # A smoke test of a single batch: it has to take the schedule of the whole run.

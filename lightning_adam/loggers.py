@@ -1,8 +1,10 @@
 """What Lightning's loggers have no method for: histograms, curves and tables."""
 
 import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from lightning_adam.statistics.histograms import (
 EPS_CURVE = "adam_underflow/eps_curve"
 DENOMINATOR = "adam_histogram/denominator"
 LAYERS = "adam_layers"
+FINDINGS = "adam_findings"
 X_AXIS = "trainer/global_step"
 """What Lightning logs its steps under."""
 ROWS_AT_ONCE = 1000
@@ -80,6 +83,69 @@ def _eps_curves(exponents: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         )
         for key, chart in lines.items()
     }
+
+
+@rank_zero_only
+def log_findings(logger: Logger, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+    """Keeps all findings so far as a file in the run's folder; W&B gets a table and a summary too.
+
+    Args:
+        logger: A logger.
+        rows: What `Finding.as_row` returns, one for each.
+        step: The step of the x-axis.
+    """
+    folder = run_folder(logger)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{FINDINGS}.json"
+        # Whoever reads it in the meantime finds the old one whole.
+        unfinished = file.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        unfinished.replace(file)
+    if isinstance(logger, WandbLogger):
+        table = wandb.Table(columns=[*FINDING_COLUMNS], data=[_cells(row) for row in rows])
+        _keep_as_file(table, logger, FINDINGS)
+        logger.log_metrics({FINDINGS: table}, step)  # type: ignore[dict-item]
+        holding = [row["code"] for row in rows if row["closed"] is None]
+        for code in dict.fromkeys(row["code"] for row in rows):
+            first = min(row["step"] for row in rows if row["code"] == code)
+            logger.experiment.summary[f"{FINDINGS}_raised/{code}"] = first
+        logger.experiment.summary[f"{FINDINGS}_open"] = ", ".join(dict.fromkeys(holding))
+
+
+FINDING_COLUMNS = (
+    "code",
+    "severity",
+    "scope",
+    "optimizer",
+    "step",
+    "closed",
+    "sentence",
+    "evidence",
+    "worst",
+    "cures",
+    "source",
+)
+
+
+def _cells(row: Mapping[str, Any]) -> list[Any]:
+    values = [row[name] for name in FINDING_COLUMNS]
+    return [json.dumps(each) if isinstance(each, list | dict) else each for each in values]
+
+
+def run_folder(logger: Logger) -> Path | None:
+    """Where a logger keeps the files of its run; None if it keeps none."""
+    if isinstance(logger, WandbLogger):
+        return Path(logger.experiment.dir)
+    folder = getattr(logger, "log_dir", None)
+    return Path(folder) if isinstance(folder, str) else None
+
+
+@rank_zero_only
+def alert(logger: Logger, title: str, text: str) -> None:
+    """Sends a W&B alert, if the run is online."""
+    if isinstance(logger, WandbLogger) and not logger.experiment.offline:
+        logger.experiment.alert(title=title, text=text)
 
 
 @rank_zero_only

@@ -226,6 +226,13 @@ class AdamMixin(_Base):
                 close = nearest(str(entry.monitor), available, 1, cutoff=0.0)
                 raise refusal(self._scheduler_place(), "monitor", entry.monitor, expected, close[0])
 
+    @property
+    def config_places(self) -> tuple[str, str]:
+        """The full names of the optimizer's and the scheduler's config, as they are overridden."""
+        optimizer = self._configs()[0]
+        place = "optimizer" if optimizer is None else read_optimizer(optimizer)[1]
+        return place, self._scheduler_place()
+
     def _scheduler_place(self) -> str:
         scheduler = self._configs()[1]
         return "scheduler" if scheduler is None else read_scheduler(scheduler)[1]

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,8 @@ from lightning_adam._private.lightning import (
 )
 from lightning_adam._private.torch import is_flattened
 from lightning_adam.errors import ConfigError, type_instead
+from lightning_adam.findings.finding import Finding
+from lightning_adam.findings.judging import Judge
 from lightning_adam.loggers import (
     ROWS_AT_ONCE,
     X_AXIS,
@@ -63,6 +66,11 @@ class _Watched:
     """Whether all ranks measure together."""
     has_statistics: bool = False
     has_histograms: bool = False
+    is_first: bool = False
+    """Whether it is the first step after a checkpoint was loaded that was measured last: it is
+    judged, whether or not it is logged."""
+    is_resumed: bool = False
+    """Whether that step is still to come."""
     step: int = 0
     """The number of the step that was last measured, if the device has skipped no more steps than
     `counter.learned`."""
@@ -75,8 +83,8 @@ class _Watched:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether something of the batch waits to be logged."""
-        return self.has_statistics or self.has_histograms
+        """Whether something of the batch waits to be logged or judged."""
+        return self.has_statistics or self.has_histograms or self.is_first
 
 
 class _Sent(NamedTuple):
@@ -86,6 +94,7 @@ class _Sent(NamedTuple):
     arriving: Arriving
     has_statistics: bool
     has_histograms: bool
+    is_first: bool
     step: int
     learned: int
     """How many skipped steps `step` does not count."""
@@ -127,6 +136,12 @@ class AdamMonitor(Callback):
             (default: None, never).
         layer_table: Keep the statistics of every layer in the W&B table `adam_layers` too (default:
             False).
+        findings: Settings of the rules that say what is wrong: thresholds, `persistence` and
+            `severity` by code, as in `{"eps_dominates": {"threshold": 0.2}}`; None looks for
+            nothing (default: {}, all rules as they are declared).
+        stop_on: Codes of findings that end the training when they are raised, as in
+            `["not_finite"]` (default: none).
+        alert: Send a W&B alert for each finding above info, if the run is online (default: False).
         kernel: What reads the tensors: `numba` on the CPU, `triton` on CUDA, `eager` anywhere, at
             many times the cost (default: `auto`, the fast one if it is installed).
 
@@ -149,6 +164,9 @@ class AdamMonitor(Callback):
         worst: Mapping[str, int] | None = None,
         histograms_every_n_steps: int | None = None,
         layer_table: bool = False,
+        findings: Mapping[str, Mapping[str, Any]] | None = MappingProxyType({}),
+        stop_on: Sequence[str] = (),
+        alert: bool = False,
         kernel: str = "auto",
     ) -> None:
         arguments = {
@@ -159,6 +177,9 @@ class AdamMonitor(Callback):
             "worst": {} if worst is None else worst,
             "histograms_every_n_steps": histograms_every_n_steps,
             "layer_table": layer_table,
+            "findings": None if findings is None else dict(findings),
+            "stop_on": list(stop_on),
+            "alert": alert,
             "kernel": kernel,
         }
         self.config = read_monitor(arguments)
@@ -167,6 +188,9 @@ class AdamMonitor(Callback):
         self._counters: list[StepCounter] = []
         self._layers = LayerTable([])
         self._rows: deque[_Row] = deque()
+        self._judge: Judge | None = None
+        self._loss: Tensor | None = None
+        """That of the batch, where the module has said it."""
         self._is_off = False
         self._has_failed = False
         """Whether it is off because of this rank."""
@@ -174,6 +198,11 @@ class AdamMonitor(Callback):
         """What has failed on this rank and was not told yet: another may have to tell the same."""
         self._saved: dict[str, Any] = {}
         """The state that was loaded; after a training, that of its end."""
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What is wrong with the training, or was with the last one, in the order of the steps."""
+        return [] if self._judge is None else self._judge.findings
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -265,9 +294,13 @@ class AdamMonitor(Callback):
             self._guard(watched.counter.close)
         if self._rows or any(watched.is_waiting for watched in self._watched):
             with self._never_harm():
+                loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
+                self._loss = loss.detach() if isinstance(loss, Tensor) else None
                 self._send(trainer)
                 while self._rows and self._rows[0].has_arrived():
                     self._log(trainer, self._rows.popleft())
+        if self.config.stop_on:
+            self._stop_alike(trainer, batch_idx)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -310,6 +343,8 @@ class AdamMonitor(Callback):
         if len(trainer.optimizers) > 1:
             names = names_of(trainer.optimizers, pl_module)
         module = holder_of_parameters(trainer, pl_module)
+        if self.config.findings is not None:
+            self._judge = Judge(self.config, module)
         for optimizer, name in zip(trainer.optimizers, names, strict=True):
             if is_measurable(optimizer):
                 self._watch(optimizer, name, module)
@@ -317,6 +352,8 @@ class AdamMonitor(Callback):
         self._layers = LayerTable([X_AXIS, "optimizer", "layer", *statistics])
         self._resume()
         _log_settings(trainer, names)
+        if self._judge is not None:
+            self._judge.begin(trainer, pl_module)
 
     def _begin_alike(self, trainer: Trainer) -> None:
         """Where ranks measure together, all count from the same step, or none begins."""
@@ -332,7 +369,7 @@ class AdamMonitor(Callback):
             self._watched = []
         for watched, steps in zip(self._watched, taken, strict=False):
             watched.counter.taken = int(steps)
-            watched.due = self._next_due(watched.counter.taken)
+            watched.due = self._first_due(watched)
 
     def _finish(self, trainer: Trainer) -> None:
         with self._never_harm():
@@ -342,6 +379,8 @@ class AdamMonitor(Callback):
                 self._layers.send(trainer.loggers, logging_step(trainer))
             if self._watched:
                 self._saved = self._state()
+                if self._judge is not None:
+                    self._judge.finish(trainer)
         if self._fault and self._watched:
             self._leave(trainer.global_rank)
         self._switch_off()
@@ -354,7 +393,9 @@ class AdamMonitor(Callback):
         for watched in self._watched:
             watched.counter.settle()
         steps = {each.name: [each.counter.taken, each.counter.skipped] for each in self._watched}
-        return {"steps": steps, "layers": [self._layers.columns, self._layers.rows]}
+        findings = {} if self._judge is None else self._judge.state()
+        layers = [self._layers.columns, self._layers.rows]
+        return {"steps": steps, "layers": layers, "findings": findings}
 
     def _resume(self) -> None:
         """Counts on from where a checkpoint stands, if one was loaded."""
@@ -362,9 +403,12 @@ class AdamMonitor(Callback):
         for watched in self._watched:
             if watched.name in steps:
                 watched.counter.taken, watched.counter.skipped = steps[watched.name]
-                watched.due = self._next_due(watched.counter.taken)
+                watched.is_resumed = self._judge is not None and watched.counter.taken > 0
+                watched.due = self._first_due(watched)
         if layers[0] == self._layers.columns:
             self._layers.rows = list(layers[1])
+        if self._judge is not None:
+            self._judge.restore(self._saved.get("findings", {}))
 
     def _watch(self, optimizer: Optimizer, name: str, module: nn.Module) -> None:
         statistics = AdamStatistics(
@@ -375,6 +419,7 @@ class AdamMonitor(Callback):
             module=module,
             optimizer_name=name or None,
             kernel=self.config.kernel,
+            judged=[] if self._judge is None else self._judge.statistics(optimizer, name),
         )
         together = is_sharded(optimizer)
         counter = StepCounter(optimizer, is_sharded=together)
@@ -401,6 +446,7 @@ class AdamMonitor(Callback):
         # What an earlier step of the batch has left is not logged yet.
         watched.has_statistics |= _is_due(counter.taken, self._interval)
         watched.has_histograms |= _is_due(counter.taken, self.config.histograms_every_n_steps)
+        watched.is_first, watched.is_resumed = watched.is_resumed, False
         watched.step, watched.flags = counter.taken, ()
         skipped: Tensor | float = counter.skipped
         if counter.flags is not None:
@@ -420,24 +466,47 @@ class AdamMonitor(Callback):
         intervals = filter(None, (self._interval, self.config.histograms_every_n_steps))
         return 1 if steps == 0 else min((steps // each + 1) * each for each in intervals)
 
+    def _first_due(self, watched: _Watched) -> int:
+        """The first step that is measured: that after a checkpoint tells if state was lost."""
+        taken = watched.counter.taken
+        return taken + 1 if watched.is_resumed else self._next_due(taken)
+
+    def _stop_alike(self, trainer: Trainer, batch_idx: int) -> None:
+        """Ends the training on all ranks, if a finding on one of them is to.
+
+        All take part, also where the monitoring has failed.
+        """
+        stops = self._judge is not None and self._judge.should_stop
+        interval = self.config.every_n_steps or log_every_n_steps(trainer) or 1
+        if trainer.world_size > 1:
+            if (batch_idx + 1) % interval:
+                return
+            stops = trainer.strategy.reduce_boolean_decision(stops, all=False)
+        if stops:
+            trainer.should_stop = True
+
     def _send(self, trainer: Trainer) -> None:
         """Sends what the batch's steps have left on its way, under the step of the batch's loss."""
         waiting = [watched for watched in self._watched if watched.is_waiting]
-        dues = [(each.has_statistics, each.has_histograms) for each in waiting]
+        dues = [(each.has_statistics, each.has_histograms, each.is_first) for each in waiting]
         learned = [each.counter.learned for each in waiting]
         for watched in waiting:
-            watched.has_statistics = watched.has_histograms = False
+            watched.has_statistics = watched.has_histograms = watched.is_first = False
             if watched.is_sharded and watched.flags:
                 # What is learned moves the next measurement: at the same time on all ranks.
                 watched.counter.learn(int(watched.flags[0]))
                 watched.due = self._next_due(watched.counter.taken)
         sent = [
-            _Sent(each, Arriving(each.statistics.measurement, each.flags), *due, each.step, known)
+            _Sent(each, self._arriving(each), *due, each.step, known)
             for each, due, known in zip(waiting, dues, learned, strict=True)
             if not each.abstains
         ]
         if sent:
             self._rows.append(_Row(logging_step(trainer), sent))
+
+    def _arriving(self, watched: _Watched) -> Arriving:
+        loss = () if self._loss is None else (self._loss,)
+        return Arriving(watched.statistics.measurement, (*watched.flags, *loss))
 
     def _log(self, trainer: Trainer, row: _Row) -> None:
         values: dict[str, float] = {}
@@ -450,6 +519,11 @@ class AdamMonitor(Callback):
             if sent.has_statistics:
                 values |= measurement.values()
                 self._keep_layers(sent.watched, measurement, row.step)
+            if self._judge is not None and (sent.has_statistics or sent.is_first):
+                told = sent.arriving.others()[len(sent.watched.flags) :]
+                loss = told[0] if told else math.nan
+                judged = (sent.watched.name, measurement, sent.step, loss, sent.is_first)
+                self._judge.judge(trainer, *judged)
             if sent.has_histograms:
                 exponents |= measurement.exponent_counts()
             if (sent.has_statistics or sent.has_histograms) and not sent.watched.is_introduced:
@@ -467,7 +541,7 @@ class AdamMonitor(Callback):
 
     def _settled(self, sent: _Sent) -> _Sent:
         """Takes back what turns out to be of a step that was skipped, or that is not due."""
-        flags = sent.arriving.others()
+        flags = sent.arriving.others()[: len(sent.watched.flags)]
         if not flags:
             return sent
         skipped, is_skipped = flags
@@ -478,6 +552,8 @@ class AdamMonitor(Callback):
         return sent._replace(
             has_statistics=sent.has_statistics and not is_skipped and _is_due(step, self._interval),
             has_histograms=sent.has_histograms and not is_skipped and _is_due(step, histograms),
+            is_first=sent.is_first and not is_skipped,
+            step=step,
         )
 
     def _keep_layers(self, watched: _Watched, measurement: Measurement, step: int) -> None:

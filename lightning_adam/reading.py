@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_adam._private.omegaconf import full_key
 from lightning_adam.errors import ConfigError, nearest, refusal, type_instead, unknown_field
+from lightning_adam.findings import RULES
 from lightning_adam.forms import check_arguments, factory_of, name_of, typed, values_of
 from lightning_adam.schema import (
     SCHEDULERS,
@@ -27,6 +28,7 @@ from lightning_adam.schema import (
     MonitorConfig,
     Resume,
     SchedulerConfig,
+    Severity,
     WeightDecayOn,
 )
 from lightning_adam.statistics.catalogue import STATISTICS, select
@@ -173,6 +175,12 @@ def read_monitor(node: Any, where: str = "adam_monitor") -> MonitorConfig:
         if tensors < 1:
             expected = "expected the number of tensors to show, at least 1"
             raise refusal(f"{where}.worst", name, tensors, expected, 5)
+    config.findings = _rule_settings(config.findings, where)
+    for code in config.stop_on:
+        if code not in RULES:
+            expected = f"expected findings, but {code} is none"
+            (close,) = nearest(code, RULES, 1, cutoff=0.0)
+            raise refusal(where, "stop_on", config.stop_on, expected, [close])
     if config.kernel.value in KERNEL_PACKAGES and find_spec(config.kernel.value) is None:
         install = KERNEL_PACKAGES[config.kernel.value]
         given = f"{where}.kernel={config.kernel.value}: expected its package to be installed"
@@ -198,6 +206,36 @@ def _patterns(statistics: Any, where: str) -> list[str]:
             expected += f", but {pattern} is none"
             raise refusal(where, "statistics", statistics, expected, [close])
     return patterns
+
+
+def _rule_settings(findings: Any, where: str) -> dict[str, Any] | None:
+    """What is set of the rules, each setting one that its rule has."""
+    if findings is None:
+        return None
+    for code, settings in findings.items():
+        place = f"{where}.findings.{code}"
+        if code not in RULES:
+            raise unknown_field(f"{where}.findings", code, settings, RULES)
+        own = RULES[code].settings
+        if not isinstance(settings, Mapping):
+            raise refusal(f"{where}.findings", code, settings, "expected settings of the rule", own)
+        for name, value in settings.items():
+            if name not in own:
+                raise unknown_field(place, name, value, own)
+            if name == "severity":
+                words = [each.value for each in Severity]
+                if value is not False and value not in words:
+                    expected = f"expected one of {', '.join(words)}"
+                    raise refusal(place, name, value, expected, own[name])
+            elif isinstance(value, bool) or not isinstance(value, int | float):
+                raise refusal(place, name, value, "expected a number", own[name])
+            elif name == "persistence" and (value < 1 or value != int(value)):
+                raise refusal(place, name, value, "expected an integer of at least 1", own[name])
+    # YAML reads `off` as false.
+    return {
+        code: {name: "off" if value is False else value for name, value in settings.items()}
+        for code, settings in findings.items()
+    }
 
 
 def _adam(values: dict[str, Any], where: str) -> AdamConfig:

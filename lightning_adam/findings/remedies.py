@@ -67,7 +67,7 @@ def smaller_eps(case: Case) -> list[Cure]:
         return full_precision(case)
     low = case.low_denominator()
     if low is not None and low > LOWEST_EPS:
-        eps = float(f"1e{math.floor(math.log10(low))}")
+        eps = float(f"1e{math.floor(math.log10(low) + 1e-9)}")
         if eps < case.values.get("eps", math.inf):
             return [Cure((override(case.training.place, "eps", eps),))]
     return [

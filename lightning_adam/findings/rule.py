@@ -5,10 +5,11 @@ Imports neither torch nor lightning.
 
 import inspect
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from lightning_adam.errors import ConfigError
 from lightning_adam.schema import Scope, Severity
@@ -157,7 +158,7 @@ class Rule:
     evidence: tuple[str, ...]
     """Statistics that prove it beside those of the condition."""
     remedy: Callable[[Case], list[Cure]]
-    condition: Callable[..., bool]
+    condition: Callable[..., Any]
     statistics: tuple[str, ...]
     """The statistics that the condition is judged by, in the order of its arguments."""
     asks_for: tuple[str, ...]
@@ -174,17 +175,23 @@ class Rule:
         }
 
     @property
+    def is_foreseen(self) -> bool:
+        """Whether it is judged before the first step, by the plan alone."""
+        return "plan" in self.asks_for
+
+    @property
     def definition(self) -> str:
-        """The condition as it is written, thresholds and all."""
-        return inspect.getsource(self.condition).partition('"""\n')[2].rstrip()
+        """The condition as it is written."""
+        body = inspect.getsource(self.condition).rpartition('"""\n')[2]
+        return textwrap.dedent(body).rstrip()
 
 
-ASKABLE = ("past", "training", "tensors")
-"""What a condition may ask for beside statistics: a `Past`, a `Training`, and a function that gives
-the values of a statistic, one for each tensor."""
+ASKABLE = ("past", "training", "tensors", "plan")
+"""What a condition may ask for beside statistics: a `Past`, a `Training`, a function that gives the
+values of a statistic, one for each tensor, or, before the first step, a `preflight.Plan`."""
 RULES: dict[str, Rule] = {}
 """The rules, by code, in the order in which they are shown."""
-Condition = Callable[..., bool]
+Condition = TypeVar("Condition", bound=Callable[..., Any])
 
 
 def rule(

@@ -63,23 +63,6 @@ def eps_dominates(
 
 @rule(
     severity=Severity.error,
-    sentence="eps is 0 in the parameters' dtype.",
-    remedy=remedies.representable_eps,
-    source="pytorch/pytorch issue 147437",
-    persistence=1,
-    warmup=Warmup.NONE,
-)
-def eps_vanishes(training: Training) -> bool:
-    """Adam's state has the parameters' dtype, in which eps rounds to 0: 0/0 is NaN.
-
-    A fused step shows no NaN: its second moment is 0 and its steps are huge. Judged before the
-    first step.
-    """
-    return False
-
-
-@rule(
-    severity=Severity.error,
     sentence="The second moment of {exp_avg_sq_zero_fraction:.0%} of the elements has underflowed:"
     " their gradient is not 0.",
     remedy=remedies.state_that_holds_gradients,
@@ -194,8 +177,8 @@ def exp_avg_sq_stale(exp_avg_sq_lag: float, *, threshold: float = 0.3) -> bool:
 )
 def decay_lost(
     decay_lost_fraction: float,
-    decay_timescale: float,
     lr: float,
+    weight_decay: float,
     training: Training,
     *,
     threshold: float = 0.5,
@@ -205,7 +188,7 @@ def decay_lost(
     A decay that would not have changed a weight by 1 % in the whole run is not missed.
     """
     steps = min(training.total_steps, 1e6)
-    would_matter = steps / decay_timescale > 0.01
+    would_matter = lr * weight_decay * steps > 0.01
     return decay_lost_fraction > threshold and would_matter and _is_under_way(lr, training)
 
 
@@ -333,8 +316,8 @@ def decay_dominates(
 
 @rule(
     severity=Severity.warning,
-    sentence="Decay is added to the gradient, {decay_to_grad:.0%} of it on the whole, and more than"
-    " ten times as much of some tensors as of others: Adam divides it by √v.",
+    sentence="Decay is added to the gradient, {decay_to_grad:.2g} times as large on the whole, and"
+    " to some tensors over ten times as much as to others: Adam divides it by √v.",
     remedy=remedies.decoupled_decay,
     source="Loshchilov & Hutter 2019, arXiv 1711.05101, section 2; thresholds calibrated",
     explained_by=("not_finite",),

@@ -5,68 +5,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from lightning_adam.findings.rule import RULES, Case, Cure, Memory, Past, Rule, Training
-from lightning_adam.findings.rules import __name__ as _own_rules
+from lightning_adam.findings import RULES
+from lightning_adam.findings.finding import Finding
+from lightning_adam.findings.rule import Case, Memory, Past, Rule, Training
 from lightning_adam.schema import Scope, Severity
 from lightning_adam.statistics.catalogue import STATISTICS
 from lightning_adam.statistics.measurement import Measurement
 
-assert _own_rules
 CLOSING = 2
 """How many measurements more it takes to close a finding than to raise it."""
 WORST = 3
 """The tensors that a finding names."""
 ALWAYS = ("lr", "beta1", "beta2", "eps", "weight_decay", "step")
-"""What is known of every scope that is judged."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What is wrong in one scope, with what proves it and what to type."""
-
-    code: str
-    severity: Severity
-    scope: str
-    """`model`, `group/<name>` or `layer/<path>`."""
-    step: int
-    """The optimizer step at which it was raised."""
-    sentence: str
-    evidence: Mapping[str, float]
-    worst: Mapping[str, float]
-    """The tensors with the largest values of the statistic that the rule is about."""
-    cures: tuple[Cure, ...]
-    source: str
-    optimizer: str = ""
-    """Its name, if there are several."""
-    closed: int | None = None
-    """The step at which it had ceased; None while it holds."""
-
-    @property
-    def remedy(self) -> tuple[str, ...]:
-        """The overrides of the first cure that can be typed."""
-        return next((each.overrides for each in self.cures if each.overrides), ())
-
-    def as_row(self) -> dict[str, Any]:
-        """The finding in plain values, as tables and files keep it."""
-        return {
-            "code": self.code,
-            "severity": self.severity.value,
-            "scope": self.scope,
-            "optimizer": self.optimizer,
-            "step": self.step,
-            "closed": self.closed,
-            "sentence": self.sentence,
-            "evidence": dict(self.evidence),
-            "worst": dict(self.worst),
-            "cures": [[list(each.overrides), each.hint] for each in self.cures],
-            "source": self.source,
-        }
-
-    @classmethod
-    def of_row(cls, row: Mapping[str, Any]) -> "Finding":
-        """What `as_row` has made a row of."""
-        cures = tuple(Cure(tuple(overrides), hint) for overrides, hint in row["cures"])
-        return cls(**{**row, "severity": Severity(row["severity"]), "cures": cures})
+"""What is told of every scope that is judged: where groups differ in it, the largest value."""
 
 
 class Place(NamedTuple):
@@ -122,20 +73,20 @@ class Watch:
         self.rules = {each.code: each for each in chosen if each.severity is not Severity.off}
         self._optimizer = optimizer
         self._counts: dict[Place, _Count] = {}
+        self._foreseen: list[Finding] = []
         self._open: dict[Place, Finding] = {}
         self._closed: list[Finding] = []
         self._memories: dict[str, dict[str, Memory]] = {}
-        self._measurements = 0
 
     @property
     def open(self) -> list[Finding]:
         """The findings that hold, in the order in which they were raised."""
-        return list(self._open.values())
+        return [*self._foreseen, *self._open.values()]
 
     @property
     def all(self) -> list[Finding]:
-        """Those that have ceased, then those that hold."""
-        return [*self._closed, *self._open.values()]
+        """Those that hold and those that have ceased, in the order in which they were raised."""
+        return sorted([*self.open, *self._closed], key=lambda each: each.step)
 
     @property
     def statistics(self) -> list[str]:
@@ -217,15 +168,13 @@ class Watch:
         self._remember(judged, training)
         return Changes(raised, closed)
 
-    def add(self, findings: Iterable[Finding]) -> list[Finding]:
-        """Records what was found without a measurement; returns what was not known yet."""
-        new = []
-        for finding in findings:
-            place = Place(finding.code, finding.scope)
-            if finding.code in self.rules and place not in self._open:
-                self._open[place] = finding
-                new.append(finding)
-        return new
+    def foresee(self, findings: Iterable[Finding]) -> list[Finding]:
+        """Records what was found before the first step, and returns it.
+
+        It holds as long as the training does.
+        """
+        self._foreseen = [replace(each, optimizer=self._optimizer) for each in findings]
+        return self._foreseen
 
     def _holding(self, judged: "_Judged", training: Training) -> dict[Place, bool]:
         """Where the conditions that can be judged hold, before anything explains them away."""
@@ -245,7 +194,7 @@ class Watch:
     def _effective(self, holding: Mapping[Place, bool]) -> Iterator[tuple[Place, bool]]:
         """The same, without what another finding or a wider scope tells already."""
         causes = {place.code for place, holds in holding.items() if holds}
-        causes |= {place.code for place in self._open}
+        causes |= {each.code for each in self.open if each.severity is not Severity.info}
         for place, holds in holding.items():
             is_explained = any(code in causes for code in self.rules[place.code].explained_by)
             is_wide = place.scope == Scope.model.value
@@ -307,7 +256,7 @@ class _Judged:
             for scope, names in wanted.items()
         }
         self.values = {
-            _scope_name(scope, name): values
+            _scope_name(scope, name): measurement.largest(scope, ALWAYS)[name] | values
             for scope, rows in self._scopes.items()
             for name, values in rows.items()
         }

@@ -222,6 +222,19 @@ class Measurement:
             for name, row in zip(self._members(scope).names, rows, strict=False)
         }
 
+    def largest(self, scope: Scope, settings: Iterable[str]) -> dict[str, dict[str, float]]:
+        """The largest values of settings in each of the scope's, by its name.
+
+        Args:
+            scope: The kind of scope.
+            settings: Names of statistics of the schedule, each of one accumulator and its smallest.
+        """
+        settings, rows = list(settings), self._rolled_up(scope).values()
+        return {
+            name: {each: row[each] for each in settings if not math.isnan(row.get(each, math.nan))}
+            for name, row in zip(self._members(scope).names, rows, strict=False)
+        }
+
     def tensors_of(self, scope: str) -> set[str]:
         """The names of a scope's tensors, the scope given as `model`, `group/<name>` and so on."""
         kind, _, name = scope.partition("/")

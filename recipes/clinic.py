@@ -106,9 +106,21 @@ class StopForNow(Callback):
             trainer.should_stop = True
 
 
-def small_mlp(width: int, activation: type[nn.Module]) -> nn.Module:
+class Times(nn.Module):
+    """Inputs on another scale."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs * self.factor
+
+
+def small_mlp(width: int, activation: type[nn.Module], pixels_times: float) -> nn.Module:
     return nn.Sequential(
         nn.Flatten(),
+        Times(pixels_times),
         nn.Linear(784, width),
         activation(),
         nn.Linear(width, width),
@@ -141,8 +153,9 @@ def train(cfg: DictConfig) -> Outcome:
             enable_checkpointing=False,
             enable_model_summary=False,
         )
-        net = small_mlp(cfg.width, get_class(cfg.planted.activation))
-        module = LitPatient(net, cfg.optimizer, cfg.scheduler, cfg.planted)
+        planted = cfg.planted
+        net = small_mlp(cfg.width, get_class(planted.activation), planted.pixels_times)
+        module = LitPatient(net, cfg.optimizer, cfg.scheduler, planted)
         trainer.fit(module, train_images, validation_images, ckpt_path=ckpt_path)
         told = [each for each in monitor.findings if each.severity is not Severity.info]
         loss = float(trainer.callback_metrics["val/loss"])
@@ -171,9 +184,9 @@ def lose_moments(checkpoint: Path) -> None:
 
 
 def remedy_of(findings: Sequence[Finding], by_hand: Sequence[str]) -> list[str]:
-    """What the first finding that has something to type says to type."""
-    typed = [list(each.remedy) for each in findings if each.remedy]
-    return typed[0] if typed else list(by_hand)
+    """What the gravest finding says to type, or what stands for it in the configuration."""
+    graver = sorted(findings, key=lambda each: each.severity is not Severity.error)
+    return list(graver[0].remedy) or list(by_hand)
 
 
 def side_by_side(before: Outcome, after: Outcome) -> str:
@@ -194,7 +207,7 @@ def main(cfg: DictConfig) -> float:
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.* is deprecated")
     warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU")
     before = train(cfg)
-    remedy = remedy_of(before.findings, cfg.by_hand)
+    remedy = remedy_of(before.findings, cfg.by_hand) if before.findings else []
     runs = [before]
     print(f"\nfindings: {before.codes}\nvalidation loss: {before.loss:.4f}")
     if not before.findings:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from lightning_adam import schema
 from lightning_adam.errors import ConfigError, as_typed, nearest, type_instead
+from lightning_adam.findings import RULES
+from lightning_adam.findings.showing import explained
 from lightning_adam.reading import CustomOptimizer
 from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS, Statistic, select
 from lightning_adam.statistics.histograms import QUANTITIES, fold
@@ -70,13 +72,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "explain",
         help="what can be set and what is measured, its meaning and where it comes from",
         description="Prints every field of a config, with its default, as it is typed on the"
-        " command line of a Hydra app, its meaning and its source; or what a statistic is.",
+        " command line of a Hydra app, its meaning and its source; or what a statistic is, or what"
+        " a finding says, when it is raised, and what is done about it.",
     )
     explaining.add_argument(
         "topic",
         type=_topic,
         metavar="TOPIC",
-        help=f"{', '.join(TOPICS)}, statistics, histograms, or the name of a statistic",
+        help=f"{', '.join(TOPICS)}, statistics, histograms, findings, or the name of a statistic or"
+        " of a finding",
     )
     explaining.set_defaults(run=lambda chosen: chosen.topic)
     reporting = commands.add_parser(
@@ -150,15 +154,18 @@ def _topic(name: str) -> str:
     if name == "histograms":
         shown = [f"adam_histogram/{key}\n    {meaning}" for key, meaning in QUANTITIES.items()]
         return "\n\n".join([*shown, inspect.cleandoc(fold.__doc__ or "").partition("\n\nArgs")[0]])
+    if name == "findings":
+        return "\n\n".join([*map(explained, RULES.values()), SYMBOLS])
     chosen = select(["all" if name == "statistics" else name])
-    if not chosen:
-        topics = [*TOPICS, "statistics", "histograms"]
-        close = nearest(name, [*topics, *STATISTICS], 1)
+    rules = [RULES[name]] if name in RULES else []
+    if not chosen and not rules:
+        topics = [*TOPICS, "statistics", "histograms", "findings"]
+        close = nearest(name, [*topics, *STATISTICS, *RULES], 1)
         raise argparse.ArgumentTypeError(
-            f"{name}: expected {', '.join(topics)} or the name of a statistic; type for example"
-            f" lightning-adam explain {(close or ['statistics'])[0]}"
+            f"{name}: expected {', '.join(topics)} or the name of a statistic or of a finding; type"
+            f" for example lightning-adam explain {(close or ['statistics'])[0]}"
         )
-    return "\n\n".join([*map(explain_statistic, chosen), SYMBOLS])
+    return "\n\n".join([*map(explained, rules), *map(explain_statistic, chosen), SYMBOLS])
 
 
 def explain_statistic(statistic: Statistic) -> str:

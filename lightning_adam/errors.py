@@ -1,8 +1,10 @@
 """The refusals: what was given, what was expected, what to type instead."""
 
 import difflib
+import logging
 import re
 import shlex
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, is_dataclass
 from enum import Enum
@@ -102,3 +104,18 @@ def as_typed(value: object) -> str:
         # A line break cannot be typed within a line.
         return '"' + escaped.replace("\n", "\\n") + '"'
     return str(value)
+
+
+def warn_only(said: str) -> None:
+    """A warning that is never an error, whatever the filters say: where it stands nothing may stop.
+
+    Example:
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("error")
+        ...     warn_only("for the log alone")
+    """
+    try:
+        warnings.warn(said, stacklevel=3)
+    except Warning:
+        # Where warnings are errors, this one would stop the training.
+        logging.getLogger(__name__).warning(said)

@@ -84,6 +84,7 @@ RANGES: dict[str, Range] = {
     "every_n_steps": _integer(1, 50),
     "histograms_every_n_steps": _integer(1, 500),
     "layer_depth": _integer(1, 2),
+    "flight_recorder": _integer(1, 200),
 }
 """The ranges of all fields, of whatever config: a name means the same everywhere."""
 

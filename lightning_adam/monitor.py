@@ -1,10 +1,8 @@
 """AdamMonitor: decides when to measure, for which scopes, and where to log."""
 
-import logging
 import math
 import sys
 import traceback
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,9 +24,10 @@ from lightning_adam._private.lightning import (
     logging_step,
 )
 from lightning_adam._private.torch import is_flattened
-from lightning_adam.errors import ConfigError, type_instead
+from lightning_adam.errors import ConfigError, type_instead, warn_only
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.judging import Judge
+from lightning_adam.flight_recorder import FlightRecorder
 from lightning_adam.loggers import (
     ROWS_AT_ONCE,
     X_AXIS,
@@ -142,6 +141,10 @@ class AdamMonitor(Callback):
         stop_on: Codes of findings that end the training when they are raised, as in
             `["not_finite"]` (default: none).
         alert: Send a W&B alert for each finding above info, if the run is online (default: False).
+        flight_recorder: How many of the last optimizer steps are kept in memory with all statistics
+            of every layer, to be written to `adam_flight_recorder/` in the run's folder if the
+            training blows up: a loss that jumps or is not finite, anything measured that is not
+            finite, an exception, SIGTERM (default: None, off).
         kernel: What reads the tensors: `numba` on the CPU, `triton` on CUDA, `eager` anywhere, at
             many times the cost (default: `auto`, the fast one if it is installed).
 
@@ -167,6 +170,7 @@ class AdamMonitor(Callback):
         findings: Mapping[str, Mapping[str, Any]] | None = MappingProxyType({}),
         stop_on: Sequence[str] = (),
         alert: bool = False,
+        flight_recorder: int | None = None,
         kernel: str = "auto",
     ) -> None:
         arguments = {
@@ -180,6 +184,7 @@ class AdamMonitor(Callback):
             "findings": None if findings is None else dict(findings),
             "stop_on": list(stop_on),
             "alert": alert,
+            "flight_recorder": flight_recorder,
             "kernel": kernel,
         }
         self.config = read_monitor(arguments)
@@ -191,6 +196,7 @@ class AdamMonitor(Callback):
         self._judge: Judge | None = None
         self._loss: Tensor | None = None
         """That of the batch, where the module has said it."""
+        self._recorder: FlightRecorder | None = None
         self._is_off = False
         self._has_failed = False
         """Whether it is off because of this rank."""
@@ -301,6 +307,9 @@ class AdamMonitor(Callback):
                     self._log(trainer, self._rows.popleft())
         if self.config.stop_on:
             self._stop_alike(trainer, batch_idx)
+        if self._recorder is not None and not self._is_off:
+            with self._never_harm():
+                self._leave_with(self._recorder.after_batch(trainer, outputs))
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -311,7 +320,10 @@ class AdamMonitor(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Sends what is left of the layers' table, and lets go of the optimizers."""
+        """Writes what the flight recorder holds, sends the layers' table, lets go."""
+        if self._recorder is not None and not self._is_off:
+            with self._never_harm():
+                self._recorder.crash(trainer, exception)
         self._finish(trainer)
 
     def _check_kernel(self, trainer: Trainer) -> None:
@@ -335,7 +347,8 @@ class AdamMonitor(Callback):
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # 0 is Lightning's word for never.
         self._interval = self.config.every_n_steps or log_every_n_steps(trainer)
-        if not self._interval and not self.config.histograms_every_n_steps:
+        is_logging = self._interval or self.config.histograms_every_n_steps
+        if not is_logging and not self.config.flight_recorder:
             return
         if not any(map(is_measurable, trainer.optimizers)):
             return
@@ -345,13 +358,16 @@ class AdamMonitor(Callback):
         module = holder_of_parameters(trainer, pl_module)
         if self.config.findings is not None:
             self._judge = Judge(self.config, module)
+        if self.config.flight_recorder:
+            self._recorder = FlightRecorder(self.config)
         for optimizer, name in zip(trainer.optimizers, names, strict=True):
             if is_measurable(optimizer):
                 self._watch(optimizer, name, module)
         statistics = [each.name for each in self._watched[0].statistics.statistics]
         self._layers = LayerTable([X_AXIS, "optimizer", "layer", *statistics])
         self._resume()
-        _log_settings(trainer, names)
+        if is_logging:
+            _log_settings(trainer, names)
         if self._judge is not None:
             self._judge.begin(trainer, pl_module)
 
@@ -372,6 +388,9 @@ class AdamMonitor(Callback):
             watched.due = self._first_due(watched)
 
     def _finish(self, trainer: Trainer) -> None:
+        if self._recorder is not None and not self._is_off:
+            with self._never_harm():
+                self._leave_with(self._recorder.settle(trainer))
         with self._never_harm():
             while self._rows:
                 self._log(trainer, self._rows.popleft())
@@ -388,6 +407,7 @@ class AdamMonitor(Callback):
         for counter in self._counters:
             counter.remove()
         self._counters = []
+        self._recorder = None
 
     def _state(self) -> dict[str, Any]:
         for watched in self._watched:
@@ -425,6 +445,8 @@ class AdamMonitor(Callback):
         counter = StepCounter(optimizer, is_sharded=together)
         due = self._next_due(counter.taken)
         watched = _Watched(optimizer, name, statistics, counter, due, together)
+        if self._recorder is not None:
+            self._recorder.watch(optimizer, name, module, counter)
         counter.attach(lambda: self._after_step(watched), guard=self._guard)
         self._watched.append(watched)
         self._counters.append(counter)
@@ -439,31 +461,36 @@ class AdamMonitor(Callback):
                 self._report()
 
     def _after_step(self, watched: _Watched) -> None:
+        try:
+            if self._recorder is not None:
+                self._recorder.after_step(watched.name, watched.abstains, self._has_failed)
+        finally:
+            # Whatever has happened there, other ranks may wait for this one.
+            if watched.counter.taken >= watched.due:
+                self._measure(watched)
+
+    def _measure(self, watched: _Watched) -> None:
         counter = watched.counter
-        if counter.taken < watched.due:
-            return
         watched.due = self._next_due(counter.taken)
         # What an earlier step of the batch has left is not logged yet.
         watched.has_statistics |= _is_due(counter.taken, self._interval)
         watched.has_histograms |= _is_due(counter.taken, self.config.histograms_every_n_steps)
         watched.is_first, watched.is_resumed = watched.is_resumed, False
-        watched.step, watched.flags = counter.taken, ()
-        skipped: Tensor | float = counter.skipped
-        if counter.flags is not None:
-            is_skipped = torch.zeros_like(counter.flags) if counter.flag is None else counter.flag
-            watched.flags = (counter.flags, is_skipped)
-            skipped = counter.flags + (counter.skipped - counter.learned)
+        watched.step, watched.flags = counter.taken, counter.told_by_device
+        due = (watched.optimizer, watched.has_histograms)
         if watched.abstains:
-            due = (watched.optimizer, watched.has_histograms)
             watched.statistics.abstain(*due, has_failed=self._has_failed)
             if self._fault:
                 self._leave(watched.statistics.measurement.failed_rank)
         else:
-            watched.statistics.update(watched.optimizer, watched.has_histograms, skipped)
+            watched.statistics.update(*due, counter.skipped_at_all)
 
     def _next_due(self, steps: int) -> int:
         """The first optimizer step after `steps` that is 1 or divisible by an interval."""
-        intervals = filter(None, (self._interval, self.config.histograms_every_n_steps))
+        intervals = [*filter(None, (self._interval, self.config.histograms_every_n_steps))]
+        if not intervals:
+            # The flight recorder is all there is.
+            return sys.maxsize
         return 1 if steps == 0 else min((steps // each + 1) * each for each in intervals)
 
     def _first_due(self, watched: _Watched) -> int:
@@ -609,20 +636,27 @@ class AdamMonitor(Callback):
     def _leave(self, rank: int | None) -> None:
         """The monitoring has failed, on this rank or on another: the first that has says why."""
         if self._fault and rank == this_rank():
-            _warn(
+            warn_only(
                 "AdamMonitor has failed and is off from here on; training is not affected.\n"
                 f"{self._fault}"
             )
         elif not self._is_off and this_rank() == 0:
-            _warn(
+            warn_only(
                 f"AdamMonitor has failed on rank {rank}, which says why, and is off from here on;"
                 " training is not affected."
             )
         self._fault = ""
         self._switch_off()
 
+    def _leave_with(self, failed_rank: int | None) -> None:
+        """What the flight recorder has learned of the other ranks."""
+        if failed_rank is not None:
+            self._leave(failed_rank)
+
     def _switch_off(self) -> None:
         self._is_off = True
+        if self._recorder is not None:
+            self._recorder.forget()
         # The hooks stay till the end: torch may be going through them at this moment. Where ranks
         # measure together, the others wait for this one.
         for watched in self._watched:
@@ -632,14 +666,6 @@ class AdamMonitor(Callback):
         self._watched = [watched for watched in self._watched if watched.is_sharded]
         self._rows.clear()
         self._layers = LayerTable([])
-
-
-def _warn(said: str) -> None:
-    try:
-        warnings.warn(said, stacklevel=2)
-    except Warning:
-        # Where warnings are errors, this one would stop the training.
-        logging.getLogger(__name__).warning(said)
 
 
 def _parameters(optimizers: Iterable[Optimizer]) -> Iterator[Tensor]:

@@ -461,6 +461,10 @@ class MonitorConfig:
     alert: bool = False
     """Send a W&B alert for each finding above info, if the run is online (default: false;
     wandb.alert)."""
+    flight_recorder: int | None = None
+    """How many of the last optimizer steps are kept in memory with all statistics of every layer,
+    to be written to a file if the training blows up: a loss that jumps or is not finite, anything
+    measured that is not finite, an exception, SIGTERM (default: null, off; lightning_adam)."""
     kernel: Kernel = Kernel.auto
     """What reads the tensors: `numba` on the CPU, `triton` on CUDA, `eager` anywhere, at many times
     the cost (default: auto, the fast one if it is installed; lightning_adam)."""

@@ -67,6 +67,21 @@ class StepCounter:
         self._seen: Tensor | None = None
         self._hooks: list[RemovableHandle] = []
 
+    @property
+    def told_by_device(self) -> tuple[Tensor, ...]:
+        """How many steps the device has skipped, and whether it skipped the last one too.
+
+        Empty if no step got a flag.
+        """
+        if self.flags is None:
+            return ()
+        return self.flags, torch.zeros_like(self.flags) if self.flag is None else self.flag
+
+    @property
+    def skipped_at_all(self) -> Tensor | float:
+        """The steps skipped so far, those too that are known to the device alone."""
+        return self.skipped if self.flags is None else self.flags + (self.skipped - self.learned)
+
     def attach(
         self,
         after_step: Callable[[], None] = lambda: None,

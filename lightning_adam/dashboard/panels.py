@@ -23,6 +23,8 @@ class Drawing(Enum):
     """Counts by magnitude over the steps."""
     LAYERS = "layers"
     """A statistic's value by layer and step."""
+    EVENTS = "events"
+    """The same, of the steps before a training blew up."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,16 @@ LAYERS = Panel(
     + type_instead("adam_monitor.scopes", ["model", "group", "layer"]),
     matters=True,
 )
+EVENTS = Panel(
+    title="before it blew up",
+    meaning="A statistic by layer, at each of the last steps before the loss jumped, something was"
+    " not finite, or an exception ended the training: which layer went first.",
+    keys=LAYERS.keys,
+    drawing=Drawing.EVENTS,
+    absent="The flight recorder has written nothing; to have it on, "
+    + type_instead("adam_monitor.flight_recorder", 200),
+    matters=True,
+)
 
 SECTIONS: dict[str, list[Panel]] = {
     "Overview": [
@@ -136,7 +148,7 @@ SECTIONS: dict[str, list[Panel]] = {
     "Underflow": _section("underflow", first="eps_energy_loss", beside=[EPS_CURVE, HISTOGRAM]),
     "Update": _section("update", first="update_to_weight"),
     "Weight decay": _section("weight_decay", first="decay_to_update"),
-    "Layers": [LAYERS],
+    "Layers": [LAYERS, EVENTS],
     "Schedule": [panel for panel in _section("schedule") if panel.title != "lr"],
 }
 """The panels by the section they stand in, those that matter first."""

@@ -194,23 +194,40 @@ def _curves(panel: Panel, runs: Sequence[Run]) -> dict[str, Any]:
 
 def _layers(panel: Panel, runs: Sequence[Run]) -> dict[str, Any]:
     """Of each statistic and run the values by layer and step."""
+    maps = _layer_maps(panel, [run.series for run in runs])
+    return {"maps": [{"run": place} | entry for place, entry in maps]}
+
+
+def _events(panel: Panel, runs: Sequence[Run]) -> dict[str, Any]:
+    """The same of each event of a run."""
+    events = [(place, event) for place, run in enumerate(runs) for event in run.events]
+    maps = []
+    for number, entry in _layer_maps(panel, [event.series for _, event in events]):
+        place, event = events[number]
+        maps.append({"run": place, "event": str(event)} | entry)
+    # Those of an event stand together, the first one's first.
+    return {"maps": sorted(maps, key=lambda entry: entry["run"])}
+
+
+def _layer_maps(
+    panel: Panel, logged: Sequence[Mapping[str, Series]]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Of each statistic and what was logged the values by layer and step."""
     found: dict[tuple[str, int], dict[str, Series]] = {}
-    for place, key, scope, series in _drawn(panel, [run.series for run in runs]):
+    for place, key, scope, series in _drawn(panel, logged):
         if scope.is_inner:
             found.setdefault((key, place), {})[str(scope)] = series
     columns = min(max(CELLS // max(sum(map(len, found.values())), 1), 20), COLUMNS)
-    maps = []
-    for statistic, place in itertools.product(STATISTICS.values(), range(len(runs))):
+    for statistic, place in itertools.product(STATISTICS.values(), range(len(logged))):
         by_layer = found.get((statistic.key, place), {})
         if by_layer:
             layers = sorted(by_layer, key=_natural)
             steps, values = gridded([by_layer[layer] for layer in layers], columns)
-            entry = {"run": place, "statistic": statistic.name, "unit": statistic.unit}
+            entry: dict[str, Any] = {"statistic": statistic.name, "unit": statistic.unit}
             entry |= {"meaning": statistic.meaning, "layers": layers}
             entry |= {"isLog": is_logarithmic(statistic.unit, [values.ravel()])}
             entry |= {"steps": packed(steps), "values": packed(compact(values))}
-            maps.append(entry)
-    return {"maps": maps}
+            yield place, entry
 
 
 def _histograms(panel: Panel, runs: Sequence[Run]) -> dict[str, Any]:
@@ -239,6 +256,7 @@ def _eps_curves(panel: Panel, runs: Sequence[Run]) -> dict[str, Any]:
 DRAWINGS: dict[Drawing, Callable[[Panel, Sequence[Run]], dict[str, Any]]] = {
     Drawing.CURVES: _curves,
     Drawing.LAYERS: _layers,
+    Drawing.EVENTS: _events,
     Drawing.HISTOGRAM: _histograms,
     Drawing.EPS_CURVE: _eps_curves,
 }

@@ -6,7 +6,7 @@ import os
 import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from lightning_adam.statistics.catalogue import STATISTICS, key_part
 from lightning_adam.statistics.histograms import Histogram
 
 LAYERS = "adam_layers"
+EVENTS = "adam_flight_recorder"
 X_AXIS = "trainer/global_step"
 
 
@@ -29,6 +30,25 @@ class Series(NamedTuple):
 
     steps: NDArray[np.int64]
     values: NDArray[np.float64]
+
+
+class Event(NamedTuple):
+    """What a flight recorder has written: the steps before a training blew up."""
+
+    step: int
+    """Of the optimizer."""
+    reason: str
+    series: dict[str, Series]
+    """By key, of the model and of the layers."""
+
+    def __str__(self) -> str:
+        """How it is called in a choice of several.
+
+        Example:
+            >>> print(Event(1200, "loss_spike", {}))
+            loss_spike at step 1,200
+        """
+        return f"{self.reason} at step {self.step:,}"
 
 
 @dataclass(frozen=True)
@@ -44,11 +64,14 @@ class Run:
     """By key and step."""
     notes: list[str]
     """What could not be read, a sentence each."""
+    events: list[Event] = field(default_factory=list)
+    """In the order of their steps."""
 
     @property
     def is_monitored(self) -> bool:
         """Whether AdamMonitor has logged anything."""
-        return any(key.startswith("adam_") for key in [*self.series, *self.histograms])
+        logged = any(key.startswith("adam_") for key in [*self.series, *self.histograms])
+        return logged or bool(self.events)
 
 
 def read_runs(paths: Iterable[Path]) -> list[Run]:
@@ -119,6 +142,7 @@ class _Reading:
         self.numbers, self.steps, self.values = array("q"), array("q"), array("d")
         """Of each value: its key's number, its step and itself."""
         self.histograms: dict[str, dict[int, Histogram]] = {}
+        self.events: list[Event] = []
         self.notes: list[str] = []
         self.has_ended = True
 
@@ -137,6 +161,7 @@ class _Reading:
         self.values.extend(other.values)
         for key, histograms in other.histograms.items():
             self.histograms.setdefault(key, {}).update(histograms)
+        self.events += other.events
         self.notes += other.notes
         self.has_ended = other.has_ended
 
@@ -148,12 +173,13 @@ class _Reading:
             name=self.name,
             path=self.file.parent,
             config=self.config,
-            series=self._series(),
+            series=self.series(),
             histograms=self.histograms,
             notes=self.notes,
+            events=sorted(self.events, key=lambda event: event.step),
         )
 
-    def _series(self) -> dict[str, Series]:
+    def series(self) -> dict[str, Series]:
         """By key, in the order of the steps; of two values of a step the later counts."""
         numbers, steps = np.asarray(self.numbers), np.asarray(self.steps)
         order = np.lexsort((steps, numbers))
@@ -198,6 +224,7 @@ def _read_wandb(reading: _Reading) -> None:
     if damaged:
         where = "one place" if damaged == 1 else f"{damaged} places"
         reading.notes.append(f"{reading.name}: its file is damaged in {where}; the rest is shown.")
+    _read_events(reading, reading.file.parent / "files")
 
 
 def _read_config(reading: _Reading, config: ConfigRecord) -> None:
@@ -242,18 +269,39 @@ def _read_layers(reading: _Reading, file: Path) -> None:
 
 def _layer_rows(table: dict[str, Any]) -> list[tuple[int, dict[str, float]]]:
     """The step and the numbers by key of every row."""
-    rows = []
-    for cells in table["data"]:
-        row = dict(zip(table["columns"], cells, strict=True))
-        optimizer = f"/optimizer/{key_part(row['optimizer'])}" if row.get("optimizer") else ""
-        scope = f"{optimizer}/layer/{key_part(row['layer'])}"
-        measured = {
-            STATISTICS[name].key + scope: float(value)
-            for name, value in row.items()
-            if name in STATISTICS and value is not None
-        }
-        rows.append((int(row[X_AXIS]), measured))
-    return rows
+    rows = (dict(zip(table["columns"], cells, strict=True)) for cells in table["data"])
+    return [(int(row[X_AXIS]), _measured(row)) for row in rows]
+
+
+def _measured(row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a row, by key; one without a layer is of the whole model."""
+    optimizer = f"/optimizer/{key_part(row['optimizer'])}" if row.get("optimizer") else ""
+    scope = f"{optimizer}/layer/{key_part(row['layer'])}" if row["layer"] else optimizer
+    return {
+        STATISTICS[name].key + scope: float(value)
+        for name, value in row.items()
+        if name in STATISTICS and value not in (None, "")
+    }
+
+
+def _read_events(reading: _Reading, folder: Path) -> None:
+    """Reads what a flight recorder has left in a run's folder."""
+    for file in sorted(folder.glob(f"{EVENTS}/step_*.csv")):
+        try:
+            reading.events.append(_event(file))
+        except (OSError, ValueError, LookupError, TypeError, csv.Error):
+            reading.notes.append(
+                f"{reading.name}: the flight recorder's {file.name} could not be read."
+            )
+
+
+def _event(file: Path) -> Event:
+    _, step, reason = file.stem.split("_", 2)
+    rows = _Reading(file, lambda size: None)
+    with file.open(encoding="utf-8", newline="") as lines:
+        for row in csv.DictReader(lines):
+            rows.add(int(row[X_AXIS]), _measured(row))
+    return Event(int(step), reason, rows.series())
 
 
 def _read_csv(reading: _Reading) -> None:
@@ -284,6 +332,7 @@ def _read_csv(reading: _Reading) -> None:
             )
     if incomplete or not _ends_a_line(reading.file):
         reading.notes.append(f"{reading.name}: its file has lines that are cut; the rest is shown.")
+    _read_events(reading, folder)
 
 
 def _whole_lines(reading: _Reading, lines: Iterable[str]) -> Iterator[str]:

@@ -118,8 +118,9 @@ def _split(project: str) -> tuple[str, str]:
 def _workspace(entity: str, project: str, heat_map: str | None) -> ws.Workspace:
     sections = []
     for title, panels in SECTIONS.items():
-        matters = [panel for panel in panels if panel.matters]
-        others = [panel for panel in panels if not panel.matters]
+        drawn = [panel for panel in panels if panel.drawing in PANELS]
+        matters = [panel for panel in drawn if panel.matters]
+        others = [panel for panel in drawn if not panel.matters]
         if matters:
             sections.append(_section(title, matters))
         if others:
@@ -191,6 +192,7 @@ PANELS: dict[Drawing, Callable[[Panel], Any]] = {
     Drawing.HISTOGRAM: _histogram,
     Drawing.LAYERS: _layers,
 }
+"""How W&B draws a panel; what the flight recorder writes is a file, of which it draws nothing."""
 
 
 def _comparison() -> wr.ParallelCoordinatesPlot:

@@ -36,6 +36,16 @@ def scaled_lr(case: Case, factor: float) -> Cure:
     return Cure((override(case.training.place, "lr", rounded(case.setting("lr") * factor)),))
 
 
+def larger_lr(case: Case) -> list[Cure]:
+    """A learning rate ten times as large."""
+    return [scaled_lr(case, 10)]
+
+
+def smaller_lr(case: Case) -> list[Cure]:
+    """A learning rate a third as large."""
+    return [scaled_lr(case, 1 / 3)]
+
+
 def other_beta2(case: Case, beta2: float, hint: str = "") -> Cure:
     """Another memory of the second moment."""
     return Cure((override(case.training.place, "betas", [case.betas[0], beta2]),), hint)

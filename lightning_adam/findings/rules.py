@@ -223,7 +223,7 @@ def correlated_updates(
     severity=Severity.warning,
     sentence="A step moves the weights by {update_to_weight:.1e} of their size while the gradient"
     " keeps its direction: the learning rate is far too small.",
-    remedy=lambda case: [remedies.scaled_lr(case, 10)],
+    remedy=remedies.larger_lr,
     source="calibrated",
     explained_by=("updates_lost", "eps_dominates", "exp_avg_sq_stalled", "exp_avg_sq_underflow"),
     evidence=("lr",),
@@ -255,7 +255,7 @@ def learning_rate_too_small(
     severity=Severity.warning,
     sentence="A step moves the weights by {update_to_weight:.1%} of their size, and"
     " {grad_zero_fraction:.0%} of the gradient is 0.",
-    remedy=lambda case: [remedies.scaled_lr(case, 1 / 3)],
+    remedy=remedies.smaller_lr,
     source="CS231n, Learning, section 'Ratio of weights:updates'; thresholds calibrated",
     explained_by=("decay_dominates", "not_finite", "exp_avg_sq_lags", "state_mismatch"),
     evidence=("lr", "direction_rms"),

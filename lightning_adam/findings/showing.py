@@ -8,6 +8,7 @@ from lightning_adam.errors import as_typed
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.rule import Cure, Rule
 from lightning_adam.schema import Severity
+from lightning_adam.statistics.catalogue import STATISTICS
 
 WIDTH = 98
 NAMED = 3
@@ -124,8 +125,12 @@ def explained(rule: Rule, place: str = "adam_monitor") -> str:
         scopes = " and ".join(each.value for each in rule.scopes)
         rows = "1 measurement" if rule.persistence == 1 else f"{rule.persistence} measurements"
         judged += f", for {scopes}; raised when it has held for {rows}"
-    lines = [f"{rule.code} (a finding: {judged})", *_wrapped(rule.meaning, 4)]
+    lines = [*_wrapped(f"{rule.code} (a finding: {judged})", 0), *_wrapped(rule.meaning, 4)]
     lines += textwrap.indent(rule.definition, " " * 6).splitlines()
+    for name in rule.statistics:
+        lines += _wrapped(f"{name} = {STATISTICS[name].formula}", 4)
+    remedy = " ".join((rule.remedy.__doc__ or "").split())
+    lines += _wrapped(f"Remedy: {remedy}", 4) if remedy else []
     for name, value in rule.settings.items():
         lines.append(f"    {place}.findings.{rule.code}.{name}={as_typed(value)}")
     if rule.explained_by:

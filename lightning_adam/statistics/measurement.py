@@ -191,12 +191,30 @@ class Measurement:
         """Whether no parameter took part in the step."""
         return not self._taking_part.places
 
+    @property
+    def has_nonfinite(self) -> bool:
+        """Whether any element is not finite, as far as that is measured."""
+        if "nonfinite" not in self.columns.sums:
+            return False
+        return bool((self.sums[:, self.columns.sums.index("nonfinite")] > 0).any())
+
+    def renewed(self, own: bool = False) -> "Measurement":
+        """The same measurement, of which nothing is derived yet.
+
+        Args:
+            own: Whether pinned memory, which is scarce, is left for ordinary one (default: False).
+        """
+        told = [self.sums, self.maxima, self.exponents, self.agreed]
+        if own:
+            told = [each.clone() if each.is_pinned() else each for each in told]
+        return Measurement(self.wanted, self.columns, self.tensors, *told)
+
     def values(self) -> dict[str, float]:
         """The statistics by key; those that are undefined in a scope are absent."""
         values = {}
         for scope in self.wanted.scopes:
             for suffix, row in self._rolled_up(scope).items():
-                for statistic, value in _derived(self.wanted.statistics, row):
+                for statistic, value in _derived(self._derivable, row):
                     values[statistic.key + suffix] = value
         return values | self._worst_tensors()
 
@@ -205,7 +223,7 @@ class Measurement:
         rows = self._rolled_up(scope).values()
         return [
             {scope.value: name}
-            | {statistic.name: value for statistic, value in _derived(self.wanted.statistics, row)}
+            | {statistic.name: value for statistic, value in _derived(self._derivable, row)}
             for name, row in zip(self._members(scope).names, rows, strict=True)
         ]
 
@@ -294,6 +312,15 @@ class Measurement:
         return self.wanted.accumulators(self.knowledge)
 
     @cached_property
+    def _derivable(self) -> list[Statistic]:
+        return self._derivable_of(self.wanted.statistics)
+
+    def _derivable_of(self, statistics: Iterable[Statistic]) -> list[Statistic]:
+        """Those that have all of their accumulators."""
+        there = {*self._accumulators}
+        return [each for each in statistics if there.issuperset(each.accumulators)]
+
+    @cached_property
     def _accumulated(self) -> Array:
         """The accumulators of each tensor that took part, `[tensors, accumulators]`."""
         _, kinds, over = self._taking_part
@@ -332,13 +359,44 @@ class Measurement:
             values = {
                 statistic.key + suffix: value
                 for suffix, row in rows.items()
-                for _, value in _derived([statistic], row)
+                for _, value in _derived(self._derivable_of([statistic]), row)
             }
             # NaN is the worst there is.
             order = {key: math.inf if math.isnan(value) else value for key, value in values.items()}
             for key in sorted(values, key=order.__getitem__, reverse=True)[:tensors]:
                 worst[key] = values[key]
         return worst
+
+
+class Copies:
+    """Tensors on their way to the host, which waits for nothing.
+
+    Args:
+        tensors: The tensors; those of CUDA are of one device.
+
+    Example:
+        >>> copies = Copies([torch.tensor(2.0)])
+        >>> copies.have_arrived(), copies.tensors()
+        (True, [tensor(2.)])
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._copies = [_copy(each) for each in tensors]
+        self._event: torch.cuda.Event | None = None
+        device = next((each.device for each in tensors if each.is_cuda), None)
+        if device is not None:
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record(torch.cuda.current_stream(device))
+
+    def have_arrived(self) -> bool:
+        """Whether they can be had without waiting."""
+        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
+
+    def tensors(self) -> list[Tensor]:
+        """The copies; waits for them."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._copies
 
 
 class Arriving:
@@ -356,38 +414,28 @@ class Arriving:
         if rows.is_cuda:
             # One copy of all.
             rows = torch.cat([measurement.sums, measurement.maxima], dim=1)
-        told = (rows, measurement.exponents, measurement.agreed, *others)
-        self._copies = [_copy(each) for each in told]
-        self._event: torch.cuda.Event | None = None
-        if rows.is_cuda:
-            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record(torch.cuda.current_stream(rows.device))
+        self._is_copied = rows.is_cuda
+        self._copies = Copies([rows, measurement.exponents, measurement.agreed, *others])
 
     def has_arrived(self) -> bool:
         """Whether it can be had without waiting."""
-        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
+        return self._copies.have_arrived()
 
     def others(self) -> list[float]:
         """The other numbers; waits for them."""
-        self._wait()
-        return [float(each) for each in self._copies[3:]]
+        return [float(each) for each in self._copies.tensors()[3:]]
 
     def measurement(self) -> Measurement:
         """The measurement on the host; waits for it."""
-        self._wait()
         arrived = self._measurement
-        if self._event is not None:
-            rows, exponents, agreed = self._copies[:3]
+        rows, exponents, agreed = self._copies.tensors()[:3]
+        if self._is_copied:
             sums, maxima = torch.tensor_split(rows, [self._columns], dim=1)
             arrived = Measurement(
                 *(arrived.wanted, arrived.columns, arrived.tensors),
                 *(sums, maxima, exponents, agreed),
             )
         return arrived
-
-    def _wait(self) -> None:
-        if self._event is not None:
-            self._event.synchronize()
 
 
 def _copy(tensor: Tensor) -> Tensor:
@@ -413,7 +461,6 @@ def _derived(
 ) -> Iterator[tuple[Statistic, float]]:
     """Those of a scope's statistics that its accumulators define."""
     for statistic in statistics:
-        if all(name in row for name in statistic.accumulators):
-            value = statistic.derive(*(row[name] for name in statistic.accumulators))
-            if value is not None:
-                yield statistic, value
+        value = statistic.derive(*[row[name] for name in statistic.accumulators])
+        if value is not None:
+            yield statistic, value

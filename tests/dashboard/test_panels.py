@@ -23,7 +23,7 @@ MATTER = {
     "Underflow": ["eps_energy_loss", "eps_curve", "√v̂ histogram"],
     "Update": ["update_to_weight"],
     "Weight decay": ["decay_to_update"],
-    "Layers": ["layers"],
+    "Layers": ["layers", "before it blew up"],
     "Schedule": [],
 }
 
@@ -43,8 +43,9 @@ def test_every_statistic_has_one_panel_of_its_own(statistic: Statistic) -> None:
     ]
     ((section, panel),) = drawn
     assert section == ("Overview" if statistic.name == "lr" else FAMILIES[statistic.family])
+    of_layers = [titled("layers"), titled("before it blew up")]
     assert [each for each in PANELS if each.draws(statistic.key)] == sorted(
-        [panel, titled("layers")], key=PANELS.index
+        [panel, *of_layers], key=PANELS.index
     )
     assert (panel.title, panel.meaning) == (statistic.name, statistic.meaning)
     assert (panel.definition, panel.unit) == (statistic.formula, statistic.unit)
@@ -60,8 +61,8 @@ def test_every_quantity_that_is_counted_is_drawn(quantity: str) -> None:
     assert drawings == [*expected, Drawing.HISTOGRAM]
 
 
-def test_ten_panels_matter_and_stand_first_in_their_sections() -> None:
-    assert sum(map(len, MATTER.values())) == 10
+def test_eleven_panels_matter_and_stand_first_in_their_sections() -> None:
+    assert sum(map(len, MATTER.values())) == 11
     assert list(SECTIONS) == list(MATTER)
     for section, panels in SECTIONS.items():
         matter = MATTER[section]

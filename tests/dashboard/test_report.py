@@ -25,6 +25,7 @@ from tests.dashboard.written import KEY, run_of
 
 VOID = {"meta", "link", "input", "img", "br", "hr"}
 PANELS = [panel for panels in SECTIONS.values() for panel in panels]
+EVENTS = "before it blew up"
 EPS = {"generator": 1e-8, "critic": 1e-4}
 NASTY = "</script><script>alert(1)</script><!-- 😀 \"'&amp; {{ 7 * 7 }}"
 
@@ -276,11 +277,15 @@ def test_what_has_no_data_is_named_with_what_to_type(pages: dict[str, Page]) -> 
     for kind in KINDS:
         drawn = pages[kind].data["panels"].keys()
         missing = {panel.title for panel in PANELS} - drawn
-        assert missing == UNDEFINED | set(histograms if kind == "csv" else [])
+        assert missing == {*UNDEFINED, EVENTS, *(histograms if kind == "csv" else [])}
         absent = pages[kind].named("absent")
         for title in UNDEFINED:
             assert any(text.startswith(f"Not logged: {title};") for text in absent)
         assert len(absent) == len(missing)
+        assert (
+            f"{EVENTS}: The flight recorder has written nothing; to have it on, type for example"
+            " adam_monitor.flight_recorder=200." in absent
+        )
         for title in missing & set(histograms):
             assert (
                 f"{title}: No histograms in the run, and a CSVLogger keeps none; log to W&B and"

@@ -361,6 +361,7 @@ MONITOR: dict[str, Values] = {
     "adam_monitor.every_n_steps": INTERVALS,
     "adam_monitor.histograms_every_n_steps": INTERVALS,
     "adam_monitor.layer_depth": INTERVALS,
+    "adam_monitor.flight_recorder": INTERVALS,
     "adam_monitor.statistics": Values(
         words("headline", "all", "grad_norm", "eps_*")
         | lists(words("headline", "lr", "update/*", "adam_moments/grad_*"), 1, 3),
@@ -414,6 +415,7 @@ MONITORED = {
     "statistics": "headline",
     "layer_depth": None,
     "histograms_every_n_steps": None,
+    "flight_recorder": None,
 }
 PRESET = "preset"
 """The shape that was chosen, which a schedule's name cannot change."""
@@ -546,6 +548,7 @@ RANGES: dict[str, Callable[[Any], bool]] = {
     "every_n_steps": is_count,
     "histograms_every_n_steps": is_count,
     "layer_depth": is_count,
+    "flight_recorder": is_count,
 }
 
 

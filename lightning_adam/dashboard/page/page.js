@@ -67,7 +67,9 @@ const isShown = (line) =>
 
 const ends = [Infinity, -Infinity];
 for (const panel of Object.values(report.panels)) {
-  for (const line of [...(panel.choices ?? []).flatMap((choice) => choice.lines), ...(panel.maps ?? [])]) {
+  // The steps before an event stand by themselves.
+  const maps = (panel.maps ?? []).filter((map) => map.event === undefined);
+  for (const line of [...(panel.choices ?? []).flatMap((choice) => choice.lines), ...maps]) {
     const steps = unpacked(line.steps);
     if (steps.length) {
       ends[0] = Math.min(ends[0], steps[0]);
@@ -310,7 +312,8 @@ function layers(panel, settings, place) {
     }],
     layout: layoutOf({
       hovermode: "closest",
-      xaxis: stepAxis(),
+      xaxis: map.event === undefined
+        ? stepAxis() : { title: { text: "step", standoff: 4 }, tickformat: ",~f", nticks: 6 },
       yaxis: {
         autorange: "reversed", showgrid: false, zeroline: false,
         tickvals: ticks, ticktext: ticks.map((row) => asText(short(map.layers[row]))),
@@ -319,7 +322,7 @@ function layers(panel, settings, place) {
   };
 }
 
-const DRAWINGS = { curves, eps_curve, histogram, layers };
+const DRAWINGS = { curves, eps_curve, histogram, layers, events: layers };
 
 // ---- A panel: its controls, its picture
 
@@ -343,8 +346,9 @@ class Panel {
     }
     if (this.data.maps) {
       // Of each field that tells the maps apart a selection; together they choose one.
-      const fields = ["run", "statistic", "quantity", "scope"].filter(
-        (field) => new Set(this.data.maps.map((map) => map[field])).size > 1);
+      const fields = ["run", "event", "statistic", "quantity", "scope"].filter(
+        (field) => new Set(this.data.maps.map((map) => map[field])).size > 1 ||
+          (field === "event" && this.kind === "events"));
       const picked = { ...this.data.maps[this.firstMap()] };
       const choosers = [];
       this.settings.map = this.firstMap();
@@ -373,7 +377,7 @@ class Panel {
         controls.append(chooser);
       }
     }
-    if (this.kind === "curves" || this.kind === "layers") {
+    if (this.kind === "curves" || this.isOfLayers()) {
       this.log = button("log", () => this.set({ isLog: !this.isLog() }));
       this.log.ariaLabel = `${this.title} on a logarithmic scale`;
       controls.append(this.log);
@@ -383,15 +387,18 @@ class Panel {
     controls.append(save);
   }
 
-  /** What is looked at first: the denominators, and of the layers how far they move. */
+  /** What is looked at first: the denominators, how far layers move, and what moved them. */
   firstMap() {
+    const statistic = this.kind === "events" ? "grad_rms" : "update_to_weight";
     const first = this.data.maps.findIndex((map) =>
-      map.quantity === "denominator" || map.statistic === "update_to_weight");
+      map.quantity === "denominator" || map.statistic === statistic);
     return Math.max(first, 0);
   }
 
+  isOfLayers() { return this.kind === "layers" || this.kind === "events"; }
+
   isLog() {
-    const shown = this.kind === "layers"
+    const shown = this.isOfLayers()
       ? this.data.maps[this.settings.map] : this.data.choices[this.settings.choice ?? 0];
     return this.settings.isLog ?? shown.isLog;
   }
@@ -417,11 +424,15 @@ class Panel {
     Plotly.react(this.place, data, layout, { displayModeBar: false, responsive: true, doubleClick: false });
     if (isFirst) {
       this.place.on("plotly_relayout", (change) => this.follow(change));
-      this.place.on("plotly_doubleclick", () => { if (this.hasSteps()) show({ steps: null }); });
+      this.place.on("plotly_doubleclick", () => {
+        if (this.hasSteps()) show({ steps: null });
+        if (this.kind === "events") this.refresh();
+      });
     }
   }
 
-  hasSteps() { return this.kind !== "eps_curve"; }
+  /** Whether its steps are those of the whole run. */
+  hasSteps() { return this.kind !== "eps_curve" && this.kind !== "events"; }
 
   /** Takes a zoom to all other panels. */
   follow(change) {
@@ -439,7 +450,7 @@ class Panel {
     const isScoped = (choice ?? this.data).lines?.some((line) => line.scope !== null);
     const named = [
       this.title, choice && this.data.choices.length > 1 && choice.label,
-      map?.statistic ?? map?.quantity, map?.scope,
+      map?.event, map?.statistic ?? map?.quantity, map?.scope,
       isComparison && (map ? report.runs[map.run] : isScoped && chosen.scope),
     ].filter(Boolean);
     const unit = map?.unit ?? this.figure.dataset.unit;
@@ -454,7 +465,7 @@ class Panel {
     root.dataset.theme = chosen.theme = theme;
     const name = named.join("_").replaceAll(/[^\w.=-]+/g, "_").replaceAll(/^_+|_+$/g, "");
     return Plotly.downloadImage({ data, layout }, {
-      format: "png", width: 900, height: this.kind === "layers" ? Math.max(500, this.place.clientHeight) : 500,
+      format: "png", width: 900, height: this.isOfLayers() ? Math.max(500, this.place.clientHeight) : 500,
       scale: 3, filename: `adam_${name}`,
     });
   }

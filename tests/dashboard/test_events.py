@@ -1,0 +1,160 @@
+"""What a flight recorder has written, read back and in the page."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import wandb
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+
+from lightning_adam import AdamMonitor
+from lightning_adam.dashboard.report import page
+from lightning_adam.dashboard.runs import Event, Run, read_runs
+from lightning_adam.statistics.catalogue import STATISTICS
+from tests.dashboard.test_report import EVENTS, Page, page_of
+from tests.dashboard.written import KEY, run_of, wait_for_end
+from tests.exploding import Exploding, files_of, numbers, read, recorded
+from tests.test_monitor import TwoOptimizers
+from tests.training import loader, trainer
+
+AT = 12
+
+
+def exploded(logger: Any, at: int = AT) -> Path:
+    """The folder that `lightning-adam report` is told when a training has blown up."""
+    monitor = AdamMonitor(5, flight_recorder=8)
+    fit = trainer(max_epochs=1, logger=logger, callbacks=[monitor])
+    fit.fit(Exploding(at, "inf in a weight"), loader(at + 3))
+    if isinstance(logger, CSVLogger):
+        logger.save()
+        return Path(logger.log_dir)
+    folder = Path(logger.experiment.dir).parent
+    wandb.finish()
+    (file,) = folder.glob("*.wandb")
+    wait_for_end(file)
+    return folder
+
+
+def assert_read(event: Event, file: Path) -> None:
+    """Everything that is in the file is in the event, and nothing else."""
+    expected: dict[str, dict[int, float]] = {}
+    for row in read(file):
+        for key, value in numbers(row).items():
+            expected.setdefault(key, {})[int(row["trainer/global_step"])] = value
+    found = {
+        key: dict(zip(series.steps.tolist(), series.values.tolist(), strict=True))
+        for key, series in event.series.items()
+    }
+    assert found.keys() == expected.keys()
+    for key, values in expected.items():
+        assert found[key] == pytest.approx(values, rel=0, abs=0, nan_ok=True)
+
+
+@pytest.mark.parametrize("kind", ["csv", "wandb"])
+def test_an_event_is_read_from_the_folder_of_its_run(kind: str, tmp_path: Path) -> None:
+    is_wandb = kind == "wandb"
+    logger = WandbLogger(offline=True, save_dir=tmp_path) if is_wandb else CSVLogger(tmp_path)
+    folder = exploded(logger)
+    (run,) = read_runs([folder])
+    (event,) = run.events
+    assert (event.step, event.reason, str(event)) == (AT, "not_finite", "not_finite at step 12")
+    (file,) = files_of(folder / "files" if is_wandb else folder)
+    assert_read(event, file)
+    assert run.notes == []
+    data = maps_of(page_of(run))
+    shown = data[0]
+    assert shown["event"] == "not_finite at step 12"
+    assert shown["layers"] == ["net.0", "net.1", "net.3"]
+    assert {each["statistic"] for each in data} == {
+        name
+        for name, each in STATISTICS.items()
+        if any(key.startswith(f"{each.key}/layer/") for key in event.series)
+    }
+    update_norm = next(each for each in data if each["statistic"] == "update_norm")
+    values = unpacked(update_norm["values"]).reshape(3, -1)
+    series = event.series["adam_update/update_norm/layer/net.1"]
+    assert np.array_equal(unpacked(update_norm["steps"]), series.steps)
+    assert np.array_equal(values[1], series.values.astype(values.dtype))
+
+
+def maps_of(found: Page) -> list[dict[str, Any]]:
+    maps: list[dict[str, Any]] = found.data["panels"][EVENTS]["maps"]
+    return maps
+
+
+def unpacked(parts: dict[str, str]) -> Any:
+    content = base64.b64decode(parts["bytes"], validate=True)
+    return np.frombuffer(content, np.dtype(parts["type"]).newbyteorder("<"))
+
+
+def test_layers_of_several_optimizers_are_told_apart() -> None:
+    class Breaking(TwoOptimizers):
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 4:
+                raise ZeroDivisionError
+            super().training_step(batch, batch_idx)
+
+    with pytest.raises(ZeroDivisionError):
+        recorded(Breaking(torch.optim.Adam), batches=5)
+    (folder,) = Path("recorded").iterdir()
+    (folder / "metrics.csv").write_text("step,loss\n0,1.0\n", encoding="utf-8")
+    (run,) = read_runs([folder])
+    assert run.is_monitored, "there may have been nothing to log yet"
+    shown = maps_of(page_of(run))[0]
+    assert shown["layers"] == [
+        *(f"first: first.{place}" for place in (0, 1, 3)),
+        *(f"second: second.{place}" for place in (0, 1, 3)),
+    ]
+
+
+def test_without_an_event_the_page_says_how_to_have_them() -> None:
+    found = page_of(run_of({KEY: {0: 1.0}}))
+    assert EVENTS not in found.data["panels"]
+    assert any(text.startswith(f"{EVENTS}: ") for text in found.named("absent"))
+
+
+def test_of_several_runs_and_events_each_has_its_maps() -> None:
+    def run(name: str, steps: list[int]) -> Run:
+        plain = run_of({KEY: {0: 1.0}}, name)
+        for step in steps:
+            series = run_of({f"{KEY}/layer/net": {step - 2: 1.0, step - 1: 2.0 * step}}).series
+            plain.events.append(Event(step, "loss_spike", series))
+        return plain
+
+    maps = maps_of(page_of(run("a", [100, 2000]), run("b", []), run("c", [100])))
+    assert [(each["run"], each["event"]) for each in maps] == [
+        (0, "loss_spike at step 100"),
+        (0, "loss_spike at step 2,000"),
+        (2, "loss_spike at step 100"),
+    ]
+    assert [unpacked(each["values"])[-1] for each in maps] == [200.0, 4000.0, 200.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("step_12_not_finite.csv", "trainer/global_step,layer,grad_norm\n1,net,what\n"),
+        ("step_12_not_finite.csv", "layer,grad_norm\nnet,1.0\n"),
+        ("step_many_not_finite.csv", ""),
+        ("step_1.csv", ""),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_noted(name: str, content: str, tmp_path: Path) -> None:
+    folder = exploded(CSVLogger(tmp_path))
+    (folder / "adam_flight_recorder" / name).write_text(content, encoding="utf-8")
+    (run,) = read_runs([folder])
+    said = f"lightning_logs/version_0: the flight recorder's {name} could not be read."
+    assert run.notes == [said]
+    assert page([run])
+
+
+def test_a_run_that_was_resumed_has_the_events_of_all_of_its_parts(tmp_path: Path) -> None:
+    same: Any = {"id": "abc", "resume": "allow", "offline": True}
+    for part, at in (("first", 12), ("second", 6)):
+        (tmp_path / part).mkdir()
+        exploded(WandbLogger(save_dir=tmp_path / part, **same), at)
+    (run,) = read_runs([tmp_path])
+    assert [event.step for event in run.events] == [6, 12]

@@ -1,0 +1,105 @@
+"""The steps before a training blew up, in a real browser."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lightning_adam.dashboard.report import write_report
+from lightning_adam.dashboard.runs import Event, Run
+from tests.dashboard.test_report import EVENTS
+from tests.dashboard.written import run_of
+from tests.e2e.report_page import ReportPage, Visits, chromium
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+pytestmark = pytest.mark.browser
+
+LAYERS = ("net.0", "net.1", "net.2")
+GRAD_RMS, NONFINITE = "adam_moments/grad_rms", "adam_underflow/nonfinite_count"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.fixture
+def visit(browser: "Browser") -> Iterator[Visits]:
+    visits = Visits(browser)
+    yield visits
+    visits.leave()
+
+
+def event(step: int, reason: str) -> Event:
+    """Ten steps, of which the last has numbers that are none."""
+    steps = range(step - 10, step)
+    series = run_of(
+        {
+            **{
+                f"{GRAD_RMS}/layer/{layer}": {
+                    at: float("nan") if at == step - 1 else 10.0 ** (at - step + place)
+                    for at in steps
+                }
+                for place, layer in enumerate(LAYERS)
+            },
+            **{
+                f"{NONFINITE}/layer/{layer}": {at: float(at == step - 1) for at in steps}
+                for layer in LAYERS
+            },
+        }
+    ).series
+    return Event(step, reason, series)
+
+
+@pytest.fixture
+def opened(visit: Visits, tmp_path: Path) -> ReportPage:
+    logged = {f"{GRAD_RMS}": dict.fromkeys(range(0, 5001, 50), 1.0)}
+    logged |= {f"{GRAD_RMS}/layer/{layer}": {0: 1.0, 5000: 2.0} for layer in LAYERS}
+    plain = run_of(logged)
+    told = (plain.name, plain.path, plain.config, plain.series, plain.histograms, plain.notes)
+    run = Run(*told, events=[event(1000, "loss_spike"), event(5000, "not_finite")])
+    write_report([run], tmp_path / "report.html")
+    return visit(tmp_path / "report.html")
+
+
+def test_each_event_is_a_map_over_its_own_steps(opened: ReportPage) -> None:
+    choice = opened.choice(EVENTS, "event")
+    assert choice.locator("option").all_inner_texts() == [
+        "loss_spike at step 1,000",
+        "not_finite at step 5,000",
+    ]
+    assert opened.choice(EVENTS, "statistic").input_value() == "grad_rms"
+    for step in (1000, 5000):
+        (drawn,) = opened.traces(EVENTS)
+        assert drawn["rows"] == list(LAYERS)
+        assert drawn["x"] == list(range(step - 10, step))
+        first, last = opened.ranges()[EVENTS]
+        assert first == pytest.approx(step - 10, abs=1)
+        assert last == pytest.approx(step - 1, abs=1)
+        assert math.isnan(drawn["raw"][0][-1])
+        choice.select_option(index=1)
+        opened.settle()
+    opened.choice(EVENTS, "statistic").select_option("nonfinite_count")
+    (drawn,) = opened.traces(EVENTS)
+    assert [row[-2:] for row in drawn["raw"]] == [[0, 1]] * 3
+
+
+def test_the_steps_of_an_event_are_zoomed_by_themselves(opened: ReportPage) -> None:
+    of_others = opened.bring("layers") and opened.ranges()["layers"]
+    whole = opened.bring(EVENTS) and opened.ranges()[EVENTS]
+    dragged = opened.drag(EVENTS, 0.3, 0.7)
+    assert opened.ranges()[EVENTS] == pytest.approx(dragged, abs=0.2)
+    opened.bring("layers")
+    assert opened.ranges()["layers"] == of_others
+    area = opened.area(EVENTS)
+    opened.page.mouse.dblclick(area["x"] + area["width"] / 2, area["y"] + area["height"] / 2)
+    opened.settle()
+    assert opened.ranges()[EVENTS] == whole
+    opened.drag("layers", 0.1, 0.2)
+    opened.bring(EVENTS)
+    assert opened.ranges()[EVENTS] == whole

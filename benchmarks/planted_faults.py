@@ -727,6 +727,9 @@ TRAINED_ILL = [
         partial(gpt, dtype=BRAIN, lr=1e-5, vocabulary=256),
         allowed="decay_lost",
     ),
+    fault(
+        "GPT, bfloat16, lr 3e-3, decay .1", "decay_lost", partial(gpt, dtype=BRAIN, vocabulary=256)
+    ),
 ]
 TRAINED_WELL = [
     *healthy(
@@ -751,6 +754,13 @@ TRAINED_WELL = [
     *healthy("MLP, L2 1e-4", partial(BRIEF, steps=3000, of=Adam, weight_decay=1e-4), seeds=(0,)),
     *healthy("MLP, Adam, no decay", partial(BRIEF, of=Adam, weight_decay=0.0), seeds=(0,)),
     *healthy("MLP, lr 1e-4", partial(BRIEF, lr=1e-4), seeds=(0,)),
+    *healthy(
+        "MLP of two layers, lr 1e-4",
+        partial(
+            BRIEF, net=partial(mlp, 784, 64, 64, 10), lr=1e-4, schedule=warmed_up(0.06), steps=315
+        ),
+        seeds=(0,),
+    ),
     *healthy("MLP, lr 1e-2", partial(BRIEF, lr=1e-2), seeds=(0,)),
     *healthy("MLP, betas .5, .9", partial(BRIEF, betas=(0.5, 0.9)), seeds=(0,)),
     *healthy("MLP, betas 0, .99", partial(BRIEF, betas=(0.0, 0.99)), seeds=(0,)),
@@ -769,7 +779,11 @@ TRAINED_WELL = [
     ),
     *healthy("MLP, warm-up of half", partial(BRIEF, schedule=warmed_up(0.5)), seeds=(0,)),
     *healthy("MLP, bfloat16", partial(BRIEF, dtype=BRAIN), seeds=(0,)),
-    *healthy("GPT, bfloat16, lr 3e-3", partial(gpt, dtype=BRAIN, vocabulary=256), seeds=(0,)),
+    *healthy(
+        "GPT, bfloat16, lr 3e-3, no decay",
+        partial(gpt, dtype=BRAIN, vocabulary=256, weight_decay=0.0),
+        seeds=(0,),
+    ),
     *healthy("GPT, beta2 .999", partial(gpt, betas=(0.9, 0.999), vocabulary=256), seeds=(0,)),
     *healthy("GPT, lr 3e-3, warm-up and cosine", partial(gpt, schedule=warmed_up(0.1)), seeds=(0,)),
 ]

@@ -32,7 +32,7 @@ from lightning_adam.schema import Severity
 from recipes.looking import as_typed, folder_of, where_to_look
 from recipes.mnist import LitClassifier, mnist_loaders
 
-NO_WORSE = 1.05
+NO_WORSE = 1.1
 """How much larger a loss may be where a remedy is not expected to lower it."""
 
 

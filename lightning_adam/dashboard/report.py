@@ -23,6 +23,8 @@ from lightning_adam.dashboard.reduction import (
 )
 from lightning_adam.dashboard.runs import Run, Series
 from lightning_adam.errors import ConfigError, as_typed
+from lightning_adam.findings.showing import numbers, typed
+from lightning_adam.schema import Severity
 from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS, key_part
 from lightning_adam.version import __version__
 
@@ -101,10 +103,31 @@ def page(runs: Sequence[Run]) -> str:
         partings=_partings(runs),
         sections=SECTIONS,
         has_data=set(drawn),
-        data={"runs": labels(runs), "panels": drawn},
+        found=[
+            (label, run.findings)
+            for label, run in zip(labels(runs), runs, strict=True)
+            if run.findings is not None
+        ],
+        typed=typed,
+        numbers=numbers,
+        data={"runs": labels(runs), "panels": drawn, "findings": _marks(runs)},
         as_typed=as_typed,
         plotly=get_plotlyjs(),
     )
+
+
+def _marks(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Where findings were raised in the middle of a training, one mark a pathology."""
+    first: dict[tuple[int, str], int] = {}
+    for place, run in enumerate(runs):
+        for finding in run.findings or []:
+            if finding.step and finding.severity is not Severity.info:
+                # The first optimizer step is logged at 0.
+                first.setdefault((place, finding.code), finding.step - 1)
+    return [
+        {"run": place, "scope": None, "code": code, "step": step}
+        for (place, code), step in first.items()
+    ]
 
 
 def labels(runs: Sequence[Run]) -> list[str]:

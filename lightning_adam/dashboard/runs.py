@@ -17,10 +17,12 @@ from tqdm import tqdm
 
 from lightning_adam._private.wandb import ConfigRecord, HistoryItem, is_log, records
 from lightning_adam.errors import ConfigError
+from lightning_adam.findings.finding import Finding
 from lightning_adam.statistics.catalogue import STATISTICS, key_part
 from lightning_adam.statistics.histograms import Histogram
 
 LAYERS = "adam_layers"
+FINDINGS = "adam_findings"
 EVENTS = "adam_flight_recorder"
 X_AXIS = "trainer/global_step"
 
@@ -66,6 +68,8 @@ class Run:
     """What could not be read, a sentence each."""
     events: list[Event] = field(default_factory=list)
     """In the order of their steps."""
+    findings: list[Finding] | None = None
+    """In the order of their steps; None if nothing was looked for, or nothing kept."""
 
     @property
     def is_monitored(self) -> bool:
@@ -143,6 +147,7 @@ class _Reading:
         """Of each value: its key's number, its step and itself."""
         self.histograms: dict[str, dict[int, Histogram]] = {}
         self.events: list[Event] = []
+        self.findings: list[Finding] | None = None
         self.notes: list[str] = []
         self.has_ended = True
 
@@ -162,6 +167,8 @@ class _Reading:
         for key, histograms in other.histograms.items():
             self.histograms.setdefault(key, {}).update(histograms)
         self.events += other.events
+        # A training that is resumed goes on with the findings there were.
+        self.findings = self.findings if other.findings is None else other.findings
         self.notes += other.notes
         self.has_ended = other.has_ended
 
@@ -177,6 +184,7 @@ class _Reading:
             histograms=self.histograms,
             notes=self.notes,
             events=sorted(self.events, key=lambda event: event.step),
+            findings=self.findings,
         )
 
     def series(self) -> dict[str, Series]:
@@ -224,7 +232,7 @@ def _read_wandb(reading: _Reading) -> None:
     if damaged:
         where = "one place" if damaged == 1 else f"{damaged} places"
         reading.notes.append(f"{reading.name}: its file is damaged in {where}; the rest is shown.")
-    _read_events(reading, reading.file.parent / "files")
+    _read_beside(reading, reading.file.parent / "files")
 
 
 def _read_config(reading: _Reading, config: ConfigRecord) -> None:
@@ -284,8 +292,15 @@ def _measured(row: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _read_events(reading: _Reading, folder: Path) -> None:
-    """Reads what a flight recorder has left in a run's folder."""
+def _read_beside(reading: _Reading, folder: Path) -> None:
+    """Reads the findings in a run's folder, and what a flight recorder has left there."""
+    file = folder / f"{FINDINGS}.json"
+    try:
+        if file.exists():
+            rows = json.loads(file.read_text(encoding="utf-8"))
+            reading.findings = [Finding.of_row(row) for row in rows]
+    except (OSError, ValueError, LookupError, TypeError):
+        reading.notes.append(f"{reading.name}: its {file.name} could not be read.")
     for file in sorted(folder.glob(f"{EVENTS}/step_*.csv")):
         try:
             reading.events.append(_event(file))
@@ -332,7 +347,7 @@ def _read_csv(reading: _Reading) -> None:
             )
     if incomplete or not _ends_a_line(reading.file):
         reading.notes.append(f"{reading.name}: its file has lines that are cut; the rest is shown.")
-    _read_events(reading, folder)
+    _read_beside(reading, folder)
 
 
 def _whole_lines(reading: _Reading, lines: Iterable[str]) -> Iterator[str]:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -23,7 +24,7 @@ from lightning_adam.param_groups import clean_name, group_name, peak_lr
 from lightning_adam.schedulers import settings as scheduler_settings
 from lightning_adam.schema import MonitorConfig, Severity
 from lightning_adam.statistics import kernels
-from lightning_adam.statistics.histograms import EPS_SHOWN, QUANTITIES, dominated_fractions
+from lightning_adam.statistics.histograms import QUANTITIES, dominated_fractions
 from lightning_adam.statistics.measurement import Measurement
 from lightning_adam.statistics.views import Views, steps_as_adam
 
@@ -107,7 +108,7 @@ class Judge:
         training = dataclasses.replace(accused.training, loss_share=share, is_resumed=is_resumed)
 
         def low_denominator(scope: str) -> float | None:
-            return largest_harmless_eps(accused.optimizer, self._module, measurement, scope)
+            return _low_denominator(accused.optimizer, self._module, measurement, scope)
 
         changes = accused.watch.judge(measurement, step, training, low_denominator)
         if changes.closed:
@@ -139,14 +140,16 @@ class Judge:
     def _tell(self, trainer: Trainer, findings: Sequence[Finding]) -> None:
         if not findings:
             return
+        self._has_news = True
         shown = [each for each in findings if each.severity is not Severity.info]
-        if shown:
-            rank_zero_info(raised(shown))
+        if not shown:
+            return
+        rank_zero_info(raised(shown))
         if self._config.alert:
             for logger in trainer.loggers:
                 for finding in shown:
                     alert(logger, f"Adam: {finding.code}", raised([finding]))
-        stopping = [each.code for each in findings if each.code in self._config.stop_on]
+        stopping = [each.code for each in shown if each.code in self._config.stop_on]
         if stopping:
             self.should_stop = True
             rank_zero_info(f"AdamMonitor ends the training, as stop_on={stopping[0]} asks for.")
@@ -159,13 +162,13 @@ class Judge:
             log_findings(logger, rows, logging_step(trainer))
 
 
-def largest_harmless_eps(
+def _low_denominator(
     optimizer: Optimizer, module: nn.Module, measurement: Measurement, scope: str
 ) -> float | None:
-    """The largest power of ten that less than 1 % of the √v̂ of a scope are below.
+    """What 1 % of the √v̂ of a scope are below.
 
     Counted over what this rank holds of the parameters that still have their gradients; None if
-    there are none, or if it would be smaller than 1e-20.
+    there are none, or if it is smaller than any eps that is sensible.
     """
     inside = measurement.tensors_of(scope)
     views = [view for view in Views(module).after_step(optimizer) if view.place.tensor in inside]
@@ -173,9 +176,10 @@ def largest_harmless_eps(
         return None
     with torch.no_grad():
         counts = kernels.count_exponents(views, [0] * len(views))[0]
-    below = dominated_fractions(counts[[*QUANTITIES].index("denominator")].tolist())
-    harmless = [eps for eps, share in zip(EPS_SHOWN, below, strict=True) if share < 0.01]
-    return max(harmless, default=None)
+    sizes = np.logspace(-20, 0, 161).tolist()
+    below = dominated_fractions(counts[[*QUANTITIES].index("denominator")].tolist(), sizes)
+    low = [size for size, share in zip(sizes, below, strict=True) if share < 0.01]
+    return max(low, default=None)
 
 
 def _training(trainer: Trainer, module: LightningModule, optimizer: Optimizer) -> Training:

@@ -340,7 +340,7 @@ def decay_uneven(
 @rule(
     severity=Severity.error,
     sentence="The step does not fit the moments: its size is {direction_rms:.2f} learning rates,"
-    " where it was {direction_rms_before:.2f}.",
+    " and was {direction_rms_before:.2f}; part of the optimizer's state was lost.",
     remedy=remedies.restored_state,
     source="derived: thresholds of what is seen after moments or steps are lost",
     persistence=1,
@@ -350,20 +350,26 @@ def decay_uneven(
 )
 def state_mismatch(
     direction_rms: float,
+    momentum_alignment: float,
     step: float,
     past: Past,
     training: Training,
     *,
     larger: float = 2.5,
-    smaller: float = 3.0,
+    smaller: float = 1 / 3,
 ) -> bool:
     """After a checkpoint was loaded, the moments are not those of the step: some of it is lost.
 
-    Moments without their past, or a step that begins anew beside them; or the step stands still.
+    Moments without their past, which point where one gradient does; a step that begins anew beside
+    old moments, so that steps are less than `smaller` of what they were; or it stands still.
     """
-    change = direction_rms / past.last("direction_rms")
-    is_out_of_step = change > larger or change < 1 / smaller
-    return (training.is_resumed and is_out_of_step) or step <= past.last("step")
+    is_out_of_step = direction_rms > larger or direction_rms < smaller * past.last("direction_rms")
+    is_of_one_gradient = momentum_alignment > 0.999
+    is_forgetful = step > 3 and is_of_one_gradient and past.last("momentum_alignment") < 0.999
+    # At the first step of all the first moment is of one gradient.
+    is_too_old = step == 1 and not is_of_one_gradient
+    is_lost = training.is_resumed and (is_out_of_step or is_forgetful or is_too_old)
+    return is_lost or step == past.last("step")
 
 
 @rule(

@@ -148,6 +148,7 @@ function curves(panel, settings) {
   return {
     data,
     layout: layoutOf({
+      ...findingMarks(),
       hovermode: "x unified",
       xaxis: { ...stepAxis(), unifiedhovertitle: { text: "step %{x:,}" } },
       yaxis: isLog
@@ -183,6 +184,28 @@ function logarithmicTicks([low, high]) {
   }
   const exact = ticks.map((tick) => Number(tick.toPrecision(3)));
   return { tickvals: exact, ticktext: exact.map(shortNumber) };
+}
+
+/** Where findings were raised; codes at one step share a line and a label. */
+function findingMarks() {
+  const byStep = new Map();
+  for (const each of report.findings.filter(isShown)) {
+    if (chosen.steps && (each.step < chosen.steps[0] || each.step > chosen.steps[1])) continue;
+    byStep.set(each.step, [...(byStep.get(each.step) ?? []), each]);
+  }
+  const marks = [...byStep].sort(([a], [b]) => a - b);
+  return {
+    shapes: marks.map(([step]) => ({
+      type: "line", layer: "below", yref: "paper", y0: 0, y1: 1, x0: step, x1: step,
+      line: { color: style("--warning"), width: 1, dash: "dot" },
+    })),
+    annotations: marks.map(([step, found], place) => ({
+      text: [...new Set(found.map((each) => each.code))].join("<br>"),
+      showarrow: false, font: { color: style("--warning"), size: 10 }, bgcolor: style("--panel"),
+      opacity: 0.9, x: step, yref: "paper", y: 1 - 0.12 * (place % 4), yanchor: "top", xshift: 3,
+      xanchor: step > (ends[0] + ends[1]) / 2 ? "right" : "left",
+    })),
+  };
 }
 
 /** Lines at the eps that were used. */

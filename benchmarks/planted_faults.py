@@ -567,7 +567,7 @@ JUMPS = [
         partial(synthetic, after(200, 30), steps=210, betas=(0.9, 0.95)),
         every_n_steps=1,
     ),
-    control("gradients x 1, beta2 .999", partial(synthetic, steps=3010), every_n_steps=20),
+    control("gradients x 1, beta2 .999", partial(synthetic, steps=1500), every_n_steps=20),
     fault(
         "one gradient x 10",
         "exp_avg_sq_lags",

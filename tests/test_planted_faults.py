@@ -28,10 +28,10 @@ NOT_YET = {
         "exp_avg_sq_underflow does not explain exp_avg_sq_lags away",
     ),
     "resumed without moments": "state_mismatch does not explain exp_avg_sq_lags away",
-    "resumed anew": "a reset that leaves step and moments in agreement is taken for a loss",
     "noise, beta1 0.0": "correlated_updates does not know what noise gives at a small beta1",
     "LoRA that begins at 0": "correlated_updates takes a loss without noise for correlation",
     "MLP, betas 0, .99, seed 0": "neither rule of steps knows what noise gives at a small beta1",
+    "MLP of two layers, lr 1e-4, seed 0": "correlated_updates takes small steps for correlation",
     "MLP, resumed without moments": "state_mismatch does not explain exp_avg_sq_lags away",
     "MLP, L2 1e-2, pixels x .01": "decay_uneven does not explain learning_rate_too_large away",
     **dict.fromkeys(

@@ -116,6 +116,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--json", action="store_true", help="print the workspace's spec; no server is asked"
     )
     showing.set_defaults(run=_dashboard)
+    inspecting = commands.add_parser(
+        "inspect",
+        help="what a checkpoint tells of its Adam: moments, eps, rounding, decay, findings",
+        description="Reads a checkpoint of Lightning, or an optimizer's state_dict of torch.save,"
+        " alone or beside the model's, and prints what it tells of Adam's last step: without a"
+        " training, and without the code of the model.",
+    )
+    inspecting.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="as last.ckpt")
+    inspecting.add_argument(
+        "--trust",
+        action="store_true",
+        help="load objects of any class, which may run any code: only for files that you trust",
+    )
+    inspecting.set_defaults(run=_inspect)
     chosen = parser.parse_args(arguments)
     try:
         print(chosen.run(chosen), flush=True)  # noqa: T201
@@ -145,6 +159,12 @@ def _dashboard(chosen: argparse.Namespace) -> str:
     from lightning_adam.dashboard.workspace import save_workspace, workspace_spec
 
     return workspace_spec(chosen.project) if chosen.json else save_workspace(chosen.project)
+
+
+def _inspect(chosen: argparse.Namespace) -> str:
+    from lightning_adam.inspection.page import inspect
+
+    return inspect(chosen.checkpoint, chosen.trust)
 
 
 def _topic(name: str) -> str:

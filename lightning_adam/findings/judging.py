@@ -5,7 +5,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -24,7 +23,7 @@ from lightning_adam.param_groups import clean_name, group_name, peak_lr
 from lightning_adam.schedulers import settings as scheduler_settings
 from lightning_adam.schema import MonitorConfig, Severity
 from lightning_adam.statistics import kernels
-from lightning_adam.statistics.histograms import QUANTITIES, dominated_fractions
+from lightning_adam.statistics.histograms import QUANTITIES, magnitude_above
 from lightning_adam.statistics.measurement import Measurement
 from lightning_adam.statistics.views import Views, steps_as_adam
 
@@ -176,10 +175,7 @@ def _low_denominator(
         return None
     with torch.no_grad():
         counts = kernels.count_exponents(views, [0] * len(views))[0]
-    sizes = np.logspace(-20, 0, 161).tolist()
-    below = dominated_fractions(counts[[*QUANTITIES].index("denominator")].tolist(), sizes)
-    low = [size for size, share in zip(sizes, below, strict=True) if share < 0.01]
-    return max(low, default=None)
+    return magnitude_above(counts[[*QUANTITIES].index("denominator")].tolist(), 0.01)
 
 
 def _training(trainer: Trainer, module: LightningModule, optimizer: Optimizer) -> Training:

@@ -49,14 +49,19 @@ def _block(alike: Sequence[Finding]) -> str:
     lines = [f"AdamMonitor: {finding.code} ({finding.severity}) at {when}, in {where}{of}"]
     if not finding.step:
         lines[0] = lines[0].replace(" at before", " before")
-    lines += _wrapped(finding.sentence)
+    return "\n".join([*lines, *described(finding)])
+
+
+def described(finding: Finding) -> list[str]:
+    """What a finding says, the numbers that prove it, and what to type, line by line."""
+    lines = _wrapped(finding.sentence)
     if finding.step and finding.evidence:
         lines += _wrapped(numbers(finding.evidence))
     if finding.worst:
         lines += _wrapped(f"most in {numbers(finding.worst)}")
     lines += _to_type(finding.cures)
     lines.append(f"  more:    lightning-adam explain {finding.code}")
-    return "\n".join(lines)
+    return lines
 
 
 def _to_type(cures: Iterable[Cure]) -> list[str]:

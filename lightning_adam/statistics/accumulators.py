@@ -24,7 +24,8 @@ class Knowledge(IntFlag):
     STORAGE = 8
     """That `exp_avg_sq` is kept in its dtype, and decays in it by `betas[1]`."""
     STEP = 16
-    """That its step is Adam's or AdamW's: u, p₀ and g̃ can be told from the state."""
+    """That its step is Adam's or AdamW's: u and p₀ can be told from the state, and g̃ from them and
+    the gradient. What was active has a moment; with the gradient, it may have nothing else."""
     ALL = GRADIENT | FIRST_MOMENT | SECOND_MOMENT | STORAGE | STEP
 
 
@@ -60,6 +61,7 @@ def largest(formula: str, needs: Knowledge = Knowledge.STEP) -> Column:
 SETTINGS, GRADIENT = Knowledge.SETTINGS, Knowledge.GRADIENT
 FIRST, SECOND = Knowledge.FIRST_MOMENT, Knowledge.SECOND_MOMENT
 STORED = SECOND | Knowledge.STORAGE
+ENTERED = GRADIENT | Knowledge.STEP
 KINDS = (GRADIENT, FIRST, SECOND, Knowledge.STORAGE, Knowledge.STEP)
 """What can be known, one by one."""
 COLUMNS: dict[str, Column] = {
@@ -75,17 +77,17 @@ COLUMNS: dict[str, Column] = {
     "exp_avg_sq_stalled": count("with v > 0 and fl(β2·v) = v", STORED),
     "max_exp_avg_sq_sum": total("max_exp_avg_sq; 0 without amsgrad"),
     "active": count("that are active"),
-    "entered_squares": total("g̃²"),
-    "exp_avg_times_entered": total("m·g̃"),
+    "entered_squares": total("g̃²", ENTERED),
+    "exp_avg_times_entered": total("m·g̃", ENTERED),
     "denominator_sum": total("√v̂"),
-    "entered_over_second_moment": total("g̃²/max(ṽ, ε²) over active elements"),
+    "entered_over_second_moment": total("g̃²/max(ṽ, ε²) over active elements", ENTERED),
     "second_moment_positive": count("with ṽ > 0"),
     "signal": total("min(m̂²/ṽ, 1) over ṽ > 0"),
     "eps_dominated": count("that are active, with √v̂ < ε"),
     "denominator_share": total("√v̂/(√v̂+ε) over active elements"),
     "energy_without_eps": total("m̂²/v̂ over v̂ > 0"),
     "energy_lost_to_eps": total("u²r(2+r) over v̂ > 0, r = ε/√v̂"),
-    "exp_avg_sq_zero": count("with v = 0 and g̃ ≠ 0"),
+    "exp_avg_sq_zero": count("with v = 0 and g̃ ≠ 0", ENTERED),
     "direction_squares": total("u²"),
     "direction_large": count("with |u| > 0.8"),
     "update_squares": total("(ηu)²"),
@@ -138,7 +140,8 @@ class Accumulator(NamedTuple):
     @property
     def needs(self) -> Knowledge:
         """What has to be known of an optimizer."""
-        return COLUMNS[self.column].needs if self.over is Over.ALL else Knowledge.STEP
+        needs = COLUMNS[self.column].needs
+        return needs if self.over is Over.ALL else needs | Knowledge.STEP
 
 
 def over(tensors: Over, prefix: str, columns: Iterable[str]) -> dict[str, Accumulator]:

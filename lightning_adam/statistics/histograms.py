@@ -52,6 +52,29 @@ def fold(counts: Sequence[int]) -> Histogram:
     return Histogram(shown, [float(exponent - 127) for exponent in range(first, top + 2)])
 
 
+def magnitude_above(counts: Sequence[int], share: float) -> float | None:
+    """The largest magnitude that less than a share of the elements are below, to an eighth of ten.
+
+    Args:
+        counts: The counts of a quantity, one a binary exponent, as in `BINS`.
+        share: The share, above 0.
+
+    Returns:
+        The magnitude, from 1e-20 to 1; None if more elements than that are smaller than all of
+        these, or there are none.
+
+    Example:
+        >>> counts = [0] * BINS
+        >>> counts[127 - 10] = 100
+        >>> magnitude_above(counts, 0.01)
+        0.000749894...
+    """
+    magnitudes = [10 ** (eighth / 8) for eighth in range(-160, 1)]
+    below = dominated_fractions(counts, magnitudes)
+    within = [each for each, lower in zip(magnitudes, below, strict=True) if lower < share]
+    return max(within, default=None)
+
+
 def dominated_fractions(counts: Sequence[int], eps: Sequence[float] = EPS_SHOWN) -> list[float]:
     """The share of the elements whose √v̂ would be below eps, for every eps asked for.
 

@@ -234,7 +234,7 @@ class Measurement:
             scope: The kind of scope.
             statistics: Which; those that are undefined, or were not asked for, are absent.
         """
-        statistics, rows = list(statistics), self._rolled_up(scope).values()
+        statistics, rows = self._derivable_of(statistics), self._rolled_up(scope).values()
         return {
             name: {each.name: value for each, value in _derived(statistics, row)}
             for name, row in zip(self._members(scope).names, rows, strict=False)

@@ -48,7 +48,8 @@ def test_every_key_of_a_run_is_read(trained: Trained) -> None:
     for folder in trained:
         (run,) = read_runs([folder])
         ours = [key for key in run.series if key.startswith("adam_")]
-        tables = [key for key in ours if key.startswith(("adam_layers.", "adam_underflow/eps_c"))]
+        places = ("adam_layers.", "adam_findings.", "adam_underflow/eps_c")
+        tables = [key for key in ours if key.startswith(places)]
         keys = set(ours) - set(tables)
         names = [f"net.{place}.{part}" for place in (0, 1, 3) for part in ("weight", "bias")]
         assert scopes_of(keys) == {

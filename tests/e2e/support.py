@@ -25,7 +25,7 @@ DECAY = "/group/decay"
 NO_DECAY = "/group/no_decay"
 SCOPES = (MODEL, DECAY, NO_DECAY)
 
-NO_NUMBERS = ("adam_histogram/", "adam_underflow/eps_curve", "adam_layers")
+NO_NUMBERS = ("adam_histogram/", "adam_underflow/eps_curve", "adam_layers", "adam_findings")
 """What the keys of histograms, curves and tables begin with."""
 
 NO_DECAY_LACKS = {"decay_norm", "decay_to_update"}

@@ -12,6 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+from lightning_adam.findings import RULES, Cure
+from lightning_adam.findings.finding import Finding
+from lightning_adam.findings.showing import raised
+from lightning_adam.schema import Severity
 from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS, Statistic
 from tests.e2e.support import (
     BIN,
@@ -40,20 +44,24 @@ from tests.e2e.support import (
     succeed,
     write_the_project,
 )
+from tests.training import ADAMW, Lit, loader, trainer
 from tests.wandb_server import ENTITY, WandbServer
 
 TABLE = ("text", "AdamW, ")
 RECIPE = ("bash", "python -m recipes.mnist optimizer.")
 MAKE = ("bash", "make demo\n")
 VARIANTS = ("bash", "python train.py 'optimizer.groups=")
-MONITORING = ("bash", "python train.py adam_monitor.")
+MONITORING = ("bash", "python train.py adam_monitor.statistics=")
 RESUME = ("bash", "python -m recipes.mnist hydra.run.dir=")
 PROCESSES = ("bash", "python -m recipes.ddp_fsdp strategy=")
 MEASURE = ("python", "# measure.py\n")
 NO_CODE = ("bash", "LIGHTNING_ADAM_MONITOR=1 ")
+FINDING = ("bash", "python train.py adam_monitor.findings.")
+FOUND = ("text", "AdamMonitor: eps_dominates")
+INSPECT = ("bash", "lightning-adam inspect ")
 LOOKING = ("bash", "lightning-adam report ")
 HANDLED = [TRAIN, CONFIG, TRAIN_COMMAND, VARIANTS, TABLE, RECIPE, MAKE, MONITORING, RESUME, MEASURE]
-HANDLED += [LOOKING, NO_CODE, PROCESSES]
+HANDLED += [LOOKING, NO_CODE, PROCESSES, FINDING, FOUND, INSPECT]
 
 RECIPE_JOBS = [[{"lr": 3e-4, "betas": [0.9, 0.95], "amsgrad": True}], [{"lr": 1e-4}, {"lr": 1e-3}]]
 """What the jobs of each line of that block train with."""
@@ -122,6 +130,39 @@ def test_what_the_readme_types_for_the_monitor_is_logged(
     keys_and_parts = {key for row in rows for key in row}
     assert all(any(f"{each}.".startswith(f"{key}.") for each in keys_and_parts) for key in logged)
     assert logged or SYMBOLS in typed.output
+
+
+@pytest.mark.parametrize("line", readme_text(*FINDING).splitlines())
+def test_what_the_readme_types_for_findings_works(line: str, project: Path) -> None:
+    typed = run_text(line, project, environment(CUDA_VISIBLE_DEVICES=""))
+    assert typed.returncode == 0, typed.output
+    is_training = line.startswith("python")
+    assert ("AdamMonitor has found nothing wrong in " if is_training else SYMBOLS) in typed.output
+
+
+def test_a_finding_is_shown_as_in_the_readme() -> None:
+    """Its numbers are of some training; its form is that of every finding."""
+    shown = Finding(
+        code="eps_dominates",
+        severity=Severity.error,
+        scope="model",
+        step=150,
+        sentence=RULES["eps_dominates"].sentence.format(eps_energy_loss=0.994),
+        evidence={"eps_energy_loss": 0.994, "denominator_mean": 4.1e-10, "eps": 1e-8},
+        worst={"net.0.weight": 0.997, "net.2.weight": 0.981},
+        cures=(Cure(("optimizer.eps=1e-13",)),),
+        source=RULES["eps_dominates"].source,
+    )
+    assert raised([shown]) in readme_text(*FOUND)
+
+
+def test_a_checkpoint_is_inspected_as_in_the_readme(tmp_path: Path) -> None:
+    fit = trainer(max_epochs=1)
+    fit.fit(Lit(ADAMW), loader(5))
+    fit.save_checkpoint(tmp_path / "last.ckpt")
+    inspected = run_text(readme_text(*INSPECT), tmp_path, environment(CUDA_VISIBLE_DEVICES=""))
+    assert inspected.returncode == 0, inspected.output
+    assert "AdamW" in inspected.output
 
 
 def test_the_table_of_statistics_is_the_catalogues() -> None:

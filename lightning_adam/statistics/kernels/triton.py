@@ -331,7 +331,7 @@ def _needed(columns: Iterable[str]) -> tuple[bool, ...]:
     needed = names | {_FOLLOWS_FROM[name] for name in names & _FOLLOWS_FROM.keys()}
     needed |= {"grad_squares", "exp_avg_squares", "exp_avg_sq_sum", "weight_squares"}
     # Without a step there is no u, and a chunk is none the worse for it.
-    if any(COLUMNS[name].needs is Knowledge.STEP for name in names):
+    if any(Knowledge.STEP in COLUMNS[name].needs for name in names):
         needed |= {"direction_squares", "denominator_sum"}
     return tuple(name in needed for name in _Added._fields)
 

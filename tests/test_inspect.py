@@ -1,0 +1,486 @@
+"""`lightning-adam inspect`: what a checkpoint tells agrees with what the training measured."""
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from lightning_adam import AdamStatistics, ConfigError
+from lightning_adam.cli import main
+from lightning_adam.inspection.files import read
+from lightning_adam.inspection.numbers import (
+    OF_WEIGHTS,
+    UNDERFLOWED,
+    Moments,
+    in_dtype,
+    measured,
+    moments_of,
+    with_eps,
+)
+from lightning_adam.inspection.page import inspect
+from lightning_adam.inspection.saved import Saved, optimizers_of
+from lightning_adam.schema import Scope
+from lightning_adam.statistics import kernels
+from lightning_adam.statistics.accumulators import ACCUMULATORS, COLUMNS
+from lightning_adam.statistics.catalogue import STATISTICS
+from lightning_adam.statistics.views import Views
+from tests.e2e.support import BIN, environment
+from tests.reference import reference_statistics
+from tests.statistics.cases import reference_tensors, stepped
+from tests.training import ADAMW, Lit, loader, loss_of, network, trainer
+
+STEPS = 7
+ALL_COLUMNS = [name for name in COLUMNS if name != "skipped_steps"]
+NEED_THE_GRADIENT = {
+    "grad_norm",
+    "grad_rms",
+    "grad_max",
+    "grad_zero_fraction",
+    "momentum_alignment",
+    "exp_avg_sq_lag",
+    "exp_avg_sq_zero_fraction",
+    "decay_to_grad",
+}
+
+
+class Plain(L.LightningModule):
+    """A module with an optimizer of torch's, without names."""
+
+    def __init__(self, build: Callable[[nn.Sequential], Any]) -> None:
+        super().__init__()
+        self.net = network()
+        self.build = build
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return loss_of(self.net, batch)
+
+    def configure_optimizers(self) -> Any:
+        return self.build(self.net)
+
+
+class Measured(L.Callback):
+    """What AdamStatistics says of the last step, right after it."""
+
+    def __init__(self) -> None:
+        self.statistics = AdamStatistics("all", ["model", "group", "layer", "tensor"])
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        optimizer = trainer.optimizers[0]
+        self.statistics = AdamStatistics(
+            "all", ["model", "group", "layer", "tensor"], module=pl_module
+        )
+        optimizer.register_step_post_hook(lambda *_: self.statistics.update(optimizer))
+
+
+def fit(module: L.LightningModule, path: Path, **settings: Any) -> AdamStatistics:
+    measuring = Measured()
+    training = trainer(max_epochs=1, callbacks=[measuring], **settings)
+    training.fit(module, loader(STEPS))
+    training.save_checkpoint(path)
+    return measuring.statistics
+
+
+def saved_in(path: Path, trust: bool = False) -> tuple[Saved, Moments]:
+    (saved,), others = optimizers_of(read(path, trust))
+    assert not others
+    return saved, moments_of(saved)
+
+
+def adamw(net: nn.Module) -> Any:
+    return torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0.1)
+
+
+def in_two_groups(net: nn.Module) -> Any:
+    matrices = [each for each in net.parameters() if each.ndim > 1]
+    vectors = [each for each in net.parameters() if each.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "eps": 1e-6}]
+    return torch.optim.AdamW(groups, lr=1e-2)
+
+
+COUPLED = {"lr": 1e-2, "weight_decay": 0.1, "decoupled_weight_decay": False}
+TRAININGS: dict[str, tuple[Callable[[], L.LightningModule], dict[str, Any]]] = {
+    "ours": (lambda: Lit(ADAMW), {}),
+    "coupled": (lambda: Lit(COUPLED), {}),
+    "amsgrad": (lambda: Lit({**ADAMW, "amsgrad": True}), {}),
+    "bf16": (lambda: Lit(ADAMW), {"precision": "bf16-true"}),
+    "plain": (lambda: Plain(adamw), {}),
+    "plain_adam": (lambda: Plain(lambda net: torch.optim.Adam(net.parameters(), lr=1e-2)), {}),
+}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_it_tells_what_the_training_measured(name: str, tmp_path: Path) -> None:
+    build, settings = TRAININGS[name]
+    training = fit(build(), tmp_path / "last.ckpt", **settings)
+    saved, moments = saved_in(tmp_path / "last.ckpt")
+    assert saved.weights == "state_dict"
+    assert saved.kind == ("Adam" if name in ("coupled", "plain_adam") else "AdamW")
+    told = {each.name for each in moments.known}
+    assert told == {*STATISTICS, UNDERFLOWED.name} - NEED_THE_GRADIENT - {"skipped_steps"}
+    for scope in Scope:
+        seen = training.measurement.of(scope, STATISTICS.values())
+        found = moments.measurement.of(scope, moments.known)
+        assert [*found] == [*seen]
+        for row, values in seen.items():
+            del found[row][UNDERFLOWED.name]
+            expected = {key: each for key, each in values.items() if key in told}
+            assert found[row] == pytest.approx(expected, rel=1e-5, abs=1e-12)
+
+
+def test_groups_of_a_plain_optimizer_have_their_own_settings(tmp_path: Path) -> None:
+    training = fit(Plain(in_two_groups), tmp_path / "last.ckpt")
+    saved, moments = saved_in(tmp_path / "last.ckpt")
+    # Three vectors of a layer norm and a linear layer have one shape, but only one order.
+    assert saved.weights == "state_dict"
+    seen = training.measurement.of(Scope.group, moments.known)
+    assert seen["group_1"]["eps"] == 1e-6
+    found = moments.measurement.of(Scope.group, moments.known)
+    for name, values in seen.items():
+        assert found[name] == pytest.approx(values, rel=1e-5, abs=1e-12)
+
+
+@pytest.mark.parametrize("settings", [{}, {"amsgrad": True}, {"weight_decay": 0.1}])
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_it_agrees_with_the_reference(
+    decoupled: bool, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    net = network()
+    optimizer = stepped(list(net.parameters()), decoupled=decoupled, **settings)
+    torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, "state.pt")
+    saved, moments = saved_in(tmp_path / "state.pt")
+    assert saved.weights == "model"
+    found = moments.measurement.of(Scope.model, moments.known)["model"]
+    assert found.pop(UNDERFLOWED.name) == 0
+    expected = reference_statistics(reference_tensors(optimizer))
+    expected = {name: value for name, value in expected.items() if name not in NEED_THE_GRADIENT}
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-10)
+
+
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_what_is_told_depends_on_no_gradient_and_without_weights_on_none(decoupled: bool) -> None:
+    optimizer = stepped(
+        [torch.nn.Parameter(torch.randn(50))], decoupled=decoupled, weight_decay=0.1
+    )
+    (view,) = Views().after_step(optimizer)
+
+    def changed_by(**tensors: Any) -> set[str]:
+        rows = kernels.measure([view, view._replace(**tensors)], ALL_COLUMNS, "eager")
+        return {name for name, (a, b) in zip(ALL_COLUMNS, rows.T.tolist(), strict=True) if a != b}
+
+    elsewhere = torch.randn(50) * torch.tensor([0.0, 1e3]).repeat(25)
+    told = {each.name for each in STATISTICS.values()} - NEED_THE_GRADIENT
+    columns = {
+        column
+        for name in told - {"skipped_steps"}
+        for column in _columns_of(STATISTICS[name].accumulators)
+    }
+    assert not changed_by(grad=elsewhere) & columns
+    assert changed_by(grad=elsewhere)
+    assert changed_by(parameter=elsewhere) & columns <= OF_WEIGHTS
+    assert changed_by(parameter=elsewhere * float("nan")) & columns <= OF_WEIGHTS | {"nonfinite"}
+
+
+def _columns_of(accumulators: tuple[str, ...]) -> set[str]:
+    return {ACCUMULATORS[name].column for name in accumulators}
+
+
+@pytest.mark.parametrize("eps", [1e-8, 1e-3])
+def test_another_eps_is_what_the_reference_has_for_it(eps: float, tmp_path: Path) -> None:
+    net = network()
+    optimizer = stepped(list(net.parameters()), decoupled=True)
+    torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, "state.pt")
+    _, moments = saved_in(tmp_path / "state.pt")
+    found = measured(moments.views, moments.known, with_eps(eps)).of(Scope.model, moments.known)
+    tensors = reference_tensors(optimizer)
+    for tensor in tensors:
+        tensor.eps = eps
+    expected = reference_statistics(tensors)
+    for name in ("eps_energy_loss", "direction_rms", "update_lost_fraction"):
+        assert found["model"][name] == pytest.approx(expected[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_another_dtype_is_what_the_reference_has_for_it(dtype: torch.dtype, tmp_path: Path) -> None:
+    net = network()
+    optimizer = stepped(list(net.parameters()), decoupled=True, lr=1e-4, eps=1e-4, weight_decay=0.1)
+    torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, "state.pt")
+    _, moments = saved_in(tmp_path / "state.pt")
+    found = measured(moments.views, moments.known, in_dtype(dtype)).of(Scope.model, moments.known)
+    tensors = reference_tensors(optimizer)
+    for each in tensors:
+        each.parameter, each.exp_avg = each.parameter.to(dtype), each.exp_avg.to(dtype)
+        each.exp_avg_sq = each.exp_avg_sq.to(dtype)
+    expected = reference_statistics(tensors)
+    for name in (
+        "exp_avg_sq_stalled_fraction",
+        "update_lost_fraction",
+        "decay_lost_fraction",
+        "direction_rms",
+    ):
+        assert found["model"][name] == pytest.approx(expected[name], rel=1e-5)
+
+
+def planted(path: Path, scale: float) -> None:
+    """A training whose gradients are that small, in a file of torch.save."""
+    net = network()
+    optimizer = torch.optim.AdamW(net.parameters())
+    for _ in range(50):
+        for each in net.parameters():
+            each.grad = scale * torch.randn_like(each)
+        optimizer.step()
+    torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, path)
+
+
+def test_an_eps_that_dominates_is_found_with_what_to_type(tmp_path: Path) -> None:
+    planted(tmp_path / "state.pt", 1e-9)
+    said = inspect(tmp_path / "state.pt")
+    assert "eps_dominates (error) in model" in said
+    (eps,) = set(re.findall(r"type: +optimizer\.eps=(\S+)", said))
+    assert 1e-13 < float(eps) < 1e-9
+    assert re.search(r"1e-08 +100% █{50}  < configured", said)
+    # Typed, it is not found again.
+    _, moments = saved_in(tmp_path / "state.pt")
+    mended = measured(moments.views, moments.known, with_eps(float(eps)))
+    assert mended.of(Scope.model, moments.known)["model"]["eps_energy_loss"] < 0.1
+
+
+def test_where_nothing_is_wrong_nothing_is_found(tmp_path: Path) -> None:
+    planted(tmp_path / "state.pt", 1e-2)
+    assert "Findings\n  None.\n" in inspect(tmp_path / "state.pt")
+
+
+def test_moments_that_have_underflowed_in_half_precision(tmp_path: Path) -> None:
+    weight = nn.Parameter(torch.randn(1000, dtype=torch.float16))
+    optimizer = torch.optim.AdamW([weight], eps=1e-4)
+    for _ in range(3):
+        weight.grad = 1e-3 * torch.randn(1000).half()
+        optimizer.step()
+    torch.save({"model": {"weight": weight.data}, "optimizer": optimizer.state_dict()}, "state.pt")
+    _, moments = saved_in(tmp_path / "state.pt")
+    (values,) = moments.measurement.of(Scope.model, moments.known).values()
+    state = optimizer.state[weight]
+    zero = (state["exp_avg_sq"] == 0) & (state["exp_avg"] != 0)
+    assert values[UNDERFLOWED.name] == zero.double().mean() > 0.9
+    assert "eps is 0 in float16" not in inspect(tmp_path / "state.pt")
+
+
+def test_it_fits_a_hundred_columns_and_a_stream_without_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(Lit({**ADAMW, "amsgrad": True}), tmp_path / "last.ckpt")
+    main(["inspect", str(tmp_path / "last.ckpt")])
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    lines = captured.out.splitlines()
+    assert lines[0].endswith(f", epoch 1, global_step {STEPS}")
+    assert max(len(line) for line in lines[1:]) <= 100
+    assert not [line for line in lines if line != line.rstrip()]
+    assert "layer net.0" in captured.out
+    assert "group no_decay" in captured.out
+    assert "nan" not in captured.out.lower().replace("the step is nan", "")
+
+
+def test_of_two_optimizers_each_is_told(tmp_path: Path) -> None:
+    class Two(Plain):
+        def __init__(self) -> None:
+            super().__init__(
+                lambda net: (
+                    torch.optim.AdamW(net[:2].parameters()),
+                    torch.optim.Adam(net[3:].parameters(), lr=1e-2),
+                )
+            )
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.manual_backward(loss_of(self.net, batch))
+            for optimizer in self.optimizers():  # type: ignore[union-attr]
+                optimizer.step()
+                optimizer.zero_grad()
+
+    fit(Two(), tmp_path / "last.ckpt")
+    said = inspect(tmp_path / "last.ckpt")
+    assert "Optimizer 0: AdamW, 4 tensors" in said
+    assert "Optimizer 1: Adam, 2 tensors" in said
+
+
+def test_beside_another_kind_of_optimizer(tmp_path: Path) -> None:
+    planted(tmp_path / "state.pt", 1e-2)
+    content = torch.load("state.pt")
+    weight = nn.Parameter(torch.ones(3))
+    sgd = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+    weight.grad = torch.ones(3)
+    sgd.step()
+    torch.save({**content, "sgd": sgd.state_dict()}, "both.pt")
+    said = inspect(tmp_path / "both.pt")
+    assert "Left out: optimizer sgd: expected the state of Adam or AdamW, but it keeps" in said
+    assert "Optimizer optimizer: AdamW" in said
+
+
+def test_names_that_compile_has_lengthened(tmp_path: Path) -> None:
+    module = Lit(ADAMW)
+    fit(module, tmp_path / "last.ckpt")
+    content = torch.load("last.ckpt")
+    content["state_dict"] = {
+        name.replace("net.", "net._orig_mod."): each for name, each in content["state_dict"].items()
+    }
+    torch.save(content, "compiled.ckpt")
+    assert saved_in(tmp_path / "compiled.ckpt")[0].weights == "state_dict"
+
+
+@pytest.mark.parametrize("with_frozen", [False, True])
+def test_weights_that_cannot_be_told_apart_are_left_out(with_frozen: bool, tmp_path: Path) -> None:
+    net = nn.Sequential(*(nn.Linear(3, 3, bias=False) for _ in range(3)))
+    optimizer = stepped(list(net[with_frozen:].parameters()), decoupled=True)
+    torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, "state.pt")
+    saved, moments = saved_in(tmp_path / "state.pt")
+    assert bool(saved.weights) is not with_frozen
+    told = {each.name for each in moments.known}
+    assert ("update_lost_fraction" in told) is not with_frozen
+    assert {"eps_energy_loss", "direction_rms", "nonfinite_count"} <= told
+    assert ("The weights are not known" in inspect(tmp_path / "state.pt")) is with_frozen
+
+
+def test_an_optimizers_state_alone(tmp_path: Path) -> None:
+    optimizer = stepped(list(network().parameters()), decoupled=True)
+    torch.save(optimizer.state_dict(), "optimizer.pt")
+    said = inspect(tmp_path / "optimizer.pt")
+    assert "parameters unknown, state float32" in said
+    assert "decay/update" not in said
+    assert "eps takes" in said
+
+
+def test_buffers_and_tied_weights_are_no_parameters(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4))
+    net[2].weight = net[0].weight
+    optimizer = stepped(list(net.parameters()), decoupled=True)
+    torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, "state.pt")
+    _, moments = saved_in(tmp_path / "state.pt")
+    names = [name for name, _ in net.named_parameters()]
+    assert [view.place.tensor for view in moments.views] == names
+    for view, parameter in zip(moments.views, net.parameters(), strict=True):
+        assert torch.equal(view.parameter, parameter)
+
+
+def test_a_schedule_that_has_ended_is_told_at_its_peak(tmp_path: Path) -> None:
+    fit(Lit(ADAMW, {"name": "linear"}), tmp_path / "last.ckpt")
+    said = inspect(tmp_path / "last.ckpt")
+    assert "The schedule has come to 0: updates and decay are told at the peak's lr." in said
+    assert "update/weight" in said
+
+
+def test_an_optimizer_whose_step_is_its_own(tmp_path: Path) -> None:
+    fit(Plain(lambda net: torch.optim.NAdam(net.parameters())), tmp_path / "last.ckpt")
+    saved, moments = saved_in(tmp_path / "last.ckpt")
+    assert not saved.is_adams
+    told = {each.name for each in moments.known}
+    assert "exp_avg_rms" in told
+    assert not told & {"direction_rms", "eps_energy_loss", "denominator_mean"}
+    assert "whose step is not known" in inspect(tmp_path / "last.ckpt")
+
+
+def test_a_state_that_is_not_finite_is_found(tmp_path: Path) -> None:
+    planted(tmp_path / "state.pt", 1e-2)
+    content = torch.load("state.pt")
+    content["optimizer"]["state"][0]["exp_avg"][0, :2] = torch.nan
+    torch.save(content, "state.pt")
+    said = inspect(tmp_path / "state.pt")
+    assert "not_finite (error)" in said
+    assert "2 elements are NaN or infinite." in said
+
+
+def test_hydra_configs_among_the_hyperparameters_need_no_trust(tmp_path: Path) -> None:
+    class Hyper(Lit):
+        def __init__(self, optimizer: Any) -> None:
+            super().__init__(optimizer)
+            self.save_hyperparameters()
+
+    fit(Hyper(OmegaConf.create(ADAMW)), tmp_path / "last.ckpt")
+    assert saved_in(tmp_path / "last.ckpt")[0].is_recorded
+
+
+class Foreign:
+    """An object of a user's own."""
+
+
+def test_what_may_run_code_needs_trust(tmp_path: Path) -> None:
+    planted(tmp_path / "state.pt", 1e-2)
+    torch.save({**torch.load("state.pt"), "cfg": Foreign()}, "own.pt")
+    with pytest.raises(ConfigError, match=r"it holds .*Foreign; .* inspect --trust .*own\.pt"):
+        inspect(tmp_path / "own.pt")
+    assert "Findings" in inspect(tmp_path / "own.pt", trust=True)
+
+
+def empty(path: Path) -> None:
+    path.touch()
+
+
+def junk(path: Path) -> None:
+    path.write_text("hello, this is no checkpoint")
+
+
+def cut(path: Path) -> None:
+    planted(path, 1.0)
+    path.write_bytes(path.read_bytes()[:-300])
+
+
+def sgd(path: Path) -> None:
+    fit(Plain(lambda net: torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)), path)
+
+
+def untrained(path: Path) -> None:
+    torch.save(torch.optim.Adam(network().parameters()).state_dict(), path)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: None, "there is no such file; expected a checkpoint"),
+        (Path.mkdir, "expected a file, but it is a folder, as sharded strategies leave; type"),
+        (empty, "expected a file of torch.save, whole, but it cannot be read"),
+        (junk, "expected a file of torch.save, whole, but it cannot be read"),
+        (cut, "expected a file of torch.save, whole, but it cannot be read"),
+        (lambda path: torch.save([1], path), "but it is of the class list; save with"),
+        (lambda path: torch.save(network().state_dict(), path), "it has no state of an optimizer"),
+        (sgd, "expected the state of Adam or AdamW, but it keeps momentum_buffer;"),
+        (untrained, "expected the state of Adam or AdamW, but it is empty: no step was taken yet"),
+    ],
+)
+def test_a_file_that_tells_nothing_is_refused(
+    make: Callable[[Path], None], said: str, tmp_path: Path
+) -> None:
+    make(tmp_path / "file")
+    with pytest.raises(ConfigError, match=re.escape(said)) as refused:
+        inspect(tmp_path / "file")
+    assert "\n" not in str(refused.value)
+    assert str(refused.value).startswith(str(tmp_path / "file"))
+
+
+def test_in_a_shell(tmp_path: Path) -> None:
+    planted(tmp_path / "state.pt", 1e-9)
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [BIN / "lightning-adam", "inspect", *words],
+            cwd=tmp_path,
+            env=environment(PYTHONPATH=str(Path(__file__).parents[1])),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            check=False,
+        )
+
+    finished = run("state.pt")
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert finished.stdout.startswith("state.pt: a file of torch.save\n\nAdamW, 6 tensors")
+    assert "type:    optimizer.eps=" in finished.stdout
+    refused = run("nowhere.ckpt")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("lightning-adam inspect: nowhere.ckpt: there is no such file;")

@@ -612,6 +612,15 @@ DIRECTIONS = [
         partial(synthetic, made=autoregressive(0.99), betas=(0.5, 0.95)),
     ),
     control("weights that begin at 0", partial(synthetic, rms=0.0)),
+    control("heavy tails", partial(synthetic, lambda step, noise: noise**3, rms=0.05)),
+    control(
+        "one gradient of a hundred",
+        partial(synthetic, lambda step, noise: noise * (noise.abs() > 2.576), rms=0.05),
+    ),
+    control(
+        "gradients with a mean of .3",
+        partial(synthetic, lambda step, noise: noise + 0.3, rms=0.05, lr=1e-4),
+    ),
     control("a million weights", partial(synthetic, sizes=(1 << 20,), steps=60)),
     control("seven weights", partial(synthetic, sizes=(7,), steps=600)),
 ]
@@ -761,6 +770,14 @@ TRAINED_WELL = [
         ),
         seeds=(0,),
     ),
+    *healthy(
+        "MLP, lr 1e-2, warm-up and cosine",
+        partial(BRIEF, lr=1e-2, schedule=warmed_up(0.1)),
+        seeds=(0,),
+    ),
+    *healthy("MLP, eps 1e-4", partial(BRIEF, eps=1e-4), seeds=(0,)),
+    *healthy("MLP, beta2 .9999", partial(BRIEF, betas=(0.9, 0.9999)), seeds=(0,)),
+    *healthy("MLP, decay 1", partial(BRIEF, weight_decay=1.0), seeds=(0,)),
     *healthy("MLP, lr 1e-2", partial(BRIEF, lr=1e-2), seeds=(0,)),
     *healthy("MLP, betas .5, .9", partial(BRIEF, betas=(0.5, 0.9)), seeds=(0,)),
     *healthy("MLP, betas 0, .99", partial(BRIEF, betas=(0.0, 0.99)), seeds=(0,)),
@@ -770,6 +787,11 @@ TRAINED_WELL = [
     *healthy(
         "digits MLP, all images in one batch",
         partial(classifier, net=DIGITS, data=digits, steps=500, lr=1e-3, batch_size=1797),
+        seeds=(0,),
+    ),
+    *healthy(
+        "digits MLP, all images in one batch, lr 1e-4",
+        partial(classifier, net=DIGITS, data=digits, steps=600, lr=1e-4, batch_size=1797),
         seeds=(0,),
     ),
     *healthy(

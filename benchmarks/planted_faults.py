@@ -1,8 +1,8 @@
-"""Trainings that are ill in a known way, those that differ from them only in being well, and others
-that are well.
+"""Trainings that are ill in a known way, and others that are well.
 
-A fault, a control or a training is one entry of `RUNS`: a name, what has to be found in it, and a
-function that builds a `Loop`. Nothing is found is what has to be found in a control.
+Each is one entry of `RUNS`: a name, what has to be found in it, and a function that builds a `Loop`.
+A control differs from a fault only in being well; in it, as in a healthy training, nothing has to
+be found.
 """
 
 import functools

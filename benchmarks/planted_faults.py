@@ -1,6 +1,6 @@
 """Trainings that are ill in a known way, and others that are well.
 
-Each is one entry of `RUNS`: a name, what has to be found in it, and a function that builds a `Loop`.
+Each is one entry of `RUNS`: a name, what has to be found in it, and what builds its `Loop`.
 A control differs from a fault only in being well; in it, as in a healthy training, nothing has to
 be found.
 """

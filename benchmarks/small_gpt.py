@@ -43,13 +43,15 @@ class Block(nn.Module):
 class SmallGPT(nn.Module):
     """With the defaults 4.9 million parameters in 77 tensors."""
 
-    def __init__(self, layers: int = 6, width: int = 256, heads: int = 4) -> None:
+    def __init__(
+        self, layers: int = 6, width: int = 256, heads: int = 4, vocabulary: int = BYTES
+    ) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(BYTES, width)
+        self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(CONTEXT, width)
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
         self.last = nn.LayerNorm(width)
-        self.head = nn.Linear(width, BYTES, bias=False)
+        self.head = nn.Linear(width, vocabulary, bias=False)
 
     def forward(self, text: Tensor) -> Tensor:
         positions = torch.arange(text.shape[1], device=text.device)

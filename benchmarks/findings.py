@@ -1,0 +1,99 @@
+"""Does each fault raise its finding, and nothing else one?
+
+python -m benchmarks.findings
+python -m benchmarks.findings --only eps float16 --every-n-steps 1
+
+One row a training of `benchmarks/planted_faults.py`, one column a rule. A cell has the severity (E
+error, W warning, i info, which is only recorded) and the step at which the finding was raised, of
+the model or of the first layer; `missed` where it should have been, and `!` where it should not.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.planted_faults import EVERY_N_STEPS, RUNS, Verdict, watched
+from lightning_adam.findings.rule import RULES
+from lightning_adam.schema import Severity
+
+LETTERS = {Severity.error: "E", Severity.warning: "W", Severity.info: "i"}
+
+
+def cell(verdict: Verdict, code: str) -> str:
+    """What a run has to say of a rule."""
+    steps = {each.severity: each.step for each in reversed(verdict.findings) if each.code == code}
+    if not steps:
+        return "missed" if code in verdict.missed else ""
+    ((severity, step),) = steps.items()
+    return f"{LETTERS[severity]} {step}{'!' if code in verdict.wrong else ''}"
+
+
+def table(verdicts: Sequence[Verdict]) -> str:
+    """One row a run, one column a rule; the rules' names are written one word below the other."""
+    codes = [code for code in RULES if any(cell(each, code) for each in verdicts)]
+    words = {code: code.split("_") for code in codes}
+    rows = {each.run.name: [cell(each, code) for code in codes] for each in verdicts}
+    height = max((len(each) for each in words.values()), default=0)
+    heads = [
+        [each[line] if line < len(each) else "" for each in words.values()]
+        for line in range(height)
+    ]
+    lines = [*heads, *rows.values()]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(codes))]
+    first = max(map(len, rows), default=0)
+    names = [*[""] * height, *rows]
+    return "\n".join(
+        "  ".join([name.ljust(first), *map(str.ljust, line, widths)]).rstrip()
+        for name, line in zip(names, lines, strict=True)
+    )
+
+
+def conclusion(verdicts: Sequence[Verdict]) -> list[str]:
+    """What did not hold, or that all did."""
+    lines = []
+    for each in verdicts:
+        if each.missed:
+            lines.append(f"{each.run.name}: expected {', '.join(sorted(each.missed))}, not raised")
+        for finding in each.findings:
+            if finding.code in each.wrong:
+                evidence = ", ".join(
+                    f"{name} {value:.3g}" for name, value in finding.evidence.items()
+                )
+                lines.append(
+                    f"{each.run.name}: {finding.code} of the {finding.scope} at step {finding.step}"
+                    f" was not expected ({evidence})"
+                )
+    holds = "every fault raised its finding, no control and no healthy run raised one"
+    return lines or [holds]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="runs whose name contains one")
+    parser.add_argument("--every-n-steps", type=int, default=EVERY_N_STEPS)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    runs = [
+        run for run in RUNS if chosen.only is None or any(each in run.name for each in chosen.only)
+    ]
+    if not runs:
+        names = "\n".join(run.name for run in RUNS)
+        parser.error(f"--only {' '.join(chosen.only)}: expected parts of these names\n{names}")
+    start = time.perf_counter()
+    progress = tqdm(runs, unit="run", disable=not sys.stderr.isatty())
+    verdicts = []
+    for run in progress:
+        progress.set_description(run.name)
+        verdicts.append(watched(run, chosen.every_n_steps))
+    print(table(verdicts))
+    print(f"\n{len(runs)} runs in {time.perf_counter() - start:.0f} s")
+    print("\n".join(conclusion(verdicts)))
+    return 0 if all(each.holds for each in verdicts) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -22,33 +22,6 @@ from benchmarks.planted_faults import (
 )
 from lightning_adam.findings import RULES
 
-NOT_YET = {
-    **dict.fromkeys(
-        ["float16, eps 1e-8, fused", "float16, eps 1e-4", "float32, gradients 1e-25"],
-        "exp_avg_sq_underflow does not explain exp_avg_sq_lags away",
-    ),
-    "resumed without moments": "state_mismatch does not explain exp_avg_sq_lags away",
-    "noise, beta1 0.0": "correlated_updates does not know what noise gives at a small beta1",
-    "LoRA that begins at 0": "correlated_updates takes a loss without noise for correlation",
-    "MLP, betas 0, .99, seed 0": "neither rule of steps knows what noise gives at a small beta1",
-    **dict.fromkeys(
-        [
-            "MLP of two layers, lr 1e-4, seed 0",
-            "digits MLP, all images in one batch, lr 1e-4, seed 0",
-        ],
-        "correlated_updates takes steps that could be larger for correlation",
-    ),
-    "MLP, lr 1e-2, warm-up and cosine, seed 0": "learning_rate_too_large is judged in a warm-up",
-    "MLP, eps 1e-4, seed 0": "eps_dominates is raised by an eps that does no harm yet",
-    "MLP, resumed without moments": "state_mismatch does not explain exp_avg_sq_lags away",
-    "MLP, L2 1e-2, pixels x .01": "decay_uneven does not explain learning_rate_too_large away",
-    **dict.fromkeys(
-        ["MLP, lr 3e-1", "CNN, lr 3e-1", "GPT, lr 1e-1"],
-        "decay_dominates takes weights that have grown for weights that decay has shrunk",
-    ),
-    "weights that begin at 0": "learning_rate_too_large does not know that weights begin at 0",
-}
-"""Runs of which something else is found than should be, and what."""
 FORESEEN = {"eps_vanishes", "parameters_left_out", "warmup_short", "decay_timescale"}
 """Rules that are judged before the first step: see test_preflight.py."""
 
@@ -62,16 +35,7 @@ def one_thread() -> Iterator[None]:
 
 
 def cases(runs: list[Run]) -> list[object]:
-    return [
-        pytest.param(
-            run,
-            id=run.name,
-            marks=[pytest.mark.xfail(reason=NOT_YET[run.name], strict=True)]
-            if run.name in NOT_YET
-            else [],
-        )
-        for run in runs
-    ]
+    return [pytest.param(run, id=run.name) for run in runs]
 
 
 def assert_holds(run: Run) -> None:

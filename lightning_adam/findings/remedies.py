@@ -97,12 +97,16 @@ def representable_eps(case: Case) -> list[Cure]:
 def state_that_holds_gradients(case: Case) -> list[Cure]:
     """A second moment that the squares of the gradients do not underflow in."""
     scale = Cure((), "multiply the loss by a constant, 1e6 say: but for eps Adam does not feel it")
-    return full_precision(case) or [scale]
+    # An eps that was chosen for half precision is too large beside float32.
+    is_large = case.setting("eps") > 1e-8
+    eps = (override(case.training.place, "eps", 1e-8),) if is_large else ()
+    precise = full_precision(case)
+    return [each._replace(overrides=(*each.overrides, *eps)) for each in precise] or [scale]
 
 
 def state_that_decays(case: Case) -> list[Cure]:
     """A second moment that can forget in its dtype."""
-    return [other_beta2(case, min(case.betas[1], 0.99)), *full_precision(case)]
+    return [*full_precision(case), other_beta2(case, min(case.betas[1], 0.99))]
 
 
 def kept_updates(case: Case) -> list[Cure]:
@@ -115,7 +119,7 @@ def kept_updates(case: Case) -> list[Cure]:
 def faster_second_moment(case: Case) -> list[Cure]:
     """What keeps a jump of the gradient from becoming one of the weights."""
     lag = max(case.values["exp_avg_sq_lag"], 1.0)
-    return [*lower_beta2(case), clip(case), scaled_lr(case, 1 / lag)]
+    return [clip(case), *lower_beta2(case), scaled_lr(case, 1 / lag)]
 
 
 def calmer_steps(case: Case) -> list[Cure]:

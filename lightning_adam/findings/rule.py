@@ -20,8 +20,8 @@ class Warmup(Enum):
     """Optimizer steps before which a rule is not judged."""
 
     NONE = "none"
-    FIRST_MOMENT = "3/(1-β1) steps"
-    DIRECTION = "15/(1-β1) steps"
+    FIRST_MOMENT = "3/(1-β1) steps, at least 30"
+    DIRECTION = "15/(1-β1) steps, at least 150"
     SECOND_MOMENT = "1/(1-β2) steps"
 
     def steps(self, beta1: float, beta2: float) -> float:
@@ -31,12 +31,12 @@ class Warmup(Enum):
             >>> round(Warmup.FIRST_MOMENT.steps(0.9, 0.999))
             30
         """
-        return {
-            Warmup.NONE: 0.0,
-            Warmup.FIRST_MOMENT: 3 / (1 - beta1),
-            Warmup.DIRECTION: 15 / (1 - beta1),
-            Warmup.SECOND_MOMENT: 1 / (1 - beta2),
-        }[self]
+        if self is Warmup.NONE:
+            return 0.0
+        if self is Warmup.SECOND_MOMENT:
+            return 1 / (1 - beta2)
+        least = 30.0 if self is Warmup.FIRST_MOMENT else 150.0
+        return max(0.1 * least / (1 - beta1), least)
 
 
 class Memory(NamedTuple):

@@ -48,7 +48,7 @@ def eps_dominates(
     eps: float,
     training: Training,
     *,
-    threshold: float = 0.1,
+    threshold: float = 0.2,
     denominator_below: float = 100.0,
 ) -> bool:
     """Eps, not the second moment, divides the first: steps shrink with the gradient, as SGD's do.
@@ -140,7 +140,7 @@ def updates_lost(
     source="Wortsman et al. 2023, arXiv 2304.13013, section 3.4: spikes of the loss follow 1 to 8"
     " steps after a value of 2.3; threshold calibrated",
     persistence=1,
-    explained_by=("not_finite",),
+    explained_by=("not_finite", "exp_avg_sq_underflow", "state_mismatch", "eps_vanishes"),
     evidence=("grad_norm", "direction_max"),
 )
 def exp_avg_sq_lags(exp_avg_sq_lag: float, *, threshold: float = 3.0) -> bool:
@@ -199,24 +199,39 @@ def decay_lost(
     remedy=remedies.calmer_steps,
     source="Molybog et al. 2023, arXiv 2304.09871; threshold calibrated",
     warmup=Warmup.DIRECTION,
-    explained_by=("not_finite", "exp_avg_sq_lags", "updates_lost", "state_mismatch"),
+    explained_by=(
+        "not_finite",
+        "exp_avg_sq_lags",
+        "exp_avg_sq_underflow",
+        "updates_lost",
+        "state_mismatch",
+        "eps_vanishes",
+    ),
     evidence=("momentum_alignment",),
 )
 def correlated_updates(
     direction_rms: float,
     direction_large_fraction: float,
     update_to_weight: float,
+    beta1: float,
+    training: Training,
     *,
     threshold: float = 0.6,
     large_fraction: float = 0.2,
     update_to_weight_above: float = 1e-4,
+    large_step: float = 5e-3,
 ) -> bool:
     """Gradients of successive steps agree, so that the elements move together, at full length.
 
-    Large models diverge from it. Noise gives √((1-β1)/(1+β1)), 0.23 at β1 = 0.9.
+    Large models diverge from it. Noise gives √((1-β1)/(1+β1)), 0.23 at β1 = 0.9: what counts is
+    half as much again, and twice as many long steps as in noise. Where steps are below `large_step`
+    of the weights and the loss falls, they agree because they are small, which does no harm.
     """
-    is_long = direction_rms > threshold or direction_large_fraction > large_fraction
-    return is_long and update_to_weight >= update_to_weight_above
+    noise = math.sqrt((1 - beta1) / (1 + beta1))
+    is_long = direction_rms > max(threshold, 1.5 * noise)
+    are_many = direction_large_fraction > max(large_fraction, 2 * math.erfc(0.8 / noise / 2**0.5))
+    does_no_harm = update_to_weight < large_step and training.loss_share < 1
+    return (is_long or are_many) and update_to_weight >= update_to_weight_above and not does_no_harm
 
 
 @rule(
@@ -257,12 +272,19 @@ def learning_rate_too_small(
     " {grad_zero_fraction:.0%} of the gradient is 0.",
     remedy=remedies.smaller_lr,
     source="CS231n, Learning, section 'Ratio of weights:updates'; thresholds calibrated",
-    explained_by=("decay_dominates", "not_finite", "exp_avg_sq_lags", "state_mismatch"),
-    evidence=("lr", "direction_rms"),
+    explained_by=(
+        "decay_dominates",
+        "decay_uneven",
+        "not_finite",
+        "exp_avg_sq_lags",
+        "state_mismatch",
+    ),
+    evidence=("direction_rms",),
 )
 def learning_rate_too_large(
     update_to_weight: float,
     grad_zero_fraction: float,
+    lr: float,
     past: Past,
     *,
     threshold: float = 0.03,
@@ -272,8 +294,11 @@ def learning_rate_too_large(
     """Steps are as large as the weights, so that what was learnt is overwritten.
 
     Or the first ones were, by more than `first_above`, and have left less than `alive_below` of the
-    elements that had a gradient with one: units that do not fire any more.
+    elements that had a gradient with one: units that do not fire any more. It is not judged while
+    the learning rate rises, nor of weights that began at 0.
     """
+    if lr > past.last("lr") or past.first("update_to_weight") > 0.9999:
+        return False
     alive = (1 - grad_zero_fraction) / (1 - past.first("grad_zero_fraction"))
     has_killed = past.largest("update_to_weight") > first_above and alive < alive_below
     return update_to_weight > threshold or has_killed
@@ -310,7 +335,7 @@ def decay_dominates(
     shrunk_to: float = 0.9,
 ) -> bool:
     """Weight decay takes the weights away faster than the gradient makes them."""
-    has_shrunk = weight_norm < shrunk_to * past.largest("weight_norm")
+    has_shrunk = weight_norm < shrunk_to * past.first("weight_norm")
     return decay_to_update > threshold and has_shrunk and not training.has_converged
 
 
@@ -377,6 +402,7 @@ def state_mismatch(
     sentence="The learning rate is 0 with {steps_left:.0f} steps to go.",
     remedy=remedies.whole_schedule,
     source="arithmetic",
+    persistence=2,
     warmup=Warmup.NONE,
     evidence=("lr",),
 )

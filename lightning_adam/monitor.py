@@ -357,7 +357,7 @@ class AdamMonitor(Callback):
             names = names_of(trainer.optimizers, pl_module)
         module = holder_of_parameters(trainer, pl_module)
         if self.config.findings is not None:
-            self._judge = Judge(self.config, module)
+            self._judge = Judge(self.config, module, self._interval)
         if self.config.flight_recorder:
             self._recorder = FlightRecorder(self.config)
         for optimizer, name in zip(trainer.optimizers, names, strict=True):
@@ -439,7 +439,7 @@ class AdamMonitor(Callback):
             module=module,
             optimizer_name=name or None,
             kernel=self.config.kernel,
-            judged=[] if self._judge is None else self._judge.statistics(optimizer, name),
+            judged=[] if self._judge is None else self._judge.watch(optimizer, name),
         )
         together = is_sharded(optimizer)
         counter = StepCounter(optimizer, is_sharded=together)

@@ -126,6 +126,7 @@ class WandbServer:
         self.views: dict[str, View] = {}
         self.charts: dict[str, str] = {}
         """The specs of charts of one's own, by entity and name."""
+        self.alerts: list[Json] = []
         self.operations: list[Operation] = []
         """What was answered, errors included, but for what came while it was unavailable."""
         self.unknown: list[str] = []
@@ -146,6 +147,7 @@ class WandbServer:
             "View": self._view,
             "UpsertView2": self._upsert_view,
             "CreateCustomChart": self._create_custom_chart,
+            "NotifyScriptableRunAlert": self._alert,
         }
 
     @property
@@ -240,6 +242,10 @@ class WandbServer:
     def _viewer(self, _: Json) -> Json:
         viewer = {"id": "viewer", "entity": ENTITY, "username": ENTITY, "email": "", "flags": "{}"}
         return {"viewer": viewer | {"teams": {"edges": []}}}
+
+    def _alert(self, alert: Json) -> Json:
+        self.alerts.append(alert)
+        return {"notifyScriptableRunAlert": {"success": True}}
 
     def _server_info(self, _: Json) -> Json:
         versions = {"cliVersionInfo": {"max_cli_version": "999"}, "latestLocalVersionInfo": None}

@@ -43,10 +43,12 @@ class Judge:
     Args:
         config: The monitor's.
         module: What is trained, where the parameters are.
+        every_n_steps: The steps from one measurement to the next (default: 1).
     """
 
-    def __init__(self, config: MonitorConfig, module: nn.Module) -> None:
+    def __init__(self, config: MonitorConfig, module: nn.Module, every_n_steps: int = 1) -> None:
         self._config = config
+        self._every_n_steps = every_n_steps
         self._module = module
         self._accused: dict[str, _Accused] = {}
         self._first_loss = math.nan
@@ -60,7 +62,7 @@ class Judge:
         """All of them, those that have ceased too."""
         return [finding for each in self._accused.values() for finding in each.watch.all]
 
-    def statistics(self, optimizer: Optimizer, name: str) -> list[str]:
+    def watch(self, optimizer: Optimizer, name: str) -> list[str]:
         """Begins to watch an optimizer; returns what has to be measured of it.
 
         Args:
@@ -75,7 +77,7 @@ class Judge:
         """Says what can be known before the first step."""
         foreseen = []
         for accused in self._accused.values():
-            accused.training = _training(trainer, module, accused.optimizer)
+            accused.training = _training(trainer, module, accused.optimizer, self._every_n_steps)
             plan = _plan(trainer, self._module, accused.optimizer, accused.training)
             foreseen += accused.watch.foresee(preflight(plan, accused.watch.rules))
         self._tell(trainer, foreseen)
@@ -178,7 +180,9 @@ def _low_denominator(
     return magnitude_above(counts[[*QUANTITIES].index("denominator")].tolist(), 0.01)
 
 
-def _training(trainer: Trainer, module: LightningModule, optimizer: Optimizer) -> Training:
+def _training(
+    trainer: Trainer, module: LightningModule, optimizer: Optimizer, every_n_steps: int
+) -> Training:
     """What is known of a training before it begins."""
     place, scheduler_place = getattr(module, "config_places", ("optimizer", "scheduler"))
     peaks = [_number(peak_lr(group)) for group in optimizer.param_groups]
@@ -194,6 +198,7 @@ def _training(trainer: Trainer, module: LightningModule, optimizer: Optimizer) -
         dtypes=frozenset(str(each.dtype).removeprefix("torch.") for each in parameters),
         peak_lr=max(peaks, default=math.nan),
         total_steps=math.inf if steps is None else steps,
+        every_n_steps=every_n_steps,
         steps_per_epoch=epoch if math.isfinite(epoch) else math.nan,
     )
 
@@ -226,7 +231,7 @@ def _plan(trainer: Trainer, module: nn.Module, optimizer: Optimizer, training: T
 
 def _planned(name: str, group: Mapping[str, Any]) -> PlannedGroup:
     dtypes = {each.dtype for each in group["params"] if each.is_floating_point()}
-    eps = {str(dtype): torch.tensor(group["eps"], dtype=dtype).item() for dtype in dtypes}
+    eps = {str(dtype): _rounded_to_0(float(group["eps"]), dtype) for dtype in dtypes}
     settings = {**group, "lr": _number(peak_lr(group)), "betas": [*map(_number, group["betas"])]}
     return PlannedGroup(
         name,
@@ -234,6 +239,12 @@ def _planned(name: str, group: Mapping[str, Any]) -> PlannedGroup:
         {dtype.removeprefix("torch."): value for dtype, value in eps.items()},
         {str(dtype).removeprefix("torch."): torch.finfo(dtype).eps for dtype in dtypes},
     )
+
+
+def _rounded_to_0(number: float, dtype: torch.dtype) -> float:
+    """A number, or 0 if it is at most half of the smallest of a dtype."""
+    kind = torch.finfo(dtype)
+    return number if number > kind.tiny * kind.eps / 2 else 0.0
 
 
 def _number(value: Any) -> float:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lightning_adam.findings import remedies
 from lightning_adam.findings.finding import Finding
-from lightning_adam.findings.rule import Case, Rule, Training, rule
+from lightning_adam.findings.rule import Case, Cure, Rule, Training, rule
 from lightning_adam.schema import Severity
 
 
@@ -44,6 +44,8 @@ class Foreseen(NamedTuple):
     sentence: str = ""
     """In place of the rule's own."""
     severity: Severity | None = None
+    """In place of the rule's own."""
+    cures: tuple[Cure, ...] | None = None
     """In place of the rule's own."""
 
 
@@ -156,7 +158,20 @@ def _exp_avg_sq_stalled(plan: Plan) -> Iterator[Foreseen]:
                 )
 
 
+def _exp_avg_sq_lags(plan: Plan) -> Iterator[Foreseen]:
+    seldom = plan.training.every_n_steps
+    if seldom > 1:
+        yield Foreseen(
+            {},
+            sentence=f"It is measured every {seldom} steps: a gradient that jumps for a step or two"
+            " is not seen in between.",
+            severity=Severity.info,
+            cures=(Cure(("adam_monitor.every_n_steps=1",)),),
+        )
+
+
 EARLY: dict[str, Check] = {
+    "exp_avg_sq_lags": _exp_avg_sq_lags,
     "schedule_exhausted": _schedule_exhausted,
     "exp_avg_sq_stalled": _exp_avg_sq_stalled,
 }
@@ -192,6 +207,7 @@ def preflight(plan: Plan, rules: Mapping[str, Rule]) -> list[Finding]:
 
 
 def _finding(rule: Rule, foreseen: Foreseen, plan: Plan) -> Finding:
+    cures = foreseen.cures
     numbers = {name: value for name, value in foreseen.told.items() if isinstance(value, float)}
     return Finding(
         code=rule.code,
@@ -201,6 +217,6 @@ def _finding(rule: Rule, foreseen: Foreseen, plan: Plan) -> Finding:
         sentence=(foreseen.sentence or rule.sentence.format_map(dict(foreseen.told))),
         evidence=numbers,
         worst={},
-        cures=tuple(rule.remedy(Case(numbers, plan.training))),
+        cures=tuple(rule.remedy(Case(numbers, plan.training))) if cures is None else cures,
         source=rule.source,
     )

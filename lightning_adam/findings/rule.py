@@ -87,7 +87,6 @@ class Training:
     place: str = "optimizer"
     """Where the optimizer is configured."""
     scheduler_place: str = "scheduler"
-    monitor_place: str = "adam_monitor"
     dtypes: frozenset[str] = frozenset({"float32"})
     """Those of the parameters, in torch's words."""
     peak_lr: float = math.nan
@@ -96,6 +95,7 @@ class Training:
     """The optimizer steps that the trainer will take."""
     steps_per_epoch: float = math.nan
     every_n_steps: int = 1
+    """The steps from one measurement to the next."""
     loss_share: float = math.nan
     """The loss, as a share of the first that was seen."""
     is_resumed: bool = False

@@ -38,7 +38,7 @@ def test_several_runs_with_what_could_not_be_read(trained: Trained, tmp_path: Pa
     finished = report(cut, trained.csv, "csv", "--output", "new page.html", folder=tmp_path)
     assert (finished.returncode, finished.stderr) == (0, "")
     assert finished.stdout.splitlines() == [
-        "trained has not ended, or was cut: shown up to step 11.",
+        "trained has not ended, or was cut: shown up to step 12.",
         "lightning_logs/version_0 has no keys that begin with adam_; train with"
         " callbacks=[AdamMonitor()].",
         "report: new page.html",

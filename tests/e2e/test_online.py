@@ -111,6 +111,18 @@ def test_an_online_run_delivers_every_row(server: WandbServer, tmp_path: Path) -
 
 
 @pytest.mark.slow
+def test_a_finding_is_an_alert_if_it_is_asked_for(server: WandbServer, tmp_path: Path) -> None:
+    ill = ("width=2", "trainer.max_epochs=2", "optimizer.eps=0.1")
+    trained = train(server, tmp_path, *ill, "adam_monitor.alert=true")
+    assert trained.returncode == 0, trained.output
+    (alert,) = server.alerts
+    assert alert["title"] == "Adam: eps_dominates"
+    assert "type:    optimizer.eps=" in alert["text"]
+    assert server.run.summary["adam_findings_raised/eps_dominates"] == 60
+    assert any("adam_findings" in name for name in media(server))
+
+
+@pytest.mark.slow
 def test_a_slow_server_loses_nothing(server: WandbServer, tmp_path: Path) -> None:
     server.delay_s = DELAY_S
     trained = train(server, tmp_path, *BRIEF)

@@ -29,8 +29,10 @@ class Plain(L.LightningModule):
         return torch.optim.AdamW(self.net.parameters(), **self.settings)
 
 
-def foreseen(module: L.LightningModule, steps: int = 1, **flags: Any) -> dict[str, Finding]:
-    monitor = AdamMonitor(every_n_steps=1)
+def foreseen(
+    module: L.LightningModule, steps: int = 1, every_n_steps: int = 1, **flags: Any
+) -> dict[str, Finding]:
+    monitor = AdamMonitor(every_n_steps=every_n_steps)
     fit = trainer(callbacks=[monitor], **{"max_steps": steps, **flags})
     fit.fit(module, loader(8))
     return {each.code: each for each in monitor.findings if each.step == 0}
@@ -78,6 +80,12 @@ def test_a_decay_beside_the_length_of_the_run() -> None:
     assert "decay_timescale" not in foreseen(cured, max_epochs=1, steps=-1)
     strong = foreseen(Plain(lr=1.0, weight_decay=5.0), max_epochs=1, steps=-1)
     assert "an epoch takes 8" in strong["decay_timescale"].sentence
+
+
+def test_measuring_too_seldom_to_see_what_lasts_a_step() -> None:
+    (override,) = foreseen(Plain(), every_n_steps=10)["exp_avg_sq_lags"].remedy
+    assert override == "adam_monitor.every_n_steps=1"
+    assert "exp_avg_sq_lags" not in foreseen(Plain(), every_n_steps=1)
 
 
 def test_parameters_that_no_optimizer_has() -> None:

@@ -37,7 +37,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.small_gpt import SmallGPT, text_loader
 from lightning_adam import AdamMonitor
-from lightning_adam.flight_recorder import FlightRecorder
+from lightning_adam.flight_recorder.recorder import FlightRecorder
 from lightning_adam.schema import MonitorConfig
 from lightning_adam.steps import StepCounter
 from recipes.mnist import mnist_loaders, small_cnn

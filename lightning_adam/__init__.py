@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lightning_adam.monitor import AdamMonitor
     from lightning_adam.optimizers import build_optimizer
     from lightning_adam.schedulers import build_scheduler
-    from lightning_adam.sharpness import SharpnessMonitor
+    from lightning_adam.sharpness.monitor import SharpnessMonitor
     from lightning_adam.statistics.metric import AdamStatistics
 
 _HOMES = {
@@ -24,7 +24,7 @@ _HOMES = {
     "AdamMonitor": "monitor",
     "AdamStatistics": "statistics.metric",
     "ConfigError": "errors",
-    "SharpnessMonitor": "sharpness",
+    "SharpnessMonitor": "sharpness.monitor",
     "build_adam": "build",
     "build_optimizer": "optimizers",
     "build_scheduler": "schedulers",

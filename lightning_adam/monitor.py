@@ -27,7 +27,7 @@ from lightning_adam._private.torch import is_flattened
 from lightning_adam.errors import ConfigError, type_instead, warn_only
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.judging import Judge
-from lightning_adam.flight_recorder import FlightRecorder
+from lightning_adam.flight_recorder.recorder import FlightRecorder
 from lightning_adam.loggers import (
     ROWS_AT_ONCE,
     X_AXIS,

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import EarlyStopping
 
 from lightning_adam import ConfigError, SharpnessMonitor
-from lightning_adam.curvature import stability_of
+from lightning_adam.sharpness.curvature import stability_of
 from tests.rank_trainings import fit, parameters
 from tests.ranks import keep
 from tests.test_monitor import Recorder
@@ -35,7 +35,7 @@ def faulty(rank: int) -> dict[str, Any]:
             raise ZeroDivisionError("planted")
         return stability_of(*arguments)
 
-    with mock.patch("lightning_adam.sharpness.stability_of", fails):
+    with mock.patch("lightning_adam.sharpness.monitor.stability_of", fails):
         return monitored()
 
 

@@ -15,8 +15,8 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from torch import Tensor
 
 from lightning_adam import AdamMonitor, ConfigError
-from lightning_adam.flight_recorder import MOST_FILES, FlightRecorder
-from lightning_adam.loss_spikes import LossSpikes
+from lightning_adam.flight_recorder.loss_spikes import LossSpikes
+from lightning_adam.flight_recorder.recorder import MOST_FILES, FlightRecorder
 from tests.e2e.support import records
 from tests.exploding import (
     Exploding,
@@ -42,7 +42,7 @@ Said = Callable[[], str]
 def said(monkeypatch: pytest.MonkeyPatch) -> Said:
     """The recorder's only line."""
     lines: list[str] = []
-    monkeypatch.setattr("lightning_adam.flight_recorder.rank_zero_info", lines.append)
+    monkeypatch.setattr("lightning_adam.flight_recorder.recorder.rank_zero_info", lines.append)
 
     def only() -> str:
         (line,) = lines
@@ -262,7 +262,7 @@ def test_steps_that_were_skipped_are_not_recorded(implementation: str) -> None:
 def test_what_arrives_late_is_judged_late_and_written_as_it_was(
     asked_for: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightning_adam.flight_recorder.Arriving", Late)
+    monkeypatch.setattr("lightning_adam.flight_recorder.recorder.Arriving", Late)
     monkeypatch.setattr(Late, "asked_for", asked_for)
     _, folder = recorded(Exploding(12, "nan in a gradient"), batches=20)
     (file,) = files_of(folder)
@@ -322,7 +322,7 @@ def test_after_some_files_it_writes_no_more_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lines: list[str] = []
-    monkeypatch.setattr("lightning_adam.flight_recorder.rank_zero_info", lines.append)
+    monkeypatch.setattr("lightning_adam.flight_recorder.recorder.rank_zero_info", lines.append)
     _, folder = recorded(Unsteady(3), steps=3, batches=3 * MOST_FILES + 12)
     assert len(files_of(folder)) == MOST_FILES
     assert len(lines) == MOST_FILES + 1
@@ -361,9 +361,9 @@ def test_without_a_logger_the_file_is_in_the_root_folder(tmp_path: Path) -> None
     "place",
     [
         "lightning_adam.statistics.metric.AdamStatistics.update",
-        "lightning_adam.flight_recorder.logging_step",
-        "lightning_adam.flight_recorder.write",
-        "lightning_adam.flight_recorder.LossSpikes.is_spike",
+        "lightning_adam.flight_recorder.recorder.logging_step",
+        "lightning_adam.flight_recorder.recorder.write",
+        "lightning_adam.flight_recorder.recorder.LossSpikes.is_spike",
     ],
 )
 def test_a_fault_in_it_is_reported_once_and_training_ends_as_without_it(

@@ -341,12 +341,12 @@ def test_random_numbers_go_on_after_a_fault() -> None:
 @pytest.mark.parametrize(
     "place",
     [
-        "lightning_adam.sharpness.copied_batch",
-        "lightning_adam.sharpness.stability_of",
-        "lightning_adam.sharpness.evaluated",
-        "lightning_adam.sharpness.largest_eigenvalue",
-        "lightning_adam.sharpness.logging_step",
-        "lightning_adam.sharpness.StepCounter",
+        "lightning_adam.sharpness.monitor.copied_batch",
+        "lightning_adam.sharpness.monitor.stability_of",
+        "lightning_adam.sharpness.monitor.evaluated",
+        "lightning_adam.sharpness.monitor.largest_eigenvalue",
+        "lightning_adam.sharpness.monitor.logging_step",
+        "lightning_adam.sharpness.monitor.StepCounter",
     ],
 )
 @pytest.mark.parametrize("are_errors", [False, True])
@@ -575,7 +575,7 @@ def test_what_cannot_be_measured_is_refused_before_training(
 
 
 def test_sharded_parameters_are_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_adam.sharpness.is_sharded", lambda optimizer: True)
+    monkeypatch.setattr("lightning_adam.sharpness.monitor.is_sharded", lambda optimizer: True)
     with pytest.raises(ConfigError, match="they are sharded; train with DDPStrategy"):
         fitted(SharpnessMonitor(), Lit(ADAMW))
 

@@ -14,16 +14,23 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_adam._private.lightning import as_training_gives_it, logging_step
-from lightning_adam.curvature import (
+from lightning_adam.errors import ConfigError, warn_only
+from lightning_adam.optimizers import names_of
+from lightning_adam.shards import is_sharded, this_rank
+from lightning_adam.sharpness.curvature import (
     Stability,
     largest_eigenvalue,
     preconditioned_hessian,
     stability_of,
 )
-from lightning_adam.errors import ConfigError, warn_only
-from lightning_adam.held_loss import Held, Loss, NoLoss, copied_batch, evaluated, own_random_numbers
-from lightning_adam.optimizers import names_of
-from lightning_adam.shards import is_sharded, this_rank
+from lightning_adam.sharpness.held_loss import (
+    Held,
+    Loss,
+    NoLoss,
+    copied_batch,
+    evaluated,
+    own_random_numbers,
+)
 from lightning_adam.statistics.catalogue import key_part
 from lightning_adam.statistics.views import steps_as_adam
 from lightning_adam.steps import StepCounter

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_adam._private.lightning import logging_step
-from lightning_adam.flight_file import FOLDER, Step, went_first, write
-from lightning_adam.loss_spikes import LossSpikes
+from lightning_adam.flight_recorder.file import FOLDER, Step, went_first, write
+from lightning_adam.flight_recorder.loss_spikes import LossSpikes
 from lightning_adam.param_groups import clean_name
 from lightning_adam.schema import MonitorConfig, Scope
 from lightning_adam.shards import is_sharded, this_rank

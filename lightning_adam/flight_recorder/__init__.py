@@ -1,0 +1,1 @@
+"""The last steps of a training, kept for when it blows up."""

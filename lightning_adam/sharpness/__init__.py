@@ -1,0 +1,1 @@
+"""How near training is to Adam's edge of stability."""

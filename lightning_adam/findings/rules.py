@@ -48,7 +48,7 @@ def eps_dominates(
     eps: float,
     training: Training,
     *,
-    threshold: float = 0.2,
+    threshold: float = 0.3,
     denominator_below: float = 100.0,
 ) -> bool:
     """Eps, not the second moment, divides the first: steps shrink with the gradient, as SGD's do.
@@ -323,19 +323,23 @@ def amsgrad_frozen(amsgrad_gap: float, training: Training, *, threshold: float =
     remedy=remedies.weaker_decay,
     source="derived; threshold calibrated",
     explained_by=("not_finite", "updates_lost", "eps_dominates", "exp_avg_sq_stalled"),
-    evidence=("update_to_weight",),
 )
 def decay_dominates(
     decay_to_update: float,
     weight_norm: float,
+    update_to_weight: float,
     past: Past,
     training: Training,
     *,
     threshold: float = 0.3,
     shrunk_to: float = 0.9,
 ) -> bool:
-    """Weight decay takes the weights away faster than the gradient makes them."""
-    has_shrunk = weight_norm < shrunk_to * past.first("weight_norm")
+    """Weight decay takes the weights away faster than the gradient makes them.
+
+    Weights that the first step has made, or made anew, are not missed.
+    """
+    were_made = past.first("update_to_weight") > 0.3
+    has_shrunk = weight_norm < shrunk_to * past.first("weight_norm") and not were_made
     return decay_to_update > threshold and has_shrunk and not training.has_converged
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,9 @@ from lightning_adam.statistics import kernels
 from lightning_adam.statistics.histograms import QUANTITIES, magnitude_above
 from lightning_adam.statistics.measurement import Measurement
 from lightning_adam.statistics.views import Views, steps_as_adam
+
+MOST_OFTEN = 3
+"""How often the same is said in the console: a finding may come and go."""
 
 
 @dataclasses.dataclass
@@ -56,6 +60,7 @@ class Judge:
         self.should_stop = False
         """Whether a finding was raised that is to end the training."""
         self._has_news = False
+        self._told: Counter[tuple[str, str, str]] = Counter()
 
     @property
     def findings(self) -> list[Finding]:
@@ -102,7 +107,7 @@ class Judge:
             is_resumed: Whether it is the first after a checkpoint was loaded (default: False).
         """
         self._measurements += 1
-        if math.isnan(self._first_loss):
+        if not math.isfinite(self._first_loss):
             self._first_loss = loss
         share = loss / self._first_loss if self._first_loss else math.nan
         accused = self._accused[name]
@@ -114,7 +119,12 @@ class Judge:
         changes = accused.watch.judge(measurement, step, training, low_denominator)
         if changes.closed:
             self._has_news = True
-            ceased = [each for each in changes.closed if each.severity is not Severity.info]
+            ceased = [
+                each
+                for each in changes.closed
+                if each.severity is not Severity.info
+                and self._told[each.code, each.scope, each.optimizer] <= MOST_OFTEN
+            ]
             if ceased:
                 rank_zero_info(closed(ceased))
         self._tell(trainer, changes.raised)
@@ -143,6 +153,13 @@ class Judge:
             return
         self._has_news = True
         shown = [each for each in findings if each.severity is not Severity.info]
+        self._told.update({(each.code, each.scope, each.optimizer) for each in shown})
+        # What comes and goes all the time is kept, and summed up at the end.
+        shown = [
+            each
+            for each in shown
+            if self._told[each.code, each.scope, each.optimizer] <= MOST_OFTEN
+        ]
         if not shown:
             return
         rank_zero_info(raised(shown))

@@ -14,6 +14,8 @@ from lightning_adam.statistics.measurement import Measurement
 
 AFTERMATH = 50
 """Steps for which a finding that has ceased explains others: the moments remember it."""
+MOST_KEPT = 200
+"""The findings that have ceased of which is known: the last."""
 CLOSING = 2
 """How many measurements more it takes to close a finding than to raise it."""
 WORST = 3
@@ -156,7 +158,7 @@ class Watch:
             rule = self.rules[place.code]
             if place in self._open and count.ceased >= rule.persistence + CLOSING:
                 finding = replace(self._open.pop(place), closed=step)
-                self._closed.append(finding)
+                self._closed = [*self._closed, finding][-MOST_KEPT:]
                 closed.append(finding)
             elif place not in self._open and count.held >= rule.persistence:
                 case = Case(

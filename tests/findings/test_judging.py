@@ -100,6 +100,20 @@ def test_what_is_cured_in_the_middle_is_closed(caplog: pytest.LogCaptureFixture)
     assert any("eps_dominates has ceased at step" in each for each in caplog.messages)
 
 
+def test_what_comes_and_goes_is_not_said_for_ever(caplog: pytest.LogCaptureFixture) -> None:
+    class Restless(Scaled):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            self.scale = 1.0 if self.global_step % 60 else 100.0
+            return super().training_step(batch, batch_idx)
+
+    with caplog.at_level("INFO"):
+        monitor = fitted(Restless(1.0, optimizer={**ADAMW, "betas": [0.9, 0.99]}), steps=600)
+    lags = [each for each in monitor.findings if each.code == "exp_avg_sq_lags"]
+    said = [each for each in caplog.messages if "AdamMonitor: exp_avg_sq_lags (w" in each]
+    assert len(lags) > 5
+    assert len(said) == 3
+
+
 def test_findings_can_be_switched_off() -> None:
     assert fitted(Scaled(1e-9), findings=None).findings == []
     off = fitted(Scaled(1e-9), findings={"eps_dominates": {"severity": "off"}})

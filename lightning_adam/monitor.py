@@ -549,8 +549,8 @@ class AdamMonitor(Callback):
             if self._judge is not None and (sent.has_statistics or sent.is_first):
                 told = sent.arriving.others()[len(sent.watched.flags) :]
                 loss = told[0] if told else math.nan
-                judged = (sent.watched.name, measurement, sent.step, loss, sent.is_first)
-                self._judge.judge(trainer, *judged)
+                due = (sent.has_statistics, sent.is_first)
+                self._judge.judge(trainer, sent.watched.name, measurement, sent.step, loss, *due)
             if sent.has_histograms:
                 exponents |= measurement.exponent_counts()
             if (sent.has_statistics or sent.has_histograms) and not sent.watched.is_introduced:

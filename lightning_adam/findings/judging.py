@@ -94,6 +94,7 @@ class Judge:
         measurement: Measurement,
         step: int,
         loss: float = math.nan,
+        is_due: bool = True,
         is_resumed: bool = False,
     ) -> None:
         """Judges a measurement, and tells what it has changed.
@@ -104,14 +105,19 @@ class Judge:
             measurement: The measurement.
             step: The optimizer step that it is of.
             loss: The loss of its batch (default: not known).
+            is_due: Whether it is measured in any case (default: True).
             is_resumed: Whether it is the first after a checkpoint was loaded (default: False).
         """
+        accused = self._accused[name]
+        if is_resumed:
+            self._tell(trainer, accused.watch.resume(measurement, step, accused.training))
+        if not is_due:
+            return
         self._measurements += 1
         if not math.isfinite(self._first_loss):
             self._first_loss = loss
         share = loss / self._first_loss if self._first_loss else math.nan
-        accused = self._accused[name]
-        training = dataclasses.replace(accused.training, loss_share=share, is_resumed=is_resumed)
+        training = dataclasses.replace(accused.training, loss_share=share)
 
         def low_denominator(scope: str) -> float | None:
             return _low_denominator(accused.optimizer, self._module, measurement, scope)

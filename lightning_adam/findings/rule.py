@@ -99,7 +99,7 @@ class Training:
     loss_share: float = math.nan
     """The loss, as a share of the first that was seen."""
     is_resumed: bool = False
-    """Whether the step was the first after a checkpoint was loaded."""
+    """Whether the step was the first after a checkpoint was loaded: `Watch.resume` asks."""
 
     @property
     def has_converged(self) -> bool:

@@ -149,7 +149,7 @@ class Watch:
         """
         training = training or Training()
         judged = _Judged(measurement, self.rules.values())
-        holding = self._holding(judged, training)
+        holding = self._holding(judged, training, self.rules.values())
         raised, closed = [], []
         for place, holds in self._effective(holding, step):
             count = self._counts.setdefault(place, _Count())
@@ -172,6 +172,26 @@ class Watch:
         self._remember(judged, training)
         return Changes(raised, closed)
 
+    def resume(self, measurement: Measurement, step: int, training: Training) -> list[Finding]:
+        """Judges the first step after a checkpoint was loaded by what such a step alone shows.
+
+        It is measured whether or not it is due: nothing else is learned from it, so that a training
+        that was cut goes on as if it had not been.
+        """
+        rules = [
+            self.rules[code] for code in ("state_mismatch", "not_finite") if code in self.rules
+        ]
+        judged = _Judged(measurement, rules)
+        holding = self._holding(judged, replace(training, is_resumed=True), rules)
+        raised = []
+        for place, holds in self._effective(holding, step):
+            if holds and place not in self._open:
+                rule = self.rules[place.code]
+                case = Case(judged.proof(rule, place.scope), training)
+                self._open[place] = self._finding(rule, place.scope, step, case, judged)
+                raised.append(self._open[place])
+        return raised
+
     def foresee(self, findings: Iterable[Finding]) -> list[Finding]:
         """Records what was found before the first step, and returns it.
 
@@ -180,10 +200,12 @@ class Watch:
         self._foreseen = [replace(each, optimizer=self._optimizer) for each in findings]
         return self._foreseen
 
-    def _holding(self, judged: "_Judged", training: Training) -> dict[Place, bool]:
+    def _holding(
+        self, judged: "_Judged", training: Training, rules: Iterable[Rule]
+    ) -> dict[Place, bool]:
         """Where the conditions that can be judged hold, before anything explains them away."""
         holding = {}
-        for rule in self.rules.values():
+        for rule in rules:
             for scope in judged.scopes_of(rule):
                 values = judged.values[scope]
                 if all(name in values for name in rule.statistics) and _is_warm(rule, values):

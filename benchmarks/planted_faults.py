@@ -109,7 +109,8 @@ def watched(run: Run, every_n_steps: int = EVERY_N_STEPS) -> Verdict:
         first_loss = loss if step == 1 else first_loss
         optimizer.step()
         loop.before_reading()
-        if step == 1 or step % every == 0 or is_resumed:
+        is_due = step == 1 or step % every == 0
+        if is_due or is_resumed:
             training = Training(
                 defaults={**optimizer.defaults, "lr": peak_lr},
                 dtypes=frozenset(dtypes),
@@ -117,10 +118,12 @@ def watched(run: Run, every_n_steps: int = EVERY_N_STEPS) -> Verdict:
                 total_steps=loop.steps,
                 every_n_steps=every,
                 loss_share=loss / first_loss,
-                is_resumed=is_resumed,
             )
             statistics.update(optimizer)
-            watch.judge(statistics.measurement, step, training)
+            if is_resumed:
+                watch.resume(statistics.measurement, step, training)
+            if is_due:
+                watch.judge(statistics.measurement, step, training)
         schedule.step()
     return Verdict(run, watch.all, loss)
 

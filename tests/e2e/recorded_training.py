@@ -6,6 +6,7 @@ The word is where it says `ready` and waits for a moment, over and over: `traini
 `validation` in one of those.
 """
 
+import signal
 import sys
 import time
 from typing import Any
@@ -52,4 +53,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # Whoever has started the tests in the background of a shell ignores it, and so would this.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main()

@@ -2,6 +2,7 @@
 
 import math
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -50,14 +51,15 @@ def test_what_is_printed_heals_when_it_is_pasted(tmp_path: Path, fault: str) -> 
     assert HEALED[fault] in codes(ill)
     remedy = ill.after("to type: ")
     assert f"type:    {remedy}" in ill.output
-    words = [f"fault={fault}", "heal=false", remedy, QUIET, *jobs_in(tmp_path / "well")]
-    pasted = f"cd {REPOSITORY}\n'{BIN / 'python'}' -m recipes.clinic {' '.join(words)}"
+    command = ["-m", "recipes.clinic", f"fault={fault}", "heal=false"]
+    before = shlex.join([str(BIN / "python"), *command])
+    pasted = f"{before} {remedy} {shlex.join([QUIET, *jobs_in(tmp_path / 'well')])}"
     well = run_text(pasted, REPOSITORY)
     assert well.returncode == 0, well.output
     assert HEALED[fault] not in codes(well)
-    before, after = validation_loss(ill), validation_loss(well)
-    assert math.isfinite(after)
-    assert math.isnan(before) or after < before
+    loss, healed_loss = validation_loss(ill), validation_loss(well)
+    assert math.isfinite(healed_loss)
+    assert math.isnan(loss) or healed_loss < loss
 
 
 @pytest.mark.slow

@@ -136,9 +136,10 @@ def _cells(row: Mapping[str, Any]) -> list[Any]:
 def run_folder(logger: Logger) -> Path | None:
     """Where a logger keeps the files of its run; None if it keeps none."""
     if isinstance(logger, WandbLogger):
-        return Path(logger.experiment.dir)
+        run = logger.experiment
+        return None if getattr(run, "disabled", False) else Path(run.dir)
     folder = getattr(logger, "log_dir", None)
-    return Path(folder) if isinstance(folder, str) else None
+    return Path(folder) if folder else None
 
 
 @rank_zero_only

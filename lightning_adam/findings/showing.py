@@ -45,11 +45,9 @@ def _block(alike: Sequence[Finding]) -> str:
     if len(scopes) > NAMED:
         where += f" and {len(scopes) - NAMED} more"
     of = f" of {finding.optimizer}" if finding.optimizer else ""
-    when = f"step {finding.step}" if finding.step else "before the first step"
-    lines = [f"AdamMonitor: {finding.code} ({finding.severity}) at {when}, in {where}{of}"]
-    if not finding.step:
-        lines[0] = lines[0].replace(" at before", " before")
-    return "\n".join([*lines, *described(finding)])
+    when = f"at step {finding.step}" if finding.step else "before the first step"
+    title = f"AdamMonitor: {finding.code} ({finding.severity}) {when}, in {where}{of}"
+    return "\n".join([title, *described(finding)])
 
 
 def described(finding: Finding) -> list[str]:

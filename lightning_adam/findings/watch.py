@@ -169,7 +169,7 @@ class Watch:
                 finding = self._finding(rule, place.scope, step, case, judged)
                 self._open[place] = finding
                 raised.append(finding)
-        self._remember(judged, training)
+        self._remember(judged)
         return Changes(raised, closed)
 
     def resume(self, measurement: Measurement, step: int, training: Training) -> list[Finding]:
@@ -253,7 +253,7 @@ class Watch:
             optimizer=self._optimizer,
         )
 
-    def _remember(self, judged: "_Judged", training: Training) -> None:
+    def _remember(self, judged: "_Judged") -> None:
         remembering = [each for each in self.rules.values() if "past" in each.asks_for]
         for rule in remembering:
             for scope in judged.scopes_of(rule):

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from lightning_adam._private.lightning import logging_step
 from lightning_adam.flight_recorder.file import FOLDER, Step, went_first, write
 from lightning_adam.flight_recorder.loss_spikes import LossSpikes
+from lightning_adam.loggers import run_folder
 from lightning_adam.param_groups import clean_name
 from lightning_adam.schema import MonitorConfig, Scope
 from lightning_adam.shards import is_sharded, this_rank
@@ -309,13 +310,10 @@ class _Place(NamedTuple):
 def _place(trainer: Trainer) -> _Place:
     """The folder of the first logger that has one."""
     for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            run = logger.experiment
-            if not getattr(run, "disabled", False):
-                folder = Path(run.dir)
-                return _Place(folder, _look(folder.parent), run)
-        elif log_dir := getattr(logger, "log_dir", None):
-            folder = Path(log_dir)
+        folder = run_folder(logger)
+        if folder is not None:
+            if isinstance(logger, WandbLogger):
+                return _Place(folder, _look(folder.parent), logger.experiment)
             return _Place(folder, _look(folder) if isinstance(logger, CSVLogger) else "")
     return _Place(Path(trainer.default_root_dir), "")
 

@@ -116,6 +116,24 @@ class Interval(_Word):
     """Epochs."""
 
 
+class Direction(_Word):
+    """Which way the number gets better that is tuned for."""
+
+    minimize = "minimize"
+    """Less is better."""
+    maximize = "maximize"
+    """More is better."""
+
+
+class When(_Word):
+    """What calls for a stage of the tuning."""
+
+    always = "always"
+    """Nothing need."""
+    low_precision = "low_precision"
+    """A training in 16 bits, or a finding about eps."""
+
+
 @dataclass
 class GroupConfig:
     """Parameters that are trained with settings of their own, found by exactly one matcher.
@@ -468,6 +486,78 @@ class MonitorConfig:
     kernel: Kernel = Kernel.auto
     """What reads the tensors: `numba` on the CPU, `triton` on CUDA, `eager` anywhere, at many times
     the cost (default: auto, the fast one if it is installed; lightning_adam)."""
+
+
+@dataclass
+class StageConfig:
+    """One stage of `hydra/sweeper=adam_tune`.
+
+    Example:
+        >>> StageConfig(space={"lr": {"low": 1e-4, "high": 1e-2}}).share
+        1.0
+    """
+
+    trials_from: int = 1
+    """The smallest `n_trials` that the stage takes part in (default: 1; Godbole et al. 2023, Deep
+    Learning Tuning Playbook, "How should Adam's hyperparameters be tuned?")."""
+    share: float = 1.0
+    """Its part of the trials that are left, relative to those of the stages behind it, above 0
+    (default: 1; lightning_adam)."""
+    when: When = When.always
+    """`always`, or `low_precision`, if something calls for it (default: always; lightning_adam)."""
+    space: dict[str, Any] = field(default_factory=dict)
+    """What is searched: `{lr: {low: 1e-4, high: 1e-2}}`, or a list of values,
+    `{amsgrad: [false, true]}`; of `lr`, `beta1`, `beta2`, `eps`, `weight_decay`, `decay_per_step`
+    (lr times weight_decay), `decay_timescale` (one over that, in steps), `warmup_ratio`, `amsgrad`
+    (default: {}, the stage is left out; lightning_adam)."""
+    try_first: list[dict[str, Any]] = field(default_factory=list)
+    """Points to begin with, `[{lr: 1e-3}]`; `{beta2: beta1}` ties the two (default: [];
+    lightning_adam)."""
+
+
+@dataclass
+class TuneConfig:
+    """The arguments of `hydra/sweeper=adam_tune`.
+
+    Example:
+        >>> TuneConfig(direction=Direction.minimize).n_trials
+        40
+    """
+
+    _target_: str = "hydra_plugins.lightning_adam.AdamTune"
+    """The class (default: hydra_plugins.lightning_adam.AdamTune; Hydra's plugins)."""
+    direction: Direction | None = None
+    """Which way the number gets better that the app returns: `minimize` or `maximize` (no default;
+    optuna.create_study)."""
+    n_trials: int = 40
+    """How many trainings the search may take, at least 1 (default: 40; lightning_adam)."""
+    n_seeds: int = 2
+    """With how many seeds a setting is trained before it takes the incumbent's place, at least 1;
+    with more than one it has to be better by more than the spread (default: 2; Bouthillier et al.
+    2021, arXiv 2103.03098)."""
+    n_jobs: int = 1
+    """How many trainings the launcher is handed at once, at least 1 (default: 1;
+    hydra-optuna-sweeper)."""
+    study_name: str = "${hydra.job.name}"
+    """What the search is called, and its W&B group: what is found under this name is continued
+    (default: the job's name; optuna.create_study)."""
+    storage: str | None = None
+    """URL of the database that keeps the trials, `sqlite:///tune.db`, `postgresql://...`; machines
+    that share it share the search (default: null, a journal file in the search's folder;
+    optuna.create_study)."""
+    monitor: str | None = None
+    """The metric as the module logs it in validation, `val/loss`, by which hopeless trainings are
+    stopped early (default: null, none is; Optuna's pruners)."""
+    optimizer: str | None = None
+    """Where the config of the optimizer stands that is tuned, `generator.optimizer` (default: null,
+    the only one there is; lightning_adam)."""
+    seed_key: str = "seed"
+    """The key of the app's config that seeds a training, if there is one (default: seed;
+    lightning_adam)."""
+    sampler_seed: int = 0
+    """Seed of the search itself (default: 0; optuna.samplers)."""
+    stages: dict[str, StageConfig] = field(default_factory=dict)
+    """The stages by name, in their order (default: those of `lightning_adam/tune=default`)."""
 
 
 SCHEDULERS: dict[str, type[SchedulerConfig]] = {

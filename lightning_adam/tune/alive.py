@@ -1,0 +1,108 @@
+"""Whether the process of a training still lives: at once on this machine, by its beats elsewhere."""
+
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Protocol
+
+SECONDS_BETWEEN_BEATS = 15.0
+BEATS_MISSED = 6
+"""After how many a process on another machine is taken for dead."""
+
+
+class Beats(Protocol):
+    """Where beats are written down: an `Archive`."""
+
+    def beat(self, process: str, count: int) -> None: ...
+
+    def beats(self) -> dict[str, int]: ...
+
+
+class Heart:
+    """Beats for a process, in a thread, as long as it lives.
+
+    Args:
+        archive: Where the beats are written.
+        process: The name it is known by.
+
+    Example:
+        >>> import types
+        >>> told = []
+        >>> archive = types.SimpleNamespace(beat=lambda process, count: told.append(count))
+        >>> with Heart(archive, "host/1/a"):
+        ...     pass
+        >>> told[0]
+        0
+    """
+
+    def __init__(self, archive: Beats, process: str) -> None:
+        self._archive = archive
+        self._process = process
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._go_on, daemon=True)
+
+    def __enter__(self) -> "Heart":
+        """Begins to beat."""
+        self._archive.beat(self._process, 0)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stops."""
+        self._is_over.set()
+        self._thread.join()
+
+    def _go_on(self) -> None:
+        count = 0
+        while not self._is_over.wait(SECONDS_BETWEEN_BEATS):
+            count += 1
+            try:
+                self._archive.beat(self._process, count)
+            except Exception:
+                # A database that is away for a moment is no reason to die.
+                continue
+
+
+class Observer:
+    """Tells the living from the dead.
+
+    Args:
+        archive: Where the beats are read.
+
+    Example:
+        >>> import types
+        >>> observer = Observer(types.SimpleNamespace(beats=dict))
+        >>> observer.is_alive(f"{socket.gethostname()}/{os.getpid()}/a")
+        True
+    """
+
+    def __init__(self, archive: Beats) -> None:
+        self._archive = archive
+        self._seen: dict[str, tuple[int, float]] = {}
+
+    def is_alive(self, process: str) -> bool:
+        """Whether a process lives; one of another machine does until it misses its beats."""
+        host, number, _ = process.split("/")
+        if host == socket.gethostname():
+            return _runs(int(number))
+        now, count = time.monotonic(), self._archive.beats().get(process, -1)
+        seen = self._seen.get(process)
+        if seen is None or seen[0] != count:
+            self._seen[process] = seen = (count, now)
+        return now - seen[1] < BEATS_MISSED * SECONDS_BETWEEN_BEATS
+
+
+def _runs(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    try:
+        # One that was killed, and that its parent has not asked about yet, does not run.
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return True

@@ -1,0 +1,142 @@
+"""The dimensions that are searched: how each is sampled, and what it means for a point."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from lightning_adam.tune.point import Point, rounded
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One number of a point, or what is made of several.
+
+    Attributes:
+        coordinate: What Optuna is told it is called.
+        read: A point's value; None if it has none.
+        write: The point with another value.
+        to_coordinate: From the value to what is sampled, on the scale it is sampled on.
+        to_value: Back.
+        bounds: What a value has to lie between, both excluded.
+        is_whole: Whether coordinates are whole numbers.
+
+    Example:
+        >>> DIMENSIONS["beta1"].read(Point(1e-3, betas=(0.9, 0.999)))
+        0.9
+    """
+
+    coordinate: str
+    read: Callable[[Point], Any]
+    write: Callable[[Point, Any], Point]
+    to_coordinate: Callable[[Any], Any] = float
+    to_value: Callable[[Any], Any] = rounded
+    bounds: tuple[float, float] = (0.0, float("inf"))
+    is_whole: bool = False
+
+    def distribution(self, choices: Mapping[str, float] | list[Any]) -> BaseDistribution:
+        """What Optuna samples from.
+
+        Args:
+            choices: `{"low": ..., "high": ...}`, or the values themselves.
+
+        Example:
+            >>> DIMENSIONS["beta1"].distribution({"low": 0.5, "high": 0.75})
+            FloatDistribution(high=0.5, log=True, low=0.25, step=None)
+        """
+        if isinstance(choices, list):
+            return CategoricalDistribution(choices)
+        ends = sorted(self.to_coordinate(choices[end]) for end in ("low", "high"))
+        if self.is_whole:
+            return IntDistribution(*ends)
+        return FloatDistribution(*ends, log=True)
+
+    def sampled(self, point: Point, coordinate: Any, choices: object) -> Point:
+        """The point at a coordinate that was sampled.
+
+        Example:
+            >>> DIMENSIONS["eps"].sampled(Point(1e-3, eps=1e-8), -6, {"low": 1e-9, "high": 1e-3}).eps
+            1e-06
+        """
+        value = coordinate if isinstance(choices, list) else self.to_value(coordinate)
+        return self.write(point, value)
+
+
+def _beta(place: int) -> Dimension:
+    def read(point: Point) -> float | None:
+        return None if point.betas is None else point.betas[place]
+
+    def write(point: Point, value: float) -> Point:
+        assert point.betas is not None
+        other = point.betas[1 - place]
+        return point.with_values(betas=(value, other) if place == 0 else (other, value))
+
+    return Dimension(
+        coordinate=f"one_minus_beta{place + 1}",
+        read=read,
+        write=write,
+        to_coordinate=_one_minus,
+        to_value=lambda coordinate: _one_minus(rounded(coordinate)),
+        bounds=(0.0, 1.0),
+    )
+
+
+def _one_minus(value: float) -> float:
+    # Without the digits that the subtraction makes up: 1 - 0.9 is 0.09999999999999998.
+    return float(f"{1 - value:.12g}")
+
+
+def _decay_per_step(point: Point) -> float | None:
+    """Lr times weight_decay, if that is what a step takes away; 0 without decay."""
+    if point.weight_decay is None or point.decoupled_weight_decay is None:
+        return None
+    if point.weight_decay and not point.decoupled_weight_decay:
+        return None
+    return point.lr * point.weight_decay
+
+
+def _decaying(point: Point, per_step: float) -> Point:
+    decay = rounded(per_step / point.lr)
+    return point.with_values(weight_decay=decay, decoupled_weight_decay=True)
+
+
+def _decay_timescale(point: Point) -> float | None:
+    per_step = _decay_per_step(point)
+    return 1 / per_step if per_step else per_step
+
+
+def _field(name: str) -> dict[str, Any]:
+    return {
+        "coordinate": name,
+        "read": lambda point: getattr(point, name),
+        "write": lambda point, value: point.with_values(**{name: value}),
+    }
+
+
+DIMENSIONS: dict[str, Dimension] = {
+    "lr": Dimension(**_field("lr")),
+    "beta1": _beta(0),
+    "beta2": _beta(1),
+    "eps": Dimension(
+        **{**_field("eps"), "coordinate": "log10_eps"},
+        to_coordinate=lambda eps: int(f"{eps:.0e}".partition("e")[2]),
+        to_value=lambda exponent: float(f"1e{exponent}"),
+        is_whole=True,
+    ),
+    "weight_decay": Dimension(**_field("weight_decay")),
+    "decay_per_step": Dimension("decay_per_step", read=_decay_per_step, write=_decaying),
+    "decay_timescale": Dimension(
+        "decay_timescale",
+        read=_decay_timescale,
+        write=lambda point, timescale: _decaying(point, 1 / timescale),
+    ),
+    "warmup_ratio": Dimension(**_field("warmup_ratio"), bounds=(0.0, 1.0)),
+    "amsgrad": Dimension(**_field("amsgrad")),
+}
+"""All that a stage may search, by the name it has in `space`."""

@@ -1,0 +1,246 @@
+"""What is to be searched: the sweeper's config, read and checked before the first trial."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from lightning_adam.errors import ConfigError, nearest, refusal, type_instead
+from lightning_adam.schema import StageConfig, TuneConfig, When
+from lightning_adam.tune.dimensions import DIMENSIONS
+from lightning_adam.tune.point import Point
+
+PLACE = "hydra.sweeper"
+TIED = "beta1"
+"""The value of `beta2` that means the same as beta1."""
+
+MAY_BE_ZERO = {"beta1", "beta2", "weight_decay", "decay_per_step", "warmup_ratio"}
+"""Where 0 is a value, though not on a logarithmic scale."""
+
+Choices = dict[str, float] | list[Any]
+"""The ends of a range, or the values themselves."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the search: some dimensions, all others as the incumbent has them.
+
+    Attributes:
+        name: As in the config.
+        trials_from: The smallest budget it takes part in.
+        share: Its part of what is left.
+        when: What calls for it.
+        space: Choices by dimension.
+        try_first: Values by dimension, of points to begin with.
+
+    Example:
+        >>> stage = Stage("amsgrad", 1, 1.0, When.always, {"amsgrad": [False, True]}, ())
+        >>> stage.alternatives(Point(1e-3, amsgrad=False))
+        [Point(lr=0.001, betas=None, eps=None, weight_decay=None, decoupled_weight_decay=None, \
+amsgrad=True, warmup_ratio=None)]
+    """
+
+    name: str
+    trials_from: int
+    share: float
+    when: When
+    space: dict[str, Choices]
+    try_first: Sequence[dict[str, Any]]
+
+    def lacking(self, point: Point) -> str:
+        """Why the stage cannot be searched from a point; empty if it can."""
+        for name in self.space:
+            if DIMENSIONS[name].read(point) is not None or name == "warmup_ratio":
+                continue
+            if name.startswith("decay_") and point.weight_decay:
+                return (
+                    "weight_decay is L2 in the gradient here, where lr times weight_decay is no"
+                    f" rate of decay; search weight_decay itself:"
+                    f" {PLACE}.stages.{self.name}.space.{name}=null"
+                    f" '+{PLACE}.stages.{self.name}.space.weight_decay={{low:1e-6,high:1e-2}}'"
+                )
+            return f"the optimizer has no {name}"
+        return ""
+
+    def first_points(self, point: Point) -> list[Point]:
+        """The points to begin with, from an incumbent on, without itself."""
+        found = []
+        for values in self.try_first:
+            candidate = point
+            for name, value in values.items():
+                tied = DIMENSIONS["beta1"].read(candidate) if value == TIED else value
+                candidate = DIMENSIONS[name].write(candidate, tied)
+            if candidate != point and candidate not in found:
+                found.append(candidate)
+        return found
+
+    def alternatives(self, point: Point) -> list[Point] | None:
+        """All points there are but `point`; None if they cannot be counted."""
+        found = [point]
+        for name, choices in self.space.items():
+            if not isinstance(choices, list):
+                return None
+            dimension = DIMENSIONS[name]
+            found = [dimension.write(each, choice) for each in found for choice in choices]
+        unique = dict.fromkeys([*self.first_points(point), *found])
+        return [each for each in unique if each != point]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sweeper's config, checked; what is not explained here is explained in `TuneConfig`.
+
+    Attributes:
+        stages: In their order, without those that are for larger budgets.
+
+    Example:
+        >>> from lightning_adam.schema import Direction
+        >>> read_plan(OmegaConf.structured(TuneConfig(Direction.minimize)).copy()).n_trials
+        40
+    """
+
+    direction: str
+    n_trials: int
+    n_seeds: int
+    n_jobs: int
+    study_name: str
+    storage: str | None
+    monitor: str | None
+    optimizer: str | None
+    seed_key: str
+    sampler_seed: int
+    stages: tuple[Stage, ...]
+    too_large: dict[str, str]
+
+
+def read_plan(given: Mapping[str, Any]) -> Plan:
+    """Reads the config of `hydra/sweeper=adam_tune`.
+
+    Args:
+        given: Its fields, as Hydra hands them to the sweeper.
+
+    Raises:
+        ConfigError: If a value cannot work.
+    """
+    config: dict[str, Any] = OmegaConf.to_container(  # type: ignore[assignment]
+        OmegaConf.create(dict(given)), resolve=True, enum_to_str=True
+    )
+    if config.get("direction") is None:
+        raise ConfigError(
+            f"{PLACE}.direction: expected which way the number gets better that the app returns,"
+            f" for it is not guessed; type {PLACE}.direction=minimize or {PLACE}.direction=maximize"
+        )
+    for name, example in (("n_trials", 40), ("n_seeds", 2), ("n_jobs", 1)):
+        if config[name] < 1:
+            raise refusal(PLACE, name, config[name], "expected a whole number above 0", example)
+    if not str(config["study_name"]).strip():
+        raise refusal(PLACE, "study_name", config["study_name"], "expected a name", "tune")
+    stages = [read_stage(name, stage) for name, stage in config["stages"].items()]
+    searched = [stage for stage in stages if stage.space]
+    n_trials = config["n_trials"]
+    return Plan(
+        **{
+            name: config[name]
+            for name in (
+                "direction",
+                "n_trials",
+                "n_seeds",
+                "n_jobs",
+                "study_name",
+                "storage",
+                "monitor",
+                "optimizer",
+                "seed_key",
+                "sampler_seed",
+            )
+        },
+        stages=tuple(stage for stage in searched if stage.trials_from <= n_trials),
+        too_large={
+            stage.name: f"it takes part from n_trials={stage.trials_from} on"
+            for stage in searched
+            if stage.trials_from > n_trials
+        },
+    )
+
+
+def read_stage(name: str, given: Mapping[str, Any]) -> Stage:
+    """Reads one of the stages.
+
+    Args:
+        name: What it is called.
+        given: The fields of a `StageConfig`.
+
+    Raises:
+        ConfigError: If a dimension is unknown, or its choices cannot work.
+
+    Example:
+        >>> read_stage("lr", {"space": {"lr": {"low": 1e-4, "high": 1e-2}}}).share
+        1.0
+    """
+    place = f"{PLACE}.stages.{name}"
+    config = {**vars(StageConfig()), **given}
+    if not config["share"] > 0:
+        raise refusal(place, "share", config["share"], "expected a number above 0", 1)
+    space = {
+        dimension: _choices(place, dimension, choices)
+        for dimension, choices in config["space"].items()
+        if choices is not None
+    }
+    for values in config["try_first"]:
+        for dimension, value in values.items():
+            if _dimension(f"{place}.try_first", dimension) and value != TIED:
+                _check_value(f"{place}.try_first", dimension, value, may_be_zero=True)
+    return Stage(
+        name=name,
+        trials_from=config["trials_from"],
+        share=config["share"],
+        when=When(config["when"]),
+        space=space,
+        try_first=config["try_first"],
+    )
+
+
+def _choices(place: str, name: str, given: object) -> Choices:
+    where = f"{place}.space"
+    _dimension(where, name)
+    if name == "amsgrad":
+        if not isinstance(given, list) or not all(isinstance(each, bool) for each in given):
+            raise refusal(where, name, given, "expected a list of truth values", [False, True])
+        return given
+    if isinstance(given, list):
+        for each in given:
+            _check_value(where, name, each, may_be_zero=True)
+        return given
+    if not isinstance(given, Mapping) or set(given) != {"low", "high"}:
+        expected = "expected {low: ..., high: ...} or a list of values"
+        raise refusal(where, name, given, expected, {"low": 1e-4, "high": 1e-2})
+    for end in ("low", "high"):
+        _check_value(f"{where}.{name}", name, given[end], end)
+    if not given["low"] < given["high"]:
+        low = given["high"] / 10
+        raise refusal(f"{where}.{name}", "low", given["low"], "expected less than high", low)
+    return dict(given)
+
+
+def _dimension(where: str, name: str) -> bool:
+    if name not in DIMENSIONS:
+        close = nearest(name, DIMENSIONS, 1)
+        instead = f"did you mean {close[0]}?" if close else f"there are {', '.join(DIMENSIONS)}"
+        raise ConfigError(f"{where}.{name}: no such dimension of Adam; {instead}")
+    return True
+
+
+def _check_value(
+    where: str, name: str, value: object, said: str | None = None, *, may_be_zero: bool = False
+) -> None:
+    low, high = DIMENSIONS[name].bounds
+    if name == "amsgrad" and isinstance(value, bool):
+        return
+    if value == 0 and may_be_zero and name in MAY_BE_ZERO:
+        return
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not low < value < high:  # type: ignore[operator]
+        between = f"above {low:g}" + (f" and below {high:g}" if high < float("inf") else "")
+        example = type_instead(f"{where}.{said or name}", 0.9 if name.startswith("beta") else 1e-3)
+        raise ConfigError(f"{where}.{said or name}={value}: expected a number {between}; {example}")

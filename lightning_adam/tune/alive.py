@@ -4,12 +4,23 @@ import os
 import socket
 import threading
 import time
+import uuid
 from pathlib import Path
 from typing import Protocol
 
 SECONDS_BETWEEN_BEATS = 15.0
 BEATS_MISSED = 6
 """After how many a process on another machine is taken for dead."""
+
+
+def process_name() -> str:
+    """This process, told apart from all others: host, number and a mark of its own.
+
+    Example:
+        >>> process_name() == process_name()
+        False
+    """
+    return f"{socket.gethostname()}/{_identity(os.getpid())}/{uuid.uuid4().hex[:8]}"
 
 
 class Beats(Protocol):
@@ -74,7 +85,7 @@ class Observer:
     Example:
         >>> import types
         >>> observer = Observer(types.SimpleNamespace(beats=dict))
-        >>> observer.is_alive(f"{socket.gethostname()}/{os.getpid()}/a")
+        >>> observer.is_alive(process_name())
         True
     """
 
@@ -86,7 +97,7 @@ class Observer:
         """Whether a process lives; one of another machine does until it misses its beats."""
         host, number, _ = process.split("/")
         if host == socket.gethostname():
-            return _runs(int(number))
+            return _runs(number)
         now, count = time.monotonic(), self._archive.beats().get(process, -1)
         seen = self._seen.get(process)
         if seen is None or seen[0] != count:
@@ -94,15 +105,24 @@ class Observer:
         return now - seen[1] < BEATS_MISSED * SECONDS_BETWEEN_BEATS
 
 
-def _runs(number: int) -> bool:
+def _runs(identity: str) -> bool:
+    number = int(identity.partition(".")[0])
     try:
         os.kill(number, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
+    return identity == _identity(number)
+
+
+def _identity(number: int) -> str:
+    """The process's number and when it began; numbers are given again, after a restart above all.
+
+    One that was killed, and that its parent has not asked about yet, is none.
+    """
     try:
-        # One that was killed, and that its parent has not asked about yet, does not run.
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        state, *others = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return True
+        return f"{number}.0"
+    return "" if state == "Z" else f"{number}.{others[18]}"

@@ -4,11 +4,7 @@ Whatever a search knows stands here, so that the same command goes on where it w
 machines that share a database share a search.
 """
 
-import logging
 import math
-import os
-import socket
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,8 +22,6 @@ from lightning_adam.tune.story import Outcome, Trial
 
 JOURNAL = "journal:"
 """What the place of a journal file begins with; all else is a database's URL."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,16 +64,6 @@ class Record:
     def is_good(self) -> bool:
         """Whether it ended with a metric to compare."""
         return self.trial.outcome is Outcome.complete
-
-
-def process_name() -> str:
-    """This process, told apart from all others.
-
-    Example:
-        >>> process_name() == process_name()
-        False
-    """
-    return f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
 
 
 def open_storage(place: str, must_exist: bool = False) -> BaseStorage:

@@ -96,7 +96,7 @@ class Plan:
 
     Example:
         >>> from lightning_adam.schema import Direction
-        >>> read_plan(OmegaConf.structured(TuneConfig(Direction.minimize)).copy()).n_trials
+        >>> read_plan(OmegaConf.structured(TuneConfig(direction=Direction.minimize)).copy()).n_trials
         40
     """
 

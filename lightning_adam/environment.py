@@ -1,4 +1,4 @@
-"""LIGHTNING_ADAM_MONITOR: the monitor in any Lightning script, without a change to the script.
+"""What Lightning attaches to every Trainer: what LIGHTNING_ADAM_MONITOR asks for, above all.
 
 Lightning asks for our callbacks at every Trainer of the environment. So this file imports nothing
 that costs time, and nothing that is wrong with the variable stops a training.
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback
 
 VARIABLE = "LIGHTNING_ADAM_MONITOR"
+TRIAL = "LIGHTNING_ADAM_TRIAL"
+"""Who a trial of `hydra/sweeper=adam_tune` is: see `lightning_adam.tune.job`."""
 ON = ("1", "true", "on")
 OFF = ("", "0", "false", "off")
 PLACE = "adam_monitor"
@@ -20,16 +22,31 @@ PLACE = "adam_monitor"
 
 
 def callbacks() -> "list[Callback]":
-    """What Lightning adds to each Trainer: a monitor, if `LIGHTNING_ADAM_MONITOR` asks for one.
+    """What Lightning adds to each Trainer: what a search needs in its trials, and a monitor.
 
-    The variable holds `1`, `true` or `on`, or settings as they are typed for a Hydra app,
-    `every_n_steps=10 statistics=all`, each with or without `adam_monitor.` before it; `0`, `false`,
-    `off` or nothing at all mean none. What cannot be understood is a warning.
+    A monitor is added if the variable asks for one: it holds `1`, `true` or `on`, or settings as
+    they are typed for a Hydra app, `every_n_steps=10 statistics=all`, each with or without
+    `adam_monitor.` before it; `0`, `false`, `off` or nothing at all mean none. What cannot be
+    understood is a warning.
 
     Example:
         >>> callbacks()
         []
     """
+    return [*_of_trial(), *_monitors()]
+
+
+def _of_trial() -> "list[Callback]":
+    if TRIAL not in os.environ:
+        return []
+    from lightning_adam.tune.job import identity
+    from lightning_adam.tune.trial_callback import TrialCallback
+
+    who = identity()
+    return [] if who is None else [TrialCallback(who)]
+
+
+def _monitors() -> "list[Callback]":
     given = os.environ.get(VARIABLE, "").strip()
     if given.lower() in OFF:
         return []

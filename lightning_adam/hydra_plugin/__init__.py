@@ -51,6 +51,7 @@ def _store_schemas() -> None:
     schemas = {
         "adam": schema.AdamConfig,
         "monitor": monitor,
+        "tune": schema.TuneConfig,
         **schema.SCHEDULERS,
     }
     store = ConfigStore.instance()

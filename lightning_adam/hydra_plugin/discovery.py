@@ -1,5 +1,38 @@
 """Installed as `hydra_plugins/lightning_adam.py`, the namespace package that Hydra scans."""
 
+from collections.abc import Callable
+from typing import Any
+
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext
+from omegaconf import DictConfig
+
 from lightning_adam.hydra_plugin import LightningAdamSearchPath
 
-__all__ = ["LightningAdamSearchPath"]
+__all__ = ["AdamTune", "LightningAdamSearchPath"]
+
+
+class AdamTune(Sweeper):
+    """`hydra/sweeper=adam_tune`: a shell, for Hydra loads this file in every app.
+
+    Hydra wants a sweeper's class to be of the package `hydra_plugins`, so it stands here.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+
+    def setup(
+        self,
+        *,
+        hydra_context: HydraContext,
+        task_function: Callable[[DictConfig], Any],
+        config: DictConfig,
+    ) -> None:
+        """Called by Hydra when the app's config is composed."""
+        from lightning_adam.tune.sweeper import StagedSweep
+
+        self.staged = StagedSweep(self.settings, hydra_context, task_function, config)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Called by Hydra with what was typed for the app."""
+        return self.staged.sweep(arguments)

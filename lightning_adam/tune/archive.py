@@ -199,6 +199,17 @@ class Archive:
         for name, value in attributes.items():
             self._storage.set_trial_user_attr(trial_id, name, value)
 
+    def note_if_running(self, stage: str, number: int, **attributes: Any) -> bool:
+        """Adds to what is known of a training, unless it has ended for the search.
+
+        Returns:
+            Whether it is under way.
+        """
+        if not self._is_running(stage, number):
+            return False
+        self.note(stage, number, **attributes)
+        return True
+
     def finish(self, stage: str, number: int, value: float, seconds: float = 0.0) -> None:
         """Writes down the metric; one that is not finite is a failure, and so said."""
         if not math.isfinite(value):

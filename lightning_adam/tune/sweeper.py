@@ -1,0 +1,280 @@
+"""The search as a Hydra sweeper: composes the app's config, launches batches, writes the story."""
+
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf, open_dict
+from tqdm.auto import tqdm
+
+from lightning_adam.environment import TRIAL
+from lightning_adam.errors import ConfigError, as_typed
+from lightning_adam.tune.alive import Heart
+from lightning_adam.tune.archive import JOURNAL, Archive
+from lightning_adam.tune.job import Identity, Job, as_metric, in_one_line
+from lightning_adam.tune.plan import PLACE, Plan, read_plan
+from lightning_adam.tune.point import Point, find_places, read_point
+from lightning_adam.tune.report import write_story
+from lightning_adam.tune.search import Begun, Search
+from lightning_adam.tune.story import Story
+
+log = logging.getLogger(__name__)
+
+
+class StagedSweep:
+    """What `hydra/sweeper=adam_tune` does.
+
+    Args:
+        settings: The fields of its config, a `TuneConfig`.
+        hydra_context: How configs are composed.
+        task_function: The app's function.
+        config: The app's config, with Hydra's own.
+
+    Raises:
+        ConfigError: If a setting cannot work.
+    """
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        hydra_context: HydraContext,
+        task_function: Callable[[DictConfig], Any],
+        config: DictConfig,
+    ) -> None:
+        self.plan = read_plan(settings)
+        self.folder = sweep_folder(config, self.plan.study_name)
+        with open_dict(config):
+            # The launchers and the jobs take it from here; a job's own comes with its overrides.
+            config.hydra.sweep.dir = str(self.folder)
+        self._config = config
+        self._loader = hydra_context.config_loader
+        self._launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=Job(task_function), config=config
+        )
+
+    def sweep(self, arguments: Sequence[str]) -> Point:
+        """Runs the search, or what is left of it.
+
+        Args:
+            arguments: What was typed for the app.
+
+        Returns:
+            The best settings.
+
+        Raises:
+            ConfigError: If the app has no Adam to tune, or several values were typed for a key.
+        """
+        _check_single(arguments)
+        app = self._loader.load_sweep_config(self._config, list(arguments))
+        seed_key, seeds = _seeds(app, self.plan)
+        with open_dict(app):
+            del app["hydra"]
+        places = find_places(app, self.plan.optimizer)
+        start = read_point(app, places)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self._config, self.folder / "multirun.yaml")
+        archive = Archive(self._storage(), self.plan.study_name, self.plan.direction)
+        identity = {
+            "direction": self.plan.direction,
+            "n_seeds": self.plan.n_seeds,
+            "typed": sorted(arguments),
+            "settings": str(start),
+        }
+        is_known = archive.claim(identity, self._where())
+        search = Search(self.plan, start, archive, seeds)
+        trials = search.trials()
+        done = f"goes on after {len(trials)} trials" if is_known and trials else "begins"
+        log.info(
+            f"adam_tune: the search {self.plan.study_name} {done}, of {self.plan.n_trials} at most;"
+            f" {self._where()}"
+        )
+        with Heart(archive, search.owner), _bar(self.plan.n_trials) as bar:
+            self._tell(search, places.overrides, start, arguments, bar)
+            while batch := search.next_batch():
+                overrides = [
+                    [
+                        *arguments,
+                        *places.overrides(start, begun.point),
+                        *([] if begun.seed is None else [f"{seed_key}={begun.seed}"]),
+                        *self._job_overrides(begun),
+                    ]
+                    for begun in batch
+                ]
+                self._launch(search, archive, batch, overrides)
+                self._tell(search, places.overrides, start, arguments, bar)
+        story = self._tell(search, places.overrides, start, arguments, None)
+        _print_end(story, self.folder)
+        return story.incumbent.point
+
+    def _launch(
+        self,
+        search: Search,
+        archive: Archive,
+        batch: Sequence[Begun],
+        overrides: Sequence[Sequence[str]],
+    ) -> None:
+        """Runs a batch; what a trial raises is its failure, and the search goes on."""
+        try:
+            results: Sequence[JobReturn] = self._launcher.launch(
+                overrides, initial_job_idx=batch[0].number
+            )
+        except Exception as error:
+            log.warning(f"adam_tune: the launcher lost a batch ({in_one_line(error)})")
+            search.lose(batch)
+            return
+        for begun, result in zip(batch, results, strict=True):
+            # Most have written down their results themselves, and then this changes nothing.
+            if result.status is JobStatus.COMPLETED:
+                archive.finish(begun.stage, begun.number, as_metric(result.return_value))
+            else:
+                error = in_one_line(_raised(result))
+                archive.fail(begun.stage, begun.number, error)
+                log.warning(f"adam_tune: {begun.stage}/{begun.number} failed, {error}")
+
+    def _job_overrides(self, begun: Begun) -> list[str]:
+        """What a job needs to know: where to write, and who it is."""
+        who = Identity(
+            storage=self._storage(),
+            study_name=self.plan.study_name,
+            direction=self.plan.direction,
+            stage=begun.stage,
+            number=begun.number,
+            monitor=self.plan.monitor if begun.may_stop else None,
+        )
+        variables = {TRIAL: who.as_variable()}
+        named = {"WANDB_RUN_GROUP": self.plan.study_name, "WANDB_JOB_TYPE": begun.stage}
+        variables |= {name: value for name, value in named.items() if name not in os.environ}
+        return [
+            f"hydra.sweep.dir={as_typed(str(self.folder))}",
+            f"hydra.sweep.subdir={begun.stage}/{begun.number}",
+            *(f"++hydra.job.env_set.{name}={as_typed(value)}" for name, value in variables.items()),
+        ]
+
+    def _tell(
+        self,
+        search: Search,
+        overrides: Callable[[Point, Point], list[str]],
+        start: Point,
+        fixed: Sequence[str],
+        bar: "tqdm[Any] | None",
+    ) -> Story:
+        """Writes what the search has come to, to its folder and to the bar."""
+        steps = search.steps()
+        story = Story(
+            name=self.plan.study_name,
+            job=self._config.hydra.job.name,
+            direction=self.plan.direction,
+            n_trials=self.plan.n_trials,
+            n_seeds=self.plan.n_seeds,
+            steps=steps,
+            trials=search.trials(),
+            skipped=search.skipped,
+            overrides=overrides(start, steps[-1].after.point) if steps else (),
+            fixed=fixed,
+            is_over=bar is None,
+        )
+        write_story(story, self.folder)
+        if bar is not None:
+            bar.n = len([each for each in story.trials if each.seconds or each.value is not None])
+            if steps:
+                found = " ".join(overrides(start, steps[-1].after.point)) or "as configured"
+                bar.set_description(f"{steps[-1].stage}: {steps[-1].after.mean:.5g}, {found}")
+            bar.refresh()
+        return story
+
+    def _storage(self) -> str:
+        if self.plan.storage is None:
+            return f"{JOURNAL}{self.folder / 'trials.journal'}"
+        scheme, _, path = self.plan.storage.partition(":///")
+        if path and scheme.startswith("sqlite") and not path.startswith("/"):
+            # A trial may change its folder.
+            return f"{scheme}:///{Path.cwd() / path}"
+        return self.plan.storage
+
+    def _where(self) -> str:
+        relative = os.path.relpath(self.folder)
+        return str(self.folder) if relative.startswith("..") else relative
+
+
+def sweep_folder(config: DictConfig, study_name: str) -> Path:
+    """Where the search writes: `hydra.sweep.dir`, without what changes from one start to the next.
+
+    Args:
+        config: Hydra's config.
+        study_name: What the folder is called in the place of a time.
+
+    Example:
+        >>> config = {"hydra": {"sweep": {"dir": "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}"}}}
+        >>> sweep_folder(OmegaConf.create(config), "mnist").parts[-2:]
+        ('multirun', 'adam_tune_mnist')
+    """
+    node = config.hydra.sweep
+    raw = OmegaConf.to_container(node, resolve=False)["dir"]  # type: ignore[index,call-overload]
+    fixed, separator, _ = str(raw).partition("${now:")
+    if not separator:
+        return Path(str(node.dir)).absolute()
+    # `runs/at_${now:...}` is cut before `at_`.
+    parent = fixed.rpartition("/")[0] or "."
+    with open_dict(config):
+        node.dir = f"{parent}/adam_tune_{study_name}"
+    return Path(str(node.dir)).absolute()
+
+
+def _check_single(arguments: Sequence[str]) -> None:
+    for override in OverridesParser.create().parse_overrides(list(arguments)):
+        if override.is_sweep_override():
+            key = override.get_key_element()
+            raise ConfigError(
+                f"{override.input_line}: expected one value, for adam_tune searches Adam's settings"
+                f" alone; type one value for {key}, or run the search once for each of them with"
+                f" another {PLACE}.study_name"
+            )
+
+
+def _seeds(app: DictConfig, plan: Plan) -> tuple[str, list[int | None]]:
+    """The key that seeds a training, and the seed of each turn."""
+    key = plan.seed_key
+    base = OmegaConf.select(app, key)
+    if isinstance(base, int) and not isinstance(base, bool):
+        return key, [base + turn for turn in range(plan.n_seeds)]
+    if key != "seed":
+        raise ConfigError(
+            f"{PLACE}.seed_key={key}: expected a key of the app's config that holds a whole number,"
+            f" the seed of a training; found {as_typed(base)}"
+        )
+    if plan.n_seeds > 1:
+        log.warning(
+            f"adam_tune: the app's config has no `seed`, so {plan.n_seeds} trainings of the same"
+            " settings differ only by what the app leaves to chance; if its seed stands elsewhere,"
+            f" type {PLACE}.seed_key=KEY; if it has none, type {PLACE}.n_seeds=1"
+        )
+    return key, [None] * plan.n_seeds
+
+
+def _raised(result: JobReturn) -> BaseException:
+    """What a job raised; Hydra prints a traceback where it is asked for its value."""
+    raised = result._return_value
+    return raised if isinstance(raised, BaseException) else RuntimeError("it did not end")
+
+
+def _bar(total: int) -> "tqdm[Any]":
+    return tqdm(total=total, unit="trial", file=sys.stderr, dynamic_ncols=True)
+
+
+def _print_end(story: Story, folder: Path) -> None:
+    first, best = story.steps[0].after.mean, story.incumbent.mean
+    page = folder / "tune.html"
+    line = shlex.join([*story.fixed, *story.overrides])
+    print(f"\nadam_tune: {first:.5g} -> {best:.5g} in {len(story.trials)} trials")
+    print(f"story: {shlex.quote(os.path.relpath(folder / 'tune.md'))}")
+    if page.exists():
+        print(f"page: {shlex.quote(os.path.relpath(page))}")
+    print(f"type: {line}" if line else "the app's own settings are the best that was found")

@@ -37,7 +37,7 @@ def callbacks() -> "list[Callback]":
 
 
 def _of_trial() -> "list[Callback]":
-    if TRIAL not in os.environ:
+    if not os.environ.get(TRIAL):
         return []
     from lightning_adam.tune.job import identity
     from lightning_adam.tune.trial_callback import TrialCallback

@@ -141,7 +141,8 @@ class Archive:
         changed = [key for key in {**found, **identity} if found.get(key) != identity.get(key)]
         if changed:
             differences = "; ".join(
-                f"{key} was {found.get(key)}, now {identity.get(key)}" for key in sorted(changed)[:5]
+                f"{key} was {found.get(key)}, now {identity.get(key)}"
+                for key in sorted(changed)[:5]
             )
             raise ConfigError(
                 f"hydra.sweeper.study_name={self.name}: {folder} holds a search of other settings"
@@ -186,7 +187,9 @@ class Archive:
             },
         )
         storage = self._storage
-        trial_id = storage.create_new_trial(storage.get_study_id_from_name(study.study_name), template)
+        trial_id = storage.create_new_trial(
+            storage.get_study_id_from_name(study.study_name), template
+        )
         return int(storage.get_trial(trial_id).number)
 
     def note(self, stage: str, number: int, **attributes: Any) -> None:

@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import env_override
 from omegaconf import DictConfig
 
 from lightning_adam.environment import TRIAL
 from lightning_adam.errors import ConfigError
 from lightning_adam.tune.alive import Heart, process_name
 from lightning_adam.tune.archive import Archive, open_storage
-
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,14 @@ class Job:
             Exception: What the app raises, and a ConfigError if it returns no number.
         """
         who = identity()
-        archive = None if who is None else _reached(who)
-        if who is None or archive is None:
+        if who is None:
+            return self._result(config)
+        with env_override(_of_wandb(who)):
+            return self._told(who, config)
+
+    def _told(self, who: Identity, config: DictConfig) -> float:
+        archive = _reached(who)
+        if archive is None:
             return self._result(config)
         process = process_name()
         if not archive.note_if_running(
@@ -171,6 +177,12 @@ def _reached(who: Identity) -> Archive | None:
             stacklevel=2,
         )
         return None
+
+
+def _of_wandb(who: Identity) -> dict[str, str]:
+    """How W&B shows the trial's run, unless the user's environment has words of its own."""
+    named = {"WANDB_RUN_GROUP": who.study_name, "WANDB_JOB_TYPE": who.stage}
+    return {name: value for name, value in named.items() if name not in os.environ}
 
 
 def _finish_wandb(exit_code: int) -> None:

@@ -399,9 +399,7 @@ class Search:
 
     def _record(self, begun: Begun) -> Record:
         return next(
-            each
-            for each in self.archive.records(begun.stage)
-            if each.trial.number == begun.number
+            each for each in self.archive.records(begun.stage) if each.trial.number == begun.number
         )
 
     def _begin(self, progress: _Progress) -> list[Begun]:
@@ -485,7 +483,9 @@ class Search:
             if point not in tried:
                 break
             # What is known exactly is not tried again: the neighbourhood of the best is left.
-            study.sampler = optuna.samplers.RandomSampler(seed=self.plan.sampler_seed + len(records))
+            study.sampler = optuna.samplers.RandomSampler(
+                seed=self.plan.sampler_seed + len(records)
+            )
         return point
 
     def _budget(self, stage: Stage, behind: Sequence[Stage], point: Point, left: int) -> int:
@@ -502,9 +502,7 @@ class Search:
         while open_stages:
             free = left - sum(parts.values())
             shares = sum(each.share for each in open_stages)
-            full = [
-                each for each in open_stages if free * each.share / shares >= limits[each.name]
-            ]
+            full = [each for each in open_stages if free * each.share / shares >= limits[each.name]]
             if not full:
                 parts |= {each.name: free * each.share / shares for each in open_stages}
                 break

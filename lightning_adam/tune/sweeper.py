@@ -122,9 +122,12 @@ class StagedSweep:
         overrides: Sequence[Sequence[str]],
     ) -> None:
         """Runs a batch; what a trial raises is its failure, and the search goes on."""
+        for each in overrides:
+            # What cannot be composed is no trial's fault.
+            self._loader.load_sweep_config(self._config, list(each))
         try:
             results: Sequence[JobReturn] = self._launcher.launch(
-                overrides, initial_job_idx=batch[0].number
+                overrides, initial_job_idx=len(search.trials()) - len(batch)
             )
         except Exception as error:
             log.warning(f"adam_tune: the launcher lost a batch ({in_one_line(error)})")
@@ -149,13 +152,10 @@ class StagedSweep:
             number=begun.number,
             monitor=self.plan.monitor if begun.may_stop else None,
         )
-        variables = {TRIAL: who.as_variable()}
-        named = {"WANDB_RUN_GROUP": self.plan.study_name, "WANDB_JOB_TYPE": begun.stage}
-        variables |= {name: value for name, value in named.items() if name not in os.environ}
         return [
             f"hydra.sweep.dir={as_typed(str(self.folder))}",
             f"hydra.sweep.subdir={begun.stage}/{begun.number}",
-            *(f"++hydra.job.env_set.{name}={as_typed(value)}" for name, value in variables.items()),
+            f"hydra.job.env_set.{TRIAL}={as_typed(who.as_variable())}",
         ]
 
     def _tell(

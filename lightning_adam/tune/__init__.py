@@ -1,0 +1,1 @@
+"""Tunes Adam in stages, judged by what the app returns: `hydra/sweeper=adam_tune`."""

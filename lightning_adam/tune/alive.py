@@ -1,4 +1,4 @@
-"""Whether the process of a training still lives: at once on this machine, by its beats elsewhere."""
+"""Whether the process of a training lives: known at once here, by its beats on other machines."""
 
 import os
 import socket
@@ -26,9 +26,11 @@ def process_name() -> str:
 class Beats(Protocol):
     """Where beats are written down: an `Archive`."""
 
-    def beat(self, process: str, count: int) -> None: ...
+    def beat(self, process: str, count: int) -> None:
+        """Says that a process lives."""
 
-    def beats(self) -> dict[str, int]: ...
+    def beats(self) -> dict[str, int]:
+        """What the processes have said last."""
 
 
 class Heart:

@@ -14,6 +14,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_adam.errors import ConfigError
@@ -78,7 +79,7 @@ def open_storage(place: str, must_exist: bool = False) -> BaseStorage:
         ConfigError: If it is neither, or the database does not answer.
 
     Example:
-        >>> open_storage("journal:tune.journal").get_all_studies()
+        >>> open_storage("journal:empty.journal").get_all_studies()
         []
     """
     if place.startswith(JOURNAL):
@@ -275,7 +276,7 @@ class Archive:
             self._studies[name] = optuna.create_study(
                 storage=self._storage,
                 study_name=name,
-                direction=self.direction,
+                direction=StudyDirection[self.direction.upper()],
                 sampler=optuna.samplers.RandomSampler(),
                 load_if_exists=True,
             )

@@ -52,16 +52,17 @@ class Dimension:
         """
         if isinstance(choices, list):
             return CategoricalDistribution(choices)
-        ends = sorted(self.to_coordinate(choices[end]) for end in ("low", "high"))
+        low, high = sorted(self.to_coordinate(choices[end]) for end in ("low", "high"))
         if self.is_whole:
-            return IntDistribution(*ends)
-        return FloatDistribution(*ends, log=True)
+            return IntDistribution(low, high)
+        return FloatDistribution(low, high, log=True)
 
     def sampled(self, point: Point, coordinate: Any, choices: object) -> Point:
         """The point at a coordinate that was sampled.
 
         Example:
-            >>> DIMENSIONS["eps"].sampled(Point(1e-3, eps=1e-8), -6, {"low": 1e-9, "high": 1e-3}).eps
+            >>> decades = {"low": 1e-9, "high": 1e-3}
+            >>> DIMENSIONS["eps"].sampled(Point(1e-3, eps=1e-8), -6, decades).eps
             1e-06
         """
         value = coordinate if isinstance(choices, list) else self.to_value(coordinate)

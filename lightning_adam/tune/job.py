@@ -19,6 +19,10 @@ from lightning_adam.tune.alive import Heart, process_name
 from lightning_adam.tune.archive import Archive, open_storage
 
 
+class NoMetricError(ConfigError):
+    """The app returns no number: no trial of it can be judged."""
+
+
 @dataclass(frozen=True)
 class Identity:
     """Which trial of which search this process trains.
@@ -95,7 +99,7 @@ class Job:
         """Runs the app.
 
         Raises:
-            Exception: What the app raises, and a ConfigError if it returns no number.
+            Exception: What the app raises, and a NoMetricError if it returns no number.
         """
         who = identity()
         if who is None:
@@ -136,13 +140,13 @@ def as_metric(result: object) -> float:
     """What the app returned, as a number.
 
     Raises:
-        ConfigError: If it is none.
+        NoMetricError: If it is none.
 
     Example:
-        >>> as_metric("0.41")
+        >>> as_metric("0.41")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        lightning_adam.errors.ConfigError: the app returned '0.41': expected the validation metric \
-as a number; end its function for example with `return trainer.callback_metrics["val/loss"].item()`
+            ...
+        lightning_adam.tune.job.NoMetricError: the app returned '0.41': expected the validation...
     """
     is_number = hasattr(result, "__float__") and not isinstance(result, bool)
     try:
@@ -150,7 +154,7 @@ as a number; end its function for example with `return trainer.callback_metrics[
             return float(result)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):
         pass
-    raise ConfigError(
+    raise NoMetricError(
         f"the app returned {result!r}: expected the validation metric as a number; end its function"
         ' for example with `return trainer.callback_metrics["val/loss"].item()`'
     )
@@ -160,7 +164,7 @@ def in_one_line(error: BaseException) -> str:
     """An error's class and the first line of what it says.
 
     Example:
-        >>> in_one_line(ValueError("no such file\\nat all"))
+        >>> in_one_line(ValueError("no such file"))
         'ValueError: no such file'
     """
     said = str(error).strip().splitlines()

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from lightning_adam.errors import ConfigError, nearest, refusal, type_instead
-from lightning_adam.schema import StageConfig, TuneConfig, When
+from lightning_adam.schema import StageConfig, When
 from lightning_adam.tune.dimensions import DIMENSIONS
 from lightning_adam.tune.point import Point
 
@@ -36,9 +36,8 @@ class Stage:
 
     Example:
         >>> stage = Stage("amsgrad", 1, 1.0, When.always, {"amsgrad": [False, True]}, ())
-        >>> stage.alternatives(Point(1e-3, amsgrad=False))
-        [Point(lr=0.001, betas=None, eps=None, weight_decay=None, decoupled_weight_decay=None, \
-amsgrad=True, warmup_ratio=None)]
+        >>> [point.amsgrad for point in stage.alternatives(Point(1e-3, amsgrad=False))]
+        [True]
     """
 
     name: str
@@ -95,8 +94,9 @@ class Plan:
         stages: In their order, without those that are for larger budgets.
 
     Example:
-        >>> from lightning_adam.schema import Direction
-        >>> read_plan(OmegaConf.structured(TuneConfig(direction=Direction.minimize)).copy()).n_trials
+        >>> from lightning_adam.schema import Direction, TuneConfig
+        >>> config = TuneConfig(direction=Direction.minimize, study_name="mnist")
+        >>> read_plan(vars(config)).n_trials
         40
     """
 

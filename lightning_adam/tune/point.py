@@ -1,7 +1,6 @@
 """What is tuned: a point is one setting of Adam, and knows the overrides that bring it about."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -182,13 +181,13 @@ def rounded(value: float) -> float:
 def _nodes_with(config: DictConfig, keys: set[str], prefix: str = "") -> list[str]:
     """The places of all mappings that have these keys."""
     found = []
-    for name in config:
+    for name in map(str, config):
         if OmegaConf.is_missing(config, name) or OmegaConf.is_interpolation(config, name):
             continue
         node = config[name]
         if isinstance(node, DictConfig):
             place = f"{prefix}{name}"
-            if isinstance(node, Mapping) and keys <= set(map(str, node)):
+            if keys <= set(map(str, node)):
                 found.append(place)
             else:
                 found += _nodes_with(node, keys, f"{place}.")

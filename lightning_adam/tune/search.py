@@ -34,8 +34,6 @@ HOPELESS = 5
 EPS_FINDINGS = ("eps_", "exp_avg_sq_underflow")
 """How the codes of the findings begin that call for another eps."""
 SECONDS_BETWEEN_LOOKS = 1.0
-SMALLEST_FLOAT16_EPS = 1e-7
-"""By decades: 1e-8 is 0 there."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +95,12 @@ class Search:
         >>> from lightning_adam.schema import Direction, TuneConfig
         >>> from lightning_adam.tune.plan import read_plan
         >>> stages = {"lr": {"space": {"lr": {"low": 1e-4, "high": 1e-1}}}}
-        >>> config = {**vars(TuneConfig(direction=Direction.minimize, n_trials=8, n_seeds=1)), "stages": stages}
+        >>> config = TuneConfig(
+        ...     direction=Direction.minimize, n_trials=8, n_seeds=1, study_name="parabola"
+        ... )
+        >>> plan = read_plan({**vars(config), "stages": stages})
         >>> archive = Archive("journal:search.journal", "parabola", "minimize")
-        >>> search = Search(read_plan(config), Point(lr=1e-4), archive, [None])
+        >>> search = Search(plan, Point(lr=1e-4), archive, [None])
         >>> while batch := search.next_batch():
         ...     for begun in batch:
         ...         distance = math.log10(begun.point.lr) + 2

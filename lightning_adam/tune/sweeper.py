@@ -19,7 +19,7 @@ from lightning_adam.environment import TRIAL
 from lightning_adam.errors import ConfigError, as_typed
 from lightning_adam.tune.alive import Heart
 from lightning_adam.tune.archive import JOURNAL, Archive
-from lightning_adam.tune.job import Identity, Job, as_metric, in_one_line
+from lightning_adam.tune.job import Identity, Job, NoMetricError, as_metric, in_one_line
 from lightning_adam.tune.plan import PLACE, Plan, read_plan
 from lightning_adam.tune.point import Point, find_places, read_point
 from lightning_adam.tune.report import write_story
@@ -138,9 +138,12 @@ class StagedSweep:
             if result.status is JobStatus.COMPLETED:
                 archive.finish(begun.stage, begun.number, as_metric(result.return_value))
             else:
-                error = in_one_line(_raised(result))
-                archive.fail(begun.stage, begun.number, error)
-                log.warning(f"adam_tune: {begun.stage}/{begun.number} failed, {error}")
+                raised = _raised(result)
+                said = in_one_line(raised)
+                archive.fail(begun.stage, begun.number, said)
+                if isinstance(raised, NoMetricError):
+                    raise raised
+                log.warning(f"adam_tune: {begun.stage}/{begun.number} failed, {said}")
 
     def _job_overrides(self, begun: Begun) -> list[str]:
         """What a job needs to know: where to write, and who it is."""
@@ -271,10 +274,12 @@ def _bar(total: int) -> "tqdm[Any]":
 
 def _print_end(story: Story, folder: Path) -> None:
     first, best = story.steps[0].after.mean, story.incumbent.mean
-    page = folder / "tune.html"
     line = shlex.join([*story.fixed, *story.overrides])
-    print(f"\nadam_tune: {first:.5g} -> {best:.5g} in {len(story.trials)} trials")
-    print(f"story: {shlex.quote(os.path.relpath(folder / 'tune.md'))}")
-    if page.exists():
-        print(f"page: {shlex.quote(os.path.relpath(page))}")
-    print(f"type: {line}" if line else "the app's own settings are the best that was found")
+    written = [folder / name for name in ("tune.md", "tune.html") if (folder / name).is_file()]
+    lines = [
+        "",
+        f"adam_tune: {first:.5g} -> {best:.5g} in {len(story.trials)} trials",
+        *(f"story: {shlex.quote(os.path.relpath(each))}" for each in written),
+        f"type: {line}" if line else "The app's own settings are the best that was found.",
+    ]
+    print("\n".join(lines), flush=True)  # noqa: T201

@@ -169,9 +169,9 @@ class Search:
         return [progress.step for progress in self._walk() if progress.step is not None]
 
     def trials(self) -> list[Trial]:
-        """All trainings, in the order in which they were begun."""
+        """All trainings, in the order in which they were begun, without those to be done again."""
         stages = [START, *(stage.name for stage in self.plan.stages)]
-        records = [each for stage in stages for each in self.archive.records(stage)]
+        records = [each for stage in stages for each in self._counted(stage)]
         return [each.trial for each in sorted(records, key=lambda each: each.begun)]
 
     def _progress(self) -> _Progress | None:

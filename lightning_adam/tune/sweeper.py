@@ -4,7 +4,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +82,7 @@ class StagedSweep:
         self.folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self._config, self.folder / "multirun.yaml")
         archive = Archive(self._storage(), self.plan.study_name, self.plan.direction)
-        identity = {
-            "direction": self.plan.direction,
-            "n_seeds": self.plan.n_seeds,
-            "typed": sorted(arguments),
-            "settings": str(start),
-        }
+        identity = {f"{PLACE}.direction": self.plan.direction, **_flat(app)}
         is_known = archive.claim(identity, self._where())
         search = Search(self.plan, start, archive, seeds)
         trials = search.trials()
@@ -260,6 +255,19 @@ def _seeds(app: DictConfig, plan: Plan) -> tuple[str, list[int | None]]:
             f" type {PLACE}.seed_key=KEY; if it has none, type {PLACE}.n_seeds=1"
         )
     return key, [None] * plan.n_seeds
+
+
+def _flat(config: DictConfig) -> dict[str, str]:
+    """The app's settings as words: trials that differ in them cannot be compared."""
+
+    def leaves(node: object, place: str) -> Iterator[tuple[str, str]]:
+        if isinstance(node, Mapping) and node:
+            for name, each in node.items():
+                yield from leaves(each, f"{place}.{name}" if place else str(name))
+        else:
+            yield place, as_typed(node)
+
+    return dict(leaves(OmegaConf.to_container(config, resolve=False, enum_to_str=True), ""))
 
 
 def _raised(result: JobReturn) -> BaseException:

@@ -141,7 +141,9 @@ class Archive:
             return False
         changed = [key for key in {**found, **identity} if found.get(key) != identity.get(key)]
         if changed:
-            told = [f"{key} was {found.get(key)}, now {identity.get(key)}" for key in sorted(changed)]
+            told = [
+                f"{key} was {found.get(key)}, now {identity.get(key)}" for key in sorted(changed)
+            ]
             differences = "; ".join([*told[:4], *(["..."] if len(told) > 4 else [])])
             raise ConfigError(
                 f"hydra.sweeper.study_name={self.name}: {folder} holds a search of other settings"

@@ -190,7 +190,10 @@ def _of_wandb(who: Identity) -> dict[str, str]:
 
 
 def _finish_wandb(exit_code: int) -> None:
-    """Ends the app's run, which the next trial of the process would else go on with."""
+    """Ends the app's run, which the next trial of the process would else go on with.
+
+    What W&B has read from the environment goes too: the next trial's job type is another.
+    """
     wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
-        wandb.finish(exit_code=exit_code)
+    if wandb is not None:
+        wandb.teardown(exit_code=exit_code)

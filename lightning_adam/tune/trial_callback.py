@@ -4,6 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from lightning_adam.errors import warn_only
@@ -47,7 +48,8 @@ class TrialCallback(Callback):
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Asks whether the training is worth its time; all processes stop together."""
-        if self.who.monitor is None or trainer.sanity_checking or not trainer.training:
+        is_fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if self.who.monitor is None or not is_fitting:
             return
         stop = trainer.is_global_zero and self._is_hopeless(trainer, self.who.monitor)
         if trainer.strategy.reduce_boolean_decision(stop, all=False):

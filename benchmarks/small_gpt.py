@@ -72,12 +72,16 @@ class LitGPT(AdamMixin, L.LightningModule):
         return loss
 
 
-def text_loader(batch_size: int) -> DataLoader[tuple[Tensor, ...]]:
+def text_pieces() -> Tensor:
     """Pieces of the standard library's sources, of one byte more than the context."""
     text = bytearray()
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
         text += path.read_bytes()
         if len(text) > ENOUGH:
             break
-    pieces = torch.frombuffer(text, dtype=torch.uint8).unfold(0, CONTEXT + 1, CONTEXT).long()
-    return DataLoader(TensorDataset(pieces), batch_size=batch_size, shuffle=True)
+    return torch.frombuffer(text, dtype=torch.uint8).unfold(0, CONTEXT + 1, CONTEXT).long()
+
+
+def text_loader(batch_size: int) -> DataLoader[tuple[Tensor, ...]]:
+    """The pieces in batches."""
+    return DataLoader(TensorDataset(text_pieces()), batch_size=batch_size, shuffle=True)

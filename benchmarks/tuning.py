@@ -4,8 +4,8 @@ python -m benchmarks.tuning
 python -m benchmarks.tuning --apps mnist --seeds 0 --save benchmarks
 
 Two apps, two settings to start from, three seeds of the search. What a search chooses is trained
-anew with seeds that no search has seen: their mean validation loss is its result. Trainings are kept
-in a file, so the same command goes on where it was cut.
+anew with seeds that no search has seen: their mean validation loss is its result. Trainings are
+kept in a file, so the same command goes on where it was cut.
 """
 
 import argparse
@@ -87,22 +87,28 @@ Loaders = tuple[DataLoader[tuple[Tensor, ...]], DataLoader[tuple[Tensor, ...]]]
 
 
 @cache
-def _text(validation: int = 128) -> tuple[TensorDataset, TensorDataset]:
+def _images() -> Loaders:
+    """They are read from a text file, which takes longer than a training."""
+    return mnist_loaders(128)
+
+
+@cache
+def _text(training: int = 4800, validation: int = 128) -> tuple[TensorDataset, TensorDataset]:
     """The sources of the standard library; the last of the pieces that are used validate."""
-    pieces = text_pieces()[: 16 * 300 + validation]
+    pieces = text_pieces()[: training + validation]
     return TensorDataset(pieces[:-validation]), TensorDataset(pieces[-validation:])
 
 
 def mnist(configs: dict[str, Any]) -> tuple[L.LightningModule, Loaders]:
     """The recipe's CNN, a quarter as wide."""
-    return LitClassifier(small_cnn(8), **configs), mnist_loaders(128)
+    return LitClassifier(small_cnn(8), **configs), _images()
 
 
 def gpt(configs: dict[str, Any]) -> tuple[L.LightningModule, Loaders]:
     """140,000 parameters on bytes."""
     training, validation = _text()
-    drawn = RandomSampler(training, num_samples=16 * APPS["gpt"][1])
-    loaders = DataLoader(training, 16, sampler=drawn), DataLoader(validation, 64)
+    drawn = RandomSampler(training, num_samples=8 * APPS["gpt"][1])
+    loaders = DataLoader(training, 8, sampler=drawn), DataLoader(validation, 64)
     return LitGPT(SmallGPT(layers=2, width=64, heads=2), **configs), loaders
 
 
@@ -202,7 +208,8 @@ def staged(plan: Plan, start: Point, seed: int, training: Training) -> list[tupl
             for begun in batch:
                 assert begun.seed is not None
                 archive.finish(begun.stage, begun.number, training(begun.point, begun.seed))
-            after = search.steps()[-1].after
+            way, _ = search.look()
+            after = way.stages[-1].step.after
             found.append((after.point, after.mean))
     return found
 
@@ -247,11 +254,11 @@ def search(task: Task, plan_file: Path, n_trials: int, n_seeds: int, cache_file:
     if task.method == "staged":
         found = staged(plan, start, task.seed, training)
     else:
-        sampler = {
-            "random": lambda: optuna.samplers.RandomSampler(task.seed),
-            "tpe": lambda: optuna.samplers.TPESampler(seed=task.seed, multivariate=True),
-        }[task.method]()
-        found = jointly(plan, start, task.seed, training, sampler)
+        samplers: dict[str, optuna.samplers.BaseSampler] = {
+            "random": optuna.samplers.RandomSampler(task.seed),
+            "tpe": optuna.samplers.TPESampler(seed=task.seed, multivariate=True),
+        }
+        found = jointly(plan, start, task.seed, training, samplers[task.method])
     point = found[-1][0]
     fresh = [training(point, seed) for seed in FRESH_SEEDS]
     return {

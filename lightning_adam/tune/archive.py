@@ -83,7 +83,7 @@ def open_storage(place: str, must_exist: bool = False) -> BaseStorage:
         ConfigError: If it is neither, or the database does not answer.
 
     Example:
-        >>> open_storage("journal:empty.journal").get_all_studies()
+        >>> open_storage("sqlite:///:memory:").get_all_studies()
         []
     """
     if place.startswith(JOURNAL):
@@ -116,7 +116,7 @@ class Archive:
         direction: `minimize` or `maximize`.
 
     Example:
-        >>> archive = Archive("journal:tune.journal", "mnist", "minimize")
+        >>> archive = Archive("sqlite:///:memory:", "mnist", "minimize")
         >>> number = archive.begin("lr", Point(1e-3), 0, None, {}, {}, "host/1/a", 1)
         >>> archive.finish("lr", number, 0.41)
         >>> archive.records("lr")[0].trial.value

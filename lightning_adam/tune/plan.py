@@ -1,5 +1,6 @@
 """What is to be searched: the sweeper's config, read and checked before the first trial."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,6 +113,53 @@ class Plan:
     sampler_seed: int
     stages: tuple[Stage, ...]
     too_large: dict[str, str]
+
+    @property
+    def sign(self) -> float:
+        """What a metric is multiplied by, so that less is better."""
+        return 1.0 if self.direction == "minimize" else -1.0
+
+    def part_of(self, stage: Stage, behind: Sequence[Stage], point: Point, left: int) -> int:
+        """A stage's part of the trainings that are left: by shares, no more than it can use.
+
+        Args:
+            stage: The stage.
+            behind: Those that come after it.
+            point: The incumbent.
+            left: How many trainings are left.
+
+        Returns:
+            0 if it is too little to come to something.
+
+        Example:
+            >>> from lightning_adam.schema import Direction, TuneConfig
+            >>> stages = {
+            ...     "lr": {"share": 3, "space": {"lr": {"low": 1e-4, "high": 1e-2}}},
+            ...     "amsgrad": {"share": 3, "space": {"amsgrad": [False, True]}},
+            ... }
+            >>> config = TuneConfig(direction=Direction.minimize, study_name="mnist")
+            >>> plan = read_plan({**vars(config), "stages": stages})
+            >>> plan.part_of(plan.stages[0], plan.stages[1:], Point(1e-3, amsgrad=False), 20)
+            18
+        """
+        limits = {}
+        for each in (stage, *behind):
+            found = each.alternatives(point)
+            limits[each.name] = math.inf if found is None else len(found) + self.n_seeds - 1
+        parts: dict[str, float] = {}
+        open_stages = [stage, *behind]
+        while open_stages:
+            free = left - sum(parts.values())
+            shares = sum(each.share for each in open_stages)
+            full = [each for each in open_stages if free * each.share / shares >= limits[each.name]]
+            if not full:
+                parts |= {each.name: free * each.share / shares for each in open_stages}
+                break
+            parts |= {each.name: limits[each.name] for each in full}
+            open_stages = [each for each in open_stages if each not in full]
+        # One point with all seeds is the least that can come to something.
+        part = max(round(parts[stage.name]), self.n_seeds)
+        return int(part) if part <= left else 0
 
 
 def read_plan(given: Mapping[str, Any]) -> Plan:

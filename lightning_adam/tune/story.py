@@ -155,3 +155,60 @@ class Story:
             0.4
         """
         return self.steps[-1].after
+
+    @property
+    def failures(self) -> dict[str, list[Trial]]:
+        """The trials that failed, by what is said of it.
+
+        Example:
+            >>> trial = Trial("lr", 3, Point(1e-3), 0, Outcome.failed, error="out of memory")
+            >>> list(Story("mnist", "mnist", "maximize", 20, 2, [], [trial]).failures)
+            ['out of memory']
+        """
+        failed = [each for each in self.trials if each.outcome is Outcome.failed]
+        return {
+            error: [each for each in failed if each.error == error]
+            for error in dict.fromkeys(each.error for each in failed)
+        }
+
+    @property
+    def findings(self) -> dict[str, list[Trial]]:
+        """The trials of which AdamMonitor found something, by what it found.
+
+        Example:
+            >>> found = ("eps_too_large",)
+            >>> trial = Trial("lr", 3, Point(1e-3), 0, Outcome.complete, 0.41, findings=found)
+            >>> list(Story("mnist", "mnist", "maximize", 20, 2, [], [trial]).findings)
+            ['eps_too_large']
+        """
+        codes = dict.fromkeys(code for each in self.trials for code in each.findings)
+        return {code: [each for each in self.trials if code in each.findings] for code in codes}
+
+    def of_stage(self, stage: str) -> list[Trial]:
+        """The trials that were run for a stage.
+
+        Example:
+            >>> trial = Trial("lr", 3, Point(1e-3), 0, Outcome.complete, 0.41)
+            >>> len(Story("mnist", "mnist", "maximize", 20, 2, [], [trial]).of_stage("lr"))
+            1
+        """
+        return [each for each in self.trials if each.stage == stage]
+
+    def of_incumbent(self, step: Step) -> list[Trial]:
+        """The trials of what a stage began with, which were run for stages before it.
+
+        Example:
+            >>> score = Score(Point(1e-3), (0.4,), 0.4, None)
+            >>> start, lr = (Step(name, score, score, None, None, None, "") for name in ("a", "b"))
+            >>> trials = [Trial("a", 0, Point(1e-3), 0, Outcome.complete, 0.4)]
+            >>> story = Story("mnist", "mnist", "maximize", 20, 2, [start, lr], trials)
+            >>> len(story.of_incumbent(lr))
+            1
+        """
+        names = [each.stage for each in self.steps]
+        earlier = names[: names.index(step.stage)]
+        return [
+            each
+            for each in self.trials
+            if each.stage in earlier and each.point == step.before.point
+        ]

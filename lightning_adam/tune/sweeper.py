@@ -24,7 +24,8 @@ from lightning_adam.tune.plan import PLACE, Plan, read_plan
 from lightning_adam.tune.point import Point, find_places, read_point
 from lightning_adam.tune.report import write_story
 from lightning_adam.tune.search import Begun, Search
-from lightning_adam.tune.story import Story
+from lightning_adam.tune.story import Outcome, Story
+from lightning_adam.tune.wording import AS_CONFIGURED, line_to_type
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class StagedSweep:
         is_known = archive.claim(identity, self._where())
         fixed = [each for each in arguments if not _is_of_hydra(each)]
         search = Search(self.plan, start, archive, seeds)
-        trials = search.trials()
+        _, trials = search.look()
         done = f"goes on after {len(trials)} trials" if is_known and trials else "begins"
         log.info(
             f"adam_tune: the search {self.plan.study_name} {done}, of {self.plan.n_trials} at most;"
@@ -121,9 +122,10 @@ class StagedSweep:
         for each in overrides:
             # What cannot be composed is no trial's fault.
             self._loader.load_sweep_config(self._config, list(each))
+        _, trials = search.look()
         try:
             results: Sequence[JobReturn] = self._launcher.launch(
-                overrides, initial_job_idx=len(search.trials()) - len(batch)
+                overrides, initial_job_idx=len(trials) - len(batch)
             )
         except Exception as error:
             log.warning(f"adam_tune: the launcher lost a batch ({in_one_line(error)})")
@@ -166,7 +168,10 @@ class StagedSweep:
         bar: "tqdm[Any] | None",
     ) -> Story:
         """Writes what the search has come to, to its folder and to the bar."""
-        steps = search.steps()
+        way, trials = search.look()
+        steps = [each.step for each in way.stages]
+        incumbent = steps[-1].after
+        typed = overrides(start, incumbent.point)
         story = Story(
             name=self.plan.study_name,
             job=self._config.hydra.job.name,
@@ -174,18 +179,17 @@ class StagedSweep:
             n_trials=self.plan.n_trials,
             n_seeds=self.plan.n_seeds,
             steps=steps,
-            trials=search.trials(),
-            skipped=search.skipped,
-            overrides=overrides(start, steps[-1].after.point) if steps else (),
+            trials=trials,
+            skipped=way.skipped,
+            overrides=typed,
             fixed=fixed,
             is_over=bar is None,
         )
         write_story(story, self.folder)
         if bar is not None:
-            bar.n = len([each for each in story.trials if each.seconds or each.value is not None])
-            if steps:
-                found = " ".join(overrides(start, steps[-1].after.point)) or "as configured"
-                bar.set_description(f"{steps[-1].stage}: {steps[-1].after.mean:.5g}, {found}")
+            bar.n = len([each for each in trials if each.outcome is not Outcome.running])
+            found = " ".join(typed) or "as configured"
+            bar.set_description(f"{steps[-1].stage}: {incumbent.mean:.5g}, {found}")
             bar.refresh()
         return story
 
@@ -289,12 +293,12 @@ def _bar(total: int) -> "tqdm[Any]":
 
 def _print_end(story: Story, folder: Path) -> None:
     first, best = story.steps[0].after.mean, story.incumbent.mean
-    line = shlex.join([*story.fixed, *story.overrides])
+    line = line_to_type(story)
     written = [folder / name for name in ("tune.md", "tune.html") if (folder / name).is_file()]
     lines = [
         "",
         f"adam_tune: {first:.5g} -> {best:.5g} in {len(story.trials)} trials",
         *(f"story: {shlex.quote(os.path.relpath(each))}" for each in written),
-        f"type: {line}" if line else "The app's own settings are the best that was found.",
+        f"type: {line}" if line else AS_CONFIGURED,
     ]
     print("\n".join(lines), flush=True)  # noqa: T201

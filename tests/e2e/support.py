@@ -71,7 +71,7 @@ class Finished:
         return found.removeprefix(beginning)
 
 
-def environment(bin_folder: Path = BIN, **changes: str) -> dict[str, str]:
+def environment(bin_folder: Path = BIN, /, **changes: str) -> dict[str, str]:
     """A user's environment, with the commands of `bin_folder` first on the path."""
     own = os.environ.items()
     kept = {name: value for name, value in own if not name.startswith(FOREIGN_VARIABLES)}

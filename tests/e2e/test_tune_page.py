@@ -1,0 +1,140 @@
+"""The page of a search in a real browser: what is drawn, what a point says, what is copied."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lightning_adam.tune.report import write_story
+from lightning_adam.tune.story import Story
+from tests.e2e.report_page import NARROW, ReportPage, Visits, chromium, contrast
+from tests.tune.stories import shapes, tuned
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator
+
+pytestmark = pytest.mark.browser
+
+SHAPES = shapes()
+LINE = "data=small optimizer.lr=0.005"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.fixture
+def visit(browser: "Browser") -> Iterator[Visits]:
+    """Opens pages, none of which may write to the console, fail or ask a network for anything."""
+    visits = Visits(browser)
+    yield visits
+    visits.leave()
+
+
+def written(story: Story, folder: Path) -> Path:
+    write_story(story, folder)
+    return folder / "tune.html"
+
+
+def chart(report: ReportPage, title: str) -> "Locator":
+    return report.page.locator(f'figure[data-chart="{title}"] svg.chart')
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_page_of_any_shape_opens_without_a_complaint(
+    shape: str, visit: Visits, tmp_path: Path
+) -> None:
+    report = visit(written(SHAPES[shape], tmp_path))
+    assert report.page.locator("h1").is_visible()
+    assert not report.page.evaluate("() => Boolean(window.hasAlerted)")
+
+
+def test_every_trial_is_drawn_and_can_be_seen(visit: Visits, tmp_path: Path) -> None:
+    report = visit(written(tuned(), tmp_path))
+    for title, count in (("The path", 7), ("lr", 6), ("beta2", 3)):
+        marks = chart(report, title).locator(".mark")
+        assert marks.count() == count
+        for mark in marks.all():
+            box = mark.bounding_box()
+            assert box is not None
+            assert box["width"] > 4
+            assert box["height"] > 4
+        assert len(chart(report, title).get_attribute("aria-label") or "") > 40
+    assert chart(report, "lr").get_by_text("taken", exact=True).is_visible()
+    assert chart(report, "lr").get_by_text("learning rate", exact=True).is_visible()
+
+
+def test_a_point_says_what_it_is_and_leads_to_its_row(visit: Visits, tmp_path: Path) -> None:
+    report = visit(written(tuned(), tmp_path))
+    mark = chart(report, "lr").locator('.mark[data-trial="lr/1"]')
+    mark.hover()
+    told = report.page.get_by_role("tooltip")
+    assert told.inner_text().split("\n") == [
+        "lr/1: stopped early",
+        "lr=0.0001",
+        "metric 0.9",
+        "seed 0",
+        "20.0 s",
+        "AdamMonitor: update_lost",
+    ]
+    report.page.keyboard.press("Escape")
+    assert told.is_hidden()
+    mark.click()
+    (row,) = report.page.locator("tr.is-found").all()
+    assert row.get_by_role("rowheader").inner_text() == "lr/1"
+    box = row.bounding_box()
+    assert box is not None
+    assert 0 < box["y"] < report.page.evaluate("() => innerHeight")
+
+
+def test_what_is_copied_is_the_line(visit: Visits, tmp_path: Path) -> None:
+    report = visit(written(replace(tuned(), fixed=["data=small  one", "x=<b>"]), tmp_path))
+    report.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    report.page.get_by_role("button", name="copy").click()
+    report.page.get_by_role("status").get_by_text("copied").wait_for()
+    copied = report.page.evaluate("() => navigator.clipboard.readText()")
+    text = (tmp_path / "tune.md").read_text()
+    assert copied == text.splitlines()[-1] == "'data=small  one' 'x=<b>' optimizer.lr=0.005"
+
+
+def test_without_a_clipboard_the_line_is_copied_all_the_same(visit: Visits, tmp_path: Path) -> None:
+    report = visit(written(tuned(), tmp_path))
+    report.page.evaluate(
+        """() => {
+          Object.defineProperty(navigator, "clipboard", { value: undefined });
+          document.addEventListener("copy", () => { window.copied = String(getSelection()); });
+        }"""
+    )
+    report.page.get_by_role("button", name="copy").click()
+    report.page.get_by_role("status").get_by_text("copied").wait_for()
+    assert report.page.evaluate("() => window.copied") == LINE
+
+
+@pytest.mark.parametrize("is_dark", [False, True])
+@pytest.mark.parametrize("shape", ["tuned", "stage under way", "all at once"])
+def test_every_word_can_be_read(shape: str, is_dark: bool, visit: Visits, tmp_path: Path) -> None:
+    report = visit(written(SHAPES[shape], tmp_path), dark=is_dark)
+    texts = report.texts()
+    assert len(texts) > 40
+    faint = {each["text"] for each in texts if contrast(each["color"], each["ground"]) < 4.5}
+    assert faint == set()
+    assert [each["text"] for each in texts if each["isCut"]] == []
+
+
+def test_a_narrow_page_is_scrolled_in_one_direction(visit: Visits, tmp_path: Path) -> None:
+    report = visit(written(tuned(), tmp_path), width=NARROW)
+    assert report.page.evaluate("() => document.documentElement.scrollWidth") <= NARROW
+    assert [each["name"] for each in report.controls() if each["isCut"]] == []
+
+
+def test_the_ground_is_the_reader_s_and_can_be_changed(visit: Visits, tmp_path: Path) -> None:
+    report = visit(written(tuned(), tmp_path), dark=True)
+    ground = "() => getComputedStyle(document.body).backgroundColor"
+    dark = report.page.evaluate(ground)
+    report.theme_button.click()
+    light = report.page.evaluate(ground)
+    assert contrast(dark, "rgb(255, 255, 255)") > 10 > 2 > contrast(light, "rgb(255, 255, 255)")

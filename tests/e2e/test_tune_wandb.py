@@ -1,0 +1,40 @@
+"""The runs of a search in W&B: one a trial, in one group, each told apart by its stage."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.support import (
+    environment,
+    offline_runs,
+    records,
+    run_config,
+    run_text,
+    write_the_project,
+)
+
+
+@pytest.mark.slow
+def test_each_trial_is_a_run_of_the_searchs_group(tmp_path: Path) -> None:
+    write_the_project(tmp_path)
+    program = (tmp_path / "train.py").read_text(encoding="utf-8")
+    (tmp_path / "train.py").write_text(program.replace("max_epochs=10", "max_epochs=1"))
+    tuned = run_text(
+        "python train.py -m hydra/sweeper=adam_tune hydra.sweeper.direction=minimize"
+        " hydra.sweeper.n_trials=5 hydra.sweeper.n_seeds=1 hydra.sweeper.study_name=grouped",
+        tmp_path,
+        environment(CUDA_VISIBLE_DEVICES=""),
+    )
+    assert tuned.returncode == 0, tuned.output
+    runs = [_run(each) for each in offline_runs(tmp_path)]
+    assert len({each["run_id"] for each in runs}) == 5
+    assert {each["run_group"] for each in runs} == {"grouped"}
+    assert sorted(each["job_type"] for each in runs) == ["lr"] * 4 + ["start"]
+    lrs = {run_config(each)["optimizer"]["lr"] for each in offline_runs(tmp_path)}
+    assert len(lrs) == 5
+
+
+def _run(offline_run: Path) -> dict[str, Any]:
+    """How the run is called and filed."""
+    return next(dict(entry["run"]) for entry in records(offline_run) if "run" in entry)

@@ -1,0 +1,87 @@
+"""The living and the dead, here and on another machine."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from lightning_adam.tune import alive
+from lightning_adam.tune.alive import BEATS_MISSED, SECONDS_BETWEEN_BEATS, Heart, Observer
+
+NAME = "from lightning_adam.tune.alive import process_name; print(process_name(), flush=True)"
+
+
+def observer(**beats: int) -> Observer:
+    return Observer(SimpleNamespace(beats=lambda: beats, beat=None))
+
+
+def test_a_process_of_this_machine_is_known_at_once() -> None:
+    code = f"{NAME}; import time; time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    name = process.stdout.readline().strip()
+    assert observer().is_alive(name)
+    os.kill(process.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    # Dead, though nobody has asked about it yet.
+    assert not observer().is_alive(name)
+    process.communicate()
+    assert not observer().is_alive(name)
+
+
+def test_a_number_that_was_given_again_is_another_process() -> None:
+    host = socket.gethostname()
+    assert not observer().is_alive(f"{host}/{os.getpid()}.1/abc")
+
+
+def test_another_machines_process_lives_until_it_misses_its_beats(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    name = "elsewhere/1.5/abc"
+    beats = {name: 0}
+    watching = Observer(SimpleNamespace(beats=lambda: beats, beat=None))
+    limit = BEATS_MISSED * SECONDS_BETWEEN_BEATS
+    assert watching.is_alive(name)
+    for _ in range(3):
+        now += limit - 1
+        beats[name] += 1
+        assert watching.is_alive(name)
+    now += limit - 1
+    assert watching.is_alive(name)
+    now += 2
+    assert not watching.is_alive(name)
+    # A machine that was away for a while, as in sleep.
+    beats[name] += 1
+    assert watching.is_alive(name)
+
+
+def test_one_that_never_beat_is_dead_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    watching = observer()
+    assert watching.is_alive("elsewhere/1.5/abc")
+    now = BEATS_MISSED * SECONDS_BETWEEN_BEATS + 1
+    assert not watching.is_alive("elsewhere/1.5/abc")
+
+
+def test_a_heart_goes_on_when_the_database_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alive, "SECONDS_BETWEEN_BEATS", 0.01)
+    heard: list[int] = []
+
+    def beat(process: str, count: int) -> None:
+        assert process == "host/1/a"
+        heard.append(count)
+        if count == 2:
+            raise OSError("away")
+
+    with Heart(SimpleNamespace(beat=beat, beats=dict), "host/1/a"):
+        while len(heard) < 6:
+            pass
+    count = len(heard)
+    assert heard == list(range(count))

@@ -1,0 +1,154 @@
+"""What is taken: against Student's test as SciPy has it, and in the words of each case."""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy.stats import ttest_ind
+
+from lightning_adam.tune.archive import Record
+from lightning_adam.tune.decision import challenger_of, decide, gain_of, score_of
+from lightning_adam.tune.plan import read_stage
+from lightning_adam.tune.point import Point
+from lightning_adam.tune.story import Outcome, Score, Step, Trial
+from tests.tune.searching import DEFAULT, LR, plan_of
+
+OTHER = DEFAULT.with_values(lr=3e-3)
+STAGE = read_stage("lr", LR["lr"])
+
+values = st.lists(st.floats(-100, 100).map(lambda each: round(each, 3)), min_size=1, max_size=5)
+
+
+def score(point: Point, *values: float) -> Score:
+    mean = statistics.fmean(values)
+    is_known = len(values) > 1 and math.isfinite(mean)
+    return Score(point, values, mean, statistics.stdev(values) if is_known else None)
+
+
+def records(point: Point, *values: float | None, number: int = 0) -> list[Record]:
+    """Its trainings, one a seed; None for one that failed."""
+    return [
+        Record(
+            Trial(
+                "lr",
+                number + turn,
+                point,
+                turn,
+                Outcome.failed if value is None else Outcome.complete,
+                value,
+            ),
+            turn=turn,
+            coordinates={"lr": point.lr},
+            owner="host/1/a",
+        )
+        for turn, value in enumerate(values)
+    ]
+
+
+@settings(deadline=None, derandomize=True)
+@given(before=values, after=values, sign=st.sampled_from([1.0, -1.0]))
+def test_gain_and_spread_are_those_of_students_test(
+    before: list[float], after: list[float], sign: float
+) -> None:
+    gain, spread = gain_of(score(DEFAULT, *before), score(OTHER, *after), sign)
+    assert gain == pytest.approx(sign * (statistics.fmean(before) - statistics.fmean(after)))
+    if len(before) + len(after) < 3:
+        assert spread is None
+        return
+    assert spread is not None
+    assume(len(before) > 1 or len(after) > 1)
+    assume(spread > 1e-6 and abs(gain or 0) > 1e-6)
+    t = ttest_ind(before, after).statistic
+    assert spread == pytest.approx(abs((gain or 0) / t), rel=1e-6)
+
+
+def test_a_score_is_of_the_trainings_that_are_over_in_the_order_of_the_seeds() -> None:
+    known = records(OTHER, 0.3, 0.1) + records(DEFAULT, 9.0, number=5)
+    found = score_of(OTHER, reversed(known))
+    assert found.values == (0.3, 0.1)
+    assert found.mean == pytest.approx(0.2)
+    assert found.deviation == pytest.approx(statistics.stdev([0.3, 0.1]))
+    failed = score_of(OTHER, records(OTHER, 0.3, None))
+    assert math.isnan(failed.mean)
+    assert failed.deviation is None
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_challenger_is_the_best_of_the_first_seed_if_it_beats_the_incumbent(
+    sign: float,
+) -> None:
+    explored = [
+        *records(DEFAULT.with_values(lr=1e-4), sign * 0.5, number=0),
+        *records(OTHER, sign * 0.3, number=1),
+        *records(DEFAULT.with_values(lr=1e-2), sign * 0.3, number=2),
+        *records(DEFAULT.with_values(lr=1e-1), None, number=3),
+    ]
+    assert challenger_of(explored, score(DEFAULT, sign * 0.4, sign * 0.1), sign) == OTHER
+    assert challenger_of(explored, score(DEFAULT, sign * 0.3), sign) is None
+    assert challenger_of(explored, score(DEFAULT, math.nan), sign) == OTHER
+    assert challenger_of(explored[3:], score(DEFAULT, sign * 0.4), sign) is None
+
+
+CASES: list[tuple[Sequence[float], Sequence[float | None], bool, str]] = [
+    ([1.0, 1.2], [0.5, 0.6], True, "beyond the spread"),
+    ([1.0, 1.6], [0.9, 1.5], False, "within the spread"),
+    ([1.0, 1.2], [0.9, 1.5], False, "over all of them worse by"),
+    ([1.0, 1.2], [0.9], False, "no trial was left for the others"),
+    ([1.0, 1.2], [0.9, None], False, "fails with another"),
+    ([math.nan], [0.9, 0.8], True, "no finite metric, this has 0.85"),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "is_taken", "said"), CASES)
+def test_decisions(
+    before: Sequence[float], after: Sequence[float | None], is_taken: bool, said: str
+) -> None:
+    step = decision(before, after)
+    assert (step.after.point == OTHER) is is_taken
+    assert said in step.words
+    assert ("taken" in step.words) is is_taken
+    assert ("stays" in step.words) is not is_taken
+
+
+def decision(
+    before: Sequence[float], after: Sequence[float | None], n_seeds: int = 2, point: Point = OTHER
+) -> Step:
+    plan = plan_of(LR, n_seeds=n_seeds)
+    return decide(plan, STAGE, score(DEFAULT, *before), records(point, *after), point)
+
+
+def test_with_one_seed_the_better_one_is_taken_and_the_spread_is_said_to_be_unknown() -> None:
+    step = decision([1.0], [0.9], n_seeds=1)
+    assert step.after.point == OTHER
+    assert step.gain == pytest.approx(0.1)
+    assert step.spread is None
+    assert "the spread is unknown" in step.words
+
+
+@pytest.mark.parametrize(
+    ("lr", "said"),
+    [(1e-1, "space.lr.high=VALUE"), (1.02e-5, "space.lr.low=VALUE"), (9e-2, ""), (1e-3, "")],
+)
+def test_the_best_at_an_end_of_the_range_is_told_so(lr: float, said: str) -> None:
+    words = decision([1.0, 1.2], [0.5, 0.6], point=DEFAULT.with_values(lr=lr)).words
+    assert said in words
+    assert ("end of what was searched" in words) is bool(said)
+
+
+def test_no_decay_lies_at_no_end() -> None:
+    stage = read_stage("it", {"space": {"weight_decay": {"low": 1e-4, "high": 1.0}}})
+    point = DEFAULT.with_values(weight_decay=0.0)
+    plan = plan_of(LR, n_seeds=1)
+    step = decide(plan, stage, score(DEFAULT, 1.0), records(point, 0.5), point)
+    assert step.after.point == point
+    assert "end of what was searched" not in step.words
+
+
+def test_what_was_tried_once_is_compared_with_the_same_seed() -> None:
+    plan = plan_of(LR, n_seeds=3)
+    step = decide(plan, STAGE, score(DEFAULT, 1.0, 9.0, 9.0), records(OTHER, 1.5), None)
+    assert step.challenger is not None
+    assert (step.gain, step.spread) == (-0.5, None)

@@ -1,0 +1,99 @@
+"""The sweeper's config: what is refused, with what to type, and what a stage can come to."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_adam.errors import ConfigError
+from lightning_adam.tune.plan import read_stage
+from tests.tune.searching import DEFAULT, plan_of, shipped_stages
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"share": 0}, "stages.it.share=0: expected a number above 0"),
+    ({"space": {"momentum": [0.9]}}, "space.momentum: no such dimension of Adam; there are lr, "),
+    ({"space": {"beta_1": [0.9]}}, "did you mean beta1?"),
+    ({"space": {"lr": 1e-3}}, "expected {low: ..., high: ...} or a list"),
+    ({"space": {"lr": {"low": 1e-3}}}, "expected {low: ..., high: ...} or a list"),
+    ({"space": {"lr": {"low": 1e-2, "high": 1e-3}}}, "space.lr.low=0.01: expected less than high"),
+    ({"space": {"lr": {"low": 0, "high": 1e-3}}}, "space.lr.low=0: expected a number above 0"),
+    ({"space": {"lr": {"low": "a", "high": 1e-3}}}, "space.lr.low=a: expected a number above 0"),
+    ({"space": {"lr": [1e-3, -1]}}, "space.lr=-1: expected a number above 0"),
+    ({"space": {"lr": [True]}}, "space.lr=True: expected a number above 0"),
+    ({"space": {"beta1": [0.9, 1.0]}}, "space.beta1=1.0: expected a number above 0 and below 1"),
+    ({"space": {"beta2": {"low": 0.9, "high": 1}}}, "beta2.high=1: expected a number above 0 and"),
+    ({"space": {"amsgrad": {"low": 0, "high": 1}}}, "expected a list of truth values"),
+    ({"space": {"amsgrad": [0, 1]}}, "expected a list of truth values"),
+    ({"try_first": [{"beta3": 0.9}]}, "try_first.beta3: no such dimension"),
+    ({"try_first": [{"lr": 0}]}, "try_first.lr=0: expected a number above 0"),
+]
+
+
+@pytest.mark.parametrize(("stage", "said"), REFUSED)
+def test_a_stage_that_cannot_work_is_refused(stage: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read_stage("it", stage)
+    assert said in str(refused.value)
+    assert "hydra.sweeper.stages.it." in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"direction": None}, "type hydra.sweeper.direction=minimize or hydra.sweeper.direction="),
+        ({"n_trials": 0}, "hydra.sweeper.n_trials=0: expected a whole number above 0"),
+        ({"n_seeds": 0}, "hydra.sweeper.n_seeds=0: expected a whole number above 0"),
+        ({"n_jobs": -1}, "hydra.sweeper.n_jobs=-1: expected a whole number above 0"),
+        ({"study_name": " "}, "expected a name"),
+    ],
+)
+def test_a_search_that_cannot_work_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        plan_of(**changes)
+    assert said in str(refused.value)
+
+
+def test_what_is_switched_off_is_left_out() -> None:
+    stages = shipped_stages()
+    stages["lr"]["space"]["lr"] = None
+    plan = plan_of(stages, n_trials=12)
+    assert [stage.name for stage in plan.stages] == ["beta1"]
+    assert set(plan.too_large) == {"beta2", "eps", "weight_decay", "warmup", "amsgrad"}
+
+
+def test_zero_is_a_value_where_it_means_something() -> None:
+    stage = read_stage("it", {"space": {"weight_decay": [0, 0.1]}, "try_first": [{"beta1": 0}]})
+    assert [each.betas for each in stage.first_points(DEFAULT)] == [(0, 0.999)]
+    assert stage.alternatives(DEFAULT) is not None
+
+
+def test_all_that_can_be_tried_of_lists_is_tried_once() -> None:
+    space = {"amsgrad": [False, True], "weight_decay": [0.01, 0.1]}
+    stage = read_stage("it", {"space": space, "try_first": [{"amsgrad": True}]})
+    found = stage.alternatives(DEFAULT)
+    assert found is not None
+    assert DEFAULT not in found
+    assert [(each.amsgrad, each.weight_decay) for each in found] == [
+        (True, 0.01),
+        (False, 0.1),
+        (True, 0.1),
+    ]
+    assert (
+        read_stage("it", {"space": {**space, "lr": {"low": 1, "high": 2}}}).alternatives(DEFAULT)
+        is None
+    )
+
+
+@settings(deadline=None, derandomize=True)
+@given(n_trials=st.integers(1, 200), n_seeds=st.integers(1, 5), left=st.integers(0, 200))
+def test_parts_add_up_to_what_is_left(n_trials: int, n_seeds: int, left: int) -> None:
+    plan = plan_of(n_trials=n_trials, n_seeds=n_seeds)
+    used = 0
+    for place, stage in enumerate(plan.stages):
+        part = plan.part_of(stage, plan.stages[place + 1 :], DEFAULT, left - used)
+        assert part == 0 or part >= n_seeds
+        used += part
+    assert used <= left
+    # Little is left over where the first stages can use it all.
+    assert used >= left - n_seeds or not any("lr" in each.space for each in plan.stages)

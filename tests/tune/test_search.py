@@ -1,0 +1,399 @@
+"""The search: its budget, its stages, what it takes and leaves, and how it is cut and goes on."""
+
+import itertools
+import math
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_adam.errors import ConfigError
+from lightning_adam.tune import sampling
+from lightning_adam.tune import search as search_module
+from lightning_adam.tune.alive import Observer
+from lightning_adam.tune.archive import Archive
+from lightning_adam.tune.point import Point
+from lightning_adam.tune.progress import START
+from lightning_adam.tune.search import Search
+from lightning_adam.tune.story import Outcome
+from tests.tune.searching import (
+    DEFAULT,
+    LR,
+    Objective,
+    archive_of,
+    bowl,
+    end,
+    plan_of,
+    records_of,
+    run_out,
+    search_of,
+    shipped_stages,
+    skipped,
+    steps_of,
+    trials_of,
+)
+
+SMALL_BUDGETS = {
+    1: set(),
+    5: {"lr"},
+    9: {"lr"},
+    10: {"lr", "beta1"},
+    25: {"lr", "beta1"},
+    26: {"lr", "beta1", "beta2", "weight_decay"},
+    40: {"lr", "beta1", "beta2", "weight_decay", "warmup", "amsgrad"},
+}
+"""The stages of a budget, where nothing calls for another eps."""
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_module, "SECONDS_BETWEEN_LOOKS", 0.01)
+
+
+@pytest.fixture
+def _at_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Points are drawn at random, where it does not matter which: it is quicker."""
+    monkeypatch.setattr(sampling, "RANDOM_FIRST", 1000)
+
+
+@pytest.mark.usefixtures("_at_random")
+@pytest.mark.parametrize("n_trials", SMALL_BUDGETS)
+def test_a_budget_goes_to_the_stages_that_it_can_pay_for(n_trials: int) -> None:
+    search = search_of(plan_of(n_trials=n_trials))
+    run_out(search, bowl)
+    stages = {each.stage for each in trials_of(search)} - {START}
+    assert stages == SMALL_BUDGETS[n_trials]
+    # All is used, but for confirmations that nothing called for.
+    assert 0 <= n_trials - len(trials_of(search)) <= len(stages)
+    assert {*stages, *skipped(search)} == set(shipped_stages()) or n_trials == 1
+
+
+def test_a_bowl_is_searched_to_its_ground() -> None:
+    search = search_of(plan_of(n_trials=80))
+    run_out(search, bowl)
+    point = steps_of(search)[-1].after.point
+    assert point.betas is not None
+    assert abs(math.log10(point.lr / 3e-3)) < 0.1
+    assert abs(math.log10((1 - point.betas[0]) / 0.2)) < 0.15
+    assert abs(math.log10((1 - point.betas[1]) / 0.01)) < 0.3
+    assert point.amsgrad is False
+    assert bowl(point, 0) < 0.03 < bowl(DEFAULT, 0)
+
+
+def test_more_is_better_where_that_is_said() -> None:
+    search = search_of(plan_of(LR, direction="maximize", n_trials=12))
+    run_out(search, lambda point, seed: -((math.log10(point.lr) + 2) ** 2))
+    steps = steps_of(search)
+    assert 0.007 < steps[-1].after.point.lr < 0.014
+    assert steps[-1].gain is not None
+    assert steps[-1].gain > 0.9
+    _, step = steps
+    assert step.challenger == step.after
+
+
+@settings(deadline=None, derandomize=True, max_examples=25)
+@given(
+    n_trials=st.integers(1, 45),
+    n_seeds=st.integers(1, 4),
+    n_jobs=st.integers(1, 5),
+    chance=st.sampled_from([0.0, 0.2, 0.6]),
+    seed=st.integers(0, 1000),
+)
+def test_whatever_fails_the_budget_is_kept_and_the_search_ends(
+    n_trials: int, n_seeds: int, n_jobs: int, chance: float, seed: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "RANDOM_FIRST", 1000)
+        budget_is_kept(n_trials, n_seeds, n_jobs, chance, seed)
+
+
+def budget_is_kept(n_trials: int, n_seeds: int, n_jobs: int, chance: float, seed: int) -> None:
+    luck = random.Random(seed)
+    is_first = itertools.count()
+
+    def objective(point: Point, training_seed: int) -> float:
+        fate = luck.random() if next(is_first) else 1.0
+        if fate < chance / 2:
+            raise RuntimeError("out of memory")
+        return math.nan if fate < chance else bowl(point, training_seed) + luck.gauss(0, 0.1)
+
+    search = search_of(plan_of(n_trials=n_trials, n_seeds=n_seeds, n_jobs=n_jobs))
+    batches = run_out(search, objective)
+    trials = trials_of(search)
+    assert len(trials) <= n_trials
+    assert all(len(batch) <= n_jobs for batch in batches)
+    keys = [(each.stage, each.point, each.seed) for each in trials]
+    assert len(keys) == len(set(keys))
+    # Stages follow each other: none begins before the one in front of it has ended.
+    order = [stage for stage, _ in itertools.groupby(each.stage for each in trials)]
+    assert len(order) == len(set(order))
+    for before, after in itertools.pairwise(steps_of(search)):
+        assert after.before == before.after
+    # What is taken ended well with every seed it was run with.
+    for step in steps_of(search)[1:]:
+        if step.after != step.before:
+            assert all(map(math.isfinite, step.after.values))
+
+
+def test_points_of_a_batch_differ() -> None:
+    search = search_of(plan_of(LR, n_trials=30, n_jobs=8, n_seeds=1))
+    batches = run_out(search, bowl)
+    assert max(map(len, batches)) == 8
+    lrs = [begun.point.lr for batch in batches for begun in batch]
+    assert len(lrs) == len(set(lrs))
+
+
+def test_a_stage_whose_values_are_all_known_ends_though_trials_are_left() -> None:
+    stages = {"eps": {"space": {"eps": {"low": 1e-8, "high": 1e-6}}}}
+    search = search_of(plan_of(stages, n_trials=20))
+    run_out(search, lambda point, seed: float(point.eps or 0))
+    assert {each.point.eps for each in trials_of(search)} == {1e-8, 1e-7, 1e-6}
+    assert len(trials_of(search)) == 2 + 2
+
+
+def test_values_that_are_given_are_all_tried_and_no_other() -> None:
+    stages = {"lr": {"space": {"lr": [1e-4, 1e-3, 3e-3]}}}
+    search = search_of(plan_of(stages, n_trials=20))
+    run_out(search, bowl)
+    assert {each.point.lr for each in trials_of(search)} == {1e-4, 1e-3, 3e-3}
+    assert steps_of(search)[-1].after.point.lr == 3e-3
+
+
+@pytest.mark.usefixtures("_at_random")
+def test_points_to_try_first_come_first_and_beta2_is_tied_to_beta1() -> None:
+    search = search_of(plan_of(n_trials=40))
+    run_out(search, bowl)
+    lrs = [each.point.lr for each in trials_of(search) if each.stage == "lr"]
+    # 1e-3 is the start's own.
+    assert lrs[:2] == [1e-4, 1e-2]
+    first = next(each.point for each in trials_of(search) if each.stage == "beta2")
+    assert first.betas is not None
+    assert first.betas[0] == first.betas[1] != 0.999
+
+
+def noisy(sigma: float, seed: int, gain: float = 0.0) -> Objective:
+    luck = random.Random(seed)
+    return lambda point, _: luck.gauss(0, sigma) - gain * (point.lr != 1e-3)
+
+
+@pytest.mark.usefixtures("_at_random")
+def test_noise_alone_seldom_takes_the_incumbents_place() -> None:
+    """Of points that are all alike the best of many is taken no more often than chance allows."""
+    taken = 0
+    for seed in range(40):
+        search = search_of(plan_of(LR, n_trials=14, n_seeds=4))
+        run_out(search, noisy(1.0, seed))
+        taken += steps_of(search)[-1].after.point != DEFAULT
+    # With one seed it would be taken nearly always: the best of ten beats one draw.
+    assert taken <= 24
+    always = 0
+    for seed in range(20):
+        search = search_of(plan_of(LR, n_trials=11, n_seeds=1))
+        run_out(search, noisy(1.0, seed))
+        always += steps_of(search)[-1].after.point != DEFAULT
+    assert always >= 16
+
+
+@pytest.mark.usefixtures("_at_random")
+def test_what_is_better_beyond_the_noise_is_taken() -> None:
+    taken = 0
+    for seed in range(20):
+        search = search_of(plan_of(LR, n_trials=14, n_seeds=3))
+        run_out(search, noisy(1.0, seed, gain=5.0))
+        taken += steps_of(search)[-1].after.point != DEFAULT
+    assert taken == 20
+
+
+@pytest.mark.usefixtures("_at_random")
+def test_a_start_that_diverges_is_left_for_the_first_that_does_not() -> None:
+    search = search_of(plan_of(LR, n_trials=8), DEFAULT.with_values(lr=0.1))
+    run_out(search, lambda point, seed: math.nan if point.lr > 0.05 else bowl(point, seed))
+    # No second seed for what fails with the first.
+    assert len([each for each in trials_of(search) if each.stage == START]) == 1
+    step = steps_of(search)[-1]
+    assert math.isnan(step.before.mean)
+    assert step.gain is None
+    assert "no finite metric" in step.words
+    assert step.after.point.lr < 0.05
+
+
+@pytest.mark.usefixtures("_at_random")
+def test_what_fails_with_the_second_seed_is_not_taken() -> None:
+    search = search_of(plan_of(LR, n_trials=8))
+
+    def objective(point: Point, seed: int) -> float:
+        return math.nan if seed and point != DEFAULT else bowl(point, seed)
+
+    run_out(search, objective)
+    step = steps_of(search)[-1]
+    assert step.after.point == DEFAULT
+    assert "fails with another" in step.words
+
+
+@pytest.mark.usefixtures("_at_random")
+def test_when_everything_crashes_the_search_gives_up_and_says_what_was_raised() -> None:
+    search = search_of(plan_of(LR, n_trials=30))
+
+    def objective(point: Point, seed: int) -> float:
+        raise RuntimeError("FileNotFoundError: data/train.bin")
+
+    with pytest.raises(ConfigError, match=r"all of the first 5 .*data/train\.bin.* without -m"):
+        run_out(search, objective)
+    assert len(trials_of(search)) == 5
+
+
+@pytest.mark.usefixtures("_at_random")
+@pytest.mark.parametrize(
+    ("precision", "findings", "is_searched"),
+    [
+        ("bf16-true bfloat16", [], True),
+        ("16-mixed float32", [], True),
+        ("32-true float32", ["eps_dominates"], True),
+        ("32-true float32", ["exp_avg_sq_underflow"], True),
+        ("32-true float32", ["updates_lost"], False),
+        ("64-true float64", [], False),
+    ],
+)
+def test_eps_is_searched_where_precision_or_a_finding_calls_for_it(
+    precision: str, findings: list[str], is_searched: bool
+) -> None:
+    search = search_of(plan_of(n_trials=40))
+    while batch := search.next_batch():
+        for begun in batch:
+            search.archive.note(begun.stage, begun.number, precision=precision, findings=findings)
+            end(search.archive, begun, bowl)
+    tried = {each.point.eps for each in trials_of(search) if each.stage == "eps"}
+    assert bool(tried) is is_searched
+    assert tried <= {float(f"1e-{exponent}") for exponent in range(3, 13)}
+    assert ("eps" in skipped(search)) is not is_searched
+
+
+@pytest.mark.usefixtures("_at_random")
+def test_what_the_optimizer_does_not_have_is_left_out_with_the_reason() -> None:
+    point = Point(lr=1e-3, betas=(0.9, 0.999), weight_decay=0.1, decoupled_weight_decay=False)
+    search = search_of(plan_of(n_trials=60), point)
+
+    def objective(point: Point, seed: int) -> float:
+        return math.log10(point.lr / 3e-3) ** 2
+
+    run_out(search, objective)
+    assert skipped(search)["amsgrad"] == "the optimizer has no amsgrad"
+    assert skipped(search)["eps"] == "the optimizer has no eps"
+    assert "space.weight_decay={low:1e-6,high:1e-2}" in skipped(search)["weight_decay"]
+
+
+@pytest.mark.parametrize("n_jobs", [1, 3])
+def test_a_search_that_is_cut_anywhere_comes_to_the_same(
+    n_jobs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process is killed after some batches, before a batch, or with a batch under way."""
+    plan = plan_of(n_trials=26, n_jobs=n_jobs)
+    uncut = search_of(plan)
+    run_out(uncut, bowl)
+    expected = [(each.stage, each.point, each.seed, each.value) for each in trials_of(uncut)]
+    luck = random.Random(n_jobs)
+    place = f"journal:{tmp_path / 'trials.journal'}"
+    dead: set[str] = set()
+    monkeypatch.setattr(
+        Observer, "is_alive", lambda self, process: process not in dead
+    )
+    trained: list[tuple[str, Point, int | None]] = []
+    cut: set[tuple[Point, int | None]] = set()
+    while True:
+        search = search_of(plan, archive=Archive(place, "search", "minimize"))
+        batch = search.next_batch()
+        if not batch:
+            break
+        for begun in batch:
+            key = (begun.point, begun.seed)
+            if luck.random() < 0.25 and key not in cut:
+                # One that is cut twice has failed.
+                cut.update((each.point, each.seed) for each in batch)
+                break
+            end(search.archive, begun, bowl)
+            trained.append((begun.stage, begun.point, begun.seed))
+        dead.add(search.owner)
+    assert len(cut) > 3
+    found = {(each.stage, each.point, each.seed, each.value) for each in trials_of(search)}
+    assert len(trained) == len(set(trained))
+    # With several jobs what is learned from in between depends on who was lost.
+    if n_jobs == 1:
+        assert found == set(expected)
+    assert all(each.outcome is Outcome.complete for each in trials_of(search))
+    assert len(found) == len(trials_of(search)) <= 26
+
+
+@pytest.mark.usefixtures("_at_random")
+def test_a_training_whose_process_dies_twice_has_failed() -> None:
+    archive = archive_of(plan_of())
+    plan = plan_of(n_trials=6, n_seeds=1)
+    deaths = 0
+    while True:
+        search = Search(plan, DEFAULT, archive, [0])
+        # As if the process before this one had been killed.
+        search._observer.is_alive = lambda process: False  # type: ignore[method-assign]
+        batch = search.next_batch()
+        if not batch:
+            break
+        for begun in batch:
+            if begun.point.lr == 1e-2:
+                deaths += 1
+            else:
+                end(archive, begun, bowl)
+    assert deaths == 2
+    (failed,) = [each for each in trials_of(search) if each.outcome is Outcome.failed]
+    assert (failed.point.lr, failed.error) == (1e-2, "its process was killed")
+    assert len(trials_of(search)) == 6
+
+
+@pytest.mark.usefixtures("_at_random")
+def test_a_batch_that_its_launcher_lost_is_done_again_one_by_one() -> None:
+    search = search_of(plan_of(LR, n_trials=8, n_jobs=3, n_seeds=1))
+    first = search.next_batch()
+    for begun in first:
+        end(search.archive, begun, bowl)
+    batch = search.next_batch()
+    assert len(batch) == 3
+    end(search.archive, batch[0], bowl)
+    search.lose(batch)
+    again = search.next_batch()
+    assert [each.point for each in again] == [batch[1].point]
+    search.lose(again)
+    record = next(
+        each for each in search.archive.records("lr") if each.trial.number == again[0].number
+    )
+    assert record.trial.outcome is Outcome.failed
+    assert record.trial.error == "its process was killed"
+    (other,) = search.next_batch()
+    assert other.point == batch[2].point
+    end(search.archive, other, bowl)
+    run_out(search, bowl)
+    assert len(trials_of(search)) == 8
+
+
+@pytest.mark.usefixtures("_at_random")
+def test_a_larger_budget_goes_on_from_what_is_known() -> None:
+    archive = archive_of(plan_of())
+    run_out(search_of(plan_of(n_trials=10), archive=archive), bowl)
+    search = search_of(plan_of(n_trials=30), archive=archive)
+    before = trials_of(search)
+    run_out(search, bowl)
+    after = trials_of(search)
+    assert after[: len(before)] == before
+    assert 10 < len(after) <= 30
+    assert bowl(steps_of(search)[-1].after.point, 0) <= min(
+        each.value for each in before if each.value is not None
+    )
+
+
+@pytest.mark.usefixtures("_at_random")
+def test_records_say_all_that_the_search_goes_by() -> None:
+    search = search_of(plan_of(LR, n_trials=5))
+    run_out(search, bowl)
+    for record in records_of(search):
+        assert record.owner == search.owner
+        assert record.is_over
+        assert record.trial.value == bowl(record.trial.point, record.turn)
+        assert record.trial.seconds == 1.0

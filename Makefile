@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin/python
 PIP := $(BIN) -m pip install --quiet -c constraints.txt
 
-.PHONY: help demo test test-slow test-browser picture lint clean
+.PHONY: help demo test test-slow test-browser test-ray picture lint clean
 help:
 	@echo 'make demo       install into .venv, train a CNN on MNIST, leave a W&B run and a page of what Adam did'
 	@echo 'make test       install into .venv, run the tests (some minutes)'
 	@echo 'make test-slow  the tests in fresh environments and with longer trainings'
 	@echo 'make test-browser  the report in Chromium, which has to be there'
+	@echo 'make test-ray   searches through Ray, which is started on this machine'
 	@echo 'make picture    the picture of the newest report in the README'
 	@echo 'make lint       ruff (lint and format) and mypy'
 	@echo 'make clean      remove .venv, caches and the outputs of jobs'
@@ -30,13 +31,17 @@ demo: .venv/recipes-installed
 	$(BIN) -m recipes.mnist
 
 test: .venv/dev-installed
-	$(BIN) -m pytest -n 2 -m 'not slow and not browser'
+	$(BIN) -m pytest -n 2 -m 'not slow and not browser and not ray'
 
 test-slow: .venv/dev-installed
-	$(BIN) -m pytest -n 2 -m 'slow and not browser'
+	$(BIN) -m pytest -n 2 -m 'slow and not browser and not ray'
 
 test-browser: .venv/dev-installed
 	$(BIN) -m pytest -n 2 -m browser
+
+# One after the other: each starts a Ray of its own, for two processors.
+test-ray: .venv/dev-installed
+	$(BIN) -m pytest -m ray
 
 picture: .venv/dev-installed
 	$(BIN) .ci/picture.py $(lastword $(sort $(wildcard outputs/*/*/report.html)))

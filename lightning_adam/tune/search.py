@@ -109,7 +109,7 @@ class Search:
                 return batch
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
-    def lose(self, batch: Iterable[Begun]) -> None:
+    def lose(self, batch: Iterable[Begun], reason: str) -> None:
         """Waits for trainings whose launcher has given up on them, as far as they live.
 
         Those that do not are to be done again, each in a batch of its own; one that was in such a
@@ -117,6 +117,7 @@ class Search:
 
         Args:
             batch: What `next_batch` returned.
+            reason: What the launcher raised.
         """
         batch = list(batch)
         for begun in batch:
@@ -126,7 +127,8 @@ class Search:
                     break
                 if not record.job or not self._observer.is_alive(record.job):
                     if len(batch) == 1:
-                        said = "its process was killed"
+                        unborn = f"the launcher did not begin it: {reason}"
+                        said = "its process was killed" if record.job else unborn
                         self.archive.fail(begun.stage, begun.number, said)
                     else:
                         self.archive.lose(begun.stage, begun.number)
@@ -230,5 +232,6 @@ def _check_hope(trials: Sequence[Trial]) -> None:
     if len(over) == len(crashed) >= HOPELESS:
         raise ConfigError(
             f"all of the first {len(crashed)} trials have failed, the last one of"
-            f" {crashed[-1].error}; run the app once without -m to see it alone"
+            f" {crashed[-1].error}; run the app once without -m to see it alone, and"
+            " with hydra/launcher=basic to see the search without its launcher"
         )

@@ -1,10 +1,12 @@
 """The search as a Hydra sweeper: composes the app's config, launches batches, writes the story."""
 
 import logging
+import math
 import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,21 +95,30 @@ class StagedSweep:
             f"adam_tune: the search {self.plan.study_name} {done}, of {self.plan.n_trials} at most;"
             f" {self._where()}"
         )
-        with Heart(archive, search.owner), _bar(self.plan.n_trials) as bar:
-            self._tell(search, places.overrides, start, fixed, bar)
-            while batch := search.next_batch():
-                overrides = [
-                    [
-                        *arguments,
-                        *places.overrides(start, begun.point),
-                        *([] if begun.seed is None else [f"{seed_key}={begun.seed}"]),
-                        *self._job_overrides(begun),
+        typed = partial(places.overrides, start)
+        try:
+            with Heart(archive, search.owner), _bar(self.plan.n_trials) as bar:
+                self._tell(search, typed, fixed, bar)
+                while batch := search.next_batch():
+                    overrides = [
+                        [
+                            *arguments,
+                            *typed(begun.point),
+                            *([] if begun.seed is None else [f"{seed_key}={begun.seed}"]),
+                            *self._job_overrides(begun),
+                        ]
+                        for begun in batch
                     ]
-                    for begun in batch
-                ]
-                self._launch(search, archive, batch, overrides)
-                self._tell(search, places.overrides, start, fixed, bar)
-        story = self._tell(search, places.overrides, start, fixed, None)
+                    self._launch(search, archive, batch, overrides)
+                    self._tell(search, typed, fixed, bar)
+        except KeyboardInterrupt:
+            raise SystemExit("adam_tune: interrupted; the same command goes on from here") from None
+        story = self._tell(search, typed, fixed, None)
+        if not math.isfinite(story.incumbent.mean):
+            raise ConfigError(
+                f"none of {len(story.trials)} trials has ended with a finite metric; why stands in"
+                f" {shlex.quote(self._where())}/tune.md"
+            )
         _print_end(story, self.folder)
         return story.incumbent.point
 
@@ -128,8 +139,9 @@ class StagedSweep:
                 overrides, initial_job_idx=len(trials) - len(batch)
             )
         except Exception as error:
-            log.warning(f"adam_tune: the launcher lost a batch ({in_one_line(error)})")
-            search.lose(batch)
+            reason = in_one_line(error)
+            log.warning(f"adam_tune: the launcher lost a batch ({reason})")
+            search.lose(batch, reason)
             return
         for begun, result in zip(batch, results, strict=True):
             # Most have written down their results themselves, and then this changes nothing.
@@ -162,8 +174,7 @@ class StagedSweep:
     def _tell(
         self,
         search: Search,
-        overrides: Callable[[Point, Point], list[str]],
-        start: Point,
+        typed: Callable[[Point], list[str]],
         fixed: Sequence[str],
         bar: "tqdm[Any] | None",
     ) -> Story:
@@ -171,7 +182,7 @@ class StagedSweep:
         way, trials = search.look()
         steps = [each.step for each in way.stages]
         incumbent = steps[-1].after
-        typed = overrides(start, incumbent.point)
+        overrides = typed(incumbent.point)
         story = Story(
             name=self.plan.study_name,
             job=self._config.hydra.job.name,
@@ -181,15 +192,16 @@ class StagedSweep:
             steps=steps,
             trials=trials,
             skipped=way.skipped,
-            overrides=typed,
+            overrides=overrides,
             fixed=fixed,
             is_over=bar is None,
         )
         write_story(story, self.folder)
         if bar is not None:
             bar.n = len([each for each in trials if each.outcome is not Outcome.running])
-            found = " ".join(typed) or "as configured"
-            bar.set_description(f"{steps[-1].stage}: {incumbent.mean:.5g}, {found}")
+            found = " ".join(overrides) or "as configured"
+            said = f"{steps[-1].stage}: {incumbent.mean:.5g}, {found}"
+            bar.set_description(said, refresh=False)
             bar.refresh()
         return story
 

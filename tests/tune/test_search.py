@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+import socket
 from pathlib import Path
 
 import pytest
@@ -296,9 +297,7 @@ def test_a_search_that_is_cut_anywhere_comes_to_the_same(
     luck = random.Random(n_jobs)
     place = f"journal:{tmp_path / 'trials.journal'}"
     dead: set[str] = set()
-    monkeypatch.setattr(
-        Observer, "is_alive", lambda self, process: process not in dead
-    )
+    monkeypatch.setattr(Observer, "is_alive", lambda self, process: process not in dead)
     trained: list[tuple[str, Point, int | None]] = []
     cut: set[tuple[Point, int | None]] = set()
     while True:
@@ -357,10 +356,11 @@ def test_a_batch_that_its_launcher_lost_is_done_again_one_by_one() -> None:
     batch = search.next_batch()
     assert len(batch) == 3
     end(search.archive, batch[0], bowl)
-    search.lose(batch)
+    search.lose(batch, "BrokenProcessPool")
     again = search.next_batch()
     assert [each.point for each in again] == [batch[1].point]
-    search.lose(again)
+    search.archive.note("lr", again[0].number, job=f"{socket.gethostname()}/1.1/a")
+    search.lose(again, "BrokenProcessPool")
     record = next(
         each for each in search.archive.records("lr") if each.trial.number == again[0].number
     )
@@ -371,6 +371,17 @@ def test_a_batch_that_its_launcher_lost_is_done_again_one_by_one() -> None:
     end(search.archive, other, bowl)
     run_out(search, bowl)
     assert len(trials_of(search)) == 8
+
+
+def test_a_launcher_that_begins_nothing_is_told_by_what_it_raised() -> None:
+    search = search_of(plan_of(LR, n_trials=20, n_jobs=2))
+
+    def run_all() -> None:
+        while batch := search.next_batch():
+            search.lose(batch, "no srun")
+
+    with pytest.raises(ConfigError, match=r"did not begin it: no srun; .*hydra/launcher=basic"):
+        run_all()
 
 
 @pytest.mark.usefixtures("_at_random")

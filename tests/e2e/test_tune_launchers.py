@@ -1,0 +1,167 @@
+"""A search comes to the same through each of Hydra's launchers, and outlives its trials."""
+
+import importlib.util
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lightning_adam.tune.archive import Archive, Record
+from lightning_adam.tune.point import Point
+from lightning_adam.tune.story import Outcome
+from tests.e2e.support import Finished, environment, run, write_files
+
+APP = """
+import math, os, signal, time
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg):
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    fault = cfg.faults.get(str(cfg.optimizer.lr))
+    if fault == "raises":
+        raise ValueError("no such data")
+    if fault == "diverges":
+        return math.nan
+    if cfg.meet == folder.parent.name:
+        # Two trials of the stage come past here only if they run at the same time.
+        (folder / "has_begun").touch()
+        until = time.monotonic() + 120
+        while len(list(folder.parent.glob("*/has_begun"))) < 2:
+            assert time.monotonic() < until, "the other trial of the batch does not begin"
+            time.sleep(0.05)
+    if fault == "is killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "outlives it":
+        time.sleep(2)
+    betas = cfg.optimizer.betas
+    return (math.log10(cfg.optimizer.lr) + 2.3) ** 2 + (betas[0] - 0.8) ** 2 + cfg.seed / 100
+
+if __name__ == "__main__":
+    main()
+"""
+CONFIG = """
+defaults:
+  - lightning_adam/optimizer: adamw
+  - _self_
+seed: 1
+meet: nowhere
+faults: {'1.0': raises, '2.0': diverges, '3.0': is killed, '0.002': outlives it}
+"""
+TUNE = ["python", "train.py", "-m", "hydra/sweeper=adam_tune", "hydra.sweeper.direction=minimize"]
+# Two at once through every launcher: what is proposed depends on what is known by then.
+TUNE += ["hydra.sweeper.n_jobs=2"]
+N_TRIALS = "hydra.sweeper.n_trials=8"
+BEST = 0.005
+RAISES, DIVERGES, KILLED = 1.0, 2.0, 3.0
+
+ON_RAY = [
+    "hydra/launcher=ray",
+    "+hydra.launcher.ray.init.num_cpus=2",
+    "+hydra.launcher.ray.init.include_dashboard=false",
+    # Ray would begin a trial anew whose process is killed, three times; the search does that, once.
+    "+hydra.launcher.ray.remote.max_retries=0",
+]
+IN_PARALLEL = [
+    pytest.param(["hydra/launcher=joblib"], id="joblib"),
+    pytest.param(["hydra/launcher=submitit_local"], id="submitit", marks=pytest.mark.slow),
+    pytest.param(
+        ON_RAY,
+        id="ray",
+        marks=[
+            pytest.mark.ray,
+            pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray"),
+        ],
+    ),
+]
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """For Ray, whose sockets have paths that must not be long."""
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def write_app(folder: Path, learning_rates: list[float]) -> Path:
+    stage = f"lr: {{space: {{lr: {learning_rates}}}}}\n"
+    files = {"train.py": APP, "conf/config.yaml": CONFIG}
+    write_files(folder, {**files, "conf/lightning_adam/tune/faults.yaml": stage})
+    return folder
+
+
+def tune(folder: Path, words: list[str], short_folder: Path) -> Finished:
+    variables = environment(
+        RAY_TMPDIR=str(short_folder),
+        # Else Ray leaves one in the home folder.
+        RAY_AUTH_TOKEN=64 * "0",
+        RAY_USAGE_STATS_ENABLED="0",
+    )
+    return run([*TUNE, *words], folder, variables)
+
+
+def records(folder: Path) -> list[Record]:
+    journal = folder / "multirun/adam_tune_train/trials.journal"
+    archive = Archive(f"journal:{journal}", "train", "minimize")
+    return [each for stage in ("start", "lr") for each in archive.records(stage)]
+
+
+Trials = list[tuple[str, Point, int, float | None]]
+
+
+def sequence(folder: Path) -> Trials:
+    found = [(each.trial, each.turn) for each in records(folder)]
+    return [(trial.stage, trial.point, turn, trial.value) for trial, turn in found]
+
+
+@pytest.fixture(scope="module")
+def through_basic(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trials, str]:
+    folder = write_app(tmp_path_factory.mktemp("basic"), [])
+    tuned = tune(folder, [N_TRIALS], folder)
+    assert tuned.returncode == 0, tuned.output
+    return sequence(folder), tuned.after("type: ")
+
+
+@pytest.mark.parametrize("launcher", IN_PARALLEL)
+def test_the_search_is_the_same_through_each_launcher(
+    launcher: list[str], through_basic: tuple[Trials, str], tmp_path: Path, short_folder: Path
+) -> None:
+    folder = write_app(tmp_path, [])
+    tuned = tune(folder, [N_TRIALS, "meet=start", *launcher], short_folder)
+    assert tuned.returncode == 0, tuned.output
+    trials, line = through_basic
+    assert len(trials) == 8
+    assert sequence(folder) == trials
+    assert tuned.after("type: ") == f"meet=start {line}"
+
+
+@pytest.mark.parametrize("launcher", [pytest.param([], id="basic"), *IN_PARALLEL])
+def test_trials_that_fail_are_told_and_the_search_goes_on(
+    launcher: list[str], tmp_path: Path, short_folder: Path
+) -> None:
+    # In the search's own process a kill would be the end of the search.
+    killed = [KILLED] if launcher else []
+    # Two at once: one raises beside one that diverges, one is killed beside one that is good.
+    folder = write_app(tmp_path, [RAISES, DIVERGES, *killed, 0.002, BEST])
+    words = ["lightning_adam/tune@hydra.sweeper.stages=faults", "hydra.sweeper.n_seeds=1"]
+    words += ["meet=lr", *launcher] if launcher else []
+    tuned = tune(folder, words, short_folder)
+    assert tuned.returncode == 0, tuned.output
+    assert tuned.after("type: ").endswith(f"optimizer.lr={BEST}")
+    over = [each for each in records(folder) if not each.is_lost]
+    reasons = {each.trial.point.lr: each.trial.error for each in over}
+    failed = {
+        RAISES: "ValueError: no such data",
+        DIVERGES: "diverged: the metric is nan",
+        **dict.fromkeys(killed, "its process was killed"),
+    }
+    assert reasons == {0.001: "", **failed, 0.002: "", BEST: ""}
+    assert len(over) == len(reasons), "a trial that had ended was run again"
+    outcomes = {each.trial.point.lr: each.trial.outcome for each in over}
+    assert {lr for lr, outcome in outcomes.items() if outcome is Outcome.failed} == set(failed)
+    # One that is killed is tried once more, alone, for it may have been another's fault.
+    assert [each.attempt for each in over if each.trial.point.lr in killed] == [2 for _ in killed]

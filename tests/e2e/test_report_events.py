@@ -1,9 +1,7 @@
 """The steps before a training blew up, in a real browser."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,28 +9,12 @@ from lightning_adam.dashboard.report import write_report
 from lightning_adam.dashboard.runs import Event, Run
 from tests.dashboard.test_report import EVENTS
 from tests.dashboard.written import run_of
-from tests.e2e.report_page import ReportPage, Visits, chromium
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+from tests.e2e.report_page import ReportPage, Visits
 
 pytestmark = pytest.mark.browser
 
 LAYERS = ("net.0", "net.1", "net.2")
 GRAD_RMS, NONFINITE = "adam_moments/grad_rms", "adam_underflow/nonfinite_count"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["Browser"]:
-    with chromium() as opened:
-        yield opened
-
-
-@pytest.fixture
-def visit(browser: "Browser") -> Iterator[Visits]:
-    visits = Visits(browser)
-    yield visits
-    visits.leave()
 
 
 def event(step: int, reason: str) -> Event:

@@ -4,7 +4,7 @@ import csv
 import itertools
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,7 +26,6 @@ from tests.e2e.report_page import (
     Curves,
     ReportPage,
     Visits,
-    chromium,
     contrast,
     luminance,
 )
@@ -34,7 +33,7 @@ from tests.e2e.support import GLOBAL_STEP, history, offline_runs, recipe, succee
 from tests.offline import tables
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator
+    from playwright.sync_api import Locator
 
 pytestmark = pytest.mark.browser
 
@@ -76,20 +75,6 @@ class Logs(NamedTuple):
     second: Logged
     csv: Logged
     both: Path
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["Browser"]:
-    with chromium() as opened:
-        yield opened
-
-
-@pytest.fixture
-def visit(browser: "Browser") -> Iterator[Visits]:
-    """Opens pages, none of which may write to the console, fail or ask a network for anything."""
-    visits = Visits(browser)
-    yield visits
-    visits.leave()
 
 
 @pytest.fixture(scope="module")

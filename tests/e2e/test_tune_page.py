@@ -1,6 +1,5 @@
 """The page of a search in a real browser: what is drawn, what a point says, what is copied."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,30 +8,16 @@ import pytest
 
 from lightning_adam.tune.report import write_story
 from lightning_adam.tune.story import Story
-from tests.e2e.report_page import NARROW, ReportPage, Visits, chromium, contrast
+from tests.e2e.report_page import NARROW, ReportPage, Visits, contrast
 from tests.tune.stories import shapes, tuned
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator
+    from playwright.sync_api import Locator
 
 pytestmark = pytest.mark.browser
 
 SHAPES = shapes()
 LINE = "data=small optimizer.lr=0.005"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["Browser"]:
-    with chromium() as opened:
-        yield opened
-
-
-@pytest.fixture
-def visit(browser: "Browser") -> Iterator[Visits]:
-    """Opens pages, none of which may write to the console, fail or ask a network for anything."""
-    visits = Visits(browser)
-    yield visits
-    visits.leave()
 
 
 def written(story: Story, folder: Path) -> Path:

@@ -123,8 +123,8 @@ def train(app: str, point: Point, seed: int) -> float:
     torch.set_num_threads(1)
     L.seed_everything(seed, verbose=False)
     settings = asdict(point)
-    warmup = settings.pop("warmup_ratio")
-    scheduler = {"name": "cosine", "warmup_ratio": warmup}
+    scheduler = {"name": "cosine"}
+    scheduler |= {name: settings.pop(name) for name in ("warmup_steps", "warmup_ratio")}
     module, (training, validation) = build({"optimizer": settings, "scheduler": scheduler})
     trainer = L.Trainer(
         max_steps=steps,
@@ -222,7 +222,13 @@ def jointly(
     What diverges is told as the worst that was seen.
     """
     every = read_plan({**_config(plan.n_trials, plan.n_seeds, seed, PLAN), "n_trials": 1000})
-    space = {name: choices for stage in every.stages for name, choices in stage.space.items()}
+    spaces = [stage.space for stage in every.stages]
+    # Of what two stages search the first one's range, which is the wider.
+    space = {
+        name: next(each[name] for each in spaces if name in each)
+        for name in DIMENSIONS
+        if any(name in each for each in spaces)
+    }
     distributions = {
         DIMENSIONS[name].coordinate: DIMENSIONS[name].distribution(choices)
         for name, choices in space.items()

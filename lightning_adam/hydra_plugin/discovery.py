@@ -7,6 +7,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
+from lightning_adam.errors import ConfigError
 from lightning_adam.hydra_plugin import LightningAdamSearchPath
 
 __all__ = ["AdamTune", "LightningAdamSearchPath"]
@@ -28,8 +29,18 @@ class AdamTune(Sweeper):
         task_function: Callable[[DictConfig], Any],
         config: DictConfig,
     ) -> None:
-        """Called by Hydra when the app's config is composed."""
-        from lightning_adam.tune.sweeper import StagedSweep
+        """Called by Hydra when the app's config is composed.
+
+        Raises:
+            ConfigError: If a setting cannot work, or the extra is not installed.
+        """
+        try:
+            from lightning_adam.tune.sweeper import StagedSweep
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"hydra/sweeper=adam_tune searches with optuna ({error}):"
+                " pip install 'lightning-adam[tune]'"
+            ) from error
 
         self.staged = StagedSweep(self.settings, hydra_context, task_function, config)
 

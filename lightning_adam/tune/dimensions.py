@@ -137,7 +137,12 @@ DIMENSIONS: dict[str, Dimension] = {
         read=_decay_timescale,
         write=lambda point, timescale: _decaying(point, 1 / timescale),
     ),
-    "warmup_ratio": Dimension(**_field("warmup_ratio"), bounds=(0.0, 1.0)),
+    "warmup_ratio": Dimension(
+        "warmup_ratio",
+        read=lambda point: point.warmup_ratio,
+        write=lambda point, ratio: point.with_values(warmup_ratio=ratio, warmup_steps=None),
+        bounds=(0.0, 1.0),
+    ),
     "amsgrad": Dimension(**_field("amsgrad")),
 }
 """All that a stage may search, by the name it has in `space`."""

@@ -51,8 +51,12 @@ class Stage:
     def lacking(self, point: Point) -> str:
         """Why the stage cannot be searched from a point; empty if it can."""
         for name in self.space:
-            if DIMENSIONS[name].read(point) is not None or name == "warmup_ratio":
+            if DIMENSIONS[name].read(point) is not None:
                 continue
+            if name == "warmup_ratio":
+                if point.warmup_steps is not None:
+                    continue
+                return "there is no schedule that could warm up, or it is not known which"
             if name.startswith("decay_") and point.weight_decay:
                 return (
                     "weight_decay is L2 in the gradient here, where lr times weight_decay is no"

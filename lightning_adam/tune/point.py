@@ -30,6 +30,7 @@ class Point:
     decoupled_weight_decay: bool | None = None
     amsgrad: bool | None = None
     warmup_ratio: float | None = None
+    warmup_steps: int | None = None
 
     def with_values(self, **values: Any) -> "Point":
         """The same with other values.
@@ -76,11 +77,11 @@ class Places:
             )
             if getattr(point, name) != getattr(start, name)
         ]
-        if point.warmup_ratio != start.warmup_ratio:
-            typed += [
-                f"{self.scheduler}.warmup_steps=null",
-                f"{self.scheduler}.warmup_ratio={as_typed(point.warmup_ratio)}",
-            ]
+        typed += [
+            f"{self.scheduler}.{name}={as_typed(getattr(point, name))}"
+            for name in ("warmup_steps", "warmup_ratio")
+            if getattr(point, name) != getattr(start, name)
+        ]
         return typed
 
 
@@ -129,8 +130,6 @@ def find_places(config: DictConfig, given: str | None) -> Places:
 def read_point(config: DictConfig, places: Places) -> Point:
     """The settings that the app's config holds.
 
-    A warm-up in steps reads as None, for its share of the training is not known here.
-
     Args:
         config: The app's config, composed.
         places: Where Adam's configs stand in it.
@@ -151,12 +150,13 @@ def read_point(config: DictConfig, places: Places) -> Point:
             f" type for example {places.optimizer}.lr=1e-3"
         )
     betas = node.get("betas")
-    warmup = None
+    ratio, steps = None, None
     if places.scheduler is not None:
         schedule = OmegaConf.select(config, places.scheduler)
-        warmup = schedule.warmup_ratio
-        if warmup is None and not schedule.warmup_steps:
-            warmup = 0.0
+        # The share that steps are of the training is not known here.
+        ratio, steps = schedule.warmup_ratio, schedule.warmup_steps
+        if ratio is None and steps is None:
+            ratio = 0.0
     return Point(
         lr=float(node.lr),
         betas=None if betas is None else (float(betas[0]), float(betas[1])),
@@ -164,7 +164,8 @@ def read_point(config: DictConfig, places: Places) -> Point:
         weight_decay=node.get("weight_decay"),
         decoupled_weight_decay=node.get("decoupled_weight_decay"),
         amsgrad=node.get("amsgrad"),
-        warmup_ratio=warmup,
+        warmup_ratio=ratio,
+        warmup_steps=steps,
     )
 
 

@@ -22,14 +22,15 @@ from tests.e2e.support import (
     run,
     succeed,
 )
+from tests.e2e.test_tune import MINIMIZE, TUNE, trained, write_app
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 WHEEL, EDITABLE = "wheel", "editable"
-PRESETS = "conf/lightning_adam"
+PRESETS = ("conf/lightning_adam", "conf/hydra")
 DISCOVERY = "lightning_adam/hydra_plugin/discovery.py"
 """It stands where Hydra looks for it, and only there."""
-NOT_NEEDED = ("hypothesis", "mlxtend", "pytest", "tensorboard")
+NOT_NEEDED = ("hypothesis", "mlxtend", "optuna", "pytest", "scipy", "tensorboard")
 HEAVY = ("lightning", "pytorch_lightning", "torch")
 LOADED_BY_EVERY_HYDRA_APP = (
     "lightning_adam",
@@ -103,9 +104,9 @@ def evaluate(installed: Path, folder: Path, expression: str, *modules: str) -> o
 def test_the_wheel_holds_the_package_its_presets_and_nothing_else(
     wheel: Path, repository: Path
 ) -> None:
-    presets = (repository / PRESETS).rglob("*.yaml")
+    presets = [path for folder in PRESETS for path in (repository / folder).rglob("*.yaml")]
     sources = (repository / "lightning_adam").rglob("*.py")
-    page = (repository / "lightning_adam" / "dashboard" / "page").iterdir()
+    page = (repository / "lightning_adam").glob("*/page/*")
     expected = {f"lightning_adam/{path}" for path in relative(presets, repository)}
     expected |= relative(sources, repository) - {DISCOVERY}
     expected |= relative(page, repository)
@@ -188,3 +189,24 @@ def test_the_report_and_the_workspace_need_an_extra_and_say_so(
     assert (tmp_path / "report.html").stat().st_size > 1e6
     assert json.loads(succeed(spec_of, tmp_path))["section"]
     succeed([*pip, "uninstall", "--quiet", "--yes", "plotly", "wandb-workspaces"])
+
+
+def test_tuning_needs_an_extra_and_says_so(
+    installed: Path, repository: Path, tmp_path: Path
+) -> None:
+    folder = write_app(tmp_path / "my app")
+    command: Command = [installed / "python", *TUNE[1:], MINIMIZE, "hydra.sweeper.n_trials=4"]
+    variables = environment(installed, TRAINED=str(folder / "trained.txt"))
+    refused = run(command, folder, variables)
+    assert refused.returncode == 1
+    assert "Traceback" not in refused.output
+    assert "pip install 'lightning-adam[tune]'" in refused.output
+    pip: Command = [installed / "python", "-m", "pip"]
+    extra = f"{repository}[tune]"
+    succeed([*pip, "install", "--quiet", "-c", repository / "constraints.txt", extra])
+    tuned = run(command, folder, variables)
+    assert tuned.returncode == 0, tuned.output
+    assert len(trained(folder)) == 4
+    line = (folder / "multirun/adam_tune_train/tune.md").read_text().splitlines()[-1]
+    assert tuned.after("type: ") == line
+    succeed([*pip, "uninstall", "--quiet", "--yes", "optuna", "scipy"])

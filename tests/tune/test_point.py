@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_adam.errors import ConfigError
 from lightning_adam.schema import SCHEDULERS, AdamConfig
+from lightning_adam.tune.dimensions import DIMENSIONS
 from lightning_adam.tune.point import Places, Point, find_places, read_point
 from tests.tune.searching import DEFAULT
 
@@ -82,7 +83,7 @@ def test_a_learning_rate_is_needed_to_start_from(lr: Any) -> None:
     [
         ({}, 0.0),
         ({"warmup_ratio": 0.1}, 0.1),
-        ({"warmup_steps": 0}, 0.0),
+        ({"warmup_steps": 0}, None),
         ({"warmup_steps": 9}, None),
     ],
 )
@@ -91,7 +92,8 @@ def test_the_share_of_a_warm_up_in_steps_is_not_known(
 ) -> None:
     node = OmegaConf.merge(COSINE, schedule)
     config = config_of(optimizer=ADAM, scheduler=node)
-    assert read_point(config, find_places(config, None)).warmup_ratio == expected
+    point = read_point(config, find_places(config, None))
+    assert (point.warmup_ratio, point.warmup_steps) == (expected, schedule.get("warmup_steps"))
 
 
 def test_settings_of_another_librarys_adam_are_read_as_far_as_it_has_them() -> None:
@@ -130,10 +132,11 @@ def test_what_is_typed_brings_the_point_about(point: Point) -> None:
 
 
 def test_a_warm_up_in_steps_makes_room_for_its_share() -> None:
-    start = DEFAULT.with_values(warmup_ratio=None)
-    assert Places("optimizer", "schedule").overrides(start, DEFAULT) == [
+    start = DEFAULT.with_values(warmup_ratio=None, warmup_steps=9)
+    point = DIMENSIONS["warmup_ratio"].write(start, 0.1)
+    assert Places("optimizer", "schedule").overrides(start, point) == [
         "schedule.warmup_steps=null",
-        "schedule.warmup_ratio=0.0",
+        "schedule.warmup_ratio=0.1",
     ]
 
 

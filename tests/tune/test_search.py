@@ -40,10 +40,10 @@ SMALL_BUDGETS = {
     1: set(),
     5: {"lr"},
     9: {"lr"},
-    10: {"lr", "beta1"},
-    25: {"lr", "beta1"},
-    26: {"lr", "beta1", "beta2", "weight_decay"},
-    40: {"lr", "beta1", "beta2", "weight_decay", "warmup", "amsgrad"},
+    10: {"lr", "warmup", "beta1"},
+    25: {"lr", "warmup", "beta1"},
+    26: {"lr", "warmup", "beta1", "beta2", "weight_decay"},
+    40: {"lr", "warmup", "beta1", "beta2", "weight_decay", "amsgrad"},
 }
 """The stages of a budget, where nothing calls for another eps."""
 
@@ -282,6 +282,7 @@ def test_what_the_optimizer_does_not_have_is_left_out_with_the_reason() -> None:
     run_out(search, objective)
     assert skipped(search)["amsgrad"] == "the optimizer has no amsgrad"
     assert skipped(search)["eps"] == "the optimizer has no eps"
+    assert "no schedule that could warm up" in skipped(search)["warmup"]
     assert "space.weight_decay={low:1e-6,high:1e-2}" in skipped(search)["weight_decay"]
 
 

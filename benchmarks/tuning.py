@@ -253,7 +253,6 @@ def jointly(
 
 def search(task: Task, plan_file: Path, n_trials: int, n_seeds: int, cache_file: Path) -> Any:
     """Runs a search, and judges what it chose."""
-    _quietly()
     training = Kept(cache_file, task.app, lambda point, seed: train(task.app, point, seed))
     plan = read_plan(_config(n_trials, n_seeds, task.seed, plan_file))
     start = STARTS[task.start]
@@ -341,7 +340,8 @@ def main() -> None:
     ]
     order = {task: place for place, task in enumerate(tasks)}
     results = {}
-    with ProcessPoolExecutor(given.workers, mp_context=get_context("spawn")) as pool:
+    context = get_context("spawn")
+    with ProcessPoolExecutor(given.workers, mp_context=context, initializer=_quietly) as pool:
         futures = {
             pool.submit(search, task, given.plan, given.trials, given.n_seeds, given.cache): task
             for task in tasks

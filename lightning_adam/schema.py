@@ -557,7 +557,8 @@ class TuneConfig:
     sampler_seed: int = 0
     """Seed of the search itself (default: 0; optuna.samplers)."""
     stages: dict[str, StageConfig] = field(default_factory=dict)
-    """The stages by name, in their order (default: those of `lightning_adam/tune=default`)."""
+    """The stages by name, in their order (default: those of `lightning_adam/tune=default`; Godbole
+    et al. 2023, Deep Learning Tuning Playbook)."""
 
 
 SCHEDULERS: dict[str, type[SchedulerConfig]] = {

@@ -78,6 +78,7 @@ OURS = {
     "lightning_adam/monitor": ["default"],
     "lightning_adam/optimizer": ["adam", "adamw", "custom"],
     "lightning_adam/scheduler": sorted(schema.SCHEDULERS),
+    "lightning_adam/tune": ["default"],
 }
 MERGED = {
     "optimizer": ("torch.optim.SGD", "AdamConfig"),
@@ -240,6 +241,8 @@ TOPIC_AND_PLACE = {
     "GroupConfig": ("optimizer", "optimizer.groups.0"),
     "LayerDecayConfig": ("optimizer", "optimizer.layer_decay"),
     "MonitorConfig": ("monitor", "adam_monitor"),
+    "StageConfig": ("tune", "hydra.sweeper.stages.lr"),
+    "TuneConfig": ("tune", "hydra.sweeper"),
 }
 """Where the fields of a dataclass are explained, and what stands before their names."""
 

@@ -150,6 +150,7 @@ def test_each_job_of_a_sweep_is_a_run_with_its_own_learning_rate(tmp_path: Path)
     assert [keys(logged_rows(job)) for job in jobs] == 2 * [promised_keys(*BRIEF_KEYS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logger", ["csv", "tensorboard"])
 def test_another_logger_gets_the_same_keys_and_wandb_gets_nothing(
     logger: str, tmp_path: Path
@@ -181,6 +182,7 @@ def tensorboard_rows(folder: Path) -> dict[int, dict[str, float]]:
     return our_rows(rows, "step")
 
 
+@pytest.mark.slow
 def test_the_default_logger_asks_nothing_of_a_user_without_an_account(tmp_path: Path) -> None:
     home, folder = tmp_path / "home", tmp_path / "job"
     home.mkdir()

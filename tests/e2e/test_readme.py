@@ -104,6 +104,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "said"), list(zip(readme_text(*VARIANTS).splitlines(), SAID, strict=True))
 )
@@ -116,6 +117,7 @@ def test_what_else_the_readme_types_does_what_it_says(
         assert words in typed.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "logged"),
     list(zip(readme_text(*MONITORING).splitlines(), [*LOGGED, [], []], strict=True)),
@@ -133,6 +135,7 @@ def test_what_the_readme_types_for_the_monitor_is_logged(
     assert logged or SYMBOLS in typed.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", readme_text(*FINDING).splitlines())
 def test_what_the_readme_types_for_findings_works(line: str, project: Path) -> None:
     typed = run_text(line, project, environment(CUDA_VISIBLE_DEVICES=""))

@@ -89,6 +89,7 @@ def test_one_command_tunes_an_app_and_its_last_line_is_typed_back(app: Path) -> 
     assert trained(app)[-1] in trained(app)[:-1]
 
 
+@pytest.mark.slow
 def test_groups_that_are_relocated_are_found(tmp_path: Path) -> None:
     folder = write_app(tmp_path / "app", "@model.net.optimizer", "model.net.optimizer")
     tuned = tune(folder, "hydra.sweeper.n_trials=6", MINIMIZE)

@@ -67,7 +67,7 @@ ON_RAY = [
     "+hydra.launcher.ray.remote.max_retries=0",
 ]
 IN_PARALLEL = [
-    pytest.param(["hydra/launcher=joblib"], id="joblib"),
+    pytest.param(["hydra/launcher=joblib"], id="joblib", marks=pytest.mark.slow),
     pytest.param(["hydra/launcher=submitit_local"], id="submitit", marks=pytest.mark.slow),
     pytest.param(
         ON_RAY,
@@ -139,7 +139,9 @@ def test_the_search_is_the_same_through_each_launcher(
     assert tuned.after("type: ") == f"meet=start {line}"
 
 
-@pytest.mark.parametrize("launcher", [pytest.param([], id="basic"), *IN_PARALLEL])
+@pytest.mark.parametrize(
+    "launcher", [pytest.param([], id="basic", marks=pytest.mark.slow), *IN_PARALLEL]
+)
 def test_trials_that_fail_are_told_and_the_search_goes_on(
     launcher: list[str], tmp_path: Path, short_folder: Path
 ) -> None:

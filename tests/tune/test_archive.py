@@ -145,6 +145,7 @@ def write_many(place: str, count: int) -> None:
         archive.finish("lr", begun(archive, turn), float(turn))
 
 
+@pytest.mark.slow
 def test_processes_that_write_at_once_lose_nothing(place: str, tmp_path: Path) -> None:
     """Also if all of them open it for the first time at the same moment."""
     context = multiprocessing.get_context("spawn")

@@ -71,6 +71,7 @@ def test_a_budget_goes_to_the_stages_that_it_can_pay_for(n_trials: int) -> None:
     assert {*stages, *skipped(search)} == set(shipped_stages()) or n_trials == 1
 
 
+@pytest.mark.slow
 def test_a_bowl_is_searched_to_its_ground() -> None:
     search = search_of(plan_of(n_trials=80))
     run_out(search, bowl)
@@ -179,6 +180,7 @@ def noisy(sigma: float, seed: int, gain: float = 0.0) -> Objective:
     return lambda point, _: luck.gauss(0, sigma) - gain * (point.lr != 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_at_random")
 def test_noise_alone_seldom_takes_the_incumbents_place() -> None:
     """Of points that are all alike the best of many is taken no more often than chance allows."""
@@ -197,6 +199,7 @@ def test_noise_alone_seldom_takes_the_incumbents_place() -> None:
     assert always >= 16
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_at_random")
 def test_what_is_better_beyond_the_noise_is_taken() -> None:
     taken = 0

@@ -125,6 +125,7 @@ def test_the_precision_is_told_before_the_first_step(
     assert module.seen == expected
 
 
+@pytest.mark.slow
 def test_findings_are_told(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
     number = begin(archive, monkeypatch, None)
     module = Lit({**ADAMW, "eps": 1.0})

@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin/python
 PIP := $(BIN) -m pip install --quiet -c constraints.txt
+# What is costly to set up is set up in one of the two processes alone.
+AT_ONCE := -n 2 --dist loadgroup
 
 .PHONY: help demo test test-slow test-browser test-ray picture lint clean
 help:
@@ -31,13 +33,13 @@ demo: .venv/recipes-installed
 	$(BIN) -m recipes.mnist
 
 test: .venv/dev-installed
-	$(BIN) -m pytest -n 2 -m 'not slow and not browser and not ray'
+	$(BIN) -m pytest $(AT_ONCE) -m 'not slow and not browser and not ray'
 
 test-slow: .venv/dev-installed
-	$(BIN) -m pytest -n 2 -m 'slow and not browser and not ray'
+	$(BIN) -m pytest $(AT_ONCE) -m 'slow and not browser and not ray'
 
 test-browser: .venv/dev-installed
-	$(BIN) -m pytest -n 2 -m browser
+	$(BIN) -m pytest $(AT_ONCE) -m browser
 
 # One after the other: each starts a Ray of its own, for two processors.
 test-ray: .venv/dev-installed

@@ -39,11 +39,11 @@ test-slow: .venv/dev-installed
 	$(BIN) -m pytest $(AT_ONCE) -m 'slow and not browser and not ray'
 
 test-browser: .venv/dev-installed
-	$(BIN) -m pytest $(AT_ONCE) -m browser
+	$(BIN) -m pytest $(AT_ONCE) -m browser tests/e2e
 
 # One after the other: each starts a Ray of its own, for two processors.
 test-ray: .venv/dev-installed
-	$(BIN) -m pytest -m ray
+	$(BIN) -m pytest -m ray tests/e2e
 
 picture: .venv/dev-installed
 	$(BIN) .ci/picture.py $(lastword $(sort $(wildcard outputs/*/*/report.html)))

@@ -215,8 +215,7 @@ class StagedSweep:
         return self.plan.storage
 
     def _where(self) -> str:
-        relative = os.path.relpath(self.folder)
-        return str(self.folder) if relative.startswith("..") else relative
+        return _shown(self.folder)
 
 
 def sweep_folder(config: DictConfig, study_name: str) -> Path:
@@ -303,6 +302,12 @@ def _bar(total: int) -> "tqdm[Any]":
     return tqdm(total=total, unit="trial", file=sys.stderr, dynamic_ncols=True)
 
 
+def _shown(path: Path) -> str:
+    """A path as it is typed from here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
 def _print_end(story: Story, folder: Path) -> None:
     first, best = story.steps[0].after.mean, story.incumbent.mean
     line = line_to_type(story)
@@ -310,7 +315,7 @@ def _print_end(story: Story, folder: Path) -> None:
     lines = [
         "",
         f"adam_tune: {first:.5g} -> {best:.5g} in {len(story.trials)} trials",
-        *(f"story: {shlex.quote(os.path.relpath(each))}" for each in written),
+        *(f"story: {shlex.quote(_shown(each))}" for each in written),
         f"type: {line}" if line else AS_CONFIGURED,
     ]
     print("\n".join(lines), flush=True)  # noqa: T201

@@ -172,7 +172,11 @@ def test_a_checkpoint_is_inspected_as_in_the_readme(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("line", readme_text(*TUNING).splitlines())
 def test_what_the_readme_types_for_tuning_works(line: str, tmp_path: Path) -> None:
+    """With trainings that are shorter, and with fewer of them than forty."""
     write_the_project(tmp_path)
+    program = (tmp_path / "train.py").read_text(encoding="utf-8")
+    (tmp_path / "train.py").write_text(program.replace("max_epochs=10", "max_epochs=1"))
+    line = line.replace("n_trials=40", "n_trials=12")
     typed = run_text(line, tmp_path, environment(CUDA_VISIBLE_DEVICES=""))
     assert typed.returncode == 0, typed.output
     if not line.startswith("python"):

@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin/python
 PIP := $(BIN) -m pip install --quiet -c constraints.txt
-# What is costly to set up is set up in one of the two processes alone.
-AT_ONCE := -n 2 --dist loadgroup
+# A process runs the tests of a file one after the other, and sets up once what they share.
+AT_ONCE := -n 2 --dist worksteal
 
 .PHONY: help demo test test-slow test-browser test-ray picture lint clean
 help:

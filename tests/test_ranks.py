@@ -10,8 +10,6 @@ from tests import rank_trainings
 from tests.rank_trainings import FAULTS, KINDS, STEPS
 from tests.ranks import launch
 
-pytestmark = pytest.mark.xdist_group("ranks")
-
 MEASURED = [1, 2, 3, 4, 6]
 """Every second step and, for histograms, every third."""
 

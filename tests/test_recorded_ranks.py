@@ -10,7 +10,7 @@ from tests.rank_trainings import KINDS, STEPS
 from tests.ranks import launch
 from tests.recorded_ranks import Ending, recorded
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("recorded_ranks")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,6 @@ import torch
 from tests.ranks import launch
 from tests.sharded_steps import Net, cases, measured, trained
 
-pytestmark = pytest.mark.xdist_group("shards")
-
 WORLDS = [2, pytest.param(4, marks=pytest.mark.slow)]
 
 

@@ -17,8 +17,6 @@ from torch import Tensor
 from benchmarks import monitor_cost
 from benchmarks.monitor_cost import Named, build, composer, olmo, plain_read
 
-pytestmark = pytest.mark.xdist_group("monitor_cost")
-
 REPOSITORY = Path(__file__).parents[2]
 ARMS = {
     "fused step",

@@ -18,7 +18,7 @@ from tests.e2e.support import (
     offline_runs,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("ddp_fsdp")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 BRIEFLY = (
     "layers=1",

@@ -24,8 +24,6 @@ from lightning_adam.schema import AdamConfig, CosineConfig
 from tests.e2e.support import BIN, Command, Finished, run
 from tests.training import Lit, loader, loss_of, network, parameters, trainer
 
-pytestmark = pytest.mark.xdist_group("forms")
-
 STEPS, WARMUP_STEPS, LR, WEIGHT_DECAY = 12, 3, 1e-2, 0.1
 
 QUIET = {

@@ -24,7 +24,7 @@ from tests.e2e.support import (
 )
 from tests.e2e.test_tune import MINIMIZE, TUNE, trained, write_app
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.xdist_group("installed")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 WHEEL, EDITABLE = "wheel", "editable"
 PRESETS = ("conf/lightning_adam", "conf/hydra")

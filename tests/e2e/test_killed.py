@@ -25,8 +25,6 @@ from tests.e2e.support import GLOBAL_STEP, history, logged_rows, offline_runs, r
 from tests.offline import tables
 from tests.training import ADAMW, Lit, loader, parameters, trainer
 
-pytestmark = pytest.mark.xdist_group("killed")
-
 TIMES = 5
 """Random times that each kind of run is killed at, one in each part of the run."""
 PATIENCE = 120

@@ -35,7 +35,7 @@ from tests.offline import tables
 if TYPE_CHECKING:
     from playwright.sync_api import Locator
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("report_page")]
+pytestmark = pytest.mark.browser
 
 MONITORED = (
     "width=2",

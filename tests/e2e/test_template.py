@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from tests.e2e.support import BIN, Finished, run, write_files
 
-pytestmark = pytest.mark.xdist_group("template")
-
 PRINTED = "trained with: "
 EPOCHS, BATCHES, BATCH_SIZE = 3, 4, 8
 

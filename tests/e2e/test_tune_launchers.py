@@ -12,8 +12,6 @@ from lightning_adam.tune.point import Point
 from lightning_adam.tune.story import Outcome
 from tests.e2e.support import Finished, environment, run, write_files
 
-pytestmark = pytest.mark.xdist_group("tune_launchers")
-
 APP = """
 import math, os, signal, time
 from pathlib import Path

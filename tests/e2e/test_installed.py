@@ -195,7 +195,8 @@ def test_tuning_needs_an_extra_and_says_so(
     installed: Path, repository: Path, tmp_path: Path
 ) -> None:
     folder = write_app(tmp_path / "my app")
-    command: Command = [installed / "python", *TUNE[1:], MINIMIZE, "hydra.sweeper.n_trials=4"]
+    words = [MINIMIZE, "hydra.sweeper.n_trials=4", "hydra.sweeper.n_seeds=1"]
+    command: Command = [installed / "python", *TUNE[1:], *words]
     variables = environment(installed, TRAINED=str(folder / "trained.txt"))
     refused = run(command, folder, variables)
     assert refused.returncode == 1

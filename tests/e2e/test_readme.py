@@ -176,7 +176,7 @@ def test_what_the_readme_types_for_tuning_works(line: str, tmp_path: Path) -> No
     write_the_project(tmp_path)
     program = (tmp_path / "train.py").read_text(encoding="utf-8")
     (tmp_path / "train.py").write_text(program.replace("max_epochs=10", "max_epochs=1"))
-    line = line.replace("n_trials=40", "n_trials=4")
+    line = line.replace("n_trials=40", "n_trials=12")
     typed = run_text(line, tmp_path, environment(CUDA_VISIBLE_DEVICES=""))
     assert typed.returncode == 0, typed.output
     if not line.startswith("python"):

@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DBAPIError
 
 from lightning_adam.errors import ConfigError
+from lightning_adam.tune.dimensions import holds
 from lightning_adam.tune.point import Point
 from lightning_adam.tune.story import Outcome, Trial
 
@@ -182,7 +183,7 @@ class Archive:
         inside = {
             name: distribution
             for name, distribution in distributions.items()
-            if name in coordinates and _holds(distribution, coordinates[name])
+            if holds(distribution, coordinates.get(name))
         }
         template = optuna.create_trial(
             state=TrialState.RUNNING,
@@ -307,15 +308,6 @@ class Archive:
             self.note(stage, number, **attributes)
             study = self._study(stage)
             study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
-
-
-def _holds(distribution: BaseDistribution, value: Any) -> bool:
-    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
-        return value in distribution.choices
-    assert isinstance(
-        distribution, optuna.distributions.FloatDistribution | optuna.distributions.IntDistribution
-    )
-    return value is not None and distribution.low <= value <= distribution.high
 
 
 def _record(stage: str, frozen: FrozenTrial) -> Record:

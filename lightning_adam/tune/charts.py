@@ -9,8 +9,8 @@ from lightning_adam.tune.decision import told
 from lightning_adam.tune.dimensions import DIMENSIONS
 from lightning_adam.tune.point import Point
 from lightning_adam.tune.scale import LARGEST, Scale, Tick, scale_of
-from lightning_adam.tune.story import Outcome, Score, Step, Story, Trial
-from lightning_adam.tune.wording import searched_value, sign
+from lightning_adam.tune.story import Outcome, Score, Step, Story, Trial, sign_of
+from lightning_adam.tune.wording import searched_value
 
 TOP, BOTTOM, LEFT, RIGHT = 34, 42, 62, 14
 """What is left free around a picture for what is written, in pixels."""
@@ -337,7 +337,7 @@ class _Heights:
         self, story: Story, trials: Sequence[Trial], scores: Sequence[Score], height: int
     ) -> None:
         is_less = story.direction == "minimize"
-        self._sign = sign(story)
+        self._sign = sign_of(story.direction)
         values = [each.value for each in trials if _has_metric(each) and each.value is not None]
         means = [each.mean for each in scores if math.isfinite(each.mean)]
         known = [each for each in [*values, *means] if abs(each) < LARGEST]

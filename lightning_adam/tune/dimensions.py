@@ -146,3 +146,18 @@ DIMENSIONS: dict[str, Dimension] = {
     "amsgrad": Dimension(**_field("amsgrad")),
 }
 """All that a stage may search, by the name it has in `space`."""
+
+
+def holds(distribution: BaseDistribution, value: Any) -> bool:
+    """Whether a distribution could have given a value.
+
+    Example:
+        >>> holds(FloatDistribution(0.1, 0.5), 0.6)
+        False
+    """
+    if value is None:
+        return False
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    return bool(distribution.low <= value <= distribution.high)

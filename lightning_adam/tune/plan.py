@@ -11,6 +11,7 @@ from lightning_adam.errors import ConfigError, nearest, refusal, type_instead
 from lightning_adam.schema import StageConfig, When
 from lightning_adam.tune.dimensions import DIMENSIONS
 from lightning_adam.tune.point import Point
+from lightning_adam.tune.story import sign_of
 
 PLACE = "hydra.sweeper"
 TIED = "beta1"
@@ -121,7 +122,7 @@ class Plan:
     @property
     def sign(self) -> float:
         """What a metric is multiplied by, so that less is better."""
-        return 1.0 if self.direction == "minimize" else -1.0
+        return sign_of(self.direction)
 
     def part_of(self, stage: Stage, behind: Sequence[Stage], point: Point, left: int) -> int:
         """A stage's part of the trainings that are left: by shares, no more than it can use.

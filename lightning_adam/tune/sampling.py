@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
-from lightning_adam.tune.dimensions import DIMENSIONS
+from lightning_adam.tune.dimensions import DIMENSIONS, holds
 from lightning_adam.tune.plan import Choices
 from lightning_adam.tune.point import Point
 
@@ -55,7 +55,7 @@ def propose(space: Space, incumbent: Point, seen: Sequence[Seen], seed: int) -> 
     study = optuna.create_study(sampler=sampler)
     values = bounded([value for _, value in seen])
     for (coordinates, _), value in zip(seen, values, strict=True):
-        if all(fits(distributions[name], coordinates.get(name)) for name in distributions):
+        if all(holds(distributions[name], coordinates.get(name)) for name in distributions):
             study.add_trial(
                 optuna.create_trial(
                     state=TrialState.RUNNING if value is None else TrialState.COMPLETE,
@@ -108,20 +108,6 @@ def space_distributions(space: Space) -> dict[str, BaseDistribution]:
         DIMENSIONS[name].coordinate: DIMENSIONS[name].distribution(choices)
         for name, choices in space.items()
     }
-
-
-def fits(distribution: BaseDistribution, value: Any) -> bool:
-    """Whether a distribution could have given a value.
-
-    Example:
-        >>> fits(optuna.distributions.FloatDistribution(0.1, 0.5), 0.6)
-        False
-    """
-    if value is None:
-        return False
-    if isinstance(distribution, CategoricalDistribution):
-        return value in distribution.choices
-    return bool(distribution.low <= value <= distribution.high)  # type: ignore[attr-defined]
 
 
 def bounded(values: Sequence[float | None]) -> list[float | None]:

@@ -104,7 +104,7 @@ class Search:
             if way.is_over:
                 return []
             _check_hope(known.trials())
-            batch = self._begin(way.stages[-1], known)
+            batch = self._begin(way.stages[-1])
             if batch:
                 return batch
             time.sleep(SECONDS_BETWEEN_LOOKS)
@@ -152,7 +152,7 @@ class Search:
             each for each in self.archive.records(begun.stage) if each.trial.number == begun.number
         )
 
-    def _begin(self, progress: Progress, known: Known) -> list[Begun]:
+    def _begin(self, progress: Progress) -> list[Begun]:
         """Writes down the trainings that a stage asks for, as many as there are jobs."""
         again = [each for each in progress.wanted if each.attempt > 1]
         wanted = again[:1] or progress.wanted[: self.plan.n_jobs]
@@ -172,7 +172,8 @@ class Search:
 
     def _sample(self, stage: Stage, incumbent: Score, records: Sequence[Record]) -> Point | None:
         """A new point of the stage's space; None if all of them are known."""
-        explored = [each for each in records if each.turn == 0 and not each.is_lost]
+        counted = Known({stage.name: records}).of(stage.name)
+        explored = [each for each in counted if each.turn == 0]
         sign = self.plan.sign
         seen = [
             (each.coordinates, sign * metric_of(each) if each.is_over else None)

@@ -212,3 +212,13 @@ class Story:
             for each in self.trials
             if each.stage in earlier and each.point == step.before.point
         ]
+
+
+def sign_of(direction: str) -> float:
+    """What a metric is multiplied by, so that less is better.
+
+    Example:
+        >>> sign_of("maximize")
+        -1.0
+    """
+    return 1.0 if direction == "minimize" else -1.0

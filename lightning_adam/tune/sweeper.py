@@ -98,7 +98,7 @@ class StagedSweep:
         typed = partial(places.overrides, start)
         try:
             with Heart(archive, search.owner), _bar(self.plan.n_trials) as bar:
-                self._tell(search, typed, fixed, bar)
+                story = self._tell(search, typed, fixed, bar)
                 while batch := search.next_batch():
                     overrides = [
                         [
@@ -109,8 +109,8 @@ class StagedSweep:
                         ]
                         for begun in batch
                     ]
-                    self._launch(search, archive, batch, overrides)
-                    self._tell(search, typed, fixed, bar)
+                    self._launch(search, archive, batch, overrides, len(story.trials))
+                    story = self._tell(search, typed, fixed, bar)
         except KeyboardInterrupt:
             raise SystemExit("adam_tune: interrupted; the same command goes on from here") from None
         story = self._tell(search, typed, fixed, None)
@@ -128,16 +128,14 @@ class StagedSweep:
         archive: Archive,
         batch: Sequence[Begun],
         overrides: Sequence[Sequence[str]],
+        first: int,
     ) -> None:
         """Runs a batch; what a trial raises is its failure, and the search goes on."""
         for each in overrides:
             # What cannot be composed is no trial's fault.
             self._loader.load_sweep_config(self._config, list(each))
-        _, trials = search.look()
         try:
-            results: Sequence[JobReturn] = self._launcher.launch(
-                overrides, initial_job_idx=len(trials) - len(batch)
-            )
+            results: Sequence[JobReturn] = self._launcher.launch(overrides, initial_job_idx=first)
         except Exception as error:
             reason = in_one_line(error)
             log.warning(f"adam_tune: the launcher lost a batch ({reason})")

@@ -9,7 +9,7 @@ from lightning_adam.errors import as_typed
 from lightning_adam.tune.decision import gain_of, told
 from lightning_adam.tune.dimensions import DIMENSIONS
 from lightning_adam.tune.point import Point
-from lightning_adam.tune.story import Outcome, Step, Story, Trial
+from lightning_adam.tune.story import Outcome, Step, Story, Trial, sign_of
 
 AS_CONFIGURED = "The app's own settings are the best that was found."
 """What is said where nothing has to be typed."""
@@ -184,18 +184,8 @@ def result(story: Story) -> str:
         return f"The best are still the app's own settings, with a metric of {told(best)}."
     if not math.isfinite(first.mean):
         return f"The app's own settings have no finite metric; the best found has {told(best)}."
-    better = _gained(*gain_of(first, best, sign(story)))
+    better = _gained(*gain_of(first, best, sign_of(story.direction)))
     return f"The metric goes from {told(first)} to {told(best)}, a gain of {better}."
-
-
-def sign(story: Story) -> float:
-    """1 where less is better, -1 where more is.
-
-    Example:
-        >>> sign(Story("mnist", "mnist", "maximize", 20, 2, [], []))
-        -1.0
-    """
-    return 1.0 if story.direction == "minimize" else -1.0
 
 
 def settings_of(story: Story, trials: Sequence[Trial]) -> str:

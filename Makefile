@@ -5,13 +5,15 @@ PIP := $(BIN) -m pip install --quiet -c constraints.txt
 # A process runs the tests of a file one after the other, and sets up once what they share.
 AT_ONCE := -n 2 --dist worksteal
 
-.PHONY: help demo test test-slow test-browser test-ray picture lint clean
+.PHONY: help demo test test-slow test-browser test-ray docs docs-serve picture lint clean
 help:
 	@echo 'make demo       install into .venv, train a CNN on MNIST, leave a W&B run and a page of what Adam did'
 	@echo 'make test       install into .venv, run the tests (some minutes)'
 	@echo 'make test-slow  the tests in fresh environments and with longer trainings'
 	@echo 'make test-browser  the report in Chromium, which has to be there'
 	@echo 'make test-ray   searches through Ray, which is started on this machine'
+	@echo 'make docs       the site of the documentation, into site'
+	@echo 'make docs-serve the same at http://127.0.0.1:8000, built anew when a page changes'
 	@echo 'make picture    the picture of the newest report in the README'
 	@echo 'make lint       ruff (lint and format) and mypy'
 	@echo 'make clean      remove .venv, caches and the outputs of jobs'
@@ -45,6 +47,12 @@ test-browser: .venv/dev-installed
 test-ray: .venv/dev-installed
 	$(BIN) -m pytest -m ray tests/e2e
 
+docs: .venv/dev-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN) -m mkdocs build --strict
+
+docs-serve: .venv/dev-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN) -m mkdocs serve
+
 picture: .venv/dev-installed
 	$(BIN) .ci/picture.py $(lastword $(sort $(wildcard outputs/*/*/report.html)))
 
@@ -54,4 +62,4 @@ lint: .venv/dev-installed
 	$(BIN) -m mypy
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist outputs multirun
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist outputs multirun site

@@ -173,7 +173,7 @@ def trained(training: Training, factor: float = 1.0) -> Outcome:
             enable_model_summary=False,
         )
         try:
-            with mock.patch("lightning_adam.flight_recorder.rank_zero_info", lines.append):
+            with mock.patch("lightning_adam.flight_recorder.recorder.rank_zero_info", lines.append):
                 fit.fit(module, training.data())
         except EndedError:
             pass

@@ -15,16 +15,14 @@ has too much else to do.
 """
 
 import argparse
-import logging
 import os
 import platform
 import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -36,6 +34,7 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import OmegaConf
 
+from benchmarks.quiet import quieten, silence
 from lightning_adam import AdamMonitor
 from recipes.mnist import LitClassifier, mnist_loaders, small_cnn
 from tests.wandb_server import variables
@@ -135,9 +134,7 @@ def main() -> None:
     parser.add_argument("--monitors", nargs="+", choices=MONITORS, default=[*MONITORS])
     typed = parser.parse_args()
     torch.set_num_threads(1)
-    logging.disable(logging.WARNING)
-    warnings.filterwarnings("ignore")
-    warnings.filterwarnings("error", message="AdamMonitor has failed")
+    quieten()
     os.environ |= {
         "WANDB_SILENT": "true",
         "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": str(TRANSMIT_S),
@@ -223,13 +220,6 @@ def timed(arm: Arm, epochs: int, monitor: Mapping[str, Any]) -> Timed:
         finish = time.perf_counter() - begin
     steps = [later - sooner for sooner, later in zip(clock.times, clock.times[1:], strict=False)]
     return Timed(steps, logger.seconds, finish)
-
-
-@contextmanager
-def silence() -> Iterator[None]:
-    """Nothing is printed but the tables."""
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        yield
 
 
 def table(names: Sequence[str], rounds: Sequence[dict[str, Timed]]) -> str:

@@ -30,13 +30,11 @@ import lightning as L
 import optuna
 import torch
 from omegaconf import OmegaConf
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from tqdm import tqdm
 
-from benchmarks.small_gpt import SmallGPT, text_pieces
-from lightning_adam import AdamMixin
+from benchmarks.small_gpt import LitGPT, SmallGPT, text_pieces
 from lightning_adam.schema import Direction, TuneConfig
 from lightning_adam.tune.archive import Archive
 from lightning_adam.tune.dimensions import DIMENSIONS
@@ -64,23 +62,6 @@ FRESH_SEEDS = (1000, 1001, 1002)
 
 Training = Callable[[Point, int], float]
 """The validation loss of a point and a seed."""
-
-
-class LitGPT(AdamMixin, L.LightningModule):
-    def __init__(self, net: nn.Module, optimizer: dict[str, Any], scheduler: dict[str, Any]):
-        super().__init__(optimizer=optimizer, scheduler=scheduler)
-        self.net = net
-
-    def training_step(self, batch: tuple[Tensor], batch_idx: int) -> Tensor:
-        return self._loss(batch)
-
-    def validation_step(self, batch: tuple[Tensor], batch_idx: int) -> None:
-        self.log("val/loss", self._loss(batch))
-
-    def _loss(self, batch: tuple[Tensor]) -> Tensor:
-        (text,) = batch
-        logits: Tensor = self.net(text[:, :-1])
-        return cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten())
 
 
 Loaders = tuple[DataLoader[tuple[Tensor, ...]], DataLoader[tuple[Tensor, ...]]]

@@ -87,7 +87,13 @@ def build(
     total_steps: int | None,
     trainer: Trainer | None,
 ) -> Built:
-    """Builds what `build_adam` returns, and what the mixin goes on with."""
+    """Builds what `build_adam` returns, and what the mixin goes on with; its arguments are those.
+
+    Example:
+        >>> built = build(nn.Linear(3, 4), {"lr": 0.01}, None, None, None)
+        >>> built.scheduler is None, built.as_lightning().keys()
+        (True, dict_keys(['optimizer']))
+    """
     if scheduler is not None and total_steps is None and trainer is not None:
         total_steps = steps_of(trainer)
     built = build_optimizer(module, optimizer)
@@ -120,7 +126,7 @@ def _rhythm(
 ) -> dict[str, Any]:
     """When Lightning steps a scheduler, and with which metric."""
     rhythm: dict[str, Any] = {}
-    if isinstance(config, PlateauConfig | CustomScheduler):
+    if isinstance(built, ReduceLROnPlateau) and isinstance(config, PlateauConfig | CustomScheduler):
         rhythm["monitor"] = config.monitor
     if isinstance(config, CustomScheduler) and config.interval is not None:
         batches = math.inf if trainer is None else trainer.num_training_batches
@@ -130,6 +136,9 @@ def _rhythm(
             raise refusal(where, "frequency", config.frequency, expected, 1)
         return {**rhythm, "interval": config.interval.value, "frequency": config.frequency}
     if isinstance(built, ReduceLROnPlateau):
+        if isinstance(config, CustomScheduler) and config.frequency != 1:
+            expected = "expected 1, for without an interval it is judged after each validation"
+            raise refusal(where, "frequency", config.frequency, expected, 1)
         return {**rhythm, **_after_validation(where, trainer)}
     if isinstance(config, CustomScheduler):
         return {"interval": "epoch", "frequency": config.frequency}
@@ -160,7 +169,11 @@ def _after_validation(where: str, trainer: Trainer | None) -> dict[str, Any]:
 
 
 def steps_of(trainer: Trainer) -> int | None:
-    """The optimizer steps the trainer will take; None if that has no end or is not known."""
+    """The optimizer steps the trainer will take; None if that has no end or is not known.
+
+    Args:
+        trainer: The trainer, whose data is set up if it is not yet.
+    """
     if is_smoke_test(trainer):
         # A smoke test of a single batch: it has to take the schedule of the whole run.
         return 10**9
@@ -191,6 +204,11 @@ def settle_unscaling(optimizer: Optimizer, fused: bool | None, trainer: Trainer)
     Lightning refuses to, under mixed precision, for the fused step unscales the gradients itself.
     Without a scaler there is nothing to unscale. With one that does it for all other optimizers,
     clipping costs what it costs with those: a wait for the device at each step.
+
+    Args:
+        optimizer: The optimizer.
+        fused: What its groups say of `fused`; None if they say nothing.
+        trainer: The trainer.
     """
     precision, module = trainer.precision_plugin, trainer.lightning_module
     if fused is None or not isinstance(precision, MixedPrecision):

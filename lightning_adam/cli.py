@@ -1,56 +1,19 @@
 """The command `lightning-adam`."""
 
 import argparse
-import ast
 import inspect
-import itertools
 import os
 import sys
-import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from lightning_adam import schema
-from lightning_adam.errors import ConfigError, as_typed, nearest, type_instead
+from lightning_adam.errors import ConfigError, nearest
+from lightning_adam.explaining import TOPICS, explain, explain_statistic
 from lightning_adam.findings import RULES
 from lightning_adam.findings.showing import explained
-from lightning_adam.reading import CustomOptimizer
-from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS, Statistic, select
+from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS, select
 from lightning_adam.statistics.histograms import QUANTITIES, fold
 from lightning_adam.version import __version__
-
-
-class Section(NamedTuple):
-    """A config, and the place its fields have on the command line."""
-
-    title: str
-    place: str
-    config: type
-
-
-TOPICS: dict[str, list[Section]] = {
-    "optimizer": [
-        Section("lightning_adam/optimizer=adam, adamw", "optimizer", schema.AdamConfig),
-        Section("One of optimizer.groups", "optimizer.groups.0", schema.GroupConfig),
-        Section("optimizer.layer_decay", "optimizer.layer_decay", schema.LayerDecayConfig),
-        Section("lightning_adam/optimizer=custom", "optimizer", CustomOptimizer),
-    ],
-    "scheduler": [
-        Section("Every schedule", "scheduler", schema.SchedulerConfig),
-        Section("All but plateau and custom", "scheduler", schema.StepwiseConfig),
-        *(
-            Section(f"lightning_adam/scheduler={name}", "scheduler", config)
-            for name, config in schema.SCHEDULERS.items()
-        ),
-    ],
-    "monitor": [Section("lightning_adam/monitor=default", "adam_monitor", schema.MonitorConfig)],
-    "tune": [
-        Section("hydra/sweeper=adam_tune", "hydra.sweeper", schema.TuneConfig),
-        Section("One of hydra.sweeper.stages", "hydra.sweeper.stages.lr", schema.StageConfig),
-    ],
-}
-"""The configs that can be explained."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -190,58 +153,3 @@ def _topic(name: str) -> str:
             f" for example lightning-adam explain {(close or ['statistics'])[0]}"
         )
     return "\n\n".join([*map(explained, rules), *map(explain_statistic, chosen), SYMBOLS])
-
-
-def explain_statistic(statistic: Statistic) -> str:
-    """A statistic's key, its meaning, its definition and its source.
-
-    Example:
-        >>> print(explain_statistic(STATISTICS["exp_avg_sq_lag"]))
-        adam_moments/exp_avg_sq_lag (logged by default)
-            How far the second moment lags behind the gradient. About 1 in health, far above 1
-            when the gradient has grown faster than it.
-            = √mean(g̃²/max(ṽ, ε²)) over active elements
-            RMS_t of StableAdamW, Wortsman et al. 2023, arXiv 2304.13013
-    """
-    selection = type_instead("adam_monitor.statistics", ["headline", statistic.name])
-    default = "logged by default" if statistic.is_headline else selection
-    unit = f" [{statistic.unit}]" if statistic.unit else ""
-    lines = [f"{statistic.key} ({default})"]
-    lines += textwrap.wrap(statistic.meaning, 86, initial_indent=" " * 4, subsequent_indent=" " * 4)
-    lines.append(f"    = {statistic.formula}{unit}")
-    lines += [f"    {statistic.source}"] if statistic.source else []
-    return "\n".join(lines)
-
-
-def explain(section: Section) -> str:
-    """A config's own fields, each with its default, its meaning and its source.
-
-    Example:
-        >>> print(explain(TOPICS["optimizer"][2]))  # doctest: +ELLIPSIS
-        optimizer.layer_decay
-        Learning rates that fall geometrically from the output to the input, for fine-tuning.
-        ...
-          optimizer.layer_decay.pattern=null
-              Path of the layers, `*` standing for their number: ...
-    """
-    summary = (inspect.getdoc(section.config) or "").partition("\n\nExample:")[0]
-    lines = [section.title, summary]
-    for name, meaning in field_docstrings(section.config):
-        lines += ["", f"  {section.place}.{name}={as_typed(getattr(section.config(), name))}"]
-        lines.append(textwrap.indent(textwrap.fill(meaning, 90), " " * 6))
-    return "\n".join(lines)
-
-
-def field_docstrings(config: type) -> Iterator[tuple[str, str]]:
-    """The documented fields that a dataclass itself declares, each with the string after it.
-
-    Example:
-        >>> [name for name, _ in field_docstrings(schema.LayerDecayConfig)]
-        ['pattern', 'rate']
-    """
-    (definition,) = ast.parse(inspect.getsource(config)).body
-    assert isinstance(definition, ast.ClassDef)
-    for entry, following in itertools.pairwise(definition.body):
-        if isinstance(entry, ast.AnnAssign) and isinstance(following, ast.Expr):
-            assert isinstance(entry.target, ast.Name)
-            yield entry.target.id, " ".join(ast.literal_eval(following.value).split())

@@ -82,7 +82,7 @@ def settings(given: str) -> dict[str, Any]:
 
     from lightning_adam.errors import ConfigError, unknown_field
     from lightning_adam.forms import values_of
-    from lightning_adam.reading import read_monitor
+    from lightning_adam.monitor_settings import read_monitor
     from lightning_adam.schema import MonitorConfig
 
     node = OmegaConf.create()
@@ -116,20 +116,16 @@ def ignore(error: Exception) -> None:
         >>> with pytest.warns(UserWarning, match="is ignored; training is not affected"):
         ...     ignore(ZeroDivisionError())
     """
-    from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+    from lightning.pytorch.utilities import rank_zero_only
 
-    from lightning_adam.errors import ConfigError
+    from lightning_adam.errors import ConfigError, warn_only
 
     if isinstance(error, ConfigError):
         said = f"{VARIABLE} is ignored: {_as_typed_here(str(error))}"
     else:
         fault = "".join(traceback.format_exception(error))
         said = f"{VARIABLE} is ignored; training is not affected.\n{fault}"
-    try:
-        rank_zero_warn(said)
-    except Warning:
-        # Where warnings are errors, this one would stop the training.
-        rank_zero_info(said)
+    rank_zero_only(warn_only)(said)
 
 
 def _as_typed_here(refusal: str) -> str:

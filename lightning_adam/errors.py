@@ -64,7 +64,17 @@ def type_instead(key: str, value: object) -> str:
         >>> print(type_instead("optimizer.betas", [0.9, 0.95]))
         type for example 'optimizer.betas=[0.9,0.95]'
     """
-    return f"type for example {shlex.quote(f'{key}={as_typed(value)}')}"
+    return f"type for example {typed_override(key, value)}"
+
+
+def typed_override(key: str, value: object) -> str:
+    """An override as one word of a shell.
+
+    Example:
+        >>> print(typed_override("optimizer.lr", 3e-4))
+        optimizer.lr=0.0003
+    """
+    return shlex.quote(f"{key}={as_typed(value)}")
 
 
 def nearest(name: str, names: Iterable[str], count: int, cutoff: float = 0.6) -> list[str]:

@@ -1,4 +1,4 @@
-"""What Lightning's loggers have no method for: histograms, curves and tables."""
+"""To all loggers of a trainer what is measured; to each what Lightning has no method for."""
 
 import itertools
 import json
@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import wandb
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from lightning_adam._private.wandb import keep_as_file
+from lightning_adam.logged import DENOMINATOR, EPS_CURVE, FINDINGS, LAYERS
 from lightning_adam.statistics.histograms import (
     EPS_SHOWN,
     Histogram,
@@ -20,18 +23,53 @@ from lightning_adam.statistics.histograms import (
     fold,
 )
 
-EPS_CURVE = "adam_underflow/eps_curve"
-DENOMINATOR = "adam_histogram/denominator"
-LAYERS = "adam_layers"
-FINDINGS = "adam_findings"
-X_AXIS = "trainer/global_step"
-"""What Lightning logs its steps under."""
 ROWS_AT_ONCE = 1000
 """The rows of a layers' table that are sent together: about as many a killed run loses."""
 
 
+def warn_without_logger(callback: str, trainer: Trainer) -> None:
+    """Says where the numbers of a callback are if the trainer has no logger.
+
+    Args:
+        callback: The name of its class.
+        trainer: The trainer.
+    """
+    if not trainer.loggers:
+        rank_zero_warn(
+            f"{callback} has no logger: its numbers are in trainer.callback_metrics only."
+            " Give the Trainer one, such as WandbLogger(offline=True)."
+        )
+
+
+def log_values(trainer: Trainer, values: Mapping[str, float], step: int) -> None:
+    """Logs numbers to every logger of a trainer, and to its `callback_metrics`.
+
+    Args:
+        trainer: The trainer.
+        values: The numbers, by key; if there are none, nothing is logged.
+        step: The step of the x-axis.
+
+    Example:
+        >>> trainer = Trainer(logger=False, barebones=True)
+        >>> log_values(trainer, {"adam_update/update_norm": 2.0}, step=0)
+        >>> float(trainer.callback_metrics["adam_update/update_norm"])
+        2.0
+    """
+    trainer.callback_metrics.update(
+        {key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()}
+    )
+    for logger in trainer.loggers if values else ():
+        logger.log_metrics(values, step=step)  # type: ignore[arg-type]
+
+
 def takes_histograms(logger: Logger) -> bool:
-    """Whether `log_exponents` has something for a logger."""
+    """Whether `log_exponents` has something for a logger.
+
+    Example:
+        >>> from lightning.pytorch.loggers import CSVLogger
+        >>> takes_histograms(CSVLogger("."))
+        False
+    """
     return isinstance(logger, WandbLogger | TensorBoardLogger)
 
 
@@ -91,7 +129,7 @@ def log_findings(logger: Logger, rows: Sequence[Mapping[str, Any]], step: int) -
 
     Args:
         logger: A logger.
-        rows: What `Finding.as_row` returns, one for each.
+        rows: What `Finding.as_row` returns, one for each; at least one.
         step: The step of the x-axis.
     """
     folder = run_folder(logger)
@@ -103,7 +141,7 @@ def log_findings(logger: Logger, rows: Sequence[Mapping[str, Any]], step: int) -
         unfinished.write_text(json.dumps(rows, indent=1), encoding="utf-8")
         unfinished.replace(file)
     if isinstance(logger, WandbLogger):
-        table = wandb.Table(columns=[*FINDING_COLUMNS], data=[_cells(row) for row in rows])
+        table = wandb.Table(columns=[*rows[0]], data=[_cells(row) for row in rows])
         _keep_as_file(table, logger, FINDINGS)
         logger.log_metrics({FINDINGS: table}, step)  # type: ignore[dict-item]
         holding = [row["code"] for row in rows if row["closed"] is None]
@@ -113,28 +151,18 @@ def log_findings(logger: Logger, rows: Sequence[Mapping[str, Any]], step: int) -
         logger.experiment.summary[f"{FINDINGS}_open"] = ", ".join(dict.fromkeys(holding))
 
 
-FINDING_COLUMNS = (
-    "code",
-    "severity",
-    "scope",
-    "optimizer",
-    "step",
-    "closed",
-    "sentence",
-    "evidence",
-    "worst",
-    "cures",
-    "source",
-)
-
-
 def _cells(row: Mapping[str, Any]) -> list[Any]:
-    values = [row[name] for name in FINDING_COLUMNS]
-    return [json.dumps(each) if isinstance(each, list | dict) else each for each in values]
+    return [json.dumps(each) if isinstance(each, list | dict) else each for each in row.values()]
 
 
 def run_folder(logger: Logger) -> Path | None:
-    """Where a logger keeps the files of its run; None if it keeps none."""
+    """Where a logger keeps the files of its run; None if it keeps none.
+
+    Example:
+        >>> from lightning.pytorch.loggers import CSVLogger
+        >>> run_folder(CSVLogger("logs", version="a_run")).name
+        'a_run'
+    """
     if isinstance(logger, WandbLogger):
         run = logger.experiment
         return None if getattr(run, "disabled", False) else Path(run.dir)
@@ -181,8 +209,8 @@ class LayerTable:
         columns: The table's columns.
 
     Example:
-        >>> table = LayerTable([X_AXIS, "layer", "grad_norm"])
-        >>> table.add({X_AXIS: 0, "layer": "net.0", "grad_norm": 1.5})
+        >>> table = LayerTable(["trainer/global_step", "layer", "grad_norm"])
+        >>> table.add({"trainer/global_step": 0, "layer": "net.0", "grad_norm": 1.5})
         >>> len(table.rows)
         1
     """

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -22,22 +21,25 @@ from lightning_adam._private.lightning import (
     holder_of_parameters,
     log_every_n_steps,
     logging_step,
+    loss_of_batch,
 )
 from lightning_adam._private.torch import is_flattened
 from lightning_adam.errors import ConfigError, type_instead, warn_only
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.judging import Judge
 from lightning_adam.flight_recorder.recorder import FlightRecorder
+from lightning_adam.logged import X_AXIS
 from lightning_adam.loggers import (
     ROWS_AT_ONCE,
-    X_AXIS,
     LayerTable,
     log_exponents,
+    log_values,
     takes_histograms,
+    warn_without_logger,
 )
+from lightning_adam.monitor_settings import read_monitor
 from lightning_adam.optimizers import names_of
 from lightning_adam.optimizers import settings as optimizer_settings
-from lightning_adam.reading import KERNEL_PACKAGES, read_monitor
 from lightning_adam.schedulers import settings as scheduler_settings
 from lightning_adam.schema import Kernel, Scope
 from lightning_adam.shards import is_sharded, largest_over_ranks, this_rank
@@ -46,8 +48,9 @@ from lightning_adam.statistics.kernels import FAST, is_installed
 from lightning_adam.statistics.kernels import missing as missing_kernels
 from lightning_adam.statistics.measurement import Arriving, Measurement
 from lightning_adam.statistics.metric import AdamStatistics
+from lightning_adam.statistics.selection import KERNEL_PACKAGES
 from lightning_adam.statistics.views import is_measurable
-from lightning_adam.steps import StepCounter
+from lightning_adam.steps import StepCounter, next_due
 from lightning_adam.version import __version__
 
 
@@ -182,7 +185,7 @@ class AdamMonitor(Callback):
             "histograms_every_n_steps": histograms_every_n_steps,
             "layer_table": layer_table,
             "findings": None if findings is None else dict(findings),
-            "stop_on": list(stop_on),
+            "stop_on": stop_on,
             "alert": alert,
             "flight_recorder": flight_recorder,
             "kernel": kernel,
@@ -241,13 +244,11 @@ class AdamMonitor(Callback):
         self._check_kernel(trainer)
         if others and not wrapped:
             rank_zero_info(f"AdamMonitor does not measure {', '.join(others)}: without betas.")
-        if not trainer.loggers:
-            rank_zero_warn(
-                "AdamMonitor has no logger: its numbers are in trainer.callback_metrics only."
-                " Give the Trainer one, such as WandbLogger(offline=True)."
-            )
-        elif self.config.histograms_every_n_steps and not any(
-            map(takes_histograms, trainer.loggers)
+        warn_without_logger("AdamMonitor", trainer)
+        if (
+            trainer.loggers
+            and self.config.histograms_every_n_steps
+            and not any(map(takes_histograms, trainer.loggers))
         ):
             rank_zero_warn("AdamMonitor's histograms need a WandbLogger or a TensorBoardLogger.")
         if self.config.layer_table and not any(
@@ -300,8 +301,7 @@ class AdamMonitor(Callback):
             self._guard(watched.counter.close)
         if self._rows or any(watched.is_waiting for watched in self._watched):
             with self._never_harm():
-                loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
-                self._loss = loss.detach() if isinstance(loss, Tensor) else None
+                self._loss = loss_of_batch(trainer, outputs)
                 self._send(trainer)
                 while self._rows and self._rows[0].has_arrived():
                     self._log(trainer, self._rows.popleft())
@@ -352,9 +352,7 @@ class AdamMonitor(Callback):
             return
         if not any(map(is_measurable, trainer.optimizers)):
             return
-        names = [""]
-        if len(trainer.optimizers) > 1:
-            names = names_of(trainer.optimizers, pl_module)
+        names = names_of(trainer.optimizers, pl_module)
         module = holder_of_parameters(trainer, pl_module)
         if self.config.findings is not None:
             self._judge = Judge(self.config, module, self._interval)
@@ -491,7 +489,7 @@ class AdamMonitor(Callback):
         if not intervals:
             # The flight recorder is all there is.
             return sys.maxsize
-        return 1 if steps == 0 else min((steps // each + 1) * each for each in intervals)
+        return min(next_due(steps, each) for each in intervals)
 
     def _first_due(self, watched: _Watched) -> int:
         """The first step that is measured: that after a checkpoint tells if state was lost."""
@@ -555,14 +553,9 @@ class AdamMonitor(Callback):
                 exponents |= measurement.exponent_counts()
             if (sent.has_statistics or sent.has_histograms) and not sent.watched.is_introduced:
                 self._introduce(sent.watched, measurement)
-        trainer.callback_metrics.update(
-            {key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()}
-        )
-        for logger in trainer.loggers:
-            if values:
-                logger.log_metrics(values, step=row.step)
-            if exponents:
-                log_exponents(logger, exponents, row.step)
+        log_values(trainer, values, row.step)
+        for logger in trainer.loggers if exponents else ():
+            log_exponents(logger, exponents, row.step)
         if len(self._layers.rows) >= ROWS_AT_ONCE:
             self._layers.send(trainer.loggers, row.step)
 

@@ -11,12 +11,16 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
+from lightning_adam.dtypes import dtype_name, rounds_to_0
 from lightning_adam.errors import ConfigError, refusal
 from lightning_adam.forms import name_of
 from lightning_adam.param_groups import clean_name, group_name, later_groups, param_groups
 from lightning_adam.reading import CustomOptimizer, read_optimizer
 from lightning_adam.schema import AdamConfig, WeightDecayOn
 from lightning_adam.shards import distributed_tensor
+
+SHOWN = ("lr", "betas", "eps", "weight_decay")
+"""The settings that `describe` shows, where the optimizer has them."""
 
 
 class Implementation(NamedTuple):
@@ -205,9 +209,6 @@ def describe(optimizer: Optimizer) -> str:
     return "\n".join(lines)
 
 
-SHOWN = ("lr", "betas", "eps", "weight_decay")
-
-
 def _shown(value: Any) -> str:
     if isinstance(value, tuple | list):
         return f"({', '.join(map(_shown, value))})"
@@ -237,11 +238,20 @@ def settings(optimizer: Optimizer) -> dict[str, Any]:
 def names_of(optimizers: Sequence[Optimizer], module: nn.Module) -> list[str]:
     """What tells several optimizers of a module apart: the part of it that each trains, if any.
 
+    Args:
+        optimizers: The optimizers; the name of the only one is empty.
+        module: What they train.
+
+    Returns:
+        The shortest paths of modules that differ, or the optimizers' positions.
+
     Example:
         >>> gan = nn.ModuleDict({"generator": nn.Linear(3, 4), "discriminator": nn.Linear(4, 1)})
         >>> names_of([torch.optim.Adam(gan[part].parameters()) for part in gan], gan)
         ['generator', 'discriminator']
     """
+    if len(optimizers) == 1:
+        return [""]
     names = {id(each): clean_name(name).split(".") for name, each in module.named_parameters()}
     paths = []
     for optimizer in optimizers:
@@ -266,7 +276,7 @@ def _common_path(paths: Sequence[Sequence[str]]) -> Sequence[str]:
 
 def _kinds(parameters: Sequence[Tensor]) -> dict[str, Tensor]:
     """One parameter of each dtype and device."""
-    return {f"{_short(each.dtype)} on {each.device.type}": each for each in parameters}
+    return {f"{dtype_name(each.dtype)} on {each.device.type}": each for each in parameters}
 
 
 def obstacle_to(parameters: Sequence[Tensor], capturable: bool, **flags: Any) -> str | None:
@@ -323,11 +333,7 @@ def check_eps(group: Mapping[str, Any], eps: float, where: str) -> None:
         >>> check_eps({"params": [torch.zeros(2)], "param_names": ["weight"]}, 1e-8, "optimizer")
     """
     for dtype in {each.dtype for each in group["params"] if each.is_floating_point()}:
-        if torch.tensor(eps, dtype=dtype) == 0:
-            expected = f"expected a number that is not 0 in {_short(dtype)}"
+        if rounds_to_0(eps, dtype):
+            expected = f"expected a number that is not 0 in {dtype_name(dtype)}"
             expected += f", the dtype of {group['param_names'][0]}"
             raise refusal(where, "eps", eps, expected, 1e-4)
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -57,7 +57,12 @@ def group_name(group: Mapping[str, Any], index: int) -> str:
 
 
 def peak_lr(group: Mapping[str, Any]) -> Any:
-    """The peak of a group's learning rate, which its schedule keeps as `initial_lr`."""
+    """The peak of a group's learning rate, which its schedule keeps as `initial_lr`.
+
+    Example:
+        >>> peak_lr({"lr": 0.5, "initial_lr": 2.0}), peak_lr({"lr": 0.5})
+        (2.0, 0.5)
+    """
     return group.get("initial_lr", group["lr"])
 
 
@@ -159,6 +164,9 @@ def later_groups(
         group: The group as it is handed to `add_param_group`. Its `lr` is what it trains with now;
             the schedule, if there is one, goes on from there.
         weight_decay_on: Which parameters decay, if the group does not say how much.
+
+    Returns:
+        The group, and, if some of its parameters do not decay, a second one for these.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))

@@ -1,4 +1,4 @@
-"""What a user hands us → a checked config: of the optimizer, the scheduler and the monitor.
+"""What a user hands us → a checked config: of the optimizer and of the scheduler.
 
 What is wrong is refused under the field's full name in the user's config.
 
@@ -9,14 +9,12 @@ import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from importlib.util import find_spec
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_adam._private.omegaconf import full_key
-from lightning_adam.errors import ConfigError, nearest, refusal, type_instead, unknown_field
-from lightning_adam.findings import RULES
+from lightning_adam.errors import ConfigError, nearest, refusal, type_instead
 from lightning_adam.forms import check_arguments, factory_of, name_of, typed, values_of
 from lightning_adam.schema import (
     SCHEDULERS,
@@ -25,13 +23,10 @@ from lightning_adam.schema import (
     GroupConfig,
     Interval,
     LayerDecayConfig,
-    MonitorConfig,
     Resume,
     SchedulerConfig,
-    Severity,
     WeightDecayOn,
 )
-from lightning_adam.statistics.catalogue import STATISTICS, select
 
 OURS = ("weight_decay_on", "groups", "layer_decay", "resume")
 """The fields of an optimizer's config that are ours, whatever the optimizer is."""
@@ -149,93 +144,6 @@ def read_scheduler(node: Any) -> tuple[SchedulerConfig | CustomScheduler, str]:
     _check_either(config, where, "warmup_steps", "warmup_ratio")
     _check_either(config, where, "decay_steps", "decay_ratio")
     return config, where
-
-
-def read_monitor(node: Any, where: str = "adam_monitor") -> MonitorConfig:
-    """Checks the monitor's settings.
-
-    Args:
-        node: A composed Hydra node, a dict, or a `MonitorConfig`.
-        where: The full name of its place, if it is no part of a composed config.
-
-    Raises:
-        ConfigError: If a key is unknown, a value is out of range, or what the kernel is written in
-            is not installed.
-
-    Example:
-        >>> read_monitor({"every_n_steps": 10}).every_n_steps
-        10
-    """
-    where = full_key(node, where)
-    config = typed(values_of(node, where), MonitorConfig, where)
-    config.statistics = _patterns(config.statistics, where)
-    for name, tensors in config.worst.items():
-        if name not in STATISTICS:
-            raise unknown_field(f"{where}.worst", name, tensors, STATISTICS)
-        if tensors < 1:
-            expected = "expected the number of tensors to show, at least 1"
-            raise refusal(f"{where}.worst", name, tensors, expected, 5)
-    config.findings = _rule_settings(config.findings, where)
-    for code in config.stop_on:
-        if code not in RULES:
-            expected = f"expected findings, but {code} is none"
-            (close,) = nearest(code, RULES, 1, cutoff=0.0)
-            raise refusal(where, "stop_on", config.stop_on, expected, [close])
-    if config.kernel.value in KERNEL_PACKAGES and find_spec(config.kernel.value) is None:
-        install = KERNEL_PACKAGES[config.kernel.value]
-        given = f"{where}.kernel={config.kernel.value}: expected its package to be installed"
-        instead = type_instead(f"{where}.kernel", "auto")
-        raise ConfigError(f"{given}; pip install {install}, or {instead}")
-    return config
-
-
-KERNEL_PACKAGES = {"numba": "'lightning-adam[cpu]'", "triton": "'triton>=3.6'"}
-"""What to install for the kernels that are written in another package, which has their name."""
-
-
-def _patterns(statistics: Any, where: str) -> list[str]:
-    """A selection of statistics as a list, each of which means at least one."""
-    patterns = [statistics] if isinstance(statistics, str) else statistics
-    expected = "expected headline, all, or a list of names and globs of statistics"
-    if not isinstance(patterns, list) or not all(isinstance(each, str) for each in patterns):
-        raise refusal(where, "statistics", statistics, expected, ["headline", "eps_*"])
-    for pattern in patterns:
-        if not select([pattern]):
-            # Without a cutoff there is always something near.
-            (close,) = nearest(pattern.rpartition("/")[2], STATISTICS, 1, cutoff=0.0)
-            expected += f", but {pattern} is none"
-            raise refusal(where, "statistics", statistics, expected, [close])
-    return patterns
-
-
-def _rule_settings(findings: Any, where: str) -> dict[str, Any] | None:
-    """What is set of the rules, each setting one that its rule has."""
-    if findings is None:
-        return None
-    for code, settings in findings.items():
-        place = f"{where}.findings.{code}"
-        if code not in RULES:
-            raise unknown_field(f"{where}.findings", code, settings, RULES)
-        own = RULES[code].settings
-        if not isinstance(settings, Mapping):
-            raise refusal(f"{where}.findings", code, settings, "expected settings of the rule", own)
-        for name, value in settings.items():
-            if name not in own:
-                raise unknown_field(place, name, value, own)
-            if name == "severity":
-                words = [each.value for each in Severity]
-                if value is not False and value not in words:
-                    expected = f"expected one of {', '.join(words)}"
-                    raise refusal(place, name, value, expected, own[name])
-            elif isinstance(value, bool) or not isinstance(value, int | float):
-                raise refusal(place, name, value, "expected a number", own[name])
-            elif name == "persistence" and (value < 1 or value != int(value)):
-                raise refusal(place, name, value, "expected an integer of at least 1", own[name])
-    # YAML reads `off` as false.
-    return {
-        code: {name: "off" if value is False else value for name, value in settings.items()}
-        for code, settings in findings.items()
-    }
 
 
 def _adam(values: dict[str, Any], where: str) -> AdamConfig:

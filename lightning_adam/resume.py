@@ -22,7 +22,7 @@ RECORD = "lightning_adam"
 """Where a checkpoint says of which optimizer it is."""
 IMPLEMENTATION = ("fused", "foreach", "capturable")
 """Settings that say how a step is computed, and change nothing of what it computes."""
-OURS = ("params", "param_names", "name", "initial_lr", LR_RATIO)
+COMMON = ("params", "param_names", "name", "initial_lr", LR_RATIO)
 """What a group has whatever the optimizer is."""
 PLATEAU_PROGRESS = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 
@@ -240,7 +240,7 @@ def _progress(optimizer: Optimizer, group: Mapping[str, Any], saved: Mapping[str
     return {
         key: value
         for key, value in saved.items()
-        if key not in (*OURS, *IMPLEMENTATION) and (key in counts or group.get(key) is None)
+        if key not in (*COMMON, *IMPLEMENTATION) and (key in counts or group.get(key) is None)
     }
 
 
@@ -249,7 +249,7 @@ def _compared(group: Mapping[str, Any]) -> State:
     settings = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in group.items()
-        if key not in (*OURS, *IMPLEMENTATION)
+        if key not in (*COMMON, *IMPLEMENTATION)
     }
     settings["lr"] = float(peak_lr(group))
     return settings

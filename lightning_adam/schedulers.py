@@ -29,32 +29,62 @@ UNTIMED = ("constant", "inverse_sqrt")
 
 
 def constant(step: float, length: float) -> float:
-    """The peak."""
+    """The peak.
+
+    Example:
+        >>> constant(3, 10)
+        1.0
+    """
     return 1.0
 
 
 def linear(step: float, length: float, min_lr_ratio: float = 0.0) -> float:
-    """A straight line down."""
+    """A straight line down.
+
+    Example:
+        >>> linear(5, 10, min_lr_ratio=0.5)
+        0.75
+    """
     return _down_to(min_lr_ratio, 1 - _progress(step, length))
 
 
 def cosine(step: float, length: float, min_lr_ratio: float = 0.0) -> float:
-    """Half a cosine down."""
+    """Half a cosine down.
+
+    Example:
+        >>> cosine(5, 10, min_lr_ratio=0.5)
+        0.75
+    """
     return _down_to(min_lr_ratio, (1 + math.cos(math.pi * _progress(step, length))) / 2)
 
 
 def polynomial(step: float, length: float, power: float, min_lr_ratio: float) -> float:
-    """A power of what is left."""
+    """A power of what is left.
+
+    Example:
+        >>> polynomial(5, 10, power=2.0, min_lr_ratio=0.0)
+        0.25
+    """
     return _down_to(min_lr_ratio, (1 - _progress(step, length)) ** power)
 
 
 def inverse_sqrt(step: float, length: float, timescale: int) -> float:
-    """One over a square root, without an end."""
+    """One over a square root, without an end.
+
+    Example:
+        >>> inverse_sqrt(30, math.inf, timescale=10)
+        0.5
+    """
     return math.sqrt(timescale / (timescale + step))
 
 
 def wsd(step: float, length: float, decay_steps: int, decay: str, min_lr_ratio: float) -> float:
-    """The peak, and a way down in the last `decay_steps`."""
+    """The peak, and a way down in the last `decay_steps`.
+
+    Example:
+        >>> [wsd(step, 10, decay_steps=4, decay="linear", min_lr_ratio=0.0) for step in (6, 8, 10)]
+        [1.0, 0.5, 0.0]
+    """
     progress = _progress(step - (length - decay_steps), decay_steps)
     return _down_to(min_lr_ratio, DECAYS[decay](progress))
 
@@ -131,6 +161,10 @@ def build_scheduler(optimizer: Optimizer, scheduler: Any, total_steps: int | Non
     else:
         assert isinstance(config, StepwiseConfig)
         built = LambdaLR(optimizer, _schedule(config, where, total_steps))
+    if isinstance(built, ReduceLROnPlateau):
+        for group in optimizer.param_groups:
+            # As the other schedulers do: else the peak is not known any more after a reduction.
+            group["initial_lr"] = group["lr"]
     add = optimizer.add_param_group
 
     def add_scheduled(group: dict[str, Any]) -> None:
@@ -185,9 +219,6 @@ def _wsd_arguments(config: WSDConfig, where: str, warmup_steps: int, end: int) -
 
 
 def _plateau(optimizer: Optimizer, config: PlateauConfig) -> ReduceLROnPlateau:
-    for group in optimizer.param_groups:
-        # As the other schedulers do: else the peak is not known any more after a reduction.
-        group["initial_lr"] = group["lr"]
     return ReduceLROnPlateau(
         optimizer,
         mode=config.mode.value,

@@ -50,7 +50,12 @@ def is_sharded(optimizer: Optimizer) -> bool:
 
 
 def distributed_tensor() -> tuple[Any, ...]:
-    """The class of DTensors, for `isinstance`; empty if there are none."""
+    """The class of DTensors, for `isinstance`; empty if there are none.
+
+    Example:
+        >>> isinstance(torch.zeros(2), distributed_tensor())
+        False
+    """
     return _loaded("torch.distributed.tensor", "DTensor")
 
 
@@ -60,6 +65,10 @@ def local(tensor: Any, like: Any) -> Any:
     Args:
         tensor: A gradient or a state.
         like: The DTensor: what is placed otherwise is brought to where it is.
+
+    Example:
+        >>> local(torch.zeros(2), like=torch.ones(2))
+        tensor([0., 0.])
     """
     if not isinstance(tensor, distributed_tensor()):
         return tensor
@@ -73,10 +82,15 @@ class Counted:
 
     Args:
         optimizer: The optimizer.
-        module: What it trains, as it is wrapped (default: None; FSDP1 needs it).
+        module: What it trains, as it is wrapped; FSDP1 needs it, for others it may be None.
+
+    Example:
+        >>> weight = torch.zeros(2, requires_grad=True)
+        >>> Counted(torch.optim.Adam([weight]), None).counts(weight)
+        True
     """
 
-    def __init__(self, optimizer: Optimizer, module: nn.Module | None = None) -> None:
+    def __init__(self, optimizer: Optimizer, module: nn.Module | None) -> None:
         self._optimizer = optimizer
         self._state = holder(optimizer).state if holder(optimizer) is not optimizer else None
         self._ranks = [0]
@@ -172,7 +186,12 @@ def over_ranks(part: Part, device: torch.device) -> Part:
 
 
 def this_rank() -> int:
-    """This process's rank; 0 if it is the only one."""
+    """This process's rank; 0 if it is the only one.
+
+    Example:
+        >>> this_rank()
+        0
+    """
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 

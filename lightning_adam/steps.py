@@ -25,6 +25,16 @@ def steps_taken(optimizer: Optimizer) -> int:
     return int(max((float(each) for each in counts if each is not None), default=0))
 
 
+def next_due(steps: int, interval: int) -> int:
+    """The first optimizer step after `steps` that is 1 or divisible by an interval.
+
+    Example:
+        >>> next_due(0, 50), next_due(1, 50), next_due(50, 50)
+        (1, 50, 100)
+    """
+    return (steps // interval + 1) * interval if steps else 1
+
+
 class StepCounter:
     """Counts an optimizer's steps, taken and skipped, in its own hooks.
 

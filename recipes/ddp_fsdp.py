@@ -8,65 +8,31 @@ sbatch recipes/ddp_fsdp.slurm strategy=fsdp
 """
 
 import math
-import sysconfig
 import warnings
-from pathlib import Path
-from typing import Any
 
 import hydra
 import lightning as L
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from omegaconf import DictConfig
-from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_adam import AdamMixin, ConfigError
+from lightning_adam import ConfigError
+from recipes.char_gpt import LitGPT, text_loaders, text_of
 from recipes.looking import finish
 from recipes.processes import register_resolvers
-
-BYTES = 256
-CONTEXT = 128
-TEXT = 2 << 20
-"""Bytes of text; the last sixteenth validates."""
+from recipes.small_gpt import CONTEXT, SmallGPT
 
 
-class SmallGPT(nn.Module):
-    def __init__(self, layers: int, width: int, heads: int) -> None:
-        super().__init__()
-        self.tokens = nn.Embedding(BYTES, width)
-        self.positions = nn.Embedding(CONTEXT, width)
-        self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
-            )
-            for _ in range(layers)
-        )
-        self.last = nn.LayerNorm(width)
-        self.head = nn.Linear(width, BYTES, bias=False)
-
-    def forward(self, text: Tensor) -> Tensor:
-        length = text.shape[1]
-        residual = self.tokens(text) + self.positions(torch.arange(length, device=text.device))
-        mask = nn.Transformer.generate_square_subsequent_mask(length, device=text.device)
-        for block in self.blocks:
-            residual = block(residual, src_mask=mask, is_causal=True)
-        return self.head(self.last(residual))  # type: ignore[no-any-return]
-
-
-class LitGPT(AdamMixin, L.LightningModule):
+class LitShardedGPT(LitGPT):
     def __init__(
         self, net: SmallGPT, optimizer: DictConfig, scheduler: DictConfig | None, replicas: int
     ) -> None:
-        super().__init__(optimizer=optimizer, scheduler=scheduler)
-        self.net = net
+        super().__init__(net, optimizer, scheduler)
         self.replicas = replicas
 
     def configure_model(self) -> None:
@@ -86,32 +52,6 @@ class LitGPT(AdamMixin, L.LightningModule):
         for block in self.net.blocks:
             fully_shard(block, mesh=mesh)
         fully_shard(self.net, mesh=mesh)
-
-    def training_step(self, batch: tuple[Tensor], batch_idx: int) -> Tensor:
-        loss = self.loss(batch)
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
-
-    def validation_step(self, batch: tuple[Tensor], batch_idx: int) -> None:
-        self.log("val/loss", self.loss(batch), prog_bar=True, sync_dist=True)
-
-    def loss(self, batch: tuple[Tensor]) -> Tensor:
-        (text,) = batch
-        logits: Tensor = self.net(text[:, :-1])
-        return cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten())
-
-
-def text_loaders(batch_size: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """Pieces of the standard library's sources, of one byte more than the context."""
-    text = bytearray()
-    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
-        text += path.read_bytes()
-    pieces = torch.frombuffer(text[:TEXT], dtype=torch.uint8).unfold(0, CONTEXT + 1, CONTEXT).long()
-    train = len(pieces) - len(pieces) // 16
-    return (
-        DataLoader(TensorDataset(pieces[:train]), batch_size=batch_size, shuffle=True),
-        DataLoader(TensorDataset(pieces[train:]), batch_size=batch_size),
-    )
 
 
 register_resolvers()
@@ -136,8 +76,9 @@ def main(cfg: DictConfig) -> float:
             " Lightning would start the whole sweep in each; type one job after the other"
         )
     net = SmallGPT(cfg.layers, cfg.width, cfg.heads)
-    module = LitGPT(net, cfg.optimizer, cfg.scheduler, cfg.replicas)
-    trainer.fit(module, *text_loaders(cfg.batch_size), ckpt_path=cfg.ckpt_path)
+    module = LitShardedGPT(net, cfg.optimizer, cfg.scheduler, cfg.replicas)
+    loaders = text_loaders(text_of(None, CONTEXT), CONTEXT, cfg.batch_size)
+    trainer.fit(module, *loaders, ckpt_path=cfg.ckpt_path)
     bits = float(trainer.callback_metrics["val/loss"]) / math.log(2)
     if trainer.is_global_zero:
         finish(f"validation: {bits:.4f} bits a byte", logger, checkpoint)

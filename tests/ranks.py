@@ -2,14 +2,14 @@
 
 import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from tests import forked
 
 FOLDER = "RANKS_FOLDER"
 
@@ -27,31 +27,21 @@ def launch(module: str, world: int, folder: Path, *arguments: str, limit: float 
         "GROUP_RANK": "0",
         "TORCHELASTIC_RUN_ID": "tests",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[1]),
         FOLDER: str(folder),
     }
     processes = []
     for rank in range(world):
         environment = {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        with (folder / f"rank_{rank}.txt").open("w") as said:
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", module, *arguments],
-                    env=environment,
-                    cwd=folder,
-                    stdout=said,
-                    stderr=subprocess.STDOUT,
-                )
-            )
-    try:
-        deadline = time.monotonic() + limit
-        codes = [each.wait(max(deadline - time.monotonic(), 0)) for each in processes]
-    except subprocess.TimeoutExpired:
-        raise AssertionError(f"some rank hangs\n{_said(folder, world)}") from None
-    finally:
-        for each in processes:
-            each.kill()
-            each.wait()
+        said = folder / f"rank_{rank}.txt"
+        processes.append(forked.start(["-m", module, *arguments], folder, environment, said))
+    deadline = time.monotonic() + limit
+    for each in processes:
+        each.join(max(deadline - time.monotonic(), 0))
+    codes = [each.exitcode for each in processes]
+    for each in processes:
+        each.kill()
+        each.join()
+    assert None not in codes, f"some rank hangs\n{_said(folder, world)}"
     assert not any(codes), _said(folder, world)
     return [torch.load(folder / f"rank_{rank}.pt", weights_only=False) for rank in range(world)]
 

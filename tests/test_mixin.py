@@ -395,6 +395,15 @@ def test_a_frequency_that_no_epoch_reaches_is_refused() -> None:
     assert fit.lr_scheduler_configs[0].scheduler.last_epoch == 2
 
 
+def test_a_plateau_of_torch_has_a_metric_and_no_frequency_of_its_own() -> None:
+    with pytest.raises(ConfigError, match=r"scheduler\.frequency=2: expected 1, .*validation"):
+        build_adam(network(), ADAMW, {**TORCHS_PLATEAU, "frequency": 2})
+    built = build_adam(network(), ADAMW, TORCHS_PLATEAU)
+    assert built["lr_scheduler"]["monitor"] == "val/loss"
+    stepwise = {"_target_": f"{CUSTOM}.StepLR", "step_size": 1, "interval": "step"}
+    assert "monitor" not in build_adam(network(), ADAMW, stepwise)["lr_scheduler"]
+
+
 def test_the_schedulers_argument_is_the_trainings_length() -> None:
     fit = trainer(max_epochs=2)
     scheduler = {"_target_": f"{CUSTOM}.CosineAnnealingLR", "T_max": "total_steps"}

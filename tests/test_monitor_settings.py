@@ -103,7 +103,7 @@ def test_bad_arguments_are_refused_when_it_is_built(
 def test_a_kernel_that_is_not_installed_is_refused_when_it_is_built(
     kernel: str, install: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightning_adam.reading.find_spec", lambda package: None)
+    monkeypatch.setattr("lightning_adam.statistics.selection.find_spec", lambda package: None)
     sentence = (
         rf"adam_monitor\.kernel={kernel}: expected its package to be installed; pip install"
         rf" {install}, or type for example adam_monitor\.kernel=auto"
@@ -127,7 +127,7 @@ def test_a_kernel_that_cannot_be_imported_is_refused_when_the_fit_starts(
 def test_a_kernel_for_another_device_is_refused_when_the_fit_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightning_adam.reading.find_spec", lambda package: True)
+    monkeypatch.setattr("lightning_adam.statistics.selection.find_spec", lambda package: True)
     monkeypatch.setattr("lightning_adam.monitor.is_installed", lambda kernel: True)
     sentence = (
         r"adam_monitor\.kernel=triton: expected one for the device of the parameters, cpu; type for"

@@ -10,7 +10,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from lightning_adam import ConfigError
-from lightning_adam.reading import read_monitor, read_optimizer, read_scheduler
+from lightning_adam.monitor_settings import read_monitor
+from lightning_adam.reading import read_optimizer, read_scheduler
 from lightning_adam.schema import AdamConfig, CosineConfig, MonitorConfig, WeightDecayOn
 
 SETTINGS = {"lr": 0.02, "betas": [0.8, 0.9], "weight_decay_on": "all", "fused": False}
@@ -254,6 +255,7 @@ def test_a_schedule_of_a_typed_node_knows_its_name() -> None:
         ({"every_n_steps": 0}, "at least 1"),
         ({"every_n_steps": 2.5}, "Integer"),
         ({"scopes": ["modle"]}, "model, group"),
+        ({"stop_on": ["not_finite"], "findings": None}, r"looks for none; .*stop_on=\[\]"),
     ],
 )
 def test_a_monitor_that_cannot_work_is_refused(values: dict[str, Any], expected: str) -> None:

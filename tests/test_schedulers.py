@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 import torch
 from torch.optim import Adam
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_adam import ConfigError, build_scheduler
-from lightning_adam.schedulers import settings
+from lightning_adam.param_groups import peak_lr
+from lightning_adam.schedulers import set_peaks, settings
 
 # transformers 5.23, get_scheduler with peak 10, 2 warm-up steps and 10 in all (constant: 4).
 LINEAR = [0, 5, 10, 8.75, 7.5, 6.25, 5, 3.75, 2.5, 1.25]
@@ -241,7 +243,7 @@ def test_an_inverse_square_root_without_a_warm_up_has_a_timescale() -> None:
 def test_a_plateau_is_torchs(arguments: dict[str, Any]) -> None:
     ours, theirs = optimizer(10.0), optimizer(10.0)
     scheduler = build_scheduler(ours, {"name": "plateau", "patience": 3, **arguments}, None)
-    expected = torch.optim.lr_scheduler.ReduceLROnPlateau(theirs, **{"patience": 3, **arguments})
+    expected = ReduceLROnPlateau(theirs, **{"patience": 3, **arguments})
     falls = set()
     for metric in torch.rand(60, generator=torch.Generator().manual_seed(0)).add(0.3).tolist():
         scheduler.step(metric)
@@ -249,3 +251,25 @@ def test_a_plateau_is_torchs(arguments: dict[str, Any]) -> None:
         assert ours.param_groups[0]["lr"] == theirs.param_groups[0]["lr"]
         falls.add(ours.param_groups[0]["lr"])
     assert len(falls) > 1
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"name": "plateau", "patience": 0},
+        {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau", "patience": 0},
+    ],
+    ids=["ours", "torch's"],
+)
+def test_a_plateau_keeps_its_peak_and_takes_another_at_the_same_point(
+    config: dict[str, Any],
+) -> None:
+    trained = optimizer(10.0)
+    scheduler = build_scheduler(trained, config, None)
+    assert isinstance(scheduler, ReduceLROnPlateau)
+    for metric in (1.0, 2.0):
+        scheduler.step(metric)
+    group = trained.param_groups[0]
+    assert (group["lr"], peak_lr(group)) == (1.0, 10.0)
+    set_peaks(trained, scheduler, [100.0])
+    assert (group["lr"], peak_lr(group)) == (10.0, 100.0)

@@ -31,7 +31,7 @@ from tests.test_monitor import Recorder
 from tests.training import parameters, trainer
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = (ROOT / "recipes" / "other_optimizers.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "guides" / "other_optimizers.md").read_text(encoding="utf-8")
 DISTRIBUTIONS = {"optimi": "torch-optimi"}
 """What is installed under another name than it is imported by."""
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-true"}

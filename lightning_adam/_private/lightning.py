@@ -1,11 +1,13 @@
-"""Private names of lightning, seen in 2.6.6."""
+"""Private names of lightning, and what it does without saying so, seen in 2.6.6."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.tuner.lr_finder import _ExponentialLR, _LinearLR
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 
@@ -23,6 +25,23 @@ def holder_of_parameters(trainer: Trainer, module: LightningModule) -> nn.Module
 def logging_step(trainer: Trainer) -> int:
     """The x-axis of Lightning's own callbacks, so that curves line up with the loss."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def loss_of_batch(trainer: Trainer, outputs: Any) -> Tensor | None:
+    """A batch's loss, on its device, at least in float32; None if there is none.
+
+    Args:
+        trainer: The trainer.
+        outputs: What `training_step` returned, as `on_train_batch_end` is given it.
+    """
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        return None
+    # Lightning has divided it by the batches of a step.
+    is_automatic = trainer.lightning_module.automatic_optimization
+    batches = trainer.accumulate_grad_batches if is_automatic else 1
+    precise = torch.promote_types(loss.dtype, torch.float32)
+    return loss.detach().reshape(()).to(precise) * batches
 
 
 def is_smoke_test(trainer: Trainer) -> bool:

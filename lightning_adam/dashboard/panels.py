@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from lightning_adam.errors import type_instead
+from lightning_adam.logged import DENOMINATOR
 from lightning_adam.statistics.catalogue import STATISTICS, Statistic
 from lightning_adam.statistics.histograms import QUANTITIES
 
@@ -88,7 +89,7 @@ EPS_CURVE = Panel(
     title="eps_curve",
     meaning="The share of the active elements that each eps would dominate, at the last step that"
     " was counted: a good eps stands where the curve is still 0.",
-    keys="adam_histogram/denominator",
+    keys=DENOMINATOR,
     drawing=Drawing.EPS_CURVE,
     definition="share of active elements with √v̂ < ε, for every ε",
     unit="fraction",

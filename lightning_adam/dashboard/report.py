@@ -81,6 +81,7 @@ def write_report(runs: Sequence[Run], file: Path) -> None:
 def page(runs: Sequence[Run]) -> str:
     """The page of some runs, as HTML."""
     panels = list(itertools.chain.from_iterable(SECTIONS.values()))
+    names = labels(runs)
     drawn = {panel.title: DRAWINGS[panel.drawing](panel, runs) for panel in panels}
     drawn = {title: data for title, data in drawn.items() if any(data.values())}
     environment = Environment(
@@ -97,7 +98,7 @@ def page(runs: Sequence[Run]) -> str:
         stretches=STRETCHES,
         columns=COLUMNS,
         runs=runs,
-        labels=labels(runs),
+        labels=names,
         settings=[_described(run) for run in runs],
         differences=config_differences(runs),
         partings=_partings(runs),
@@ -105,12 +106,12 @@ def page(runs: Sequence[Run]) -> str:
         has_data=set(drawn),
         found=[
             (label, run.findings)
-            for label, run in zip(labels(runs), runs, strict=True)
+            for label, run in zip(names, runs, strict=True)
             if run.findings is not None
         ],
         typed=typed,
         numbers=numbers,
-        data={"runs": labels(runs), "panels": drawn, "findings": _marks(runs)},
+        data={"runs": names, "panels": drawn, "findings": _marks(runs)},
         as_typed=as_typed,
         plotly=get_plotlyjs(),
     )
@@ -314,10 +315,10 @@ def _named(settings: dict[str, Any], part: str) -> dict[str, Any]:
 
 
 def _eps_of(run: Run, scope: Scope) -> list[float]:
-    """The different eps of a scope, as the run's config has them."""
+    """The different eps of a scope, as the run's config has them; 0 has no place on a log axis."""
     optimizer = _mapping(_ours(run).get("optimizer"))
     if scope.optimizer:
         optimizer = _named(optimizer, scope.optimizer)
     groups = _mapping(optimizer.get("param_groups"))
     chosen = [_named(groups, scope.name)] if scope.kind == "group" else [*groups.values()]
-    return sorted({float(group["eps"]) for group in chosen if "eps" in group})
+    return sorted({float(group["eps"]) for group in chosen if group.get("eps")})

@@ -18,13 +18,9 @@ from tqdm import tqdm
 from lightning_adam._private.wandb import ConfigRecord, HistoryItem, is_log, records
 from lightning_adam.errors import ConfigError
 from lightning_adam.findings.finding import Finding
+from lightning_adam.logged import FINDINGS, FLIGHT_RECORDER, LAYERS, X_AXIS
 from lightning_adam.statistics.catalogue import STATISTICS, key_part
 from lightning_adam.statistics.histograms import Histogram
-
-LAYERS = "adam_layers"
-FINDINGS = "adam_findings"
-EVENTS = "adam_flight_recorder"
-X_AXIS = "trainer/global_step"
 
 
 class Series(NamedTuple):
@@ -301,7 +297,7 @@ def _read_beside(reading: _Reading, folder: Path) -> None:
             reading.findings = [Finding.of_row(row) for row in rows]
     except (OSError, ValueError, LookupError, TypeError):
         reading.notes.append(f"{reading.name}: its {file.name} could not be read.")
-    for file in sorted(folder.glob(f"{EVENTS}/step_*.csv")):
+    for file in sorted(folder.glob(f"{FLIGHT_RECORDER}/step_*.csv")):
         try:
             reading.events.append(_event(file))
         except (OSError, ValueError, LookupError, TypeError, csv.Error):

@@ -11,7 +11,7 @@ from wandb.errors import UnsupportedError, UsageError
 
 from lightning_adam.dashboard.panels import SECTIONS, Drawing, Panel
 from lightning_adam.errors import ConfigError
-from lightning_adam.loggers import DENOMINATOR, EPS_CURVE, LAYERS, X_AXIS
+from lightning_adam.logged import DENOMINATOR, EPS_CURVE, LAYERS, X_AXIS
 from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS
 
 try:

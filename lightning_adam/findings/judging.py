@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_adam._private.lightning import is_smoke_test, logging_step
 from lightning_adam.build import steps_of
+from lightning_adam.dtypes import dtype_name, rounds_to_0
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.preflight import Plan, PlannedGroup, preflight
 from lightning_adam.findings.rule import Training
@@ -24,7 +25,7 @@ from lightning_adam.param_groups import clean_name, group_name, peak_lr
 from lightning_adam.schedulers import settings as scheduler_settings
 from lightning_adam.schema import MonitorConfig, Severity
 from lightning_adam.statistics import kernels
-from lightning_adam.statistics.histograms import QUANTITIES, magnitude_above
+from lightning_adam.statistics.histograms import DENOMINATOR_POSITION, HARMLESS, magnitude_above
 from lightning_adam.statistics.measurement import Measurement
 from lightning_adam.statistics.views import Views, steps_as_adam
 
@@ -47,10 +48,10 @@ class Judge:
     Args:
         config: The monitor's.
         module: What is trained, where the parameters are.
-        every_n_steps: The steps from one measurement to the next (default: 1).
+        every_n_steps: The steps from one measurement to the next.
     """
 
-    def __init__(self, config: MonitorConfig, module: nn.Module, every_n_steps: int = 1) -> None:
+    def __init__(self, config: MonitorConfig, module: nn.Module, every_n_steps: int) -> None:
         self._config = config
         self._every_n_steps = every_n_steps
         self._module = module
@@ -125,12 +126,7 @@ class Judge:
         changes = accused.watch.judge(measurement, step, training, low_denominator)
         if changes.closed:
             self._has_news = True
-            ceased = [
-                each
-                for each in changes.closed
-                if each.severity is not Severity.info
-                and self._told[each.code, each.scope, each.optimizer] <= MOST_OFTEN
-            ]
+            ceased = [each for each in changes.closed if self._is_told(each)]
             if ceased:
                 rank_zero_info(closed(ceased))
         self._tell(trainer, changes.raised)
@@ -158,14 +154,8 @@ class Judge:
         if not findings:
             return
         self._has_news = True
-        shown = [each for each in findings if each.severity is not Severity.info]
-        self._told.update({(each.code, each.scope, each.optimizer) for each in shown})
-        # What comes and goes all the time is kept, and summed up at the end.
-        shown = [
-            each
-            for each in shown
-            if self._told[each.code, each.scope, each.optimizer] <= MOST_OFTEN
-        ]
+        self._told.update({_same(each) for each in findings})
+        shown = [each for each in findings if self._is_told(each)]
         if not shown:
             return
         rank_zero_info(raised(shown))
@@ -179,11 +169,21 @@ class Judge:
             rank_zero_info(f"AdamMonitor ends the training, as stop_on={stopping[0]} asks for.")
         self._log(trainer)
 
+    def _is_told(self, finding: Finding) -> bool:
+        """Whether it matters, and does not come and go: that is summed up at the end."""
+        matters = finding.severity is not Severity.info or finding.code in self._config.stop_on
+        return matters and self._told[_same(finding)] <= MOST_OFTEN
+
     def _log(self, trainer: Trainer) -> None:
         self._has_news = False
         rows = [each.as_row() for each in self.findings]
         for logger in trainer.loggers:
             log_findings(logger, rows, logging_step(trainer))
+
+
+def _same(finding: Finding) -> tuple[str, str, str]:
+    """What findings that come again have in common."""
+    return finding.code, finding.scope, finding.optimizer
 
 
 def _low_denominator(
@@ -200,7 +200,7 @@ def _low_denominator(
         return None
     with torch.no_grad():
         counts = kernels.count_exponents(views, [0] * len(views))[0]
-    return magnitude_above(counts[[*QUANTITIES].index("denominator")].tolist(), 0.01)
+    return magnitude_above(counts[DENOMINATOR_POSITION].tolist(), HARMLESS)
 
 
 def _training(
@@ -218,7 +218,7 @@ def _training(
         defaults={**optimizer.defaults, "lr": _number(optimizer.defaults.get("lr", math.nan))},
         place=place,
         scheduler_place=scheduler_place,
-        dtypes=frozenset(str(each.dtype).removeprefix("torch.") for each in parameters),
+        dtypes=frozenset(dtype_name(each.dtype) for each in parameters),
         peak_lr=max(peaks, default=math.nan),
         total_steps=math.inf if steps is None else steps,
         every_n_steps=every_n_steps,
@@ -254,20 +254,14 @@ def _plan(trainer: Trainer, module: nn.Module, optimizer: Optimizer, training: T
 
 def _planned(name: str, group: Mapping[str, Any]) -> PlannedGroup:
     dtypes = {each.dtype for each in group["params"] if each.is_floating_point()}
-    eps = {str(dtype): _rounded_to_0(float(group["eps"]), dtype) for dtype in dtypes}
+    eps = float(group["eps"])
     settings = {**group, "lr": _number(peak_lr(group)), "betas": [*map(_number, group["betas"])]}
     return PlannedGroup(
         name,
         {key: value for key, value in settings.items() if key != "params"},
-        {dtype.removeprefix("torch."): value for dtype, value in eps.items()},
-        {str(dtype).removeprefix("torch."): torch.finfo(dtype).eps for dtype in dtypes},
+        {dtype_name(dtype): 0.0 if rounds_to_0(eps, dtype) else eps for dtype in dtypes},
+        {dtype_name(dtype): torch.finfo(dtype).eps for dtype in dtypes},
     )
-
-
-def _rounded_to_0(number: float, dtype: torch.dtype) -> float:
-    """A number, or 0 if it is at most half of the smallest of a dtype."""
-    kind = torch.finfo(dtype)
-    return number if number > kind.tiny * kind.eps / 2 else 0.0
 
 
 def _number(value: Any) -> float:

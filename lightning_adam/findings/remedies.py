@@ -46,9 +46,9 @@ def smaller_lr(case: Case) -> list[Cure]:
     return [scaled_lr(case, 1 / 3)]
 
 
-def other_beta2(case: Case, beta2: float, hint: str = "") -> Cure:
+def other_beta2(case: Case, beta2: float) -> Cure:
     """Another memory of the second moment."""
-    return Cure((override(case.training.place, "betas", [case.betas[0], beta2]),), hint)
+    return Cure((override(case.training.place, "betas", [case.betas[0], beta2]),))
 
 
 def lower_beta2(case: Case) -> list[Cure]:

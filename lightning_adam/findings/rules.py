@@ -299,8 +299,9 @@ def learning_rate_too_large(
     """
     if lr > past.last("lr") or past.first("update_to_weight") > 0.9999:
         return False
-    alive = (1 - grad_zero_fraction) / (1 - past.first("grad_zero_fraction"))
-    has_killed = past.largest("update_to_weight") > first_above and alive < alive_below
+    alive, were_alive = 1 - grad_zero_fraction, 1 - past.first("grad_zero_fraction")
+    are_dead = alive < alive_below * were_alive
+    has_killed = past.largest("update_to_weight") > first_above and are_dead
     return update_to_weight > threshold or has_killed
 
 

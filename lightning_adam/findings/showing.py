@@ -57,13 +57,18 @@ def described(finding: Finding) -> list[str]:
         lines += _wrapped(numbers(finding.evidence))
     if finding.worst:
         lines += _wrapped(f"most in {numbers(finding.worst)}")
-    lines += _to_type(finding.cures)
+    lines += to_type(finding.cures)
     lines.append(f"  more:    lightning-adam explain {finding.code}")
     return lines
 
 
-def _to_type(cures: Iterable[Cure]) -> list[str]:
-    """What can be typed first, then what has to be done."""
+def to_type(cures: Iterable[Cure]) -> list[str]:
+    """What can be typed first, then what has to be done, a line each.
+
+    Example:
+        >>> to_type([Cure((), "wait"), Cure(("optimizer.eps=1e-13",))])
+        ['  type:    optimizer.eps=1e-13', '  or do:   wait']
+    """
     lines: list[str] = []
     for cure in sorted(cures, key=lambda each: not each.overrides):
         word = "type:" if cure.overrides else "do:"
@@ -114,34 +119,61 @@ def summary(findings: Sequence[Finding], measurements: int) -> str:
         ends = [each.closed for each in alike]
         until = "to the end" if None in ends else f"to step {max(filter(None, ends))}"
         lines.append(f"  {code} ({first.severity}), {since} {until}")
-        lines += _to_type(latest.cures)[:1]
+        lines += to_type(latest.cures)[:1]
     return "\n".join(lines)
 
 
 def explained(rule: Rule, place: str = "adam_monitor") -> str:
     """A rule's meaning, its condition, what can be set of it, and its source."""
-    when = "before the first step" if rule.is_foreseen else f"after {rule.warmup.value}"
-    if rule.warmup.value == "none" and not rule.is_foreseen:
-        when = "from the first step"
-    judged = f"{rule.severity}, judged {when}"
-    if not rule.is_foreseen:
-        scopes = " and ".join(each.value for each in rule.scopes)
-        rows = "1 measurement" if rule.persistence == 1 else f"{rule.persistence} measurements"
-        judged += f", for {scopes}; raised when it has held for {rows}"
-    lines = [*_wrapped(f"{rule.code} (a finding: {judged})", 0), *_wrapped(rule.meaning, 4)]
+    title = f"{rule.code} (a finding: {rule.severity}, {judged(rule)})"
+    lines = [*_wrapped(title, 0), *_wrapped(rule.meaning, 4)]
     lines += textwrap.indent(rule.definition, " " * 6).splitlines()
     for name in rule.statistics:
         lines += _wrapped(f"{name} = {STATISTICS[name].formula}", 4)
-    remedy = " ".join((rule.remedy.__doc__ or "").split())
-    lines += _wrapped(f"Remedy: {remedy}", 4) if remedy else []
-    for name, value in rule.settings.items():
-        lines.append(f"    {place}.findings.{rule.code}.{name}={as_typed(value)}")
+    lines += _wrapped(f"Remedy: {remedy(rule)}", 4) if remedy(rule) else []
+    lines += [f"    {override}" for override in settings_typed(rule, place)]
     if rule.explained_by:
         lines += _wrapped(
             f"Not raised while one of these holds: {', '.join(rule.explained_by)}.", 4
         )
     lines += _wrapped(f"Source: {rule.source}", 4)
     return "\n".join(lines)
+
+
+def judged(rule: Rule) -> str:
+    """When and of what a rule is judged, and how long it has to hold.
+
+    Example:
+        >>> from lightning_adam.findings import RULES
+        >>> judged(RULES["not_finite"])
+        'judged from the first step, for model; raised when it has held for 1 measurement'
+    """
+    if rule.is_foreseen:
+        return "judged before the first step"
+    is_at_once = rule.warmup.value == "none"
+    when = "from the first step" if is_at_once else f"after {rule.warmup.value}"
+    scopes = " and ".join(each.value for each in rule.scopes)
+    rows = "1 measurement" if rule.persistence == 1 else f"{rule.persistence} measurements"
+    return f"judged {when}, for {scopes}; raised when it has held for {rows}"
+
+
+def remedy(rule: Rule) -> str:
+    """What a rule's remedy is, in words; empty where nothing is said of it."""
+    return " ".join((rule.remedy.__doc__ or "").split())
+
+
+def settings_typed(rule: Rule, place: str = "adam_monitor") -> list[str]:
+    """What can be set of a rule, at its defaults, as it is typed.
+
+    Example:
+        >>> from lightning_adam.findings import RULES
+        >>> settings_typed(RULES["eps_vanishes"])[-1]
+        'adam_monitor.findings.eps_vanishes.severity=error'
+    """
+    return [
+        f"{place}.findings.{rule.code}.{name}={as_typed(value)}"
+        for name, value in rule.settings.items()
+    ]
 
 
 def _wrapped(text: str, indent: int = 2) -> list[str]:

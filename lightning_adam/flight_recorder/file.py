@@ -8,13 +8,11 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from lightning_adam.loggers import X_AXIS
+from lightning_adam.logged import X_AXIS
 from lightning_adam.schema import Scope
 from lightning_adam.statistics.catalogue import STATISTICS
 from lightning_adam.statistics.measurement import Measurement
 
-FOLDER = "adam_flight_recorder"
-"""In a run's folder; the dashboard looks for it there."""
 STEP = "optimizer_step"
 COLUMNS = (X_AXIS, STEP, "optimizer", "loss", "scope", "layer", *STATISTICS)
 """What a row tells: of the model or of a layer at one step."""

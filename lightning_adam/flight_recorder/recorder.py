@@ -3,7 +3,6 @@
 import math
 import shlex
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -16,9 +15,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_adam._private.lightning import logging_step
-from lightning_adam.flight_recorder.file import FOLDER, Step, went_first, write
+from lightning_adam._private.lightning import logging_step, loss_of_batch
+from lightning_adam.flight_recorder.file import Step, went_first, write
 from lightning_adam.flight_recorder.loss_spikes import LossSpikes
+from lightning_adam.logged import FLIGHT_RECORDER
 from lightning_adam.loggers import run_folder
 from lightning_adam.param_groups import clean_name
 from lightning_adam.schema import MonitorConfig, Scope
@@ -32,7 +32,7 @@ MOST_FILES = 10
 
 
 class Reason(str, Enum):
-    """Why a file is written, as its name says; the later are the graver."""
+    """Why a file is written, as its name says."""
 
     LOSS_SPIKE = "loss_spike"
     """See `LossSpikes`."""
@@ -43,6 +43,7 @@ class Reason(str, Enum):
 
 
 GRAVITY = {Reason.LOSS_SPIKE: 0, Reason.NOT_FINITE: 1, Reason.EXCEPTION: 1}
+"""Soon after an event only a graver one is written."""
 
 
 class _Taken(NamedTuple):
@@ -181,7 +182,7 @@ class FlightRecorder:
             # A GradScaler has kept back the step of what is left.
             self._send(self._x, [])
         self._x = x
-        loss = _loss(trainer, outputs)
+        loss = loss_of_batch(trainer, outputs)
         if loss is not None:
             self._losses.append(loss)
         if self._taken:
@@ -285,7 +286,7 @@ class FlightRecorder:
             (step for each in recordings for step in each.steps), key=lambda step: step.x
         )
         place = _place(trainer)
-        file = place.folder / FOLDER / f"step_{last}_{reason.value}.csv"
+        file = place.folder / FLIGHT_RECORDER / f"step_{last}_{reason.value}.csv"
         evidence = write(file, steps)
         if place.run is not None:
             # Sent as it is, by W&B's own process; offline it is noted for `wandb sync`.
@@ -320,15 +321,3 @@ def _place(trainer: Trainer) -> _Place:
 
 def _look(run: Path) -> str:
     return f"look: lightning-adam report {shlex.quote(str(run))}"
-
-
-def _loss(trainer: Trainer, outputs: Any) -> Tensor | None:
-    """A batch's loss, on its device; None if there is none."""
-    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        return None
-    # Lightning has divided it by the batches of a step.
-    is_automatic = trainer.lightning_module.automatic_optimization
-    batches = trainer.accumulate_grad_batches if is_automatic else 1
-    precise = torch.promote_types(loss.dtype, torch.float32)
-    return loss.detach().reshape(()).to(precise) * batches

@@ -14,7 +14,7 @@ from lightning_adam.inspection.saved import Saved
 from lightning_adam.statistics import kernels
 from lightning_adam.statistics.accumulators import ACCUMULATORS, Knowledge
 from lightning_adam.statistics.catalogue import STATISTICS, Statistic, ratio
-from lightning_adam.statistics.histograms import QUANTITIES
+from lightning_adam.statistics.histograms import DENOMINATOR_POSITION, QUANTITIES
 from lightning_adam.statistics.measurement import (
     Measurement,
     Tensors,
@@ -22,7 +22,14 @@ from lightning_adam.statistics.measurement import (
     agreement,
     columns_of,
 )
-from lightning_adam.statistics.views import MOMENTS, Row, TensorView, Views, knowledge_of
+from lightning_adam.statistics.views import (
+    MOMENTS,
+    Row,
+    TensorView,
+    Views,
+    in_parts,
+    knowledge_of,
+)
 
 OF_WEIGHTS = frozenset(
     {
@@ -77,7 +84,7 @@ def moments_of(saved: Saved) -> Moments:
     exponents = torch.zeros(len(views), 0)
     if saved.is_adams:
         counts = [
-            kernels.count_exponents(few, range(len(few)))[:, [*QUANTITIES].index("denominator")]
+            kernels.count_exponents(few, range(len(few)))[:, DENOMINATOR_POSITION]
             for few in _few(views, "counting")
         ]
         exponents = torch.cat(counts)
@@ -149,12 +156,29 @@ def measured(
 
 
 def with_eps(eps: float) -> Change:
-    """The same moments, divided with another eps."""
+    """The same moments, divided with another eps.
+
+    Args:
+        eps: The eps.
+    """
     return lambda view: view._replace(settings=view.settings._replace(eps=eps))
 
 
 def in_dtype(dtype: torch.dtype) -> Change:
-    """The same numbers, as parameters and moments of another dtype hold them."""
+    """The same numbers, as parameters and moments of another dtype hold them.
+
+    Args:
+        dtype: The dtype.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> adam = torch.optim.Adam([weight])
+        >>> weight.grad = torch.ones(3)
+        >>> adam.step()
+        >>> (view,) = Views().after_step(adam)
+        >>> in_dtype(torch.bfloat16)(view).exp_avg.dtype
+        torch.bfloat16
+    """
 
     def change(view: TensorView) -> TensorView:
         cast: dict[str, Any] = {
@@ -168,12 +192,5 @@ def in_dtype(dtype: torch.dtype) -> Change:
 
 def _few(views: Sequence[TensorView], doing: str) -> Iterator[list[TensorView]]:
     """The views, so many at a time that their copies fit into memory."""
-    few, elements = list[TensorView](), 0
     # Only a person who waits is told how far it has come.
-    for view in tqdm(views, desc=doing, unit="tensor", leave=False, disable=None):
-        if few and elements + view.parameter.numel() > AT_A_TIME:
-            yield few
-            few, elements = [], 0
-        few.append(view)
-        elements += view.parameter.numel()
-    yield few
+    return in_parts(tqdm(views, desc=doing, unit="tensor", leave=False, disable=None), AT_A_TIME)

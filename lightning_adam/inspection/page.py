@@ -2,12 +2,13 @@
 
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
+from lightning_adam.dtypes import dtype_name, rounds_to_0
 from lightning_adam.findings import RULES
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.rule import Training
@@ -27,7 +28,12 @@ from lightning_adam.inspection.numbers import (
 from lightning_adam.inspection.saved import Saved, optimizers_of
 from lightning_adam.param_groups import group_name, peak_lr
 from lightning_adam.schema import Scope
-from lightning_adam.statistics.histograms import EPS_SHOWN, dominated_fractions, magnitude_above
+from lightning_adam.statistics.histograms import (
+    EPS_SHOWN,
+    HARMLESS,
+    dominated_fractions,
+    magnitude_above,
+)
 
 WIDTH = 100
 NAME = 34
@@ -36,8 +42,6 @@ WORST = 3
 BAR = 50
 SHIFTS = (4, 2, 0, -2, -4)
 """The powers of ten by which other eps differ from the configured one."""
-HARMLESS = 0.01
-"""The share of the elements that an eps may dominate."""
 ALL = "all"
 AS_IT_IS = " (as it is)"
 
@@ -240,10 +244,10 @@ def _other_dtypes(moments: Moments) -> str:
     rows, notes = {}, []
     for dtype in DTYPES:
         is_own = own == {dtype}
-        name = _dtypes([dtype]) + (AS_IT_IS if is_own else "")
+        name = dtype_name(dtype) + (AS_IT_IS if is_own else "")
         rows[name] = _changed(moments, DTYPE_CHANGED, None if is_own else in_dtype(dtype))
-        if any(torch.tensor(each, dtype=dtype) == 0 for each in eps):
-            notes.append(f"eps is 0 in {_dtypes([dtype])}: where v is 0 too, the step is NaN.")
+        if any(rounds_to_0(each, dtype) for each in eps):
+            notes.append(f"eps is 0 in {dtype_name(dtype)}: where v is 0 too, the step is NaN.")
             for statistic in ("direction_rms", "eps_energy_loss", "update_lost_fraction"):
                 rows[name].pop(statistic, None)
     lines = ["The same step, were parameters and state of another dtype"]
@@ -312,7 +316,7 @@ def _training(saved: Saved, moments: Moments) -> Training:
     own = [view.parameter if saved.weights else view.exp_avg for view in moments.views]
     return Training(
         defaults={**first, "lr": float(peak_lr(first))},
-        dtypes=frozenset(_dtypes([each.dtype]) for each in own),
+        dtypes=frozenset(dtype_name(each.dtype) for each in own),
         peak_lr=max(peaks),
     )
 
@@ -376,8 +380,8 @@ def _share(value: float) -> str:
     return ">99.9%" if 0.999 < value < 1 else f"{value:.1%}"
 
 
-def _dtypes(dtypes: Any) -> str:
-    return ", ".join(sorted({str(each).removeprefix("torch.") for each in dtypes}))
+def _dtypes(dtypes: Iterable[torch.dtype]) -> str:
+    return ", ".join(sorted(map(dtype_name, {*dtypes})))
 
 
 def _wrapped(text: str, indent: int = 2) -> list[str]:

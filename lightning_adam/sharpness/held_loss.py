@@ -99,7 +99,15 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 def copied_batch(batch: Any) -> Any:
-    """A batch that nothing else changes."""
+    """A batch that nothing else changes.
+
+    Example:
+        >>> batch = [torch.zeros(2)]
+        >>> copied = copied_batch(batch)
+        >>> _ = batch[0].add_(1)
+        >>> copied
+        [tensor([0., 0.])]
+    """
     memo: dict[int, Any] = {}
     _mapped(batch, lambda each: memo.setdefault(id(each), each.detach().clone()))
     return copy.deepcopy(batch, memo)
@@ -177,7 +185,16 @@ def _training_loss(batch_idx: int) -> Loss:
 
 @contextmanager
 def own_random_numbers() -> Iterator[None]:
-    """Within it random numbers begin anew; after it they go on as before, also after an error."""
+    """Within it random numbers begin anew; after it they go on as before, also after an error.
+
+    Example:
+        >>> drawn = []
+        >>> for _ in range(2):
+        ...     with own_random_numbers():
+        ...         drawn.append(torch.rand(1))
+        >>> drawn[0] == drawn[1]
+        tensor([True])
+    """
     # Lightning's `isolate_rng` does not restore them after an error.
     of_python, of_numpy = random.getstate(), np.random.get_state()
     try:

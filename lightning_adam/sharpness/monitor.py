@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_adam._private.lightning import as_training_gives_it, logging_step
 from lightning_adam.errors import ConfigError, warn_only
+from lightning_adam.loggers import log_values, warn_without_logger
 from lightning_adam.optimizers import names_of
 from lightning_adam.shards import is_sharded, this_rank
 from lightning_adam.sharpness.curvature import (
@@ -33,7 +34,7 @@ from lightning_adam.sharpness.held_loss import (
 )
 from lightning_adam.statistics.catalogue import key_part
 from lightning_adam.statistics.views import steps_as_adam
-from lightning_adam.steps import StepCounter
+from lightning_adam.steps import StepCounter, next_due
 
 PRECONDITIONED = "adam_sharpness/preconditioned"
 STABILITY_LINE = "adam_sharpness/stability_line"
@@ -164,20 +165,15 @@ class SharpnessMonitor(Callback):
                 )
         if others:
             rank_zero_info(f"SharpnessMonitor does not measure {', '.join(others)}.")
-        if not trainer.loggers:
-            rank_zero_warn(
-                "SharpnessMonitor has no logger: its numbers are in trainer.callback_metrics only."
-                " Give the Trainer one, such as WandbLogger(offline=True)."
-            )
+        warn_without_logger("SharpnessMonitor", trainer)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hooks into the optimizers; a checkpoint's state has been restored by now."""
         self._is_off = False
         with self._never_harm():
-            optimizers = trainer.optimizers
-            names = names_of(optimizers, pl_module) if len(optimizers) > 1 else [""]
-            for optimizer, name in zip(optimizers, names, strict=True):
+            names = names_of(trainer.optimizers, pl_module)
+            for optimizer, name in zip(trainer.optimizers, names, strict=True):
                 if _is_adam(optimizer):
                     self._watch(optimizer, name)
 
@@ -215,7 +211,7 @@ class SharpnessMonitor(Callback):
             values |= found
         if values:
             with self._never_harm():
-                _log(trainer, {**values, STABILITY_LINE: EDGE})
+                log_values(trainer, {**values, STABILITY_LINE: EDGE}, logging_step(trainer))
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -232,7 +228,7 @@ class SharpnessMonitor(Callback):
     def _watch(self, optimizer: Optimizer, name: str) -> None:
         counter = StepCounter(optimizer)
         key = f"{PRECONDITIONED}/optimizer/{key_part(name)}" if name else PRECONDITIONED
-        watched = _Watched(optimizer, key, counter, self._next_due(counter.taken))
+        watched = _Watched(optimizer, key, counter, next_due(counter.taken, self.every_n_steps))
         counter.attach(lambda: self._after_step(watched), guard=self._guard)
         self._watched.append(watched)
         self._counters.append(counter)
@@ -249,11 +245,7 @@ class SharpnessMonitor(Callback):
         if watched.counter.taken >= watched.due:
             watched.is_due = True
             watched.lrs = [float(group["lr"]) for group in watched.optimizer.param_groups]
-            watched.due = self._next_due(watched.counter.taken)
-
-    def _next_due(self, steps: int) -> int:
-        """The first optimizer step after `steps` that is 1 or divisible by the interval."""
-        return 1 if steps == 0 else (steps // self.every_n_steps + 1) * self.every_n_steps
+            watched.due = next_due(watched.counter.taken, self.every_n_steps)
 
     def _batch_to_hold(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
@@ -275,7 +267,7 @@ class SharpnessMonitor(Callback):
         """Nothing if the device has skipped all steps so far."""
         self._is_settled = True
         watched.counter.settle()
-        watched.due = self._next_due(watched.counter.taken)
+        watched.due = next_due(watched.counter.taken, self.every_n_steps)
         stability = stability_of(watched.optimizer, watched.lrs)
         try:
             return self._evaluated(trainer, module, watched, stability)
@@ -350,14 +342,6 @@ def _start(direction: Tensor | None, stability: Sequence[Stability]) -> Tensor:
 
 def _is_adam(optimizer: Any) -> bool:
     return isinstance(optimizer, Optimizer) and steps_as_adam(optimizer)
-
-
-def _log(trainer: Trainer, values: dict[str, float]) -> None:
-    trainer.callback_metrics.update(
-        {key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()}
-    )
-    for logger in trainer.loggers:
-        logger.log_metrics(values, step=logging_step(trainer))
 
 
 def _refusal(name: str, value: object, expected: str, instead: object) -> ConfigError:

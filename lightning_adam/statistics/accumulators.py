@@ -44,17 +44,32 @@ class Column(NamedTuple):
 
 
 def total(formula: str, needs: Knowledge = Knowledge.STEP) -> Column:
-    """A sum over the elements."""
+    """A sum over the elements.
+
+    Example:
+        >>> total("g²", Knowledge.GRADIENT).formula
+        'Σ g²'
+    """
     return Column(f"Σ {formula}", False, needs)
 
 
 def count(formula: str, needs: Knowledge = Knowledge.STEP) -> Column:
-    """The number of elements for which something holds."""
+    """The number of elements for which something holds.
+
+    Example:
+        >>> count("with g = 0", Knowledge.GRADIENT).formula
+        'number of elements with g = 0'
+    """
     return Column(f"number of elements {formula}".rstrip(), False, needs)
 
 
 def largest(formula: str, needs: Knowledge = Knowledge.STEP) -> Column:
-    """The largest value over the elements; minus infinity where there is none."""
+    """The largest value over the elements; minus infinity where there is none.
+
+    Example:
+        >>> largest("|g|", Knowledge.GRADIENT).nothing
+        -inf
+    """
     return Column(f"max {formula}", True, needs)
 
 
@@ -145,12 +160,22 @@ class Accumulator(NamedTuple):
 
 
 def over(tensors: Over, prefix: str, columns: Iterable[str]) -> dict[str, Accumulator]:
-    """Accumulators of columns over some of the tensors, under names of their own."""
+    """Accumulators of columns over some of the tensors, under names of their own.
+
+    Example:
+        >>> list(over(Over.COUPLED, "coupled", ["elements", "grad_squares"]))
+        ['coupled_elements', 'coupled_grad_squares']
+    """
     return {f"{prefix}_{column}": Accumulator(column, tensors) for column in columns}
 
 
 def smallest(columns: Iterable[str]) -> dict[str, Accumulator]:
-    """The smallest values of columns of maxima, negated, so that they are maxima too."""
+    """The smallest values of columns of maxima, negated, so that they are maxima too.
+
+    Example:
+        >>> smallest(["lr"])["negated_smallest_lr"].is_negated
+        True
+    """
     return {
         f"negated_smallest_{column}": Accumulator(column, is_negated=True) for column in columns
     }

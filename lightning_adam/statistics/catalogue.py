@@ -80,6 +80,15 @@ def statistic(
         unit: What it is measured in (default: a pure number).
         source: The paper that defines it (default: none).
         headline: Whether it is logged by default (default: False).
+
+    Example:
+        >>> @statistic("moments", "√Σg²/Σp²")
+        ... def grad_to_weight(grad_squares, weight_squares):
+        ...     '''The gradient beside the weights.'''
+        ...     return root(ratio(grad_squares, weight_squares))
+        >>> entered = STATISTICS.pop("grad_to_weight")
+        >>> entered.key, entered.derive(4.0, 1.0)
+        ('adam_moments/grad_to_weight', 2.0)
     """
 
     def enter(derive: Derive) -> Derive:
@@ -136,27 +145,57 @@ def key_part(name: object) -> str:
 
 
 def ratio(numerator: float, denominator: float) -> float | None:
-    """A quotient, None where it is undefined."""
+    """A quotient, None where it is undefined.
+
+    Example:
+        >>> ratio(1.0, 2.0), ratio(0.0, 0.0)
+        (0.5, None)
+    """
     return None if denominator == 0 else numerator / denominator
 
 
 def root(square: float | None) -> float | None:
-    """A square root that passes on what is undefined."""
+    """A square root that passes on what is undefined.
+
+    Example:
+        >>> root(4.0), root(None)
+        (2.0, None)
+    """
     return None if square is None else math.sqrt(square)
 
 
 def of_any(maximum: float) -> float | None:
-    """A maximum, None where there was nothing to take it of."""
+    """A maximum, None where there was nothing to take it of.
+
+    Example:
+        >>> of_any(2.0), of_any(-math.inf)
+        (2.0, None)
+    """
     return None if maximum == -math.inf else maximum
 
 
 def one_value(largest: float, negated_smallest: float) -> float | None:
-    """The value that all tensors of a scope share, None if there is none."""
+    """The value that all tensors of a scope share, None if there is none.
+
+    Example:
+        >>> one_value(0.1, -0.1), one_value(0.2, -0.1)
+        (0.1, None)
+    """
     return of_any(largest) if largest == -negated_smallest else None
 
 
 def cosine(product: float, squares: float, other_squares: float) -> float | None:
-    """The cosine between two vectors, None if one of them is zero."""
+    """The cosine between two vectors, None if one of them is zero.
+
+    Args:
+        product: Their inner product.
+        squares: The square of the one's norm.
+        other_squares: The square of the other's.
+
+    Example:
+        >>> cosine(-6.0, 4.0, 9.0), cosine(0.0, 0.0, 9.0)
+        (-1.0, None)
+    """
     return ratio(product, math.sqrt(squares) * math.sqrt(other_squares))
 
 

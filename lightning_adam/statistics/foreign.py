@@ -17,7 +17,7 @@ from lightning_adam.statistics.accumulators import Knowledge
 
 Group = Mapping[str, Any]
 State = Mapping[str, Any]
-MOMENTS = Knowledge.FIRST_MOMENT | Knowledge.SECOND_MOMENT
+BOTH_MOMENTS = Knowledge.FIRST_MOMENT | Knowledge.SECOND_MOMENT
 
 
 class Library(NamedTuple):
@@ -41,7 +41,7 @@ def _optimi_lets_know(optimizer: Optimizer) -> Knowledge:
         for group in optimizer.param_groups
         for parameter in group["params"]
     )
-    return MOMENTS if is_overwritten else MOMENTS | Knowledge.GRADIENT
+    return BOTH_MOMENTS if is_overwritten else BOTH_MOMENTS | Knowledge.GRADIENT
 
 
 def _optimi_overwrites(group: Group, state: State) -> bool:

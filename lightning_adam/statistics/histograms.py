@@ -16,6 +16,10 @@ BINS = 256
 """The exponents of float32: 0 is zero and subnormal, 255 infinite and NaN, and `k` between them
 holds magnitudes from 2^(k-127) to below 2^(k-126)."""
 
+DENOMINATOR_POSITION = [*QUANTITIES].index("denominator")
+"""Of √v̂ among the quantities."""
+HARMLESS = 0.01
+"""The share of the elements that an eps may dominate."""
 SHOWN_BINS = 64
 EPS_SHOWN = [float(f"1e{exponent}") for exponent in range(-20, 1)]
 """Where the curve of `dominated_fractions` is drawn."""

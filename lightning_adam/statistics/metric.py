@@ -10,8 +10,7 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 from typing_extensions import override
 
-from lightning_adam.errors import ConfigError
-from lightning_adam.reading import read_monitor
+from lightning_adam.errors import ConfigError, nearest, refusal
 from lightning_adam.schema import Scope
 from lightning_adam.shards import Part, is_sharded, over_ranks, this_rank
 from lightning_adam.statistics import kernels
@@ -26,6 +25,7 @@ from lightning_adam.statistics.measurement import (
     agreement,
     columns_of,
 )
+from lightning_adam.statistics.selection import read_selection
 from lightning_adam.statistics.views import (
     Row,
     TensorView,
@@ -108,9 +108,14 @@ class AdamStatistics(Metric):
             "layer_depth": layer_depth,
             "kernel": kernel,
         }
-        config = read_monitor(arguments, "AdamStatistics")
+        config = read_selection(arguments, "AdamStatistics")
         suffix = "" if optimizer_name is None else f"/optimizer/{key_part(optimizer_name)}"
         worst_of = {STATISTICS[name]: tensors for name, tensors in config.worst.items()}
+        for name in judged:
+            if name not in STATISTICS:
+                expected = f"expected names of statistics, but {name} is none"
+                close = nearest(name, STATISTICS, 1, cutoff=0.0)
+                raise refusal("AdamStatistics", "judged", judged, expected, close)
         self.statistics = select(config.statistics)
         self.kernel = config.kernel.value
         self._wanted = Wanted(

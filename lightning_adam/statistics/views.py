@@ -73,6 +73,35 @@ class TensorView(NamedTuple):
     """NaN where the optimizer counts its steps elsewhere."""
 
 
+def lie_alike(view: TensorView) -> bool:
+    """Whether a view's tensors have their elements in memory without gaps, in the same order.
+
+    Then a kernel can read them side by side, whatever their shape.
+
+    Example:
+        >>> image = torch.zeros(1, 2, 4, 4).to(memory_format=torch.channels_last)
+        >>> view = TensorView(None, None, 0, image, image, image, image, None, 1)
+        >>> lie_alike(view), lie_alike(view._replace(grad=image.contiguous()))
+        (True, False)
+    """
+    tensors = (view.grad, view.exp_avg, view.exp_avg_sq, view.max_exp_avg_sq)
+    others = [each for each in tensors if each is not None]
+    if view.parameter.is_contiguous() and all(each.is_contiguous() for each in others):
+        return True
+    strides = view.parameter.stride()
+    return _is_dense(view.parameter) and all(each.stride() == strides for each in others)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill one stretch of memory, each in a place of its own."""
+    filled = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride != filled:
+            return False
+        filled *= size
+    return True
+
+
 def is_measurable(optimizer: Optimizer) -> bool:
     """Whether the optimizer is of Adam's family, of which betas are the mark.
 
@@ -312,16 +341,39 @@ def dequantised(views: Iterable[TensorView]) -> Iterator[list[TensorView]]:
     Returns:
         Views of no more than `DEQUANTISED` elements together, or one that has more.
     """
-    few, elements = list[TensorView](), 0
+    for part in in_parts(views, DEQUANTISED):
+        few = [
+            view._replace(**{name: numbers_of(getattr(view, name)) for name in MOMENTS})
+            for view in part
+        ]
+        yield few
+        # Whoever has measured them still holds the list.
+        few.clear()
+
+
+def in_parts(views: Iterable[TensorView], most: int) -> Iterator[list[TensorView]]:
+    """The views, a few at a time; of none, one empty part.
+
+    Args:
+        views: The views.
+        most: The elements of a part, unless a single tensor has more.
+
+    Example:
+        >>> adam = torch.optim.Adam(torch.nn.Linear(3, 4).parameters())
+        >>> for each in adam.param_groups[0]["params"]:
+        ...     each.grad = torch.ones_like(each)
+        >>> adam.step()
+        >>> [len(part) for part in in_parts(Views().after_step(adam), most=12)]
+        [1, 1]
+    """
+    part, elements = list[TensorView](), 0
     for view in views:
-        if few and elements + view.parameter.numel() > DEQUANTISED:
-            yield few
-            # Whoever has measured them still holds the list.
-            few.clear()
-            elements = 0
-        few.append(view._replace(**{name: numbers_of(getattr(view, name)) for name in MOMENTS}))
+        if part and elements + view.parameter.numel() > most:
+            yield part
+            part, elements = [], 0
+        part.append(view)
         elements += view.parameter.numel()
-    yield few
+    yield part
 
 
 ROOT = "root"

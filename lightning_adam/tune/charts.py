@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lightning_adam.tune.decision import told
 from lightning_adam.tune.dimensions import DIMENSIONS
@@ -25,19 +25,6 @@ OUTLYING = 5
 and still have a place on the axis."""
 FEW = 5
 """Metrics of which it cannot be told what is usual."""
-
-AXES = {
-    "lr": "learning rate",
-    "beta1": "beta1, by 1 - beta1",
-    "beta2": "beta2, by 1 - beta2",
-    "eps": "eps",
-    "weight_decay": "weight_decay",
-    "decay_per_step": "lr · weight_decay, the share that a step takes away",
-    "decay_timescale": "1 / (lr · weight_decay), in steps",
-    "warmup_ratio": "share of the training that warms up",
-    "amsgrad": "amsgrad",
-}
-"""What is written below the axis of a dimension."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +106,7 @@ class Chart:
     lines: Sequence[Sequence[tuple[float, float]]] = ()
     edges: Sequence[float] = ()
     rings: Sequence[tuple[float, float]] = ()
-    labels: Sequence[Label] = field(default_factory=list)
+    labels: Sequence[Label] = ()
 
     @property
     def floor(self) -> int:
@@ -173,8 +160,7 @@ def path_chart(story: Story) -> Chart:
         # Names of narrow stages would stand in each other.
         row = place % 2 if any(_is_narrow(story, each) for each in story.steps) else 0
         labels.append(Label((first + last) / 2, 13 + 13 * row, step.stage))
-        score = step.after if step.stage == story.steps[0].stage else step.before
-        level = heights.level(score, first, last)
+        level = heights.level(step.before, first, last)
         levels += [level] if level else []
     if story.steps and levels:
         end = along.place(len(story.trials))
@@ -254,15 +240,15 @@ def _response(story: Story, step: Step, name: str) -> Chart:
             rings += [(each.x, each.y) for each in ends if is_end]
             labels.append(_label(top, said, width))
     title = step.stage if step.dimensions == (name,) else f"{step.stage}: {name}"
-    best = step.challenger
-    description = f"The metric of {len(trials)} trials against {AXES[name]}. " + (
+    best, axis = step.challenger, DIMENSIONS[name].axis
+    description = f"The metric of {len(trials)} trials against {axis}. " + (
         f"The best tried is {searched_value(name, best.point)}, with {told(best)}; " if best else ""
     )
     return Chart(
         title=title,
         description=f"{description}the stage began with"
         f" {searched_value(name, step.before.point)}, with {told(step.before)}.",
-        x_title=AXES[name],
+        x_title=axis,
         y_title=heights.title,
         width=width,
         height=height,

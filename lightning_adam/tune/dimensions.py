@@ -1,5 +1,9 @@
-"""The dimensions that are searched: how each is sampled, and what it means for a point."""
+"""The dimensions that are searched: how each is sampled, and what it means for a point.
 
+To add one, declare it in `DIMENSIONS`, and name it at `StageConfig.space`.
+"""
+
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +24,16 @@ class Dimension:
 
     Attributes:
         coordinate: What Optuna is told it is called.
+        axis: What is written below its axis.
+        example: A value that works, for who has typed another.
         read: A point's value; None if it has none.
         write: The point with another value.
         to_coordinate: From the value to what is sampled, on the scale it is sampled on.
         to_value: Back.
         bounds: What a value has to lie between, both excluded.
+        may_be_zero: Whether 0 is a value too, though it has no place on a logarithmic scale.
         is_whole: Whether coordinates are whole numbers.
+        is_switch: Whether its values are true and false, of which there is no range.
 
     Example:
         >>> DIMENSIONS["beta1"].read(Point(1e-3, betas=(0.9, 0.999)))
@@ -33,12 +41,49 @@ class Dimension:
     """
 
     coordinate: str
+    axis: str
+    example: Any
     read: Callable[[Point], Any]
     write: Callable[[Point, Any], Point]
     to_coordinate: Callable[[Any], Any] = float
     to_value: Callable[[Any], Any] = rounded
-    bounds: tuple[float, float] = (0.0, float("inf"))
+    bounds: tuple[float, float] = (0.0, math.inf)
+    may_be_zero: bool = False
     is_whole: bool = False
+    is_switch: bool = False
+
+    def allows(self, value: object, *, is_end: bool = False) -> bool:
+        """Whether a value can be tried.
+
+        Args:
+            value: Anything that was typed.
+            is_end: Whether it is an end of a range, which 0 never is (default: False).
+
+        Example:
+            >>> DIMENSIONS["beta1"].allows(0), DIMENSIONS["beta1"].allows(0, is_end=True)
+            (True, False)
+        """
+        if isinstance(value, bool) or self.is_switch:
+            return isinstance(value, bool) and self.is_switch
+        if not isinstance(value, int | float):
+            return False
+        low, high = self.bounds
+        return low < value < high or (value == 0 and self.may_be_zero and not is_end)
+
+    def expected(self, *, is_end: bool = False) -> str:
+        """What a value has to be, in words.
+
+        Example:
+            >>> DIMENSIONS["warmup_ratio"].expected()
+            'expected a number above 0 and below 1, or 0'
+        """
+        if self.is_switch:
+            return "expected true or false"
+        low, high = self.bounds
+        below = f" and below {high:g}" if math.isfinite(high) else ""
+        return f"expected a number above {low:g}{below}" + (
+            ", or 0" if self.may_be_zero and not is_end else ""
+        )
 
     def distribution(self, choices: Mapping[str, float] | list[Any]) -> BaseDistribution:
         """What Optuna samples from.
@@ -69,7 +114,7 @@ class Dimension:
         return self.write(point, value)
 
 
-def _beta(place: int) -> Dimension:
+def _beta(place: int, example: float) -> Dimension:
     def read(point: Point) -> float | None:
         return None if point.betas is None else point.betas[place]
 
@@ -80,11 +125,14 @@ def _beta(place: int) -> Dimension:
 
     return Dimension(
         coordinate=f"one_minus_beta{place + 1}",
+        axis=f"beta{place + 1}, by 1 - beta{place + 1}",
+        example=example,
         read=read,
         write=write,
         to_coordinate=_one_minus,
         to_value=lambda coordinate: _one_minus(rounded(coordinate)),
         bounds=(0.0, 1.0),
+        may_be_zero=True,
     )
 
 
@@ -121,29 +169,45 @@ def _field(name: str) -> dict[str, Any]:
 
 
 DIMENSIONS: dict[str, Dimension] = {
-    "lr": Dimension(**_field("lr")),
-    "beta1": _beta(0),
-    "beta2": _beta(1),
+    "lr": Dimension(**_field("lr"), axis="learning rate", example=1e-3),
+    "beta1": _beta(0, example=0.9),
+    "beta2": _beta(1, example=0.99),
     "eps": Dimension(
         **{**_field("eps"), "coordinate": "log10_eps"},
+        axis="eps",
+        example=1e-8,
         to_coordinate=lambda eps: int(f"{eps:.0e}".partition("e")[2]),
         to_value=lambda exponent: float(f"1e{exponent}"),
         is_whole=True,
     ),
-    "weight_decay": Dimension(**_field("weight_decay")),
-    "decay_per_step": Dimension("decay_per_step", read=_decay_per_step, write=_decaying),
+    "weight_decay": Dimension(
+        **_field("weight_decay"), axis="weight_decay", example=0.1, may_be_zero=True
+    ),
+    "decay_per_step": Dimension(
+        "decay_per_step",
+        axis="lr · weight_decay, the share that a step takes away",
+        example=1e-4,
+        read=_decay_per_step,
+        write=_decaying,
+        may_be_zero=True,
+    ),
     "decay_timescale": Dimension(
         "decay_timescale",
+        axis="1 / (lr · weight_decay), in steps",
+        example=1e4,
         read=_decay_timescale,
         write=lambda point, timescale: _decaying(point, 1 / timescale),
     ),
     "warmup_ratio": Dimension(
         "warmup_ratio",
+        axis="share of the training that warms up",
+        example=0.1,
         read=lambda point: point.warmup_ratio,
         write=lambda point, ratio: point.with_values(warmup_ratio=ratio, warmup_steps=None),
         bounds=(0.0, 1.0),
+        may_be_zero=True,
     ),
-    "amsgrad": Dimension(**_field("amsgrad")),
+    "amsgrad": Dimension(**_field("amsgrad"), axis="amsgrad", example=True, is_switch=True),
 }
 """All that a stage may search, by the name it has in `space`."""
 

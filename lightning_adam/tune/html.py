@@ -1,12 +1,11 @@
 """A story as a page that needs no network: `tune.html`, with the pictures in it."""
 
 import functools
-import math
 
 from lightning_adam.tune.charts import colours_of, path_chart, response_charts
 from lightning_adam.tune.decision import told
 from lightning_adam.tune.point import Point
-from lightning_adam.tune.story import Story, Trial
+from lightning_adam.tune.story import Story, Trial, seconds_of
 from lightning_adam.tune.wording import (
     AS_CONFIGURED,
     ENDS,
@@ -40,22 +39,19 @@ def page(story: Story) -> str:
         >>> "<h1>Adam tuned: mnist" in page(Story("mnist", "mnist", "maximize", 20, 2, [], []))
         True
     """
-    start = story.steps[0].after.point if story.steps else Point(math.nan)
     return (
         _environment()
         .get_template("tune.html")
         .render(
             version=__version__,
             story=story,
-            start=start,
             summary=summary(story),
             line=line_to_type(story),
             as_configured=AS_CONFIGURED,
             path=path_chart(story),
             responses=response_charts(story),
             colours={stage: _colour(place) for stage, place in colours_of(story).items()},
-            stages=list(dict.fromkeys(each.stage for each in story.trials)),
-            longest=max((_seconds(story.of_stage(each.stage)) for each in story.steps), default=0),
+            longest=max((seconds_of(story.of_stage(each)) for each in story.stages), default=0),
         )
     )
 
@@ -83,7 +79,7 @@ def _environment() -> Environment:
         "gain": gain,
         "key": _key,
         "number": number,
-        "seconds": _seconds,
+        "seconds_of": seconds_of,
         "settings_of": settings_of,
         "told": told,
         "told_of": _told_of,
@@ -98,10 +94,6 @@ def _colour(place: int) -> int:
 
 def _key(trial: Trial) -> str:
     return in_a_line(f"{trial.stage}/{trial.number}")
-
-
-def _seconds(trials: list[Trial]) -> float:
-    return sum(each.seconds for each in trials)
 
 
 def _told_of(trial: Trial, start: Point) -> str:

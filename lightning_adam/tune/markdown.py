@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from lightning_adam.tune.decision import told
 from lightning_adam.tune.dimensions import DIMENSIONS
-from lightning_adam.tune.story import Step, Story, Trial
+from lightning_adam.tune.story import Step, Story, Trial, seconds_of
 from lightning_adam.tune.wording import (
     AS_CONFIGURED,
     ENDS,
@@ -130,14 +130,13 @@ def _findings(story: Story) -> list[str]:
 
 
 def _cost(story: Story) -> list[str]:
-    stages = list(dict.fromkeys(each.stage for each in story.trials))
-    rows = [(stage, *_spent(story.of_stage(stage))) for stage in stages]
+    rows = [(stage, *_spent(story.of_stage(stage))) for stage in story.stages]
     total = ("together", *_spent(story.trials))
     return ["## Cost", _table(("stage", "trials", "of them", "time"), [*rows, total])]
 
 
 def _spent(trials: Sequence[Trial]) -> Row:
-    return str(len(trials)), ends(trials), duration(sum(each.seconds for each in trials))
+    return str(len(trials)), ends(trials), duration(seconds_of(trials))
 
 
 def _seed(trial: Trial) -> str:

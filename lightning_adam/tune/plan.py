@@ -7,18 +7,15 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lightning_adam.errors import ConfigError, nearest, refusal, type_instead
+from lightning_adam.errors import ConfigError, as_typed, nearest, refusal, type_instead
 from lightning_adam.schema import StageConfig, When
-from lightning_adam.tune.dimensions import DIMENSIONS
+from lightning_adam.tune.dimensions import DIMENSIONS, Dimension
 from lightning_adam.tune.point import Point
-from lightning_adam.tune.story import sign_of
+from lightning_adam.tune.story import START, sign_of
 
 PLACE = "hydra.sweeper"
 TIED = "beta1"
 """The value of `beta2` that means the same as beta1."""
-
-MAY_BE_ZERO = {"beta1", "beta2", "weight_decay", "decay_per_step", "warmup_ratio"}
-"""Where 0 is a value, though not on a logarithmic scale."""
 
 Choices = dict[str, float] | list[Any]
 """The ends of a range, or the values themselves."""
@@ -52,11 +49,9 @@ class Stage:
     def lacking(self, point: Point) -> str:
         """Why the stage cannot be searched from a point; empty if it can."""
         for name in self.space:
-            if DIMENSIONS[name].read(point) is not None:
+            if _has(point, name):
                 continue
             if name == "warmup_ratio":
-                if point.warmup_steps is not None:
-                    continue
                 return "there is no schedule that could warm up, or it is not known which"
             if name.startswith("decay_") and point.weight_decay:
                 return (
@@ -69,9 +64,14 @@ class Stage:
         return ""
 
     def first_points(self, point: Point) -> list[Point]:
-        """The points to begin with, from an incumbent on, without itself."""
+        """The points to begin with, from an incumbent on, without itself.
+
+        What the optimizer does not have cannot be tried: such points are left out.
+        """
         found = []
         for values in self.try_first:
+            if not all(_has(point, name) for name in values):
+                continue
             candidate = point
             for name, value in values.items():
                 tied = DIMENSIONS["beta1"].read(candidate) if value == TIED else value
@@ -189,6 +189,11 @@ def read_plan(given: Mapping[str, Any]) -> Plan:
             raise refusal(PLACE, name, config[name], "expected a whole number above 0", example)
     if not str(config["study_name"]).strip():
         raise refusal(PLACE, "study_name", config["study_name"], "expected a name", "tune")
+    if START in config["stages"]:
+        raise ConfigError(
+            f"{PLACE}.stages.{START}: expected another name, for the app's own settings are run"
+            f" under this one; call the stage for example {PLACE}.stages.first"
+        )
     stages = [read_stage(name, stage) for name, stage in config["stages"].items()]
     searched = [stage for stage in stages if stage.space]
     n_trials = config["n_trials"]
@@ -236,14 +241,12 @@ def read_stage(name: str, given: Mapping[str, Any]) -> Stage:
     if not config["share"] > 0:
         raise refusal(place, "share", config["share"], "expected a number above 0", 1)
     space = {
-        dimension: _choices(place, dimension, choices)
+        dimension: _choices(f"{place}.space", dimension, choices)
         for dimension, choices in config["space"].items()
         if choices is not None
     }
     for values in config["try_first"]:
-        for dimension, value in values.items():
-            if _dimension(f"{place}.try_first", dimension) and value != TIED:
-                _check_value(f"{place}.try_first", dimension, value, may_be_zero=True)
+        _check_point(f"{place}.try_first", values)
     return Stage(
         name=name,
         trials_from=config["trials_from"],
@@ -254,46 +257,50 @@ def read_stage(name: str, given: Mapping[str, Any]) -> Stage:
     )
 
 
-def _choices(place: str, name: str, given: object) -> Choices:
-    where = f"{place}.space"
-    _dimension(where, name)
-    if name == "amsgrad":
-        if not isinstance(given, list) or not all(isinstance(each, bool) for each in given):
-            raise refusal(where, name, given, "expected a list of truth values", [False, True])
+def _choices(where: str, name: str, given: object) -> Choices:
+    """What was typed for a dimension, if it can be searched."""
+    dimension = _dimension(where, name)
+    if isinstance(given, list) and given:
+        for value in given:
+            if not dimension.allows(value):
+                raise refusal(where, name, value, dimension.expected(), [dimension.example])
         return given
-    if isinstance(given, list):
-        for each in given:
-            _check_value(where, name, each, may_be_zero=True)
-        return given
+    if dimension.is_switch:
+        raise refusal(where, name, given, "expected a list of truth values", [False, True])
+    ends = {"low": dimension.example / 10, "high": dimension.example}
     if not isinstance(given, Mapping) or set(given) != {"low", "high"}:
         expected = "expected {low: ..., high: ...} or a list of values"
-        raise refusal(where, name, given, expected, {"low": 1e-4, "high": 1e-2})
-    for end in ("low", "high"):
-        _check_value(f"{where}.{name}", name, given[end], end)
+        raise refusal(where, name, given, expected, ends)
+    for end, example in ends.items():
+        if not dimension.allows(given[end], is_end=True):
+            expected = dimension.expected(is_end=True)
+            raise refusal(f"{where}.{name}", end, given[end], expected, example)
     if not given["low"] < given["high"]:
         low = given["high"] / 10
         raise refusal(f"{where}.{name}", "low", given["low"], "expected less than high", low)
     return dict(given)
 
 
-def _dimension(where: str, name: str) -> bool:
+def _check_point(where: str, values: Mapping[str, Any]) -> None:
+    """Refuses a point to begin with that has a value which cannot work."""
+    for name, value in values.items():
+        dimension = _dimension(where, name)
+        if dimension.allows(value) or (name, value) == ("beta2", TIED):
+            continue
+        instead = type_instead(where, [{name: dimension.example}])
+        raise ConfigError(f"{where}.{name}={as_typed(value)}: {dimension.expected()}; {instead}")
+
+
+def _dimension(where: str, name: str) -> Dimension:
     if name not in DIMENSIONS:
         close = nearest(name, DIMENSIONS, 1)
         instead = f"did you mean {close[0]}?" if close else f"there are {', '.join(DIMENSIONS)}"
         raise ConfigError(f"{where}.{name}: no such dimension of Adam; {instead}")
-    return True
+    return DIMENSIONS[name]
 
 
-def _check_value(
-    where: str, name: str, value: object, said: str | None = None, *, may_be_zero: bool = False
-) -> None:
-    low, high = DIMENSIONS[name].bounds
-    if name == "amsgrad" and isinstance(value, bool):
-        return
-    if value == 0 and may_be_zero and name in MAY_BE_ZERO:
-        return
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not low < value < high:  # type: ignore[operator]
-        between = f"above {low:g}" + (f" and below {high:g}" if high < float("inf") else "")
-        example = type_instead(f"{where}.{said or name}", 0.9 if name.startswith("beta") else 1e-3)
-        raise ConfigError(f"{where}.{said or name}={value}: expected a number {between}; {example}")
+def _has(point: Point, name: str) -> bool:
+    """Whether a point has a dimension, whatever its value."""
+    # Steps of a warm-up are no ratio, but can be turned into one.
+    is_warmup = name == "warmup_ratio" and point.warmup_steps is not None
+    return is_warmup or DIMENSIONS[name].read(point) is not None

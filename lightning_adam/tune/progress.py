@@ -12,14 +12,31 @@ from lightning_adam.tune.archive import Record
 from lightning_adam.tune.decision import challenger_of, decide, score_of, step_of, told
 from lightning_adam.tune.plan import PLACE, Plan, Stage
 from lightning_adam.tune.point import Point
-from lightning_adam.tune.story import Score, Step, Trial
+from lightning_adam.tune.story import START, Score, Step, Trial
 
-START = "start"
-"""The stage of the app's own settings."""
 ATTEMPTS = 2
 """How often a training is begun whose process is killed each time."""
 EPS_FINDINGS = ("eps_", "exp_avg_sq_underflow")
 """How the codes of the findings begin that call for another eps."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A training that a stage asks for.
+
+    Attributes:
+        point: Adam's settings.
+        turn: Which of the seeds it is trained with, from 0.
+        attempt: 1, and 2 if it was lost before.
+
+    Example:
+        >>> Wanted(Point(1e-3)).attempt
+        1
+    """
+
+    point: Point
+    turn: int = 0
+    attempt: int = 1
 
 
 @dataclass(frozen=True)
@@ -41,7 +58,7 @@ class Known:
         records = self.records.get(stage, ())
         return [each for each in records if not each.is_lost or each.attempt >= ATTEMPTS]
 
-    def lost(self, stage: str) -> "list[Wanted]":
+    def lost(self, stage: str) -> list[Wanted]:
         """The trainings that ended with their processes and that nobody has begun again."""
         there = {(each.trial.point, each.turn) for each in self.of(stage)}
         lost: dict[tuple[Point, int], Wanted] = {}
@@ -51,7 +68,7 @@ class Known:
                 lost[key] = Wanted(*key, attempt=each.attempt + 1)
         return list(lost.values())
 
-    def missing(self, stage: str, point: Point, turns: int) -> "list[Wanted]":
+    def missing(self, stage: str, point: Point, turns: int) -> list[Wanted]:
         """The trainings of a point that have not begun; those that were lost come before them."""
         lost = [each for each in self.lost(stage) if each.point == point]
         there = {each.turn for each in self.of(stage) if each.trial.point == point}
@@ -61,25 +78,6 @@ class Known:
         """All trainings, in the order in which they were begun."""
         counted = [each for stage in self.records for each in self.of(stage)]
         return [each.trial for each in sorted(counted, key=lambda each: each.begun)]
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A training that a stage asks for.
-
-    Attributes:
-        point: Adam's settings.
-        turn: Which of the seeds it is trained with, from 0.
-        attempt: 1, and 2 if it was lost before.
-
-    Example:
-        >>> Wanted(Point(1e-3)).attempt
-        1
-    """
-
-    point: Point
-    turn: int = 0
-    attempt: int = 1
 
 
 @dataclass(frozen=True)

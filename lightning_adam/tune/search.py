@@ -11,9 +11,9 @@ from lightning_adam.tune.archive import Archive, Record
 from lightning_adam.tune.decision import metric_of
 from lightning_adam.tune.plan import Plan, Stage
 from lightning_adam.tune.point import Point
-from lightning_adam.tune.progress import START, Known, Progress, Wanted, Way, way_of
+from lightning_adam.tune.progress import Known, Progress, Wanted, Way, way_of
 from lightning_adam.tune.sampling import coordinates_of, propose, space_distributions
-from lightning_adam.tune.story import Outcome, Score, Trial
+from lightning_adam.tune.story import START, Outcome, Score, Trial
 
 HOPELESS = 5
 """Trainings that have crashed, with none that has not, before the search gives up."""

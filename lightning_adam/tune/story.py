@@ -1,13 +1,17 @@
 """What a search has done: its trials, what each stage came to, and the line to paste.
 
-`search.py` makes it from the storage, `report.py` tells it.
+`search.py` knows it from the archive, `sweeper.py` puts it together, `report.py` tells it.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
 from lightning_adam.tune.point import Point
+
+START = "start"
+"""The stage of the app's own settings."""
 
 
 class Outcome(str, Enum):
@@ -145,6 +149,27 @@ class Story:
     is_over: bool = False
 
     @property
+    def start(self) -> Point:
+        """The app's own settings; one without a learning rate as long as no stage has begun.
+
+        Example:
+            >>> Story("mnist", "mnist", "maximize", 20, 2, [], []).start.lr
+            nan
+        """
+        return self.steps[0].after.point if self.steps else Point(math.nan)
+
+    @property
+    def stages(self) -> list[str]:
+        """The stages that trials were run for, in the order in which they began.
+
+        Example:
+            >>> trial = Trial("lr", 3, Point(1e-3), 0, Outcome.complete, 0.41)
+            >>> Story("mnist", "mnist", "maximize", 20, 2, [], [trial]).stages
+            ['lr']
+        """
+        return list(dict.fromkeys(each.stage for each in self.trials))
+
+    @property
     def incumbent(self) -> Score:
         """The best point, confirmed.
 
@@ -212,6 +237,16 @@ class Story:
             for each in self.trials
             if each.stage in earlier and each.point == step.before.point
         ]
+
+
+def seconds_of(trials: Iterable[Trial]) -> float:
+    """How long trials took together.
+
+    Example:
+        >>> seconds_of([Trial("lr", 3, Point(1e-3), 0, Outcome.complete, 0.41, seconds=4.5)])
+        4.5
+    """
+    return sum(each.seconds for each in trials)
 
 
 def sign_of(direction: str) -> float:

@@ -111,9 +111,10 @@ class StagedSweep:
                     ]
                     self._launch(search, archive, batch, overrides, len(story.trials))
                     story = self._tell(search, typed, fixed, bar)
+                # Another process may have trained the last ones.
+                story = self._tell(search, typed, fixed, bar)
         except KeyboardInterrupt:
             raise SystemExit("adam_tune: interrupted; the same command goes on from here") from None
-        story = self._tell(search, typed, fixed, None)
         if not math.isfinite(story.incumbent.mean):
             raise ConfigError(
                 f"none of {len(story.trials)} trials has ended with a finite metric; why stands in"
@@ -174,7 +175,7 @@ class StagedSweep:
         search: Search,
         typed: Callable[[Point], list[str]],
         fixed: Sequence[str],
-        bar: "tqdm[Any] | None",
+        bar: "tqdm[Any]",
     ) -> Story:
         """Writes what the search has come to, to its folder and to the bar."""
         way, trials = search.look()
@@ -192,15 +193,14 @@ class StagedSweep:
             skipped=way.skipped,
             overrides=overrides,
             fixed=fixed,
-            is_over=bar is None,
+            is_over=way.is_over,
         )
         write_story(story, self.folder)
-        if bar is not None:
-            bar.n = len([each for each in trials if each.outcome is not Outcome.running])
-            found = " ".join(overrides) or "as configured"
-            said = f"{steps[-1].stage}: {incumbent.mean:.5g}, {found}"
-            bar.set_description(said, refresh=False)
-            bar.refresh()
+        bar.n = len([each for each in trials if each.outcome is not Outcome.running])
+        found = " ".join(overrides) or "as configured"
+        said = f"{steps[-1].stage}: {incumbent.mean:.5g}, {found}"
+        bar.set_description(said, refresh=False)
+        bar.refresh()
         return story
 
     def _storage(self) -> str:

@@ -9,7 +9,7 @@ from lightning_adam.errors import as_typed
 from lightning_adam.tune.decision import gain_of, told
 from lightning_adam.tune.dimensions import DIMENSIONS
 from lightning_adam.tune.point import Point
-from lightning_adam.tune.story import Outcome, Step, Story, Trial, sign_of
+from lightning_adam.tune.story import Outcome, Step, Story, Trial, seconds_of, sign_of
 
 AS_CONFIGURED = "The app's own settings are the best that was found."
 """What is said where nothing has to be typed."""
@@ -162,7 +162,7 @@ def summary(story: Story) -> str:
         result(story),
     ]
     if story.trials:
-        spent = duration(sum(each.seconds for each in story.trials))
+        spent = duration(seconds_of(story.trials))
         sentences.append(f"The trials: {ends(story.trials)}. All trainings together took {spent}.")
     return " ".join(sentences)
 
@@ -196,8 +196,7 @@ def settings_of(story: Story, trials: Sequence[Trial]) -> str:
         >>> settings_of(Story("mnist", "mnist", "maximize", 20, 2, [], [score]), [score])
         'lr=0.001'
     """
-    start = story.steps[0].after.point if story.steps else Point(math.nan)
-    different = list(dict.fromkeys(changes(start, each.point) for each in trials))
+    different = list(dict.fromkeys(changes(story.start, each.point) for each in trials))
     more = f"; and {len(different) - NAMED} more" if len(different) > NAMED else ""
     return "; ".join(different[:NAMED]) + more
 

@@ -14,8 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import monitor_cost
-from benchmarks.monitor_cost import Named, build, composer, olmo, plain_read
+from benchmarks.monitor_cost.peers import composer, olmo
+from benchmarks.monitor_cost.plain_read import plain_read
+from benchmarks.monitor_cost.saving import save
+from benchmarks.monitor_cost.tensors import SHAPES, Named, build
+from benchmarks.small_gpt import SmallGPT
 
 REPOSITORY = Path(__file__).parents[2]
 ARMS = {
@@ -111,8 +114,8 @@ def test_the_picture_is_drawn(ran: Ran) -> None:
 @pytest.mark.slow
 def test_what_other_parts_have_left_is_kept(ran: Ran, tmp_path: Path) -> None:
     step, training = ran.results["step"], ran.results["training"]
-    monitor_cost.keep({"step": step, "training": {}}, tmp_path)
-    monitor_cost.keep({"step": {}, "training": training}, tmp_path)
+    save({"step": step, "training": {}}, tmp_path)
+    save({"step": {}, "training": training}, tmp_path)
     kept = json.loads((tmp_path / "monitor_cost.json").read_text())
     assert kept == {"step": step, "training": training}
 
@@ -127,21 +130,19 @@ def test_what_other_parts_have_left_is_kept(ran: Ran, tmp_path: Path) -> None:
     ],
 )
 def test_sizes(size: str, tensors: int, elements: int) -> None:
-    shapes = monitor_cost.SHAPES[size]()
+    shapes = SHAPES[size]()
     assert len(shapes) == tensors
     assert sum(map(math.prod, shapes)) == elements
 
 
 def test_the_gpt_is_of_five_million_parameters() -> None:
-    from benchmarks.small_gpt import SmallGPT
-
     parameters = [*SmallGPT().parameters()]
     assert (len(parameters), sum(each.numel() for each in parameters)) == (77, 4_902_912)
 
 
 @pytest.fixture
 def tiny() -> tuple[Named, torch.optim.AdamW]:
-    return build(monitor_cost.SHAPES["tiny"](), "cpu")
+    return build(SHAPES["tiny"](), "cpu")
 
 
 def as_array(tensor: Tensor) -> Array:

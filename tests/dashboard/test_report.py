@@ -234,16 +234,26 @@ def test_maps_of_layers_histograms_and_the_curve_of_eps(
 
 
 def test_the_shown_scopes_eps_are_those_of_their_groups() -> None:
-    groups = {"decay": {"eps": 1e-8}, "head": {"eps": 1e-4}, "other": {"lr": 1.0}}
+    # 0 has no place on a logarithmic axis.
+    groups = {
+        "decay": {"eps": 1e-8},
+        "head": {"eps": 1e-4},
+        "other": {"lr": 1.0},
+        "bare": {"eps": 0},
+    }
     config = {"lightning_adam": {"optimizer": {"param_groups": groups}}}
     counted = {0: Histogram([1, 2, 3], [-2.0, -1.0, 0.0, 1.0])}
-    keys = [f"adam_histogram/denominator{each}" for each in ("", "/group/head", "/group/other")]
+    keys = [
+        f"adam_histogram/denominator{each}"
+        for each in ("", "/group/head", "/group/other", "/group/bare")
+    ]
     run = Run("run", Path(), config, {}, dict.fromkeys(keys, counted), [])
     lines = page_of(run).data["panels"]["eps_curve"]["lines"]
     assert {line["scope"]: line["eps"] for line in lines} == {
         "model": [1e-8, 1e-4],
         "head": [1e-4],
         "other": [],
+        "bare": [],
     }
 
 

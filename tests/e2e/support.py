@@ -1,10 +1,11 @@
-"""What a user does and sees: commands in a shell, the README's blocks, the run that is left."""
+"""What a user does and sees: commands in a shell, the README's project, the run that is left."""
 
 import functools
 import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning_adam.statistics.catalogue import select
+from tests.e2e.pages import CONFIG, TRAIN, TRAIN_LINE, files, typed
+from tests.e2e.pages import REPOSITORY as REPOSITORY
+from tests.forked import can_fork, run_forked
 
-REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 """Where the environment that runs the tests has its commands."""
 
@@ -32,11 +35,6 @@ NO_DECAY_LACKS = {"decay_norm", "decay_to_update"}
 """Undefined where nothing decays."""
 FIRST_STEP_LACKS = {"update_lost_fraction", "decay_to_update"}
 """Undefined in the first step of a warm-up: its learning rate is 0, and so is its update."""
-
-TRAIN = ("python", "# train.py\n")
-CONFIG = ("yaml", "# conf/config.yaml\n")
-TRAIN_COMMAND = ("bash", "python train.py optimizer.lr=")
-"""Blocks of the README: their language and how they begin."""
 
 BRIEFLY = ("width=2", "trainer.max_epochs=1", "trainer.limit_train_batches=25")
 """Overrides for a small training that is a little longer than the recipe's warm-up."""
@@ -87,10 +85,13 @@ def run(
     variables: Mapping[str, str] | None = None,
 ) -> Finished:
     """Runs a command in a folder; there is nobody at the keyboard."""
+    variables = environment() if variables is None else variables
+    if can_fork(command, variables):
+        return Finished(*run_forked(command, folder, variables))
     finished = subprocess.run(
         command,
         cwd=folder,
-        env=environment() if variables is None else variables,
+        env=variables,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -102,6 +103,13 @@ def run(
 
 def run_text(text: str, folder: Path, variables: Mapping[str, str] | None = None) -> Finished:
     """Runs a block of shell text, as it would be pasted."""
+    variables = environment() if variables is None else variables
+    if not re.search(r"[\n|&;<>$`]", text.strip()):
+        # Without the shell, which it does not need, it can be forked.
+        program, *words = shlex.split(text)
+        found = shutil.which(program, path=variables["PATH"])
+        if found:
+            return run([found, *words], folder, variables)
     return run(["bash", "-e", "-c", text], folder, variables)
 
 
@@ -113,24 +121,6 @@ def succeed(command: Command, folder: Path = REPOSITORY) -> str:
     return finished.output
 
 
-def readme_blocks() -> list[tuple[str, str]]:
-    """Language and text of each fenced block."""
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    fences = re.findall(r"^ *(`{3,}|~{3,})", text, re.MULTILINE)
-    blocks: list[tuple[str, str]] = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S)
-    assert len(fences) == 2 * len(blocks), "a fence of the README is indented or not closed"
-    return blocks
-
-
-def readme_text(language: str, beginning: str) -> str:
-    """The text of the README's blocks in that language that begin so, in their order."""
-    texts = [
-        text for name, text in readme_blocks() if name == language and text.startswith(beginning)
-    ]
-    assert texts, f"the README has no {language} block that begins with {beginning}"
-    return "".join(texts)
-
-
 def follow_the_readme(folder: Path, bin_folder: Path = BIN) -> tuple[Finished, Path]:
     """Does what the README says under "In your project", in that folder.
 
@@ -140,7 +130,8 @@ def follow_the_readme(folder: Path, bin_folder: Path = BIN) -> tuple[Finished, P
     write_the_project(folder)
     # The README shows what is printed where there is no GPU.
     variables = environment(bin_folder, CUDA_VISIBLE_DEVICES="")
-    training = run_text(readme_text(*TRAIN_COMMAND), folder, variables)
+    (line,) = typed(TRAIN_LINE)
+    training = run_text(line, folder, variables)
     assert training.returncode == 0, training.output
     (offline_run,) = offline_runs(folder)
     return training, offline_run
@@ -148,8 +139,7 @@ def follow_the_readme(folder: Path, bin_folder: Path = BIN) -> tuple[Finished, P
 
 def write_the_project(folder: Path) -> None:
     """The files of the README, each where its first line says."""
-    texts = [readme_text(*block) for block in (TRAIN, CONFIG)]
-    write_files(folder, {text.partition("\n")[0].removeprefix("# "): text for text in texts})
+    write_files(folder, files(TRAIN, CONFIG))
 
 
 def write_files(folder: Path, files: Mapping[str, str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lightning_adam import __version__, schema
-from lightning_adam.cli import TOPICS
+from lightning_adam.explaining import TOPICS
 from lightning_adam.statistics.catalogue import STATISTICS
 from lightning_adam.statistics.histograms import QUANTITIES
 from tests.e2e.support import (

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import multiprocessing
 import random
 import signal
 import time
@@ -20,6 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from lightning_adam import AdamMonitor
+from tests import forked
 from tests.e2e.killed_training import COSINE, KINDS, PLACES, Moment, Resumable, train
 from tests.e2e.support import GLOBAL_STEP, history, logged_rows, offline_runs, records, run_config
 from tests.offline import tables
@@ -34,8 +34,7 @@ BATCHES = 5
 
 Whole = Callable[[str], "Run"]
 
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["lightning_adam.mixin", "lightning_adam.monitor"])
+processes = forked.context()
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,39 @@ def test_a_finding_can_end_the_training() -> None:
     assert fit.global_step == STEPS
 
 
+def test_a_finding_that_is_only_recorded_ends_it_too_and_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monitor = AdamMonitor(every_n_steps=1, stop_on=["warmup_short"])
+    fit = trainer(max_epochs=1, callbacks=[monitor])
+    with caplog.at_level("INFO"):
+        fit.fit(Lit(ADAMW), loader(STEPS))
+    assert fit.global_step == 1
+    assert any(each.startswith("AdamMonitor: warmup_short (info)") for each in caplog.messages)
+
+
+class ByHand(Scaled):
+    """Steps itself, and returns what is no loss of the batch: one number for each element."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__(scale)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        return {"loss": loss.detach().repeat(3)}
+
+
+@pytest.mark.filterwarnings("error:AdamMonitor has failed")
+def test_where_no_loss_is_returned_the_rest_is_judged() -> None:
+    assert above_info(fitted(ByHand(1e-9)).findings) == ["eps_dominates"]
+
+
 def test_looking_for_findings_changes_no_parameter() -> None:
     with_findings, without = Scaled(1e-9), Scaled(1e-9)
     fitted(with_findings)

@@ -4,8 +4,8 @@ import pytest
 
 from lightning_adam.cli import main
 from lightning_adam.findings import RULES
-from lightning_adam.findings.rule import Case, Training
-from lightning_adam.reading import read_monitor
+from lightning_adam.findings.rule import Case, Memory, Past, Training
+from lightning_adam.monitor_settings import read_monitor
 from lightning_adam.schema import Severity
 from lightning_adam.statistics.catalogue import STATISTICS
 
@@ -65,6 +65,19 @@ def test_a_remedy_can_be_computed_from_any_numbers(code: str) -> None:
             assert cure.overrides or cure.hint
             assert all(each.partition("=")[2] for each in cure.overrides)
             assert not any("nan" in each or "inf" in each for each in cure.overrides)
+
+
+def test_steps_are_too_large_whether_or_not_the_first_gradient_was_0() -> None:
+    for first in (0.0, 1.0):
+        past = Past(
+            {
+                "grad_zero_fraction": Memory(first, 0.1, first),
+                "update_to_weight": Memory(0.0, 0.5, 0.5),
+                "lr": Memory(0.1, 0.1, 0.1),
+            }
+        )
+        assert RULES["learning_rate_too_large"].condition(0.5, 0.1, 0.1, past)
+        assert not RULES["learning_rate_too_large"].condition(0.001, 0.1, 0.1, past)
 
 
 def test_settings_of_a_rule_are_checked_under_their_full_name() -> None:

@@ -107,6 +107,7 @@ def test_nan_is_the_worst(net: nn.Module, sick: str) -> None:
         ({"worst": {"grad_nrm": 2}}, "worst.grad_nrm=2: no such field.*worst.grad_norm=2"),
         ({"worst": {"grad_norm": 0}}, "worst.grad_norm=0: expected the number of tensors"),
         ({"worst": {"grad_norm": "many"}}, "could not be converted to Integer"),
+        ({"judged": ["grad_nrm"]}, r"but grad_nrm is none; .*AdamStatistics.judged=\[grad_norm\]"),
     ],
 )
 def test_what_cannot_work_is_refused(arguments: dict[str, Any], sentence: str) -> None:

@@ -13,9 +13,8 @@ from lightning_adam.schema import Direction, TuneConfig
 from lightning_adam.tune.archive import Archive, Record
 from lightning_adam.tune.plan import Plan, read_plan
 from lightning_adam.tune.point import Point
-from lightning_adam.tune.progress import START
 from lightning_adam.tune.search import Begun, Search
-from lightning_adam.tune.story import Step, Trial
+from lightning_adam.tune.story import START, Step, Trial
 from tests.e2e.support import REPOSITORY
 
 DEFAULT = Point(

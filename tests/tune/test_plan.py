@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_adam.errors import ConfigError
+from lightning_adam.tune.dimensions import DIMENSIONS
 from lightning_adam.tune.plan import read_stage
+from lightning_adam.tune.point import Point
 from tests.tune.searching import DEFAULT, plan_of, shipped_stages
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -20,13 +22,19 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"space": {"lr": {"low": 0, "high": 1e-3}}}, "space.lr.low=0: expected a number above 0"),
     ({"space": {"lr": {"low": "a", "high": 1e-3}}}, "space.lr.low=a: expected a number above 0"),
     ({"space": {"lr": [1e-3, -1]}}, "space.lr=-1: expected a number above 0"),
-    ({"space": {"lr": [True]}}, "space.lr=True: expected a number above 0"),
+    ({"space": {"lr": [True]}}, "space.lr=true: expected a number above 0"),
     ({"space": {"beta1": [0.9, 1.0]}}, "space.beta1=1.0: expected a number above 0 and below 1"),
     ({"space": {"beta2": {"low": 0.9, "high": 1}}}, "beta2.high=1: expected a number above 0 and"),
     ({"space": {"amsgrad": {"low": 0, "high": 1}}}, "expected a list of truth values"),
-    ({"space": {"amsgrad": [0, 1]}}, "expected a list of truth values"),
+    ({"space": {"amsgrad": [0, 1]}}, "space.amsgrad=0: expected true or false"),
+    ({"space": {"amsgrad": []}}, "space.amsgrad=[]: expected a list of truth values"),
+    ({"space": {"lr": []}}, "space.lr=[]: expected {low: ..., high: ...} or a list"),
+    ({"space": {"lr": [0]}}, "type for example 'hydra.sweeper.stages.it.space.lr=[0.001]'"),
     ({"try_first": [{"beta3": 0.9}]}, "try_first.beta3: no such dimension"),
     ({"try_first": [{"lr": 0}]}, "try_first.lr=0: expected a number above 0"),
+    ({"try_first": [{"lr": 0}]}, "'hydra.sweeper.stages.it.try_first=[{lr:0.001}]'"),
+    ({"try_first": [{"lr": "beta1"}]}, "try_first.lr=beta1: expected a number above 0"),
+    ({"try_first": [{"amsgrad": 1}]}, "try_first.amsgrad=1: expected true or false"),
 ]
 
 
@@ -46,6 +54,7 @@ def test_a_stage_that_cannot_work_is_refused(stage: dict[str, Any], said: str) -
         ({"n_seeds": 0}, "hydra.sweeper.n_seeds=0: expected a whole number above 0"),
         ({"n_jobs": -1}, "hydra.sweeper.n_jobs=-1: expected a whole number above 0"),
         ({"study_name": " "}, "expected a name"),
+        ({"stages": {"start": {}}}, "hydra.sweeper.stages.start: expected another name"),
     ],
 )
 def test_a_search_that_cannot_work_is_refused(changes: dict[str, Any], said: str) -> None:
@@ -66,6 +75,26 @@ def test_zero_is_a_value_where_it_means_something() -> None:
     stage = read_stage("it", {"space": {"weight_decay": [0, 0.1]}, "try_first": [{"beta1": 0}]})
     assert [each.betas for each in stage.first_points(DEFAULT)] == [(0, 0.999)]
     assert stage.alternatives(DEFAULT) is not None
+
+
+def test_a_first_point_of_what_the_optimizer_lacks_is_left_out() -> None:
+    space = {"lr": {"low": 1e-4, "high": 1e-2}}
+    first = [{"beta1": 0.5}, {"beta2": "beta1"}, {"amsgrad": True}, {"lr": 1e-2}]
+    stage = read_stage("it", {"space": space, "try_first": first})
+    assert stage.first_points(Point(lr=1e-3)) == [Point(lr=1e-2)]
+    assert len(stage.first_points(DEFAULT)) == 4
+
+
+@pytest.mark.parametrize("name", DIMENSIONS)
+def test_what_a_refusal_says_to_type_is_not_refused(name: str) -> None:
+    example = DIMENSIONS[name].example
+    assert DIMENSIONS[name].allows(example)
+    choices = [example]
+    space = {name: choices}
+    assert read_stage("it", {"space": space, "try_first": [{name: example}]}).space == space
+    if not DIMENSIONS[name].is_switch:
+        ends = {"low": example / 10, "high": example}
+        assert read_stage("it", {"space": {name: ends}}).space == {name: ends}
 
 
 def test_all_that_can_be_tried_of_lists_is_tried_once() -> None:

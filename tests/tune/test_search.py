@@ -16,9 +16,8 @@ from lightning_adam.tune import search as search_module
 from lightning_adam.tune.alive import Observer
 from lightning_adam.tune.archive import Archive
 from lightning_adam.tune.point import Point
-from lightning_adam.tune.progress import START
 from lightning_adam.tune.search import Search
-from lightning_adam.tune.story import Outcome
+from lightning_adam.tune.story import START, Outcome
 from tests.tune.searching import (
     DEFAULT,
     LR,

@@ -131,6 +131,8 @@ function curves(panel, settings) {
     let values = unpacked(line.values).subarray(first, end);
     if (isLog) values = values.map((value) => (value > 0 ? value : NaN));
     for (const value of values) {
+      // One that is infinite has no place, and would take the others' ticks away.
+      if (!Number.isFinite(value)) continue;
       if (value < span[0]) span[0] = value;
       if (value > span[1]) span[1] = value;
     }

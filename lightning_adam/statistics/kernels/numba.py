@@ -30,7 +30,7 @@ from lightning_adam.statistics.kernels.numba_loops import (
     add_items,
     count_items,
 )
-from lightning_adam.statistics.views import TensorView
+from lightning_adam.statistics.views import TensorView, lie_alike
 
 ITEM = 32 * BLOCK
 """Elements of an item, at least: half a megabyte of float32."""
@@ -328,20 +328,10 @@ def _batches(views: Sequence[TensorView]) -> Iterator[_Batch]:
     for (*of, v_max, is_coupled), positions in alike.items():
         is_stored = all(each in STORED for each in of) and (v_max is None or v_max in STORED)
         if is_stored and is_coupled is not None:
-            chosen = [at for at in positions if are_flat or _is_in_one_order(views[at])]
+            chosen = [at for at in positions if are_flat or lie_alike(views[at])]
             own = views if len(chosen) == len(views) else [views[at] for at in chosen]
             if chosen:
                 yield _Batch(chosen, own, (*of, v_max), is_coupled)
-
-
-def _is_in_one_order(view: TensorView) -> bool:
-    """Whether all of the tensor's elements stand in memory without gaps, in the same order."""
-    strides = view.parameter.stride()
-    order = sorted(range(len(strides)), key=strides.__getitem__, reverse=True)
-    others = (view.grad, view.exp_avg, view.exp_avg_sq, view.max_exp_avg_sq)
-    return view.parameter.permute(order).is_contiguous() and all(
-        each is None or each.stride() == strides for each in others
-    )
 
 
 def _items(elements: Array) -> tuple[Array, Array]:

@@ -38,7 +38,7 @@ from torch import Tensor
 from lightning_adam.statistics.accumulators import COLUMNS, Knowledge
 from lightning_adam.statistics.histograms import BINS, QUANTITIES
 from lightning_adam.statistics.kernels import eager
-from lightning_adam.statistics.views import TensorView
+from lightning_adam.statistics.views import TensorView, lie_alike
 
 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6):
     raise ImportError(f"triton {triton.__version__} does not compile this kernel; 3.6 does")
@@ -352,10 +352,8 @@ def _is_readable(view: TensorView) -> bool:
         return False
     if any(tensor.device != p.device for tensor in others):
         return False
-    if not (p.is_contiguous() and all(tensor.is_contiguous() for tensor in others)):
-        strides = p.stride()
-        if not _is_dense(p) or any(tensor.stride() != strides for tensor in others):
-            return False
+    if not lie_alike(view):
+        return False
     settings = view.settings
     if any(_is_on(each, p.device) for each in (settings.eps, settings.weight_decay)):
         return False
@@ -365,16 +363,6 @@ def _is_readable(view: TensorView) -> bool:
         for each in scalars
         if isinstance(each, Tensor)
     )
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill one stretch of memory, each in a place of its own."""
-    filled = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1 and stride != filled:
-            return False
-        filled *= size
-    return True
 
 
 def _is_on(value: Tensor | float, device: torch.device) -> bool:

@@ -1,0 +1,52 @@
+"""What MkDocs calls: adds the pages that are rendered from the package, to the nav too."""
+
+import sys
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+REPOSITORY = Path(__file__).parents[1]
+# MkDocs knows this file by its path; `docs` is not installed.
+sys.path.insert(0, str(REPOSITORY))
+
+from docs.rendering import finding_pages, setting_pages, statistic_pages  # noqa: E402
+
+RENDERED = {
+    "configuration/": setting_pages,
+    "findings/": finding_pages,
+    "statistics/": statistic_pages,
+}
+"""By what stands for their pages in the nav of mkdocs.yml."""
+ELSEWHERE = {
+    "benchmarks.md": "benchmarks/README.md",
+    "changelog.md": "CHANGELOG.md",
+    "monitor_cost.png": "benchmarks/monitor_cost.png",
+}
+"""Pages and pictures of the site, by where they stand in it, which are read where they are."""
+
+
+def on_files(files: Files, *, config: MkDocsConfig) -> Files:
+    """Adds what is rendered, and what stands elsewhere."""
+    for pages in RENDERED.values():
+        for path, text in pages.pages().items():
+            files.append(File.generated(config, path, content=text))
+    for path, source in ELSEWHERE.items():
+        files.append(File.generated(config, path, abs_src_path=str(REPOSITORY / source)))
+    config.nav = in_full(config.nav)
+    return files
+
+
+def in_full(entry: object) -> object:
+    """An entry of the nav, with the pages in place of what stands for them.
+
+    Example:
+        >>> in_full(["index.md", {"Settings": ["configuration/"]}])[1]["Settings"][0]
+        {'Optimizer': 'configuration/optimizer.md'}
+    """
+    if isinstance(entry, list):
+        parts = [in_full(each) for each in entry]
+        return [each for part in parts for each in (part if isinstance(part, list) else [part])]
+    if isinstance(entry, dict):
+        return {title: in_full(each) for title, each in entry.items()}
+    return RENDERED[entry].navigation() if entry in RENDERED else entry

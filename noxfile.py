@@ -1,0 +1,39 @@
+"""The tests on each Python and each Hydra, the package, and the documentation.
+
+nox                                     all of it, with the interpreters that are there
+nox -s "tests-3.12(hydra='1.3')"        one of them
+nox -s tests -- tests/hydra_plugin      on all of them, a part of the tests
+"""
+
+import nox
+
+nox.options.error_on_missing_interpreters = False
+nox.options.reuse_existing_virtualenvs = True
+
+PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
+HYDRAS = {"1.3": ["hydra-core<1.4"], "1.4": ["--pre", "hydra-core>=1.4.0rc0,<1.5"]}
+DEFAULT = ["-n", "2", "--dist", "worksteal", "-m", "not slow and not browser and not ray"]
+
+
+@nox.session(python=PYTHONS)
+@nox.parametrize("hydra", list(HYDRAS))
+def tests(session: nox.Session, hydra: str) -> None:
+    """The default tests, or those that are named behind `--`."""
+    session.install("-c", "constraints.txt", "-e", ".[dev]")
+    # Afterwards, for the constraints name one Hydra alone.
+    session.install(*HYDRAS[hydra])
+    session.run("python", "-m", "pytest", *(session.posargs or DEFAULT))
+
+
+@nox.session(python=False)
+def package(session: nox.Session) -> None:
+    """The wheel and the source distribution, as an index would check them."""
+    folder = session.create_tmp()
+    session.run("python", "-m", "build", "--outdir", folder)
+    session.run("bash", "-c", f"python -m twine check --strict {folder}/*")
+
+
+@nox.session(python=False)
+def docs(session: nox.Session) -> None:
+    """The documentation, without a warning."""
+    session.run("python", "-m", "mkdocs", "build", "--strict")

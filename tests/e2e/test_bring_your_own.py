@@ -1,0 +1,36 @@
+"""The folder of recipes that is copied: it trains anywhere, and Adam is tuned in it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.support import BIN, REPOSITORY, Finished, logged_rows, offline_runs, run, run_config
+
+CHANCE = 1 / 10
+
+
+def train(folder: Path, *overrides: str) -> Finished:
+    """The project's own command, in a copy of it that lies elsewhere."""
+    shutil.copytree(REPOSITORY / "recipes" / "bring_your_own", folder / "mine")
+    finished = run([BIN / "python", "train.py", *overrides], folder / "mine")
+    assert finished.returncode == 0, finished.output
+    return finished
+
+
+def test_a_copy_of_the_folder_trains_as_it_is_typed(tmp_path: Path) -> None:
+    finished = train(tmp_path, "optimizer.lr=3e-3", "max_epochs=3")
+    assert float(finished.after("validation accuracy: ")) > 8 * CHANCE
+    (offline_run,) = offline_runs(tmp_path)
+    assert run_config(offline_run)["optimizer"]["lr"] == 3e-3
+    rows = logged_rows(offline_run)
+    assert list(rows) == [0, *range(9, 3 * 44, 10)]
+    assert all(row["adam_moments/grad_norm/group/decay"] > 0 for row in rows.values())
+
+
+@pytest.mark.slow
+def test_adam_is_tuned_in_a_copy_of_the_folder(tmp_path: Path) -> None:
+    search = ("-m", "hydra/sweeper=adam_tune", "hydra.sweeper.direction=minimize")
+    train(tmp_path, *search, "hydra.sweeper.n_trials=3", "max_epochs=1")
+    (summary,) = tmp_path.rglob("tune.md")
+    assert "python train.py" in summary.read_text(encoding="utf-8")

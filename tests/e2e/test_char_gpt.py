@@ -1,0 +1,167 @@
+"""The GPT on text: what it is trained on, the number that it ends with, and what it writes."""
+
+import math
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch.utils.data import DataLoader
+
+from lightning_adam import ConfigError
+from recipes import char_gpt
+from recipes.char_gpt import LitGPT, sample_text, text_loaders
+from recipes.small_gpt import SmallGPT, library_text
+from tests.e2e.support import (
+    BIN,
+    REPOSITORY,
+    history,
+    jobs_in,
+    logged_rows,
+    offline_runs,
+    run,
+    run_config,
+)
+
+BRIEFLY = (
+    "layers=1",
+    "width=16",
+    "heads=2",
+    "context=32",
+    "batch_size=8",
+    "sample.length=40",
+    "trainer.max_epochs=1",
+    "trainer.limit_train_batches=12",
+    "trainer.limit_val_batches=8",
+)
+PROMPT = "the step of "
+SENTENCE = "Adam divides the step of each parameter by the root of its second moment.\n"
+
+REFUSALS = {
+    "text=none.txt": "text=none.txt: expected a file, found none at ",
+    "text=short.txt": "text=short.txt: expected at least 1,040 bytes, 16 times context=64 and one,"
+    " found 74; type the path of a longer text, for example text=README.md, or a smaller context",
+    "sample.prompt=''": "sample.prompt='': expected a byte or more to go on from; type for example"
+    " sample.prompt=import",
+    "sample.temperature=0": "sample.temperature=0: expected a number above 0; type for example"
+    " sample.temperature=0.1",
+}
+"""What is typed, and how the sentence that refuses it begins."""
+
+
+@pytest.mark.parametrize(
+    ("precision", "is_own_text"),
+    [("bf16-true", True), pytest.param("bf16-mixed", False, marks=pytest.mark.slow)],
+)
+def test_it_trains_says_how_well_and_writes(
+    precision: str, is_own_text: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "own.txt").write_text(100 * SENTENCE, encoding="utf-8")
+    text = f"text={tmp_path}/own.txt" if is_own_text else "text=null"
+    overrides = [*BRIEFLY, f"trainer.precision={precision}", f'sample.prompt="{PROMPT}"', text]
+    command = [BIN / "python", "-m", "recipes.char_gpt", *overrides, *jobs_in(tmp_path / "job")]
+    trained = run(command)
+    assert trained.returncode == 0, trained.output
+    assert sum(line.startswith(PROMPT.strip()) for line in trained.lines) == 1, trained.output
+    (offline_run,) = offline_runs(tmp_path)
+    assert list(logged_rows(offline_run)) == [0, 9]
+    assert run_config(offline_run)["optimizer"]["betas"] == [0.9, 0.95]
+    (row,) = (row for row in history(offline_run) if "val/perplexity" in row)
+    assert row["val/perplexity"] == pytest.approx(math.exp(row["val/loss"]), rel=1e-3)
+    bits, perplexity = row["val/loss"] / math.log(2), row["val/perplexity"]
+    assert trained.after("validation: ") == f"{bits:.4f} bits a byte, perplexity {perplexity:.3f}"
+    assert list(tmp_path.rglob("best.ckpt"))
+    assert list(tmp_path.rglob("report.html"))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_the_perplexity_is_that_of_the_loss(precision: str) -> None:
+    """Also where the parameters have the three digits of bf16: the sums have more."""
+    module = LitGPT(SmallGPT(1, 16, 2), OmegaConf.create({"lr": 1e-3}))
+    _, validation = text_loaders(library_text()[: 16 * 129 * 20], 128, batch_size=4)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        precision=precision,  # type: ignore[arg-type]
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    (found,) = trainer.validate(module, validation, verbose=False)
+    assert found["val/perplexity"] == pytest.approx(math.exp(found["val/loss"]), rel=1e-5)
+    assert 5 < found["val/loss"] < 7
+
+
+def test_a_loss_is_that_of_the_bytes_that_come_next() -> None:
+    """A network that says each byte again has no loss on a text of one byte."""
+
+    class Again(SmallGPT):
+        def forward(self, text: torch.Tensor) -> torch.Tensor:
+            return 100 * torch.nn.functional.one_hot(text, 256).float()
+
+    module = LitGPT(Again(1, 16, 2), OmegaConf.create({"lr": 1e-3}))
+    logits, targets = module.predict((torch.tensor([list(b"aab")], dtype=torch.uint8),))
+    assert logits.argmax(dim=2).tolist() == [list(b"aa")]
+    assert targets.tolist() == [list(b"ab")]
+
+
+def test_the_end_of_the_text_validates_and_is_not_trained_on() -> None:
+    text = bytearray(15 * 64 * b"a" + 64 * b"b")
+    train, validation = text_loaders(text, 15, batch_size=8)
+    assert bytes_of(train) == (15 * 64 - 15, set(b"a"))
+    assert bytes_of(validation) == (4, set(b"b"))
+
+
+def bytes_of(loader: "DataLoader[tuple[torch.Tensor]]") -> tuple[int, set[int]]:
+    """How many pieces there are, and which bytes are in them."""
+    pieces = torch.cat([batch[0] for batch in loader])
+    assert pieces.shape[1] == 16
+    return len(pieces), set(pieces.flatten().tolist())
+
+
+def test_a_sample_is_repeated_by_its_seed() -> None:
+    net = SmallGPT(1, 16, 2, context=8)
+
+    def sample(seed: int, temperature: float) -> str:
+        return sample_text(net, "x = ", 20, temperature, seed)
+
+    assert sample(0, 1.0) == sample(0, 1.0) != sample(1, 1.0)
+    assert sample(0, 1e-4) == sample(1, 1e-4)
+    assert sample(0, 1.0).startswith("x = ")
+
+
+def test_as_many_bytes_are_written_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = SmallGPT(1, 16, 2, context=8)
+    torch.nn.init.zeros_(net.last.weight)
+    monkeypatch.setattr(net, "head", OnlyDots())
+    assert sample_text(net, "prompt", 20, 1.0, 0) == "prompt" + 20 * "."
+
+
+class OnlyDots(torch.nn.Module):
+    weight = torch.zeros(1)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits = torch.full((*hidden.shape[:2], 256), -100.0)
+        logits[..., ord(".")] = 100
+        return logits
+
+
+def test_a_network_that_diverged_writes_nothing() -> None:
+    net = SmallGPT(1, 16, 2)
+    torch.nn.init.constant_(net.last.weight, math.nan)
+    assert sample_text(net, "def ", 20, 1.0, 0) == "def "
+
+
+@pytest.mark.parametrize("typed", REFUSALS)
+def test_what_cannot_work_is_refused_before_training(typed: str, tmp_path: Path) -> None:
+    Path("short.txt").write_text(SENTENCE, encoding="utf-8")
+    job = [typed, f"hydra.runtime.output_dir={tmp_path}/job"]
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        config = compose("char_gpt", job, return_hydra_config=True)
+    with pytest.raises(ConfigError) as refused:
+        char_gpt.main(config)
+    (sentence,) = str(refused.value).splitlines()
+    assert sentence.startswith(REFUSALS[typed])
+    assert "; type " in sentence
+    assert not Path(tmp_path, "job").exists()

@@ -1,0 +1,59 @@
+"""The recipe for fine-tuning as it is typed: what it gains, and each block's rate and start."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.support import BIN, REPOSITORY, Command, jobs_in, run
+
+BATCHES, EPOCHS, EVERY_N_EPOCHS = 4, 8, 2
+BRIEFLY = (
+    "width=8",
+    "images=64",
+    f"unfreeze_every_n_epochs={EVERY_N_EPOCHS}",
+    "adam_monitor.every_n_steps=1",
+    f"trainer.max_epochs={EPOCHS}",
+    "trainer.log_every_n_steps=1",
+    "+trainer.enable_progress_bar=false",
+    "pretraining.trainer.max_epochs=1",
+    "+pretraining.trainer.enable_progress_bar=false",
+    "logger=csv",
+)
+LR = 1e-3
+SHARES = {"head": 5.0, "layer_3": 0.5, "layer_2": 0.25, "group_6": 0.125, "group_8": 0.0625}
+"""Of the head, and of the blocks from the upper to the lower."""
+JOINS = {"group_6": EVERY_N_EPOCHS * BATCHES, "group_8": 2 * EVERY_N_EPOCHS * BATCHES}
+"""The steps at which the blocks join that are frozen at first."""
+CHANCE = 1 / 5
+
+
+def test_frozen_blocks_join_at_their_layers_rates_and_what_was_learned_helps(
+    tmp_path: Path,
+) -> None:
+    command: Command = [BIN / "python", "-m", "recipes.finetune", *BRIEFLY, *jobs_in(tmp_path)]
+    finished = run(command, REPOSITORY)
+    assert finished.returncode == 0, finished.output
+    fine_tuned, from_scratch = finished.after("accuracy from 64 images: ").split(", from scratch: ")
+    assert float(fine_tuned) > max(2 * CHANCE, float(from_scratch))
+    assert_rates(tmp_path)
+    assert (tmp_path / "report.html").exists()
+
+
+def assert_rates(folder: Path) -> None:
+    """Each group has its share of a cosine, from the step on at which it joins."""
+    (metrics,) = folder.rglob("metrics.csv")
+    with metrics.open(newline="") as file:
+        measured = [row for row in csv.DictReader(file) if row["adam_schedule/lr"]]
+    assert [int(row["step"]) for row in measured] == list(range(EPOCHS * BATCHES))
+    for row in measured:
+        step = int(row["step"])
+        head = float(row["adam_schedule/lr/group/head"])
+        for name, share in SHARES.items():
+            for group in (name, f"{name}_no_decay"):
+                rate = row[f"adam_schedule/lr/group/{group}"]
+                if step < JOINS.get(name, 0):
+                    assert rate == ""
+                else:
+                    assert float(rate) == pytest.approx(head * share / SHARES["head"])
+    assert float(measured[0]["adam_schedule/lr/group/head"]) == pytest.approx(LR * SHARES["head"])

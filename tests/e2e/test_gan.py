@@ -1,0 +1,61 @@
+"""The recipe of a GAN as it is typed: two Adams, both measured, and what is generated judged."""
+
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+
+from tests.e2e.support import (
+    BIN,
+    REPOSITORY,
+    Command,
+    jobs_in,
+    logged_rows,
+    offline_runs,
+    run,
+    run_config,
+)
+
+BATCHES = 20
+BRIEFLY = (
+    "width=8",
+    "generator.lr=1e-3",
+    "discriminator.betas=[0.6,0.99]",
+    "trainer.max_epochs=2",
+    f"trainer.limit_train_batches={BATCHES}",
+    "+trainer.enable_progress_bar=false",
+    "reader.width=8",
+    "reader.trainer.max_epochs=1",
+    "+reader.trainer.enable_progress_bar=false",
+)
+
+
+def test_two_adams_are_set_apart_measured_apart_and_their_digits_judged(tmp_path: Path) -> None:
+    command: Command = [BIN / "python", "-m", "recipes.gan", *BRIEFLY, *jobs_in(tmp_path)]
+    finished = run(command, REPOSITORY)
+    assert finished.returncode == 0, finished.output
+    of_generated, of_real = re.findall(r"[\d.]+(?=%)", finished.after("read as what they are: "))
+    assert 0 <= float(of_generated) <= 100
+    assert float(of_real) > 50
+    assert plt.imread(tmp_path / "generated.png").shape[:2] == (280, 280)
+    (offline_run,) = offline_runs(tmp_path)
+    assert_recorded(offline_run)
+    assert_measured(offline_run)
+
+
+def assert_recorded(offline_run: Path) -> None:
+    generator, discriminator = run_config(offline_run)["optimizers"]
+    assert (generator["name"], generator["lr"]) == ("generator", 1e-3)
+    assert (discriminator["name"], discriminator["betas"]) == ("discriminator", [0.6, 0.99])
+
+
+def assert_measured(offline_run: Path) -> None:
+    rows = logged_rows(offline_run)
+    for name in ("generator", "discriminator"):
+        for scope in ("", "/group/decay", "/group/no_decay"):
+            assert all(
+                row[f"adam_moments/grad_norm/optimizer/{name}{scope}"] > 0 for row in rows.values()
+            )
+    rates = {row["adam_schedule/lr/optimizer/generator"] for row in rows.values()}
+    assert rates == {pytest.approx(1e-3)}

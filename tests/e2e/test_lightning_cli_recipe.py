@@ -1,0 +1,40 @@
+"""The recipe for LightningCLI as it is typed: what it trains with, what it measures and keeps."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.e2e.support import BIN, REPOSITORY, Command, run
+
+STEPS, LR = 50, 3e-3
+TYPED = (
+    f"--model.optimizer.lr={LR}",
+    "--model.optimizer.betas=[0.9,0.95]",
+    "--model.scheduler.name=cosine",
+    "--model.width=4",
+    "--adam_monitor.every_n_steps=1",
+    "--trainer.max_epochs=1",
+    f"--trainer.limit_train_batches={STEPS}",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.enable_progress_bar=false",
+)
+CHANCE = 1 / 10
+
+
+def test_what_is_typed_is_trained_with_measured_and_kept(tmp_path: Path) -> None:
+    command: Command = [BIN / "python", "-m", "recipes.lightning_cli", "fit", *TYPED]
+    finished = run([*command, f"--trainer.logger.init_args.save_dir={tmp_path}"], REPOSITORY)
+    assert finished.returncode == 0, finished.output
+    assert float(finished.after("validation accuracy: ")) > 4 * CHANCE
+    (metrics,) = tmp_path.rglob("metrics.csv")
+    with metrics.open(newline="") as file:
+        measured = [row for row in csv.DictReader(file) if row["adam_schedule/lr"]]
+    assert len(measured) == STEPS
+    first, last = (float(measured[step]["adam_schedule/lr"]) for step in (0, -1))
+    assert first == pytest.approx(LR)
+    assert 0 < last < LR / 100
+    assert all(float(row["adam_moments/grad_norm/group/decay"]) > 0 for row in measured)
+    kept = yaml.safe_load((metrics.parent / "config.yaml").read_text(encoding="utf-8"))
+    assert kept["model"]["optimizer"]["betas"] == [0.9, 0.95]

@@ -19,11 +19,23 @@ RENDERED = {
 }
 """By what stands for their pages in the nav of mkdocs.yml."""
 ELSEWHERE = {
+    "report.png": ".ci/report.png",
     "benchmarks.md": "benchmarks/README.md",
     "changelog.md": "CHANGELOG.md",
+    "contributing.md": "CONTRIBUTING.md",
     "monitor_cost.png": "benchmarks/monitor_cost.png",
 }
 """Pages and pictures of the site, by where they stand in it, which are read where they are."""
+
+LINKS = {
+    "docs/guides/)": "guides/monitor.md)",
+    "docs/": "",
+    ".ci/report.png": "report.png",
+    "benchmarks/README.md": "benchmarks.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+}
+"""How the README's links begin, and how they do on the site."""
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
@@ -33,8 +45,22 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
             files.append(File.generated(config, path, content=text))
     for path, source in ELSEWHERE.items():
         files.append(File.generated(config, path, abs_src_path=str(REPOSITORY / source)))
+    files.append(File.generated(config, "index.md", content=home()))
     config.nav = in_full(config.nav)
     return files
+
+
+def home() -> str:
+    """The README, as the site's first page: what it links to stands elsewhere there.
+
+    Example:
+        >>> "](guides/tune_adam.md)" in home()
+        True
+    """
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    for here, there in LINKS.items():
+        text = text.replace(f"]({here}", f"]({there}")
+    return f"---\nhide: [navigation]\n---\n\n{text}"
 
 
 def in_full(entry: object) -> object:

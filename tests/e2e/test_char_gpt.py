@@ -17,6 +17,7 @@ from recipes.small_gpt import SmallGPT, library_text
 from tests.e2e.support import (
     BIN,
     REPOSITORY,
+    Command,
     history,
     jobs_in,
     logged_rows,
@@ -61,7 +62,13 @@ def test_it_trains_says_how_well_and_writes(
     (tmp_path / "own.txt").write_text(100 * SENTENCE, encoding="utf-8")
     text = f"text={tmp_path}/own.txt" if is_own_text else "text=null"
     overrides = [*BRIEFLY, f"trainer.precision={precision}", f'sample.prompt="{PROMPT}"', text]
-    command = [BIN / "python", "-m", "recipes.char_gpt", *overrides, *jobs_in(tmp_path / "job")]
+    command: Command = [
+        BIN / "python",
+        "-m",
+        "recipes.char_gpt",
+        *overrides,
+        *jobs_in(tmp_path / "job"),
+    ]
     trained = run(command)
     assert trained.returncode == 0, trained.output
     assert sum(line.startswith(PROMPT.strip()) for line in trained.lines) == 1, trained.output

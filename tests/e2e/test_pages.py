@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch.loggers import CSVLogger
 
-from lightning_adam import cli
+from lightning_adam import AdamMonitor, ConfigError, cli
 from lightning_adam.findings import RULES, Cure
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.showing import raised
@@ -80,19 +81,20 @@ BLOCKS += [("python", beginning) for beginning in ADDED]
 
 MAKE = r"make |pre-commit install$"
 EXPLAIN = r"lightning-adam explain "
-LOOKING = r"lightning-adam (report|dashboard) "
-INSPECT = r"lightning-adam inspect "
+LOOKING = r"lightning-adam (report (?!outputs)|dashboard )"
+INSPECT = r"lightning-adam inspect (?!outputs)"
 PROJECT = rf"(?!{re.escape(TRAIN_LINE)}3e-4)python train\.py (?!-m)"
 TUNING = r"python train\.py -m hydra/sweeper=adam_tune "
 NO_CODE = r"LIGHTNING_ADAM_MONITOR="
 MNIST = r"python -m recipes\.mnist (-m )?optimizer\."
 RESUME = r"python -m recipes\.mnist (hydra\.run\.dir|ckpt_path)="
 PROCESSES = r"(python -m |)recipes[./]ddp_fsdp"
+IN_BFLOAT16 = r"python -m recipes\.mnist trainer\.|lightning-adam (inspect|report) outputs/"
 RECIPES = r"python -m recipes\.(?!mnist|ddp_fsdp)"
 IN_TEMPLATE = r"python src/train\.py "
 IN_CLI = r"python cli\.py "
 LINES = [MAKE, EXPLAIN, LOOKING, INSPECT, re.escape(TRAIN_LINE) + "3e-4", PROJECT, TUNING, NO_CODE]
-LINES += [MNIST, RESUME, PROCESSES, RECIPES, IN_TEMPLATE, IN_CLI]
+LINES += [MNIST, RESUME, PROCESSES, IN_BFLOAT16, RECIPES, IN_TEMPLATE, IN_CLI]
 
 SAID = {
     "lightning_adam/scheduler=wsd": ["head      ", "name=wsd", "decay_steps=39"],
@@ -297,6 +299,45 @@ def test_a_line_for_many_processes_trains_and_reports(line: str, tmp_path: Path)
     training = run_text(f"{line} {briefly} {shlex.join(jobs_in(tmp_path))}", REPOSITORY)
     assert training.returncode == 0, training.output
     assert training.output.count("bits a byte") == 1
+    assert (tmp_path / "report.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", typed(RECIPES))
+def test_a_line_for_another_recipe_works(line: str, tmp_path: Path) -> None:
+    """What each prints is looked at in the test of the recipe."""
+    trained = run_text(f"{line} trainer.max_epochs=1 {shlex.join(jobs_in(tmp_path))}", REPOSITORY)
+    assert trained.returncode == 0, trained.output
+
+
+@pytest.mark.slow
+def test_a_training_in_bfloat16_is_looked_at_as_it_is_typed(tmp_path: Path) -> None:
+    said = ""
+    for line in typed(IN_BFLOAT16):
+        line = line.replace("outputs/bfloat16", f"{tmp_path}/bfloat16")
+        briefly = f" {shlex.join(BRIEFLY)}" if line.startswith("python") else ""
+        looked = run_text(line + briefly, REPOSITORY)
+        assert looked.returncode == 0, looked.output
+        said += looked.output
+    assert block(*INSPECTED).partition("\n")[0] in said
+    assert (tmp_path / "bfloat16" / "underflow.html").is_file()
+
+
+def test_an_eps_that_float16_does_not_hold_is_refused_as_it_is_shown() -> None:
+    fit = trainer(max_epochs=1, precision="16-true")
+    with pytest.raises(ConfigError) as refused:
+        fit.fit(Lit(ADAMW | {"eps": 1e-8}), loader(1))
+    assert block(*REFUSED).partition(", the dtype")[0] in str(refused.value)
+
+
+def test_a_report_is_written_from_a_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = CSVLogger(tmp_path, name="RUN", version="")
+    fit = trainer(max_epochs=1, logger=logger, callbacks=[AdamMonitor(every_n_steps=1)])
+    fit.fit(Lit(ADAMW), loader(3))
+    monkeypatch.chdir(tmp_path)
+    exec(block(*REPORTED), {})
     assert (tmp_path / "report.html").is_file()
 
 

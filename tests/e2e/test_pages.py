@@ -64,8 +64,14 @@ ELSEWHERE = [
 ]
 """What test_third_party.py trains with."""
 IMPORTS = ("python", "from lightning_adam")
+REPORTED = ("python", "from pathlib import Path\n")
+REFUSED = ("text", "optimizer.eps=1e-08: expected ")
+INSPECTED = ("text", "dtype ")
 BLOCKS = [
     IMPORTS,
+    REPORTED,
+    REFUSED,
+    INSPECTED,
     TABLE,
     FOUND,
     TRAIN,

@@ -5,6 +5,9 @@ nox -s "tests-3.12(hydra='1.3')"        one of them
 nox -s tests -- tests/hydra_plugin      on all of them, a part of the tests
 """
 
+import sys
+from pathlib import Path
+
 import nox
 
 nox.options.error_on_missing_interpreters = False
@@ -29,11 +32,12 @@ def tests(session: nox.Session, hydra: str) -> None:
 def package(session: nox.Session) -> None:
     """The wheel and the source distribution, as an index would check them."""
     folder = session.create_tmp()
-    session.run("python", "-m", "build", "--outdir", folder)
-    session.run("bash", "-c", f"python -m twine check --strict {folder}/*")
+    session.run(sys.executable, "-m", "build", "--outdir", folder)
+    built = [str(each) for each in Path(folder).glob("lightning_adam-*")]
+    session.run(sys.executable, "-m", "twine", "check", "--strict", *built)
 
 
 @nox.session(python=False)
 def docs(session: nox.Session) -> None:
     """The documentation, without a warning."""
-    session.run("python", "-m", "mkdocs", "build", "--strict")
+    session.run(sys.executable, "-m", "mkdocs", "build", "--strict")

@@ -1,10 +1,11 @@
 """A CNN that has learned MNIST learns the digits of another data set from a few images of them.
 
 python -m recipes.finetune
-python -m recipes.finetune images=20 optimizer.layer_decay.rate=0.8 unfreeze_every_n_epochs=5
+python -m recipes.finetune images=50 optimizer.layer_decay.rate=0.8 unfreeze_every_n_epochs=5
 python -m recipes.finetune frozen_blocks=4 unfreeze_every_n_epochs=null
 """
 
+import copy
 import warnings
 from typing import Any
 
@@ -114,21 +115,26 @@ def main(cfg: DictConfig) -> float:
     few = scanned_loaders(cfg.images, cfg.batch_size)
 
     print("\nthe few images, from scratch")
-    from_scratch = fit(
-        instantiate(cfg.trainer, **quiet), SmallCNN(cfg.width), cfg.from_scratch, few
-    )
+    scratch = SmallCNN(cfg.width)
+    from_scratch = fit(instantiate(cfg.trainer, **quiet), scratch, cfg.one_rate, few)
     print("\nMNIST")
     net = SmallCNN(cfg.width)
     mnist = mnist_loaders(cfg.pretraining.batch_size)
     fit(instantiate(cfg.pretraining.trainer, **quiet), net, cfg.pretraining, mnist)
-    print("\nthe few images, with what was learned of MNIST")
     net.head.reset_parameters()
-    fine_tuned = fit(trainer, net, cfg, few)
+    print("\nthe few images, fine-tuned at one learning rate")
+    same = copy.deepcopy(net)
+    at_one_rate = fit(instantiate(cfg.trainer, **quiet), same, cfg.one_rate, few)
+    print("\nthe few images, fine-tuned layer by layer")
+    layer_by_layer = fit(trainer, net, cfg, few)
     result = (
-        f"accuracy from {cfg.images} images: {fine_tuned:.4f}, from scratch: {from_scratch:.4f}"
+        f"accuracy from {cfg.images} images\n"
+        f"from scratch: {from_scratch:.4f}\n"
+        f"fine-tuned at one learning rate: {at_one_rate:.4f}\n"
+        f"fine-tuned layer by layer: {layer_by_layer:.4f}"
     )
     finish(result, logger, checkpoint)
-    return fine_tuned
+    return layer_by_layer
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def follow_the_readme(folder: Path, bin_folder: Path = BIN) -> tuple[Finished, P
     write_the_project(folder)
     # The README shows what is printed where there is no GPU.
     variables = environment(bin_folder, CUDA_VISIBLE_DEVICES="")
-    (line,) = typed(TRAIN_LINE)
+    (line,) = typed(re.escape(TRAIN_LINE))
     training = run_text(line, folder, variables)
     assert training.returncode == 0, training.output
     (offline_run,) = offline_runs(folder)

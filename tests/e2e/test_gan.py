@@ -1,5 +1,6 @@
-"""The recipe of a GAN as it is typed: two Adams, both measured, and what is generated judged."""
+"""The recipe of a GAN as it is typed: two Adams, both measured, and what is generated readerd."""
 
+import re
 import re
 from pathlib import Path
 
@@ -31,7 +32,7 @@ BRIEFLY = (
 )
 
 
-def test_two_adams_are_set_apart_measured_apart_and_their_digits_judged(tmp_path: Path) -> None:
+def test_two_adams_are_set_apart_measured_apart_and_their_digits_readerd(tmp_path: Path) -> None:
     command: Command = [BIN / "python", "-m", "recipes.gan", *BRIEFLY, *jobs_in(tmp_path)]
     finished = run(command, REPOSITORY)
     assert finished.returncode == 0, finished.output

@@ -89,7 +89,7 @@ MAKE = r"make |pre-commit install$"
 EXPLAIN = r"lightning-adam explain "
 LOOKING = r"lightning-adam (report (?!outputs)|dashboard )"
 INSPECT = r"lightning-adam inspect (?!outputs)"
-PROJECT = rf"(?!{re.escape(TRAIN_LINE)}3e-4)python train\.py (?!-m)"
+PROJECT = rf"(?!{re.escape(TRAIN_LINE)})python train\.py (?!-m)"
 TUNING = r"python train\.py -m hydra/sweeper=adam_tune "
 NO_CODE = r"LIGHTNING_ADAM_MONITOR="
 MNIST = r"python -m recipes\.mnist (-m )?optimizer\."
@@ -99,7 +99,7 @@ IN_BFLOAT16 = r"python -m recipes\.mnist trainer\.|lightning-adam (inspect|repor
 RECIPES = r"python -m recipes\.(?!mnist|ddp_fsdp)"
 IN_TEMPLATE = r"python src/train\.py "
 IN_CLI = r"python cli\.py "
-LINES = [MAKE, EXPLAIN, LOOKING, INSPECT, re.escape(TRAIN_LINE) + "3e-4", PROJECT, TUNING, NO_CODE]
+LINES = [MAKE, EXPLAIN, LOOKING, INSPECT, re.escape(TRAIN_LINE), PROJECT, TUNING, NO_CODE]
 LINES += [MNIST, RESUME, PROCESSES, IN_BFLOAT16, RECIPES, IN_TEMPLATE, IN_CLI]
 
 SAID = {

@@ -13,7 +13,9 @@ PAGES = [
 
 TRAIN = ("python", "# train.py\n")
 CONFIG = ("yaml", "# conf/config.yaml\n")
-TRAIN_LINE = "python train.py optimizer.lr=3e-4 'optimizer.betas=[0.9,0.95]' scheduler.warmup_steps=500"
+TRAIN_LINE = (
+    "python train.py optimizer.lr=3e-4 'optimizer.betas=[0.9,0.95]' scheduler.warmup_steps=500"
+)
 """What the project of the README is made of, and how it is trained there."""
 
 

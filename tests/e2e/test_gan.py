@@ -1,7 +1,6 @@
 """The recipe of a GAN as it is typed: two Adams, both measured, and what is generated readerd."""
 
 import re
-import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt

@@ -45,7 +45,7 @@ def assert_rates(folder: Path) -> None:
     """Each group has its share of a cosine, from the step on at which it joins."""
     (metrics,) = folder.rglob("metrics.csv")
     with metrics.open(newline="") as file:
-        measured = [row for row in csv.DictReader(file) if row["adam_schedule/lr"]]
+        measured = [row for row in csv.DictReader(file) if row["adam_schedule/lr/group/head"]]
     assert [int(row["step"]) for row in measured] == list(range(EPOCHS * BATCHES))
     for row in measured:
         step = int(row["step"])

@@ -65,6 +65,7 @@ class AdamCLI(LightningCLI):
         parser.set_defaults(
             {
                 "adam_monitor.every_n_steps": 10,
+                # Plain words: the default's are of an enum, which LightningCLI cannot write down.
                 "adam_monitor.scopes": ["model", "group"],
                 "model.optimizer.lr": 2e-3,
             }

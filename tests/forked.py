@@ -52,7 +52,7 @@ def start(
 def can_fork(command: Sequence[str | Path], variables: Mapping[str, str]) -> bool:
     """Whether it is `lightning-adam`, in the environment that runs the tests.
 
-    A training that is forked can lose rows of its W&B run.
+    Of trainings that were forked, rows of the W&B run were missing at times; why is not known.
     """
     program = Path(command[0])
     is_here = program.parent == Path(sys.executable).parent and "PYTHONPATH" not in variables

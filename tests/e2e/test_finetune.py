@@ -28,6 +28,7 @@ JOINS = {"group_6": EVERY_N_EPOCHS * BATCHES, "group_8": 2 * EVERY_N_EPOCHS * BA
 CHANCE = 1 / 10
 
 
+@pytest.mark.slow
 def test_frozen_blocks_join_at_their_layers_rates_and_what_was_learned_helps(
     tmp_path: Path,
 ) -> None:

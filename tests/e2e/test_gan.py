@@ -1,4 +1,4 @@
-"""The recipe of a GAN as it is typed: two Adams, both measured, and what is generated readerd."""
+"""The recipe of a GAN as it is typed: two Adams, both measured, and what is generated read."""
 
 import re
 from pathlib import Path
@@ -17,13 +17,14 @@ from tests.e2e.support import (
     run_config,
 )
 
-BATCHES = 20
+CHANCE = 10
+"""Per cent."""
 BRIEFLY = (
     "width=8",
+    "batch_size=32",
     "generator.lr=1e-3",
     "discriminator.betas=[0.6,0.99]",
     "trainer.max_epochs=2",
-    f"trainer.limit_train_batches={BATCHES}",
     "+trainer.enable_progress_bar=false",
     "reader.width=8",
     "reader.trainer.max_epochs=1",
@@ -31,13 +32,14 @@ BRIEFLY = (
 )
 
 
-def test_two_adams_are_set_apart_measured_apart_and_their_digits_readerd(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_two_adams_are_set_apart_measured_apart_and_their_digits_read(tmp_path: Path) -> None:
     command: Command = [BIN / "python", "-m", "recipes.gan", *BRIEFLY, *jobs_in(tmp_path)]
     finished = run(command, REPOSITORY)
     assert finished.returncode == 0, finished.output
     of_generated, of_real = re.findall(r"[\d.]+(?=%)", finished.after("read as what they are: "))
-    assert 0 <= float(of_generated) <= 100
-    assert float(of_real) > 50
+    assert float(of_generated) > 3 * CHANCE
+    assert float(of_real) > 5 * CHANCE
     assert plt.imread(tmp_path / "generated.png").shape[:2] == (280, 280)
     (offline_run,) = offline_runs(tmp_path)
     assert_recorded(offline_run)

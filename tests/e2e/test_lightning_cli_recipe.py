@@ -23,6 +23,7 @@ TYPED = (
 CHANCE = 1 / 10
 
 
+@pytest.mark.slow
 def test_what_is_typed_is_trained_with_measured_and_kept(tmp_path: Path) -> None:
     command: Command = [BIN / "python", "-m", "recipes.lightning_cli", "fit", *TYPED]
     finished = run([*command, f"--trainer.logger.init_args.save_dir={tmp_path}"], REPOSITORY)

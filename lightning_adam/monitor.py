@@ -164,7 +164,7 @@ class AdamMonitor(Callback):
     def __init__(
         self,
         every_n_steps: int | None = None,
-        scopes: Sequence[str] = (Scope.model, Scope.group),
+        scopes: Sequence[str] = (Scope.model.value, Scope.group.value),
         statistics: str | Sequence[str] = "headline",
         layer_depth: int | None = None,
         worst: Mapping[str, int] | None = None,

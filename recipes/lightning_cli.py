@@ -6,41 +6,26 @@ python -m recipes.lightning_cli fit --adam_monitor.statistics=all --trainer.max_
 python -m recipes.lightning_cli fit --print_config
 """
 
-import warnings
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
-from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_adam import AdamMixin, AdamMonitor
+from lightning_adam import AdamMonitor
 from lightning_adam.schema import AdamConfig
-from recipes.mnist import mnist_loaders, small_cnn
+from recipes.mnist import LitClassifier, mnist_loaders, small_cnn
+from recipes.quiet import quieten
 
 
-class LitClassifier(AdamMixin, L.LightningModule):
+class LitTyped(LitClassifier):
     """What is typed as --model: LightningCLI reads the types of the arguments."""
 
     def __init__(
         self, optimizer: AdamConfig, scheduler: dict[str, Any] | None = None, width: int = 32
     ) -> None:
-        super().__init__(optimizer=optimizer, scheduler=scheduler)
-        self.net = small_cnn(width)
-        self.accuracy = MulticlassAccuracy(num_classes=10, average="micro")
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, labels = batch
-        loss = cross_entropy(self.net(images), labels)
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        images, labels = batch
-        self.accuracy(self.net(images), labels)
-        self.log("val/accuracy", self.accuracy, prog_bar=True)
+        super().__init__(small_cnn(width), optimizer, scheduler)
 
 
 class MNIST(L.LightningDataModule):
@@ -65,23 +50,19 @@ class AdamCLI(LightningCLI):
         parser.set_defaults(
             {
                 "adam_monitor.every_n_steps": 10,
-                # Plain words: the default's are of an enum, which LightningCLI cannot write down.
-                "adam_monitor.scopes": ["model", "group"],
                 "model.optimizer.lr": 2e-3,
             }
         )
 
 
 def main() -> None:
-    # The images are in memory: workers would only slow their loading.
-    warnings.filterwarnings("ignore", message=".*does not have many workers")
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.* is deprecated")
+    quieten()
     logger = {
         "class_path": "lightning.pytorch.loggers.CSVLogger",
         "init_args": {"save_dir": "outputs", "name": "lightning_cli"},
     }
     trainer = AdamCLI(
-        LitClassifier,
+        LitTyped,
         MNIST,
         trainer_defaults={"max_epochs": 5, "log_every_n_steps": 10, "logger": logger},
         seed_everything_default=0,

@@ -90,7 +90,7 @@ class AdamStatistics(Metric):
     def __init__(
         self,
         statistics: str | Sequence[str] = "headline",
-        scopes: Sequence[str] = (Scope.model, Scope.group),
+        scopes: Sequence[str] = (Scope.model.value, Scope.group.value),
         *,
         worst: Mapping[str, int] | None = None,
         layer_depth: int | None = None,

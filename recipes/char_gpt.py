@@ -6,7 +6,6 @@ python -m recipes.char_gpt optimizer.lr=1e-3 'sample.prompt="class "' sample.tem
 """
 
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from torchmetrics.text import Perplexity
 
 from lightning_adam import AdamMixin, ConfigError
 from recipes.looking import finish
+from recipes.quiet import quieten
 from recipes.small_gpt import SmallGPT, library_text, text_pieces
 
 VALIDATION_SHARE = 16
@@ -127,9 +127,7 @@ def sample_text(net: SmallGPT, prompt: str, length: int, temperature: float, see
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="char_gpt")
 def main(cfg: DictConfig) -> float:
-    # The text is in memory: workers would only slow its loading.
-    warnings.filterwarnings("ignore", message=".*does not have many workers")
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.* is deprecated")
+    quieten()
     text = text_of(cfg.text, cfg.context)
     check_sample(cfg.sample)
     L.seed_everything(cfg.seed)

@@ -21,6 +21,7 @@ import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class, instantiate
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -31,6 +32,7 @@ from lightning_adam.findings.finding import Finding
 from lightning_adam.schema import Severity
 from recipes.looking import as_typed, folder_of, where_to_look
 from recipes.mnist import LitClassifier, mnist_loaders
+from recipes.quiet import quieten
 
 NO_WORSE = 1.1
 """How much larger a loss may be where a remedy is not expected to lower it."""
@@ -130,6 +132,28 @@ def small_mlp(width: int, activation: type[nn.Module], pixels_times: float) -> n
     )
 
 
+def short_trainer(cfg: DictConfig, logger: Logger, *callbacks: Callback) -> L.Trainer:
+    """A trainer of which only the numbers are kept."""
+    trainer: L.Trainer = instantiate(
+        cfg.trainer,
+        logger=logger,
+        callbacks=list(callbacks),
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    return trainer
+
+
+def above_info(findings: Sequence[Finding]) -> list[Finding]:
+    """Those that are told."""
+    return [each for each in findings if each.severity is not Severity.info]
+
+
+def by_gravity(findings: Sequence[Finding]) -> list[Finding]:
+    """The gravest first."""
+    return sorted(findings, key=lambda each: each.severity is not Severity.error)
+
+
 def train(cfg: DictConfig) -> Outcome:
     """Trains as it is configured."""
     L.seed_everything(cfg.seed, verbose=False)
@@ -138,18 +162,12 @@ def train(cfg: DictConfig) -> Outcome:
 
     def fit(ckpt_path: Path | None, *callbacks: Callback) -> Outcome:
         monitor = instantiate(cfg.adam_monitor)
-        trainer = instantiate(
-            cfg.trainer,
-            logger=logger,
-            callbacks=[monitor, *callbacks],
-            enable_checkpointing=False,
-            enable_model_summary=False,
-        )
+        trainer = short_trainer(cfg, logger, monitor, *callbacks)
         planted = cfg.planted
         net = small_mlp(cfg.width, get_class(planted.activation), planted.pixels_times)
         module = LitPatient(net, cfg.optimizer, cfg.scheduler, planted)
         trainer.fit(module, *loaders, ckpt_path=ckpt_path)
-        told = [each for each in monitor.findings if each.severity is not Severity.info]
+        told = above_info(monitor.findings)
         loss = float(trainer.callback_metrics["val/loss"])
         return Outcome(told, loss, where_to_look(logger), folder_of(logger))
 
@@ -177,8 +195,7 @@ def lose_moments(checkpoint: Path) -> None:
 
 def remedy_of(findings: Sequence[Finding], by_hand: Sequence[str]) -> list[str]:
     """What the gravest finding says to type, or what stands for it in the configuration."""
-    graver = sorted(findings, key=lambda each: each.severity is not Severity.error)
-    return list(graver[0].remedy) or list(by_hand)
+    return list(by_gravity(findings)[0].remedy) or list(by_hand)
 
 
 def side_by_side(before: Outcome, after: Outcome) -> str:
@@ -194,9 +211,7 @@ def side_by_side(before: Outcome, after: Outcome) -> str:
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="clinic")
 def main(cfg: DictConfig) -> float:
-    # The images are in memory: workers would only slow their loading.
-    warnings.filterwarnings("ignore", message=".*does not have many workers")
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.* is deprecated")
+    quieten()
     warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU")
     before = train(cfg)
     remedy = remedy_of(before.findings, cfg.by_hand) if before.findings else []

@@ -8,7 +8,6 @@ sbatch recipes/ddp_fsdp.slurm strategy=fsdp
 """
 
 import math
-import warnings
 
 import hydra
 import lightning as L
@@ -25,6 +24,7 @@ from lightning_adam import ConfigError
 from recipes.char_gpt import LitGPT, text_loaders, text_of
 from recipes.looking import finish
 from recipes.processes import register_resolvers
+from recipes.quiet import quieten
 from recipes.small_gpt import CONTEXT, SmallGPT
 
 
@@ -59,9 +59,7 @@ register_resolvers()
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="ddp_fsdp")
 def main(cfg: DictConfig) -> float:
-    # The text is in memory: workers would only slow its loading.
-    warnings.filterwarnings("ignore", message=".*does not have many workers")
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.* is deprecated")
+    quieten()
     # All processes begin with the same parameters.
     L.seed_everything(cfg.seed)
     logger = instantiate(cfg.logger)

@@ -6,7 +6,6 @@ python -m recipes.finetune frozen_blocks=4 unfreeze_every_n_epochs=null
 """
 
 import copy
-import warnings
 from typing import Any
 
 import hydra
@@ -24,6 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from recipes.looking import finish
 from recipes.mnist import LitClassifier, mnist_loaders
+from recipes.quiet import quieten
 
 VALIDATION_IMAGES = 1000
 
@@ -99,9 +99,7 @@ def fit(trainer: L.Trainer, net: SmallCNN, phase: DictConfig, loaders: Loaders) 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="finetune")
 def main(cfg: DictConfig) -> float:
-    # The images are in memory: workers would only slow their loading.
-    warnings.filterwarnings("ignore", message=".*does not have many workers")
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.* is deprecated")
+    quieten()
     L.seed_everything(cfg.seed)
     logger = instantiate(cfg.logger)
     folder = f"{HydraConfig.get().runtime.output_dir}/checkpoints"

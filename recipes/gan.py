@@ -4,7 +4,6 @@ python -m recipes.gan
 python -m recipes.gan generator.lr=5e-4 'discriminator.betas=[0.9,0.999]' trainer.max_epochs=5
 """
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch.nn.functional import one_hot, softplus
 from lightning_adam import build_adam
 from recipes.looking import as_typed, finish
 from recipes.mnist import LitClassifier, mnist_loaders, small_cnn
+from recipes.quiet import quieten
 
 EACH = 100
 """How many of each digit are generated to be read."""
@@ -122,9 +122,7 @@ class Reader(Callback):
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="gan")
 def main(cfg: DictConfig) -> float:
-    # The images are in memory: workers would only slow their loading.
-    warnings.filterwarnings("ignore", message=".*does not have many workers")
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.* is deprecated")
+    quieten()
     L.seed_everything(cfg.seed)
     output_dir = Path(HydraConfig.get().runtime.output_dir)
     train, validation = mnist_loaders(cfg.batch_size)

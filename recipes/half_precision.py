@@ -10,7 +10,7 @@ One row a training. Those with a plus are the one above them, with a cure of its
 import shlex
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import hydra
 import lightning as L
@@ -22,10 +22,10 @@ from torch import nn
 from torch.optim import AdamW
 
 from lightning_adam.findings.finding import Finding
-from lightning_adam.schema import Severity
-from recipes.clinic import LitPatient, small_mlp
+from recipes.clinic import LitPatient, above_info, by_gravity, short_trainer, small_mlp
 from recipes.looking import as_typed
 from recipes.mnist import mnist_loaders
+from recipes.quiet import quieten
 
 
 class Row(NamedTuple):
@@ -47,14 +47,8 @@ HEAD = Row("precision", "eps", "β2", "before the first step", "in training", "v
 class LitByTorch(LitPatient):
     """The same, with the optimizer that torch builds, whatever its eps is in the dtype."""
 
-    def __init__(
-        self,
-        net: nn.Module,
-        optimizer: DictConfig,
-        scheduler: DictConfig | None,
-        planted: DictConfig,
-    ) -> None:
-        super().__init__(net, optimizer, scheduler, planted)
+    def __init__(self, net: nn.Module, optimizer: DictConfig, *others: Any) -> None:
+        super().__init__(net, optimizer, *others)
         self.adam = optimizer
 
     def configure_optimizers(self) -> AdamW:
@@ -62,23 +56,17 @@ class LitByTorch(LitPatient):
         return AdamW(self.parameters(), lr=adam.lr, betas=tuple(adam.betas), eps=adam.eps)
 
 
-def train(cfg: DictConfig, typed: str, loaders: Sequence[object]) -> tuple[Row, list[Finding]]:
+def train(cfg: DictConfig, typed: str, loaders: Sequence[Any]) -> tuple[Row, list[Finding]]:
     """Trains as it is configured."""
     L.seed_everything(cfg.seed, verbose=False)
     monitor = instantiate(cfg.adam_monitor)
-    trainer = instantiate(
-        cfg.trainer,
-        logger=instantiate(cfg.logger),
-        callbacks=[monitor],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-    )
+    trainer = short_trainer(cfg, instantiate(cfg.logger), monitor)
     lit = LitByTorch if cfg.by_torch else LitPatient
     net = small_mlp(cfg.width, nn.ReLU, pixels_times=1.0)
     trainer.fit(lit(net, cfg.optimizer, cfg.scheduler, cfg.planted), *loaders)
     # Two runs in one process need an end between them.
     wandb.finish()
-    told = [each for each in monitor.findings if each.severity is not Severity.info]
+    told = above_info(monitor.findings)
     row = Row(
         # What Lightning has made of it: without a GPU 16-mixed is bf16-mixed.
         precision=trainer.precision,
@@ -99,8 +87,8 @@ def codes(findings: Iterable[Finding]) -> str:
 
 def cures_of(findings: Sequence[Finding]) -> list[list[str]]:
     """All that the gravest finding says to type, the best first."""
-    graver = sorted(findings, key=lambda each: each.severity is not Severity.error)
-    return [list(cure.overrides) for each in graver[:1] for cure in each.cures if cure.overrides]
+    gravest = by_gravity(findings)[:1]
+    return [list(cure.overrides) for each in gravest for cure in each.cures if cure.overrides]
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -112,9 +100,7 @@ def table(rows: Sequence[Row]) -> str:
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="half_precision")
 def main(cfg: DictConfig) -> None:
-    # The images are in memory: workers would only slow their loading.
-    warnings.filterwarnings("ignore", message=".*does not have many workers")
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.* is deprecated")
+    quieten()
     warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU")
     job = list(HydraConfig.get().overrides.task)
     loaders = mnist_loaders(cfg.batch_size)

@@ -5,7 +5,7 @@ python -m recipes.mnist optimizer.lr=3e-4 'optimizer.betas=[0.9,0.95]' trainer.m
 python -m recipes.mnist -m optimizer.lr=1e-4,1e-3
 """
 
-import warnings
+from typing import Any
 
 import hydra
 import lightning as L
@@ -22,12 +22,13 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_adam import AdamMixin, ConfigError
 from recipes.looking import finish
+from recipes.quiet import quieten
 
 VALIDATION_IMAGES = 1000
 
 
 class LitClassifier(AdamMixin, L.LightningModule):
-    def __init__(self, net: nn.Module, optimizer: DictConfig, scheduler: DictConfig | None) -> None:
+    def __init__(self, net: nn.Module, optimizer: Any, scheduler: Any) -> None:
         super().__init__(optimizer=optimizer, scheduler=scheduler)
         self.net = net
         self.accuracy = MulticlassAccuracy(num_classes=10, average="micro")
@@ -77,9 +78,7 @@ def mnist_loaders(
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="mnist")
 def main(cfg: DictConfig) -> float:
-    # The images are in memory: workers would only slow their loading.
-    warnings.filterwarnings("ignore", message=".*does not have many workers")
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.* is deprecated")
+    quieten()
     L.seed_everything(cfg.seed)
     logger = instantiate(cfg.logger)
     checkpoint = ModelCheckpoint(

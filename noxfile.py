@@ -1,4 +1,4 @@
-"""The tests on each Python and each Hydra, the package, and the documentation.
+"""The tests on each Python and each Hydra, and the package.
 
 nox                                     all of it, with the interpreters that are there
 nox -s "tests-3.12(hydra='1.3')"        one of them
@@ -35,9 +35,3 @@ def package(session: nox.Session) -> None:
     session.run(sys.executable, "-m", "build", "--outdir", folder)
     built = [str(each) for each in Path(folder).glob("lightning_adam-*")]
     session.run(sys.executable, "-m", "twine", "check", "--strict", *built)
-
-
-@nox.session(python=False)
-def docs(session: nox.Session) -> None:
-    """The documentation, without a warning."""
-    session.run(sys.executable, "-m", "mkdocs", "build", "--strict")

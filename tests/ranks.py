@@ -33,7 +33,7 @@ def launch(module: str, world: int, folder: Path, *arguments: str, limit: float 
     for rank in range(world):
         environment = {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         said = folder / f"rank_{rank}.txt"
-        processes.append(forked.start(["-m", module, *arguments], folder, environment, said))
+        processes.append(forked.start(module, arguments, folder, environment, said))
     deadline = time.monotonic() + limit
     for each in processes:
         each.join(max(deadline - time.monotonic(), 0))

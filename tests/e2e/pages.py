@@ -1,5 +1,6 @@
 """What the README, CONTRIBUTING and the documentation show in fenced blocks."""
 
+import functools
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,7 @@ class Block(NamedTuple):
     text: str
 
 
+@functools.cache
 def blocks() -> list[Block]:
     """Each fenced block of all pages."""
     found = []
@@ -58,6 +60,8 @@ def typed(pattern: str) -> list[str]:
 
 
 def files(*beginnings: tuple[str, str]) -> dict[str, str]:
-    """Blocks by the path that stands in their first line."""
+    """Blocks by the path that stands in their first comment."""
     texts = [block(*beginning) for beginning in beginnings]
-    return {text.partition("\n")[0].removeprefix("# "): text for text in texts}
+    # What Hydra is told of a file's package comes first.
+    heads = [text.removeprefix("# @package _global_\n").partition("\n")[0] for text in texts]
+    return {head.removeprefix("# "): text for head, text in zip(heads, texts, strict=True)}

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,6 @@ from typing import Any
 from lightning_adam.statistics.catalogue import select
 from tests.e2e.pages import CONFIG, TRAIN, TRAIN_LINE, files, typed
 from tests.e2e.pages import REPOSITORY as REPOSITORY
-from tests.forked import can_fork, run_forked
 
 BIN = Path(sys.executable).parent
 """Where the environment that runs the tests has its commands."""
@@ -85,13 +83,10 @@ def run(
     variables: Mapping[str, str] | None = None,
 ) -> Finished:
     """Runs a command in a folder; there is nobody at the keyboard."""
-    variables = environment() if variables is None else variables
-    if can_fork(command, variables):
-        return Finished(*run_forked(command, folder, variables))
     finished = subprocess.run(
         command,
         cwd=folder,
-        env=variables,
+        env=environment() if variables is None else variables,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -103,13 +98,6 @@ def run(
 
 def run_text(text: str, folder: Path, variables: Mapping[str, str] | None = None) -> Finished:
     """Runs a block of shell text, as it would be pasted."""
-    variables = environment() if variables is None else variables
-    if not re.search(r"[\n|&;<>$`]", text.strip()):
-        # Without the shell, which it does not need, it can be forked.
-        program, *words = shlex.split(text)
-        found = shutil.which(program, path=variables["PATH"])
-        if found:
-            return run([found, *words], folder, variables)
     return run(["bash", "-e", "-c", text], folder, variables)
 
 

@@ -18,6 +18,7 @@ from lightning_adam.findings import RULES, Cure
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.showing import raised
 from lightning_adam.schema import Severity
+from lightning_adam.statistics.catalogue import SYMBOLS
 from tests.e2e.pages import CONFIG, REPOSITORY, TRAIN, TRAIN_LINE, block, blocks, files, typed
 from tests.e2e.support import (
     BIN,
@@ -49,7 +50,7 @@ TABLE = ("text", "AdamW, ")
 FOUND = ("text", "AdamMonitor: eps_dominates")
 MEASURE = ("python", "# measure.py\n")
 MODULE = ("python", "# src/models/digits_module.py\n")
-EXPERIMENT = ("yaml", "# configs/experiment/adam.yaml\n")
+EXPERIMENT = ("yaml", "# @package _global_\n# configs/experiment/adam.yaml\n")
 CLI = ("python", "# cli.py\n")
 CLI_FILE = ("yaml", "# fit.yaml\n")
 ADDED = {
@@ -103,24 +104,43 @@ LINES = [MAKE, EXPLAIN, LOOKING, INSPECT, re.escape(TRAIN_LINE), PROJECT, TUNING
 LINES += [MNIST, RESUME, PROCESSES, IN_BFLOAT16, RECIPES, IN_TEMPLATE, IN_CLI]
 
 SAID = {
-    "lightning_adam/scheduler=wsd": ["head      ", "name=wsd", "decay_steps=39"],
-    "optimizer.layer_decay": ["layer_0", "name=ReduceLROnPlateau", "patience=3", "interval=epoch"],
+    "lightning_adam/scheduler=wsd": ["head      ", "name=wsd", "decay_steps=38"],
+    "optimizer.layer_decay": [
+        "layer_0",
+        "name=ReduceLROnPlateau",
+        "patience=3",
+        "monitor=val/loss",
+        "interval=epoch",
+    ],
     "OneCycleLR": ["name=OneCycleLR", "total_steps=192", "interval=step"],
-    "findings.eps_dominates": ["AdamMonitor has found nothing wrong in "],
-    "optimi.AdamW": ["optimi", "what is not measured"],
+    "adam_monitor.findings.": ["AdamMonitor has found nothing wrong in "],
+    "optimi.AdamW": ["AdamMonitor measures of AdamW what its state tells, not "],
     "weight_decay_on=all": ["0.01 "],
 }
 """What is printed where a line of the project holds these words."""
 LOGGED = {
-    "layer_depth=1": ["adam_update/direction_max/layer/net"],
+    "layer_depth=1": [
+        "adam_update/direction_max/layer/net",
+        "adam_underflow/idle_fraction/group/decay",
+    ],
     "adam_monitor.worst": [
         "adam_underflow/eps_damping",
         "adam_underflow/eps_energy_loss/tensor/net.0.weight",
     ],
-    "layer_table": ["adam_histogram/denominator/group/decay", "adam_layers"],
+    "layer_table": [
+        "adam_histogram/denominator/group/decay",
+        "adam_underflow/eps_curve_table",
+        "adam_layers",
+    ],
     "scopes=[model,tensor]": ["adam_moments/exp_avg_norm/tensor/net.0.weight"],
 }
 """Some of the keys that it logs."""
+EXPLAINED = {
+    "optimizer": "optimizer.layer_decay.rate=null",
+    "scheduler": "lightning_adam/scheduler=inverse_sqrt",
+    "tune": "hydra.sweeper.n_trials=40",
+}
+"""What is told of a topic; of all others, the symbols are."""
 UNTOUCHED = ["adam_update/update_norm", "adam_underflow/idle_fraction/layer/net.1"]
 """One of the keys that each line without code logs."""
 RECIPE_JOBS = [[{"lr": 3e-4, "betas": [0.9, 0.95], "amsgrad": True}], [{"lr": 1e-4}, {"lr": 1e-3}]]
@@ -183,7 +203,7 @@ def test_what_is_typed_for_the_project_does_what_is_said(line: str, project: Pat
 @pytest.mark.parametrize("line", typed(EXPLAIN))
 def test_what_is_explained_is_there(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(shlex.split(line)[1:])
-    assert len(capsys.readouterr().out) > 300
+    assert EXPLAINED.get(line.split()[-1], SYMBOLS) in capsys.readouterr().out
 
 
 def test_a_finding_is_shown_as_in_the_readme() -> None:
@@ -432,3 +452,14 @@ def test_what_make_is_asked_for_is_a_target() -> None:
     for each in ("test", "lint"):
         assert f"make {each}" in script.read_text(encoding="utf-8").splitlines()
     assert os.access(script, os.X_OK)
+    assert block("bash", "make demo\n").splitlines() == ["make demo", "make test"]
+
+
+def test_pre_commit_takes_its_file_and_installs_its_hook(tmp_path: Path) -> None:
+    succeed(["git", "init", "--quiet", tmp_path])
+    shutil.copy(REPOSITORY / ".pre-commit-config.yaml", tmp_path)
+    (line,) = typed("pre-commit ")
+    for command in ("pre-commit validate-config", line):
+        asked = run_text(command, tmp_path)
+        assert asked.returncode == 0, asked.output
+    assert (tmp_path / ".git" / "hooks" / "pre-commit").is_file()

@@ -24,6 +24,7 @@ ELSEWHERE = {
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
     "monitor_cost.png": "benchmarks/monitor_cost.png",
+    "monitor_cost_cuda.png": "benchmarks/monitor_cost_cuda.png",
 }
 """Pages and pictures of the site, by where they stand in it, which are read where they are."""
 

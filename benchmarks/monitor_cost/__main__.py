@@ -30,7 +30,7 @@ import wandb
 
 from benchmarks.monitor_cost.in_between import in_between
 from benchmarks.monitor_cost.machine import machine
-from benchmarks.monitor_cost.results import Results, StepPart, TrainingPart
+from benchmarks.monitor_cost.results import Results, Size, StepPart, TrainingPart
 from benchmarks.monitor_cost.saving import save
 from benchmarks.monitor_cost.step import measure_size
 from benchmarks.monitor_cost.tables import report
@@ -52,16 +52,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         os.environ |= {"WANDB_DATA_DIR": folder, "WANDB_DIR": folder}
         if "step" in typed.part:
+            sizes: dict[str, Size] = {}
             results["step"][typed.device] = StepPart(
                 command=command,
                 machine=here,
                 in_between=in_between(typed.rounds, folder),
-                sizes={
-                    size: measure_size(size, typed.device, typed.rounds) for size in typed.sizes
-                },
+                sizes=sizes,
             )
-            # A training takes long, and may be broken off.
-            save(results, typed.save)
+            for size in typed.sizes:
+                sizes[size] = measure_size(size, typed.device, typed.rounds)
+                # The next takes long, and may be broken off.
+                save(results, typed.save)
         if "training" in typed.part:
             logger = logger_of(typed.logger, folder)
             results["training"][typed.device] = TrainingPart(

@@ -24,6 +24,9 @@ from benchmarks.monitor_cost.tensors import Named
 from benchmarks.monitor_cost.timing import Work
 from lightning_adam import AdamStatistics
 
+WATCHED_AT_MOST = 500_000_000
+"""Elements: `wandb.watch` takes seconds for each hundred million, and has no arm beyond."""
+
 
 @dataclass
 class Timed:
@@ -51,14 +54,16 @@ def arms_of(named: Named, optimizer: torch.optim.AdamW) -> dict[str, Timed]:
 
         return work
 
-    watched, plain = (Weights(parameter for _, parameter in named) for _ in range(2))
-    wandb.watch(watched, log="all", log_freq=1)
-    return {
+    arms = {
         READ: Timed(plain_read(optimizer)),
         STEP: Timed(optimizer.step),
         STEP_AGAIN: Timed(optimizer.step),
         **{name: Timed(measure(name)) for name in OURS},
         COMPOSER: Timed(lambda: composer(named, optimizer)),
         OLMO: Timed(lambda: olmo(named, optimizer)),
-        WATCH: Timed(watched.train_once, plain.train_once),
     }
+    if sum(parameter.numel() for _, parameter in named) <= WATCHED_AT_MOST:
+        watched, plain = (Weights(parameter for _, parameter in named) for _ in range(2))
+        wandb.watch(watched, log="all", log_freq=1)
+        arms[WATCH] = Timed(watched.train_once, plain.train_once)
+    return arms

@@ -19,6 +19,7 @@ from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.showing import raised
 from lightning_adam.schema import Severity
 from lightning_adam.statistics.catalogue import SYMBOLS
+from tests.e2e.borrowed import lend
 from tests.e2e.pages import CONFIG, REPOSITORY, TRAIN, TRAIN_LINE, block, blocks, files, typed
 from tests.e2e.support import (
     BIN,
@@ -423,6 +424,8 @@ def recorded_optimizers(folder: Path) -> list[dict[str, Any]]:
 def test_make_demo_works_in_a_fresh_clone_and_installs_once(tmp_path: Path) -> None:
     clone = tmp_path / "a clone"
     succeed(["git", "clone", "--quiet", REPOSITORY, clone])
+    succeed(["make", f"PYTHON={sys.executable}", ".venv/bin/python"], clone)
+    lend(clone / ".venv", "recipes")
     first, second = demo(clone), demo(clone)
     assert INSTALLING in first.output
     assert INSTALLING not in second.output

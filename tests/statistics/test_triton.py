@@ -22,6 +22,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 
 from lightning_adam import AdamStatistics  # noqa: E402
 from lightning_adam.statistics.accumulators import COLUMNS  # noqa: E402
+from lightning_adam.statistics.kernels import eager  # noqa: E402
 from lightning_adam.statistics.kernels import triton as kernel  # noqa: E402
 from lightning_adam.statistics.views import TensorView, Views  # noqa: E402
 from tests.statistics.triton_agreement import (  # noqa: E402
@@ -253,6 +254,26 @@ def test_the_same_bits_again_on_the_device() -> None:
     views = Views().after_step(adam)
     first, second = kernel.measure(views, ALL), kernel.measure(views, ALL)
     assert first.cpu().numpy().tobytes() == second.cpu().numpy().tobytes()
+
+
+@pytest.mark.gpu
+@needs_device
+@pytest.mark.parametrize("transposed", [False, True])
+def test_without_triton_the_device_measures_the_same(transposed: bool) -> None:
+    """In pieces that are longer than the CPU's."""
+    side = 1 + int(1.5 * eager.PIECE_ON_A_DEVICE**0.5)
+    data = torch.randn(side, side, device="cuda") * 0.1
+    weights = [nn.Parameter(data.t() if transposed else data), *on_device()]
+    adam = AdamW(weights, fused=True)
+    step(adam)
+    views = Views().after_step(adam)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    with nothing_waits():
+        rows = eager.measure(views, ALL)
+    assert torch.cuda.max_memory_allocated() - before < 200e6
+    assert_rows_agree(views, rows, ALL)
 
 
 @pytest.mark.gpu

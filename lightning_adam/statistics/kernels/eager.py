@@ -1,7 +1,7 @@
 """The reference kernel: plain torch operations in float64, on any device.
 
-It works through a tensor in pieces, so that its temporaries stay below 32 MB whatever the tensor's
-size, and it never waits for the device.
+It works through a tensor in pieces, so that its temporaries stay below 32 MB, on another device
+than the CPU below 200 MB, whatever the tensor's size, and it never waits for the device.
 """
 
 import math
@@ -17,6 +17,8 @@ from lightning_adam.statistics.views import TensorView
 
 PIECE = 1 << 16
 """Elements at a time: half a megabyte in float64, of which about thirty live at once."""
+PIECE_ON_A_DEVICE = 1 << 20
+"""The same where each of hundreds of operations is a kernel to be launched."""
 
 
 @torch.no_grad()
@@ -314,10 +316,13 @@ def _elements(view: TensorView) -> Iterator[_Elements]:
 def _pieces(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
     """Flat pieces of tensors of one shape, element by element alike, whatever their strides."""
     shape = tensors[0].shape
-    if shape.numel() <= PIECE:
+    length = PIECE if tensors[0].is_cpu else PIECE_ON_A_DEVICE
+    if shape.numel() <= length:
         yield [tensor.reshape(-1) for tensor in tensors]
     elif all(tensor.is_contiguous() for tensor in tensors):
-        for piece in zip(*(torch.split(tensor.view(-1), PIECE) for tensor in tensors), strict=True):
+        for piece in zip(
+            *(torch.split(tensor.view(-1), length) for tensor in tensors), strict=True
+        ):
             yield list(piece)
     else:
         longest = max(range(len(shape)), key=lambda dimension: shape[dimension])

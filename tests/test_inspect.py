@@ -462,6 +462,7 @@ def test_a_file_that_tells_nothing_is_refused(
     assert str(refused.value).startswith(str(tmp_path / "file"))
 
 
+@pytest.mark.slow
 def test_in_a_shell(tmp_path: Path) -> None:
     planted(tmp_path / "state.pt", 1e-9)
 

@@ -193,6 +193,7 @@ def test_a_group_of_the_users_own_over_ours_is_refused_when_composed(
     assert f"full_key: {package}{kind}._target_" in refused.lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "package"), [("optimizer", ""), ("scheduler", "model.")])
 def test_a_group_of_the_users_own_under_ours_is_refused_by_name(
     app: Path, kind: str, package: str

@@ -52,9 +52,10 @@ REFUSALS = {
 """What is typed, and how the sentence that refuses it begins."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "is_own_text"),
-    [("bf16-true", True), pytest.param("bf16-mixed", False, marks=pytest.mark.slow)],
+    [("bf16-true", True), ("bf16-mixed", False)],
 )
 def test_it_trains_says_how_well_and_writes(
     precision: str, is_own_text: bool, tmp_path: Path

@@ -134,6 +134,7 @@ def typed(project: Path, *overrides: str) -> Finished:
     return run([BIN / "python", "train.py", *overrides], project, variables)
 
 
+@pytest.mark.slow
 def test_what_is_typed_is_what_is_measured(project: Path) -> None:
     trained = typed(project, *TYPED)
     assert trained.returncode == 0, trained.output

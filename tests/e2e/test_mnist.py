@@ -95,6 +95,8 @@ REFUSED_BY_COMMAND = WHEN_COMPOSED | {
     )
 }
 """One of each place that refuses; the others are refused in the process of the tests."""
+REFUSED_SOON = {"optimizer.lrr=1", "scheduler.warmup_steps=100000"}
+"""In the default tests: one when composed, one when fit starts."""
 ADVICE_IS_NO_OVERRIDE = {"trainer.max_epochs=-1"}
 
 mnist_data_once = functools.cache(mnist_data)
@@ -198,7 +200,13 @@ def test_the_default_logger_asks_nothing_of_a_user_without_an_account(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("typed", "sentence"), REFUSED_BY_COMMAND.items(), ids=REFUSED_BY_COMMAND.keys()
+    ("typed", "sentence"),
+    [
+        pytest.param(
+            typed, sentence, id=typed, marks=[] if typed in REFUSED_SOON else [pytest.mark.slow]
+        )
+        for typed, sentence in REFUSED_BY_COMMAND.items()
+    ],
 )
 def test_a_bad_setting_is_refused_before_training_in_one_clear_line(
     typed: str, sentence: str, tmp_path: Path

@@ -25,12 +25,11 @@ class Script(NamedTuple):
     name: str
     keys: list[str]
     said: str
-    marks: Any = ()
 
 
 TRAINED = [
     Script("classifier", [UPDATE, f"{UPDATE}/layer/net.1"], "EnvironmentMonitor"),
-    Script("sgd", [], f"{VARIABLE}: nothing to measure", pytest.mark.slow),
+    Script("sgd", [], f"{VARIABLE}: nothing to measure"),
     Script(
         "gan",
         [
@@ -38,15 +37,12 @@ TRAINED = [
             f"{UPDATE}/optimizer/discriminator/layer/discriminator.2",
         ],
         "EnvironmentMonitor",
-        pytest.mark.slow,
     ),
 ]
 
 
-@pytest.mark.parametrize(
-    "script",
-    [pytest.param(each, id=each.name, marks=each.marks) for each in TRAINED],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("script", TRAINED, ids=[each.name for each in TRAINED])
 def test_a_script_is_measured_and_trains_bit_identically(script: Script, tmp_path: Path) -> None:
     without, with_it = tmp_path / "without", tmp_path / "with it"
     unset = trained(script, without, environment())

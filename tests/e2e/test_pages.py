@@ -255,6 +255,7 @@ def test_the_block_without_lightning_measures_and_draws(tmp_path: Path) -> None:
     assert (tmp_path / "adam.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beginning", ADDED)
 def test_what_contributing_adds_works(beginning: str, tmp_path: Path) -> None:
     written = files(("python", beginning))

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from tests.e2e.support import BIN, Finished, run, write_files
 
+pytestmark = pytest.mark.slow
+
 PRINTED = "trained with: "
 EPOCHS, BATCHES, BATCH_SIZE = 3, 4, 8
 

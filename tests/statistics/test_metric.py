@@ -235,7 +235,7 @@ def test_more_elements_than_a_piece_in_any_layout(layout: str) -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("contiguous", [True, False])
+@pytest.mark.parametrize("contiguous", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_temporaries_stay_below_32_megabytes(contiguous: bool, kernel: str) -> None:
     """In a process of its own: the peak of its memory is what is asserted."""
     script = f"""

@@ -47,6 +47,7 @@ def rows(optimizer: Optimizer) -> Tensor:
     return kernels.measure(Views().after_step(optimizer), ALL, "numba")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("x86" not in os.uname().machine, reason="the names of x86's instructions")
 def test_the_loops_are_made_of_vector_instructions(tmp_path: Path) -> None:
     """One int64 among the int32, or one index that may be negative, and they are not."""

@@ -1,20 +1,21 @@
-"""To all loggers of a trainer what is measured; to each what Lightning has no method for."""
+"""To all loggers of a trainer what is measured; to each what Lightning has no method for.
+
+wandb, which takes a second to import, is imported only where one of them is W&B's.
+"""
 
 import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import wandb
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from lightning_adam._private.wandb import keep_as_file
 from lightning_adam.logged import DENOMINATOR, EPS_CURVE, FINDINGS, LAYERS
 from lightning_adam.statistics.histograms import (
     EPS_SHOWN,
@@ -22,6 +23,9 @@ from lightning_adam.statistics.histograms import (
     dominated_fractions,
     fold,
 )
+
+if TYPE_CHECKING:
+    import wandb
 
 ROWS_AT_ONCE = 1000
 """The rows of a layers' table that are sent together: about as many a killed run loses."""
@@ -84,6 +88,8 @@ def log_exponents(logger: Logger, exponents: Mapping[str, Sequence[int]], step: 
         step: The step of the x-axis.
     """
     if isinstance(logger, WandbLogger):
+        import wandb
+
         histograms = {
             key: wandb.Histogram(
                 np_histogram=(np.asarray(shown.counts), np.asarray(shown.log2_edges))
@@ -111,6 +117,8 @@ def _eps_curves(exponents: Mapping[str, Sequence[int]]) -> dict[str, Any]:
             optimizer, separator, group = key.removeprefix(DENOMINATOR).partition("/group/")
             chart = lines.setdefault(EPS_CURVE + optimizer, {})
             chart[f"group/{group}" if separator else "model"] = dominated_fractions(counts)
+    import wandb
+
     return {
         key: wandb.plot.line_series(
             xs=[math.log10(eps) for eps in EPS_SHOWN],
@@ -141,6 +149,8 @@ def log_findings(logger: Logger, rows: Sequence[Mapping[str, Any]], step: int) -
         unfinished.write_text(json.dumps(rows, indent=1), encoding="utf-8")
         unfinished.replace(file)
     if isinstance(logger, WandbLogger):
+        import wandb
+
         table = wandb.Table(columns=[*rows[0]], data=[_cells(row) for row in rows])
         _keep_as_file(table, logger, FINDINGS)
         logger.log_metrics({FINDINGS: table}, step)  # type: ignore[dict-item]
@@ -178,7 +188,9 @@ def alert(logger: Logger, title: str, text: str) -> None:
 
 
 @rank_zero_only
-def _keep_as_file(table: wandb.Table, logger: WandbLogger, key: str) -> None:
+def _keep_as_file(table: "wandb.Table", logger: WandbLogger, key: str) -> None:
+    from lightning_adam._private.wandb import keep_as_file
+
     keep_as_file(table, logger.experiment, key)
 
 
@@ -230,12 +242,14 @@ class LayerTable:
             loggers: The trainer's; all but W&B's are passed over.
             step: The step of the x-axis.
         """
-        while self.rows:
-            # W&B cuts a table that is longer.
-            piece = self.rows[: wandb.Table.MAX_ROWS]
-            self.rows = self.rows[len(piece) :]
-            for logger in loggers:
-                if isinstance(logger, WandbLogger):
-                    table = wandb.Table(columns=self.columns, data=piece)
+        rows, self.rows = self.rows, []
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):
+                import wandb
+
+                # W&B cuts a table that is longer.
+                most = wandb.Table.MAX_ROWS
+                for first in range(0, len(rows), most):
+                    table = wandb.Table(columns=self.columns, data=rows[first : first + most])
                     _keep_as_file(table, logger, LAYERS)
                     logger.log_metrics({LAYERS: table}, step)  # type: ignore[dict-item]

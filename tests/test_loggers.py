@@ -1,5 +1,7 @@
 """Histograms, curves and tables, read back from what W&B and TensorBoard left on the disk."""
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,6 +41,14 @@ GROUPS = {MODEL: None, DECAY: 0, NO_DECAY: 1}
 """The position of each scope's group in the optimizer."""
 LINES = {MODEL: "model", DECAY: "group/decay", NO_DECAY: "group/no_decay"}
 PARAMETERS = sum(parameter.numel() for parameter in network().parameters())
+
+
+def test_wandb_is_imported_by_those_who_log_to_it_only() -> None:
+    script = "import sys; from lightning_adam import AdamMixin, AdamMonitor; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "lightning_adam.loggers" in ran.stdout.split()
+    assert "wandb" not in ran.stdout.split()
+
 
 EPS_CURVE = "adam_underflow/eps_curve"
 

@@ -13,6 +13,8 @@ from benchmarks.monitor_cost.results import (
     TrainingPart,
 )
 
+ON = {"cpu": "", "cuda": " on CUDA"}
+"""How a heading names what it was measured on."""
 TARGET_US = 5.0
 """A step that is not measured should cost no more than so many microseconds."""
 
@@ -20,13 +22,14 @@ TARGET_US = 5.0
 def report(results: Results) -> str:
     """All tables, in Markdown."""
     parts = []
-    for step in results["step"].values():
-        parts += ["### One measurement", source(step["command"], step["machine"])]
+    for device, step in results["step"].items():
+        on = ON[device]
+        parts += [f"### One measurement{on}", source(step["command"], step["machine"])]
         parts += [size_table(name, size) for name, size in step["sizes"].items()]
-        parts += ["### The step after", after_table(step["sizes"])]
-        parts += ["### A step in between", in_between_table(step["in_between"])]
-    for training in results["training"].values():
-        parts += ["### A training", source(training["command"], training["machine"])]
+        parts += [f"### The step after{on}", after_table(step["sizes"])]
+        parts += [f"### A step in between{on}", in_between_table(step["in_between"])]
+    for device, training in results["training"].items():
+        parts += [f"### A training{ON[device]}", source(training["command"], training["machine"])]
         parts += [training_table(training)]
     return "\n\n".join(parts)
 

@@ -11,7 +11,10 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import torch
+
 MAPS = Path("/proc/self/maps")
+TORCH = f"{Path(torch.__file__).resolve().parent}{os.sep}"
 _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _forked = False
 
@@ -45,12 +48,21 @@ def run_in_team(work: Callable[[], None], threads: int) -> bool:
 
 @cache
 def _parallel() -> Callable[..., None] | None:
-    """The `parallel` of libgomp, if the only OpenMP here is libgomp."""
-    maps = MAPS.read_text() if MAPS.exists() else ""
-    runtimes = set(re.findall(r"/.*/lib[gi]?omp[^/\n]*\.so\S*", maps))
-    if len(runtimes) != 1 or "libgomp" not in (runtime := runtimes.pop()):
+    """The `parallel` of torch's libgomp, if no other kind of OpenMP is loaded."""
+    runtime = _runtime_of_torch(MAPS.read_text() if MAPS.exists() else "")
+    if runtime is None:
         return None
     parallel = ctypes.CDLL(runtime).GOMP_parallel
     parallel.argtypes = [_CALLBACK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     parallel.restype = None
     return parallel
+
+
+def _runtime_of_torch(maps: str) -> str | None:
+    """The file of torch's libgomp among what is loaded; scikit-learn's wheels bring their own."""
+    runtimes = set(re.findall(r"/.*/lib[gi]?omp[^/\n]*\.so\S*", maps))
+    if not all("libgomp" in each for each in runtimes):
+        return None
+    ours = {each for each in runtimes if each.startswith(TORCH)}
+    (runtime,) = ours if len(ours) == 1 else runtimes if len(runtimes) == 1 else (None,)
+    return runtime

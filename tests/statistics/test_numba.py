@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_adam import AdamStatistics
-from lightning_adam._private.openmp import _parallel, run_in_team
+from lightning_adam._private.openmp import TORCH, _parallel, _runtime_of_torch, run_in_team
 from lightning_adam.statistics import kernels
 from lightning_adam.statistics.accumulators import COLUMNS
 from lightning_adam.statistics.kernels import eager, numba
@@ -281,6 +281,26 @@ def test_torchs_own_threads_do_the_work() -> None:
     assert run_in_team(lambda: seen.append(threading.get_ident()), 3)
     assert len(set(seen)) == 3
     assert threading.get_ident() in seen
+
+
+@pytest.mark.parametrize(
+    ("loaded", "taken"),
+    [
+        ([], None),
+        (["/usr/lib/libgomp.so.1"], "/usr/lib/libgomp.so.1"),
+        ([f"{TORCH}lib/libgomp.so.1"], f"{TORCH}lib/libgomp.so.1"),
+        (
+            ["/scikit_learn.libs/libgomp-1.so", f"{TORCH}lib/libgomp.so.1"],
+            f"{TORCH}lib/libgomp.so.1",
+        ),
+        (["/scikit_learn.libs/libgomp-1.so", "/usr/lib/libgomp.so.1"], None),
+        (["/mkl/libiomp5.so", f"{TORCH}lib/libgomp.so.1"], None),
+        (["/llvm/libomp.so"], None),
+    ],
+)
+def test_the_runtime_is_torchs_own_or_none(loaded: list[str], taken: str | None) -> None:
+    lines = [f"7f00-7f01 r-xp 00000000 fe:00 12    {each}" for each in [*loaded, "/lib/libc.so"]]
+    assert _runtime_of_torch("\n".join(lines)) == taken
 
 
 def test_turns_cover_every_item_once() -> None:

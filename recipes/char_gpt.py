@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.text import Perplexity
 
 from lightning_adam import AdamMixin, ConfigError
-from recipes.looking import finish
+from recipes.looking import finish, validated
 from recipes.quiet import quieten
 from recipes.small_gpt import SmallGPT, library_text, text_pieces
 
@@ -151,12 +151,7 @@ def main(cfg: DictConfig) -> float:
     module = LitGPT(net, cfg.optimizer, cfg.scheduler)
     loaders = text_loaders(text, cfg.context, cfg.batch_size)
     trainer.fit(module, *loaders, ckpt_path=cfg.ckpt_path)
-    if "val/loss" not in trainer.callback_metrics:
-        raise ConfigError(
-            f"trainer.max_epochs={trainer.max_epochs}: expected more epochs than {cfg.ckpt_path}"
-            f" has behind it; type trainer.max_epochs={trainer.current_epoch + 4}"
-        )
-    bits = float(trainer.callback_metrics["val/loss"]) / math.log(2)
+    bits = validated(trainer, "val/loss", cfg.ckpt_path, epochs=4) / math.log(2)
     perplexity = float(trainer.callback_metrics["val/perplexity"])
     print(f"\n{sample_text(net, **cfg.sample, seed=cfg.seed)}")
     finish(f"validation: {bits:.4f} bits a byte, perplexity {perplexity:.3f}", logger, checkpoint)

@@ -5,11 +5,13 @@ import shlex
 import sys
 from pathlib import Path
 
+import lightning as L
 import wandb
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
+from lightning_adam import ConfigError
 from lightning_adam.dashboard.report import write_report
 from lightning_adam.dashboard.runs import read_runs
 
@@ -25,6 +27,21 @@ def finish(result: str, logger: Logger, checkpoint: ModelCheckpoint) -> None:
         report = Path(HydraConfig.get().runtime.output_dir, "report.html")
         write_report(read_runs([rows]), report)
         print(f"report: {as_typed(str(report))}")
+
+
+def validated(trainer: L.Trainer, metric: str, resumed_from: str | None, epochs: int) -> float:
+    """A metric of the last validation.
+
+    Raises:
+        ConfigError: If there was none, for what was resumed had been trained to its end; what it
+            says to type are so many epochs more.
+    """
+    if metric not in trainer.callback_metrics:
+        raise ConfigError(
+            f"trainer.max_epochs={trainer.max_epochs}: expected more epochs than {resumed_from}"
+            f" has behind it; type trainer.max_epochs={trainer.current_epoch + epochs}"
+        )
+    return float(trainer.callback_metrics[metric])
 
 
 def where_to_look(logger: Logger) -> str:

@@ -20,8 +20,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_adam import AdamMixin, ConfigError
-from recipes.looking import finish
+from lightning_adam import AdamMixin
+from recipes.looking import finish, validated
 from recipes.quiet import quieten
 
 VALIDATION_IMAGES = 1000
@@ -93,12 +93,7 @@ def main(cfg: DictConfig) -> float:
     )
     module = LitClassifier(small_cnn(cfg.width), cfg.optimizer, cfg.scheduler)
     trainer.fit(module, *mnist_loaders(cfg.batch_size), ckpt_path=cfg.ckpt_path)
-    if "val/accuracy" not in trainer.callback_metrics:
-        raise ConfigError(
-            f"trainer.max_epochs={trainer.max_epochs}: expected more epochs than {cfg.ckpt_path}"
-            f" has behind it; type trainer.max_epochs={trainer.current_epoch + 8}"
-        )
-    accuracy = float(trainer.callback_metrics["val/accuracy"])
+    accuracy = validated(trainer, "val/accuracy", cfg.ckpt_path, epochs=8)
     finish(f"validation accuracy: {accuracy:.4f}", logger, checkpoint)
     return accuracy
 

@@ -146,7 +146,8 @@ def typed(given: Mapping[str, Any], schema: type[Config], where: str) -> Config:
     for name, value in given.items():
         try:
             node = OmegaConf.merge(node, {name: value})
-        except OmegaConfBaseException as error:
+        # omegaconf 2.4 raises a TypeError where a list stands for a dict.
+        except (OmegaConfBaseException, TypeError) as error:
             instead = RANGES[name].instead if name in RANGES else getattr(defaults, name)
             words = re.search(r"expected one of \[(.*)\]", str(error))
             if words:
@@ -269,7 +270,7 @@ def _refused(error: OmegaConfBaseException, where: str) -> ConfigError:
     return ConfigError(f"{key}: expected a value, but {_sentence(error)}; type {key}=VALUE")
 
 
-def _sentence(error: OmegaConfBaseException) -> str:
+def _sentence(error: Exception) -> str:
     """OmegaConf's message without the lines that repeat key and type."""
     return str(error).partition("\n")[0]
 

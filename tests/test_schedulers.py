@@ -183,7 +183,9 @@ def test_a_scheduler_that_forgets_the_groups_ratios_is_a_warning() -> None:
 
 def test_a_scheduler_that_keeps_all_is_not_a_warning(recwarn: pytest.WarningsRecorder) -> None:
     build_scheduler(optimizer(1.0, 0.1), custom("StepLR", step_size=3), 10)
-    assert not recwarn.list
+    # Hydra 1.4 warns of every `_target_` that a program lets a config name.
+    ours = [each for each in recwarn if "_execution_whitelist_" not in str(each.message)]
+    assert not ours
 
 
 def test_a_plateau_falls_to_a_share_of_each_groups_peak() -> None:

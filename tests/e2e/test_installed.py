@@ -170,6 +170,7 @@ def test_a_script_that_is_not_touched_is_measured(installed: Path, tmp_path: Pat
     assert "adam_update/update_norm" in metrics.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("installed", [WHEEL], indirect=True, scope="module")
 def test_the_report_and_the_workspace_need_an_extra_and_say_so(
     installed: Path, repository: Path, tmp_path: Path
 ) -> None:
@@ -191,6 +192,7 @@ def test_the_report_and_the_workspace_need_an_extra_and_say_so(
     succeed([*pip, "uninstall", "--quiet", "--yes", "plotly", "wandb-workspaces"])
 
 
+@pytest.mark.parametrize("installed", [WHEEL], indirect=True, scope="module")
 def test_tuning_needs_an_extra_and_says_so(
     installed: Path, repository: Path, tmp_path: Path
 ) -> None:

@@ -174,7 +174,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             yield
 
 
-@pytest.mark.parametrize("count", [30, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [30, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.timeout(1800)
 @pytest.mark.filterwarnings("ignore:.*cycles the momentum")
 def test_a_line_builds_what_it_says_or_is_refused_in_one_sentence(app: None, count: int) -> None:

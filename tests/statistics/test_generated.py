@@ -183,7 +183,7 @@ def test_any_state_agrees_with_the_reference(groups: list[dict[str, Any]], seed:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(groups=parameter_groups(ANY_DTYPES), seed=st.integers(0, 2**31))
 def test_any_state_agrees_with_the_reference_many_times(
     groups: list[dict[str, Any]], seed: int

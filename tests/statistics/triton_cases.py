@@ -287,7 +287,7 @@ def test_any_state_agrees(groups: list[dict[str, Any]], seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(groups=parameter_groups(), seed=st.integers(0, 2**31))
 def test_any_state_agrees_many_times(groups: list[dict[str, Any]], seed: int) -> None:
     check(made(groups, seed))

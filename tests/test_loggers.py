@@ -41,6 +41,7 @@ GROUPS = {MODEL: None, DECAY: 0, NO_DECAY: 1}
 """The position of each scope's group in the optimizer."""
 LINES = {MODEL: "model", DECAY: "group/decay", NO_DECAY: "group/no_decay"}
 PARAMETERS = sum(parameter.numel() for parameter in network().parameters())
+EPS_CURVE = "adam_underflow/eps_curve"
 
 
 def test_wandb_is_imported_by_those_who_log_to_it_only() -> None:
@@ -48,9 +49,6 @@ def test_wandb_is_imported_by_those_who_log_to_it_only() -> None:
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "lightning_adam.loggers" in ran.stdout.split()
     assert "wandb" not in ran.stdout.split()
-
-
-EPS_CURVE = "adam_underflow/eps_curve"
 
 
 def histogram_keys(rows: Iterable[Row]) -> set[str]:

@@ -63,6 +63,5 @@ def _runtime_of_torch(maps: str) -> str | None:
     runtimes = set(re.findall(r"/.*/lib[gi]?omp[^/\n]*\.so\S*", maps))
     if not all("libgomp" in each for each in runtimes):
         return None
-    ours = {each for each in runtimes if each.startswith(TORCH)}
-    (runtime,) = ours if len(ours) == 1 else runtimes if len(runtimes) == 1 else (None,)
-    return runtime
+    candidates = {each for each in runtimes if each.startswith(TORCH)} or runtimes
+    return candidates.pop() if len(candidates) == 1 else None

@@ -1,5 +1,6 @@
 """Our groups in an app that imports nothing of ours: present, typed, relocatable, repeatable."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -111,7 +112,7 @@ def test_twice_in_one_config(tmp_path: Path) -> None:
     [
         ("lrr=1", "Key 'lrr' not in 'AdamConfig'"),
         ("lr=abc", "Value 'abc' of type 'str' could not be converted to Float"),
-        ("betas=0.9", "float is not a ListConfig, "),
+        ("betas=0.9", "float is not a ListConfig, (list or tuple|TupleConfig, list, or tuple)"),
         ("betas=[a,b]", "could not be converted to Float"),
         ("weight_decay_on=biases", r"expected one of \[matrices, all\]"),
         ("fused=often", "not a valid bool"),
@@ -123,7 +124,7 @@ def test_typos_and_wrong_types_fail_at_composition(
     with pytest.raises(HydraException) as refused:
         composed(tmp_path, config, [f"{place}.{override}"])
     messages = f"{refused.value} {refused.value.__cause__}"
-    assert expected.replace("\\", "") in messages
+    assert re.search(expected, messages)
     assert place in messages
 
 

@@ -192,11 +192,11 @@ def test_any_state_agrees_with_the_reference_many_times(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "number"), [(torch.float32, 10**7), (torch.bfloat16, 10**6)])
-def test_millions_of_elements(dtype: torch.dtype, number: int) -> None:
-    weight = nn.Parameter(torch.randn(number).to(dtype))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ten_million_elements(dtype: torch.dtype) -> None:
+    weight = nn.Parameter(torch.randn(10**7).to(dtype))
     optimizer = AdamW([weight], weight_decay=0.1, fused=True)
     for _ in range(2):
-        weight.grad = torch.randn(number).to(dtype) * 1e-4
+        weight.grad = torch.randn(10**7).to(dtype) * 1e-4
         optimizer.step()
     check(optimizer)

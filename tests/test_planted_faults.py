@@ -48,7 +48,7 @@ def test_gradients_that_are_made_up(run: Run) -> None:
     assert_holds(run)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("run", cases([*TRAINED_ILL, *TRAINED_WELL]))
 def test_trainings(run: Run) -> None:
     assert_holds(run)

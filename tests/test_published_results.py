@@ -99,7 +99,7 @@ def sharpness(lr: float, beta1: float, steps: int, every_n_steps: int) -> dict[i
     return {step + 1: row[key] for step, row in recorder.rows if step is not None and key in row}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("lr", "beta1", "steps", "plateau", "lowest", "highest"),
     [
@@ -123,7 +123,7 @@ def test_full_batches_train_at_the_edge_of_stability(
     assert all(lowest - 0.15 < value < highest + 0.15 for value in at_the_edge)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_small_learning_rate_trains_far_from_the_edge() -> None:
     found = sharpness(3e-5, 0.9, steps=500, every_n_steps=100)
     # Step 1 is large wherever 1 - beta1 ** t is small.
@@ -159,7 +159,7 @@ def trained_gpt(eps: float, loss_scale: float = 1.0, steps: int = 250) -> tuple[
     return sum(module.losses[-25:]) / 25, sum(lost) / len(lost)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_large_eps_costs_loss_and_a_small_one_none() -> None:
     """Wortsman et al. 2023, arXiv 2309.14322, section 3.4.1: eps beside small gradients."""
     losses, lost = zip(*map(trained_gpt, (1e-15, 1e-8, 1e-5, 1e-3, 1e-2, 1e-1)), strict=True)

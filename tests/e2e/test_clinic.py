@@ -44,7 +44,7 @@ def validation_loss(finished: Finished) -> float:
     return float(finished.after("validation loss: "))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("fault", HEALED)
 def test_what_is_printed_heals_when_it_is_pasted(tmp_path: Path, fault: str) -> None:
     ill = clinic(tmp_path / "ill", f"fault={fault}", "heal=false")
@@ -62,7 +62,7 @@ def test_what_is_printed_heals_when_it_is_pasted(tmp_path: Path, fault: str) -> 
     assert math.isnan(loss) or healed_loss < loss
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("fault", [*NO_BETTER, "eps"])
 def test_the_clinic_heals_by_itself_and_shows_both(tmp_path: Path, fault: str) -> None:
     shown = clinic(tmp_path, f"fault={fault}")
@@ -74,7 +74,7 @@ def test_the_clinic_heals_by_itself_and_shows_both(tmp_path: Path, fault: str) -
     assert (tmp_path / "report.html").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_nothing_is_found_in_health(tmp_path: Path) -> None:
     well = clinic(tmp_path, "fault=none")
     assert not codes(well)
@@ -82,7 +82,7 @@ def test_nothing_is_found_in_health(tmp_path: Path) -> None:
     assert "AdamMonitor has found nothing wrong in 64 measurements." in well.lines
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_is_typed_counts_in_both_trainings(tmp_path: Path) -> None:
     shown = clinic(tmp_path, "fault=eps", "optimizer.lr=5e-3", "trainer.max_epochs=2")
     groups = [line for line in shown.lines if line.startswith("decay ")]

@@ -127,7 +127,7 @@ def test_a_run_killed_at_a_place_goes_on_as_if_it_had_not_been(
     check(kind, tmp_path, whole(kind))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("part", range(TIMES))
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_killed_at_a_random_time_goes_on_as_if_it_had_not_been(
@@ -138,7 +138,7 @@ def test_a_run_killed_at_a_random_time_goes_on_as_if_it_had_not_been(
     check(kind, tmp_path, whole(kind))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_killed_again_and_again_comes_to_its_end(
     kind: str, whole: Whole, tmp_path: Path

@@ -420,7 +420,7 @@ def recorded_optimizers(folder: Path) -> list[dict[str, Any]]:
     return [config["optimizer"] for config in configs or map(run_config, offline_runs(folder))]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(1800)
 def test_make_demo_works_in_a_fresh_clone_and_installs_once(tmp_path: Path) -> None:
     clone = tmp_path / "a clone"

@@ -181,7 +181,7 @@ def test_any_state_agrees_with_the_reference(groups: list[dict[str, Any]], seed:
     check(made(groups, seed))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(1800)
 @settings(max_examples=200, deadline=None)
 @given(groups=parameter_groups(ANY_DTYPES), seed=st.integers(0, 2**31))
@@ -191,7 +191,7 @@ def test_any_state_agrees_with_the_reference_many_times(
     check(made(groups, seed))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_ten_million_elements(dtype: torch.dtype) -> None:
     weight = nn.Parameter(torch.randn(10**7).to(dtype))

@@ -5,13 +5,11 @@ PIP := $(BIN) -m pip install --quiet -c constraints.txt
 # A process runs the tests of a file one after the other, and sets up once what they share.
 AT_ONCE := -n 2 --dist worksteal
 
-.PHONY: help demo test test-slow test-browser test-ray test-nightly docs docs-serve picture lint clean
+.PHONY: help demo test test-ci test-nightly docs docs-serve picture lint clean
 help:
 	@echo 'make demo       install into .venv, train a CNN on MNIST, leave a W&B run and a page of what Adam did'
-	@echo 'make test       install into .venv, run the tests (some minutes)'
-	@echo 'make test-slow  the tests in fresh environments and with longer trainings'
-	@echo 'make test-browser  the report in Chromium, which has to be there'
-	@echo 'make test-ray   searches through Ray, which is started on this machine'
+	@echo 'make test       install into .venv, run the default tests (three minutes)'
+	@echo 'make test-ci    these, and those that need processes, Chromium or a fresh environment'
 	@echo 'make test-nightly  the longest tests, run by hand before a release'
 	@echo 'make docs       the site of the documentation, into site'
 	@echo 'make docs-serve the same at http://127.0.0.1:8000, built anew when a page changes'
@@ -35,21 +33,17 @@ help:
 demo: .venv/recipes-installed
 	$(BIN) -m recipes.mnist
 
+# pyproject.toml says which tests each of these selects.
 test: .venv/dev-installed
-	$(BIN) -m pytest $(AT_ONCE) -m 'not slow and not nightly and not browser and not ray'
+	@echo 'collecting tests; the first results take about 20 seconds'
+	$(BIN) -m pytest $(AT_ONCE)
 
-test-slow: .venv/dev-installed
-	$(BIN) -m pytest $(AT_ONCE) -m 'slow and not browser and not ray'
-
-test-browser: .venv/dev-installed
-	$(BIN) -m pytest $(AT_ONCE) -m browser tests/e2e
+test-ci: .venv/dev-installed
+	@echo 'collecting tests; the first results take about 20 seconds'
+	$(BIN) -m pytest $(AT_ONCE) -m 'not nightly'
 
 test-nightly: .venv/dev-installed
 	$(BIN) -m pytest $(AT_ONCE) -m nightly
-
-# One after the other: each starts a Ray of its own, for two processors.
-test-ray: .venv/dev-installed
-	$(BIN) -m pytest -m ray tests/e2e
 
 docs: .venv/dev-installed
 	NO_MKDOCS_2_WARNING=1 $(BIN) -m mkdocs build --strict

@@ -15,7 +15,7 @@ nox.options.reuse_existing_virtualenvs = True
 
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 HYDRAS = {"1.3": ["hydra-core<1.4"], "1.4": ["hydra-core>=1.4.0rc0,<1.5"]}
-DEFAULT = ["-n", "2", "--dist", "worksteal", "-m", "not slow and not nightly and not browser and not ray"]
+DEFAULT = ["-n", "2", "--dist", "worksteal"]
 
 
 @nox.session(python=PYTHONS)

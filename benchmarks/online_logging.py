@@ -37,7 +37,7 @@ from omegaconf import OmegaConf
 from benchmarks.quiet import quieten, silence
 from lightning_adam import AdamMonitor
 from recipes.mnist import LitClassifier, mnist_loaders, small_cnn
-from tests.wandb_server import variables
+from tests.support.wandb_server import variables
 
 REPOSITORY = Path(__file__).parents[1]
 WIDTH = 32
@@ -169,7 +169,7 @@ def machine() -> str:
 def server(delay_s: float = 0.0) -> Iterator[Server]:
     """A server that ends with the block."""
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.wandb_server", "--delay", str(delay_s)],
+        [sys.executable, "-m", "tests.support.wandb_server", "--delay", str(delay_s)],
         cwd=REPOSITORY,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

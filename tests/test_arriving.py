@@ -8,7 +8,8 @@ import torch
 from lightning_adam import AdamMonitor, AdamStatistics
 from lightning_adam.statistics.measurement import Arriving
 from tests.statistics.cases import stepped
-from tests.test_monitor import KEY, Recorder, fitted
+from tests.support.memory_logger import MemoryLogger
+from tests.support.monitored import KEY, fit_monitored
 from tests.test_skipped_steps import BAD, COSINE, Failing, counts, counts_of, fit
 
 
@@ -26,7 +27,7 @@ class Late(Arriving):
         return self.asked > self.asked_for
 
 
-def rows(recorder: Recorder) -> list[tuple[int | None, dict[str, float]]]:
+def rows(recorder: MemoryLogger) -> list[tuple[int | None, dict[str, float]]]:
     return [(step, row) for step, row in recorder.rows if any("adam_" in key for key in row)]
 
 
@@ -41,10 +42,10 @@ def test_late_rows_are_those_that_are_in_time(
         "histograms_every_n_steps": 4,
         "layer_table": False,
     }
-    _, in_time = fitted(AdamMonitor(every_n_steps, **monitor), batches=12)
+    _, in_time = fit_monitored(AdamMonitor(every_n_steps, **monitor), batches=12)
     monkeypatch.setattr("lightning_adam.monitor.Arriving", Late)
     monkeypatch.setattr(Late, "asked_for", asked_for)
-    _, late = fitted(AdamMonitor(every_n_steps, **monitor), batches=12)
+    _, late = fit_monitored(AdamMonitor(every_n_steps, **monitor), batches=12)
     assert len(rows(in_time)) == (12 if every_n_steps == 1 else 5)
     assert rows(late) == rows(in_time)
     of_loss = [at for at, (_, row) in enumerate(late.rows) if "loss" in row]
@@ -62,8 +63,8 @@ def test_an_exception_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("lightning_adam.monitor.Arriving", Late)
     monkeypatch.setattr(Late, "asked_for", 1000)
-    kept = Recorder()
-    monkeypatch.setattr("tests.test_skipped_steps.Recorder", lambda: kept)
+    kept = MemoryLogger()
+    monkeypatch.setattr("tests.test_skipped_steps.MemoryLogger", lambda: kept)
     with pytest.raises(ZeroDivisionError, match="planted"):
         fit(Breaking("for-loop"), AdamMonitor(1), precision="32-true")
     assert kept.steps_of(KEY) == [0, 1, 2, 3]

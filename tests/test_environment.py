@@ -19,8 +19,9 @@ from torch import Tensor
 
 from lightning_adam import AdamMonitor
 from lightning_adam.environment import VARIABLE, callbacks, settings
-from tests.test_monitor import KEY, Recorder, TwoOptimizers
-from tests.training import LR, loader, loss_of, network, parameters, trainer
+from tests.support.memory_logger import MemoryLogger
+from tests.support.monitored import KEY, TwoOptimizers
+from tests.support.training import LR, loader, loss_of, network, parameters, trainer
 
 
 class Plain(L.LightningModule):
@@ -63,8 +64,8 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return lines
 
 
-def fitted(module: L.LightningModule, batches: int = 4, **flags: Any) -> Recorder:
-    recorder = Recorder()
+def fitted(module: L.LightningModule, batches: int = 4, **flags: Any) -> MemoryLogger:
+    recorder = MemoryLogger()
     trainer(**{"max_epochs": 1, "logger": recorder, **flags}).fit(module, loader(batches))
     return recorder
 
@@ -239,7 +240,7 @@ def test_where_there_is_nothing_to_measure_one_line_says_so(
 ) -> None:
     with warnings.catch_warnings(record=True) as recorded:
         warnings.simplefilter("always")
-        trainer(max_epochs=1, limit_train_batches=2, logger=Recorder()).fit(module())
+        trainer(max_epochs=1, limit_train_batches=2, logger=MemoryLogger()).fit(module())
     assert warned(recorded) == []
     assert said == [f"{VARIABLE}: nothing to measure, for no optimizer is of Adam's family."]
 
@@ -255,7 +256,7 @@ def test_it_yields_to_a_monitor_of_the_script(place: str, said: list[str]) -> No
 
 @pytest.mark.usefixtures("_every_step")
 def test_a_trainer_that_is_handed_anothers_callbacks_measures_once() -> None:
-    first = trainer(max_epochs=1, logger=Recorder())
+    first = trainer(max_epochs=1, logger=MemoryLogger())
     first.fit(Plain(), loader(2))
     recorder = fitted(Plain(), callbacks=first.callbacks)  # type: ignore[attr-defined]
     assert recorder.steps_of(KEY) == [0, 1, 2, 3]
@@ -263,7 +264,7 @@ def test_a_trainer_that_is_handed_anothers_callbacks_measures_once() -> None:
 
 @pytest.mark.usefixtures("_every_step")
 def test_a_trainer_that_fits_again_measures_again() -> None:
-    recorder = Recorder()
+    recorder = MemoryLogger()
     fit = trainer(max_epochs=1, logger=recorder)
     fit.fit(Plain(), loader(2))
     fit.fit_loop.max_epochs = 2
@@ -299,7 +300,7 @@ def test_checkpoints_go_from_any_to_any(
 ) -> None:
     def resumed(own: Any, variable: str, epochs: int, path: str | None) -> tuple[L.Trainer, Any]:
         monkeypatch.setenv(VARIABLE, variable)
-        recorder = Recorder()
+        recorder = MemoryLogger()
         flags = {"log_every_n_steps": 2, "callbacks": [own()] if own else []}
         fit = trainer(max_epochs=epochs, logger=recorder, **flags)
         fit.fit(Plain(), loader(3), ckpt_path=path)
@@ -333,7 +334,7 @@ def test_skipped_steps_are_counted_on_from_a_checkpoint(monkeypatch: pytest.Monk
     monkeypatch.setenv(VARIABLE, "every_n_steps=1 statistics=skipped_steps")
     rows: list[float] = []
     for epochs, path in ((1, None), (2, "last.ckpt")):
-        recorder = Recorder()
+        recorder = MemoryLogger()
         fit = trainer(max_epochs=epochs, logger=recorder)
         fit.fit(Skipping(), loader(2), ckpt_path=path)
         fit.save_checkpoint("last.ckpt")
@@ -345,7 +346,7 @@ def test_a_checkpoint_of_weights_alone_holds_nothing_of_ours(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(VARIABLE, "1")
-    fit = trainer(max_epochs=1, logger=Recorder())
+    fit = trainer(max_epochs=1, logger=MemoryLogger())
     fit.fit(Plain(), loader(2))
     fit.save_checkpoint("weights.ckpt", weights_only=True)
     assert VARIABLE not in torch.load("weights.ckpt")
@@ -359,14 +360,14 @@ def test_it_can_be_sent_to_a_process_that_is_started(tmp_path: Path) -> None:
     assert isinstance(attached, AdamMonitor)
     for sent in (copy.deepcopy(attached), pickle.loads(pickle.dumps(attached))):
         assert sent.config == AdamMonitor(1).config
-    fit = trainer(max_epochs=1, logger=Recorder())
+    fit = trainer(max_epochs=1, logger=MemoryLogger())
     fit.fit(Plain(), loader(2))
     pickle.dumps(fit.callbacks)  # type: ignore[attr-defined]
 
 
 @pytest.mark.usefixtures("_every_step")
 def test_the_tuner_is_not_measured_and_the_training_is() -> None:
-    recorder = Recorder()
+    recorder = MemoryLogger()
     fit = trainer(max_epochs=1, logger=recorder)
     module = Plain()
     found = Tuner(fit).lr_find(module, loader(8), num_training=8, update_attr=True)

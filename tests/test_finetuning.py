@@ -18,8 +18,9 @@ from torch.optim import AdamW, Optimizer
 
 from lightning_adam import AdamMixin, AdamMonitor, build_adam
 from lightning_adam.optimizers import build_optimizer
-from tests.test_monitor import KEY, Recorder
-from tests.training import ADAMW, LR, Lit, loader, loss_of, network, parameters, trainer
+from tests.support.memory_logger import MemoryLogger
+from tests.support.monitored import KEY
+from tests.support.training import ADAMW, LR, Lit, loader, loss_of, network, parameters, trainer
 
 BATCHES, EPOCHS = 6, 4
 SCHEDULERS: dict[str, Any] = {
@@ -73,11 +74,11 @@ class Unfreezing(BaseFinetuning):
 class Fit(NamedTuple):
     trainer: L.Trainer
     module: Any
-    recorder: Recorder
+    recorder: MemoryLogger
 
 
 def fit(module: Any, *callbacks: L.Callback, **flags: Any) -> Fit:
-    recorder, fit_flags = Recorder(), {"max_epochs": EPOCHS, "num_sanity_val_steps": 0}
+    recorder, fit_flags = MemoryLogger(), {"max_epochs": EPOCHS, "num_sanity_val_steps": 0}
     run = trainer(callbacks=list(callbacks), logger=recorder, **{**fit_flags, **flags})
     run.fit(module, loader(BATCHES), loader(1))
     return Fit(run, module, recorder)
@@ -367,7 +368,7 @@ SEARCH = {"min_lr": 1e-4, "max_lr": 1e-1}
 
 def searched(module: Any, *callbacks: L.Callback, **settings: Any) -> tuple[L.Trainer, Any]:
     run = trainer(
-        max_epochs=EPOCHS, callbacks=list(callbacks), logger=Recorder(), num_sanity_val_steps=0
+        max_epochs=EPOCHS, callbacks=list(callbacks), logger=MemoryLogger(), num_sanity_val_steps=0
     )
     asked = {**SEARCH, "num_training": 20, "attr_name": "optimizer_lr", **settings}
     found = Tuner(run).lr_find(module, loader(BATCHES), loader(1), **asked)

@@ -17,8 +17,8 @@ from torch import Tensor
 from lightning_adam import AdamMonitor, ConfigError
 from lightning_adam.flight_recorder.loss_spikes import LossSpikes
 from lightning_adam.flight_recorder.recorder import MOST_FILES, FlightRecorder
-from tests.e2e.support import records
-from tests.exploding import (
+from tests.support.commands import records
+from tests.support.exploding import (
     Exploding,
     files_of,
     logged_by,
@@ -27,11 +27,12 @@ from tests.exploding import (
     recorded,
     steps_of,
 )
+from tests.support.memory_logger import MemoryLogger
+from tests.support.monitored import TwoOptimizers, TwoSteps
+from tests.support.training import ADAMW, Lit, loader, parameters, trainer
 from tests.test_arriving import Late
-from tests.test_monitor import Recorder, TwoOptimizers, TwoSteps
 from tests.test_precision import precision_flags
 from tests.test_skipped_steps import Failing
-from tests.training import ADAMW, Lit, loader, parameters, trainer
 
 AT = random.Random(20).randint(70, 90)
 """The step that goes wrong: after the warm-up of what judges the loss."""
@@ -142,7 +143,7 @@ def test_nothing_else_is_changed() -> None:
     """Neither the parameters nor what is logged, nor when, nor what callbacks can watch."""
 
     def trained(steps: int | None) -> tuple[list[Tensor], Any, Any]:
-        recorder = Recorder()
+        recorder = MemoryLogger()
         monitor = AdamMonitor(7, histograms_every_n_steps=5, flight_recorder=steps)
         flags = {"max_epochs": 2, "log_every_n_steps": 10, "gradient_clip_val": 0.5}
         fit = trainer(logger=recorder, callbacks=[monitor], **flags)
@@ -161,7 +162,7 @@ def test_nothing_else_is_changed() -> None:
 
 
 def test_where_nothing_is_logged_it_records_all_the_same() -> None:
-    recorder = Recorder()
+    recorder = MemoryLogger()
     monitor = AdamMonitor(flight_recorder=5)
     flags = {"max_epochs": 1, "log_every_n_steps": 0, "callbacks": [monitor]}
     trainer(logger=recorder, **flags).fit(Exploding(12, "nan in a gradient"), loader(20))
@@ -278,7 +279,7 @@ def test_a_resumed_training_is_recorded_from_where_it_goes_on(tmp_path: Path) ->
         logger=CSVLogger("."),
         callbacks=[AdamMonitor(flight_recorder=10), keep],
     ).fit(Lit(ADAMW, {"name": "constant"}), loader(10))
-    recorder = Recorder()
+    recorder = MemoryLogger()
     monitor = AdamMonitor(flight_recorder=10)
     trainer(max_epochs=2, logger=recorder, callbacks=[monitor]).fit(
         Exploding(6, "nan in a gradient"),
@@ -388,7 +389,7 @@ def test_a_fault_in_it_is_reported_once_and_training_ends_as_without_it(
 def test_a_file_that_cannot_be_written_stops_no_training() -> None:
     Path("recorded/version_0").mkdir(parents=True)
     Path("recorded/version_0/adam_flight_recorder").touch()
-    recorder = Recorder()
+    recorder = MemoryLogger()
     recorder._version = 0
     with pytest.warns(UserWarning, match="(?s)AdamMonitor has failed.*FileExistsError"):
         recorded(Exploding(12, "inf in a weight"), batches=15, logger=recorder)

@@ -14,8 +14,9 @@ from lightning_adam import AdamMonitor, AdamStatistics, ConfigError
 from lightning_adam.statistics.catalogue import STATISTICS
 from tests.statistics.cases import reference_tensors
 from tests.statistics.test_metric import assert_agree, bare
-from tests.test_monitor import Recorder, TwoOptimizers
-from tests.training import Lit, loader, loss_of, network, parameters, trainer
+from tests.support.memory_logger import MemoryLogger
+from tests.support.monitored import TwoOptimizers
+from tests.support.training import Lit, loader, loss_of, network, parameters, trainer
 
 Build = Callable[[nn.Module], Optimizer]
 
@@ -249,13 +250,13 @@ class Fit(NamedTuple):
     optimizers: list[Optimizer]
     parameters: list[Tensor]
     values: dict[str, float]
-    recorder: Recorder
+    recorder: MemoryLogger
     lines: list[str]
     warnings: list[str]
 
 
 def fitted(module: L.LightningModule, monitor: AdamMonitor | None, batches: int = 7) -> Fit:
-    recorder, lines, warnings = Recorder(), list[str](), list[str]()
+    recorder, lines, warnings = MemoryLogger(), list[str](), list[str]()
     fit = trainer(max_epochs=1, logger=recorder, callbacks=[monitor] if monitor else [])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lightning_adam.monitor.rank_zero_info", lines.append)
@@ -419,7 +420,7 @@ def test_steps_that_the_group_counts_go_on_after_a_resume(tmp_path: Path) -> Non
     first = trainer(max_epochs=1)
     first.fit(module, loader(5))
     first.save_checkpoint(tmp_path / "last.ckpt")
-    recorder = Recorder()
+    recorder = MemoryLogger()
     again = trainer(max_epochs=2, callbacks=[AdamMonitor(4)], logger=recorder)
     again.fit(module, loader(5), ckpt_path=str(tmp_path / "last.ckpt"), weights_only=False)
     assert recorder.steps_of("adam_moments/grad_norm") == [7]

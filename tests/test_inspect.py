@@ -31,10 +31,10 @@ from lightning_adam.statistics import kernels
 from lightning_adam.statistics.accumulators import ACCUMULATORS, COLUMNS
 from lightning_adam.statistics.catalogue import STATISTICS
 from lightning_adam.statistics.views import Views
-from tests.e2e.support import BIN, environment
-from tests.reference import reference_statistics
 from tests.statistics.cases import reference_tensors, stepped
-from tests.training import ADAMW, Lit, loader, loss_of, network, trainer
+from tests.support.commands import BIN, environment
+from tests.support.oracle import reference_statistics
+from tests.support.training import ADAMW, Lit, loader, loss_of, network, trainer
 
 STEPS = 7
 ALL_COLUMNS = [name for name in COLUMNS if name != "skipped_steps"]

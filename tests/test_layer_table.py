@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lightning_adam import AdamMonitor
 from lightning_adam.statistics.catalogue import select
-from tests.e2e.support import GLOBAL_STEP, history, offline_runs
-from tests.offline import Row, Table, fitted, steps_of, tables, with_logger
-from tests.training import ADAMW, Lit
+from tests.support.commands import GLOBAL_STEP, history, offline_runs
+from tests.support.offline import Row, Table, fitted, steps_of, tables, with_logger
+from tests.support.training import ADAMW, Lit
 
 LAYERS = ("net.0", "net.1", "net.3")
 MAX_ROWS = 4

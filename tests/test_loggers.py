@@ -18,8 +18,9 @@ from torch import Tensor
 from lightning_adam import AdamMonitor
 from lightning_adam.schema import Scope
 from lightning_adam.statistics.catalogue import STATISTICS
-from tests.e2e.support import DECAY, MODEL, NO_DECAY, history, offline_runs, records
-from tests.offline import (
+from tests.statistics.cases import reference_tensors
+from tests.support.commands import DECAY, MODEL, NO_DECAY, history, offline_runs, records
+from tests.support.offline import (
     Row,
     Table,
     Trained,
@@ -31,9 +32,8 @@ from tests.offline import (
     tables,
     with_logger,
 )
-from tests.reference import reference_magnitudes
-from tests.statistics.cases import reference_tensors
-from tests.training import ADAMW, Lit, loader, loss_of, network, trainer
+from tests.support.oracle import reference_magnitudes
+from tests.support.training import ADAMW, Lit, loader, loss_of, network, trainer
 
 GRAD_NORM = STATISTICS["grad_norm"].key
 QUANTITIES = ("grad", "exp_avg", "denominator", "direction")

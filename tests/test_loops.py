@@ -22,7 +22,8 @@ from lightning_adam import AdamMonitor, AdamStatistics
 from lightning_adam.optimizers import names_of
 from lightning_adam.statistics.catalogue import STATISTICS
 from lightning_adam.steps import StepCounter
-from tests.loops import (
+from tests.statistics.cases import reference_tensors
+from tests.support.loops import (
     COMPARED,
     LINEAR,
     LOOPS,
@@ -37,10 +38,10 @@ from tests.loops import (
     Silent,
     compiled_whole,
 )
-from tests.reference import reference_statistics
-from tests.statistics.cases import reference_tensors
-from tests.test_monitor import KEY, Recorder
-from tests.training import ADAMW, LR, Lit, loader, loss_of, network, parameters, trainer
+from tests.support.memory_logger import MemoryLogger
+from tests.support.monitored import KEY
+from tests.support.oracle import reference_statistics
+from tests.support.training import ADAMW, LR, Lit, loader, loss_of, network, parameters, trainer
 
 
 @pytest.fixture(autouse=True)
@@ -59,14 +60,14 @@ def everything(**settings: Any) -> AdamMonitor:
 class Fit(NamedTuple):
     trainer: L.Trainer
     module: L.LightningModule
-    recorder: Recorder
+    recorder: MemoryLogger
 
     def values(self, key: str) -> list[float]:
         return [metrics[key] for _, metrics in self.recorder.rows if key in metrics]
 
 
 def fit(loop: Loop, *callbacks: L.Callback, scheduler: Any = None) -> Fit:
-    module, recorder = loop.kind(ADAMW, scheduler or loop.scheduler), Recorder()
+    module, recorder = loop.kind(ADAMW, scheduler or loop.scheduler), MemoryLogger()
     flags = {"max_epochs": 1, "logger": recorder, "num_sanity_val_steps": 0, **loop.flags}
     fit = trainer(callbacks=[*loop.callbacks(), *callbacks], **flags)
     fit.fit(module, loop.data(), loader(2) if isinstance(module, Judged) else None)
@@ -139,7 +140,7 @@ def test_what_is_logged_last_is_what_the_reference_says_of_the_last_step(loop: L
         assert last == pytest.approx(expected[name], rel=1e-5, abs=1e-7), name
 
 
-class Configured(Recorder):
+class Configured(MemoryLogger):
     """Keeps the run's config too."""
 
     config: dict[str, Any]
@@ -355,8 +356,8 @@ def test_a_module_is_averaged_in_a_second_training_too(
 
 
 def test_a_training_with_an_average_goes_on_from_its_checkpoint() -> None:
-    def trained(epochs: int, ckpt_path: str | None = None) -> tuple[nn.Module, Recorder]:
-        module, recorder = Judged(ADAMW, {"name": "linear", "total_steps": 12}), Recorder()
+    def trained(epochs: int, ckpt_path: str | None = None) -> tuple[nn.Module, MemoryLogger]:
+        module, recorder = Judged(ADAMW, {"name": "linear", "total_steps": 12}), MemoryLogger()
         kept = ModelCheckpoint(".", filename="{epoch}", save_top_k=-1)
         callbacks = [EMAWeightAveraging(decay=0.5), kept, everything()]
         ended = trainer(
@@ -395,7 +396,7 @@ class Judging(Judged):
 
 
 def test_a_module_without_an_optimizer_config_can_do_all_but_train() -> None:
-    module, monitor, recorder = Judging(), everything(), Recorder()
+    module, monitor, recorder = Judging(), everything(), MemoryLogger()
     runner = trainer(callbacks=[monitor], logger=recorder)
     before = parameters(module)
     assert "val/loss" in runner.validate(module, loader(2), verbose=False)[0]
@@ -407,7 +408,7 @@ def test_a_module_without_an_optimizer_config_can_do_all_but_train() -> None:
 
 def test_validating_between_two_trainings_changes_neither() -> None:
     def trained(validates: bool) -> Fit:
-        module, recorder = Judging(ADAMW, LINEAR), Recorder()
+        module, recorder = Judging(ADAMW, LINEAR), MemoryLogger()
         monitor = everything()
         for epochs in (1, 2):
             both = trainer(max_epochs=epochs, callbacks=[monitor], logger=recorder)
@@ -432,7 +433,7 @@ def test_a_monitor_serves_another_training_as_it_did_the_first() -> None:
 
 
 def test_one_trainer_and_monitor_serve_two_trainings_in_a_row() -> None:
-    recorder, module = Recorder(), Lit(ADAMW, LINEAR)
+    recorder, module = MemoryLogger(), Lit(ADAMW, LINEAR)
     both = trainer(max_epochs=1, callbacks=[everything()], logger=recorder)
     both.fit(module, loader(6))
     first = both.optimizers[0]
@@ -469,7 +470,7 @@ def test_a_training_that_breaks_off_leaves_nothing_in_the_optimizer(
 ) -> None:
     module, monitor = Lit(ADAMW), everything()
     callbacks = [monitor, Interrupting(hook, error)]
-    broken = trainer(max_epochs=1, callbacks=callbacks, logger=Recorder())
+    broken = trainer(max_epochs=1, callbacks=callbacks, logger=MemoryLogger())
     with pytest.raises((KeyboardInterrupt, SystemExit, ArithmeticError)):
         broken.fit(module, loader(3))
     assert not broken.optimizers[0]._optimizer_step_pre_hooks
@@ -484,7 +485,7 @@ def test_an_interrupted_training_has_measured_what_it_did() -> None:
             if args[3] == 4:
                 raise KeyboardInterrupt
 
-    recorder, monitor = Recorder(), everything()
+    recorder, monitor = MemoryLogger(), everything()
     broken = trainer(max_epochs=1, callbacks=[Late(), monitor], logger=recorder)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         broken.fit(Lit(ADAMW), loader(6))

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_adam import AdamMixin, ConfigError, build_adam
 from lightning_adam.schema import AdamConfig, CosineConfig
-from tests.training import ADAMW, Lit, loader, loss_of, network, parameters, trainer
+from tests.support.training import ADAMW, Lit, loader, loss_of, network, parameters, trainer
 
 COSINE = {"name": "cosine", "warmup_steps": 5}
 

@@ -18,37 +18,12 @@ from torch import Tensor
 
 from lightning_adam import AdamMonitor, ConfigError, __version__
 from lightning_adam.statistics.catalogue import select
-from tests.e2e.support import offline_runs, records
-from tests.reference import reference_statistics
 from tests.statistics.cases import reference_tensors
-from tests.training import ADAMW, Lit, loader, loss_of, network, parameters, trainer
-
-KEY = "adam_update/update_norm"
-
-
-class Recorder(CSVLogger):
-    """A logger that keeps what it was given."""
-
-    def __init__(self) -> None:
-        super().__init__(".", name="recorded")
-        self.rows: list[tuple[int | None, dict[str, float]]] = []
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
-        self.rows.append((step, dict(metrics)))
-
-    def steps_of(self, key: str) -> list[int | None]:
-        return [step for step, metrics in self.rows if key in metrics]
-
-
-def fitted(
-    monitor: AdamMonitor | None, batches: int = 25, module: Any = None, **flags: Any
-) -> tuple[L.LightningModule, Recorder]:
-    recorder = Recorder()
-    module = module or Lit(ADAMW, {"name": "cosine"})
-    callbacks = [] if monitor is None else [monitor]
-    settings = {"max_epochs": 1, "logger": recorder, "log_every_n_steps": 10, **flags}
-    trainer(callbacks=callbacks, **settings).fit(module, loader(batches))
-    return module, recorder
+from tests.support.commands import offline_runs, records
+from tests.support.memory_logger import MemoryLogger
+from tests.support.monitored import KEY, TwoOptimizers, TwoSteps, fit_monitored
+from tests.support.oracle import reference_statistics
+from tests.support.training import ADAMW, Lit, loader, loss_of, parameters, trainer
 
 
 @pytest.mark.parametrize("implementation", [{"fused": True}, {"foreach": True}, {"fused": False}])
@@ -58,7 +33,7 @@ def test_parameters_are_bit_identical_with_and_without_it(
 ) -> None:
     def trained(monitor: AdamMonitor | None) -> list[Tensor]:
         module = Lit({**ADAMW, **implementation}, {"name": "cosine", "warmup_steps": 10})
-        fitted(monitor, batches=100, module=module, max_epochs=2, precision=precision)
+        fit_monitored(monitor, batches=100, module=module, max_epochs=2, precision=precision)
         return parameters(module)
 
     without, with_it = trained(None), trained(AdamMonitor(every_n_steps=1))
@@ -72,29 +47,29 @@ def test_parameters_are_bit_identical_with_and_without_it(
 def test_it_measures_the_first_step_and_every_nth(
     every_n_steps: int | None, expected: list[int]
 ) -> None:
-    _, recorder = fitted(AdamMonitor(every_n_steps))
+    _, recorder = fit_monitored(AdamMonitor(every_n_steps))
     assert recorder.steps_of(KEY) == expected
     assert recorder.steps_of(f"{KEY}/group/no_decay") == expected
 
 
 def test_its_x_axis_is_that_of_the_loss() -> None:
-    _, recorder = fitted(AdamMonitor(5), log_every_n_steps=5)
+    _, recorder = fit_monitored(AdamMonitor(5), log_every_n_steps=5)
     assert recorder.steps_of("loss") == [4, 9, 14, 19, 24]
     assert set(recorder.steps_of("loss")) < set(recorder.steps_of(KEY))
 
 
 def test_under_accumulation_it_counts_optimizer_steps() -> None:
-    _, recorder = fitted(AdamMonitor(2), batches=12, accumulate_grad_batches=3)
+    _, recorder = fit_monitored(AdamMonitor(2), batches=12, accumulate_grad_batches=3)
     assert recorder.steps_of(KEY) == [0, 1, 3]
 
 
 def test_log_every_n_steps_0_means_never() -> None:
-    _, recorder = fitted(AdamMonitor(), log_every_n_steps=0)
+    _, recorder = fit_monitored(AdamMonitor(), log_every_n_steps=0)
     assert recorder.steps_of(KEY) == []
 
 
 def test_every_headline_statistic_is_logged_for_the_model_and_each_group() -> None:
-    _, recorder = fitted(AdamMonitor(10))
+    _, recorder = fit_monitored(AdamMonitor(10))
     logged = {key for _, metrics in recorder.rows for key in metrics if key.startswith("adam_")}
     model = {statistic.key for statistic in select(["headline"])}
     undefined = {"adam_weight_decay/decay_norm", "adam_weight_decay/decay_to_update"}
@@ -126,8 +101,8 @@ def test_checkpointing_can_watch_a_statistic() -> None:
 
 
 def test_every_logger_is_served() -> None:
-    recorders = [Recorder(), Recorder()]
-    fitted(AdamMonitor(), logger=recorders)
+    recorders = [MemoryLogger(), MemoryLogger()]
+    fit_monitored(AdamMonitor(), logger=recorders)
     assert recorders[0].steps_of(KEY) == recorders[1].steps_of(KEY) == [0, 9, 19]
 
 
@@ -140,7 +115,7 @@ def test_no_logger_is_a_warning_and_the_numbers_are_in_callback_metrics() -> Non
 
 def test_the_wandb_run_holds_rows_config_and_step_metric(tmp_path: Path) -> None:
     logger = WandbLogger(offline=True, save_dir=tmp_path, project="test")
-    fitted(AdamMonitor(), logger=logger)
+    fit_monitored(AdamMonitor(), logger=logger)
     wandb.finish()
     (offline_run,) = offline_runs(tmp_path)
     text = json.dumps(records(offline_run))
@@ -150,39 +125,6 @@ def test_the_wandb_run_holds_rows_config_and_step_metric(tmp_path: Path) -> None
     assert __version__ in text
     for recorded in ('"class": "AdamW"', '"total_steps": 25', '"no_decay"'):
         assert recorded in text
-
-
-class TwoOptimizers(L.LightningModule):
-    def __init__(self, second: type[torch.optim.Optimizer]) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.first, self.second = network(), network()
-        self.kind = second
-
-    def configure_optimizers(self) -> Any:
-        second = self.kind(self.second.parameters(), lr=1e-3)  # type: ignore[call-arg]
-        return torch.optim.AdamW(self.first.parameters()), second
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        for optimizer, net in zip(self.optimizers(), (self.first, self.second), strict=True):
-            optimizer.zero_grad()
-            self.manual_backward(loss_of(net, batch))
-            optimizer.step()
-
-
-class TwoSteps(Lit):
-    """Two optimizer steps a batch."""
-
-    def __init__(self) -> None:
-        super().__init__(ADAMW)
-        self.automatic_optimization = False
-
-    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
-        for _ in range(2):
-            optimizer = self.optimizers()
-            optimizer.zero_grad()  # type: ignore[union-attr]
-            self.manual_backward(loss_of(self.net, batch))
-            optimizer.step()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(("statistics", "histograms"), [(3, 4), (4, 3)])
@@ -195,7 +137,7 @@ def test_what_is_due_at_any_step_of_a_batch_is_logged(
         "lightning_adam.monitor.log_exponents", lambda logger, counts, step: logged.append(step)
     )
     monitor = AdamMonitor(statistics, histograms_every_n_steps=histograms)
-    _, recorder = fitted(monitor, module=TwoSteps(), batches=2)
+    _, recorder = fit_monitored(monitor, module=TwoSteps(), batches=2)
     # In manual optimization Lightning's x-axis counts the batches that stepped.
     assert recorder.steps_of(KEY) == logged == [0, 1]
 
@@ -221,18 +163,18 @@ class Stumbling(Lit):
 
 
 def test_a_step_that_raised_is_not_measured_and_those_after_it_are() -> None:
-    _, recorder = fitted(AdamMonitor(1), module=Stumbling(), batches=4)
+    _, recorder = fit_monitored(AdamMonitor(1), module=Stumbling(), batches=4)
     assert recorder.steps_of(KEY) == [0, 2, 3]
 
 
 def test_several_optimizers_have_keys_of_their_own() -> None:
-    _, recorder = fitted(AdamMonitor(1), module=TwoOptimizers(torch.optim.Adam), batches=3)
+    _, recorder = fit_monitored(AdamMonitor(1), module=TwoOptimizers(torch.optim.Adam), batches=3)
     assert recorder.steps_of(f"{KEY}/optimizer/first/group/group_0") == [0, 1, 2]
     assert recorder.steps_of(f"{KEY}/optimizer/second") == [0, 1, 2]
 
 
 def test_beside_another_optimizer_the_adam_is_measured() -> None:
-    _, recorder = fitted(AdamMonitor(1), module=TwoOptimizers(torch.optim.SGD), batches=3)
+    _, recorder = fit_monitored(AdamMonitor(1), module=TwoOptimizers(torch.optim.SGD), batches=3)
     assert recorder.steps_of(f"{KEY}/optimizer/first") == [0, 1, 2]
     assert recorder.steps_of(f"{KEY}/optimizer/second") == []
 
@@ -245,7 +187,7 @@ def test_an_optimizer_without_moments_is_refused_before_training() -> None:
     module = Plain()
     before = parameters(module)
     with pytest.raises(ConfigError, match=r"trains with SGD; train with torch\.optim\.Adam"):
-        fitted(AdamMonitor(), module=module)
+        fit_monitored(AdamMonitor(), module=module)
     assert all(torch.equal(a, b) for a, b in zip(before, parameters(module), strict=True))
 
 
@@ -266,11 +208,11 @@ def test_a_fault_inside_is_reported_once_and_training_ends_as_without_it(
     def planted(*args: Any, **kwargs: Any) -> None:
         raise ZeroDivisionError("planted")
 
-    undisturbed, _ = fitted(None)
+    undisturbed, _ = fit_monitored(None)
     monkeypatch.setattr(place, planted)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        module, recorder = fitted(AdamMonitor())
+        module, recorder = fit_monitored(AdamMonitor())
     reports = [str(each.message) for each in caught if "AdamMonitor" in str(each.message)]
     assert len(reports) == 1
     assert "ZeroDivisionError: planted" in reports[0]
@@ -283,10 +225,10 @@ def test_a_fault_inside_stops_no_training_where_warnings_are_errors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delattr("lightning_adam.statistics.views.Views.after_step")
-    undisturbed, _ = fitted(None)
+    undisturbed, _ = fit_monitored(None)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="AdamMonitor has failed")
-        module, _ = fitted(AdamMonitor())
+        module, _ = fit_monitored(AdamMonitor())
     same = zip(parameters(undisturbed), parameters(module), strict=True)
     assert all(torch.equal(a, b) for a, b in same)
 
@@ -313,7 +255,7 @@ def test_what_wraps_an_optimizer_and_is_none_is_said_and_not_measured() -> None:
 def test_flat_parameters_are_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_adam.monitor.is_flattened", lambda parameter: True)
     with pytest.raises(ConfigError, match=r"use FSDPStrategy\(use_orig_params=True\)"):
-        fitted(AdamMonitor())
+        fit_monitored(AdamMonitor())
 
 
 def test_a_fault_inside_leaves_the_hooks_of_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,14 +270,14 @@ def test_a_fault_inside_leaves_the_hooks_of_others_alone(monkeypatch: pytest.Mon
 
     counting = Counting()
     monkeypatch.delattr("lightning_adam.statistics.views.Views.after_step")
-    fit = trainer(max_epochs=1, callbacks=[AdamMonitor(1), counting], logger=Recorder())
+    fit = trainer(max_epochs=1, callbacks=[AdamMonitor(1), counting], logger=MemoryLogger())
     with pytest.warns(UserWarning, match="AdamMonitor has failed"):
         fit.fit(Lit(ADAMW), loader(4))
     assert counting.steps == 4
 
 
 def test_after_training_nothing_is_left_in_the_optimizer() -> None:
-    fit = trainer(max_epochs=1, callbacks=[AdamMonitor(1)], logger=Recorder())
+    fit = trainer(max_epochs=1, callbacks=[AdamMonitor(1)], logger=MemoryLogger())
     fit.fit(Lit(ADAMW), loader(2))
     assert not fit.optimizers[0]._optimizer_step_post_hooks
     assert not fit.optimizers[0]._optimizer_step_pre_hooks
@@ -345,7 +287,7 @@ def test_a_second_fit_is_measured_from_where_the_optimizer_is(tmp_path: Path) ->
     fit = trainer(max_epochs=1)
     fit.fit(Lit(ADAMW), loader(5))
     fit.save_checkpoint(tmp_path / "last.ckpt")
-    recorder = Recorder()
+    recorder = MemoryLogger()
     again = trainer(max_epochs=2, callbacks=[AdamMonitor(4)], logger=recorder)
     again.fit(Lit(ADAMW), loader(5), ckpt_path=str(tmp_path / "last.ckpt"), weights_only=False)
     assert recorder.steps_of(KEY) == [7], "optimizer step 8, not the first one after the resume"
@@ -354,7 +296,7 @@ def test_a_second_fit_is_measured_from_where_the_optimizer_is(tmp_path: Path) ->
 def test_compiled_modules_are_measured() -> None:
     module = Lit(ADAMW)
     module.net = torch.compile(module.net, backend="eager")  # type: ignore[assignment]
-    _, recorder = fitted(AdamMonitor(1), module=module, batches=2)
+    _, recorder = fit_monitored(AdamMonitor(1), module=module, batches=2)
     assert recorder.steps_of(KEY) == [0, 1]
 
 
@@ -363,7 +305,7 @@ def test_training_step_that_skips_is_not_measured() -> None:
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             return None if batch_idx == 1 else super().training_step(batch, batch_idx)
 
-    _, recorder = fitted(AdamMonitor(1), module=Skipping(ADAMW), batches=3)
+    _, recorder = fit_monitored(AdamMonitor(1), module=Skipping(ADAMW), batches=3)
     assert recorder.steps_of(KEY) == [0, 2]
 
 
@@ -377,7 +319,7 @@ def test_bad_arguments_are_refused_when_it_is_built() -> None:
 
 
 def test_a_model_scope_alone() -> None:
-    _, recorder = fitted(AdamMonitor(scopes=["model"]))
+    _, recorder = fit_monitored(AdamMonitor(scopes=["model"]))
     assert recorder.steps_of(KEY)
     assert not recorder.steps_of(f"{KEY}/group/decay")
 
@@ -387,5 +329,5 @@ def test_a_plain_module_with_unnamed_groups() -> None:
         def configure_optimizers(self) -> Any:
             return torch.optim.Adam(self.parameters())
 
-    _, recorder = fitted(AdamMonitor(1), module=Plain(), batches=2)
+    _, recorder = fit_monitored(AdamMonitor(1), module=Plain(), batches=2)
     assert recorder.steps_of(f"{KEY}/group/group_0") == [0, 1]

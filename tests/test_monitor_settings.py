@@ -11,8 +11,8 @@ from lightning_adam import AdamMonitor, ConfigError
 from lightning_adam.statistics import kernels
 from lightning_adam.statistics.catalogue import STATISTICS
 from lightning_adam.statistics.kernels import eager, numba
-from tests.offline import csv_rows, with_logger
-from tests.training import ADAMW, Lit, network
+from tests.support.offline import csv_rows, with_logger
+from tests.support.training import ADAMW, Lit, network
 
 GRAD_NORM = STATISTICS["grad_norm"].key
 LAYERS = ("net.0", "net.1", "net.3")

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_adam import AdamMonitor, ConfigError
-from tests.test_monitor import Recorder
-from tests.training import Lit, loader, loss_of, network, parameters, trainer
+from tests.support.memory_logger import MemoryLogger
+from tests.support.training import Lit, loader, loss_of, network, parameters, trainer
 
 ADAMW = {"lr": 1e-2, "betas": [0.9, 0.95], "weight_decay": 0.1, "decoupled_weight_decay": True}
 FUSED = {**ADAMW, "fused": True}
@@ -167,8 +167,8 @@ def assert_it_is_adams_step(step: Step, number: int, dtype: torch.dtype) -> None
 
 def trained(
     module: L.LightningModule, batches: int, *callbacks: L.Callback, **flags: Any
-) -> Recorder:
-    recorder = Recorder()
+) -> MemoryLogger:
+    recorder = MemoryLogger()
     settings = {"max_epochs": 1, "logger": recorder, "callbacks": list(callbacks), **flags}
     trainer(**settings).fit(module, loader(batches))
     return recorder

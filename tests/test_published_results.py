@@ -20,8 +20,8 @@ from lightning_adam import (
     build_adam,
     build_optimizer,
 )
-from tests.test_monitor import Recorder
-from tests.training import trainer
+from tests.support.memory_logger import MemoryLogger
+from tests.support.training import trainer
 
 IMPLEMENTATIONS = [{"fused": True}, {"foreach": True}, {"fused": False}]
 
@@ -92,7 +92,7 @@ def sharpness(lr: float, beta1: float, steps: int, every_n_steps: int) -> dict[i
     module = FullBatch({"lr": lr, "betas": [beta1, 0.999]})
     images, digits = thousand_images()
     data = DataLoader(TensorDataset(images, digits), batch_size=len(images))
-    recorder, monitor = Recorder(), SharpnessMonitor(every_n_steps)
+    recorder, monitor = MemoryLogger(), SharpnessMonitor(every_n_steps)
     fit = trainer(max_steps=steps, max_epochs=-1, callbacks=[monitor], logger=recorder)
     fit.fit(module, data)
     key = "adam_sharpness/preconditioned"
@@ -150,7 +150,7 @@ class Bytes(AdamMixin, L.LightningModule):
 
 def trained_gpt(eps: float, loss_scale: float = 1.0, steps: int = 250) -> tuple[float, float]:
     """The loss of the last steps, and the mean `eps_energy_loss` of the training."""
-    module, recorder = Bytes(eps, loss_scale), Recorder()
+    module, recorder = Bytes(eps, loss_scale), MemoryLogger()
     monitor = AdamMonitor(10, statistics=["eps_energy_loss"], scopes=["model"])
     torch.manual_seed(1)
     fit = trainer(max_steps=steps, max_epochs=-1, callbacks=[monitor], logger=recorder)

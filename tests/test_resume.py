@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 
 from lightning_adam import ConfigError
-from tests.training import ADAMW, Lit, loader, loss_of, network, parameters, trainer
+from tests.support.training import ADAMW, Lit, loader, loss_of, network, parameters, trainer
 
 LINEAR = {"name": "linear", "total_steps": 20}
 HEAD = [{"name": "head", "match": "net.3.*", "lr_scale": 10}]

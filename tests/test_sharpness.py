@@ -19,14 +19,15 @@ from torch.func import functional_call
 from torchmetrics import MeanMetric
 
 from lightning_adam import AdamMixin, AdamMonitor, ConfigError, SharpnessMonitor
-from tests import rank_trainings
-from tests.e2e.support import history, offline_runs
-from tests.loops import Loop, Skipping, Timed, compiled_whole
-from tests.ranks import launch
+from tests.ranks import rank_trainings
+from tests.support.commands import history, offline_runs
+from tests.support.loops import Loop, Skipping, Timed, compiled_whole
+from tests.support.memory_logger import MemoryLogger
+from tests.support.monitored import TwoOptimizers
+from tests.support.ranks import launch
+from tests.support.training import ADAMW, Lit, loader, loss_of, parameters, trainer
 from tests.test_loops import assert_same, each_loop, undisturbed
 from tests.test_loops import fit as fit_loop
-from tests.test_monitor import Recorder, TwoOptimizers
-from tests.training import ADAMW, Lit, loader, loss_of, parameters, trainer
 
 KEY = "adam_sharpness/preconditioned"
 LINE = "adam_sharpness/stability_line"
@@ -109,8 +110,8 @@ def half_frozen(net: nn.Sequential) -> torch.optim.Optimizer:
 
 def fitted(
     monitor: L.Callback | None, module: L.LightningModule, batches: int = 6, **flags: Any
-) -> tuple[L.Trainer, Recorder]:
-    recorder = Recorder()
+) -> tuple[L.Trainer, MemoryLogger]:
+    recorder = MemoryLogger()
     callbacks = [] if monitor is None else [monitor]
     settings = {"max_epochs": 1, "logger": recorder, "log_every_n_steps": 1, **flags}
     fit = trainer(callbacks=callbacks, **settings)
@@ -209,7 +210,7 @@ def test_after_a_resume_it_counts_on(tmp_path: Path) -> None:
     first = trainer(max_epochs=1)
     first.fit(Lit(ADAMW), loader(5))
     first.save_checkpoint(tmp_path / "last.ckpt")
-    recorder = Recorder()
+    recorder = MemoryLogger()
     again = trainer(max_epochs=2, callbacks=[SharpnessMonitor(4)], logger=recorder)
     again.fit(Lit(ADAMW), loader(5), ckpt_path=str(tmp_path / "last.ckpt"), weights_only=False)
     assert recorder.steps_of(KEY) == [7]
@@ -217,7 +218,7 @@ def test_after_a_resume_it_counts_on(tmp_path: Path) -> None:
 
 def test_what_it_is_beside_other_callbacks(tmp_path: Path) -> None:
     callbacks = [AdamMonitor(2), SharpnessMonitor(2)]
-    recorder = Recorder()
+    recorder = MemoryLogger()
     trainer(max_epochs=1, callbacks=callbacks, logger=recorder).fit(Lit(ADAMW), loader(4))
     assert recorder.steps_of(KEY) == recorder.steps_of("adam_update/update_norm") == [0, 1, 3]
 
@@ -268,7 +269,7 @@ class Careless(AdamMixin, L.LightningModule):
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed"])
 def test_training_is_as_without_it(precision: Any) -> None:
-    def trained(monitor: L.Callback | None) -> tuple[Careless, L.Trainer, Recorder]:
+    def trained(monitor: L.Callback | None) -> tuple[Careless, L.Trainer, MemoryLogger]:
         L.seed_everything(3, verbose=False)
         module = Careless()
         flags = {"precision": precision, "max_epochs": 2, "accumulate_grad_batches": 2}
@@ -324,7 +325,7 @@ def test_random_numbers_go_on_after_a_fault() -> None:
     class Failing(Lit):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             drawn = (random.random(), float(np.random.rand()), float(torch.rand(1)))
-            if not isinstance(self.trainer.logger, Recorder):
+            if not isinstance(self.trainer.logger, MemoryLogger):
                 raise ZeroDivisionError("planted")
             draws.append(drawn)
             return super().training_step(batch, batch_idx)
@@ -608,12 +609,12 @@ def test_no_logger_is_a_warning_and_the_numbers_are_in_callback_metrics() -> Non
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """What each of two ranks has kept."""
-    return launch("tests.sharpness_ranks", 2, tmp_path_factory.mktemp("ranks"))
+    return launch("tests.ranks.sharpness_ranks", 2, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.slow
 def test_ranks_log_what_one_process_logs(ranks: list[dict[str, Any]]) -> None:
-    recorder = Recorder()
+    recorder = MemoryLogger()
     rank_trainings.fit("DDP", [SharpnessMonitor(2, batch=batch(), **EXACT)], recorder)
     expected = [row[KEY] for _, row in recorder.rows if KEY in row]
     assert len(expected) == 4

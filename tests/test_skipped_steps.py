@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from lightning_adam import AdamMonitor
-from tests.test_monitor import Recorder
+from tests.support.memory_logger import MemoryLogger
+from tests.support.training import Lit, loader, parameters, trainer
 from tests.test_precision import ADAMW, CLIPPING, IMPLEMENTATIONS, amp, precision_flags
-from tests.training import Lit, loader, parameters, trainer
 
 COSINE = {"name": "cosine", "total_steps": 10, "warmup_steps": 3}
 ATTEMPTS = 10
@@ -51,8 +51,8 @@ def fit(
     batches: DataLoader[Any] | None = None,
     precision: str = "16-mixed",
     **flags: Any,
-) -> Recorder:
-    recorder = Recorder()
+) -> MemoryLogger:
+    recorder = MemoryLogger()
     trainer(
         max_epochs=1,
         logger=recorder,
@@ -68,17 +68,17 @@ def loader_of(batches: list[Any]) -> DataLoader[Any]:
     return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
 
-def rows_of(recorder: Recorder) -> list[tuple[int | None, dict[str, float]]]:
+def rows_of(recorder: MemoryLogger) -> list[tuple[int | None, dict[str, float]]]:
     return [(x, row) for x, row in recorder.rows if "adam_schedule/step" in row]
 
 
-def counts_of(recorder: Recorder) -> list[tuple[int | None, float, float]]:
+def counts_of(recorder: MemoryLogger) -> list[tuple[int | None, float, float]]:
     """Of each row the x-axis, the optimizer's step, and how many were skipped before it."""
     keys = ("adam_schedule/step", "adam_schedule/skipped_steps")
     return [(x, row[keys[0]], row[keys[1]]) for x, row in rows_of(recorder)]
 
 
-def lrs_of(recorder: Recorder) -> list[float]:
+def lrs_of(recorder: MemoryLogger) -> list[float]:
     return [row["adam_schedule/lr"] for _, row in rows_of(recorder)]
 
 

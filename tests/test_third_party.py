@@ -25,10 +25,10 @@ from typing_extensions import override
 from lightning_adam import AdamMixin, AdamMonitor, AdamStatistics, build_optimizer
 from lightning_adam.statistics import kernels
 from lightning_adam.statistics.catalogue import STATISTICS
-from tests import reference
 from tests.statistics.test_metric import bare
-from tests.test_monitor import Recorder
-from tests.training import parameters, trainer
+from tests.support import oracle
+from tests.support.memory_logger import MemoryLogger
+from tests.support.training import parameters, trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "guides" / "other_optimizers.md").read_text(encoding="utf-8")
@@ -167,7 +167,7 @@ def fitted(
     **flags: Any,
 ) -> Fit:
     callbacks = [] if monitor is None else [monitor]
-    settings = {"max_epochs": 1, "logger": Recorder(), "callbacks": callbacks, **flags}
+    settings = {"max_epochs": 1, "logger": MemoryLogger(), "callbacks": callbacks, **flags}
     fit, lines = trainer(plugins=plugins_for(optimizer), **settings), list[str]()
     module = lit_for(optimizer)(optimizer, scheduler)
     with pytest.MonkeyPatch.context() as patch, uncompiled() if context is None else context:
@@ -204,7 +204,7 @@ def moment(state: Any, name: str) -> Tensor | None:
     return kept
 
 
-def reference_tensors(fit: Fit, steps: int = BATCHES) -> list[reference.Tensor]:
+def reference_tensors(fit: Fit, steps: int = BATCHES) -> list[oracle.Tensor]:
     """What the reference makes numbers of; in place of a moment that is not there stand zeros."""
     tensors = []
     for group, lr in zip(fit.optimizer.param_groups, fit.module.lrs, strict=True):
@@ -214,7 +214,7 @@ def reference_tensors(fit: Fit, steps: int = BATCHES) -> list[reference.Tensor]:
             first, second = (moment(state, name) for name in ("exp_avg", "exp_avg_sq"))
             nothing = torch.zeros_like(parameter)
             tensors.append(
-                reference.Tensor(
+                oracle.Tensor(
                     parameter=fit.module.weights[parameter],
                     grad=fit.module.grads[parameter],
                     exp_avg=nothing if first is None else first,
@@ -253,8 +253,8 @@ def test_what_the_page_says_is_measured(row: Row, tmp_path: Path) -> None:
     fit = monitored(cfg.optimizer, cfg.scheduler, **flags)
     measured, tensors = bare(fit.values, ""), reference_tensors(fit)
     assert measured.keys() - SETTINGS == row.measured | {"weight_norm", "weight_rms"}
-    expected = reference.reference_statistics(tensors) | {"skipped_steps": 0.0}
-    scale = reference.signed_sum_scale(tensors)
+    expected = oracle.reference_statistics(tensors) | {"skipped_steps": 0.0}
+    scale = oracle.signed_sum_scale(tensors)
     for name, value in measured.items():
         tolerance = 1e-6 * scale.get(name, 0.0)
         assert value == pytest.approx(expected[name], rel=1e-5, abs=tolerance), name

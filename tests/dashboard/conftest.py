@@ -11,8 +11,8 @@ from torch import Tensor
 from lightning_adam import AdamMonitor
 from lightning_adam.schema import Scope
 from tests.dashboard.written import wait_for_end
-from tests.e2e.support import offline_runs
-from tests.training import ADAMW, Lit, loader, loss_of, trainer
+from tests.support.commands import offline_runs
+from tests.support.training import ADAMW, Lit, loader, loss_of, trainer
 
 UNDEFINED = {"amsgrad_gap", "decay_to_grad"}
 """The statistics that AdamW without amsgrad has none of."""

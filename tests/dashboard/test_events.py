@@ -16,9 +16,9 @@ from lightning_adam.dashboard.runs import Event, Run, read_runs
 from lightning_adam.statistics.catalogue import STATISTICS
 from tests.dashboard.test_report import EVENTS, Page, page_of
 from tests.dashboard.written import KEY, run_of, wait_for_end
-from tests.exploding import Exploding, files_of, numbers, read, recorded
-from tests.test_monitor import TwoOptimizers
-from tests.training import loader, trainer
+from tests.support.exploding import Exploding, files_of, numbers, read, recorded
+from tests.support.monitored import TwoOptimizers
+from tests.support.training import loader, trainer
 
 AT = 12
 

@@ -17,7 +17,7 @@ from lightning_adam.schema import Scope as MeasuredScope
 from lightning_adam.statistics.catalogue import STATISTICS
 from lightning_adam.statistics.histograms import QUANTITIES
 from tests.dashboard.conftest import UNDEFINED, Trained
-from tests.training import loader, loss_of, network, trainer
+from tests.support.training import loader, loss_of, network, trainer
 
 GROUPS = {"net.head": ["net.3.weight"], "net.head_no_decay": ["net.3.bias"]}
 

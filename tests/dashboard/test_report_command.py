@@ -8,7 +8,7 @@ import pytest
 
 from tests.dashboard.conftest import Trained
 from tests.dashboard.written import write_csv
-from tests.e2e.support import BIN, environment
+from tests.support.commands import BIN, environment
 
 
 def report(*words: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:

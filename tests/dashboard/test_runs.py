@@ -34,7 +34,7 @@ from tests.dashboard.written import (
     write_csv,
     write_wandb,
 )
-from tests.e2e.support import GLOBAL_STEP, environment
+from tests.support.commands import GLOBAL_STEP, environment
 
 LAYER_KEY = f"{KEY}/layer"
 CONFIG = {"lr": 0.001, "nested": {"kept": [1, {"a": None}], "changed": 1}, "optimizer": "adam"}

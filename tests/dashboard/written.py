@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 from wandb.proto import wandb_internal_pb2
 
 from lightning_adam.dashboard.runs import Run, Series
-from tests.e2e.support import GLOBAL_STEP, history, records
+from tests.support.commands import GLOBAL_STEP, history, records
 
 OWN = ("_step", "_runtime", "_timestamp", "epoch", GLOBAL_STEP)
 """What a logger adds to a row."""

@@ -12,7 +12,7 @@ from docs.rendering import finding_pages, setting_pages, statistic_pages
 from docs.rendering.text import code, definitions, plain, prose, table
 from lightning_adam.findings import RULES
 from lightning_adam.statistics.catalogue import STATISTICS
-from tests.e2e.support import REPOSITORY
+from tests.support.commands import REPOSITORY
 
 HOSTILE = (
     "max |u| < *x* & _y_ or __z__",

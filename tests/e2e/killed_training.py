@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from lightning_adam import AdamMonitor
-from tests.training import ADAMW, Lit, loss_of, trainer
+from tests.support.training import ADAMW, Lit, loss_of, trainer
 
 Batch = tuple[Tensor, Tensor]
 

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from lightning_adam import AdamMonitor
-from tests.training import ADAMW, Lit, loader, loss_of, trainer
+from tests.support.training import ADAMW, Lit, loader, loss_of, trainer
 
 READY_AT = 30
 """The optimizer step."""

@@ -12,7 +12,7 @@ from lightning_adam import __version__, schema
 from lightning_adam.explaining import TOPICS
 from lightning_adam.statistics.catalogue import STATISTICS
 from lightning_adam.statistics.histograms import QUANTITIES
-from tests.e2e.support import (
+from tests.support.commands import (
     BIN,
     REPOSITORY,
     Command,

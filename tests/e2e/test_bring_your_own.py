@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.support import BIN, REPOSITORY, Finished, logged_rows, offline_runs, run, run_config
+from tests.support.commands import (
+    BIN,
+    REPOSITORY,
+    Finished,
+    logged_rows,
+    offline_runs,
+    run,
+    run_config,
+)
 
 CHANCE = 1 / 10
 

@@ -14,7 +14,7 @@ from lightning_adam import ConfigError
 from recipes import char_gpt
 from recipes.char_gpt import LitGPT, sample_text, text_loaders
 from recipes.small_gpt import SmallGPT, library_text
-from tests.e2e.support import (
+from tests.support.commands import (
     BIN,
     REPOSITORY,
     Command,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.support import BIN, REPOSITORY, Command, Finished, jobs_in, run, run_text
+from tests.support.commands import BIN, REPOSITORY, Command, Finished, jobs_in, run, run_text
 
 HEALED = {
     "eps": "eps_dominates",

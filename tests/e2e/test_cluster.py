@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.e2e.support import REPOSITORY, Finished, environment, run_text
-from tests.wandb_server import ENTITY, Json, WandbServer
+from tests.support.commands import REPOSITORY, Finished, environment, run_text
+from tests.support.wandb_server import ENTITY, Json, WandbServer
 
 CLUSTER = REPOSITORY / "recipes/cluster"
 BLOCKS = re.findall(r"^```bash\n(.*?)^```$", (CLUSTER / "README.md").read_text(), re.M | re.S)
@@ -86,7 +86,7 @@ def test_a_search_runs_as_arrays_of_slurm(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray")
 def test_a_search_runs_as_tasks_of_ray(tmp_path: Path) -> None:
     # One machine, which has fewer processors and no GPU.

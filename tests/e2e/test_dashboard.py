@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.support import (
+from tests.support.commands import (
     BIN,
     BRIEFLY,
     Finished,
@@ -17,7 +17,7 @@ from tests.e2e.support import (
     records,
     run,
 )
-from tests.wandb_server import ENTITY, Refusal, WandbServer
+from tests.support.wandb_server import ENTITY, Refusal, WandbServer
 
 PROJECT = f"{ENTITY}/project"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.support import (
+from tests.support.commands import (
     REPOSITORY,
     Finished,
     environment,

@@ -19,7 +19,7 @@ from lightning_adam import findings, schema
 from lightning_adam.explaining import TOPICS
 from lightning_adam.findings import RULES
 from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS
-from tests.e2e.support import BIN, REPOSITORY, run
+from tests.support.commands import BIN, REPOSITORY, run
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -244,7 +244,7 @@ def served(site: Site) -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_a_search_finds_the_page_of_a_statistic(served: str, browser: "Browser") -> None:
     page = browser.new_page()
     asked: list[str] = []

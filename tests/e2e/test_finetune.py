@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.support import BIN, REPOSITORY, Command, jobs_in, run
+from tests.support.commands import BIN, REPOSITORY, Command, jobs_in, run
 
 BATCHES, EPOCHS, EVERY_N_EPOCHS = 2, 12, 3
 BRIEFLY = (

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 
 from lightning_adam import AdamMixin, ConfigError
 from lightning_adam.schema import AdamConfig, CosineConfig
-from tests.e2e.support import BIN, Command, Finished, run
-from tests.training import Lit, loader, loss_of, network, parameters, trainer
+from tests.support.commands import BIN, Command, Finished, run
+from tests.support.training import Lit, loader, loss_of, network, parameters, trainer
 
 STEPS, WARMUP_STEPS, LR, WEIGHT_DECAY = 12, 3, 1e-2, 0.1
 

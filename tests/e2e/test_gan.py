@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
-from tests.e2e.support import (
+from tests.support.commands import (
     BIN,
     REPOSITORY,
     Command,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.e2e.support import BIN, REPOSITORY, Command, Finished, jobs_in, run
+from tests.support.commands import BIN, REPOSITORY, Command, Finished, jobs_in, run
 
 NO_EPS = "trainer.precision=16-true by_torch=true"
 SMALL_EPS = "trainer.precision=16-true optimizer.eps=1e-6"

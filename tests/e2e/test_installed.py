@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.support import (
+from tests.e2e.test_tune import MINIMIZE, TUNE, trained, write_app
+from tests.support.commands import (
     BIN,
     PROJECT_KEYS,
     REPOSITORY,
@@ -22,7 +23,6 @@ from tests.e2e.support import (
     run,
     succeed,
 )
-from tests.e2e.test_tune import MINIMIZE, TUNE, trained, write_app
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

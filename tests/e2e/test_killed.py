@@ -19,11 +19,18 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from lightning_adam import AdamMonitor
-from tests import forked
 from tests.e2e.killed_training import COSINE, KINDS, PLACES, Moment, Resumable, train
-from tests.e2e.support import GLOBAL_STEP, history, logged_rows, offline_runs, records, run_config
-from tests.offline import tables
-from tests.training import ADAMW, Lit, loader, parameters, trainer
+from tests.support import forkserver
+from tests.support.commands import (
+    GLOBAL_STEP,
+    history,
+    logged_rows,
+    offline_runs,
+    records,
+    run_config,
+)
+from tests.support.offline import tables
+from tests.support.training import ADAMW, Lit, loader, parameters, trainer
 
 TIMES = 5
 """Random times that each kind of run is killed at, one in each part of the run."""
@@ -34,7 +41,7 @@ BATCHES = 5
 
 Whole = Callable[[str], "Run"]
 
-processes = forked.context()
+processes = forkserver.context()
 
 
 @dataclass(frozen=True)

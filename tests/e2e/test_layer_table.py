@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.support import (
+from tests.support.commands import (
     BIN,
     MODEL,
     Finished,
@@ -18,7 +18,7 @@ from tests.e2e.support import (
     succeed,
     write_the_project,
 )
-from tests.offline import steps_of, tables
+from tests.support.offline import steps_of, tables
 
 LAYERS = 40
 STEPS = 400

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.e2e.support import BIN, REPOSITORY, Command, run
+from tests.support.commands import BIN, REPOSITORY, Command, run
 
 STEPS, LR = 50, 3e-3
 TYPED = (

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 
 from lightning_adam import ConfigError, __version__
 from recipes import mnist
-from tests.e2e.support import (
+from tests.support.commands import (
     BIN,
     BRIEF_KEYS,
     BRIEFLY,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lightning_adam.environment import VARIABLE
-from tests.e2e.support import Command, Finished, environment, our_rows, run
+from tests.support.commands import Command, Finished, environment, our_rows, run
 
 SCRIPTS = Path(__file__).parent
 SETTINGS = "every_n_steps=10 statistics=all scopes=[model,layer]"

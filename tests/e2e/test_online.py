@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.support import (
+from tests.support.commands import (
     BRIEF_KEYS,
     BRIEFLY,
     GLOBAL_STEP,
@@ -24,7 +24,7 @@ from tests.e2e.support import (
     run,
     run_config,
 )
-from tests.wandb_server import HISTORY, WandbServer
+from tests.support.wandb_server import HISTORY, WandbServer
 
 HISTOGRAMS = "adam_monitor.histograms_every_n_steps={}".format
 BRIEF = (*BRIEFLY, HISTOGRAMS(10))

@@ -34,7 +34,7 @@ from tests.e2e.override_lines import (
     lines,
     multiplier,
 )
-from tests.e2e.support import run_text
+from tests.support.commands import run_text
 
 
 class Outcome(NamedTuple):

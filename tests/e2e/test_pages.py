@@ -19,9 +19,8 @@ from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.showing import raised
 from lightning_adam.schema import Severity
 from lightning_adam.statistics.catalogue import SYMBOLS
-from tests.e2e.borrowed import lend
-from tests.e2e.pages import CONFIG, REPOSITORY, TRAIN, TRAIN_LINE, block, blocks, files, typed
-from tests.e2e.support import (
+from tests.e2e.test_template import FILES as TEMPLATE
+from tests.support.commands import (
     BIN,
     BRIEFLY,
     DEMO_KEYS,
@@ -43,9 +42,19 @@ from tests.e2e.support import (
     write_files,
     write_the_project,
 )
-from tests.e2e.test_template import FILES as TEMPLATE
-from tests.training import ADAMW, Lit, loader, trainer
-from tests.wandb_server import ENTITY, WandbServer
+from tests.support.documentation import (
+    CONFIG,
+    REPOSITORY,
+    TRAIN,
+    TRAIN_LINE,
+    block,
+    blocks,
+    files,
+    typed,
+)
+from tests.support.linked_packages import lend
+from tests.support.training import ADAMW, Lit, loader, trainer
+from tests.support.wandb_server import ENTITY, WandbServer
 
 TABLE = ("text", "AdamW, ")
 FOUND = ("text", "AdamMonitor: eps_dominates")
@@ -454,7 +463,7 @@ def test_what_make_is_asked_for_is_a_target() -> None:
     script = REPOSITORY / ".ci" / "run"
     for line in typed("make "):
         assert re.search(rf"^{line.removeprefix('make ')}:", makefile, re.MULTILINE)
-    for each in ("test", "lint"):
+    for each in ("test-ci", "lint"):
         assert f"make {each}" in script.read_text(encoding="utf-8").splitlines()
     assert os.access(script, os.X_OK)
     assert block("bash", "make demo\n").splitlines() == ["make demo", "make test"]

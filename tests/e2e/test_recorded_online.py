@@ -8,8 +8,8 @@ import pytest
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 
-from tests.exploding import Exploding, files_of, recorded
-from tests.wandb_server import WandbServer
+from tests.support.exploding import Exploding, files_of, recorded
+from tests.support.wandb_server import WandbServer
 
 DELAY_S = 1.0
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.recorded_training import READY_AT
-from tests.e2e.support import REPOSITORY, environment
-from tests.exploding import files_of, read, steps_of
+from tests.support.commands import REPOSITORY, environment
+from tests.support.exploding import files_of, read, steps_of
 
 PATIENCE = 60
 """Seconds."""

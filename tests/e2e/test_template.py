@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.e2e.support import BIN, Finished, run, write_files
+from tests.support.commands import BIN, Finished, run, write_files
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ import pytest
 
 from lightning_adam.tune.archive import Archive, Record
 from lightning_adam.tune.story import Outcome
-from tests.e2e.support import Finished, environment, run
+from tests.support.commands import Finished, environment, run
 
 APP = """
 import math, os, time

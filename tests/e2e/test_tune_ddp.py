@@ -6,7 +6,7 @@ import pytest
 
 from lightning_adam.tune.archive import Archive
 from lightning_adam.tune.story import Outcome
-from tests.e2e.support import environment, run, write_files
+from tests.support.commands import environment, run, write_files
 
 APP = """
 import os

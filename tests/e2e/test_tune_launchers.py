@@ -10,7 +10,7 @@ import pytest
 from lightning_adam.tune.archive import Archive, Record
 from lightning_adam.tune.point import Point
 from lightning_adam.tune.story import Outcome
-from tests.e2e.support import Finished, environment, run, write_files
+from tests.support.commands import Finished, environment, run, write_files
 
 APP = """
 import math, os, signal, time
@@ -73,7 +73,7 @@ IN_PARALLEL = [
         ON_RAY,
         id="ray",
         marks=[
-            pytest.mark.ray,
+            pytest.mark.slow,
             pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray"),
         ],
     ),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.support import (
+from tests.support.commands import (
     environment,
     offline_runs,
     records,

@@ -17,8 +17,8 @@ from lightning_adam.dashboard.report import page
 from lightning_adam.dashboard.runs import read_runs
 from lightning_adam.findings.finding import Finding
 from lightning_adam.schema import Severity
-from tests.e2e.support import history, offline_runs
-from tests.training import ADAMW, Lit, loader, parameters, trainer
+from tests.support.commands import history, offline_runs
+from tests.support.training import ADAMW, Lit, loader, parameters, trainer
 
 STEPS = 60
 

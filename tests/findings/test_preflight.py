@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_adam import AdamMonitor
 from lightning_adam.findings.finding import Finding
-from tests.training import ADAMW, Lit, loader, loss_of, network, trainer
+from tests.support.training import ADAMW, Lit, loader, loss_of, network, trainer
 
 
 class Plain(L.LightningModule):

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tests.arithmetic import round_to
-from tests.reference import Tensor, _elements_of
+from tests.support.arithmetic import round_to
+from tests.support.oracle import Tensor, _elements_of
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 
-from tests import reference
+from tests.support import oracle
 
 Grad = Callable[[Tensor, int], Tensor]
 KERNELS = ("eager", "numba")
@@ -36,11 +36,11 @@ def stepped(
     return optimizer
 
 
-def reference_tensors(optimizer: Optimizer, group: int | None = None) -> list[reference.Tensor]:
+def reference_tensors(optimizer: Optimizer, group: int | None = None) -> list[oracle.Tensor]:
     """All tensors of an optimizer, or of one of its groups, as the reference takes them."""
     groups = optimizer.param_groups if group is None else [optimizer.param_groups[group]]
     return [
-        reference.Tensor(
+        oracle.Tensor(
             parameter=parameter.detach(),
             grad=parameter.grad,
             exp_avg=optimizer.state[parameter]["exp_avg"],

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from lightning_adam import AdamStatistics
-from tests.reference import reference_magnitudes
 from tests.statistics.boundaries import ULPS
 from tests.statistics.cases import KERNELS, reference_tensors
 from tests.statistics.test_metric import assert_agree, bare
+from tests.support.oracle import reference_magnitudes
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {

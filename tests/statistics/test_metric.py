@@ -16,10 +16,10 @@ from torch.optim import Adam, Optimizer
 from lightning_adam import AdamStatistics
 from lightning_adam.statistics.catalogue import STATISTICS
 from lightning_adam.statistics.kernels import eager
-from tests import reference
-from tests.reference import replay_adam
 from tests.statistics.boundaries import slack
 from tests.statistics.cases import KERNELS, reference_tensors, stepped
+from tests.support import oracle
+from tests.support.oracle import replay_adam
 
 SIGNED = ("exp_avg_mean", "momentum_alignment", "decay_alignment")
 
@@ -48,12 +48,12 @@ def agrees(optimizer: Optimizer) -> None:
 
 
 def assert_agree(
-    actual: dict[str, float], tensors: list[reference.Tensor], kernel: str = "eager"
+    actual: dict[str, float], tensors: list[oracle.Tensor], kernel: str = "eager"
 ) -> None:
     relative = 1e-9 if kernel == "eager" else 1e-5
     undecided = {} if kernel == "eager" else slack(tensors)
-    expected = reference.reference_statistics(tensors)
-    scale = reference.signed_sum_scale(tensors)
+    expected = oracle.reference_statistics(tensors)
+    scale = oracle.signed_sum_scale(tensors)
     assert set(actual) == set(expected)
     for name, value in expected.items():
         tolerance = {"rel": relative, "abs": 0.0}

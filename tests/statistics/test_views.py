@@ -17,9 +17,9 @@ from torch.optim import Adam, AdamW, Optimizer
 
 from lightning_adam import AdamStatistics
 from lightning_adam.statistics.views import Views
-from tests import reference
 from tests.statistics.cases import reference_tensors
 from tests.statistics.test_metric import assert_agree, bare
+from tests.support import oracle
 
 SCOPES = ["model", "group", "layer", "tensor"]
 NORM = "adam_weight_decay/weight_norm"
@@ -72,7 +72,7 @@ def values(metric: AdamStatistics, optimizer: Optimizer) -> dict[str, float]:
     return metric.compute()
 
 
-def references(net: nn.Module, optimizer: Optimizer) -> dict[str, list[reference.Tensor]]:
+def references(net: nn.Module, optimizer: Optimizer) -> dict[str, list[oracle.Tensor]]:
     """The tensors of every scope, by what it appends to a key."""
     names = {parameter: name for name, parameter in net.named_parameters()}
     groups = [(group["name"], each) for group in optimizer.param_groups for each in group["params"]]

@@ -15,12 +15,12 @@ from lightning_adam import AdamStatistics
 from lightning_adam.statistics.accumulators import COLUMNS, Knowledge
 from lightning_adam.statistics.kernels import eager, triton
 from lightning_adam.statistics.views import Views
-from tests import reference
 from tests.statistics.cases import reference_tensors, stepped
 from tests.statistics.test_generated import made, parameter_groups
 from tests.statistics.test_metric import SIGNED, bare
 from tests.statistics.triton_agreement import ALL, assert_counts_agree, assert_rows_agree
 from tests.statistics.triton_interpreter import switch_on
+from tests.support import oracle
 
 STATE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
@@ -271,8 +271,8 @@ def check(optimizer: Optimizer) -> None:
     metric = AdamStatistics("all", scopes=["model"], kernel="triton")
     metric.update(optimizer)
     tensors = reference_tensors(optimizer)
-    actual, expected = bare(metric.compute(), ""), reference.reference_statistics(tensors)
-    scale = reference.signed_sum_scale(tensors)
+    actual, expected = bare(metric.compute(), ""), oracle.reference_statistics(tensors)
+    scale = oracle.signed_sum_scale(tensors)
     assert set(actual) == set(expected)
     for name, value in expected.items():
         tolerance = 1e-5 * (scale.get(name, math.nan) if name in SIGNED else abs(value))

@@ -15,7 +15,7 @@ from lightning_adam.tune.plan import Plan, read_plan
 from lightning_adam.tune.point import Point
 from lightning_adam.tune.search import Begun, Search
 from lightning_adam.tune.story import START, Step, Trial
-from tests.e2e.support import REPOSITORY
+from tests.support.commands import REPOSITORY
 
 DEFAULT = Point(
     lr=1e-3,

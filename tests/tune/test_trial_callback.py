@@ -13,7 +13,7 @@ from lightning_adam.environment import TRIAL
 from lightning_adam.tune.archive import Archive, Record
 from lightning_adam.tune.job import Identity
 from lightning_adam.tune.trial_callback import TrialCallback
-from tests.training import ADAMW, Lit, loader, loss_of, parameters, trainer
+from tests.support.training import ADAMW, Lit, loader, loss_of, parameters, trainer
 from tests.tune.searching import DEFAULT
 
 PLACE = "journal:trials.journal"

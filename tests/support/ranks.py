@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tests import forked
+from tests.support import forkserver
 
 FOLDER = "RANKS_FOLDER"
 
@@ -33,7 +33,7 @@ def launch(module: str, world: int, folder: Path, *arguments: str, limit: float 
     for rank in range(world):
         environment = {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         said = folder / f"rank_{rank}.txt"
-        processes.append(forked.start(module, arguments, folder, environment, said))
+        processes.append(forkserver.start(module, arguments, folder, environment, said))
     deadline = time.monotonic() + limit
     for each in processes:
         each.join(max(deadline - time.monotonic(), 0))

@@ -18,7 +18,7 @@ from lightning_adam.dashboard.runs import read_runs
 from lightning_adam.statistics.catalogue import STATISTICS, Statistic
 from lightning_adam.statistics.histograms import QUANTITIES
 from tests.dashboard.written import write_csv
-from tests.e2e.report_page import (
+from tests.support.browser import (
     CROWDED_TICKS,
     NARROW,
     VISIBLE_LINES,
@@ -29,13 +29,13 @@ from tests.e2e.report_page import (
     contrast,
     luminance,
 )
-from tests.e2e.support import GLOBAL_STEP, history, offline_runs, recipe, succeed
-from tests.offline import tables
+from tests.support.commands import GLOBAL_STEP, history, offline_runs, recipe, succeed
+from tests.support.offline import tables
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator
 
-pytestmark = pytest.mark.browser
+pytestmark = pytest.mark.slow
 
 MONITORED = (
     "width=2",

@@ -13,8 +13,8 @@ from torch.distributed.tensor import DTensor
 
 from lightning_adam import AdamMonitor
 from lightning_adam.statistics import kernels
-from tests.rank_trainings import KINDS, STEPS, fit, world_size
-from tests.ranks import folder, keep
+from tests.ranks.rank_trainings import KINDS, STEPS, fit, world_size
+from tests.support.ranks import folder, keep
 
 
 class Ending(L.Callback):

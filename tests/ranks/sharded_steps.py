@@ -23,7 +23,7 @@ from torch.optim import Adam, AdamW, NAdam, Optimizer
 from lightning_adam import AdamStatistics, ConfigError
 from lightning_adam._private.torch import is_flattened
 from lightning_adam.shards import Part, over_ranks
-from tests.ranks import Collectives, keep
+from tests.support.ranks import Collectives, keep
 
 SCOPES = ("model", "group", "layer", "tensor")
 STEPS = 3

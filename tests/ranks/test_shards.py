@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.ranks import launch
-from tests.sharded_steps import Net, cases, measured, trained
+from tests.ranks.sharded_steps import Net, cases, measured, trained
+from tests.support.ranks import launch
 
 WORLDS = [2, pytest.param(4, marks=pytest.mark.slow)]
 
@@ -16,7 +16,7 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """What each rank has measured, by case."""
     world: int = request.param
     folder = tmp_path_factory.mktemp(f"of_{world}")
-    return launch("tests.sharded_steps", world, folder)
+    return launch("tests.ranks.sharded_steps", world, folder)
 
 
 def alone(name: str, world: int) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from tests.exploding import Row, files_of, numbers, read, steps_of
-from tests.rank_trainings import KINDS, STEPS
-from tests.ranks import launch
-from tests.recorded_ranks import Ending, recorded
+from tests.ranks.rank_trainings import KINDS, STEPS
+from tests.ranks.recorded_ranks import Ending, recorded
+from tests.support.exploding import Row, files_of, numbers, read, steps_of
+from tests.support.ranks import launch
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ranks(folder: Path) -> list[Any]:
-    return launch("tests.recorded_ranks", 2, folder)
+    return launch("tests.ranks.recorded_ranks", 2, folder)
 
 
 def by_place(rows: list[Row]) -> dict[tuple[str, str], Row]:

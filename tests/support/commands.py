@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_adam.statistics.catalogue import select
-from tests.e2e.pages import CONFIG, TRAIN, TRAIN_LINE, files, typed
-from tests.e2e.pages import REPOSITORY as REPOSITORY
+from tests.support.documentation import CONFIG, TRAIN, TRAIN_LINE, files, typed
+from tests.support.documentation import REPOSITORY as REPOSITORY
 
 BIN = Path(sys.executable).parent
 """Where the environment that runs the tests has its commands."""

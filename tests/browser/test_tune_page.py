@@ -8,13 +8,13 @@ import pytest
 
 from lightning_adam.tune.report import write_story
 from lightning_adam.tune.story import Story
-from tests.e2e.report_page import NARROW, ReportPage, Visits, contrast
+from tests.support.browser import NARROW, ReportPage, Visits, contrast
 from tests.tune.stories import shapes, tuned
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator
 
-pytestmark = pytest.mark.browser
+pytestmark = pytest.mark.slow
 
 SHAPES = shapes()
 LINE = "data=small optimizer.lr=0.005"

@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from lightning_adam import AdamMixin, AdamMonitor
 from lightning_adam.findings.judging import Judge
 from lightning_adam.statistics import kernels
-from tests.ranks import Collectives, folder, keep
-from tests.test_monitor import Recorder
+from tests.support.memory_logger import MemoryLogger
+from tests.support.ranks import Collectives, folder, keep
 
 STEPS = 6
 """In two epochs."""
@@ -209,7 +209,7 @@ def plain(kind: str) -> dict[str, Any]:
 
 
 def monitored(kind: str) -> dict[str, Any]:
-    logger, callback = Recorder(), monitor()
+    logger, callback = MemoryLogger(), monitor()
     with Collectives() as collectives:
         trainer, module = fit(kind, [callback], logger)
     return {
@@ -225,7 +225,7 @@ def attached_later(kind: str) -> dict[str, Any]:
     path = folder() / f"{kind}_alone.ckpt"
     trainer, _ = fit(kind, [], max_epochs=1)
     trainer.save_checkpoint(path)
-    logger = Recorder()
+    logger = MemoryLogger()
     fit(kind, [monitor()], logger, ckpt_path=str(path))
     return {"rows": logger.rows}
 
@@ -233,9 +233,9 @@ def attached_later(kind: str) -> dict[str, Any]:
 def resumed(kind: str) -> dict[str, Any]:
     """Half of the training, and the other half from its checkpoint."""
     path = folder() / f"{kind}.ckpt"
-    trainer, _ = fit(kind, [monitor()], Recorder(), max_epochs=1)
+    trainer, _ = fit(kind, [monitor()], MemoryLogger(), max_epochs=1)
     trainer.save_checkpoint(path)
-    logger = Recorder()
+    logger = MemoryLogger()
     _, module = fit(kind, [monitor()], logger, ckpt_path=str(path))
     return {"parameters": parameters(module), "rows": logger.rows}
 
@@ -263,7 +263,7 @@ PLACES: dict[str, tuple[Any, str, int]] = {
     "at the start": (AdamMonitor, "_begin", 0),
     "measuring": (kernels, "measure", 2),
     "sending": (AdamMonitor, "_send", 2),
-    "logging": (Recorder, "log_metrics", 2),
+    "logging": (MemoryLogger, "log_metrics", 2),
     "judging": (Judge, "judge", 2),
 }
 """What fails at which of its calls."""
@@ -273,7 +273,7 @@ FAULTS = {f"{place} on rank {rank}": (place, rank) for place in PLACES for rank 
 def faulty(kind: str, place: str, rank: int) -> dict[str, Any]:
     """One rank's fault, once."""
     owner, name, call = PLACES[place]
-    original, calls, logger = getattr(owner, name), itertools.count(), Recorder()
+    original, calls, logger = getattr(owner, name), itertools.count(), MemoryLogger()
 
     def fails(*arguments: Any, **keywords: Any) -> Any:
         if next(calls) == call and dist.get_rank() == rank:

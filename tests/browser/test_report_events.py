@@ -9,9 +9,9 @@ from lightning_adam.dashboard.report import write_report
 from lightning_adam.dashboard.runs import Event, Run
 from tests.dashboard.test_report import EVENTS
 from tests.dashboard.written import run_of
-from tests.e2e.report_page import ReportPage, Visits
+from tests.support.browser import ReportPage, Visits
 
-pytestmark = pytest.mark.browser
+pytestmark = pytest.mark.slow
 
 LAYERS = ("net.0", "net.1", "net.2")
 GRAD_RMS, NONFINITE = "adam_moments/grad_rms", "adam_underflow/nonfinite_count"

@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 
 from lightning_adam import AdamMonitor
 from lightning_adam.statistics.catalogue import STATISTICS
-from tests.test_monitor import Recorder
-from tests.training import ADAMW, Lit, loader, trainer
+from tests.support.memory_logger import MemoryLogger
+from tests.support.training import ADAMW, Lit, loader, trainer
 
 Row = dict[str, str]
 
@@ -63,13 +63,13 @@ HOW = {
 
 def recorded(
     module: Any, steps: int | None = 10, batches: int = 100, **flags: Any
-) -> tuple[Recorder, Path]:
+) -> tuple[MemoryLogger, Path]:
     """Trains with a flight recorder of so many steps.
 
     Returns:
         What was logged, and the folder of the run.
     """
-    recorder = Recorder()
+    recorder = MemoryLogger()
     monitor = AdamMonitor(1, ["model", "layer"], "all", flight_recorder=steps)
     settings = {"max_epochs": 1, "logger": recorder, "callbacks": [monitor], **flags}
     trainer(**settings).fit(module, loader(batches))
@@ -101,7 +101,7 @@ def numbers(row: Mapping[str, str]) -> dict[str, float]:
     }
 
 
-def logged_by(recorder: Recorder) -> dict[int | None, dict[str, float]]:
+def logged_by(recorder: MemoryLogger) -> dict[int | None, dict[str, float]]:
     """What the monitor has logged, by the step on the x-axis."""
     return {
         step: {key: value for key, value in row.items() if key.startswith("adam_")}

@@ -17,8 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 from torch.optim import Optimizer
 
 from lightning_adam import AdamMonitor
-from tests.e2e.support import GLOBAL_STEP, history, offline_runs, our_rows
-from tests.training import ADAMW, Lit, loader, parameters, trainer
+from tests.support.commands import GLOBAL_STEP, history, offline_runs, our_rows
+from tests.support.training import ADAMW, Lit, loader, parameters, trainer
 
 Row = Mapping[str, Any]
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests import rank_trainings
-from tests.rank_trainings import FAULTS, KINDS, STEPS
-from tests.ranks import launch
+from tests.ranks import rank_trainings
+from tests.ranks.rank_trainings import FAULTS, KINDS, STEPS
+from tests.support.ranks import launch
 
 MEASURED = [1, 2, 3, 4, 6]
 """Every second step and, for histograms, every third."""
@@ -17,7 +17,7 @@ MEASURED = [1, 2, 3, 4, 6]
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """What each rank has kept."""
-    return launch("tests.rank_trainings", request.param, tmp_path_factory.mktemp("ranks"))
+    return launch("tests.ranks.rank_trainings", request.param, tmp_path_factory.mktemp("ranks"))
 
 
 def are_close(first: list[Tensor], second: list[Tensor]) -> bool:

@@ -1,6 +1,6 @@
 """A stand-in for a W&B server on this machine: it keeps what arrives and fails when told to.
 
-python -m tests.wandb_server --delay 2
+python -m tests.support.wandb_server --delay 2
 
 prints its address. A line "unavailable" on its standard input makes it answer 503, any other line
 makes it well again, and it ends where the input does.
@@ -410,7 +410,7 @@ def variables(url: str) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.wandb_server")
+    parser = argparse.ArgumentParser(prog="python -m tests.support.wandb_server")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds that each answer takes")
     with WandbServer(delay_s=parser.parse_args().delay) as server:
         sys.stdout.write(f"{server.url}\n")

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_adam import build_adam
 from lightning_adam.statistics.catalogue import STATISTICS
-from tests.training import BATCH, Lit, loader, loss_of, network
+from tests.support.training import BATCH, Lit, loader, loss_of, network
 
 LINEAR = {"name": "linear"}
 STEP = STATISTICS["step"].key

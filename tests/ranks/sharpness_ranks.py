@@ -9,14 +9,14 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 from lightning_adam import ConfigError, SharpnessMonitor
 from lightning_adam.sharpness.curvature import stability_of
-from tests.rank_trainings import fit, parameters
-from tests.ranks import keep
-from tests.test_monitor import Recorder
+from tests.ranks.rank_trainings import fit, parameters
+from tests.support.memory_logger import MemoryLogger
+from tests.support.ranks import keep
 from tests.test_sharpness import EXACT, KEY, batch
 
 
 def monitored(**arguments: Any) -> dict[str, Any]:
-    logger = Recorder()
+    logger = MemoryLogger()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer, module = fit("DDP", [SharpnessMonitor(2, **arguments)], logger)

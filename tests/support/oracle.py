@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tests.arithmetic import (
+from tests.support.arithmetic import (
     Array,
     Mask,
     cosine,

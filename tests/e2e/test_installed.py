@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_tune import MINIMIZE, TUNE, trained, write_app
 from tests.support.commands import (
     BIN,
     PROJECT_KEYS,
@@ -23,6 +22,7 @@ from tests.support.commands import (
     run,
     succeed,
 )
+from tests.support.tuning_app import MINIMIZE, TUNE, trained_settings, write_app
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -209,7 +209,7 @@ def test_tuning_needs_an_extra_and_says_so(
     succeed([*pip, "install", "--quiet", "-c", repository / "constraints.txt", extra])
     tuned = run(command, folder, variables)
     assert tuned.returncode == 0, tuned.output
-    assert len(trained(folder)) == 4
+    assert len(trained_settings(folder)) == 4
     line = (folder / "multirun/adam_tune_train/tune.md").read_text().splitlines()[-1]
     assert tuned.after("type: ") == line
     succeed([*pip, "uninstall", "--quiet", "--yes", "optuna", "scipy"])

@@ -13,31 +13,15 @@ import pytest
 
 from lightning_adam.tune.archive import Archive, Record
 from lightning_adam.tune.story import Outcome
-from tests.support.commands import Finished, environment, run
-
-APP = """
-import math, os, time
-import hydra
-
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(cfg):
-    optimizer = cfg.{place}
-    with open(os.environ["TRAINED"], "a") as file:
-        print(optimizer.lr, list(optimizer.betas), file=file)
-    time.sleep(float(os.environ.get("SECONDS", 0)))
-    return (math.log10(optimizer.lr) + 2.3) ** 2 + (optimizer.betas[0] - 0.8) ** 2
-
-if __name__ == "__main__":
-    main()
-"""
-CONFIG = """
-defaults:
-  - lightning_adam/optimizer{place}: adamw
-  - _self_
-"""
-TUNE = ["python", "train.py", "-m", "hydra/sweeper=adam_tune"]
-MINIMIZE = "hydra.sweeper.direction=minimize"
-BEST_LR = 10**-2.3
+from tests.support.commands import Finished, run
+from tests.support.tuning_app import (
+    BEST_LR,
+    MINIMIZE,
+    TUNE,
+    trained_settings,
+    variables,
+    write_app,
+)
 
 
 @pytest.fixture
@@ -45,24 +29,8 @@ def app(tmp_path: Path) -> Path:
     return write_app(tmp_path / "my app")
 
 
-def write_app(folder: Path, package: str = "", place: str = "optimizer") -> Path:
-    (folder / "conf").mkdir(parents=True)
-    (folder / "train.py").write_text(APP.format(place=place))
-    (folder / "conf/config.yaml").write_text(CONFIG.format(place=package))
-    return folder
-
-
 def tune(folder: Path, *words: str) -> Finished:
     return run([*TUNE, *words], folder, variables(folder))
-
-
-def variables(folder: Path, **others: str) -> dict[str, str]:
-    return environment(TRAINED=str(folder / "trained.txt"), **others)
-
-
-def trained(folder: Path) -> list[str]:
-    """What each job of the app trained with."""
-    return (folder / "trained.txt").read_text().splitlines()
 
 
 def refused(folder: Path, *words: str) -> str:
@@ -76,7 +44,7 @@ def refused(folder: Path, *words: str) -> str:
 def test_one_command_tunes_an_app_and_its_last_line_is_typed_back(app: Path) -> None:
     tuned = tune(app, "hydra.sweeper.n_trials=20", MINIMIZE)
     assert tuned.returncode == 0, tuned.output
-    assert len(trained(app)) == 20
+    assert len(trained_settings(app)) == 20
     folder = app / "multirun/adam_tune_train"
     line = (folder / "tune.md").read_text().splitlines()[-1]
     assert tuned.after("type: ") == line
@@ -86,7 +54,7 @@ def test_one_command_tunes_an_app_and_its_last_line_is_typed_back(app: Path) -> 
     assert (folder / "tune.html").stat().st_size > 1000
     again = run(["python", "train.py", *words], app, variables(app))
     assert again.returncode == 0, again.output
-    assert trained(app)[-1] in trained(app)[:-1]
+    assert trained_settings(app)[-1] in trained_settings(app)[:-1]
 
 
 @pytest.mark.slow
@@ -101,8 +69,8 @@ def test_groups_that_are_relocated_are_found(tmp_path: Path) -> None:
 def test_what_is_typed_for_the_app_is_where_the_search_begins(app: Path) -> None:
     words = ["optimizer.lr=1e-5", "optimizer.betas=[0.95,0.99]", "hydra.sweeper.n_trials=5"]
     tuned = tune(app, *words, MINIMIZE, "hydra.sweeper.n_seeds=1")
-    assert trained(app)[0] == "1e-05 [0.95, 0.99]"
-    assert all(line.endswith("[0.95, 0.99]") for line in trained(app))
+    assert trained_settings(app)[0] == "1e-05 [0.95, 0.99]"
+    assert all(line.endswith("[0.95, 0.99]") for line in trained_settings(app))
     assert tuned.after("type: ").startswith("optimizer.lr=1e-5 'optimizer.betas=[0.95,0.99]' ")
 
 
@@ -148,7 +116,7 @@ def test_an_interrupted_search_says_that_the_same_command_goes_on(app: Path) -> 
         stderr=subprocess.STDOUT,
         text=True,
     )
-    while not (app / "trained.txt").exists() or len(trained(app)) < 2:
+    while not (app / "trained.txt").exists() or len(trained_settings(app)) < 2:
         assert search.poll() is None
         time.sleep(0.02)
     search.send_signal(signal.SIGINT)
@@ -157,7 +125,7 @@ def test_an_interrupted_search_says_that_the_same_command_goes_on(app: Path) -> 
     assert "adam_tune: interrupted; the same command goes on" in output
     assert "Traceback" not in output
     assert tune(app, MINIMIZE, "hydra.sweeper.n_trials=6").returncode == 0
-    assert len(trained(app)) <= 7
+    assert len(trained_settings(app)) <= 7
 
 
 def test_an_app_that_returns_nothing_is_told_so_at_its_first_trial(app: Path) -> None:
@@ -166,7 +134,7 @@ def test_an_app_that_returns_nothing_is_told_so_at_its_first_trial(app: Path) ->
     tuned = tune(app, MINIMIZE)
     assert tuned.returncode == 1
     assert "the app returned None: expected the validation metric as a number" in tuned.output
-    assert len(trained(app)) == 1
+    assert len(trained_settings(app)) == 1
 
 
 @pytest.mark.slow
@@ -176,20 +144,20 @@ def test_another_search_under_the_same_name_is_refused(app: Path) -> None:
     assert tuned.returncode == 1
     assert "optimizer.eps was 1e-08, now 1e-06" in tuned.output
     assert "hydra.sweeper.study_name=train_2" in tuned.output
-    assert len(trained(app)) == 2
+    assert len(trained_settings(app)) == 2
 
 
 @pytest.mark.slow
 def test_a_larger_budget_goes_on_and_a_search_that_is_over_only_tells(app: Path) -> None:
     tune(app, MINIMIZE, "hydra.sweeper.n_trials=4")
-    few = trained(app)
+    few = trained_settings(app)
     assert len(few) <= 4
     tune(app, MINIMIZE, "hydra.sweeper.n_trials=9")
-    more = trained(app)
+    more = trained_settings(app)
     assert more[: len(few)] == few
     assert len(few) < len(more) <= 9
     tuned = tune(app, MINIMIZE, "hydra.sweeper.n_trials=9")
-    assert trained(app) == more
+    assert trained_settings(app) == more
     assert tuned.after("type: ").startswith("optimizer.lr=")
 
 
@@ -201,7 +169,7 @@ def test_stages_of_ones_own_are_a_file_beside_the_apps_configs(app: Path) -> Non
     words = ["lightning_adam/tune@hydra.sweeper.stages=mine", "hydra.sweeper.n_seeds=1"]
     tuned = tune(app, MINIMIZE, *words)
     assert tuned.after("type: ") == "'optimizer.betas=[0.8,0.999]'"
-    assert len(trained(app)) == 3
+    assert len(trained_settings(app)) == 3
 
 
 @pytest.mark.slow
@@ -230,7 +198,7 @@ def test_a_search_that_is_killed_between_and_within_trials_goes_on(app: Path) ->
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        while not (app / "trained.txt").exists() or len(trained(app)) < seen:
+        while not (app / "trained.txt").exists() or len(trained_settings(app)) < seen:
             assert search.poll() is None
             time.sleep(0.02)
         # The second time after the trial has ended, between it and the next.
@@ -246,7 +214,7 @@ def test_a_search_that_is_killed_between_and_within_trials_goes_on(app: Path) ->
     over = [(each.trial.point, each.turn) for each in found if not each.is_lost]
     assert len(over) == len(set(over))
     assert {(each.trial.point, each.turn) for each in lost} <= set(over)
-    assert len(trained(app)) <= len(found)
+    assert len(trained_settings(app)) <= len(found)
     assert all(each.trial.outcome is Outcome.complete for each in found if not each.is_lost)
     uncut = write_app(app.parent / "uncut")
     tune(uncut, MINIMIZE, "hydra.sweeper.n_trials=12")
@@ -278,4 +246,4 @@ def test_two_processes_share_a_search_through_a_database(app: Path) -> None:
     found = [each for stage in ("start", "lr", "beta1") for each in archive.records(stage)]
     assert len({(each.trial.point, each.turn) for each in found}) == len(found) <= 14
     assert len({each.owner for each in found}) == 2
-    assert len(trained(app)) == len(found)
+    assert len(trained_settings(app)) == len(found)

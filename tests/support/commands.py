@@ -1,10 +1,12 @@
 """What a user does and sees: commands in a shell, the README's project, the run that is left."""
 
 import functools
+import itertools
 import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_adam.statistics.catalogue import select
+from tests.support import forkserver
 from tests.support.documentation import CONFIG, TRAIN, TRAIN_LINE, files, typed
 from tests.support.documentation import REPOSITORY as REPOSITORY
 
@@ -44,6 +47,8 @@ BRIEF_KEYS = (25, 10)
 """The same of a brief training."""
 
 Command = Sequence[str | Path]
+ASSIGNED = re.compile(r"[A-Za-z_]\w*=")
+"""An environment variable before a command."""
 
 FOREIGN_VARIABLES = ("WANDB_", "HYDRA_", "PYTEST_", "PYTHONPATH", "NETRC", "LIGHTNING_ADAM_")
 """What the tests' own environment must not lend to a user's."""
@@ -81,29 +86,87 @@ def run(
     command: Command,
     folder: Path = REPOSITORY,
     variables: Mapping[str, str] | None = None,
+    *,
+    cold: bool = False,
 ) -> Finished:
-    """Runs a command in a folder; there is nobody at the keyboard."""
-    finished = subprocess.run(
-        command,
-        cwd=folder,
-        env=environment() if variables is None else variables,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        check=False,
-    )
-    return Finished(finished.returncode, finished.stdout)
+    """Runs a command in a folder, with nobody at the keyboard.
+
+    Args:
+        command: The words of the command.
+        folder: The folder in which it starts.
+        variables: Its whole environment; by default that of a user.
+        cold: Whether Python starts as it does for a user. By default a Python program of the
+            tests' own environment is forked from a process that has imported the libraries,
+            which takes a fraction of the time.
+    """
+    words = [str(word) for word in command]
+    variables = environment() if variables is None else variables
+    program = None if cold else python_program(words, variables)
+    with tempfile.TemporaryDirectory() as kept:
+        output = Path(kept, "output.txt")
+        if program:
+            process = forkserver.start(*program, folder, variables, output)
+            try:
+                process.join()
+            finally:
+                process.kill()
+            return Finished(process.exitcode or 0, output.read_text(encoding="utf-8"))
+        with output.open("wb") as file:
+            finished = subprocess.run(
+                words,
+                cwd=folder,
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+        return Finished(finished.returncode, output.read_text(encoding="utf-8"))
 
 
-def run_text(text: str, folder: Path, variables: Mapping[str, str] | None = None) -> Finished:
+def python_program(
+    words: Sequence[str], variables: Mapping[str, str]
+) -> tuple[str, Sequence[str]] | None:
+    """The program and its arguments, if it is one that the fork server can start."""
+    found = shutil.which(words[0], path=variables.get("PATH", ""))
+    if found is None or Path(found).parent != BIN:
+        return None
+    if Path(found).name.startswith("python"):
+        if len(words) > 2 and words[1] == "-m":
+            return words[2], words[3:]
+        if len(words) > 1 and words[1].endswith(".py"):
+            return words[1], words[2:]
+        return None
+    return (words[0], words[1:]) if words[0] == "lightning-adam" else None
+
+
+def run_text(
+    text: str,
+    folder: Path,
+    variables: Mapping[str, str] | None = None,
+    *,
+    cold: bool = False,
+) -> Finished:
     """Runs a block of shell text, as it would be pasted."""
+    variables = environment() if variables is None else variables
+    words = None if cold else plain_words(text)
+    if words:
+        names = dict(word.split("=", 1) for word in itertools.takewhile(ASSIGNED.match, words))
+        command = words[len(names) :]
+        if command and python_program(command, {**variables, **names}):
+            return run(command, folder, {**variables, **names})
     return run(["bash", "-e", "-c", text], folder, variables)
 
 
-def succeed(command: Command, folder: Path = REPOSITORY) -> str:
+def plain_words(text: str) -> list[str] | None:
+    """The words of a line in which a shell would expand, redirect and combine nothing."""
+    unquoted = re.sub(r"'[^']*'|\"[^\"$`]*\"", "", text.strip())
+    return None if re.search(r"[\n\\$`*?~#|&;<>(){}\[\]\"']", unquoted) else shlex.split(text)
+
+
+def succeed(command: Command, folder: Path = REPOSITORY, *, cold: bool = False) -> str:
     """The output of a command that has to work."""
-    finished = run(command, folder)
+    finished = run(command, folder, cold=cold)
     if finished.returncode:
         raise AssertionError(f"{shlex.join(map(str, command))}\n{finished.output}")
     return finished.output

@@ -1,4 +1,4 @@
-"""What a refusal says to type is read by the shell and by Hydra as it was meant."""
+"""The shell and Hydra read a suggested override as the value that was meant."""
 
 import math
 import shlex
@@ -30,7 +30,7 @@ def read_back(typed: str) -> object:
 
 
 def same(ours: object, theirs: object) -> bool:
-    """Equal, where a text that Hydra takes for a number or a word of its own is let pass."""
+    """Equal, but for texts that Hydra reads as a number or as a word such as `true`."""
     if isinstance(ours, list) and isinstance(theirs, list):
         return len(ours) == len(theirs) and all(map(same, ours, theirs))
     if isinstance(ours, dict) and isinstance(theirs, dict):
@@ -41,18 +41,18 @@ def same(ours: object, theirs: object) -> bool:
 
 
 @given(VALUES)
-def test_a_value_survives_the_shell_and_hydra(value: object) -> None:
+def test_suggested_value_survives_the_shell_and_hydra(value: object) -> None:
     assert same(value, read_back(type_instead("key", value).removeprefix("type for example ")))
 
 
-def test_an_unknown_field_is_typed_under_its_nearest_name_with_the_value_given() -> None:
+def test_unknown_field_is_suggested_under_the_nearest_name_with_its_value() -> None:
     error = unknown_field("optimizer", "beta", [0.9, 0.95], ["lr", "betas"])
     assert str(error).endswith("type for example 'optimizer.betas=[0.9,0.95]'")
     error = unknown_field("optimizer", "momentum", 0.9, ["lr", "betas"])
     assert str(error).endswith("the fields are lr, betas")
 
 
-def test_words_of_hydra_are_typed_as_hydra_reads_them() -> None:
+def test_words_are_typed_as_hydra_reads_them() -> None:
     assert [as_typed(value) for value in (None, True, 1e-8, "net.*")] == [
         "null",
         "true",

@@ -1,4 +1,4 @@
-"""Groups that join and leave a training, and learning rates that are searched for."""
+"""Fine-tuning: parameter groups added and frozen during a run, and the learning rate finder."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from lightning_adam import AdamMixin, AdamMonitor, build_adam
 from lightning_adam.optimizers import build_optimizer
 from tests.support.memory_logger import MemoryLogger
 from tests.support.monitored import KEY
+from tests.support.tables import each_row
 from tests.support.training import ADAMW, LR, Lit, loader, loss_of, network, parameters, trainer
 
 BATCHES, EPOCHS = 6, 4
@@ -35,16 +36,22 @@ SCHEDULERS: dict[str, Any] = {
     "plateau": {"name": "plateau", "patience": 0, "factor": 0.5, "min_lr_ratio": 0.3},
 }
 each_scheduler = pytest.mark.parametrize("scheduler", SCHEDULERS.values(), ids=SCHEDULERS.keys())
+
+
+def schedulers(*names: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("scheduler", [SCHEDULERS[name] for name in names], ids=names)
+
+
 Batch = tuple[Tensor, Tensor]
 
 
 class Tuned(AdamMixin, L.LightningModule):
-    """A backbone and a head; notes each group's learning rate before each step."""
+    """A backbone and a head. Records the learning rate of each group before each step."""
 
     def __init__(self, optimizer: Any = ADAMW, scheduler: Any = None) -> None:
         super().__init__(optimizer=optimizer, scheduler=scheduler)
-        whole = network()
-        self.backbone, self.head = whole[:3], whole[3]
+        net = network()
+        self.backbone, self.head = net[:3], net[3]
         self.rates: list[dict[str, float]] = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -58,7 +65,7 @@ class Tuned(AdamMixin, L.LightningModule):
 
 
 class Unfreezing(BaseFinetuning):
-    """Trains the head alone, and from the third epoch on the backbone too."""
+    """Trains the head alone, and the backbone from the third epoch on."""
 
     def freeze_before_training(self, pl_module: Any) -> None:
         self.freeze(pl_module.backbone)
@@ -67,7 +74,7 @@ class Unfreezing(BaseFinetuning):
         if epoch == 2:
             self.unfreeze_and_add_param_group(pl_module.backbone, optimizer)
         elif epoch > 2:
-            # A training that is resumed has frozen it again.
+            # `freeze_before_training` has frozen it again if the run is resumed.
             self.make_trainable(pl_module.backbone)
 
 
@@ -89,14 +96,18 @@ def assert_same(one: nn.Module, other: nn.Module) -> None:
     assert all(torch.equal(*pair) for pair in pairs)
 
 
-def everything() -> AdamMonitor:
+def full_monitor() -> AdamMonitor:
     scopes = ["model", "group", "layer", "tensor"]
     return AdamMonitor(1, scopes, "all", histograms_every_n_steps=2)
 
 
 @each_scheduler
-def test_an_unfrozen_part_trains_at_a_tenth_of_the_first_group_from_then_on(scheduler: Any) -> None:
+def test_unfrozen_part_trains_at_a_tenth_of_the_lr_and_leaves_the_others_unchanged(
+    scheduler: Any,
+) -> None:
     rates = fit(Tuned(scheduler=scheduler), Unfreezing()).module.rates
+    alone = fit(Tuned(scheduler=scheduler)).module.rates
+    assert [each["decay"] for each in rates] == [each["decay"] for each in alone]
     assert len(rates) == 24
     assert all(each.keys() == {"decay", "no_decay"} for each in rates[:12])
     assert all(
@@ -109,14 +120,7 @@ def test_an_unfrozen_part_trains_at_a_tenth_of_the_first_group_from_then_on(sche
         assert each["no_decay"] == each["decay"] > 0
 
 
-@each_scheduler
-def test_what_joins_leaves_the_schedule_of_the_others_alone(scheduler: Any) -> None:
-    alone = fit(Tuned(scheduler=scheduler)).module.rates
-    joined = fit(Tuned(scheduler=scheduler), Unfreezing()).module.rates
-    assert [each["decay"] for each in joined] == [each["decay"] for each in alone]
-
-
-def test_what_joins_is_sorted_into_what_decays_and_what_does_not() -> None:
+def test_unfrozen_parameters_are_split_into_decaying_and_not_decaying() -> None:
     groups = fit(Tuned(), Unfreezing()).trainer.optimizers[0].param_groups
     assert [(each["name"], each["param_names"], each["weight_decay"]) for each in groups] == [
         ("decay", ["head.weight"], 0.1),
@@ -126,7 +130,7 @@ def test_what_joins_is_sorted_into_what_decays_and_what_does_not() -> None:
     ]
 
 
-def test_unfreezing_trains_bit_identically_to_torch_by_hand() -> None:
+def test_unfreezing_trains_as_torch_by_hand() -> None:
     module = fit(Tuned(scheduler={"name": "linear"}), Unfreezing()).module
     by_hand = Tuned()
     by_hand.backbone.requires_grad_(False)
@@ -149,13 +153,13 @@ def test_unfreezing_trains_bit_identically_to_torch_by_hand() -> None:
         by_hand.training_step((inputs, targets), 0).backward()  # type: ignore[no-untyped-call]
         adam.step()
     for one, other in zip(parameters(module), parameters(by_hand), strict=True):
-        # The peak of what joined is a quotient of two rates.
+        # The peak of the added group is a quotient of two rates.
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
 
 
-@each_scheduler
-def test_a_training_with_a_part_that_joins_is_the_same_measured_or_not(scheduler: Any) -> None:
-    measured = fit(Tuned(scheduler=scheduler), Unfreezing(), everything())
+@schedulers("warm-up and cosine", "plateau")
+def test_monitor_measures_unfrozen_parts_and_changes_nothing(scheduler: Any) -> None:
+    measured = fit(Tuned(scheduler=scheduler), Unfreezing(), full_monitor())
     assert_same(fit(Tuned(scheduler=scheduler), Unfreezing()).module, measured.module)
     rows = measured.recorder
     assert rows.steps_of(f"{KEY}/group/decay") == list(range(24))
@@ -179,32 +183,34 @@ class Unfreeze(L.Callback):
             trainer.optimizers[0].add_param_group(self.group(pl_module.backbone))
 
 
-@pytest.mark.parametrize(
-    ("group", "added"),
-    [
-        (lambda part: {"params": part[0].weight}, [("group_2", 0.1)]),
-        (lambda part: {"params": part[0].bias}, [("group_2_no_decay", 0.0)]),
-        (
-            lambda part: {"params": part.parameters(), "name": "late"},
-            [("late", 0.1), ("late_no_decay", 0.0)],
-        ),
-        (lambda part: {"params": part.parameters(), "weight_decay": 0.3}, [("group_2", 0.3)]),
-        (lambda part: {"params": part.parameters(), "weight_decay": 0.0}, [("group_2", 0.0)]),
-    ],
-)
-def test_a_group_may_be_added_in_every_form(
-    group: Callable[[Any], dict[str, Any]], added: list[tuple[str, float]]
-) -> None:
-    ended = fit(Tuned(scheduler={"name": "linear"}), Unfreeze(group), everything(), max_epochs=2)
-    groups = ended.trainer.optimizers[0].param_groups[2:]
-    assert [(each["name"], each["weight_decay"]) for each in groups] == added
-    for each in ended.module.rates[6:]:
-        assert all(each[name] == pytest.approx(each["decay"]) for name, _ in added)
-    for name, _ in added:
-        assert ended.recorder.steps_of(f"{KEY}/group/{name}") == list(range(6, 12))
+ADDED: list[tuple[Callable[[Any], dict[str, Any]], list[tuple[str, float]]]] = [
+    (lambda part: {"params": part[0].weight}, [("group_2", 0.1)]),
+    (lambda part: {"params": part[0].bias}, [("group_2_no_decay", 0.0)]),
+    (
+        lambda part: {"params": part.parameters(), "name": "late"},
+        [("late", 0.1), ("late_no_decay", 0.0)],
+    ),
+    (lambda part: {"params": part.parameters(), "weight_decay": 0.3}, [("group_2", 0.3)]),
+    (lambda part: {"params": part.parameters(), "weight_decay": 0.0}, [("group_2", 0.0)]),
+]
+"""Groups as they are added, and the names and weight decays they get."""
 
 
-def test_a_group_that_is_added_with_a_rate_goes_on_from_it() -> None:
+def test_group_may_be_added_in_every_form() -> None:
+    with each_row() as row:
+        for group, added in ADDED:
+            with row(added):
+                module = Tuned(scheduler={"name": "linear"})
+                ended = fit(module, Unfreeze(group), full_monitor(), max_epochs=2)
+                groups = ended.trainer.optimizers[0].param_groups[2:]
+                assert [(each["name"], each["weight_decay"]) for each in groups] == added
+                for each in ended.module.rates[6:]:
+                    assert all(each[name] == pytest.approx(each["decay"]) for name, _ in added)
+                for name, _ in added:
+                    assert ended.recorder.steps_of(f"{KEY}/group/{name}") == list(range(6, 12))
+
+
+def test_group_added_with_an_lr_continues_from_it() -> None:
     def group(part: nn.Module) -> dict[str, Any]:
         return {"params": part.parameters(), "lr": 1e-4}
 
@@ -214,7 +220,7 @@ def test_a_group_that_is_added_with_a_rate_goes_on_from_it() -> None:
     )
 
 
-def test_where_all_decays_what_joins_does_too() -> None:
+def test_unfrozen_parameters_all_decay_under_weight_decay_on_all() -> None:
     module = Tuned({**ADAMW, "weight_decay_on": "all"})
     groups = fit(module, Unfreezing()).trainer.optimizers[0].param_groups
     assert [(each["name"], each["weight_decay"]) for each in groups] == [
@@ -223,14 +229,14 @@ def test_where_all_decays_what_joins_does_too() -> None:
     ]
 
 
-def test_parts_may_join_one_after_another() -> None:
+def test_parts_may_be_unfrozen_one_after_another() -> None:
     class Gradual(Unfreezing):
         def finetune_function(self, pl_module: Any, epoch: int, optimizer: Optimizer) -> None:
             if epoch in (1, 2):
                 part = pl_module.backbone[2 - epoch]
                 self.unfreeze_and_add_param_group(part, optimizer)
 
-    ended = fit(Tuned(scheduler={"name": "linear"}), Gradual(), everything())
+    ended = fit(Tuned(scheduler={"name": "linear"}), Gradual(), full_monitor())
     joined = ["group_2_no_decay", "group_3", "group_3_no_decay"]
     assert list(ended.module.rates[-1]) == ["decay", "no_decay", *joined]
     for name, since in zip(joined, (6, 12, 12), strict=True):
@@ -239,9 +245,9 @@ def test_parts_may_join_one_after_another() -> None:
             assert each[name] == pytest.approx(each["decay"] / 10)
 
 
-def test_a_custom_optimizer_takes_what_joins() -> None:
+def test_custom_optimizer_accepts_unfrozen_parts() -> None:
     optimizer = {"_target_": "torch.optim.NAdam", "lr": LR, "weight_decay": 0.1}
-    ended = fit(Tuned(optimizer, {"name": "linear"}), Unfreezing(), everything())
+    ended = fit(Tuned(optimizer, {"name": "linear"}), Unfreezing(), full_monitor())
     assert list(ended.module.rates[-1]) == ["decay", "no_decay", "group_2", "group_2_no_decay"]
     for each in ended.module.rates[12:]:
         assert each["group_2"] == pytest.approx(each["decay"] / 10)
@@ -249,21 +255,24 @@ def test_a_custom_optimizer_takes_what_joins() -> None:
     assert ended.recorder.steps_of(key) == list(range(12, 24))
 
 
-# A plateau is judged after the epoch's checkpoint is written.
-@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "plateau"])
-@pytest.mark.parametrize("epoch", [1, 2])
-def test_a_checkpoint_of_a_training_that_unfreezes_is_gone_on_with(name: str, epoch: int) -> None:
-    def trained(ckpt_path: str | None = None) -> Tuned:
-        module = Tuned(scheduler=SCHEDULERS[name])
-        kept = ModelCheckpoint(".", filename="{epoch}", save_top_k=-1)
-        run = trainer(max_epochs=EPOCHS, callbacks=[Unfreezing(), kept], enable_checkpointing=True)
+# A plateau is stepped after the epoch's checkpoint is written.
+@schedulers("none", "warm-up and cosine", "torch's StepLR")
+def test_run_that_unfreezes_is_resumed_bit_identically(scheduler: Any) -> None:
+    def run_training(ckpt_path: str | None = None) -> Tuned:
+        module = Tuned(scheduler=scheduler)
+        checkpoints = ModelCheckpoint(".", filename="{epoch}", save_top_k=-1)
+        run = trainer(
+            max_epochs=EPOCHS, callbacks=[Unfreezing(), checkpoints], enable_checkpointing=True
+        )
         run.fit(module, loader(BATCHES), loader(1), ckpt_path=ckpt_path, weights_only=False)
         return module
 
-    straight = trained()
-    resumed = trained(f"epoch={epoch}.ckpt")
-    assert resumed.rates == straight.rates[6 * (epoch + 1) :]
-    assert_same(straight, resumed)
+    uninterrupted = run_training()
+    # Before and after the unfreezing.
+    for epoch in (1, 2):
+        resumed = run_training(f"epoch={epoch}.ckpt")
+        assert resumed.rates == uninterrupted.rates[6 * (epoch + 1) :]
+        assert_same(uninterrupted, resumed)
 
 
 class ByHand(Tuned):
@@ -284,9 +293,9 @@ class ByHand(Tuned):
 class WithoutMixin(L.LightningModule):
     def __init__(self, optimizer: Any = ADAMW, scheduler: Any = None) -> None:
         super().__init__()
-        whole = network()
+        net = network()
         self.configs = optimizer, scheduler
-        self.backbone, self.head = whole[:3], whole[3]
+        self.backbone, self.head = net[:3], net[3]
         self.rates: list[dict[str, float]] = []
 
     def configure_optimizers(self) -> Any:
@@ -297,7 +306,7 @@ class WithoutMixin(L.LightningModule):
 
 
 @pytest.mark.parametrize("kind", [ByHand, WithoutMixin])
-def test_what_joins_is_scheduled_whoever_steps_the_schedule(kind: Any) -> None:
+def test_unfrozen_part_is_scheduled_with_manual_stepping_and_without_the_mixin(kind: Any) -> None:
     rates = fit(kind(scheduler={"name": "linear"}), Unfreezing()).module.rates
     assert [each["decay"] for each in rates] == pytest.approx(
         [LR * (1 - step / 24) for step in range(24)]
@@ -311,8 +320,8 @@ class Backbone(BackboneFinetuning):
         super().__init__(2, lambda epoch: 1.5, 0.1, should_align=False, **settings)
 
 
-def test_backbone_finetuning_unfreezes_at_its_share_of_the_rate() -> None:
-    ended = fit(Tuned(), Backbone(), everything())
+def test_backbone_finetuning_multiplies_the_lr_of_the_backbone() -> None:
+    ended = fit(Tuned(), Backbone(), full_monitor())
     assert ended.recorder.steps_of(f"{KEY}/group/group_2") == list(range(12, 24))
     for each in ended.module.rates[12:18]:
         assert each == {
@@ -321,15 +330,12 @@ def test_backbone_finetuning_unfreezes_at_its_share_of_the_rate() -> None:
             "group_2": pytest.approx(LR / 10),
             "group_2_no_decay": pytest.approx(LR / 10),
         }
-
-
-def test_backbone_finetuning_raises_the_rate_of_all_of_the_backbone() -> None:
-    for each in fit(Tuned(), Backbone()).module.rates[18:]:
+    for each in ended.module.rates[18:]:
         assert each["group_2"] == each["group_2_no_decay"] == pytest.approx(LR / 10 * 1.5)
 
 
 class FreezingAgain(L.Callback):
-    """Takes a part out of the training at the start of the third epoch."""
+    """Freezes the backbone at the start of the third epoch."""
 
     def __init__(self, clears: bool) -> None:
         self.clears = clears
@@ -342,9 +348,9 @@ class FreezingAgain(L.Callback):
 
 
 @pytest.mark.parametrize("clears", [True, False])
-def test_what_is_frozen_in_the_middle_is_not_measured_from_there_on(clears: bool) -> None:
+def test_part_frozen_during_the_run_is_not_measured_afterwards(clears: bool) -> None:
     frozen = FreezingAgain(clears)
-    measured = fit(Tuned(scheduler={"name": "linear"}), frozen, everything())
+    measured = fit(Tuned(scheduler={"name": "linear"}), frozen, full_monitor())
     assert_same(fit(Tuned(scheduler={"name": "linear"}), frozen).module, measured.module)
     rows = measured.recorder
     assert rows.steps_of(f"{KEY}/layer/backbone.0") == list(range(12))
@@ -353,9 +359,9 @@ def test_what_is_frozen_in_the_middle_is_not_measured_from_there_on(clears: bool
     assert rows.steps_of(f"{KEY}/group/decay") == list(range(24))
 
 
-def test_a_group_that_is_frozen_whole_is_not_measured_from_there_on() -> None:
+def test_group_frozen_during_the_run_is_not_measured_afterwards() -> None:
     groups = [{"name": "backbone", "match": "backbone.*"}]
-    measured = fit(Tuned({**ADAMW, "groups": groups}), FreezingAgain(False), everything())
+    measured = fit(Tuned({**ADAMW, "groups": groups}), FreezingAgain(False), full_monitor())
     for name in ("backbone", "backbone_no_decay"):
         assert measured.recorder.steps_of(f"{KEY}/group/{name}") == list(range(12))
 
@@ -383,33 +389,40 @@ def assert_searched(rates: list[dict[str, float]], found: Any) -> None:
     assert rates[-1]["decay"] == pytest.approx(SEARCH["max_lr"], rel=0.5)
 
 
-@pytest.mark.parametrize(
-    ("name", "mode"),
-    [*((name, "exponential") for name in SCHEDULERS), ("none", "linear"), ("linear", "linear")],
-)
-def test_the_search_keeps_the_groups_multiples_at_every_step(name: str, mode: str) -> None:
-    module = Tuned(GROUPED, SCHEDULERS[name])
-    _, found = searched(module, mode=mode, early_stop_threshold=None)
+@each_scheduler
+def test_search_keeps_the_lr_ratios_of_groups_at_every_step(scheduler: Any) -> None:
+    module = Tuned(GROUPED, scheduler)
+    _, found = searched(module, mode="exponential", early_stop_threshold=None)
     assert_searched(module.rates, found)
 
 
+def test_linear_search_keeps_the_lr_ratios_of_groups_at_every_step() -> None:
+    module = Tuned(GROUPED, SCHEDULERS["linear"])
+    _, found = searched(module, mode="linear", early_stop_threshold=None)
+    assert_searched(module.rates, found)
+
+
+def assert_same_rates(rates: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    assert rates == [
+        {name: pytest.approx(lr, rel=1e-12) for name, lr in each.items()} for each in expected
+    ]
+
+
 @each_scheduler
-def test_what_was_found_trains_as_if_the_config_had_said_it(scheduler: Any) -> None:
+def test_suggested_lr_trains_as_if_it_were_configured(scheduler: Any) -> None:
     module = Tuned(GROUPED, scheduler)
     run, found = searched(module)
     suggestion = found.suggestion()
     assert module.optimizer_lr == suggestion != LR
     module.rates.clear()
     run.fit(module, loader(BATCHES), loader(1))
-    said = fit(Tuned({**GROUPED, "lr": suggestion}, scheduler)).module
-    assert module.rates == [
-        {name: pytest.approx(lr, rel=1e-12) for name, lr in each.items()} for each in said.rates
-    ]
-    for one, other in zip(parameters(module), parameters(said), strict=True):
+    configured = fit(Tuned({**GROUPED, "lr": suggestion}, scheduler)).module
+    assert_same_rates(module.rates, configured.rates)
+    for one, other in zip(parameters(module), parameters(configured), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
-def test_what_was_found_is_warmed_up_to_and_scheduled_each_group_at_its_multiple() -> None:
+def test_suggested_lr_is_the_peak_of_the_schedule_of_each_group() -> None:
     module = Tuned(GROUPED, WARM)
     run, found = searched(module)
     module.rates.clear()
@@ -421,30 +434,30 @@ def test_what_was_found_is_warmed_up_to_and_scheduled_each_group_at_its_multiple
         )
 
 
-@pytest.mark.parametrize("name", ["none", "linear", "warm-up and cosine"])
-def test_a_second_search_begins_at_the_lowest_rate_too(name: str) -> None:
-    module = Tuned(GROUPED, SCHEDULERS[name])
+@schedulers("none", "warm-up and cosine")
+def test_second_search_begins_at_the_lowest_lr(scheduler: Any) -> None:
+    module = Tuned(GROUPED, scheduler)
     searched(module)
     module.rates.clear()
     _, found = searched(module, early_stop_threshold=None)
     assert_searched(module.rates, found)
 
 
-@each_scheduler
-def test_a_search_that_updates_nothing_changes_nothing(scheduler: Any) -> None:
+@schedulers("warm-up and cosine", "plateau")
+def test_search_with_update_attr_disabled_changes_nothing(scheduler: Any) -> None:
     module = Tuned(GROUPED, scheduler)
     run, _ = searched(module, update_attr=False)
     assert module.optimizer_lr == LR
     assert_same(module, Tuned())
     module.rates.clear()
     run.fit(module, loader(BATCHES), loader(1))
-    undisturbed = fit(Tuned(GROUPED, scheduler)).module
-    assert module.rates == undisturbed.rates
-    assert_same(module, undisturbed)
+    baseline = fit(Tuned(GROUPED, scheduler)).module
+    assert module.rates == baseline.rates
+    assert_same(module, baseline)
 
 
-def test_a_search_is_not_measured_and_the_training_after_it_is() -> None:
-    monitor = everything()
+def test_search_is_not_measured_and_the_run_after_it_is() -> None:
+    monitor = full_monitor()
     module = Tuned(GROUPED, WARM)
     run, _ = searched(module, monitor)
     recorder: Any = run.logger
@@ -459,35 +472,33 @@ def finder(**settings: Any) -> LearningRateFinder:
     return LearningRateFinder(**asked)
 
 
-@each_scheduler
-def test_the_finders_callback_searches_and_then_trains_with_what_it_found(scheduler: Any) -> None:
+@schedulers("linear", "torch's StepLR")
+def test_finder_callback_searches_and_trains_with_the_suggestion(scheduler: Any) -> None:
     find = finder(early_stop_threshold=None)
-    measured = fit(Tuned(GROUPED, scheduler), find, everything())
+    measured = fit(Tuned(GROUPED, scheduler), find, full_monitor())
     module: Any = measured.module
     assert find.optimal_lr is not None
     assert_searched(module.rates[:20], find.optimal_lr)
     suggestion = find.optimal_lr.suggestion()
     assert module.optimizer_lr == suggestion
-    said = fit(Tuned({**GROUPED, "lr": suggestion}, scheduler)).module
-    assert module.rates[20:] == [
-        {name: pytest.approx(lr, rel=1e-12) for name, lr in each.items()} for each in said.rates
-    ]
+    configured = fit(Tuned({**GROUPED, "lr": suggestion}, scheduler)).module
+    assert_same_rates(module.rates[20:], configured.rates)
     assert measured.recorder.steps_of(KEY) == list(range(24))
 
 
-def test_the_finders_callback_trains_the_same_measured_or_not() -> None:
-    one, other = (fit(Tuned(GROUPED, WARM), finder(), *more) for more in ([], [everything()]))
+def test_monitor_does_not_change_the_finder_callback() -> None:
+    one, other = (fit(Tuned(GROUPED, WARM), finder(), *more) for more in ([], [full_monitor()]))
     assert_same(one.module, other.module)
 
 
-def test_the_finders_callback_that_updates_nothing_changes_nothing() -> None:
+def test_finder_callback_with_update_attr_disabled_changes_nothing() -> None:
     module = fit(Tuned(GROUPED, WARM), finder(update_attr=False)).module
-    undisturbed = fit(Tuned(GROUPED, WARM)).module
-    assert module.rates[20:] == undisturbed.rates
-    assert_same(module, undisturbed)
+    baseline = fit(Tuned(GROUPED, WARM)).module
+    assert module.rates[20:] == baseline.rates
+    assert_same(module, baseline)
 
 
-def test_what_was_found_is_kept_while_a_part_joins() -> None:
+def test_suggested_lr_is_kept_when_a_part_is_unfrozen() -> None:
     module = Tuned(ADAMW, {"name": "linear"})
     run, found = searched(module, Unfreezing())
     module.rates.clear()
@@ -499,7 +510,7 @@ def test_what_was_found_is_kept_while_a_part_joins() -> None:
 
 
 class Milestone(LearningRateFinder):
-    """Searches in the middle of a training, at the start of an epoch."""
+    """Searches at the start of a later epoch."""
 
     def __init__(self, epoch: int) -> None:
         super().__init__(1e-4, 1e-1, 20, attr_name="optimizer_lr", early_stop_threshold=None)
@@ -513,9 +524,9 @@ class Milestone(LearningRateFinder):
             self.lr_find(trainer, pl_module)
 
 
-@pytest.mark.parametrize("name", ["none", "linear", "warm-up and cosine"])
-def test_a_search_in_the_middle_of_a_training_keeps_the_groups_multiples(name: str) -> None:
-    module = Tuned(GROUPED, SCHEDULERS[name])
+@schedulers("none", "warm-up and cosine")
+def test_search_during_the_run_keeps_the_lr_ratios_of_groups(scheduler: Any) -> None:
+    module = Tuned(GROUPED, scheduler)
     fit(module, Milestone(1), limit_val_batches=0, max_epochs=6)
     assert module.optimizer_lr != LR
     assert len(module.rates) > 36, "the steps of the search are among them"
@@ -523,7 +534,7 @@ def test_a_search_in_the_middle_of_a_training_keeps_the_groups_multiples(name: s
         assert each["head"] == pytest.approx(5 * each["decay"])
 
 
-def test_a_search_keeps_the_share_of_a_part_that_joined() -> None:
+def test_search_keeps_the_lr_ratio_of_an_unfrozen_part() -> None:
     module = Tuned()
     fit(module, Unfreezing(), Milestone(3), limit_val_batches=0, max_epochs=5)
     assert len(module.rates) > 30, "the steps of the search are among them"
@@ -531,30 +542,21 @@ def test_a_search_keeps_the_share_of_a_part_that_joined() -> None:
         assert each["group_2"] == pytest.approx(each["decay"] / 10)
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "expected"),
-    [
-        (ADAMW, LR),
-        ({}, 1e-3),
-        ({"_target_": "torch.optim.NAdam", "lr": 0.3}, 0.3),
-        ({"_target_": "torch.optim.NAdam"}, 2e-3),
-    ],
-    ids=str,
-)
-def test_the_rate_to_search_for_is_that_of_the_optimizer(optimizer: Any, expected: float) -> None:
-    assert Lit(optimizer).optimizer_lr == expected
+def test_optimizer_lr_is_the_lr_of_the_config_or_the_class() -> None:
+    assert Lit(ADAMW).optimizer_lr == LR
+    assert Lit({}).optimizer_lr == 1e-3
+    assert Lit({"_target_": "torch.optim.NAdam", "lr": 0.3}).optimizer_lr == 0.3
+    assert Lit({"_target_": "torch.optim.NAdam"}).optimizer_lr == 2e-3
 
 
-def test_a_rate_that_is_set_before_training_is_trained_with() -> None:
+def test_optimizer_lr_set_before_training_is_trained_with() -> None:
     module = Tuned(GROUPED, WARM)
     module.optimizer_lr = 0.02
-    said = fit(Tuned({**GROUPED, "lr": 0.02}, WARM)).module
-    assert fit(module).module.rates == [
-        {name: pytest.approx(lr, rel=1e-12) for name, lr in each.items()} for each in said.rates
-    ]
+    configured = fit(Tuned({**GROUPED, "lr": 0.02}, WARM)).module
+    assert_same_rates(fit(module).module.rates, configured.rates)
 
 
-def test_a_group_is_added_to_an_optimizer_that_is_not_trained_yet() -> None:
+def test_group_is_added_before_training() -> None:
     module = Tuned()
     module.backbone.requires_grad_(False)
     optimizer = build_optimizer(module, ADAMW)

@@ -1,4 +1,4 @@
-"""AdamMixin in a real Trainer: what is trained with, where configs come from, what is refused."""
+"""AdamMixin in a real Trainer: the optimizer and the schedule, their configs, the refusals."""
 
 import functools
 import logging
@@ -8,15 +8,18 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_adam import AdamMixin, ConfigError, build_adam
-from lightning_adam.schema import AdamConfig, CosineConfig
+from lightning_adam.schedulers import settings as scheduler_settings
+from tests.support.tables import each_row
 from tests.support.training import ADAMW, Lit, loader, loss_of, network, parameters, trainer
 
 COSINE = {"name": "cosine", "warmup_steps": 5}
+TORCH = "torch.optim.lr_scheduler"
 
 
 class Endless(IterableDataset[tuple[Tensor, Tensor]]):
@@ -25,7 +28,7 @@ class Endless(IterableDataset[tuple[Tensor, Tensor]]):
             yield torch.randn(6), torch.randn(1)
 
 
-def trained_by_hand(steps: int, warmup: int) -> list[Tensor]:
+def parameters_by_hand(steps: int, warmup: int) -> list[Tensor]:
     """torch alone: groups, AdamW and the cosine written out."""
     net = network()
     matrices = [each for each in net.parameters() if each.ndim == 2]
@@ -48,93 +51,85 @@ def trained_by_hand(steps: int, warmup: int) -> list[Tensor]:
     return parameters(net)
 
 
-def test_trains_bit_identically_to_torch_by_hand() -> None:
+def test_trains_bit_identically_to_torch() -> None:
     module = Lit(ADAMW, COSINE)
     trainer(max_epochs=1).fit(module, loader(40))
-    expected = trained_by_hand(steps=40, warmup=5)
+    expected = parameters_by_hand(steps=40, warmup=5)
     assert all(torch.equal(a, b) for a, b in zip(parameters(module), expected, strict=True))
 
 
-def test_the_schedule_is_as_long_as_the_training() -> None:
-    fit = trainer(max_epochs=2, accumulate_grad_batches=2)
-    fit.fit(Lit(ADAMW, {"name": "linear"}), loader(10))
-    assert fit.global_step == 10
-    assert fit.lr_scheduler_configs[0].scheduler.get_last_lr() == [0.0, 0.0]
+def endless() -> DataLoader[Any]:
+    return DataLoader(Endless(), batch_size=4)
 
 
-@pytest.mark.parametrize("flags", [{"max_epochs": -1, "max_steps": 7}, {"max_steps": 7}], ids=str)
-def test_max_steps_gives_the_length(flags: dict[str, int]) -> None:
-    fit = trainer(**flags)
-    fit.fit(Lit(ADAMW, {"name": "linear"}), DataLoader(Endless(), batch_size=4))
-    assert fit.lr_scheduler_configs[0].scheduler.get_last_lr() == [0.0, 0.0]
+GROWING = GradientAccumulationScheduler({0: 1, 1: 2, 2: 4})
+LENGTHS: dict[str, tuple[int, dict[str, Any], Any]] = {
+    "accumulation": (10, {"max_epochs": 2, "accumulate_grad_batches": 2}, loader(10)),
+    "growing accumulation": (7 + 4 + 2, {"max_epochs": 3, "callbacks": [GROWING]}, loader(7)),
+    "growing accumulation and max_steps": (
+        12,
+        {"max_epochs": 3, "max_steps": 12, "callbacks": [GROWING]},
+        loader(7),
+    ),
+    "max_steps without a last epoch": (7, {"max_epochs": -1, "max_steps": 7}, endless()),
+    "max_steps alone": (7, {"max_steps": 7}, endless()),
+}
+"""Optimizer steps, flags and data. An epoch of 7 batches ends with an incomplete accumulation."""
 
 
-@pytest.mark.parametrize(
-    ("flags", "data"),
-    [
+def test_schedule_is_as_long_as_the_run() -> None:
+    with each_row() as row:
+        for name, (steps, flags, data) in LENGTHS.items():
+            with row(name):
+                fit = trainer(**flags)
+                fit.fit(Lit(ADAMW, {"name": "linear"}), data)
+                assert fit.global_step == steps
+                scheduler = fit.lr_scheduler_configs[0].scheduler
+                assert scheduler_settings(scheduler)["total_steps"] == steps
+                assert scheduler.get_last_lr() == [0.0, 0.0]
+
+
+def test_run_without_an_end_is_refused_unless_total_steps_is_set() -> None:
+    endless_runs: list[tuple[dict[str, Any], Any]] = [
         ({"max_epochs": -1}, loader(4)),
-        ({"max_epochs": 3}, DataLoader(Endless(), batch_size=4)),
-    ],
-    ids=["no last epoch", "no length"],
-)
-def test_a_training_without_an_end_is_refused(flags: dict[str, int], data: Any) -> None:
-    fit = trainer(**flags)
-    with pytest.raises(ConfigError, match=r"scheduler\.total_steps=N"):
-        fit.fit(Lit(ADAMW, COSINE), data)
-    assert fit.global_step == 0
-
-
-def test_a_training_without_an_end_may_name_its_schedules_length() -> None:
-    module = Lit(ADAMW, {"name": "linear", "total_steps": 5})
+        ({"max_epochs": 3}, endless()),
+    ]
+    with each_row() as row:
+        for flags, data in endless_runs:
+            with row(flags):
+                fit = trainer(**flags)
+                with pytest.raises(ConfigError, match=r"scheduler\.total_steps=N"):
+                    fit.fit(Lit(ADAMW, COSINE), data)
+                assert fit.global_step == 0
     fit = trainer(max_epochs=1, limit_train_batches=6)
-    fit.fit(module, DataLoader(Endless(), batch_size=4))
+    fit.fit(Lit(ADAMW, {"name": "linear", "total_steps": 5}), endless())
     assert fit.lr_scheduler_configs[0].scheduler.get_last_lr() == [0.0, 0.0]
 
 
-def test_a_warm_up_longer_than_the_training_is_refused() -> None:
+def test_warmup_longer_than_the_run_is_refused() -> None:
     with pytest.raises(ConfigError, match="within the 4 optimizer steps"):
         trainer(max_epochs=1).fit(Lit(ADAMW, {"name": "constant", "warmup_steps": 5}), loader(4))
 
 
-@pytest.mark.parametrize(
-    "scheduler",
-    [
+def test_fast_dev_run_accepts_the_schedule_of_the_whole_run() -> None:
+    schedules: list[dict[str, Any]] = [
         {"name": "constant", "warmup_steps": 500},
         {"name": "wsd", "warmup_steps": 500, "decay_steps": 500},
-        {"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "T_max": "total_steps"},
-    ],
-    ids=str,
-)
-def test_a_smoke_test_takes_the_schedule_of_the_whole_run(scheduler: dict[str, Any]) -> None:
-    fit = trainer(fast_dev_run=True)
-    fit.fit(Lit(ADAMW, scheduler), loader(4))
-    assert fit.global_step == 1
+        {"_target_": f"{TORCH}.CosineAnnealingLR", "T_max": "total_steps"},
+    ]
+    with each_row() as row:
+        for scheduler in schedules:
+            with row(scheduler):
+                fit = trainer(fast_dev_run=True)
+                fit.fit(Lit(ADAMW, scheduler), loader(4))
+                assert fit.global_step == 1
 
 
-def test_without_a_scheduler_the_rate_is_constant() -> None:
+def test_lr_is_constant_without_a_scheduler() -> None:
     fit = trainer(max_epochs=1)
     fit.fit(Lit(ADAMW), loader(4))
     assert fit.lr_scheduler_configs == []
     assert fit.optimizers[0].param_groups[0]["lr"] == 1e-2
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "scheduler"),
-    [
-        (ADAMW, COSINE),
-        (OmegaConf.create(ADAMW), OmegaConf.create(COSINE)),
-        (
-            AdamConfig(lr=1e-2, weight_decay=0.1, decoupled_weight_decay=True),
-            CosineConfig(warmup_steps=5),
-        ),
-    ],
-    ids=["dict", "DictConfig", "dataclass"],
-)
-def test_every_form_trains_the_same(optimizer: Any, scheduler: Any) -> None:
-    module = Lit(optimizer, scheduler)
-    trainer(max_epochs=1).fit(module, loader(40))
-    expected = trained_by_hand(steps=40, warmup=5)
-    assert all(torch.equal(a, b) for a, b in zip(parameters(module), expected, strict=True))
 
 
 class FromHparams(AdamMixin, L.LightningModule):
@@ -148,7 +143,9 @@ class FromHparams(AdamMixin, L.LightningModule):
 
 
 @pytest.mark.parametrize("form", [dict, OmegaConf.create], ids=["dict", "DictConfig"])
-def test_hparams_serve_as_well_and_come_back_from_a_checkpoint(form: Any, tmp_path: Path) -> None:
+def test_configs_in_hparams_are_used_and_restored_from_a_checkpoint(
+    form: Any, tmp_path: Path
+) -> None:
     module = FromHparams(3, form({"lr": 0.5}), form({"name": "linear"}))
     fit = trainer(max_epochs=1)
     fit.fit(module, loader(4))
@@ -186,73 +183,67 @@ def test_cooperates_with_other_mixins(kind: type[Any]) -> None:
     assert module.configure_optimizers()["optimizer"].defaults["lr"] == 1e-2
 
 
-def test_the_wrong_order_of_bases_is_refused_when_the_class_is_written() -> None:
+def test_wrong_order_of_bases_is_refused_when_the_class_is_defined() -> None:
     with pytest.raises(TypeError, match=r"class Wrong\(AdamMixin, LightningModule\)"):
 
         class Wrong(L.LightningModule, AdamMixin):  # type: ignore[misc]
             pass
 
 
-def test_a_bad_config_is_refused_when_the_module_is_built() -> None:
+def test_invalid_config_is_refused_when_the_module_is_built() -> None:
     with pytest.raises(ConfigError, match=r"optimizer\.lr=-1\.0"):
         Lit({"lr": -1})
     with pytest.raises(ConfigError, match=r"scheduler\.name=step"):
         Lit(ADAMW, {"name": "step"})
 
 
-def test_no_config_at_all_is_refused_before_training() -> None:
+def test_missing_config_is_refused_before_training() -> None:
     fit = trainer(max_epochs=1)
     with pytest.raises(ConfigError, match="Lit has no optimizer config"):
         fit.fit(Lit(), loader(2))
 
 
-@pytest.mark.parametrize(
-    ("flags", "fused"),
-    [
-        ({}, True),
-        ({"gradient_clip_val": 1.0}, True),
-        ({"precision": "bf16-mixed"}, True),
-        ({"precision": "bf16-mixed", "gradient_clip_val": 1.0}, True),
-        ({"precision": "bf16-true", "gradient_clip_val": 1.0}, True),
-        ({"precision": "64-true"}, True),
-    ],
-    ids=str,
-)
-def test_fused_is_chosen_wherever_the_trainer_can_train_with_it(
-    flags: dict[str, Any], fused: bool
-) -> None:
-    fit = trainer(max_epochs=1, **flags)
-    fit.fit(Lit(ADAMW), loader(3))
-    assert fit.global_step == 3
-    assert fit.optimizers[0].param_groups[0]["fused"] is fused
+def test_fused_is_chosen_with_clipping_and_every_precision() -> None:
+    flags: list[dict[str, Any]] = [
+        {},
+        {"gradient_clip_val": 1.0},
+        {"precision": "bf16-mixed"},
+        {"precision": "bf16-mixed", "gradient_clip_val": 1.0},
+        {"precision": "bf16-true", "gradient_clip_val": 1.0},
+        {"precision": "64-true"},
+    ]
+    with each_row() as row:
+        for each in flags:
+            with row(each):
+                fit = trainer(max_epochs=1, **each)
+                fit.fit(Lit(ADAMW), loader(3))
+                assert fit.global_step == 3
+                assert fit.optimizers[0].param_groups[0]["fused"] is True
 
 
-def test_an_eps_that_is_0_in_half_precision_is_refused_before_training() -> None:
+def test_eps_that_rounds_to_0_in_half_precision_is_refused_before_training() -> None:
     fit = trainer(max_epochs=1, precision="16-true")
     with pytest.raises(ConfigError, match=r"optimizer\.eps=1e-08: .*float16"):
         fit.fit(Lit(ADAMW), loader(3))
 
 
-def test_the_groups_are_shown_once_at_fit_start(caplog: pytest.LogCaptureFixture) -> None:
+def test_groups_and_schedule_are_logged_once_when_fit_starts(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with caplog.at_level(logging.INFO):
         trainer(max_epochs=2).fit(Lit(ADAMW, COSINE), loader(4))
-    shown = [record.message for record in caplog.records if "no_decay" in record.message]
-    assert len(shown) == 1
-    assert shown[0].startswith("AdamW, fused: float32 on cpu\ngroup ")
-
-
-def test_the_schedule_is_shown_at_fit_start(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
-        trainer(max_epochs=2).fit(Lit(ADAMW, COSINE), loader(4))
-    (shown,) = [each.message for each in caplog.records if each.message.startswith("schedule")]
-    assert shown == (
+    lines = [record.message for record in caplog.records]
+    (groups,) = [line for line in lines if "no_decay" in line]
+    assert groups.startswith("AdamW, fused: float32 on cpu\ngroup ")
+    (schedule,) = [line for line in lines if line.startswith("schedule")]
+    assert schedule == (
         "schedule  name=cosine, warmup_steps=5, total_steps=8, min_lr_ratio=0.0, interval=step,"
         " frequency=1"
     )
 
 
 class Stalled(Lit):
-    """Validation never improves; notes the epoch and batch of each step of the scheduler."""
+    """Validation never improves. Records the epoch and batch of each scheduler step."""
 
     logged: tuple[str, ...] = ("val/loss", "val/acc")
 
@@ -288,7 +279,7 @@ TORCHS_PLATEAU = {
     ],
     ids=str,
 )
-def test_a_plateau_is_judged_after_each_validation(
+def test_plateau_is_stepped_after_each_validation(
     scheduler: Any, flags: dict[str, Any], stepped: list[tuple[int, int]]
 ) -> None:
     module = Stalled(ADAMW, scheduler)
@@ -299,23 +290,22 @@ def test_a_plateau_is_judged_after_each_validation(
     assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
+def test_plateau_is_refused_where_it_cannot_follow_validation() -> None:
+    unsupported: list[dict[str, Any]] = [
         {"val_check_interval": 3, "accumulate_grad_batches": 2},
         {"val_check_interval": 4, "check_val_every_n_epoch": None},
         {"val_check_interval": 3, "check_val_every_n_epoch": 2},
         {"val_check_interval": "00:00:00:01"},
-    ],
-    ids=str,
-)
-def test_a_plateau_that_validation_does_not_fit_is_refused(flags: dict[str, Any]) -> None:
-    fit = trainer(max_epochs=2, **flags)
-    with pytest.raises(ConfigError, match=r"scheduler: .*Trainer\(\.\.\., val_check_interval=1\.0"):
-        fit.fit(Stalled(ADAMW, PLATEAU), loader(6), loader(2))
+    ]
+    expected = r"scheduler: .*Trainer\(\.\.\., val_check_interval=1\.0"
+    with each_row() as row:
+        for flags in unsupported:
+            fit = trainer(max_epochs=2, **flags)
+            with row(flags), pytest.raises(ConfigError, match=expected):
+                fit.fit(Stalled(ADAMW, PLATEAU), loader(6), loader(2))
 
 
-def test_a_metric_that_validation_does_not_log_is_refused_before_training() -> None:
+def test_metric_that_validation_does_not_log_is_refused_before_training() -> None:
     fit = trainer(max_epochs=1)
     expected = r"^scheduler\.monitor=val/los: .*: val/loss, val/acc; .*scheduler\.monitor=val/loss$"
     with pytest.raises(ConfigError, match=expected):
@@ -323,29 +313,29 @@ def test_a_metric_that_validation_does_not_log_is_refused_before_training() -> N
     assert fit.global_step == 0
 
 
-def test_a_metric_that_is_missing_is_refused_under_the_name_of_its_place() -> None:
+def test_missing_metric_is_refused_under_its_place_in_the_config() -> None:
     root = OmegaConf.create({"model": {"scheduler": {**PLATEAU, "monitor": "loss/val"}}})
     with pytest.raises(ConfigError, match=r"^model\.scheduler\.monitor=loss/val: "):
         trainer(max_epochs=1).fit(Stalled(ADAMW, root.model.scheduler), loader(6), loader(2))
 
 
-class QuietAtFirst(Stalled):
+class SilentSanityCheck(Stalled):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         if not self.trainer.sanity_checking:
             super().validation_step(batch, batch_idx)
 
 
-def test_a_module_that_logs_nothing_in_the_sanity_check_is_let_pass() -> None:
+def test_metric_is_checked_after_the_first_epoch_if_the_sanity_check_logs_nothing() -> None:
     fit = trainer(max_epochs=1)
-    fit.fit(QuietAtFirst(ADAMW, PLATEAU), loader(6), loader(2))
+    fit.fit(SilentSanityCheck(ADAMW, PLATEAU), loader(6), loader(2))
     assert fit.global_step == 6
     fit = trainer(max_epochs=3)
     with pytest.raises(ConfigError, match=r"scheduler\.monitor=val/los"):
-        fit.fit(QuietAtFirst(ADAMW, {**PLATEAU, "monitor": "val/los"}), loader(6), loader(2))
+        fit.fit(SilentSanityCheck(ADAMW, {**PLATEAU, "monitor": "val/los"}), loader(6), loader(2))
     assert fit.global_step == 6
 
 
-def test_validating_after_a_fit_is_not_judged() -> None:
+def test_validate_after_fit_does_not_check_the_metric() -> None:
     module = Stalled(ADAMW, PLATEAU)
     fit = trainer(max_epochs=1)
     fit.fit(module, loader(6), loader(2))
@@ -353,41 +343,38 @@ def test_validating_after_a_fit_is_not_judged() -> None:
     assert "test/loss" in fit.validate(module, loader(2), verbose=False)[0]
 
 
-CUSTOM = "torch.optim.lr_scheduler"
-
-
-@pytest.mark.parametrize(
-    ("scheduler", "interval", "steps"),
-    [
-        ({"_target_": f"{CUSTOM}.StepLR", "step_size": 1}, "epoch", 2),
-        ({"_target_": f"{CUSTOM}.StepLR", "step_size": 1, "interval": "step"}, "step", 12),
-        ({"_target_": f"{CUSTOM}.StepLR", "step_size": 1, "frequency": 2}, "epoch", 1),
-        ({"_target_": f"{CUSTOM}.CosineAnnealingLR", "T_max": "total_steps"}, "step", 12),
-        (functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1), "epoch", 2),
-        (
-            functools.partial(
-                torch.optim.lr_scheduler.CosineAnnealingLR,
-                T_max="total_steps",  # type: ignore[arg-type]
-            ),
-            "step",
-            12,
+STEPPING: list[tuple[Any, str, int]] = [
+    ({"_target_": f"{TORCH}.StepLR", "step_size": 1}, "epoch", 2),
+    ({"_target_": f"{TORCH}.StepLR", "step_size": 1, "interval": "step"}, "step", 12),
+    ({"_target_": f"{TORCH}.StepLR", "step_size": 1, "frequency": 2}, "epoch", 1),
+    ({"_target_": f"{TORCH}.CosineAnnealingLR", "T_max": "total_steps"}, "step", 12),
+    (functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1), "epoch", 2),
+    (
+        functools.partial(
+            torch.optim.lr_scheduler.CosineAnnealingLR,
+            T_max="total_steps",  # type: ignore[arg-type]
         ),
-    ],
-    ids=str,
-)
-def test_a_scheduler_of_torch_is_stepped_as_lightning_would(
-    scheduler: Any, interval: str, steps: int
-) -> None:
-    module = Stalled(ADAMW, scheduler)
-    fit = trainer(max_epochs=2)
-    fit.fit(module, loader(6))
-    assert fit.lr_scheduler_configs[0].interval == interval
-    assert len(module.stepped) == steps
+        "step",
+        12,
+    ),
+]
+"""Schedulers of torch, the interval each is stepped in, and how often in two epochs."""
 
 
-def test_a_frequency_that_no_epoch_reaches_is_refused() -> None:
-    """Lightning alone never steps the scheduler, and says nothing."""
-    scheduler = {"_target_": f"{CUSTOM}.StepLR", "step_size": 1, "interval": "step"}
+def test_custom_scheduler_is_stepped_as_in_lightning() -> None:
+    with each_row() as row:
+        for scheduler, interval, steps in STEPPING:
+            with row(scheduler):
+                module = Stalled(ADAMW, scheduler)
+                fit = trainer(max_epochs=2)
+                fit.fit(module, loader(6))
+                assert fit.lr_scheduler_configs[0].interval == interval
+                assert len(module.stepped) == steps
+
+
+def test_frequency_above_the_batches_of_an_epoch_is_refused() -> None:
+    """Lightning alone never steps such a scheduler, without a warning."""
+    scheduler = {"_target_": f"{TORCH}.StepLR", "step_size": 1, "interval": "step"}
     with pytest.raises(ConfigError, match=r"scheduler\.frequency=10: expected at most the 8 batch"):
         trainer(max_epochs=2).fit(Lit(ADAMW, {**scheduler, "frequency": 10}), loader(8))
     fit = trainer(max_epochs=2)
@@ -395,18 +382,18 @@ def test_a_frequency_that_no_epoch_reaches_is_refused() -> None:
     assert fit.lr_scheduler_configs[0].scheduler.last_epoch == 2
 
 
-def test_a_plateau_of_torch_has_a_metric_and_no_frequency_of_its_own() -> None:
+def test_custom_plateau_has_a_metric_and_no_frequency() -> None:
     with pytest.raises(ConfigError, match=r"scheduler\.frequency=2: expected 1, .*validation"):
         build_adam(network(), ADAMW, {**TORCHS_PLATEAU, "frequency": 2})
     built = build_adam(network(), ADAMW, TORCHS_PLATEAU)
     assert built["lr_scheduler"]["monitor"] == "val/loss"
-    stepwise = {"_target_": f"{CUSTOM}.StepLR", "step_size": 1, "interval": "step"}
+    stepwise = {"_target_": f"{TORCH}.StepLR", "step_size": 1, "interval": "step"}
     assert "monitor" not in build_adam(network(), ADAMW, stepwise)["lr_scheduler"]
 
 
-def test_the_schedulers_argument_is_the_trainings_length() -> None:
+def test_total_steps_argument_of_a_custom_scheduler_is_the_length_of_the_run() -> None:
     fit = trainer(max_epochs=2)
-    scheduler = {"_target_": f"{CUSTOM}.CosineAnnealingLR", "T_max": "total_steps"}
+    scheduler = {"_target_": f"{TORCH}.CosineAnnealingLR", "T_max": "total_steps"}
     fit.fit(Stalled(ADAMW, scheduler), loader(6))
     built = fit.lr_scheduler_configs[0].scheduler
     assert isinstance(built, torch.optim.lr_scheduler.CosineAnnealingLR)
@@ -414,7 +401,7 @@ def test_the_schedulers_argument_is_the_trainings_length() -> None:
     assert built.get_last_lr() == [0.0, 0.0]
 
 
-def test_two_optimizers_are_built_by_build_adam() -> None:
+def test_build_adam_builds_two_optimizers() -> None:
     class Two(L.LightningModule):
         automatic_optimization = False
 
@@ -443,7 +430,7 @@ def test_two_optimizers_are_built_by_build_adam() -> None:
     assert [each.param_groups[0]["lr"] for each in fit.optimizers] == [1e-2 / 2, 0.5]
 
 
-def test_build_adam_serves_a_module_without_the_mixin() -> None:
+def test_build_adam_trains_a_module_without_the_mixin() -> None:
     class Plain(L.LightningModule):
         def __init__(self) -> None:
             super().__init__()
@@ -458,5 +445,5 @@ def test_build_adam_serves_a_module_without_the_mixin() -> None:
 
     module = Plain()
     trainer(max_epochs=1).fit(module, loader(40))
-    expected = trained_by_hand(steps=40, warmup=5)
+    expected = parameters_by_hand(steps=40, warmup=5)
     assert all(torch.equal(a, b) for a, b in zip(parameters(module), expected, strict=True))

@@ -1,4 +1,4 @@
-"""Which tensors decay."""
+"""Parameter groups: which tensors decay, and which train with settings of their own."""
 
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import nn
 from lightning_adam import ConfigError
 from lightning_adam.param_groups import param_groups
 from lightning_adam.schema import AdamConfig, GroupConfig, LayerDecayConfig, WeightDecayOn
+from tests.support.tables import each_row
 
 
 def grouped(module: nn.Module, **config: Any) -> list[dict[str, Any]]:
@@ -50,29 +51,29 @@ def test_only_matrices_decay() -> None:
     assert found["decay"] | found["no_decay"] == {name for name, _ in net.named_parameters()}
 
 
-def test_all_means_all() -> None:
+def test_everything_decays_under_weight_decay_on_all() -> None:
     net = nn.Sequential(nn.Embedding(5, 3), nn.LayerNorm(3))
     assert names(net, weight_decay_on=WeightDecayOn.all) == {
         "decay": {"0.weight", "1.weight", "1.bias"}
     }
 
 
-def test_a_matrix_shared_with_an_embedding_stands_once_and_does_not_decay() -> None:
+def test_matrix_shared_with_an_embedding_is_listed_once_and_does_not_decay() -> None:
     assert names(Tied()) == {"no_decay": {"head.weight", "head.bias"}}
 
 
-def test_a_shared_matrix_stands_once() -> None:
+def test_shared_matrix_is_listed_once() -> None:
     layer = nn.Linear(3, 3)
     assert names(nn.Sequential(layer, layer)) == {"decay": {"0.weight"}, "no_decay": {"0.bias"}}
 
 
-def test_frozen_parameters_stand_in_no_group() -> None:
+def test_frozen_parameters_are_in_no_group() -> None:
     net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
     net[0].requires_grad_(False)
     assert names(net) == {"decay": {"1.weight"}, "no_decay": {"1.bias"}}
 
 
-def test_the_groups_are_the_same_without_decay() -> None:
+def test_groups_are_the_same_without_weight_decay() -> None:
     groups = param_groups(nn.Linear(2, 3), AdamConfig(), "optimizer", {"weight_decay": 0.0})
     assert [(group["name"], group["weight_decay"]) for group in groups] == [
         ("decay", 0.0),
@@ -85,12 +86,12 @@ def test_compiled_modules_keep_their_names() -> None:
     assert names(net) == {"decay": {"0.weight"}, "no_decay": {"0.bias"}}
 
 
-def test_nothing_to_train_is_refused() -> None:
+def test_module_without_trainable_parameters_is_refused() -> None:
     with pytest.raises(ConfigError, match="Linear has no parameter to train"):
         names(nn.Linear(2, 3).requires_grad_(False))
 
 
-def test_a_parameter_without_a_shape_is_refused() -> None:
+def test_uninitialized_parameter_is_refused() -> None:
     with pytest.raises(ConfigError, match="weight has no shape yet"):
         names(nn.LazyLinear(3))
 
@@ -119,40 +120,35 @@ def settings(module: nn.Module, **config: Any) -> dict[str, tuple[float, float]]
     }
 
 
-@pytest.mark.parametrize(
-    "matcher",
-    [
-        {"match": "head.*"},
-        {"regex": r"^head\."},
-        {"regex": "ead"},
-    ],
-    ids=str,
-)
-def test_a_named_group_still_spares_what_does_not_decay(matcher: dict[str, Any]) -> None:
-    head = GroupConfig(name="head", lr_scale=10, **matcher)
-    found = names(Transformer(), groups=[head])
-    assert found["head"] == {"head.weight"}
-    assert found["head_no_decay"] == {"head.bias"}
-    assert settings(Transformer(), groups=[head]) == {
-        "decay": (1e-3, 0.1),
-        "no_decay": (1e-3, 0.0),
-        "head": (1e-3 * 10, 0.1),
-        "head_no_decay": (1e-3 * 10, 0.0),
-    }
+def test_named_group_puts_what_does_not_decay_into_a_second_group() -> None:
+    matchers = [{"match": "head.*"}, {"regex": r"^head\."}, {"regex": "ead"}]
+    with each_row() as row:
+        for matcher in matchers:
+            with row(matcher):
+                head = GroupConfig(name="head", lr_scale=10, **matcher)
+                found = names(Transformer(), groups=[head])
+                assert found["head"] == {"head.weight"}
+                assert found["head_no_decay"] == {"head.bias"}
+                assert settings(Transformer(), groups=[head]) == {
+                    "decay": (1e-3, 0.1),
+                    "no_decay": (1e-3, 0.0),
+                    "head": (1e-3 * 10, 0.1),
+                    "head_no_decay": (1e-3 * 10, 0.0),
+                }
 
 
-@pytest.mark.parametrize("name", ["LayerNorm", "torch.nn.LayerNorm"])
-def test_a_module_class_is_found_with_its_path_or_alone(name: str) -> None:
-    norms = GroupConfig(name="norms", module_class=name)
-    found = names(Transformer(), groups=[norms], weight_decay_on=WeightDecayOn.all)
-    assert found["norms"] == {
-        f"{owner}.{kind}"
-        for owner in ("blocks.0.norm", "blocks.1.norm", "blocks.2.norm", "norm")
-        for kind in ("weight", "bias")
-    }
+def test_module_class_is_found_with_or_without_its_path() -> None:
+    for name in ("LayerNorm", "torch.nn.LayerNorm"):
+        norms = GroupConfig(name="norms", module_class=name)
+        found = names(Transformer(), groups=[norms], weight_decay_on=WeightDecayOn.all)
+        assert found["norms"] == {
+            f"{owner}.{kind}"
+            for owner in ("blocks.0.norm", "blocks.1.norm", "blocks.2.norm", "norm")
+            for kind in ("weight", "bias")
+        }, name
 
 
-def test_a_module_class_takes_all_within_and_its_subclasses() -> None:
+def test_module_class_includes_submodules_and_subclasses() -> None:
     class Expert(Block):
         pass
 
@@ -166,7 +162,7 @@ def test_a_module_class_takes_all_within_and_its_subclasses() -> None:
     }
 
 
-def test_the_first_match_wins() -> None:
+def test_first_match_wins() -> None:
     first = GroupConfig(name="first", match="blocks.0.*")
     rest = GroupConfig(name="rest", match="blocks.*")
     found = names(Transformer(2), groups=[first, rest])
@@ -174,12 +170,12 @@ def test_the_first_match_wins() -> None:
     assert found["rest"] == {"blocks.1.linear.weight"}
 
 
-def test_named_groups_of_one_setting_are_not_merged() -> None:
+def test_named_groups_with_equal_settings_are_not_merged() -> None:
     groups = [GroupConfig(name=f"block_{n}", match=f"blocks.{n}.linear.weight") for n in range(3)]
     assert names(Transformer(), groups=groups)["block_1"] == {"blocks.1.linear.weight"}
 
 
-def test_a_groups_own_settings_go_before_the_optimizers() -> None:
+def test_settings_of_a_group_take_precedence() -> None:
     own = GroupConfig(name="own", match="head.*", weight_decay=0.5, betas=[0.8, 0.9], eps=1e-5)
     groups = {group["name"]: group for group in grouped(Transformer(), groups=[own])}
     assert groups["own"]["weight_decay"] == 0.5
@@ -189,7 +185,7 @@ def test_a_groups_own_settings_go_before_the_optimizers() -> None:
     assert not {"lr", "betas", "eps"} & set(groups["decay"])
 
 
-def test_a_shared_parameter_is_matched_by_any_of_its_names() -> None:
+def test_shared_parameter_is_matched_by_any_of_its_names() -> None:
     tokens = GroupConfig(name="tokens", match="tokens.*", lr_scale=0.1)
     assert names(Tied(), groups=[tokens]) == {
         "tokens_no_decay": {"head.weight"},
@@ -197,29 +193,29 @@ def test_a_shared_parameter_is_matched_by_any_of_its_names() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("matcher", "expected"),
-    [
-        ({"match": "haed.*"}, r"groups\.0\.match=haed\.\*: .*matches nothing; .* are head\."),
-        ({"regex": "blocks\\.9"}, r"groups\.0\.regex=.*nearest are blocks\.\d\.norm"),
-        ({"module_class": "LayerNrm"}, r"module_class=LayerNrm: .*are LayerNorm.*=LayerNorm"),
-        ({"module_class": "torch.nn.LayrNorm"}, r"module_class=torch.nn.LayrNorm: .*imported"),
-        ({"module_class": "torch.nn.Conv2d"}, r"module_class=torch.nn.Conv2d: .*nothing"),
-    ],
-    ids=str,
-)
-def test_a_matcher_that_finds_nothing_is_refused(matcher: dict[str, Any], expected: str) -> None:
-    with pytest.raises(ConfigError, match=expected):
-        grouped(Transformer(), groups=[GroupConfig(name="head", **matcher)])
+MATCH_NOTHING = [
+    ({"match": "haed.*"}, r"groups\.0\.match=haed\.\*: .*matches nothing; .* are head\."),
+    ({"regex": "blocks\\.9"}, r"groups\.0\.regex=.*nearest are blocks\.\d\.norm"),
+    ({"module_class": "LayerNrm"}, r"module_class=LayerNrm: .*are LayerNorm.*=LayerNorm"),
+    ({"module_class": "torch.nn.LayrNorm"}, r"module_class=torch.nn.LayrNorm: .*imported"),
+    ({"module_class": "torch.nn.Conv2d"}, r"module_class=torch.nn.Conv2d: .*nothing"),
+]
 
 
-def test_a_group_whose_parameters_are_all_taken_is_refused() -> None:
+def test_matcher_without_a_match_is_refused() -> None:
+    with each_row() as row:
+        for matcher, expected in MATCH_NOTHING:
+            with row(matcher), pytest.raises(ConfigError, match=expected):
+                grouped(Transformer(), groups=[GroupConfig(name="head", **matcher)])
+
+
+def test_group_whose_parameters_are_all_taken_is_refused() -> None:
     groups = [GroupConfig(name="all", match="*"), GroupConfig(name="head", match="head.*")]
     with pytest.raises(ConfigError, match=r"groups\.1 \(head\): .* but all has all"):
         grouped(Transformer(), groups=groups)
 
 
-def test_a_group_of_frozen_parameters_is_a_warning() -> None:
+def test_group_of_frozen_parameters_warns() -> None:
     net = Transformer()
     net.tokens.requires_grad_(False)
     tokens = GroupConfig(name="tokens", match="tokens.*", lr_scale=0.1)
@@ -227,7 +223,7 @@ def test_a_group_of_frozen_parameters_is_a_warning() -> None:
         assert set(names(net, groups=[tokens])) == {"decay", "no_decay"}
 
 
-def test_a_decay_of_its_own_that_pulls_on_nothing_is_refused() -> None:
+def test_weight_decay_of_a_group_without_decaying_parameters_is_refused() -> None:
     tokens = GroupConfig(name="tokens", match="tokens.*", weight_decay=0.1)
     expected = r"groups\.0\.weight_decay=0\.1: .*spares all of tokens; .*weight_decay_on=all"
     with pytest.raises(ConfigError, match=expected):
@@ -236,7 +232,7 @@ def test_a_decay_of_its_own_that_pulls_on_nothing_is_refused() -> None:
     assert found["tokens"] == (1e-3, 0.1)
 
 
-def test_layers_below_learn_slower() -> None:
+def test_layer_decay_lowers_the_lr_toward_the_input() -> None:
     decay = LayerDecayConfig(pattern="blocks.*", rate=0.5)
     assert settings(Transformer(), layer_decay=decay) == {
         "stem_no_decay": (1e-3 / 16, 0.0),
@@ -255,7 +251,7 @@ def test_layers_below_learn_slower() -> None:
     assert found["no_decay"] == {"norm.weight", "norm.bias", "head.bias"}
 
 
-def test_ten_layers_and_more_are_in_the_order_of_their_numbers() -> None:
+def test_ten_or_more_layers_are_in_numeric_order() -> None:
     found = settings(Transformer(12), layer_decay=LayerDecayConfig(pattern="blocks.*", rate=0.5))
     assert found["layer_11"][0] == 1e-3 / 2
     assert found["layer_9"][0] == 1e-3 / 8
@@ -275,7 +271,7 @@ def test_layers_in_stages_are_ordered_by_both_numbers() -> None:
     }
 
 
-def test_a_named_group_keeps_the_rates_of_its_layers() -> None:
+def test_named_group_keeps_the_layer_decay() -> None:
     matrices = GroupConfig(name="linear", match="*.linear.weight", lr_scale=4)
     decay = LayerDecayConfig(pattern="blocks.*", rate=0.5)
     found = settings(Transformer(2), groups=[matrices], layer_decay=decay)
@@ -283,20 +279,20 @@ def test_a_named_group_keeps_the_rates_of_its_layers() -> None:
     assert found["linear_layer_1"] == (1e-3 * 2, 0.1)
 
 
-def test_a_pattern_of_layers_that_finds_nothing_is_refused() -> None:
+def test_layer_pattern_without_a_match_is_refused() -> None:
     decay = LayerDecayConfig(pattern="blcks.*", rate=0.5)
     with pytest.raises(ConfigError, match=r"layer_decay\.pattern=blcks.*nothing; .*are blocks\.\*"):
         grouped(Transformer(), layer_decay=decay)
 
 
-def test_a_name_that_a_layer_has_is_refused() -> None:
+def test_group_name_of_a_layer_is_refused() -> None:
     stem = GroupConfig(name="stem", match="head.*")
     decay = LayerDecayConfig(pattern="blocks.*", rate=0.5)
     with pytest.raises(ConfigError, match=r"groups\.0\.name=stem: expected another name"):
         grouped(Transformer(), groups=[stem], layer_decay=decay)
 
 
-def test_every_trained_parameter_stands_in_exactly_one_group() -> None:
+def test_every_trained_parameter_is_in_exactly_one_group() -> None:
     net = Transformer()
     groups = grouped(
         net,

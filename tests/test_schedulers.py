@@ -1,4 +1,4 @@
-"""The schedules against transformers' figures, and what they are refused for."""
+"""The schedules against figures of transformers and torch, and what is refused."""
 
 from typing import Any
 
@@ -10,11 +10,15 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from lightning_adam import ConfigError, build_scheduler
 from lightning_adam.param_groups import peak_lr
 from lightning_adam.schedulers import set_peaks, settings
+from tests.support.tables import each_row
 
 # transformers 5.23, get_scheduler with peak 10, 2 warm-up steps and 10 in all (constant: 4).
 LINEAR = [0, 5, 10, 8.75, 7.5, 6.25, 5, 3.75, 2.5, 1.25]
 COSINE = [0, 5, 10, 9.619398, 8.535534, 6.913417, 5, 3.086583, 1.464466, 0.380602]
 CONSTANT = [0, 2.5, 5, 7.5, 10, 10, 10, 10, 10, 10]
+POLYNOMIAL = [0, 5, 10, 7.65625, 5.625, 3.90625, 2.5, 1.40625, 0.625, 0.15625]
+INVERSE_SQRT = [0, 5, 10, 8.164966, 7.071068, 6.324555, 5.773503, 5.345225, 5, 4.714045]
+WSD = [0, 5, 10, 10, 10, 10, 10, 10, 7.5, 2.5]
 
 
 def optimizer(*peaks: float) -> Adam:
@@ -32,34 +36,38 @@ def rates(config: dict[str, Any], steps: int, total_steps: int | None) -> list[f
     return seen
 
 
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        ({"name": "linear", "warmup_steps": 2}, LINEAR),
-        ({"name": "cosine", "warmup_steps": 2}, COSINE),
-        ({"name": "cosine", "warmup_ratio": 0.2}, COSINE),
-        ({"name": "constant", "warmup_steps": 4}, CONSTANT),
-        ({"name": "constant"}, [10.0] * 10),
-        ({"name": "linear", "warmup_steps": 0, "min_lr_ratio": 1.0}, [10.0] * 10),
-    ],
-    ids=str,
-)
-def test_agrees_with_transformers(config: dict[str, Any], expected: list[float]) -> None:
-    assert rates(config, 10, 10) == pytest.approx(expected, abs=1e-6)
+FIGURES: list[tuple[dict[str, Any], list[float]]] = [
+    ({"name": "linear", "warmup_steps": 2}, LINEAR),
+    ({"name": "cosine", "warmup_steps": 2}, COSINE),
+    ({"name": "cosine", "warmup_ratio": 0.2}, COSINE),
+    ({"name": "constant", "warmup_steps": 4}, CONSTANT),
+    ({"name": "constant"}, [10.0] * 10),
+    ({"name": "linear", "warmup_steps": 0, "min_lr_ratio": 1.0}, [10.0] * 10),
+    ({"name": "polynomial", "power": 2.0, "warmup_steps": 2}, POLYNOMIAL),
+    ({"name": "inverse_sqrt", "warmup_steps": 2}, INVERSE_SQRT),
+    ({"name": "wsd", "decay_steps": 3, "warmup_steps": 2}, WSD),
+]
+
+
+def test_agrees_with_the_figures_of_transformers() -> None:
+    with each_row() as row:
+        for config, expected in FIGURES:
+            with row(config):
+                assert rates(config, 10, 10) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
-def test_ends_at_the_minimum_and_stays_there(name: str) -> None:
+def test_schedule_ends_at_the_minimum_and_stays_there(name: str) -> None:
     seen = rates({"name": name, "warmup_steps": 3, "min_lr_ratio": 0.1}, 25, 20)
     assert seen[20:] == pytest.approx([1.0] * 5)
     assert min(seen[3:]) >= 1.0
 
 
-def test_the_configs_own_length_goes_before_the_trainers() -> None:
+def test_total_steps_of_the_config_takes_precedence() -> None:
     assert rates({"name": "linear", "total_steps": 4}, 5, 100) == [10, 7.5, 5, 2.5, 0]
 
 
-def test_groups_keep_their_ratios() -> None:
+def test_groups_keep_their_lr_ratios() -> None:
     adam = optimizer(10.0, 1.0)
     scheduler = build_scheduler(adam, {"name": "linear", "warmup_steps": 4}, 10)
     adam.step()
@@ -67,32 +75,11 @@ def test_groups_keep_their_ratios() -> None:
     assert scheduler.get_last_lr() == [2.5, 0.25]
 
 
-@pytest.mark.parametrize(
-    "config", [{"name": "cosine"}, {"name": "linear"}, {"name": "constant", "warmup_ratio": 0.1}]
-)
-def test_a_shape_that_needs_an_end_is_refused_without_one(config: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"scheduler\.name=.*scheduler\.total_steps=N"):
-        build_scheduler(optimizer(1.0), config, None)
-
-
-def test_a_constant_rate_needs_no_end() -> None:
+def test_constant_schedule_needs_no_length() -> None:
     assert rates({"name": "constant", "warmup_steps": 4}, 10, None) == CONSTANT
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"name": "cosine", "warmup_steps": 101},
-        {"name": "constant", "warmup_steps": 101},
-        {"name": "linear", "warmup_steps": 101, "total_steps": 1000},
-    ],
-)
-def test_a_warm_up_longer_than_the_run_is_refused(config: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"scheduler\.warmup_steps=101: .*within the 100 opt"):
-        build_scheduler(optimizer(1.0), config, 100)
-
-
-def test_saved_and_loaded_it_goes_on_where_it_was() -> None:
+def test_loaded_state_continues_the_schedule() -> None:
     adam = optimizer(10.0)
     first = build_scheduler(adam, {"name": "cosine", "warmup_steps": 2}, 10)
     for _ in range(4):
@@ -105,7 +92,7 @@ def test_saved_and_loaded_it_goes_on_where_it_was() -> None:
     assert second.get_last_lr() == first.get_last_lr()
 
 
-def test_the_recorded_settings_are_resolved() -> None:
+def test_recorded_settings_are_resolved() -> None:
     scheduler = build_scheduler(optimizer(1.0), {"name": "linear", "warmup_ratio": 0.1}, 50)
     assert settings(scheduler) == {
         "name": "linear",
@@ -121,7 +108,7 @@ def custom(name: str, **arguments: Any) -> dict[str, Any]:
     return {"name": "custom", "_target_": f"torch.optim.lr_scheduler.{name}", **arguments}
 
 
-def test_a_scheduler_of_torch_is_told_the_length_where_it_asks() -> None:
+def test_total_steps_argument_of_a_custom_scheduler_is_the_length() -> None:
     config = custom("OneCycleLR", max_lr=10.0, total_steps="total_steps", cycle_momentum=False)
     scheduler = build_scheduler(optimizer(10.0), config, 10)
     expected = torch.optim.lr_scheduler.OneCycleLR(
@@ -135,39 +122,57 @@ def test_a_scheduler_of_torch_is_told_the_length_where_it_asks() -> None:
         expected.step()
 
 
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        (custom("OneCycleLR", max_lr=1.0, total_steps="total_steps"), r"total_steps=total_steps: "),
-        (custom("CosineAnnealingLR", T_max="total_steps"), r"scheduler\.T_max=N"),
-    ],
-)
-def test_a_scheduler_that_asks_for_a_length_that_is_not_known_is_refused(
-    config: dict[str, Any], expected: str
-) -> None:
-    with pytest.raises(ConfigError, match=expected):
-        build_scheduler(optimizer(1.0), config, None)
+WARMUP_OF_101 = r"scheduler\.warmup_steps=101: .*within the 100 opt"
+REFUSED: list[tuple[dict[str, Any], int | None, str]] = [
+    # A length that is not known.
+    ({"name": "cosine"}, None, r"scheduler\.name=.*scheduler\.total_steps=N"),
+    ({"name": "linear"}, None, r"scheduler\.name=.*scheduler\.total_steps=N"),
+    (
+        {"name": "constant", "warmup_ratio": 0.1},
+        None,
+        r"scheduler\.name=.*scheduler\.total_steps=N",
+    ),
+    (
+        custom("OneCycleLR", max_lr=1.0, total_steps="total_steps"),
+        None,
+        r"scheduler\.total_steps=total_steps: ",
+    ),
+    (custom("CosineAnnealingLR", T_max="total_steps"), None, r"scheduler\.T_max=N"),
+    # A warm-up longer than the run.
+    ({"name": "cosine", "warmup_steps": 101}, 100, WARMUP_OF_101),
+    ({"name": "constant", "warmup_steps": 101}, 100, WARMUP_OF_101),
+    ({"name": "linear", "warmup_steps": 101, "total_steps": 1000}, 100, WARMUP_OF_101),
+    # A decay that overlaps the warm-up.
+    ({"name": "wsd", "warmup_steps": 8, "decay_steps": 3}, 10, r"decay_steps=3: .*within the 2 st"),
+    (
+        {"name": "wsd", "warmup_ratio": 0.8, "decay_ratio": 0.3},
+        10,
+        r"decay_steps=3: .*within the 2",
+    ),
+    (
+        {"name": "wsd", "warmup_steps": 10},
+        10,
+        r"warmup_steps=10: .*leaves some of the 10.*steps=1$",
+    ),
+    # A class that cannot be built.
+    (custom("CosineAnnealingLR"), 10, "missing 1 required positional argument: 'T_max'"),
+    (custom("StpLR", step_size=1), 10, r"scheduler\._target_=torch\.optim\.lr_scheduler\.StpLR: "),
+    ({"_target_": "torch.optim.Adam", "lr": 0.1}, 10, "_target_=torch.optim.Adam: expected"),
+    ({"_target_": "builtins.id"}, 10, "expected a torch.optim.lr_scheduler.LRScheduler"),
+]
+"""Configs, the steps of the run, and what the refusal says."""
 
 
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        (custom("CosineAnnealingLR"), "missing 1 required positional argument: 'T_max'"),
-        (custom("StpLR", step_size=1), r"scheduler\._target_=torch\.optim\.lr_scheduler\.StpLR: "),
-        (
-            {"_target_": "torch.optim.Adam", "lr": 0.1},
-            "_target_=torch.optim.Adam: expected",
-        ),
-        ({"_target_": "builtins.id"}, "expected a torch.optim.lr_scheduler.LRScheduler"),
-    ],
-)
-def test_a_scheduler_that_cannot_be_built_is_refused(config: dict[str, Any], expected: str) -> None:
-    with pytest.raises(ConfigError, match=expected) as refused:
-        build_scheduler(optimizer(1.0), config, 10)
-    assert "\n" not in str(refused.value)
+def test_schedule_that_cannot_work_is_refused_in_one_line() -> None:
+    with each_row() as row:
+        for config, steps, expected in REFUSED:
+            with row((config, steps)):
+                with pytest.raises(ConfigError, match=expected) as refused:
+                    build_scheduler(optimizer(1.0), config, steps)
+                assert "\n" not in str(refused.value)
 
 
-def test_a_scheduler_that_cycles_the_momentum_is_a_warning() -> None:
+def test_scheduler_that_cycles_the_momentum_warns() -> None:
     config = custom("OneCycleLR", max_lr=1.0, total_steps=10)
     with pytest.warns(
         UserWarning, match=r"not with \(0\.9, 0\.999\).*scheduler\.cycle_momentum=false"
@@ -175,20 +180,20 @@ def test_a_scheduler_that_cycles_the_momentum_is_a_warning() -> None:
         build_scheduler(optimizer(1.0), config, 10)
 
 
-def test_a_scheduler_that_forgets_the_groups_ratios_is_a_warning() -> None:
+def test_scheduler_that_ignores_the_lr_of_groups_warns() -> None:
     config = custom("OneCycleLR", max_lr=1.0, total_steps=10, cycle_momentum=False)
     with pytest.warns(UserWarning, match="one learning rate: .*is lost"):
         build_scheduler(optimizer(1.0, 0.1), config, 10)
 
 
-def test_a_scheduler_that_keeps_all_is_not_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+def test_scheduler_that_keeps_the_groups_does_not_warn(recwarn: pytest.WarningsRecorder) -> None:
     build_scheduler(optimizer(1.0, 0.1), custom("StepLR", step_size=3), 10)
     # Hydra 1.4 warns of every `_target_` that a program lets a config name.
     ours = [each for each in recwarn if "_execution_whitelist_" not in str(each.message)]
     assert not ours
 
 
-def test_a_plateau_falls_to_a_share_of_each_groups_peak() -> None:
+def test_plateau_falls_to_min_lr_ratio_of_the_peak_of_each_group() -> None:
     adam = optimizer(10.0, 1.0)
     config = {"name": "plateau", "patience": 1, "factor": 0.5, "min_lr_ratio": 0.3}
     scheduler = build_scheduler(adam, config, None)
@@ -201,28 +206,7 @@ def test_a_plateau_falls_to_a_share_of_each_groups_peak() -> None:
     assert rates[-1] == pytest.approx([3.0, 0.3])
 
 
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        ({"name": "wsd", "warmup_steps": 8, "decay_steps": 3}, r"decay_steps=3: .*within the 2 st"),
-        (
-            {"name": "wsd", "warmup_ratio": 0.8, "decay_ratio": 0.3},
-            r"decay_steps=3: .*within the 2",
-        ),
-        (
-            {"name": "wsd", "warmup_steps": 10},
-            r"warmup_steps=10: .*leaves some of the 10.*steps=1$",
-        ),
-    ],
-)
-def test_a_way_down_that_overlaps_the_warm_up_is_refused(
-    config: dict[str, Any], expected: str
-) -> None:
-    with pytest.raises(ConfigError, match=expected):
-        build_scheduler(optimizer(1.0), config, 10)
-
-
-def test_an_inverse_square_root_without_a_warm_up_has_a_timescale() -> None:
+def test_inverse_sqrt_without_a_warmup_has_a_timescale() -> None:
     assert rates({"name": "inverse_sqrt", "timescale": 1}, 4, None) == pytest.approx(
         [10.0, 10 / 2**0.5, 10 / 3**0.5, 5.0]
     )
@@ -230,29 +214,32 @@ def test_an_inverse_square_root_without_a_warm_up_has_a_timescale() -> None:
     assert settings(scheduler)["timescale"] == 10_000
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {},
-        {"mode": "max"},
-        {"factor": 0.3, "patience": 0},
-        {"threshold": 0.2, "patience": 1},
-        {"threshold": 0.2, "threshold_mode": "abs", "patience": 1},
-        {"cooldown": 3, "patience": 0},
-    ],
-    ids=str,
-)
-def test_a_plateau_is_torchs(arguments: dict[str, Any]) -> None:
-    ours, theirs = optimizer(10.0), optimizer(10.0)
-    scheduler = build_scheduler(ours, {"name": "plateau", "patience": 3, **arguments}, None)
-    expected = ReduceLROnPlateau(theirs, **{"patience": 3, **arguments})
-    falls = set()
-    for metric in torch.rand(60, generator=torch.Generator().manual_seed(0)).add(0.3).tolist():
-        scheduler.step(metric)
-        expected.step(metric)
-        assert ours.param_groups[0]["lr"] == theirs.param_groups[0]["lr"]
-        falls.add(ours.param_groups[0]["lr"])
-    assert len(falls) > 1
+PLATEAUS: list[dict[str, Any]] = [
+    {},
+    {"mode": "max"},
+    {"factor": 0.3, "patience": 0},
+    {"threshold": 0.2, "patience": 1},
+    {"threshold": 0.2, "threshold_mode": "abs", "patience": 1},
+    {"cooldown": 3, "patience": 0},
+]
+
+
+def test_plateau_agrees_with_torch() -> None:
+    metrics = torch.rand(60, generator=torch.Generator().manual_seed(0)).add(0.3).tolist()
+    with each_row() as row:
+        for arguments in PLATEAUS:
+            with row(arguments):
+                ours, theirs = optimizer(10.0), optimizer(10.0)
+                settings = {"patience": 3, **arguments}
+                scheduler = build_scheduler(ours, {"name": "plateau", **settings}, None)
+                expected = ReduceLROnPlateau(theirs, **settings)
+                seen = set()
+                for metric in metrics:
+                    scheduler.step(metric)
+                    expected.step(metric)
+                    assert ours.param_groups[0]["lr"] == theirs.param_groups[0]["lr"]
+                    seen.add(ours.param_groups[0]["lr"])
+                assert len(seen) > 1
 
 
 @pytest.mark.parametrize(
@@ -263,15 +250,13 @@ def test_a_plateau_is_torchs(arguments: dict[str, Any]) -> None:
     ],
     ids=["ours", "torch's"],
 )
-def test_a_plateau_keeps_its_peak_and_takes_another_at_the_same_point(
-    config: dict[str, Any],
-) -> None:
-    trained = optimizer(10.0)
-    scheduler = build_scheduler(trained, config, None)
+def test_plateau_keeps_its_factor_when_the_peak_changes(config: dict[str, Any]) -> None:
+    adam = optimizer(10.0)
+    scheduler = build_scheduler(adam, config, None)
     assert isinstance(scheduler, ReduceLROnPlateau)
     for metric in (1.0, 2.0):
         scheduler.step(metric)
-    group = trained.param_groups[0]
+    group = adam.param_groups[0]
     assert (group["lr"], peak_lr(group)) == (1.0, 10.0)
-    set_peaks(trained, scheduler, [100.0])
+    set_peaks(adam, scheduler, [100.0])
     assert (group["lr"], peak_lr(group)) == (10.0, 100.0)

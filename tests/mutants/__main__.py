@@ -1,0 +1,326 @@
+"""Which test finds each of the mutants.
+
+python -m tests.mutants                      all of them, with the tests that mirror their modules
+python -m tests.mutants --only 3 17          two of them
+python -m tests.mutants --all                what survives meets all of the default tests too
+python -m tests.mutants --control            the same tests without any mutant, which have to pass
+python -m tests.mutants --project FOLDER     another tree, with its own package and tests
+
+A mutant is planted in a copy of the project. Each one's tests run in a process that is forked from
+one that has imported the libraries of others, so that a mutant costs little but its tests. These
+run one file after the other, the cheapest first, up to the first test that fails.
+"""
+
+import argparse
+import importlib
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import pytest
+
+from tests.mutants.mutants import MUTANTS, REDUNDANT, Mutant
+
+PRELOADED = (
+    "numba",
+    "torch",
+    "lightning",
+    "torchmetrics.classification",
+    "hydra",
+    "optuna",
+    "hypothesis",
+    "yaml",
+)
+"""Libraries of others that take long to import. wandb is not one: at its import it makes a folder
+that each process removes at its end."""
+
+LEFT_OUT = (".*", "__pycache__", "outputs", "multirun", "site", "wandb", "*.egg-info")
+"""What the copy of a project does without."""
+
+CPU_SECONDS = 1800
+"""A process that computes longer is ended: a mutant may make a loop endless."""
+
+MONITOR = ("test_skipped_steps", "test_monitor", "test_precision", "test_loops", "test_resume")
+BUILD = ("test_mixin", "test_schedules_properties", "test_precision", "test_finetuning")
+KERNELS = ("test_closed_forms", "test_rollups", "test_metric", "test_generated")
+SEARCH = ("test_search", "test_report")
+
+MIRRORS: dict[str, tuple[str, ...]] = {
+    "steps": (*MONITOR, "test_mixin"),
+    "monitor": (*MONITOR, "test_monitor_settings", "test_judging", "test_flight_recorder"),
+    "mixin": (*BUILD, "test_schedulers", "test_resume"),
+    "build": (*BUILD, "test_schedulers"),
+    "schedulers": ("test_schedulers", *BUILD),
+    "param_groups": ("test_param_groups", "test_optimizers", "test_finetuning", "test_mixin"),
+    "optimizers": ("test_optimizers", "test_forms", "test_reading", "test_monitor"),
+    "reading": ("test_reading", "test_forms", "test_optimizers", "test_schedulers"),
+    "forms": ("test_reading", "test_forms", "test_optimizers"),
+    "resume": ("test_resume",),
+    "loggers": ("test_loggers", "test_layer_table", "test_judging", "test_monitor"),
+    "inspection": ("test_inspect",),
+    "flight_recorder": ("test_flight_recorder", "test_skipped_steps"),
+    "findings/rules": ("test_rules", "test_watch", "test_planted_faults"),
+    "findings/watch": ("test_watch", "test_judging", "test_rules"),
+    "findings/remedies": ("test_rules", "test_preflight", "test_watch", "test_planted_faults"),
+    "findings/preflight": ("test_preflight", "test_judging"),
+    "findings/judging": ("test_judging", "test_watch"),
+    "tune/plan": ("test_plan", *SEARCH),
+    "tune/decision": ("test_decision", *SEARCH),
+    "tune/progress": SEARCH,
+    "tune/sampling": ("test_sampling", *SEARCH),
+    "tune/dimensions": ("test_dimensions", "test_point", *SEARCH),
+    "tune/archive": ("test_archive", *SEARCH),
+    "tune/search": SEARCH,
+    "dashboard": ("test_keys", "test_panels", "test_reduction", "test_comparison", "test_report"),
+    "dashboard/runs": ("test_runs", "test_events", "test_report"),
+    "statistics/views": ("test_views", *KERNELS, "test_foreign_optimizers"),
+    "statistics/histograms": ("test_histograms",),
+    "statistics/measurement": ("test_rollups", "test_metric", "test_views", "test_monitor"),
+    "statistics/catalogue": ("test_catalogue", *KERNELS),
+    "statistics/accumulators": ("test_catalogue", *KERNELS, "test_foreign_optimizers"),
+    "statistics/kernels/eager": (*KERNELS, "test_shell", "test_histograms"),
+    "statistics/kernels/numba": ("test_closed_forms", "test_numba", "test_metric"),
+    "statistics/kernels/numba_loops": ("test_closed_forms", "test_numba", "test_metric"),
+    "statistics/kernels/triton": ("test_triton",),
+}
+"""Names of the test files that mirror a module, or all modules of a folder, the cheapest first.
+Those that a project does not have are passed over."""
+
+COMPILED = "statistics/kernels/numba_loops"
+"""Of this module numba keeps machine code on the disk."""
+
+
+class Outcome(NamedTuple):
+    """What the tests said of a mutant."""
+
+    killer: str
+    """The test that failed; empty if none did."""
+    seconds: float
+    """CPU time of the process and of those that it has started."""
+
+
+def main() -> int:
+    """The number of mutants that survived."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--only", type=int, nargs="+", metavar="N", help="numbers of mutants")
+    parser.add_argument("--tests", nargs="+", metavar="FILE", help="instead of the mirroring files")
+    parser.add_argument("--project", type=Path, default=Path(__file__).parents[2])
+    parser.add_argument("--all", action="store_true", help="all default tests for what survives")
+    parser.add_argument("--control", action="store_true", help="run the tests without mutants")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time (default: 1)")
+    parser.add_argument("-m", metavar="MARKS", help="as pytest's, instead of the project's own")
+    arguments = parser.parse_args()
+    numbers = arguments.only or [*range(len(MUTANTS))]
+    _preload()
+    with tempfile.TemporaryDirectory() as folder:
+        runner = _Runner(arguments.project.resolve(), Path(folder), arguments.jobs, arguments.m)
+        if arguments.control:
+            return runner.control(numbers, arguments.tests)
+        return runner.report(numbers, arguments.tests, arguments.all)
+
+
+def _preload() -> None:
+    # Here for all processes: torch takes the number of its threads from the environment.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for name in PRELOADED:
+        importlib.import_module(name)
+    assert not any(each.partition(".")[0] == "lightning_adam" for each in sys.modules)
+
+
+class _Runner:
+    """Plants mutants in copies of a project, one copy for each process at a time."""
+
+    def __init__(self, project: Path, folder: Path, jobs: int, marks: str | None) -> None:
+        self._folder = folder
+        self._marks = marks
+        self._trees = [folder / f"tree_{number}" for number in range(jobs)]
+        for tree in self._trees:
+            shutil.copytree(project, tree, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        self._files = {
+            path.stem: str(path.relative_to(self._trees[0]))
+            for path in sorted(self._trees[0].glob("tests/**/test_*.py"), reverse=True)
+        }
+
+    def report(self, numbers: Sequence[int], tests: Sequence[str] | None, meets_all: bool) -> int:
+        survived, seconds = [], 0.0
+        for number, outcome in self._outcomes(numbers, tests, meets_all):
+            mutant = MUTANTS[number]
+            verdict = f"killed by {outcome.killer}" if outcome.killer else "SURVIVED"
+            if not outcome.killer and number in REDUNDANT:
+                verdict += " (redundant)"
+            line = f"{number:3} {mutant.module}: {mutant.meaning}: {verdict}"
+            _say(f"{line} ({outcome.seconds:.1f} s)")
+            seconds += outcome.seconds
+            survived += [] if outcome.killer else [number]
+        found = len(numbers) - len(survived)
+        _say(f"{found} of {len(numbers)} killed in {seconds:.0f} CPU seconds")
+        _say(f"survived: {survived}")
+        return len({*survived} - REDUNDANT)
+
+    def control(self, numbers: Sequence[int], tests: Sequence[str] | None) -> int:
+        files = [file for number in numbers for file in self._mirrors(MUTANTS[number].module)]
+        failed = 0
+        for file in dict.fromkeys(tests or files):
+            outcome = self._finish(*self._start(self._trees[0], None, [file]))
+            verdict = f"FAILED: {outcome.killer}" if outcome.killer else "passed"
+            _say(f"{file}: {verdict} ({outcome.seconds:.1f} s)")
+            failed += bool(outcome.killer)
+        return failed
+
+    def _mirrors(self, module: str) -> list[str]:
+        """The doctests of a module, and the test files that mirror it, as far as there are any."""
+        names = MIRRORS.get(module) or MIRRORS.get(module.rpartition("/")[0], ())
+        files = [self._files[name] for name in names if name in self._files]
+        return [f"lightning_adam/{module}.py", *files]
+
+    def _outcomes(
+        self, numbers: Sequence[int], tests: Sequence[str] | None, meets_all: bool
+    ) -> Iterator[tuple[int, Outcome]]:
+        """As many at a time as there are trees, in their order."""
+        for first in range(0, len(numbers), len(self._trees)):
+            together = numbers[first : first + len(self._trees)]
+            selections = [tests or self._mirrors(MUTANTS[each].module) for each in together]
+            outcomes = self._together(together, selections)
+            left = [
+                each for each, outcome in zip(together, outcomes, strict=True) if not outcome[0]
+            ]
+            if meets_all and left:
+                again = dict(zip(left, self._together(left, [[] for _ in left]), strict=True))
+                outcomes = [
+                    outcome._replace(
+                        killer=again[each].killer, seconds=outcome.seconds + again[each].seconds
+                    )
+                    if each in again
+                    else outcome
+                    for each, outcome in zip(together, outcomes, strict=True)
+                ]
+            yield from zip(together, outcomes, strict=True)
+
+    def _together(
+        self, numbers: Sequence[int], selections: Sequence[Sequence[str]]
+    ) -> list[Outcome]:
+        """One mutant in each tree; no files are all default tests."""
+        trees = self._trees[: len(numbers)]
+        sources = []
+        for tree, number in zip(trees, numbers, strict=True):
+            mutant = MUTANTS[number]
+            file = tree / "lightning_adam" / f"{mutant.module}.py"
+            sources.append((file, file.read_text(encoding="utf-8"), file.stat()))
+            file.write_text(planted(mutant, sources[-1][1]), encoding="utf-8")
+            # Python takes bytecode for that of a source by its size and time alone.
+            os.utime(file, (number + 1, number + 1))
+        begun = [
+            self._start(tree, MUTANTS[number], files)
+            for tree, number, files in zip(trees, numbers, selections, strict=True)
+        ]
+        outcomes = [self._finish(*each) for each in begun]
+        for file, source, stat in sources:
+            file.write_text(source, encoding="utf-8")
+            os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        return outcomes
+
+    def _start(self, tree: Path, mutant: Mutant | None, files: Sequence[str]) -> tuple[int, Path]:
+        """Forks a process that runs tests; its number, and the folder in which it writes."""
+        scratch = Path(tempfile.mkdtemp(dir=self._folder))
+        # Machine code that is not a mutant's own is compiled once for each tree.
+        is_compiled = mutant is not None and mutant.module == COMPILED
+        cache = scratch / "numba" if is_compiled else tree.with_name(f"{tree.name}_numba")
+        options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", "--tb=short"]
+        options += [f"--basetemp={scratch / 'tests'}", *([] if self._marks is None else ["-m"])]
+        options += [] if self._marks is None else [self._marks]
+        sys.stdout.flush()
+        process = os.fork()
+        if process == 0:
+            _test(tree, scratch, cache, [*options, *files])
+        return process, scratch
+
+    def _finish(self, process: int, scratch: Path) -> Outcome:
+        _, status, usage = os.wait4(process, 0)
+        killer = (scratch / "killer").read_text() if (scratch / "killer").exists() else ""
+        code = os.waitstatus_to_exitcode(status)
+        if code < 0:
+            killer = killer or f"signal {-code}"
+        elif code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+            killer = (
+                killer or f"pytest's exit code {code}: {(scratch / 'output').read_text()[-300:]}"
+            )
+        shutil.rmtree(scratch, ignore_errors=True)
+        return Outcome(killer, usage.ru_utime + usage.ru_stime)
+
+
+def planted(mutant: Mutant, source: str) -> str:
+    """The module with the fault in it.
+
+    Raises:
+        ValueError: If the text does not occur once.
+    """
+    if source.count(mutant.text) != 1:
+        occurs = f"occurs {source.count(mutant.text)} times in {mutant.module}"
+        raise ValueError(f"{mutant.meaning}: its text {occurs}")
+    return source.replace(mutant.text, mutant.replacement)
+
+
+class _Watch:
+    """Writes down the first test that fails, or the first file that cannot be collected."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and not self._file.exists():
+            self._file.write_text(report.nodeid)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed and not self._file.exists():
+            self._file.write_text(f"the collection of {report.nodeid}")
+
+
+def _test(tree: Path, scratch: Path, cache: Path, options: list[str]) -> NoReturn:
+    """Runs tests in this process, which is the copy's own from here on."""
+    code = 70
+    try:
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        output = os.open(scratch / "output", os.O_WRONLY | os.O_CREAT)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.chdir(tree)
+        own = {
+            "PYTHONPATH": str(tree),
+            "NUMBA_CACHE_DIR": str(cache),
+            "HYPOTHESIS_STORAGE_DIRECTORY": str(scratch / "hypothesis"),
+        }
+        os.environ.update(own)
+        sys.modules["numba"].config.CACHE_DIR = str(cache)
+        # No other tree, be it this one or one that is installed.
+        sys.path[:] = [str(tree), *(each for each in sys.path if not _is_tree(Path(each)))]
+        for name in [each for each in sys.modules if each.partition(".")[0] == "tests"]:
+            del sys.modules[name]
+        sys.argv = ["pytest", *options]
+        code = pytest.main(options, plugins=[_Watch(scratch / "killer")])
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _is_tree(folder: Path) -> bool:
+    return (folder / "lightning_adam" / "__init__.py").exists()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

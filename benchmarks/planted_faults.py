@@ -443,7 +443,7 @@ def healthy(name: str, build: Callable[..., Loop], seeds: Sequence[int] = SEEDS)
     return [Run(f"{name}, seed {seed}", partial(build, seed=seed)) for seed in seeds]
 
 
-# What is planted in gradients that are made up, and what differs from it only in being well.
+# Faults in synthetic gradients, and controls that differ from them only in being healthy.
 EPS = [
     fault("eps 1e-8, gradients 1e-9", "eps_dominates", partial(synthetic, normal(1e-9))),
     fault("eps 1e-8, gradients 1e-8", "eps_dominates", partial(synthetic, normal(1e-8))),
@@ -686,7 +686,7 @@ SCHEDULES = [
     ),
     control("a warm-up of half", partial(synthetic, loop={"schedule": warmed_up(0.5)}, rms=0.02)),
 ]
-MADE_UP = [
+SYNTHETIC = [
     *EPS,
     *PRECISION,
     *JUMPS,
@@ -698,10 +698,10 @@ MADE_UP = [
     control("tokens as frequent as words", zipf),
     control("tokens as frequent as words, Adam 1e-2", partial(zipf, lr=1e-2)),
 ]
-"""Weights that are given their gradients, and trainings that are as short."""
+"""Weights that are given their gradients, and training runs that are as short."""
 
 BRIEF = partial(classifier, steps=700, lr=1e-3, weight_decay=0.01)
-TRAINED_ILL = [
+FAULTY_TRAININGS = [
     fault("MLP, lr 1e-6", "learning_rate_too_small", partial(BRIEF, lr=1e-6)),
     fault("MLP, lr 1e-1", "learning_rate_too_large", partial(BRIEF, lr=0.1)),
     fault("MLP, lr 3e-1", "learning_rate_too_large", partial(BRIEF, lr=0.3)),
@@ -751,7 +751,7 @@ TRAINED_ILL = [
         "GPT, bfloat16, lr 3e-3, decay .1", "decay_lost", partial(gpt, dtype=BRAIN, vocabulary=256)
     ),
 ]
-TRAINED_WELL = [
+HEALTHY_TRAININGS = [
     *healthy(
         "CNN as in the recipe",
         partial(
@@ -820,4 +820,4 @@ TRAINED_WELL = [
     *healthy("GPT, beta2 .999", partial(gpt, betas=(0.9, 0.999), vocabulary=256), seeds=(0,)),
     *healthy("GPT, lr 3e-3, warm-up and cosine", partial(gpt, schedule=warmed_up(0.1)), seeds=(0,)),
 ]
-RUNS = [*MADE_UP, *TRAINED_ILL, *TRAINED_WELL]
+RUNS = [*SYNTHETIC, *FAULTY_TRAININGS, *HEALTHY_TRAININGS]

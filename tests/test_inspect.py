@@ -1,7 +1,6 @@
-"""`lightning-adam inspect`: what a checkpoint tells agrees with what the training measured."""
+"""`lightning-adam inspect`: the statistics of a checkpoint agree with those of the run."""
 
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,8 @@ from lightning_adam.statistics.accumulators import ACCUMULATORS, COLUMNS
 from lightning_adam.statistics.catalogue import STATISTICS
 from lightning_adam.statistics.views import Views
 from tests.statistics.cases import reference_tensors, stepped
-from tests.support.commands import BIN, environment
 from tests.support.oracle import reference_statistics
+from tests.support.tables import each_row
 from tests.support.training import ADAMW, Lit, loader, loss_of, network, trainer
 
 STEPS = 7
@@ -51,7 +50,7 @@ NEED_THE_GRADIENT = {
 
 
 class Plain(L.LightningModule):
-    """A module with an optimizer of torch's, without names."""
+    """A module with an optimizer of torch, whose parameter groups have no names."""
 
     def __init__(self, build: Callable[[nn.Sequential], Any]) -> None:
         super().__init__()
@@ -65,8 +64,8 @@ class Plain(L.LightningModule):
         return self.build(self.net)
 
 
-class Measured(L.Callback):
-    """What AdamStatistics says of the last step, right after it."""
+class Measure(L.Callback):
+    """Measures every step with AdamStatistics, and keeps the last."""
 
     def __init__(self) -> None:
         self.statistics = AdamStatistics("all", ["model", "group", "layer", "tensor"])
@@ -80,7 +79,7 @@ class Measured(L.Callback):
 
 
 def fit(module: L.LightningModule, path: Path, **settings: Any) -> AdamStatistics:
-    measuring = Measured()
+    measuring = Measure()
     training = trainer(max_epochs=1, callbacks=[measuring], **settings)
     training.fit(module, loader(STEPS))
     training.save_checkpoint(path)
@@ -105,7 +104,7 @@ def in_two_groups(net: nn.Module) -> Any:
 
 
 COUPLED = {"lr": 1e-2, "weight_decay": 0.1, "decoupled_weight_decay": False}
-TRAININGS: dict[str, tuple[Callable[[], L.LightningModule], dict[str, Any]]] = {
+RUNS: dict[str, tuple[Callable[[], L.LightningModule], dict[str, Any]]] = {
     "ours": (lambda: Lit(ADAMW), {}),
     "coupled": (lambda: Lit(COUPLED), {}),
     "amsgrad": (lambda: Lit({**ADAMW, "amsgrad": True}), {}),
@@ -115,26 +114,29 @@ TRAININGS: dict[str, tuple[Callable[[], L.LightningModule], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", TRAININGS)
-def test_it_tells_what_the_training_measured(name: str, tmp_path: Path) -> None:
-    build, settings = TRAININGS[name]
-    training = fit(build(), tmp_path / "last.ckpt", **settings)
-    saved, moments = saved_in(tmp_path / "last.ckpt")
-    assert saved.weights == "state_dict"
-    assert saved.kind == ("Adam" if name in ("coupled", "plain_adam") else "AdamW")
-    told = {each.name for each in moments.known}
-    assert told == {*STATISTICS, UNDERFLOWED.name} - NEED_THE_GRADIENT - {"skipped_steps"}
-    for scope in Scope:
-        seen = training.measurement.of(scope, STATISTICS.values())
-        found = moments.measurement.of(scope, moments.known)
-        assert [*found] == [*seen]
-        for row, values in seen.items():
-            del found[row][UNDERFLOWED.name]
-            expected = {key: each for key, each in values.items() if key in told}
-            assert found[row] == pytest.approx(expected, rel=1e-5, abs=1e-12)
+def test_statistics_of_a_checkpoint_equal_those_of_the_run(tmp_path: Path) -> None:
+    with each_row() as row:
+        for name, (build, settings) in RUNS.items():
+            with row(name):
+                path = tmp_path / f"{name}.ckpt"
+                training = fit(build(), path, **settings)
+                saved, moments = saved_in(path)
+                assert saved.weights == "state_dict"
+                assert saved.kind == ("Adam" if name in ("coupled", "plain_adam") else "AdamW")
+                known = {each.name for each in moments.known}
+                all_names = {*STATISTICS, UNDERFLOWED.name} - {"skipped_steps"}
+                assert known == all_names - NEED_THE_GRADIENT
+                for scope in Scope:
+                    seen = training.measurement.of(scope, STATISTICS.values())
+                    found = moments.measurement.of(scope, moments.known)
+                    assert [*found] == [*seen]
+                    for place, values in seen.items():
+                        del found[place][UNDERFLOWED.name]
+                        expected = {key: each for key, each in values.items() if key in known}
+                        assert found[place] == pytest.approx(expected, rel=1e-5, abs=1e-12)
 
 
-def test_groups_of_a_plain_optimizer_have_their_own_settings(tmp_path: Path) -> None:
+def test_groups_of_a_torch_optimizer_keep_their_own_settings(tmp_path: Path) -> None:
     training = fit(Plain(in_two_groups), tmp_path / "last.ckpt")
     saved, moments = saved_in(tmp_path / "last.ckpt")
     # Three vectors of a layer norm and a linear layer have one shape, but only one order.
@@ -146,25 +148,35 @@ def test_groups_of_a_plain_optimizer_have_their_own_settings(tmp_path: Path) -> 
         assert found[name] == pytest.approx(values, rel=1e-5, abs=1e-12)
 
 
-@pytest.mark.parametrize("settings", [{}, {"amsgrad": True}, {"weight_decay": 0.1}])
-@pytest.mark.parametrize("decoupled", [True, False])
-def test_it_agrees_with_the_reference(
-    decoupled: bool, settings: dict[str, Any], tmp_path: Path
-) -> None:
+def test_statistics_agree_with_the_reference() -> None:
+    settings: dict[str, Any]
+    with each_row() as row:
+        for decoupled in (True, False):
+            for settings in ({}, {"amsgrad": True}, {"weight_decay": 0.1}):
+                with row((decoupled, settings)):
+                    optimizer, moments = stepped_and_saved(decoupled=decoupled, **settings)
+                    found = moments.measurement.of(Scope.model, moments.known)["model"]
+                    assert found.pop(UNDERFLOWED.name) == 0
+                    expected = reference_statistics(reference_tensors(optimizer))
+                    for name in NEED_THE_GRADIENT:
+                        expected.pop(name, None)
+                    assert found == pytest.approx(expected, rel=1e-5, abs=1e-10)
+
+
+def stepped_and_saved(**settings: Any) -> tuple[torch.optim.Optimizer, Moments]:
+    """An optimizer after a step, and what is read from its state and its weights in a file."""
     net = network()
-    optimizer = stepped(list(net.parameters()), decoupled=decoupled, **settings)
+    optimizer = stepped(list(net.parameters()), **settings)
     torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, "state.pt")
-    saved, moments = saved_in(tmp_path / "state.pt")
+    saved, moments = saved_in(Path("state.pt"))
     assert saved.weights == "model"
-    found = moments.measurement.of(Scope.model, moments.known)["model"]
-    assert found.pop(UNDERFLOWED.name) == 0
-    expected = reference_statistics(reference_tensors(optimizer))
-    expected = {name: value for name, value in expected.items() if name not in NEED_THE_GRADIENT}
-    assert found == pytest.approx(expected, rel=1e-5, abs=1e-10)
+    return optimizer, moments
 
 
 @pytest.mark.parametrize("decoupled", [True, False])
-def test_what_is_told_depends_on_no_gradient_and_without_weights_on_none(decoupled: bool) -> None:
+def test_printed_statistics_need_no_gradient_and_without_weights_no_weights(
+    decoupled: bool,
+) -> None:
     optimizer = stepped(
         [torch.nn.Parameter(torch.randn(50))], decoupled=decoupled, weight_decay=0.1
     )
@@ -175,10 +187,10 @@ def test_what_is_told_depends_on_no_gradient_and_without_weights_on_none(decoupl
         return {name for name, (a, b) in zip(ALL_COLUMNS, rows.T.tolist(), strict=True) if a != b}
 
     elsewhere = torch.randn(50) * torch.tensor([0.0, 1e3]).repeat(25)
-    told = {each.name for each in STATISTICS.values()} - NEED_THE_GRADIENT
+    known = {each.name for each in STATISTICS.values()} - NEED_THE_GRADIENT
     columns = {
         column
-        for name in told - {"skipped_steps"}
+        for name in known - {"skipped_steps"}
         for column in _columns_of(STATISTICS[name].accumulators)
     }
     assert not changed_by(grad=elsewhere) & columns
@@ -192,11 +204,8 @@ def _columns_of(accumulators: tuple[str, ...]) -> set[str]:
 
 
 @pytest.mark.parametrize("eps", [1e-8, 1e-3])
-def test_another_eps_is_what_the_reference_has_for_it(eps: float, tmp_path: Path) -> None:
-    net = network()
-    optimizer = stepped(list(net.parameters()), decoupled=True)
-    torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, "state.pt")
-    _, moments = saved_in(tmp_path / "state.pt")
+def test_statistics_for_another_eps_agree_with_the_reference(eps: float) -> None:
+    optimizer, moments = stepped_and_saved(decoupled=True)
     found = measured(moments.views, moments.known, with_eps(eps)).of(Scope.model, moments.known)
     tensors = reference_tensors(optimizer)
     for tensor in tensors:
@@ -207,11 +216,8 @@ def test_another_eps_is_what_the_reference_has_for_it(eps: float, tmp_path: Path
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_another_dtype_is_what_the_reference_has_for_it(dtype: torch.dtype, tmp_path: Path) -> None:
-    net = network()
-    optimizer = stepped(list(net.parameters()), decoupled=True, lr=1e-4, eps=1e-4, weight_decay=0.1)
-    torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, "state.pt")
-    _, moments = saved_in(tmp_path / "state.pt")
+def test_statistics_for_another_dtype_agree_with_the_reference(dtype: torch.dtype) -> None:
+    optimizer, moments = stepped_and_saved(decoupled=True, lr=1e-4, eps=1e-4, weight_decay=0.1)
     found = measured(moments.views, moments.known, in_dtype(dtype)).of(Scope.model, moments.known)
     tensors = reference_tensors(optimizer)
     for each in tensors:
@@ -228,7 +234,7 @@ def test_another_dtype_is_what_the_reference_has_for_it(dtype: torch.dtype, tmp_
 
 
 def planted(path: Path, scale: float) -> None:
-    """A training whose gradients are that small, in a file of torch.save."""
+    """Saves the state of an optimizer after 50 steps with gradients of that scale."""
     net = network()
     optimizer = torch.optim.AdamW(net.parameters())
     for _ in range(50):
@@ -238,25 +244,24 @@ def planted(path: Path, scale: float) -> None:
     torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, path)
 
 
-def test_an_eps_that_dominates_is_found_with_what_to_type(tmp_path: Path) -> None:
+def test_dominating_eps_is_found_with_an_override_that_prevents_it(tmp_path: Path) -> None:
     planted(tmp_path / "state.pt", 1e-9)
-    said = inspect(tmp_path / "state.pt")
-    assert "eps_dominates (error) in model" in said
-    (eps,) = set(re.findall(r"type: +optimizer\.eps=(\S+)", said))
+    printed = inspect(tmp_path / "state.pt")
+    assert "eps_dominates (error) in model" in printed
+    (eps,) = set(re.findall(r"type: +optimizer\.eps=(\S+)", printed))
     assert 1e-13 < float(eps) < 1e-9
-    assert re.search(r"1e-08 +100% █{50}  < configured", said)
-    # Typed, it is not found again.
+    assert re.search(r"1e-08 +100% █{50}  < configured", printed)
     _, moments = saved_in(tmp_path / "state.pt")
-    mended = measured(moments.views, moments.known, with_eps(float(eps)))
-    assert mended.of(Scope.model, moments.known)["model"]["eps_energy_loss"] < 0.1
+    with_remedy = measured(moments.views, moments.known, with_eps(float(eps)))
+    assert with_remedy.of(Scope.model, moments.known)["model"]["eps_energy_loss"] < 0.1
 
 
-def test_where_nothing_is_wrong_nothing_is_found(tmp_path: Path) -> None:
+def test_healthy_state_has_no_findings(tmp_path: Path) -> None:
     planted(tmp_path / "state.pt", 1e-2)
     assert "Findings\n  None.\n" in inspect(tmp_path / "state.pt")
 
 
-def test_moments_that_have_underflowed_in_half_precision(tmp_path: Path) -> None:
+def test_moments_that_underflowed_in_float16_are_counted(tmp_path: Path) -> None:
     weight = nn.Parameter(torch.randn(1000, dtype=torch.float16))
     optimizer = torch.optim.AdamW([weight], eps=1e-4)
     for _ in range(3):
@@ -271,9 +276,7 @@ def test_moments_that_have_underflowed_in_half_precision(tmp_path: Path) -> None
     assert "eps is 0 in float16" not in inspect(tmp_path / "state.pt")
 
 
-def test_it_fits_a_hundred_columns_and_a_stream_without_a_terminal(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_output_fits_a_hundred_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(Lit({**ADAMW, "amsgrad": True}), tmp_path / "last.ckpt")
     main(["inspect", str(tmp_path / "last.ckpt")])
     captured = capsys.readouterr()
@@ -287,7 +290,7 @@ def test_it_fits_a_hundred_columns_and_a_stream_without_a_terminal(
     assert "nan" not in captured.out.lower().replace("the step is nan", "")
 
 
-def test_of_two_optimizers_each_is_told(tmp_path: Path) -> None:
+def test_each_of_two_optimizers_is_printed(tmp_path: Path) -> None:
     class Two(Plain):
         def __init__(self) -> None:
             super().__init__(
@@ -305,12 +308,12 @@ def test_of_two_optimizers_each_is_told(tmp_path: Path) -> None:
                 optimizer.zero_grad()
 
     fit(Two(), tmp_path / "last.ckpt")
-    said = inspect(tmp_path / "last.ckpt")
-    assert "Optimizer 0: AdamW, 4 tensors" in said
-    assert "Optimizer 1: Adam, 2 tensors" in said
+    printed = inspect(tmp_path / "last.ckpt")
+    assert "Optimizer 0: AdamW, 4 tensors" in printed
+    assert "Optimizer 1: Adam, 2 tensors" in printed
 
 
-def test_beside_another_kind_of_optimizer(tmp_path: Path) -> None:
+def test_optimizer_other_than_adam_is_left_out_with_a_note(tmp_path: Path) -> None:
     planted(tmp_path / "state.pt", 1e-2)
     content = torch.load("state.pt")
     weight = nn.Parameter(torch.ones(3))
@@ -318,12 +321,12 @@ def test_beside_another_kind_of_optimizer(tmp_path: Path) -> None:
     weight.grad = torch.ones(3)
     sgd.step()
     torch.save({**content, "sgd": sgd.state_dict()}, "both.pt")
-    said = inspect(tmp_path / "both.pt")
-    assert "Left out: optimizer sgd: expected the state of Adam or AdamW, but it keeps" in said
-    assert "Optimizer optimizer: AdamW" in said
+    printed = inspect(tmp_path / "both.pt")
+    assert "Left out: optimizer sgd: expected the state of Adam or AdamW, but it keeps" in printed
+    assert "Optimizer optimizer: AdamW" in printed
 
 
-def test_names_that_compile_has_lengthened(tmp_path: Path) -> None:
+def test_weights_of_a_compiled_module_are_found(tmp_path: Path) -> None:
     module = Lit(ADAMW)
     fit(module, tmp_path / "last.ckpt")
     content = torch.load("last.ckpt")
@@ -335,28 +338,28 @@ def test_names_that_compile_has_lengthened(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("with_frozen", [False, True])
-def test_weights_that_cannot_be_told_apart_are_left_out(with_frozen: bool, tmp_path: Path) -> None:
+def test_weights_that_cannot_be_matched_are_left_out(with_frozen: bool, tmp_path: Path) -> None:
     net = nn.Sequential(*(nn.Linear(3, 3, bias=False) for _ in range(3)))
     optimizer = stepped(list(net[with_frozen:].parameters()), decoupled=True)
     torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, "state.pt")
     saved, moments = saved_in(tmp_path / "state.pt")
     assert bool(saved.weights) is not with_frozen
-    told = {each.name for each in moments.known}
-    assert ("update_lost_fraction" in told) is not with_frozen
-    assert {"eps_energy_loss", "direction_rms", "nonfinite_count"} <= told
+    known = {each.name for each in moments.known}
+    assert ("update_lost_fraction" in known) is not with_frozen
+    assert {"eps_energy_loss", "direction_rms", "nonfinite_count"} <= known
     assert ("The weights are not known" in inspect(tmp_path / "state.pt")) is with_frozen
 
 
-def test_an_optimizers_state_alone(tmp_path: Path) -> None:
+def test_optimizer_state_alone_is_printed_without_weights(tmp_path: Path) -> None:
     optimizer = stepped(list(network().parameters()), decoupled=True)
     torch.save(optimizer.state_dict(), "optimizer.pt")
-    said = inspect(tmp_path / "optimizer.pt")
-    assert "parameters unknown, state float32" in said
-    assert "decay/update" not in said
-    assert "eps takes" in said
+    printed = inspect(tmp_path / "optimizer.pt")
+    assert "parameters unknown, state float32" in printed
+    assert "decay/update" not in printed
+    assert "eps takes" in printed
 
 
-def test_buffers_and_tied_weights_are_no_parameters(tmp_path: Path) -> None:
+def test_buffers_and_tied_weights_are_not_counted_as_parameters(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4))
     net[2].weight = net[0].weight
     optimizer = stepped(list(net.parameters()), decoupled=True)
@@ -368,34 +371,34 @@ def test_buffers_and_tied_weights_are_no_parameters(tmp_path: Path) -> None:
         assert torch.equal(view.parameter, parameter)
 
 
-def test_a_schedule_that_has_ended_is_told_at_its_peak(tmp_path: Path) -> None:
+def test_finished_schedule_is_shown_at_its_peak_lr(tmp_path: Path) -> None:
     fit(Lit(ADAMW, {"name": "linear"}), tmp_path / "last.ckpt")
-    said = inspect(tmp_path / "last.ckpt")
-    assert "The schedule has come to 0: updates and decay are told at the peak's lr." in said
-    assert "update/weight" in said
+    printed = inspect(tmp_path / "last.ckpt")
+    assert "The schedule has come to 0: updates and decay are told at the peak's lr." in printed
+    assert "update/weight" in printed
 
 
-def test_an_optimizer_whose_step_is_its_own(tmp_path: Path) -> None:
+def test_optimizer_with_an_unknown_step_shows_its_moments_only(tmp_path: Path) -> None:
     fit(Plain(lambda net: torch.optim.NAdam(net.parameters())), tmp_path / "last.ckpt")
     saved, moments = saved_in(tmp_path / "last.ckpt")
     assert not saved.is_adams
-    told = {each.name for each in moments.known}
-    assert "exp_avg_rms" in told
-    assert not told & {"direction_rms", "eps_energy_loss", "denominator_mean"}
+    known = {each.name for each in moments.known}
+    assert "exp_avg_rms" in known
+    assert not known & {"direction_rms", "eps_energy_loss", "denominator_mean"}
     assert "whose step is not known" in inspect(tmp_path / "last.ckpt")
 
 
-def test_a_state_that_is_not_finite_is_found(tmp_path: Path) -> None:
+def test_non_finite_state_is_found(tmp_path: Path) -> None:
     planted(tmp_path / "state.pt", 1e-2)
     content = torch.load("state.pt")
     content["optimizer"]["state"][0]["exp_avg"][0, :2] = torch.nan
     torch.save(content, "state.pt")
-    said = inspect(tmp_path / "state.pt")
-    assert "not_finite (error)" in said
-    assert "2 elements are NaN or infinite." in said
+    printed = inspect(tmp_path / "state.pt")
+    assert "not_finite (error)" in printed
+    assert "2 elements are NaN or infinite." in printed
 
 
-def test_hydra_configs_among_the_hyperparameters_need_no_trust(tmp_path: Path) -> None:
+def test_hydra_configs_in_hyperparameters_load_without_trust(tmp_path: Path) -> None:
     class Hyper(Lit):
         def __init__(self, optimizer: Any) -> None:
             super().__init__(optimizer)
@@ -406,10 +409,10 @@ def test_hydra_configs_among_the_hyperparameters_need_no_trust(tmp_path: Path) -
 
 
 class Foreign:
-    """An object of a user's own."""
+    """A class of the user."""
 
 
-def test_what_may_run_code_needs_trust(tmp_path: Path) -> None:
+def test_objects_of_other_classes_need_trust(tmp_path: Path) -> None:
     planted(tmp_path / "state.pt", 1e-2)
     torch.save({**torch.load("state.pt"), "cfg": Foreign()}, "own.pt")
     with pytest.raises(ConfigError, match=r"it holds .*Foreign; .* inspect --trust .*own\.pt"):
@@ -438,50 +441,52 @@ def untrained(path: Path) -> None:
     torch.save(torch.optim.Adam(network().parameters()).state_dict(), path)
 
 
-@pytest.mark.parametrize(
-    ("make", "said"),
-    [
-        (lambda path: None, "there is no such file; expected a checkpoint"),
-        (Path.mkdir, "expected a file, but it is a folder, as sharded strategies leave; type"),
-        (empty, "expected a file of torch.save, whole, but it cannot be read"),
-        (junk, "expected a file of torch.save, whole, but it cannot be read"),
-        (cut, "expected a file of torch.save, whole, but it cannot be read"),
-        (lambda path: torch.save([1], path), "but it is of the class list; save with"),
-        (lambda path: torch.save(network().state_dict(), path), "it has no state of an optimizer"),
-        (sgd, "expected the state of Adam or AdamW, but it keeps momentum_buffer;"),
-        (untrained, "expected the state of Adam or AdamW, but it is empty: no step was taken yet"),
-    ],
-)
-def test_a_file_that_tells_nothing_is_refused(
-    make: Callable[[Path], None], said: str, tmp_path: Path
+UNUSABLE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "missing": (lambda path: None, "there is no such file; expected a checkpoint"),
+    "folder": (
+        Path.mkdir,
+        "expected a file, but it is a folder, as sharded strategies leave; type",
+    ),
+    "empty": (empty, "expected a file of torch.save, whole, but it cannot be read"),
+    "text": (junk, "expected a file of torch.save, whole, but it cannot be read"),
+    "cut": (cut, "expected a file of torch.save, whole, but it cannot be read"),
+    "list": (lambda path: torch.save([1], path), "but it is of the class list; save with"),
+    "weights": (
+        lambda path: torch.save(network().state_dict(), path),
+        "it has no state of an optimizer",
+    ),
+    "sgd": (sgd, "expected the state of Adam or AdamW, but it keeps momentum_buffer;"),
+    "untrained": (
+        untrained,
+        "expected the state of Adam or AdamW, but it is empty: no step was taken yet",
+    ),
+}
+
+
+def test_unusable_files_are_refused(tmp_path: Path) -> None:
+    with each_row() as row:
+        for name, (make, message) in UNUSABLE.items():
+            with row(name):
+                make(tmp_path / name)
+                with pytest.raises(ConfigError, match=re.escape(message)) as refused:
+                    inspect(tmp_path / name)
+                assert "\n" not in str(refused.value)
+                assert str(refused.value).startswith(str(tmp_path / name))
+
+
+def test_command_prints_findings_and_refuses_a_missing_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make(tmp_path / "file")
-    with pytest.raises(ConfigError, match=re.escape(said)) as refused:
-        inspect(tmp_path / "file")
-    assert "\n" not in str(refused.value)
-    assert str(refused.value).startswith(str(tmp_path / "file"))
-
-
-@pytest.mark.slow
-def test_in_a_shell(tmp_path: Path) -> None:
     planted(tmp_path / "state.pt", 1e-9)
-
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [BIN / "lightning-adam", "inspect", *words],
-            cwd=tmp_path,
-            env=environment(PYTHONPATH=str(Path(__file__).parents[1])),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            check=False,
-        )
-
-    finished = run("state.pt")
-    assert (finished.returncode, finished.stderr) == (0, "")
-    assert finished.stdout.startswith("state.pt: a file of torch.save\n\nAdamW, 6 tensors")
-    assert "type:    optimizer.eps=" in finished.stdout
-    refused = run("nowhere.ckpt")
-    assert (refused.returncode, refused.stdout) == (1, "")
-    (line,) = refused.stderr.splitlines()
+    main(["inspect", "state.pt"])
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.startswith("state.pt: a file of torch.save\n\nAdamW, 6 tensors")
+    assert "type:    optimizer.eps=" in captured.out
+    with pytest.raises(SystemExit) as refused:
+        main(["inspect", "nowhere.ckpt"])
+    assert refused.value.code == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
     assert line.startswith("lightning-adam inspect: nowhere.ckpt: there is no such file;")

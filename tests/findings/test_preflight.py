@@ -1,19 +1,19 @@
-"""What is said before the first step, of real trainings."""
+"""Findings before the first step of real training runs."""
 
 from typing import Any
 
 import lightning as L
-import pytest
 import torch
 from torch import nn
 
 from lightning_adam import AdamMonitor
 from lightning_adam.findings.finding import Finding
+from tests.support.tables import each_row
 from tests.support.training import ADAMW, Lit, loader, loss_of, network, trainer
 
 
 class Plain(L.LightningModule):
-    """Without the mixin: torch's own Adam, which nobody has checked."""
+    """A module without the mixin: the settings of torch's Adam are not validated."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
@@ -38,33 +38,30 @@ def foreseen(
     return {each.code: each for each in monitor.findings if each.step == 0}
 
 
-def test_nothing_above_info_is_said_of_a_sound_plan() -> None:
+def test_sound_settings_raise_nothing_above_info() -> None:
     scheduler = {"name": "cosine", "warmup_steps": 2}
     found = foreseen(Lit(ADAMW, scheduler), max_epochs=1, steps=-1)
     assert {each.severity.value for each in found.values()} <= {"info"}
 
 
-def test_an_eps_that_is_0_in_the_parameters_dtype() -> None:
+def test_eps_that_rounds_to_zero_in_the_dtype_is_found() -> None:
     found = foreseen(Plain(eps=1e-8), precision="16-true")
     assert found["eps_vanishes"].remedy == ("trainer.precision=16-mixed",)
     assert "eps_vanishes" not in foreseen(Plain(eps=1e-4), precision="16-true")
     assert "eps_vanishes" not in foreseen(Plain(eps=1e-8), precision="bf16-true")
 
 
-@pytest.mark.parametrize(
-    ("total_steps", "is_said"), [(4, True), (8, False), (16, True), (None, False)]
-)
-def test_a_schedule_of_another_length_than_the_training(
-    total_steps: int | None, is_said: bool
-) -> None:
-    scheduler = {"name": "cosine", "total_steps": total_steps}
-    found = foreseen(Lit(ADAMW, scheduler), max_epochs=1, steps=-1)
-    assert ("schedule_exhausted" in found) == is_said
-    if is_said:
-        assert found["schedule_exhausted"].remedy == ("scheduler.total_steps=8",)
+def test_schedule_of_another_length_than_the_run_is_found() -> None:
+    with each_row() as row:
+        for total_steps, is_found in [(4, True), (8, False), (16, True), (None, False)]:
+            with row(total_steps):
+                scheduler = {"name": "cosine", "total_steps": total_steps}
+                found = foreseen(Lit(ADAMW, scheduler), max_epochs=1, steps=-1)
+                remedies = [found[code].remedy for code in found if code == "schedule_exhausted"]
+                assert remedies == ([("scheduler.total_steps=8",)] if is_found else [])
 
 
-def test_a_warmup_beside_the_memory_of_the_second_moment() -> None:
+def test_warmup_shorter_than_the_memory_of_the_second_moment_is_found() -> None:
     def of(**scheduler: Any) -> dict[str, Finding]:
         return foreseen(Lit(ADAMW, {"name": "cosine", **scheduler}), max_epochs=20, steps=-1)
 
@@ -72,7 +69,7 @@ def test_a_warmup_beside_the_memory_of_the_second_moment() -> None:
     assert "warmup_short" not in of(warmup_steps=16)
 
 
-def test_a_decay_beside_the_length_of_the_run() -> None:
+def test_decay_too_weak_or_too_strong_for_the_length_of_the_run_is_found() -> None:
     weak = foreseen(Plain(lr=1e-3, weight_decay=0.01), max_epochs=1, steps=-1)
     assert "100,000 steps" in weak["decay_timescale"].sentence
     (override,) = weak["decay_timescale"].remedy
@@ -82,13 +79,13 @@ def test_a_decay_beside_the_length_of_the_run() -> None:
     assert "an epoch takes 8" in strong["decay_timescale"].sentence
 
 
-def test_measuring_too_seldom_to_see_what_lasts_a_step() -> None:
+def test_measuring_too_seldom_to_see_single_steps_is_found() -> None:
     (override,) = foreseen(Plain(), every_n_steps=10)["exp_avg_sq_lags"].remedy
     assert override == "adam_monitor.every_n_steps=1"
     assert "exp_avg_sq_lags" not in foreseen(Plain(), every_n_steps=1)
 
 
-def test_parameters_that_no_optimizer_has() -> None:
+def test_trainable_parameters_without_an_optimizer_are_found() -> None:
     module = Plain()
     module.head = nn.Linear(2, 2)
     found = foreseen(module)["parameters_left_out"]
@@ -99,10 +96,10 @@ def test_parameters_that_no_optimizer_has() -> None:
     assert "parameters_left_out" not in foreseen(module)
 
 
-@pytest.mark.parametrize(
-    ("precision", "beta2", "is_said"),
-    [("bf16-true", 0.999, True), ("bf16-true", 0.99, False), ("32-true", 0.999, False)],
-)
-def test_a_second_moment_that_will_not_fall(precision: str, beta2: float, is_said: bool) -> None:
-    found = foreseen(Plain(betas=(0.9, beta2)), precision=precision)
-    assert ("exp_avg_sq_stalled" in found) == is_said
+def test_second_moment_that_cannot_decrease_in_bfloat16_is_found() -> None:
+    rows = [("bf16-true", 0.999, True), ("bf16-true", 0.99, False), ("32-true", 0.999, False)]
+    with each_row() as row:
+        for precision, beta2, is_found in rows:
+            with row((precision, beta2)):
+                found = foreseen(Plain(betas=(0.9, beta2)), precision=precision)
+                assert ("exp_avg_sq_stalled" in found) == is_found

@@ -1,4 +1,4 @@
-"""The declarations themselves."""
+"""The declarations of the rules."""
 
 import pytest
 
@@ -8,8 +8,9 @@ from lightning_adam.findings.rule import Case, Memory, Past, Training
 from lightning_adam.monitor_settings import read_monitor
 from lightning_adam.schema import Severity
 from lightning_adam.statistics.catalogue import STATISTICS
+from tests.support.tables import each_row
 
-FINDINGS = (
+RULES_BY_NAME = (
     "eps_dominates",
     "eps_vanishes",
     "exp_avg_sq_underflow",
@@ -29,45 +30,51 @@ FINDINGS = (
     "not_finite",
     "schedule_exhausted",
 )
-"""Those that have to be looked for."""
 
 
-def test_every_pathology_has_its_rule() -> None:
-    assert set(FINDINGS) <= RULES.keys()
+def test_every_documented_pathology_has_a_rule() -> None:
+    assert set(RULES_BY_NAME) <= RULES.keys()
 
 
-@pytest.mark.parametrize("code", RULES)
-def test_a_rule_says_all_there_is_to_know(code: str, capsys: pytest.CaptureFixture[str]) -> None:
-    rule = RULES[code]
-    assert rule.meaning.endswith(".")
-    assert rule.source
-    assert set(rule.explained_by) <= RULES.keys() - {code}
-    assert rule.remedy.__doc__
-    main(["explain", code])
-    told = " ".join(capsys.readouterr().out.split())
-    assert rule.meaning in told
-    assert " ".join(rule.source.split()) in told
-    for name in rule.statistics:
-        assert STATISTICS[name].formula in told
-    for name, value in rule.thresholds.items():
-        assert f"adam_monitor.findings.{code}.{name}={value}" in told
+def test_explain_prints_the_whole_declaration_of_each_rule(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with each_row() as row:
+        for code, rule in RULES.items():
+            with row(code):
+                assert rule.meaning.endswith(".")
+                assert rule.source
+                assert set(rule.explained_by) <= RULES.keys() - {code}
+                assert rule.remedy.__doc__
+                main(["explain", code])
+                printed = " ".join(capsys.readouterr().out.split())
+                expected = [
+                    rule.meaning,
+                    " ".join(rule.source.split()),
+                    *(STATISTICS[name].formula for name in rule.statistics),
+                    *(
+                        f"adam_monitor.findings.{code}.{name}={value}"
+                        for name, value in rule.thresholds.items()
+                    ),
+                ]
+                assert [each for each in expected if each not in printed] == []
 
 
-@pytest.mark.parametrize("code", RULES)
-def test_a_remedy_can_be_computed_from_any_numbers(code: str) -> None:
-    """What the state does not tell is NaN, and a run may have no end."""
-    rule = RULES[code]
-    values = dict.fromkeys((*rule.statistics, *rule.evidence), 0.5)
+def test_remedies_are_finite_where_statistics_are_unknown_and_the_run_has_no_end() -> None:
     defaults = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
-    for dtypes in ({"float32"}, {"bfloat16"}, {"float16"}):
-        training = Training(defaults=defaults, dtypes=frozenset(dtypes))
-        for cure in rule.remedy(Case(values, training)):
-            assert cure.overrides or cure.hint
-            assert all(each.partition("=")[2] for each in cure.overrides)
-            assert not any("nan" in each or "inf" in each for each in cure.overrides)
+    with each_row() as row:
+        for code, rule in RULES.items():
+            values = dict.fromkeys((*rule.statistics, *rule.evidence), 0.5)
+            for dtype in ("float32", "bfloat16", "float16"):
+                with row((code, dtype)):
+                    training = Training(defaults=defaults, dtypes=frozenset({dtype}))
+                    for cure in rule.remedy(Case(values, training)):
+                        assert cure.overrides or cure.hint
+                        assert all(each.partition("=")[2] for each in cure.overrides)
+                        assert not any("nan" in each or "inf" in each for each in cure.overrides)
 
 
-def test_steps_are_too_large_whether_or_not_the_first_gradient_was_0() -> None:
+def test_too_large_updates_are_found_whether_or_not_the_first_gradient_is_zero() -> None:
     for first in (0.0, 1.0):
         past = Past(
             {
@@ -80,7 +87,7 @@ def test_steps_are_too_large_whether_or_not_the_first_gradient_was_0() -> None:
         assert not RULES["learning_rate_too_large"].condition(0.001, 0.1, 0.1, past)
 
 
-def test_settings_of_a_rule_are_checked_under_their_full_name() -> None:
+def test_settings_of_rules_are_validated_by_name() -> None:
     given = {"findings": {"eps_dominates": {"threshold": 0.2, "severity": "info"}}}
     assert read_monitor(given).findings == given["findings"]
     assert read_monitor({"findings": None}).findings is None

@@ -1,4 +1,4 @@
-"""Findings from one measurement to the next: raised, explained away, closed, and kept."""
+"""Findings from one measurement to the next: raised, suppressed, closed, and kept."""
 
 import json
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ TINY, LARGE = 1e-10, 1e-3
 
 
 class Loop:
-    """A training whose gradients are noise of a size that is asked for."""
+    """Two layers that are trained on noise of a given size."""
 
     def __init__(self, watch: Watch, elements: int = 500, **settings: Any) -> None:
         torch.manual_seed(0)
@@ -41,8 +41,8 @@ class Loop:
                 weight.grad = size * torch.randn(weight.shape, generator=self.noise)
             self.adam.step()
             self.statistics.update(self.adam)
-            told = Training(**{"defaults": self.adam.defaults, **training})
-            changes.append(self.watch.judge(self.statistics.measurement, self.step, told))
+            training_now = Training(**{"defaults": self.adam.defaults, **training})
+            changes.append(self.watch.judge(self.statistics.measurement, self.step, training_now))
         return changes
 
 
@@ -54,7 +54,7 @@ def codes(findings: list[Finding]) -> list[tuple[str, str]]:
     return [(each.code, each.scope) for each in findings if each.severity is not Severity.info]
 
 
-def test_a_finding_is_raised_once_when_it_has_lasted_and_closed_when_it_is_cured() -> None:
+def test_finding_is_raised_once_after_its_persistence_and_closed_after_recovery() -> None:
     loop = Loop(Watch())
     changes = loop.run(60, TINY)
     (raised,) = [each for change in changes for each in change.raised]
@@ -62,14 +62,14 @@ def test_a_finding_is_raised_once_when_it_has_lasted_and_closed_when_it_is_cured
     assert (raised.code, raised.scope, raised.step) == ("eps_dominates", "model", 33)
     assert raised.evidence["eps_energy_loss"] > 0.9
     assert set(raised.worst) == {"a.weight", "b.weight"}
-    healed = loop.run(10, LARGE)
-    closed = {each.code: each.closed for change in healed for each in change.closed}
+    recovery = loop.run(10, LARGE)
+    closed = {each.code: each.closed for change in recovery for each in change.closed}
     assert closed["eps_dominates"] == 60 + 3 + CLOSING
     assert ("eps_dominates", "model") not in codes(loop.watch.open)
     assert ("eps_dominates", "model") in codes(loop.watch.all)
 
 
-def test_what_does_not_last_is_not_raised() -> None:
+def test_episodes_shorter_than_the_persistence_raise_nothing() -> None:
     watch = Watch({"exp_avg_sq_lags": {"severity": "off"}})
     loop = Loop(watch, betas=(0.9, 0.5))
     for _ in range(20):
@@ -78,7 +78,7 @@ def test_what_does_not_last_is_not_raised() -> None:
     assert codes(watch.all) == []
 
 
-def test_one_bad_layer_is_found_and_named() -> None:
+def test_fault_in_one_layer_is_reported_for_that_layer() -> None:
     watch = Watch()
     loop = Loop(watch)
     loop.run(50, TINY, b=LARGE)
@@ -87,7 +87,7 @@ def test_one_bad_layer_is_found_and_named() -> None:
     assert list(watch.open[-1].worst) == ["a.weight"]
 
 
-def test_a_finding_of_the_model_takes_the_place_of_its_layers() -> None:
+def test_finding_of_the_model_replaces_those_of_its_layers() -> None:
     watch = Watch()
     loop = Loop(watch, betas=(0.9, 0.95))
     loop.run(50, TINY, b=LARGE)
@@ -96,7 +96,7 @@ def test_a_finding_of_the_model_takes_the_place_of_its_layers() -> None:
     assert codes(watch.open) == [("eps_dominates", "model")]
 
 
-def test_a_cause_explains_its_effects_away() -> None:
+def test_root_cause_suppresses_its_symptoms() -> None:
     watch = Watch()
     loop = Loop(watch)
     loop.run(40, TINY)
@@ -106,7 +106,7 @@ def test_a_cause_explains_its_effects_away() -> None:
     assert codes(watch.open) == [("not_finite", "model")]
 
 
-def test_not_finite_names_the_first_tensor_at_once() -> None:
+def test_not_finite_is_raised_at_once_and_names_the_tensor() -> None:
     watch = Watch()
     loop = Loop(watch)
     (change,) = loop.run(1, LARGE, b=float("inf"))
@@ -114,40 +114,38 @@ def test_not_finite_names_the_first_tensor_at_once() -> None:
     assert list(change.raised[0].worst) == ["b.weight"]
 
 
-def test_a_loss_that_has_vanished_is_no_pathology() -> None:
+def test_vanished_loss_raises_nothing() -> None:
     watch = Watch()
     Loop(watch).run(60, TINY, loss_share=1e-3)
     assert codes(watch.all) == []
 
 
 def test_thresholds_severity_and_persistence_are_settings() -> None:
-    settings = {"eps_dominates": {"threshold": 0.999999, "severity": "warning", "persistence": 7}}
-    loop = Loop(Watch({"eps_dominates": {"threshold": 1.5}}))
-    loop.run(60, TINY)
-    assert codes(loop.watch.all) == []
-    loop = Loop(Watch({"eps_dominates": {**settings["eps_dominates"], "threshold": 0.1}}))
-    loop.run(60, TINY)
-    (found,) = [each for each in loop.watch.open if each.code == "eps_dominates"]
+    for settings in ({"threshold": 1.5}, {"severity": "off"}):
+        watch = Watch({"eps_dominates": settings})
+        Loop(watch).run(60, TINY)
+        assert codes(watch.all) == [], settings
+    settings = {"threshold": 0.1, "severity": "warning", "persistence": 7}
+    watch = Watch({"eps_dominates": settings})
+    Loop(watch).run(60, TINY)
+    (found,) = [each for each in watch.open if each.code == "eps_dominates"]
     assert (found.severity, found.step) == (Severity.warning, 37)
-    loop = Loop(Watch({"eps_dominates": {"severity": "off"}}))
-    loop.run(60, TINY)
-    assert codes(loop.watch.all) == []
 
 
-def test_a_watch_goes_on_from_its_state_as_if_it_had_not_stopped() -> None:
-    whole, parts = Loop(Watch()), Loop(Watch())
-    whole.run(60, TINY)
+def test_restored_watch_continues_as_if_uninterrupted() -> None:
+    uninterrupted, parts = Loop(Watch()), Loop(Watch())
+    uninterrupted.run(60, TINY)
     for _ in range(12):
         parts.run(5, TINY)
         state = json.loads(json.dumps(parts.watch.state()))
         parts.watch = Watch()
         parts.watch.restore(state)
-    assert parts.watch.open == whole.watch.open
-    assert parts.watch.state() == whole.watch.state()
+    assert parts.watch.open == uninterrupted.watch.open
+    assert parts.watch.state() == uninterrupted.watch.state()
 
 
 @pytest.fixture
-def own_rule() -> Iterator[None]:
+def custom_rule() -> Iterator[None]:
     @rule(
         severity=Severity.error,
         sentence="The gradient's norm is {grad_norm:.3g}.",
@@ -164,8 +162,8 @@ def own_rule() -> Iterator[None]:
     del RULES["large_gradient"]
 
 
-@pytest.mark.usefixtures("own_rule")
-def test_a_rule_of_ones_own_is_a_rule_like_any_other() -> None:
+@pytest.mark.usefixtures("custom_rule")
+def test_custom_rule_is_raised_with_its_own_settings_and_remedy() -> None:
     settings = {"exp_avg_sq_lags": {"severity": "off"}}
     loop = Loop(Watch({**settings, "large_gradient": {"threshold": 5.0}}))
     loop.run(1, LARGE)
@@ -175,7 +173,7 @@ def test_a_rule_of_ones_own_is_a_rule_like_any_other() -> None:
     assert found.sentence.startswith("The gradient's norm is 3")
 
 
-def test_a_rule_may_not_take_anothers_name_or_ask_for_what_there_is_not() -> None:
+def test_custom_rule_with_a_taken_name_or_an_unknown_statistic_is_refused() -> None:
     given: dict[str, Any] = {
         "severity": Severity.info,
         "sentence": "",
@@ -195,7 +193,7 @@ def test_a_rule_may_not_take_anothers_name_or_ask_for_what_there_is_not() -> Non
             return True
 
 
-def test_groups_with_other_settings_are_judged_all_the_same() -> None:
+def test_parameter_groups_with_different_settings_are_judged() -> None:
     watch = Watch()
     loop = Loop(watch)
     parameters = [

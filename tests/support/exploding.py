@@ -1,4 +1,4 @@
-"""Trainings that blow up at a known step, and the files that a flight recorder leaves of them."""
+"""Runs that blow up at a known step, and the files that the flight recorder writes of them."""
 
 import csv
 import math
@@ -19,7 +19,7 @@ Row = dict[str, str]
 
 
 class Exploding(Lit):
-    """Something happens to it before one of its optimizer steps, counted from 1."""
+    """A fault is planted before one of its optimizer steps, counted from 1."""
 
     def __init__(self, at: int, how: str) -> None:
         super().__init__(ADAMW, {"name": "constant"})
@@ -67,7 +67,7 @@ def recorded(
     """Trains with a flight recorder of so many steps.
 
     Returns:
-        What was logged, and the folder of the run.
+        The logger, and the folder of the run.
     """
     recorder = MemoryLogger()
     monitor = AdamMonitor(1, ["model", "layer"], "all", flight_recorder=steps)
@@ -77,7 +77,7 @@ def recorded(
 
 
 def files_of(folder: Path | str) -> list[Path]:
-    """What is in the recorder's folder of a run."""
+    """The files in the recorder's folder of a run, the earliest step first."""
     found = Path(folder).glob("adam_flight_recorder/*")
     return sorted(found, key=lambda file: int(file.name.split("_")[1]))
 
@@ -102,7 +102,7 @@ def numbers(row: Mapping[str, str]) -> dict[str, float]:
 
 
 def logged_by(recorder: MemoryLogger) -> dict[int | None, dict[str, float]]:
-    """What the monitor has logged, by the step on the x-axis."""
+    """The metrics that the monitor has logged, by the step on the x-axis."""
     return {
         step: {key: value for key, value in row.items() if key.startswith("adam_")}
         for step, row in recorder.rows

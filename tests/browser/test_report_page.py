@@ -17,7 +17,7 @@ from lightning_adam.dashboard.comparison import parting
 from lightning_adam.dashboard.runs import read_runs
 from lightning_adam.statistics.catalogue import STATISTICS, Statistic
 from lightning_adam.statistics.histograms import QUANTITIES
-from tests.dashboard.written import write_csv
+from tests.dashboard.run_files import write_csv
 from tests.support.browser import (
     CROWDED_TICKS,
     NARROW,

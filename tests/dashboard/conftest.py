@@ -1,4 +1,4 @@
-"""A training of which everything was logged, to W&B and to Lightning's CSVLogger."""
+"""A run of which everything was logged, to W&B and to Lightning's CSVLogger."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -10,29 +10,36 @@ from torch import Tensor
 
 from lightning_adam import AdamMonitor
 from lightning_adam.schema import Scope
-from tests.dashboard.written import wait_for_end
+from tests.dashboard.run_files import wait_for_end
 from tests.support.commands import offline_runs
+from tests.support.shared import shared
 from tests.support.training import ADAMW, Lit, loader, loss_of, trainer
 
 UNDEFINED = {"amsgrad_gap", "decay_to_grad"}
-"""The statistics that AdamW without amsgrad has none of."""
+"""The statistics that are undefined for AdamW without amsgrad."""
 Batch = tuple[Tensor, Tensor]
 
 
-class Judged(Lit):
+class Validated(Lit):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.log("val/loss", loss_of(self.net, batch))
 
 
-class Trained(NamedTuple):
+class LoggedRun(NamedTuple):
+    """The folder that each logger has left."""
+
     wandb: Path
     csv: Path
-    """The folder of each logger's run."""
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    folder = tmp_path_factory.mktemp("trained")
+def logged_run(tmp_path_factory: pytest.TempPathFactory) -> LoggedRun:
+    folder = shared(tmp_path_factory, "logged_run", run_training)
+    (offline_run,) = offline_runs(folder)
+    return LoggedRun(offline_run, folder / "lightning_logs/version_0")
+
+
+def run_training(folder: Path) -> None:
     monitor = AdamMonitor(
         every_n_steps=1,
         scopes=list(Scope),
@@ -40,10 +47,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         histograms_every_n_steps=2,
         layer_table=True,
     )
-    csv = CSVLogger(folder)
-    loggers = [WandbLogger(offline=True, save_dir=folder, name="trained"), csv]
+    loggers = [WandbLogger(offline=True, save_dir=folder, name="trained"), CSVLogger(folder)]
     groups = [{"name": "net.head", "match": "net.3.*", "lr_scale": 2.0}]
-    module = Judged({**ADAMW, "groups": groups}, {"name": "cosine", "warmup_steps": 3})
+    module = Validated({**ADAMW, "groups": groups}, {"name": "cosine", "warmup_steps": 3})
     fit = trainer(max_epochs=1, callbacks=[monitor], logger=loggers, log_every_n_steps=1)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("WANDB_SILENT", "true")
@@ -52,7 +58,5 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
             fit.fit(module, loader(12), loader(1))
         finally:
             wandb.finish()
-    (offline_run,) = offline_runs(folder)
-    (file,) = offline_run.glob("*.wandb")
+    (file,) = folder.rglob("offline-run-*/*.wandb")
     wait_for_end(file)
-    return Trained(offline_run, Path(csv.log_dir))

@@ -12,7 +12,7 @@ from lightning_adam.dashboard.comparison import TOLERANCE, config_differences, p
 from lightning_adam.dashboard.keys import Scope
 from lightning_adam.dashboard.runs import Run
 from lightning_adam.statistics.catalogue import STATISTICS
-from tests.dashboard.written import run_of
+from tests.dashboard.run_files import run_of
 
 # ---- Configs
 

@@ -1,6 +1,6 @@
-"""What a flight recorder has written, read back and in the page."""
+"""Files of the flight recorder: read from a run and shown in the report."""
 
-import base64
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,18 @@ from lightning_adam import AdamMonitor
 from lightning_adam.dashboard.report import page
 from lightning_adam.dashboard.runs import Event, Run, read_runs
 from lightning_adam.statistics.catalogue import STATISTICS
-from tests.dashboard.test_report import EVENTS, Page, page_of
-from tests.dashboard.written import KEY, run_of, wait_for_end
+from tests.dashboard.parsed_report import EVENTS, ParsedReport, report_of, unpacked
+from tests.dashboard.run_files import KEY, run_of, wait_for_end
 from tests.support.exploding import Exploding, files_of, numbers, read, recorded
 from tests.support.monitored import TwoOptimizers
+from tests.support.tables import each_row
 from tests.support.training import loader, trainer
 
 AT = 12
 
 
 def exploded(logger: Any, at: int = AT) -> Path:
-    """The folder that `lightning-adam report` is told when a training has blown up."""
+    """Returns the folder of a run that blows up."""
     monitor = AdamMonitor(5, flight_recorder=8)
     fit = trainer(max_epochs=1, logger=logger, callbacks=[monitor])
     fit.fit(Exploding(at, "inf in a weight"), loader(at + 3))
@@ -39,7 +40,7 @@ def exploded(logger: Any, at: int = AT) -> Path:
 
 
 def assert_read(event: Event, file: Path) -> None:
-    """Everything that is in the file is in the event, and nothing else."""
+    """Everything in the file is in the event, and nothing else."""
     expected: dict[str, dict[int, float]] = {}
     for row in read(file):
         for key, value in numbers(row).items():
@@ -54,7 +55,7 @@ def assert_read(event: Event, file: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["csv", "wandb"])
-def test_an_event_is_read_from_the_folder_of_its_run(kind: str, tmp_path: Path) -> None:
+def test_event_is_read_from_the_folder_of_its_run(kind: str, tmp_path: Path) -> None:
     is_wandb = kind == "wandb"
     logger = WandbLogger(offline=True, save_dir=tmp_path) if is_wandb else CSVLogger(tmp_path)
     folder = exploded(logger)
@@ -64,7 +65,7 @@ def test_an_event_is_read_from_the_folder_of_its_run(kind: str, tmp_path: Path) 
     (file,) = files_of(folder / "files" if is_wandb else folder)
     assert_read(event, file)
     assert run.notes == []
-    data = maps_of(page_of(run))
+    data = maps_of(report_of(run))
     shown = data[0]
     assert shown["event"] == "not_finite at step 12"
     assert shown["layers"] == ["net.0", "net.1", "net.3"]
@@ -80,17 +81,11 @@ def test_an_event_is_read_from_the_folder_of_its_run(kind: str, tmp_path: Path) 
     assert np.array_equal(values[1], series.values.astype(values.dtype))
 
 
-def maps_of(found: Page) -> list[dict[str, Any]]:
-    maps: list[dict[str, Any]] = found.data["panels"][EVENTS]["maps"]
-    return maps
+def maps_of(found: ParsedReport) -> list[dict[str, Any]]:
+    return list(found.panels[EVENTS]["maps"])
 
 
-def unpacked(parts: dict[str, str]) -> Any:
-    content = base64.b64decode(parts["bytes"], validate=True)
-    return np.frombuffer(content, np.dtype(parts["type"]).newbyteorder("<"))
-
-
-def test_layers_of_several_optimizers_are_told_apart() -> None:
+def test_layers_of_several_optimizers_are_distinguished() -> None:
     class Breaking(TwoOptimizers):
         def training_step(self, batch: Any, batch_idx: int) -> None:
             if batch_idx == 4:
@@ -103,20 +98,20 @@ def test_layers_of_several_optimizers_are_told_apart() -> None:
     (folder / "metrics.csv").write_text("step,loss\n0,1.0\n", encoding="utf-8")
     (run,) = read_runs([folder])
     assert run.is_monitored, "there may have been nothing to log yet"
-    shown = maps_of(page_of(run))[0]
+    shown = maps_of(report_of(run))[0]
     assert shown["layers"] == [
         *(f"first: first.{place}" for place in (0, 1, 3)),
         *(f"second: second.{place}" for place in (0, 1, 3)),
     ]
 
 
-def test_without_an_event_the_page_says_how_to_have_them() -> None:
-    found = page_of(run_of({KEY: {0: 1.0}}))
-    assert EVENTS not in found.data["panels"]
+def test_page_without_events_says_how_to_record_them() -> None:
+    found = report_of(run_of({KEY: {0: 1.0}}))
+    assert EVENTS not in found.panels
     assert any(text.startswith(f"{EVENTS}: ") for text in found.named("absent"))
 
 
-def test_of_several_runs_and_events_each_has_its_maps() -> None:
+def test_each_event_of_each_run_has_its_maps() -> None:
     def run(name: str, steps: list[int]) -> Run:
         plain = run_of({KEY: {0: 1.0}}, name)
         for step in steps:
@@ -124,7 +119,7 @@ def test_of_several_runs_and_events_each_has_its_maps() -> None:
             plain.events.append(Event(step, "loss_spike", series))
         return plain
 
-    maps = maps_of(page_of(run("a", [100, 2000]), run("b", []), run("c", [100])))
+    maps = maps_of(report_of(run("a", [100, 2000]), run("b", []), run("c", [100])))
     assert [(each["run"], each["event"]) for each in maps] == [
         (0, "loss_spike at step 100"),
         (0, "loss_spike at step 2,000"),
@@ -133,25 +128,31 @@ def test_of_several_runs_and_events_each_has_its_maps() -> None:
     assert [unpacked(each["values"])[-1] for each in maps] == [200.0, 4000.0, 200.0]
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("step_12_not_finite.csv", "trainer/global_step,layer,grad_norm\n1,net,what\n"),
-        ("step_12_not_finite.csv", "layer,grad_norm\nnet,1.0\n"),
-        ("step_many_not_finite.csv", ""),
-        ("step_1.csv", ""),
-    ],
+UNREADABLE = (
+    ("step_12_not_finite.csv", "trainer/global_step,layer,grad_norm\n1,net,what\n"),
+    ("step_12_not_finite.csv", "layer,grad_norm\nnet,1.0\n"),
+    ("step_many_not_finite.csv", ""),
+    ("step_1.csv", ""),
 )
-def test_a_file_that_cannot_be_read_is_noted(name: str, content: str, tmp_path: Path) -> None:
-    folder = exploded(CSVLogger(tmp_path))
-    (folder / "adam_flight_recorder" / name).write_text(content, encoding="utf-8")
-    (run,) = read_runs([folder])
-    said = f"lightning_logs/version_0: the flight recorder's {name} could not be read."
-    assert run.notes == [said]
-    assert page([run])
+"""Names and contents of files that no flight recorder writes."""
 
 
-def test_a_run_that_was_resumed_has_the_events_of_all_of_its_parts(tmp_path: Path) -> None:
+def test_file_that_cannot_be_read_is_noted(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,loss\n0,1.0\n", encoding="utf-8")
+    folder = tmp_path / "adam_flight_recorder"
+    with each_row() as row:
+        for name, content in UNREADABLE:
+            with row((name, content)):
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                (folder / name).write_text(content, encoding="utf-8")
+                (run,) = read_runs([tmp_path])
+                note = f"{run.name}: the flight recorder's {name} could not be read."
+                assert run.notes == [note]
+                assert page([run])
+
+
+def test_resumed_run_has_the_events_of_all_parts(tmp_path: Path) -> None:
     same: Any = {"id": "abc", "resume": "allow", "offline": True}
     for part, at in (("first", 12), ("second", 6)):
         (tmp_path / part).mkdir()

@@ -1,5 +1,6 @@
-"""A logged key taken apart: every key that AdamMonitor logs, and those of others."""
+"""Parsing of logged keys: every key of AdamMonitor, and those of others."""
 
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,21 +17,54 @@ from lightning_adam.dashboard.runs import read_runs
 from lightning_adam.schema import Scope as MeasuredScope
 from lightning_adam.statistics.catalogue import STATISTICS
 from lightning_adam.statistics.histograms import QUANTITIES
-from tests.dashboard.conftest import UNDEFINED, Trained
+from tests.dashboard.conftest import UNDEFINED, LoggedRun
+from tests.support.tables import each_row
 from tests.support.training import loader, loss_of, network, trainer
 
+PARTS = (["one"], ["one", "two"], ["layer", "group"], ["images/one", "images/two"])
+GROUP_NAMES = (["a.b", "c/d"], ["group/layer/x", "optimizer/y"])
+FOREIGN_KEYS = (
+    "",
+    "/",
+    "loss",
+    "train/loss",
+    "train/loss/group/decay",
+    "lr-Adam",
+    "adam_layers",
+    "adam_layers.nrows",
+    "adam_update",
+    "adam_update/",
+    "adam_update/unknown",
+    "adam_update/update_norm/",
+    "adam_update/update_norm/group",
+    "adam_update/update_norm/group/",
+    "adam_update/update_norm/module/net",
+    "adam_update/update_norm/optimizer/",
+    "adam_update/update_norms",
+    "my_adam_update/update_norm",
+    "adam_underflow/eps_curve_table.nrows",
+)
+SHOWN_SCOPES = [
+    (Scope(), "model", False),
+    (Scope("gan"), "gan", False),
+    (Scope("", "group", "decay"), "decay", False),
+    (Scope("gan", "group", "decay"), "gan: decay", False),
+    (Scope("", "layer", "net.0"), "net.0", True),
+    (Scope("gan", "tensor", "net.0.bias"), "gan: net.0.bias", True),
+]
+"""Scopes, how they are shown, and whether they are layers or tensors."""
 GROUPS = {"net.head": ["net.3.weight"], "net.head_no_decay": ["net.3.bias"]}
 
 
 def full_key(key: Key) -> str:
-    """What a key was before it was taken apart."""
+    """Puts a parsed key together again."""
     optimizer = f"/optimizer/{key.scope.optimizer}" if key.scope.optimizer else ""
     inner = f"/{key.scope.kind}/{key.scope.name}" if key.scope.kind else ""
     return key.base + optimizer + inner
 
 
 def scopes_of(keys: Iterable[str]) -> set[Scope]:
-    """The scopes of keys, all of which are ours."""
+    """Returns the scopes of keys, all of which AdamMonitor has logged."""
     scopes = set()
     for key in keys:
         found = read_key(key)
@@ -44,8 +78,8 @@ def scopes_of(keys: Iterable[str]) -> set[Scope]:
     return scopes
 
 
-def test_every_key_of_a_run_is_read(trained: Trained) -> None:
-    for folder in trained:
+def test_every_logged_key_is_parsed(logged_run: LoggedRun) -> None:
+    for folder in logged_run:
         (run,) = read_runs([folder])
         ours = [key for key in run.series if key.startswith("adam_")]
         places = ("adam_layers.", "adam_findings.", "adam_underflow/eps_c")
@@ -60,7 +94,7 @@ def test_every_key_of_a_run_is_read(trained: Trained) -> None:
         }
         measured = {read_key(key).statistic for key in keys}
         assert {each.name for each in measured if each} == STATISTICS.keys() - UNDEFINED
-    (run,) = read_runs([trained.wandb])
+    (run,) = read_runs([logged_run.wandb])
     assert {read_key(key).base for key in run.histograms} == {
         f"adam_histogram/{quantity}" for quantity in QUANTITIES
     }
@@ -68,7 +102,7 @@ def test_every_key_of_a_run_is_read(trained: Trained) -> None:
 
 
 class Parts(L.LightningModule):
-    """Several optimizers for parts of these names, of which each has two groups."""
+    """One optimizer for each part, with two named groups."""
 
     def __init__(self, parts: list[str], groups: list[str]) -> None:
         super().__init__()
@@ -98,30 +132,26 @@ class Parts(L.LightningModule):
 
 
 @pytest.mark.filterwarnings("ignore:AdamMonitor has no logger")
-@pytest.mark.parametrize("groups", [["a.b", "c/d"], ["group/layer/x", "optimizer/y"]])
-@pytest.mark.parametrize(
-    "parts", [["one"], ["one", "two"], ["layer", "group"], ["images/one", "images/two"]]
-)
-def test_names_may_hold_dots_slashes_and_our_own_words(parts: list[str], groups: list[str]) -> None:
-    scopes = list(MeasuredScope)
-    fit = trainer(max_epochs=1, callbacks=[AdamMonitor(1, scopes, ["grad_norm", "lr"])])
-    fit.fit(Parts(parts, groups), loader(1))
-    optimizers = [f"parts.{part}" for part in parts] if len(parts) > 1 else [""]
-    assert scopes_of(fit.callback_metrics) == {
-        Scope(optimizer, kind, name)
-        for part, optimizer in zip(parts, optimizers, strict=True)
-        for kind, names in {
-            "": [""],
-            "group": groups,
-            "layer": [f"parts.{part}.{place}" for place in (0, 3)],
-            "tensor": [
-                f"parts.{part}.{place}.{tensor}"
-                for place in (0, 3)
-                for tensor in ("weight", "bias")
-            ],
-        }.items()
-        for name in names
-    }
+def test_names_may_contain_dots_slashes_and_reserved_words() -> None:
+    with each_row() as row:
+        for parts, groups in itertools.product(PARTS, GROUP_NAMES):
+            with row((parts, groups)):
+                monitor = AdamMonitor(1, list(MeasuredScope), ["grad_norm", "lr"])
+                fit = trainer(max_epochs=1, callbacks=[monitor])
+                fit.fit(Parts(parts, groups), loader(1))
+                assert scopes_of(fit.callback_metrics) == expected_scopes(parts, groups)
+
+
+def expected_scopes(parts: list[str], groups: list[str]) -> set[Scope]:
+    scopes = set()
+    for part in parts:
+        optimizer = f"parts.{part}" if len(parts) > 1 else ""
+        layers = [f"parts.{part}.{place}" for place in (0, 3)]
+        tensors = [f"{layer}.{tensor}" for layer in layers for tensor in ("weight", "bias")]
+        scopes.add(Scope(optimizer))
+        for kind, names in {"group": groups, "layer": layers, "tensor": tensors}.items():
+            scopes.update(Scope(optimizer, kind, name) for name in names)
+    return scopes
 
 
 NAMES = st.from_regex(r"[A-Za-z0-9_.]+(/[A-Za-z0-9_.]+)?", fullmatch=True)
@@ -132,52 +162,18 @@ NAMES = st.from_regex(r"[A-Za-z0-9_.]+(/[A-Za-z0-9_.]+)?", fullmatch=True)
     st.just("") | st.from_regex(r"[A-Za-z0-9_.]+", fullmatch=True),
     st.just(("", "")) | st.tuples(st.sampled_from(["group", "layer", "tensor"]), NAMES),
 )
-def test_a_key_is_read_as_it_was_put_together(
+def test_parsed_key_is_the_one_that_was_put_together(
     base: str, optimizer: str, inner: tuple[str, str]
 ) -> None:
     expected = Key(base, BASES[base], Scope(optimizer, *inner))
     assert read_key(full_key(expected)) == expected
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        "",
-        "/",
-        "loss",
-        "train/loss",
-        "train/loss/group/decay",
-        "lr-Adam",
-        "adam_layers",
-        "adam_layers.nrows",
-        "adam_update",
-        "adam_update/",
-        "adam_update/unknown",
-        "adam_update/update_norm/",
-        "adam_update/update_norm/group",
-        "adam_update/update_norm/group/",
-        "adam_update/update_norm/module/net",
-        "adam_update/update_norm/optimizer/",
-        "adam_update/update_norms",
-        "my_adam_update/update_norm",
-        "adam_underflow/eps_curve_table.nrows",
-    ],
-)
-def test_a_key_that_is_not_ours_is_left_whole(key: str) -> None:
-    assert read_key(key) == Key(key, None, Scope())
+def test_foreign_key_is_kept_as_it_is() -> None:
+    assert {key: read_key(key) for key in FOREIGN_KEYS} == {
+        key: Key(key, None, Scope()) for key in FOREIGN_KEYS
+    }
 
 
-@pytest.mark.parametrize(
-    ("scope", "shown", "is_inner"),
-    [
-        (Scope(), "model", False),
-        (Scope("gan"), "gan", False),
-        (Scope("", "group", "decay"), "decay", False),
-        (Scope("gan", "group", "decay"), "gan: decay", False),
-        (Scope("", "layer", "net.0"), "net.0", True),
-        (Scope("gan", "tensor", "net.0.bias"), "gan: net.0.bias", True),
-    ],
-)
-def test_how_a_scope_is_called(scope: Scope, shown: str, is_inner: bool) -> None:
-    assert str(scope) == shown
-    assert scope.is_inner is is_inner
+def test_scope_is_shown_by_its_name_and_knows_whether_it_is_inside_the_model() -> None:
+    assert [(scope, str(scope), scope.is_inner) for scope, *_ in SHOWN_SCOPES] == SHOWN_SCOPES

@@ -1,13 +1,12 @@
-"""The panels are whole: each statistic has one, and each finds its keys."""
+"""The panels of the report: every statistic has one, and each finds its keys."""
 
 import itertools
 import re
 
-import pytest
-
 from lightning_adam.dashboard.panels import SECTIONS, Drawing, Panel
-from lightning_adam.statistics.catalogue import STATISTICS, Statistic, select
+from lightning_adam.statistics.catalogue import STATISTICS
 from lightning_adam.statistics.histograms import QUANTITIES
+from tests.support.tables import each_row
 
 PANELS = list(itertools.chain.from_iterable(SECTIONS.values()))
 FAMILIES = {
@@ -17,7 +16,7 @@ FAMILIES = {
     "weight_decay": "Weight decay",
     "schedule": "Schedule",
 }
-MATTER = {
+FIRST_PANELS = {
     "Overview": ["loss", "validation metric", "lr"],
     "Moments": ["exp_avg_sq_lag"],
     "Underflow": ["eps_energy_loss", "eps_curve", "√v̂ histogram"],
@@ -26,78 +25,8 @@ MATTER = {
     "Layers": ["layers", "before it blew up"],
     "Schedule": [],
 }
-
-
-def titled(title: str) -> Panel:
-    (panel,) = (panel for panel in PANELS if panel.title == title)
-    return panel
-
-
-@pytest.mark.parametrize("statistic", STATISTICS.values(), ids=STATISTICS)
-def test_every_statistic_has_one_panel_of_its_own(statistic: Statistic) -> None:
-    drawn = [
-        (section, panel)
-        for section, panels in SECTIONS.items()
-        for panel in panels
-        if panel.draws(statistic.key) and panel.drawing is Drawing.CURVES
-    ]
-    ((section, panel),) = drawn
-    assert section == ("Overview" if statistic.name == "lr" else FAMILIES[statistic.family])
-    of_layers = [titled("layers"), titled("before it blew up")]
-    assert [each for each in PANELS if each.draws(statistic.key)] == sorted(
-        [panel, *of_layers], key=PANELS.index
-    )
-    assert (panel.title, panel.meaning) == (statistic.name, statistic.meaning)
-    assert (panel.definition, panel.unit) == (statistic.formula, statistic.unit)
-    assert panel.source == statistic.source
-    asked = f"adam_monitor.statistics=[headline,{statistic.name}]"
-    assert panel.absent == f"Not logged; type for example '{asked}'"
-
-
-@pytest.mark.parametrize("quantity", QUANTITIES)
-def test_every_quantity_that_is_counted_is_drawn(quantity: str) -> None:
-    drawings = [panel.drawing for panel in PANELS if panel.draws(f"adam_histogram/{quantity}")]
-    expected = [Drawing.EPS_CURVE] if quantity == "denominator" else []
-    assert drawings == [*expected, Drawing.HISTOGRAM]
-
-
-def test_eleven_panels_matter_and_stand_first_in_their_sections() -> None:
-    assert sum(map(len, MATTER.values())) == 11
-    assert list(SECTIONS) == list(MATTER)
-    for section, panels in SECTIONS.items():
-        matter = MATTER[section]
-        assert [panel.title for panel in panels if panel.matters] == matter
-        assert [panel.title for panel in panels[: len(matter)]] == matter
-        names = [each.name for each in STATISTICS.values() if FAMILIES[each.family] == section]
-        others = [panel.title for panel in panels[len(matter) :]]
-        assert others == [name for name in names if name not in {*matter, "lr"}]
-
-
-def test_every_panel_explains_itself() -> None:
-    assert len({panel.title for panel in PANELS}) == len(PANELS)
-    for panel in PANELS:
-        assert panel.meaning.endswith(".")
-        assert panel.absent
-        assert not panel.absent.endswith("."), "the page ends the sentence"
-
-
-@pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel.title)
-def test_its_keys_are_an_expression_that_wandb_reads(panel: Panel) -> None:
-    """W&B has no lookaround and no backreferences; a group of its own is put around them."""
-    assert not re.search(r"\(\?|\\[0-9]", panel.keys)
-    assert re.compile(f"^({panel.keys})$")
-
-
-@pytest.mark.parametrize("statistic", select(["headline"]), ids=lambda each: each.name)
-def test_a_panel_does_not_draw_what_only_resembles_its_key(statistic: Statistic) -> None:
-    (panel,) = (each for each in PANELS if each.title == statistic.name)
-    for key in (f"{statistic.key}s", f"my/{statistic.key}", statistic.name, statistic.key[:-1]):
-        assert not panel.draws(key)
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
+FOREIGN_KEYS = {
+    "loss": [
         "loss",
         "train_loss",
         "train/loss",
@@ -108,22 +37,15 @@ def test_a_panel_does_not_draw_what_only_resembles_its_key(statistic: Statistic)
         "loss_step",
         "loss_epoch",
     ],
-)
-def test_what_is_a_loss(key: str) -> None:
-    assert [panel.title for panel in PANELS if panel.draws(key)] == ["loss"]
-
-
-@pytest.mark.parametrize(
-    "key",
-    ["val/loss", "val_loss", "valid_acc", "valid/f1", "validation/f1", "val_acc/dataloader_idx_0"],
-)
-def test_what_is_a_validation_metric(key: str) -> None:
-    assert [panel.title for panel in PANELS if panel.draws(key)] == ["validation metric"]
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
+    "validation metric": [
+        "val/loss",
+        "val_loss",
+        "valid_acc",
+        "valid/f1",
+        "validation/f1",
+        "val_acc/dataloader_idx_0",
+    ],
+    "": [
         "value_loss",
         "value/loss",
         "valuation_acc",
@@ -138,6 +60,79 @@ def test_what_is_a_validation_metric(key: str) -> None:
         "adam_layers.nrows",
         "",
     ],
-)
-def test_what_is_neither(key: str) -> None:
-    assert [panel.title for panel in PANELS if panel.draws(key)] == []
+}
+"""Keys that a module logs itself, by the panel that draws them."""
+
+
+def panels_of(key: str) -> list[Panel]:
+    return [panel for panel in PANELS if panel.draws(key)]
+
+
+def titles_of(key: str) -> list[str]:
+    return [panel.title for panel in panels_of(key)]
+
+
+def test_every_statistic_has_one_panel_with_its_explanation() -> None:
+    sections = {panel.title: section for section, panels in SECTIONS.items() for panel in panels}
+    with each_row() as row:
+        for name, statistic in STATISTICS.items():
+            with row(name):
+                panels = panels_of(statistic.key)
+                (panel,) = (each for each in panels if each.drawing is Drawing.CURVES)
+                others = [each.title for each in panels if each is not panel]
+                assert others == FIRST_PANELS["Layers"]
+                family = "Overview" if name == "lr" else FAMILIES[statistic.family]
+                assert sections[panel.title] == family
+                assert (panel.title, panel.meaning) == (name, statistic.meaning)
+                assert (panel.definition, panel.unit) == (statistic.formula, statistic.unit)
+                assert panel.source == statistic.source
+                override = f"adam_monitor.statistics=[headline,{name}]"
+                assert panel.absent == f"Not logged; type for example '{override}'"
+                for similar in (f"{statistic.key}s", f"my/{statistic.key}", statistic.key[:-1]):
+                    assert not panel.draws(similar)
+                assert not panel.draws(name)
+
+
+def test_every_histogram_is_drawn_and_that_of_denominators_as_a_curve_too() -> None:
+    assert {quantity: titles_of(f"adam_histogram/{quantity}") for quantity in QUANTITIES} == {
+        quantity: ["eps_curve"] * (quantity == "denominator") + ["√v̂ histogram"]
+        for quantity in QUANTITIES
+    }
+
+
+def test_the_most_important_panels_stand_first_in_their_sections() -> None:
+    assert list(SECTIONS) == list(FIRST_PANELS)
+    for section, panels in SECTIONS.items():
+        first = FIRST_PANELS[section]
+        assert [panel.title for panel in panels if panel.matters] == first
+        assert [panel.title for panel in panels[: len(first)]] == first
+        names = [each.name for each in STATISTICS.values() if FAMILIES[each.family] == section]
+        others = [panel.title for panel in panels[len(first) :]]
+        assert others == [name for name in names if name not in {*first, "lr"}]
+
+
+def test_every_panel_has_a_title_of_its_own_and_an_explanation() -> None:
+    assert len({panel.title for panel in PANELS}) == len(PANELS)
+    with each_row() as row:
+        for panel in PANELS:
+            with row(panel.title):
+                assert panel.meaning.endswith(".")
+                assert panel.absent
+                assert not panel.absent.endswith("."), "the page ends the sentence"
+
+
+def test_keys_of_a_panel_are_an_expression_that_wandb_can_read() -> None:
+    """W&B has no lookaround and no backreferences, and puts a group around the expression."""
+    with each_row() as row:
+        for panel in PANELS:
+            with row(panel.title):
+                assert not re.search(r"\(\?|\\[0-9]", panel.keys)
+                assert re.compile(f"^({panel.keys})$")
+
+
+def test_losses_and_validation_metrics_are_recognized_by_their_keys() -> None:
+    with each_row() as row:
+        for title, keys in FOREIGN_KEYS.items():
+            for key in keys:
+                with row(key):
+                    assert titles_of(key) == ([title] if title else [])

@@ -29,7 +29,7 @@ from lightning_adam.statistics.histograms import (
     dominated_fractions,
     fold,
 )
-from tests.dashboard.written import series_of
+from tests.dashboard.run_files import series_of
 
 Floats = NDArray[np.float64]
 ODD = st.floats() | st.sampled_from([math.nan, math.inf, -math.inf, 0.0])

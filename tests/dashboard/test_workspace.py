@@ -1,4 +1,4 @@
-"""The workspace's spec, read through the model of the library that writes it."""
+"""The spec of the W&B workspace, checked with the model of wandb_workspaces."""
 
 import json
 import re
@@ -10,7 +10,8 @@ from wandb_workspaces.workspaces import internal
 from lightning_adam.dashboard.panels import SECTIONS
 from lightning_adam.dashboard.workspace import HEAT_MAP_SPEC, workspace_spec
 from lightning_adam.errors import ConfigError
-from lightning_adam.statistics.catalogue import STATISTICS, Statistic
+from lightning_adam.statistics.catalogue import STATISTICS
+from tests.support.tables import each_row
 
 SCOPES = (
     "/group/decay",
@@ -35,17 +36,17 @@ def panels(spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def regexes(spec: dict[str, Any]) -> dict[str, str]:
-    """The expressions by which panels choose their keys, by title."""
+    """Returns the expression that selects the keys of each panel, by title."""
     configs = [panel["config"] for panel in panels(spec)]
     return {each["chartTitle"]: each["metricRegex"] for each in configs if "metricRegex" in each}
 
 
-def test_the_spec_is_what_the_librarys_own_model_reads_and_writes(spec: dict[str, Any]) -> None:
+def test_spec_is_valid_for_the_model_of_wandb_workspaces(spec: dict[str, Any]) -> None:
     model = internal.WorkspaceViewspec.model_validate(spec)
     assert json.loads(model.model_dump_json(by_alias=True, exclude_none=True)) == spec
 
 
-def test_the_sections_are_those_of_the_panels_and_what_does_not_matter_first_is_folded(
+def test_sections_match_the_panels_and_less_important_ones_are_folded(
     spec: dict[str, Any],
 ) -> None:
     is_open = {section["name"]: section["isOpen"] for section in sections(spec)}
@@ -54,19 +55,20 @@ def test_the_sections_are_those_of_the_panels_and_what_does_not_matter_first_is_
     assert folded == [name for name in is_open if name.endswith(FOLDED) or name == "Schedule"]
 
 
-@pytest.mark.parametrize("statistic", STATISTICS.values(), ids=list(STATISTICS))
-def test_a_statistic_has_a_panel_of_the_whole_model(
-    statistic: Statistic, spec: dict[str, Any]
-) -> None:
-    expression = regexes(spec)[statistic.name]
-    assert re.search(expression, statistic.key)
-    assert re.search(expression, f"{statistic.key}/optimizer/generator")
-    assert not any(re.search(expression, statistic.key + scope) for scope in SCOPES)
-    others = [each.key for each in STATISTICS.values() if each is not statistic]
-    assert not any(re.search(expression, key) for key in others)
+def test_every_statistic_has_a_panel_that_shows_the_whole_model(spec: dict[str, Any]) -> None:
+    expressions = regexes(spec)
+    with each_row() as row:
+        for name, statistic in STATISTICS.items():
+            with row(name):
+                expression = expressions[name]
+                assert re.search(expression, statistic.key)
+                assert re.search(expression, f"{statistic.key}/optimizer/generator")
+                assert not any(re.search(expression, statistic.key + scope) for scope in SCOPES)
+                others = [each.key for each in STATISTICS.values() if each is not statistic]
+                assert not any(re.search(expression, key) for key in others)
 
 
-def test_the_layers_have_a_line_each(spec: dict[str, Any]) -> None:
+def test_layers_panel_shows_layers_only(spec: dict[str, Any]) -> None:
     expression = regexes(spec)["layers: update_to_weight"]
     key = STATISTICS["update_to_weight"].key
     assert re.search(expression, f"{key}/layer/net.0")
@@ -74,16 +76,16 @@ def test_the_layers_have_a_line_each(spec: dict[str, Any]) -> None:
     assert not any(re.search(expression, key + scope) for scope in ("", "/group/decay"))
 
 
-def test_each_meaning_stands_beside_its_panel(spec: dict[str, Any]) -> None:
+def test_meaning_of_a_statistic_stands_beside_its_panel(spec: dict[str, Any]) -> None:
     for section in sections(spec):
-        (said,) = [
+        (explanation,) = [
             panel["config"]["value"]
             for panel in section["panels"]
             if panel["viewType"] == "Markdown Panel"
         ]
         titles = [panel["config"].get("chartTitle") for panel in section["panels"]]
         for statistic in STATISTICS.values():
-            assert (f"**{statistic.name}**: {statistic.meaning}" in said) == (
+            assert (f"**{statistic.name}**: {statistic.meaning}" in explanation) == (
                 statistic.name in titles
             )
 
@@ -96,14 +98,18 @@ def test_runs_are_compared_by_their_settings(spec: dict[str, Any]) -> None:
     assert {"Run Comparer", "Parallel Coordinates Plot"} <= kinds
 
 
-def test_the_heat_map_gives_each_placeholder_a_column(spec: dict[str, Any]) -> None:
+def test_heat_map_has_a_column_for_each_placeholder(spec: dict[str, Any]) -> None:
     charts = [panel["config"] for panel in panels(spec) if panel["viewType"] == "Vega2"]
     (heat_map,) = [chart for chart in charts if chart["panelDefId"] == "team/adam_layers"]
     placeholders = set(re.findall(r"\$\{field:(\w+)\}", json.dumps(HEAT_MAP_SPEC)))
     assert set(heat_map["fieldSettings"]) == placeholders
 
 
-@pytest.mark.parametrize("project", ["project", "team/", "/project", "team/project/runs", ""])
-def test_what_is_no_project_is_refused(project: str) -> None:
-    with pytest.raises(ConfigError, match=r"expected ENTITY/PROJECT.*dashboard [\w-]+/\w+"):
-        workspace_spec(project)
+def test_invalid_project_is_refused() -> None:
+    with each_row() as row:
+        for project in ("project", "team/", "/project", "team/project/runs", ""):
+            with (
+                row(project),
+                pytest.raises(ConfigError, match=r"expected ENTITY/PROJECT.*dashboard [\w-]+/\w+"),
+            ):
+                workspace_spec(project)

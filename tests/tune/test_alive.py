@@ -1,4 +1,4 @@
-"""The living and the dead, here and on another machine."""
+"""Whether a process is alive, on this machine and on another."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ def observer(**beats: int) -> Observer:
     return Observer(SimpleNamespace(beats=lambda: beats, beat=None))
 
 
-def test_a_process_of_this_machine_is_known_at_once() -> None:
+def test_local_process_is_dead_as_soon_as_it_is_killed() -> None:
     code = f"{NAME}; import time; time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -33,12 +33,12 @@ def test_a_process_of_this_machine_is_known_at_once() -> None:
     assert not observer().is_alive(name)
 
 
-def test_a_number_that_was_given_again_is_another_process() -> None:
+def test_reused_process_number_is_another_process() -> None:
     host = socket.gethostname()
     assert not observer().is_alive(f"{host}/{os.getpid()}.1/abc")
 
 
-def test_another_machines_process_lives_until_it_misses_its_beats(
+def test_remote_process_is_alive_until_it_misses_its_heartbeats(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 0.0
@@ -61,7 +61,7 @@ def test_another_machines_process_lives_until_it_misses_its_beats(
     assert watching.is_alive(name)
 
 
-def test_one_that_never_beat_is_dead_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_without_any_heartbeat_is_dead_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     watching = observer()
@@ -70,7 +70,7 @@ def test_one_that_never_beat_is_dead_in_the_end(monkeypatch: pytest.MonkeyPatch)
     assert not watching.is_alive("elsewhere/1.5/abc")
 
 
-def test_a_heart_goes_on_when_the_database_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heartbeats_continue_when_the_database_fails_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alive, "SECONDS_BETWEEN_BEATS", 0.01)
     heard: list[int] = []
 

@@ -1,4 +1,4 @@
-"""What is kept of trainings: in a file and in a database, by one process and by several."""
+"""The archive of trials: in a file and in a database, written by one process and by several."""
 
 import math
 import multiprocessing
@@ -28,7 +28,7 @@ def begun(archive: Archive, turn: int = 0) -> int:
     return archive.begin("lr", DEFAULT, turn, 7, {"lr": 1e-3}, {}, "host/1/a", 1)
 
 
-def test_what_is_written_is_read_by_another_process(place: str) -> None:
+def test_trial_is_read_by_another_process(place: str) -> None:
     archive = opened(place)
     number = begun(archive)
     archive.note("lr", number, job="host/2/b", folder="here", precision="bf16-true")
@@ -50,17 +50,17 @@ def test_what_is_written_is_read_by_another_process(place: str) -> None:
     assert opened(place).records("beta1") == []
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_metric_that_is_not_finite_is_a_failure(value: float) -> None:
+def test_metric_that_is_not_finite_is_a_failure() -> None:
     archive = opened(PLACES[0])
-    archive.finish("lr", begun(archive), value, seconds=3.0)
-    (record,) = archive.records("lr")
-    assert record.trial.outcome is Outcome.failed
-    assert record.trial.error == f"diverged: the metric is {value}"
-    assert record.trial.seconds == 3.0
+    for value in (math.nan, math.inf, -math.inf):
+        archive.finish("lr", begun(archive), value, seconds=3.0)
+        trial = archive.records("lr")[-1].trial
+        assert trial.outcome is Outcome.failed
+        assert trial.error == f"diverged: the metric is {value}"
+        assert trial.seconds == 3.0
 
 
-def test_what_has_ended_does_not_end_again(place: str) -> None:
+def test_finished_trial_does_not_change(place: str) -> None:
     archive = opened(place)
     number = begun(archive)
     archive.finish("lr", number, 0.25)
@@ -77,7 +77,7 @@ def test_what_has_ended_does_not_end_again(place: str) -> None:
     assert record.job == ""
 
 
-def test_what_is_lost_may_be_done_again_and_what_is_withdrawn_was_never_there(place: str) -> None:
+def test_lost_trial_is_kept_and_withdrawn_trial_is_not(place: str) -> None:
     archive = opened(place)
     lost, withdrawn = begun(archive), begun(archive)
     archive.lose("lr", lost)
@@ -86,7 +86,7 @@ def test_what_is_lost_may_be_done_again_and_what_is_withdrawn_was_never_there(pl
     assert (record.trial.number, record.is_lost, record.is_good) == (lost, True, False)
 
 
-def test_one_that_was_stopped_has_the_last_value_and_is_no_result() -> None:
+def test_pruned_trial_keeps_its_last_metric_and_is_no_result() -> None:
     archive = opened(PLACES[0])
     number = begun(archive)
     archive.note("lr", number, stopped_at=40)
@@ -97,41 +97,41 @@ def test_one_that_was_stopped_has_the_last_value_and_is_no_result() -> None:
     assert not record.is_good
 
 
-@pytest.mark.parametrize(("direction", "sign"), [("minimize", 1), ("maximize", -1)])
-def test_the_worst_quarter_at_the_same_step_is_hopeless(direction: str, sign: int) -> None:
-    archive = opened(PLACES[0], direction)
-    for value in (0.1, 0.2, 0.3, 0.4):
-        number = begun(archive)
-        # There is nobody to be compared with yet.
-        assert not archive.should_stop("lr", number, 10, sign * value)
-        archive.finish("lr", number, sign * value)
-    hopeless, good, early = begun(archive), begun(archive), begun(archive)
-    assert archive.should_stop("lr", hopeless, 10, sign * 0.9)
-    assert not archive.should_stop("lr", good, 10, sign * 0.15)
-    # Others were not judged at this step.
-    assert not archive.should_stop("lr", early, 5, sign * 0.9)
+def test_trial_in_the_worst_quarter_at_its_step_is_pruned() -> None:
+    for direction, sign in (("minimize", 1), ("maximize", -1)):
+        archive = Archive(PLACES[0], direction, direction)
+        for value in (0.1, 0.2, 0.3, 0.4):
+            number = begun(archive)
+            # There is nothing to compare with yet.
+            assert not archive.should_stop("lr", number, 10, sign * value)
+            archive.finish("lr", number, sign * value)
+        bad, good, early = begun(archive), begun(archive), begun(archive)
+        assert archive.should_stop("lr", bad, 10, sign * 0.9)
+        assert not archive.should_stop("lr", good, 10, sign * 0.15)
+        # The others have no metric at this step.
+        assert not archive.should_stop("lr", early, 5, sign * 0.9)
 
 
-def test_a_search_of_other_settings_under_the_same_name_is_refused(place: str) -> None:
+def test_search_with_other_settings_under_the_same_name_is_refused(place: str) -> None:
     identity = {"model.width": "8", "optimizer.eps": "1e-8"}
     assert not opened(place).claim(identity, "multirun/a")
     assert opened(place).claim(identity, "multirun/a")
     with pytest.raises(ConfigError) as refused:
         opened(place).claim({"model.width": "9", "optimizer.eps": "1e-8", "new": "1"}, "multirun/a")
-    said = str(refused.value)
-    assert "model.width was 8, now 9" in said
-    assert "new was None, now 1" in said
-    assert "optimizer.eps" not in said
-    assert said.endswith("type hydra.sweeper.study_name=search_2")
+    sentence = str(refused.value)
+    assert "model.width was 8, now 9" in sentence
+    assert "new was None, now 1" in sentence
+    assert "optimizer.eps" not in sentence
+    assert sentence.endswith("type hydra.sweeper.study_name=search_2")
 
 
-def test_several_searches_share_a_storage(place: str) -> None:
+def test_searches_in_one_storage_are_separate(place: str) -> None:
     one, other = Archive(place, "one", "minimize"), Archive(place, "other", "maximize")
     begun(one)
     assert other.records("lr") == []
 
 
-def test_beats_are_heard_by_others(place: str) -> None:
+def test_heartbeats_are_seen_by_other_processes(place: str) -> None:
     archive = opened(place)
     archive.beat("host/1/a", 0)
     archive.beat("host/1/a", 3)
@@ -146,7 +146,7 @@ def write_many(place: str, count: int) -> None:
 
 
 @pytest.mark.slow
-def test_processes_that_write_at_once_lose_nothing(place: str, tmp_path: Path) -> None:
+def test_processes_that_write_at_the_same_time_lose_nothing(place: str, tmp_path: Path) -> None:
     """Also if all of them open it for the first time at the same moment."""
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=write_many, args=(place, 6)) for _ in range(3)]
@@ -160,13 +160,13 @@ def test_processes_that_write_at_once_lose_nothing(place: str, tmp_path: Path) -
     assert all(each.trial.value == each.turn for each in found)
 
 
-def test_a_place_that_is_none_is_refused_with_one_that_is() -> None:
+def test_invalid_storage_is_refused() -> None:
     for place in ("nonsense", "postgresql://localhost:1/tune"):
         with pytest.raises(ConfigError, match=re.escape(f"hydra.sweeper.storage={place}: ")):
             open_storage(place)
 
 
-def test_a_journal_that_has_to_be_there_is_not_made() -> None:
+def test_missing_journal_is_not_created_when_it_must_exist() -> None:
     with pytest.raises(FileNotFoundError):
         open_storage("journal:missing.journal", must_exist=True)
     assert not Path("missing.journal").exists()

@@ -1,4 +1,4 @@
-"""What is taken: against Student's test as SciPy has it, and in the words of each case."""
+"""Decisions between two points: Student's test as in SciPy, and the sentence for each case."""
 
 import math
 import statistics
@@ -15,6 +15,7 @@ from lightning_adam.tune.decision import challenger_of, decide, gain_of, score_o
 from lightning_adam.tune.plan import read_stage
 from lightning_adam.tune.point import Point
 from lightning_adam.tune.story import Outcome, Score, Step, Trial
+from tests.support.tables import each_row
 from tests.tune.searching import DEFAULT, LR, plan_of
 
 OTHER = DEFAULT.with_values(lr=3e-3)
@@ -30,7 +31,7 @@ def score(point: Point, *values: float) -> Score:
 
 
 def records(point: Point, *values: float | None, number: int = 0) -> list[Record]:
-    """Its trainings, one a seed; None for one that failed."""
+    """Returns the runs of a point, one for each seed; None is one that failed."""
     return [
         Record(
             Trial(
@@ -51,7 +52,7 @@ def records(point: Point, *values: float | None, number: int = 0) -> list[Record
 
 @settings(deadline=None, derandomize=True)
 @given(before=values, after=values, sign=st.sampled_from([1.0, -1.0]))
-def test_gain_and_spread_are_those_of_students_test(
+def test_gain_and_spread_match_students_test(
     before: list[float], after: list[float], sign: float
 ) -> None:
     gain, spread = gain_of(score(DEFAULT, *before), score(OTHER, *after), sign)
@@ -69,7 +70,7 @@ def test_gain_and_spread_are_those_of_students_test(
     assert spread == pytest.approx(abs((gain or 0) / t), rel=1e-6)
 
 
-def test_a_score_is_of_the_trainings_that_are_over_in_the_order_of_the_seeds() -> None:
+def test_score_holds_the_metrics_of_finished_runs_in_the_order_of_seeds() -> None:
     known = records(OTHER, 0.3, 0.1) + records(DEFAULT, 9.0, number=5)
     found = score_of(OTHER, reversed(known))
     assert found.values == (0.3, 0.1)
@@ -81,7 +82,7 @@ def test_a_score_is_of_the_trainings_that_are_over_in_the_order_of_the_seeds() -
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_the_challenger_is_the_best_of_the_first_seed_if_it_beats_the_incumbent(
+def test_challenger_is_the_best_of_the_first_seed_if_it_beats_the_incumbent(
     sign: float,
 ) -> None:
     explored = [
@@ -106,15 +107,15 @@ CASES: list[tuple[Sequence[float], Sequence[float | None], bool, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("before", "after", "is_taken", "said"), CASES)
-def test_decisions(
-    before: Sequence[float], after: Sequence[float | None], is_taken: bool, said: str
-) -> None:
-    step = decision(before, after)
-    assert (step.after.point == OTHER) is is_taken
-    assert said in step.words
-    assert ("taken" in step.words) is is_taken
-    assert ("stays" in step.words) is not is_taken
+def test_challenger_is_taken_only_beyond_the_spread() -> None:
+    with each_row() as row:
+        for before, after, is_taken, sentence in CASES:
+            with row((before, after)):
+                step = decision(before, after)
+                assert (step.after.point == OTHER) is is_taken
+                assert sentence in step.words
+                assert ("taken" in step.words) is is_taken
+                assert ("stays" in step.words) is not is_taken
 
 
 def decision(
@@ -124,7 +125,7 @@ def decision(
     return decide(plan, STAGE, score(DEFAULT, *before), records(point, *after), point)
 
 
-def test_with_one_seed_the_better_one_is_taken_and_the_spread_is_said_to_be_unknown() -> None:
+def test_better_one_is_taken_with_one_seed_and_unknown_spread() -> None:
     step = decision([1.0], [0.9], n_seeds=1)
     assert step.after.point == OTHER
     assert step.gain == pytest.approx(0.1)
@@ -132,17 +133,21 @@ def test_with_one_seed_the_better_one_is_taken_and_the_spread_is_said_to_be_unkn
     assert "the spread is unknown" in step.words
 
 
-@pytest.mark.parametrize(
-    ("lr", "said"),
-    [(1e-1, "space.lr.high=VALUE"), (1.02e-5, "space.lr.low=VALUE"), (9e-2, ""), (1e-3, "")],
-)
-def test_the_best_at_an_end_of_the_range_is_told_so(lr: float, said: str) -> None:
-    words = decision([1.0, 1.2], [0.5, 0.6], point=DEFAULT.with_values(lr=lr)).words
-    assert said in words
-    assert ("end of what was searched" in words) is bool(said)
+def test_best_value_at_an_end_of_the_range_is_reported() -> None:
+    with each_row() as row:
+        for lr, override in (
+            (1e-1, "space.lr.high=VALUE"),
+            (1.02e-5, "space.lr.low=VALUE"),
+            (9e-2, ""),
+            (1e-3, ""),
+        ):
+            with row(lr):
+                words = decision([1.0, 1.2], [0.5, 0.6], point=DEFAULT.with_values(lr=lr)).words
+                assert override in words
+                assert ("end of what was searched" in words) is bool(override)
 
 
-def test_no_decay_lies_at_no_end() -> None:
+def test_zero_decay_is_at_no_end_of_the_range() -> None:
     stage = read_stage("it", {"space": {"weight_decay": {"low": 1e-4, "high": 1.0}}})
     point = DEFAULT.with_values(weight_decay=0.0)
     plan = plan_of(LR, n_seeds=1)
@@ -151,7 +156,7 @@ def test_no_decay_lies_at_no_end() -> None:
     assert "end of what was searched" not in step.words
 
 
-def test_what_was_tried_once_is_compared_with_the_same_seed() -> None:
+def test_point_with_one_seed_is_compared_with_the_same_seed() -> None:
     plan = plan_of(LR, n_seeds=3)
     step = decide(plan, STAGE, score(DEFAULT, 1.0, 9.0, 9.0), records(OTHER, 1.5), None)
     assert step.challenger is not None

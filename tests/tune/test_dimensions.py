@@ -1,4 +1,4 @@
-"""What is searched: values, how they are sampled, and what they mean for a point."""
+"""The dimensions of a search: how values are sampled, written and read."""
 
 import math
 
@@ -9,6 +9,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from lightning_adam.tune.dimensions import DIMENSIONS
 from lightning_adam.tune.point import Point
+from tests.support.tables import each_row
 from tests.tune.searching import DEFAULT
 
 RANGES = {
@@ -25,7 +26,7 @@ RANGES = {
 
 @settings(deadline=None, derandomize=True)
 @given(name=st.sampled_from(list(RANGES)), place=st.floats(0, 1))
-def test_what_is_sampled_is_written_and_read_back(name: str, place: float) -> None:
+def test_sampled_value_is_written_and_read_back(name: str, place: float) -> None:
     """To the three digits that are typed in the end, and without a change to anything else."""
     dimension = DIMENSIONS[name]
     low, high = RANGES[name]
@@ -46,20 +47,20 @@ def test_what_is_sampled_is_written_and_read_back(name: str, place: float) -> No
     )
 
 
-@pytest.mark.parametrize(
-    ("beta", "coordinate"), [("beta1", 0.1), ("beta1", 0.0123456), ("beta2", 0.0001234)]
-)
-def test_betas_are_sampled_as_what_is_missing_to_one(beta: str, coordinate: float) -> None:
-    point = DIMENSIONS[beta].sampled(DEFAULT, coordinate, {})
-    value = DIMENSIONS[beta].read(point)
-    assert math.isclose(1 - value, coordinate, rel_tol=5e-3)
-    # What is typed has no digits that a subtraction made up.
-    assert len(repr(value)) <= len("0.9998766")
-    other = "beta2" if beta == "beta1" else "beta1"
-    assert DIMENSIONS[other].read(point) == DIMENSIONS[other].read(DEFAULT)
+def test_betas_are_sampled_as_their_distance_from_one() -> None:
+    with each_row() as row:
+        for beta, coordinate in (("beta1", 0.1), ("beta1", 0.0123456), ("beta2", 0.0001234)):
+            with row((beta, coordinate)):
+                point = DIMENSIONS[beta].sampled(DEFAULT, coordinate, {})
+                value = DIMENSIONS[beta].read(point)
+                assert math.isclose(1 - value, coordinate, rel_tol=5e-3)
+                # The override has no digits that come from a subtraction.
+                assert len(repr(value)) <= len("0.9998766")
+                other = "beta2" if beta == "beta1" else "beta1"
+                assert DIMENSIONS[other].read(point) == DIMENSIONS[other].read(DEFAULT)
 
 
-def test_eps_goes_by_decades() -> None:
+def test_eps_is_sampled_by_decades() -> None:
     distribution = DIMENSIONS["eps"].distribution({"low": 1e-12, "high": 1e-3})
     assert distribution == IntDistribution(-12, -3)
     for exponent in range(-12, -2):
@@ -68,7 +69,7 @@ def test_eps_goes_by_decades() -> None:
         assert DIMENSIONS["eps"].to_coordinate(point.eps) == exponent
 
 
-def test_decay_a_step_is_lr_times_weight_decay() -> None:
+def test_decay_per_step_is_lr_times_weight_decay() -> None:
     point = DIMENSIONS["decay_per_step"].write(DEFAULT.with_values(lr=2e-3), 1e-4)
     assert (point.weight_decay, point.decoupled_weight_decay) == (0.05, True)
     assert DIMENSIONS["decay_timescale"].read(point) == pytest.approx(1e4)
@@ -76,20 +77,20 @@ def test_decay_a_step_is_lr_times_weight_decay() -> None:
     assert same == point
 
 
-def test_coupled_decay_has_no_rate_and_no_decay_has_rate_0() -> None:
+def test_coupled_decay_has_no_rate_and_zero_decay_has_rate_zero() -> None:
     coupled = DEFAULT.with_values(decoupled_weight_decay=False)
     assert DIMENSIONS["decay_per_step"].read(coupled) is None
     assert DIMENSIONS["decay_per_step"].read(coupled.with_values(weight_decay=0.0)) == 0
     assert DIMENSIONS["decay_timescale"].read(coupled.with_values(weight_decay=0.0)) == 0
 
 
-def test_values_that_are_listed_are_taken_as_they_are() -> None:
+def test_listed_values_are_used_unchanged() -> None:
     distribution = DIMENSIONS["lr"].distribution([1e-3, 3e-3])
     assert isinstance(distribution, CategoricalDistribution)
     assert DIMENSIONS["lr"].sampled(DEFAULT, 0.00123456, [0.00123456]).lr == 0.00123456
 
 
-@pytest.mark.parametrize("name", DIMENSIONS)
-def test_what_an_optimizer_does_not_have_reads_as_none(name: str) -> None:
-    found = DIMENSIONS[name].read(Point(lr=1e-3))
-    assert found == (1e-3 if name == "lr" else None)
+def test_setting_that_the_optimizer_lacks_reads_as_none() -> None:
+    assert {name: each.read(Point(lr=1e-3)) for name, each in DIMENSIONS.items()} == {
+        name: 1e-3 if name == "lr" else None for name in DIMENSIONS
+    }

@@ -1,4 +1,4 @@
-"""A trial in its process: what it tells the archive, and what a launcher gets back."""
+"""A trial in its process: what it writes to the archive, and what the launcher receives."""
 
 import math
 import os
@@ -16,49 +16,67 @@ from lightning_adam.environment import TRIAL
 from lightning_adam.tune.archive import Archive, Record
 from lightning_adam.tune.job import Identity, Job, NoMetricError, as_metric
 from lightning_adam.tune.story import Outcome
+from tests.support.tables import each_row
 from tests.tune.searching import DEFAULT
 
 PLACE = "journal:trials.journal"
 
 
-@pytest.fixture
-def archive(monkeypatch: pytest.MonkeyPatch) -> Archive:
-    """With a trial that is under way: this process is to train it."""
-    archive = Archive(PLACE, "search", "minimize")
+def begin(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Begins a trial that this process is to train."""
     number = archive.begin("lr", DEFAULT, 0, 0, {}, {}, "host/1/a", 1)
     monkeypatch.setenv(TRIAL, Identity(PLACE, "search", "minimize", "lr", number).as_variable())
+    return number
+
+
+@pytest.fixture
+def archive(monkeypatch: pytest.MonkeyPatch) -> Archive:
+    """An archive with one running trial."""
+    archive = Archive(PLACE, "search", "minimize")
+    begin(archive, monkeypatch)
     runtime = SimpleNamespace(runtime=SimpleNamespace(output_dir="lr/0"))
     monkeypatch.setattr(HydraConfig, "get", lambda: runtime)
     return archive
 
 
 def record(archive: Archive) -> Record:
-    (found,) = archive.records("lr")
-    return found
+    """Returns the last trial."""
+    return archive.records("lr")[-1]
 
 
 def run(function: Any) -> Any:
     return Job(function)(DictConfig({}))
 
 
-@pytest.mark.parametrize(
-    "value", [0.25, np.float32(0.25), torch.tensor(0.25), torch.tensor([0.25]), np.array(0.25)]
-)
-def test_a_number_of_any_library_is_a_metric(value: Any, archive: Archive) -> None:
-    assert run(lambda config: value) == 0.25
-    assert record(archive).trial.value == 0.25
-    assert record(archive).trial.folder == "lr/0"
-    assert record(archive).job
+def test_number_of_any_library_is_a_metric(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = (0.25, np.float32(0.25), torch.tensor(0.25), torch.tensor([0.25]), np.array(0.25))
+    with each_row() as row:
+        for value in numbers:
+            with row(repr(value)):
+                assert run(lambda config, value=value: value) == 0.25
+                trial = record(archive).trial
+                assert (trial.value, trial.folder) == (0.25, "lr/0")
+                assert record(archive).job
+            begin(archive, monkeypatch)
+    assert type(as_metric(np.float64(0.5))) is float
 
 
-@pytest.mark.parametrize("value", [None, "0.25", True, {"val/loss": 0.25}, torch.zeros(2), []])
-def test_anything_else_is_refused_with_what_to_return(value: Any, archive: Archive) -> None:
-    with pytest.raises(NoMetricError, match=r'return trainer\.callback_metrics\["val/loss"\]'):
-        run(lambda config: value)
-    assert record(archive).trial.outcome is Outcome.failed
+def test_value_that_is_no_number_is_refused_with_what_to_return(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with each_row() as row:
+        for value in (None, "0.25", True, {"val/loss": 0.25}, torch.zeros(2), []):
+            with row(repr(value)):
+                sentence = r'return trainer\.callback_metrics\["val/loss"\]'
+                with pytest.raises(NoMetricError, match=sentence):
+                    run(lambda config, value=value: value)
+                assert record(archive).trial.outcome is Outcome.failed
+            begin(archive, monkeypatch)
 
 
-def test_what_is_raised_is_kept_and_raised_on(archive: Archive) -> None:
+def test_exception_is_stored_and_raised_again(archive: Archive) -> None:
     def function(config: DictConfig) -> float:
         raise ValueError("shapes do not match\nsecond line")
 
@@ -68,12 +86,12 @@ def test_what_is_raised_is_kept_and_raised_on(archive: Archive) -> None:
     assert (trial.outcome, trial.error) == (Outcome.failed, "ValueError: shapes do not match")
 
 
-def test_a_diverged_training_is_a_failure_though_it_returns(archive: Archive) -> None:
+def test_metric_that_is_nan_is_a_failure(archive: Archive) -> None:
     assert math.isnan(run(lambda config: math.nan))
     assert record(archive).trial.error == "diverged: the metric is nan"
 
 
-def test_a_trial_that_the_search_has_given_up_is_not_trained(archive: Archive) -> None:
+def test_trial_that_the_search_has_given_up_is_not_run(archive: Archive) -> None:
     archive.lose("lr", 0)
     trained: list[int] = []
     with pytest.raises(RuntimeError, match="given this trial up"):
@@ -81,7 +99,7 @@ def test_a_trial_that_the_search_has_given_up_is_not_trained(archive: Archive) -
     assert trained == []
 
 
-def test_where_the_archive_cannot_be_reached_the_metric_goes_back_all_the_same(
+def test_metric_is_returned_though_the_archive_is_out_of_reach(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     who = Identity("journal:not/here.journal", "search", "minimize", "lr", 0)
@@ -90,14 +108,14 @@ def test_where_the_archive_cannot_be_reached_the_metric_goes_back_all_the_same(
         assert run(lambda config: 0.25) == 0.25
 
 
-def test_outside_of_a_search_nothing_is_looked_for() -> None:
+def test_job_outside_of_a_search_uses_no_archive() -> None:
     assert TRIAL not in os.environ
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert run(lambda config: 0.25) == 0.25
 
 
-def test_the_run_of_wandb_is_of_the_searchs_group_and_the_users_words_win(
+def test_wandb_run_is_in_the_group_of_the_search_unless_the_user_sets_one(
     archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_JOB_TYPE", "mine")
@@ -111,7 +129,3 @@ def test_the_run_of_wandb_is_of_the_searchs_group_and_the_users_words_win(
     run(function)
     assert seen == {"WANDB_RUN_GROUP": "search", "WANDB_JOB_TYPE": "mine"}
     assert "WANDB_RUN_GROUP" not in os.environ
-
-
-def test_metrics_are_plain_numbers() -> None:
-    assert type(as_metric(np.float64(0.5))) is float

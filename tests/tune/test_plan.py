@@ -1,4 +1,4 @@
-"""The sweeper's config: what is refused, with what to type, and what a stage can come to."""
+"""The sweeper's config: invalid values are refused with what to type, valid ones make a plan."""
 
 from typing import Any
 
@@ -10,9 +10,10 @@ from lightning_adam.errors import ConfigError
 from lightning_adam.tune.dimensions import DIMENSIONS
 from lightning_adam.tune.plan import read_stage
 from lightning_adam.tune.point import Point
+from tests.support.tables import each_row
 from tests.tune.searching import DEFAULT, plan_of, shipped_stages
 
-REFUSED: list[tuple[dict[str, Any], str]] = [
+REFUSED_STAGES: list[tuple[dict[str, Any], str]] = [
     ({"share": 0}, "stages.it.share=0: expected a number above 0"),
     ({"space": {"momentum": [0.9]}}, "space.momentum: no such dimension of Adam; there are lr, "),
     ({"space": {"beta_1": [0.9]}}, "did you mean beta1?"),
@@ -36,34 +37,36 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"try_first": [{"lr": "beta1"}]}, "try_first.lr=beta1: expected a number above 0"),
     ({"try_first": [{"amsgrad": 1}]}, "try_first.amsgrad=1: expected true or false"),
 ]
+REFUSED_SEARCHES: list[tuple[dict[str, Any], str]] = [
+    ({"direction": None}, "type hydra.sweeper.direction=minimize or hydra.sweeper.direction="),
+    ({"n_trials": 0}, "hydra.sweeper.n_trials=0: expected a whole number above 0"),
+    ({"n_seeds": 0}, "hydra.sweeper.n_seeds=0: expected a whole number above 0"),
+    ({"n_jobs": -1}, "hydra.sweeper.n_jobs=-1: expected a whole number above 0"),
+    ({"study_name": " "}, "expected a name"),
+    ({"stages": {"start": {}}}, "hydra.sweeper.stages.start: expected another name"),
+]
 
 
-@pytest.mark.parametrize(("stage", "said"), REFUSED)
-def test_a_stage_that_cannot_work_is_refused(stage: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError) as refused:
-        read_stage("it", stage)
-    assert said in str(refused.value)
-    assert "hydra.sweeper.stages.it." in str(refused.value)
+def test_invalid_stage_is_refused() -> None:
+    with each_row() as row:
+        for stage, sentence in REFUSED_STAGES:
+            with row(stage):
+                with pytest.raises(ConfigError) as refused:
+                    read_stage("it", stage)
+                assert sentence in str(refused.value)
+                assert "hydra.sweeper.stages.it." in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"direction": None}, "type hydra.sweeper.direction=minimize or hydra.sweeper.direction="),
-        ({"n_trials": 0}, "hydra.sweeper.n_trials=0: expected a whole number above 0"),
-        ({"n_seeds": 0}, "hydra.sweeper.n_seeds=0: expected a whole number above 0"),
-        ({"n_jobs": -1}, "hydra.sweeper.n_jobs=-1: expected a whole number above 0"),
-        ({"study_name": " "}, "expected a name"),
-        ({"stages": {"start": {}}}, "hydra.sweeper.stages.start: expected another name"),
-    ],
-)
-def test_a_search_that_cannot_work_is_refused(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError) as refused:
-        plan_of(**changes)
-    assert said in str(refused.value)
+def test_invalid_search_is_refused() -> None:
+    with each_row() as row:
+        for changes, sentence in REFUSED_SEARCHES:
+            with row(changes):
+                with pytest.raises(ConfigError) as refused:
+                    plan_of(**changes)
+                assert sentence in str(refused.value)
 
 
-def test_what_is_switched_off_is_left_out() -> None:
+def test_dimension_that_is_switched_off_is_left_out() -> None:
     stages = shipped_stages()
     stages["lr"]["space"]["lr"] = None
     plan = plan_of(stages, n_trials=12)
@@ -71,13 +74,13 @@ def test_what_is_switched_off_is_left_out() -> None:
     assert set(plan.too_large) == {"beta2", "eps", "weight_decay", "amsgrad"}
 
 
-def test_zero_is_a_value_where_it_means_something() -> None:
+def test_zero_is_accepted_for_weight_decay_and_beta1() -> None:
     stage = read_stage("it", {"space": {"weight_decay": [0, 0.1]}, "try_first": [{"beta1": 0}]})
     assert [each.betas for each in stage.first_points(DEFAULT)] == [(0, 0.999)]
     assert stage.alternatives(DEFAULT) is not None
 
 
-def test_a_first_point_of_what_the_optimizer_lacks_is_left_out() -> None:
+def test_first_point_of_a_missing_setting_is_left_out() -> None:
     space = {"lr": {"low": 1e-4, "high": 1e-2}}
     first = [{"beta1": 0.5}, {"beta2": "beta1"}, {"amsgrad": True}, {"lr": 1e-2}]
     stage = read_stage("it", {"space": space, "try_first": first})
@@ -85,19 +88,21 @@ def test_a_first_point_of_what_the_optimizer_lacks_is_left_out() -> None:
     assert len(stage.first_points(DEFAULT)) == 4
 
 
-@pytest.mark.parametrize("name", DIMENSIONS)
-def test_what_a_refusal_says_to_type_is_not_refused(name: str) -> None:
-    example = DIMENSIONS[name].example
-    assert DIMENSIONS[name].allows(example)
-    choices = [example]
-    space = {name: choices}
-    assert read_stage("it", {"space": space, "try_first": [{name: example}]}).space == space
-    if not DIMENSIONS[name].is_switch:
-        ends = {"low": example / 10, "high": example}
-        assert read_stage("it", {"space": {name: ends}}).space == {name: ends}
+def test_value_that_a_refusal_suggests_is_accepted() -> None:
+    with each_row() as row:
+        for name, dimension in DIMENSIONS.items():
+            with row(name):
+                example = dimension.example
+                assert dimension.allows(example)
+                space = {name: [example]}
+                stage = read_stage("it", {"space": space, "try_first": [{name: example}]})
+                assert stage.space == space
+                if not dimension.is_switch:
+                    ends = {"low": example / 10, "high": example}
+                    assert read_stage("it", {"space": {name: ends}}).space == {name: ends}
 
 
-def test_all_that_can_be_tried_of_lists_is_tried_once() -> None:
+def test_every_combination_of_lists_is_tried_once() -> None:
     space = {"amsgrad": [False, True], "weight_decay": [0.01, 0.1]}
     stage = read_stage("it", {"space": space, "try_first": [{"amsgrad": True}]})
     found = stage.alternatives(DEFAULT)
@@ -116,7 +121,7 @@ def test_all_that_can_be_tried_of_lists_is_tried_once() -> None:
 
 @settings(deadline=None, derandomize=True)
 @given(n_trials=st.integers(1, 200), n_seeds=st.integers(1, 5), left=st.integers(0, 200))
-def test_parts_add_up_to_what_is_left(n_trials: int, n_seeds: int, left: int) -> None:
+def test_budgets_of_stages_add_up_to_what_is_left(n_trials: int, n_seeds: int, left: int) -> None:
     plan = plan_of(n_trials=n_trials, n_seeds=n_seeds)
     used = 0
     for place, stage in enumerate(plan.stages):

@@ -1,4 +1,4 @@
-"""Where Adam's settings stand in an app's config, and what is typed to change them."""
+"""Where Adam's settings stand in an app's config, and the overrides that change them."""
 
 from typing import Any
 
@@ -12,6 +12,7 @@ from lightning_adam.errors import ConfigError
 from lightning_adam.schema import SCHEDULERS, AdamConfig
 from lightning_adam.tune.dimensions import DIMENSIONS
 from lightning_adam.tune.point import Places, Point, find_places, read_point
+from tests.support.tables import each_row
 from tests.tune.searching import DEFAULT
 
 ADAM = OmegaConf.structured(AdamConfig(lr=1e-3))
@@ -26,33 +27,36 @@ def config_of(**nodes: Any) -> DictConfig:
     return config
 
 
-@pytest.mark.parametrize(
-    ("nodes", "expected"),
-    [
-        ({"optimizer": ADAM}, Places("optimizer")),
-        ({"optimizer": ADAM, "scheduler": COSINE}, Places("optimizer", "scheduler")),
-        (
-            {"model__optimizer": ADAM, "lr__schedule": COSINE},
-            Places("model.optimizer", "lr.schedule"),
-        ),
-        # The schedule beside the optimizer is its own, of others it is not guessed.
-        (
-            {"a__optimizer": ADAM, "a__scheduler": COSINE, "b__scheduler": COSINE},
-            Places("a.optimizer", "a.scheduler"),
-        ),
-        (
-            {"a__optimizer": ADAM, "b__scheduler": COSINE, "c__scheduler": COSINE},
-            Places("a.optimizer"),
-        ),
-        ({"optimizer": ADAM, "data": {"lr": 1, "name": "x"}, "other": None}, Places("optimizer")),
-        ({"optimizer": ADAM, "again": "${optimizer}", "unset": "???"}, Places("optimizer")),
-    ],
-)
-def test_configs_are_found_wherever_they_stand(nodes: dict[str, Any], expected: Places) -> None:
-    assert find_places(config_of(**nodes), None) == expected
+FOUND: list[tuple[dict[str, Any], Places]] = [
+    ({"optimizer": ADAM}, Places("optimizer")),
+    ({"optimizer": ADAM, "scheduler": COSINE}, Places("optimizer", "scheduler")),
+    (
+        {"model__optimizer": ADAM, "lr__schedule": COSINE},
+        Places("model.optimizer", "lr.schedule"),
+    ),
+    # The schedule beside the optimizer is its own, of others it is not guessed.
+    (
+        {"a__optimizer": ADAM, "a__scheduler": COSINE, "b__scheduler": COSINE},
+        Places("a.optimizer", "a.scheduler"),
+    ),
+    (
+        {"a__optimizer": ADAM, "b__scheduler": COSINE, "c__scheduler": COSINE},
+        Places("a.optimizer"),
+    ),
+    ({"optimizer": ADAM, "data": {"lr": 1, "name": "x"}, "other": None}, Places("optimizer")),
+    ({"optimizer": ADAM, "again": "${optimizer}", "unset": "???"}, Places("optimizer")),
+]
+"""The nodes of a config, and where its optimizer and scheduler are found."""
 
 
-def test_of_several_optimizers_one_is_typed() -> None:
+def test_optimizer_and_scheduler_are_found_wherever_they_stand() -> None:
+    with each_row() as row:
+        for nodes, expected in FOUND:
+            with row(list(nodes)):
+                assert find_places(config_of(**nodes), None) == expected
+
+
+def test_one_of_several_optimizers_is_chosen_by_an_override() -> None:
     config = config_of(
         generator__optimizer=ADAM,
         generator__scheduler=COSINE,
@@ -66,37 +70,31 @@ def test_of_several_optimizers_one_is_typed() -> None:
         find_places(config, "discriminator.optimizer")
 
 
-def test_an_app_without_an_optimizer_is_told_what_to_add() -> None:
+def test_app_without_an_optimizer_is_refused_with_what_to_add() -> None:
     with pytest.raises(ConfigError, match="lightning_adam/optimizer: adamw"):
         find_places(OmegaConf.create({"seed": 0}), None)
 
 
-@pytest.mark.parametrize("lr", ["???", None])
-def test_a_learning_rate_is_needed_to_start_from(lr: Any) -> None:
-    config = OmegaConf.create({"optimizer": {**dict(ADAM), "lr": lr}})
-    with pytest.raises(ConfigError, match=r"optimizer\.lr=1e-3"):
-        read_point(config, Places("optimizer"))
+def test_missing_learning_rate_is_refused() -> None:
+    for lr in ("???", None):
+        config = OmegaConf.create({"optimizer": {**dict(ADAM), "lr": lr}})
+        with pytest.raises(ConfigError, match=r"optimizer\.lr=1e-3"):
+            read_point(config, Places("optimizer"))
 
 
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [
-        ({}, 0.0),
-        ({"warmup_ratio": 0.1}, 0.1),
-        ({"warmup_steps": 0}, None),
-        ({"warmup_steps": 9}, None),
-    ],
-)
-def test_the_share_of_a_warm_up_in_steps_is_not_known(
-    schedule: dict[str, Any], expected: float | None
-) -> None:
-    node = OmegaConf.merge(COSINE, schedule)
-    config = config_of(optimizer=ADAM, scheduler=node)
-    point = read_point(config, find_places(config, None))
-    assert (point.warmup_ratio, point.warmup_steps) == (expected, schedule.get("warmup_steps"))
+def test_warmup_ratio_is_unknown_where_warmup_is_set_in_steps() -> None:
+    for schedule, expected in (
+        ({}, (0.0, None)),
+        ({"warmup_ratio": 0.1}, (0.1, None)),
+        ({"warmup_steps": 0}, (None, 0)),
+        ({"warmup_steps": 9}, (None, 9)),
+    ):
+        config = config_of(optimizer=ADAM, scheduler=OmegaConf.merge(COSINE, schedule))
+        point = read_point(config, find_places(config, None))
+        assert (point.warmup_ratio, point.warmup_steps) == expected
 
 
-def test_settings_of_another_librarys_adam_are_read_as_far_as_it_has_them() -> None:
+def test_settings_of_a_foreign_adam_are_read_as_far_as_it_has_them() -> None:
     node = {"_target_": "some.Adam", "lr": 1, "weight_decay_on": "all", "groups": []}
     node |= {"layer_decay": {}, "resume": "checkpoint"}
     point = read_point(OmegaConf.create({"optimizer": node}), Places("optimizer"))
@@ -119,8 +117,8 @@ points = st.builds(
 
 @settings(deadline=None, derandomize=True, max_examples=8)
 @given(point=points)
-def test_what_is_typed_brings_the_point_about(point: Point) -> None:
-    """Through Hydra's own parser and composition, from presets to a point and nothing else."""
+def test_overrides_of_a_point_compose_to_that_point(point: Point) -> None:
+    """Through Hydra's own parser and composition, from the presets."""
     defaults = ["+lightning_adam/optimizer=adamw", "+lightning_adam/scheduler=cosine"]
     places = Places("optimizer", "scheduler")
     with initialize(version_base="1.3", config_path=None):
@@ -131,7 +129,7 @@ def test_what_is_typed_brings_the_point_about(point: Point) -> None:
     assert places.overrides(point, point) == []
 
 
-def test_a_warm_up_in_steps_makes_room_for_its_share() -> None:
+def test_warmup_in_steps_is_replaced_by_a_ratio() -> None:
     start = DEFAULT.with_values(warmup_ratio=None, warmup_steps=9)
     point = DIMENSIONS["warmup_ratio"].write(start, 0.1)
     assert Places("optimizer", "schedule").overrides(start, point) == [
@@ -140,7 +138,7 @@ def test_a_warm_up_in_steps_makes_room_for_its_share() -> None:
     ]
 
 
-def test_every_schedule_that_warms_up_is_known_by_its_keys() -> None:
+def test_every_schedule_with_warmup_is_recognized() -> None:
     for name, schedule in SCHEDULERS.items():
         node = OmegaConf.structured(schedule())
         found = find_places(config_of(optimizer=ADAM, scheduler=node), None)

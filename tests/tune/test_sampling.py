@@ -1,10 +1,9 @@
-"""New points: in the space, none twice, and nearer to the best than chance would have them."""
+"""Proposed points: inside the space, never twice, and better than chance."""
 
 import math
 import random
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +17,7 @@ def loss_of(lr: float) -> float:
     return abs(math.log10(lr / 3e-3))
 
 
-def test_the_ground_of_a_valley_is_found_sooner_than_by_chance() -> None:
+def test_minimum_is_found_sooner_than_by_chance() -> None:
     seen: list[Any] = []
     for number in range(8):
         point = propose(LR, DEFAULT, seen, seed=number)
@@ -31,8 +30,8 @@ def test_the_ground_of_a_valley_is_found_sooner_than_by_chance() -> None:
     assert min(loss for _, loss in seen) < by_chance[20]
 
 
-def test_a_failure_is_learned_from() -> None:
-    """Where trainings diverge no more are sent, though no number came back from there."""
+def test_region_of_failures_is_avoided() -> None:
+    """Runs that diverge return no number, but none is proposed near them again."""
     lrs = [1e-5, 1e-4, 1e-3, 3e-3]
     seen: list[Any] = [({"lr": lr}, -math.log10(lr)) for lr in lrs]
     open_end = propose(LR, DEFAULT, seen, seed=0)
@@ -43,7 +42,7 @@ def test_a_failure_is_learned_from() -> None:
     assert closed_end.lr < 1e-2 < open_end.lr
 
 
-def test_what_is_under_way_keeps_others_away() -> None:
+def test_running_points_are_not_proposed_again() -> None:
     seen: list[Any] = [({"lr": lr}, loss_of(lr)) for lr in (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)]
     batch = []
     for _ in range(4):
@@ -56,7 +55,7 @@ def test_what_is_under_way_keeps_others_away() -> None:
 
 @settings(deadline=None, derandomize=True, max_examples=10)
 @given(known=st.sets(st.integers(-8, -5)), seed=st.integers(0, 100))
-def test_nothing_is_proposed_twice_and_none_if_all_is_known(known: set[int], seed: int) -> None:
+def test_no_known_point_is_proposed(known: set[int], seed: int) -> None:
     space = {"eps": {"low": 1e-8, "high": 1e-5}}
     seen: list[Any] = [({"log10_eps": each}, float(each)) for each in known]
     point = propose(space, DEFAULT, seen, seed)
@@ -75,18 +74,17 @@ def test_several_dimensions_are_sampled_together() -> None:
     assert all(1e-4 <= point.lr <= 1e-2 for point in points if point)
 
 
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]),
-        # Twice as far above the middle as the best is below it.
-        ([1.0, 2.0, 900.0], [1.0, 2.0, 4.0]),
-        ([1.0, 2.0, 900.0, math.nan], [1.0, 2.0, 4.0, 4.0]),
-        ([1.0, math.nan, None], [1.0, 1.0, None]),
-        ([math.nan, math.inf], [0.0, 0.0]),
-        ([2.0, 2.0, 2.0, math.nan], [2.0, 2.0, 2.0, 2.0]),
-        ([], []),
-    ],
-)
-def test_bounds(values: list[float | None], expected: list[float | None]) -> None:
-    assert bounded(values) == expected
+BOUNDED: list[tuple[list[float | None], list[float | None]]] = [
+    ([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]),
+    # Twice as far above the middle as the best is below it.
+    ([1.0, 2.0, 900.0], [1.0, 2.0, 4.0]),
+    ([1.0, 2.0, 900.0, math.nan], [1.0, 2.0, 4.0, 4.0]),
+    ([1.0, math.nan, None], [1.0, 1.0, None]),
+    ([math.nan, math.inf], [0.0, 0.0]),
+    ([2.0, 2.0, 2.0, math.nan], [2.0, 2.0, 2.0, 2.0]),
+    ([], []),
+]
+
+
+def test_outliers_and_failures_are_bounded() -> None:
+    assert [bounded(values) for values, _ in BOUNDED] == [expected for _, expected in BOUNDED]

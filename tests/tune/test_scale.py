@@ -1,4 +1,4 @@
-"""Where numbers stand on an axis, and what is written beside it."""
+"""Axes of the charts: positions of values, ticks and their labels."""
 
 import math
 
@@ -13,7 +13,7 @@ POSITIVE = st.floats(1e-290, 1e290)
 
 
 @given(st.lists(NUMBERS, max_size=5))
-def test_every_number_has_its_place_in_their_order(values: list[float]) -> None:
+def test_larger_numbers_have_larger_positions(values: list[float]) -> None:
     scale = scale_of(values, 10.0, 90.0, is_log=False)
     places = [scale.place(each) for each in sorted(values)]
     assert places == sorted(places)
@@ -21,7 +21,7 @@ def test_every_number_has_its_place_in_their_order(values: list[float]) -> None:
 
 
 @given(st.lists(POSITIVE, max_size=5))
-def test_equal_ratios_are_equally_far_apart(values: list[float]) -> None:
+def test_logarithmic_axis_places_equal_ratios_at_equal_distances(values: list[float]) -> None:
     scale = scale_of(values, 90.0, 10.0, is_log=True)
     low, high = math.log10(scale.low), math.log10(scale.high)
     for each in values:
@@ -30,9 +30,7 @@ def test_equal_ratios_are_equally_far_apart(values: list[float]) -> None:
 
 
 @given(st.lists(POSITIVE, max_size=5), st.booleans())
-def test_what_is_written_beside_an_axis_stands_where_it_says(
-    values: list[float], is_log: bool
-) -> None:
+def test_tick_stands_at_the_position_of_its_label(values: list[float], is_log: bool) -> None:
     scale = scale_of(values, 0.0, 1000.0, is_log=is_log)
     ticks = scale.ticks()
     assert 0 < len(ticks) <= TICKS + 1
@@ -41,15 +39,15 @@ def test_what_is_written_beside_an_axis_stands_where_it_says(
         assert tick.place == pytest.approx(scale.place(float(tick.text)), abs=0.2)
 
 
-@pytest.mark.parametrize(
-    ("values", "is_log", "texts"),
-    [
-        ([0.21, 0.31], False, ["0.22", "0.24", "0.26", "0.28", "0.3"]),
-        ([1e-5, 1e-1], True, ["1e-5", "1e-4", "1e-3", "0.01", "0.1"]),
-        ([-1e6, 1e6], False, ["-1e6", "-5e5", "0", "5e5", "1e6"]),
-        ([1234567.1, 1234567.4], False, ["1234567.1", "1234567.2", "1234567.3", "1234567.4"]),
-    ],
+TICK_TEXTS = (
+    ([0.21, 0.31], False, {"0.22", "0.24", "0.26", "0.28", "0.3"}),
+    ([1e-5, 1e-1], True, {"1e-5", "1e-4", "1e-3", "0.01", "0.1"}),
+    ([-1e6, 1e6], False, {"-1e6", "-5e5", "0", "5e5", "1e6"}),
+    ([1234567.1, 1234567.4], False, {"1234567.1", "1234567.2", "1234567.3", "1234567.4"}),
 )
-def test_numbers_are_round_and_short(values: list[float], is_log: bool, texts: list[str]) -> None:
-    written = [tick.text for tick in scale_of(values, 0.0, 400.0, is_log=is_log).ticks()]
-    assert [each for each in texts if each not in written] == []
+
+
+def test_tick_labels_are_round_and_short() -> None:
+    for values, is_log, texts in TICK_TEXTS:
+        ticks = scale_of(values, 0.0, 400.0, is_log=is_log).ticks()
+        assert texts <= {tick.text for tick in ticks}

@@ -1,10 +1,11 @@
-"""The search: its budget, its stages, what it takes and leaves, and how it is cut and goes on."""
+"""The search: its budget and stages, its decisions, and how it resumes after a kill."""
 
 import itertools
 import math
 import random
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +19,7 @@ from lightning_adam.tune.archive import Archive
 from lightning_adam.tune.point import Point
 from lightning_adam.tune.search import Search
 from lightning_adam.tune.story import START, Outcome
+from tests.support.tables import each_row
 from tests.tune.searching import (
     DEFAULT,
     LR,
@@ -59,19 +61,21 @@ def _at_random(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_at_random")
-@pytest.mark.parametrize("n_trials", SMALL_BUDGETS)
-def test_a_budget_goes_to_the_stages_that_it_can_pay_for(n_trials: int) -> None:
-    search = search_of(plan_of(n_trials=n_trials))
-    run_out(search, bowl)
-    stages = {each.stage for each in trials_of(search)} - {START}
-    assert stages == SMALL_BUDGETS[n_trials]
-    # All is used, but for confirmations that nothing called for.
-    assert 0 <= n_trials - len(trials_of(search)) <= len(stages)
-    assert {*stages, *skipped(search)} == set(shipped_stages()) or n_trials == 1
+def test_budget_goes_to_the_stages_that_it_can_pay_for() -> None:
+    with each_row() as row:
+        for n_trials, expected in SMALL_BUDGETS.items():
+            with row(n_trials):
+                search = search_of(plan_of(n_trials=n_trials))
+                run_out(search, bowl)
+                stages = {each.stage for each in trials_of(search)} - {START}
+                assert stages == expected
+                # All is used, but for confirmations that were not needed.
+                assert 0 <= n_trials - len(trials_of(search)) <= len(stages)
+                assert {*stages, *skipped(search)} == set(shipped_stages()) or n_trials == 1
 
 
 @pytest.mark.slow
-def test_a_bowl_is_searched_to_its_ground() -> None:
+def test_search_finds_the_minimum_of_a_bowl() -> None:
     search = search_of(plan_of(n_trials=80))
     run_out(search, bowl)
     point = steps_of(search)[-1].after.point
@@ -83,7 +87,7 @@ def test_a_bowl_is_searched_to_its_ground() -> None:
     assert bowl(point, 0) < 0.03 < bowl(DEFAULT, 0)
 
 
-def test_more_is_better_where_that_is_said() -> None:
+def test_search_maximizes_where_the_direction_says_so() -> None:
     search = search_of(plan_of(LR, direction="maximize", n_trials=12))
     run_out(search, lambda point, seed: -((math.log10(point.lr) + 2) ** 2))
     steps = steps_of(search)
@@ -102,7 +106,7 @@ def test_more_is_better_where_that_is_said() -> None:
     chance=st.sampled_from([0.0, 0.2, 0.6]),
     seed=st.integers(0, 1000),
 )
-def test_whatever_fails_the_budget_is_kept_and_the_search_ends(
+def test_search_keeps_its_budget_and_ends_whatever_fails(
     n_trials: int, n_seeds: int, n_jobs: int, chance: float, seed: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -138,7 +142,7 @@ def budget_is_kept(n_trials: int, n_seeds: int, n_jobs: int, chance: float, seed
             assert all(map(math.isfinite, step.after.values))
 
 
-def test_points_of_a_batch_differ() -> None:
+def test_points_of_a_batch_are_different() -> None:
     search = search_of(plan_of(LR, n_trials=30, n_jobs=8, n_seeds=1))
     batches = run_out(search, bowl)
     assert max(map(len, batches)) == 8
@@ -146,7 +150,7 @@ def test_points_of_a_batch_differ() -> None:
     assert len(lrs) == len(set(lrs))
 
 
-def test_a_stage_whose_values_are_all_known_ends_though_trials_are_left() -> None:
+def test_stage_ends_early_when_all_its_values_are_known() -> None:
     stages = {"eps": {"space": {"eps": {"low": 1e-8, "high": 1e-6}}}}
     search = search_of(plan_of(stages, n_trials=20))
     run_out(search, lambda point, seed: float(point.eps or 0))
@@ -154,7 +158,7 @@ def test_a_stage_whose_values_are_all_known_ends_though_trials_are_left() -> Non
     assert len(trials_of(search)) == 2 + 2
 
 
-def test_values_that_are_given_are_all_tried_and_no_other() -> None:
+def test_exactly_the_listed_values_are_tried() -> None:
     stages = {"lr": {"space": {"lr": [1e-4, 1e-3, 3e-3]}}}
     search = search_of(plan_of(stages, n_trials=20))
     run_out(search, bowl)
@@ -163,7 +167,7 @@ def test_values_that_are_given_are_all_tried_and_no_other() -> None:
 
 
 @pytest.mark.usefixtures("_at_random")
-def test_points_to_try_first_come_first_and_beta2_is_tied_to_beta1() -> None:
+def test_initial_points_come_first_and_beta2_follows_beta1() -> None:
     search = search_of(plan_of(n_trials=40))
     run_out(search, bowl)
     lrs = [each.point.lr for each in trials_of(search) if each.stage == "lr"]
@@ -181,7 +185,7 @@ def noisy(sigma: float, seed: int, gain: float = 0.0) -> Objective:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_at_random")
-def test_noise_alone_seldom_takes_the_incumbents_place() -> None:
+def test_noise_alone_rarely_replaces_the_incumbent() -> None:
     """Of points that are all alike the best of many is taken no more often than chance allows."""
     taken = 0
     for seed in range(40):
@@ -200,7 +204,7 @@ def test_noise_alone_seldom_takes_the_incumbents_place() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_at_random")
-def test_what_is_better_beyond_the_noise_is_taken() -> None:
+def test_gain_beyond_the_noise_is_always_taken() -> None:
     taken = 0
     for seed in range(20):
         search = search_of(plan_of(LR, n_trials=14, n_seeds=3))
@@ -210,7 +214,7 @@ def test_what_is_better_beyond_the_noise_is_taken() -> None:
 
 
 @pytest.mark.usefixtures("_at_random")
-def test_a_start_that_diverges_is_left_for_the_first_that_does_not() -> None:
+def test_diverging_start_is_replaced_by_a_point_that_converges() -> None:
     search = search_of(plan_of(LR, n_trials=8), DEFAULT.with_values(lr=0.1))
     run_out(search, lambda point, seed: math.nan if point.lr > 0.05 else bowl(point, seed))
     # No second seed for what fails with the first.
@@ -223,7 +227,7 @@ def test_a_start_that_diverges_is_left_for_the_first_that_does_not() -> None:
 
 
 @pytest.mark.usefixtures("_at_random")
-def test_what_fails_with_the_second_seed_is_not_taken() -> None:
+def test_point_that_fails_with_the_second_seed_is_not_taken() -> None:
     search = search_of(plan_of(LR, n_trials=8))
 
     def objective(point: Point, seed: int) -> float:
@@ -236,7 +240,7 @@ def test_what_fails_with_the_second_seed_is_not_taken() -> None:
 
 
 @pytest.mark.usefixtures("_at_random")
-def test_when_everything_crashes_the_search_gives_up_and_says_what_was_raised() -> None:
+def test_search_in_which_every_run_fails_stops_with_the_exception() -> None:
     search = search_of(plan_of(LR, n_trials=30))
 
     def objective(point: Point, seed: int) -> float:
@@ -247,34 +251,36 @@ def test_when_everything_crashes_the_search_gives_up_and_says_what_was_raised() 
     assert len(trials_of(search)) == 5
 
 
-@pytest.mark.usefixtures("_at_random")
-@pytest.mark.parametrize(
-    ("precision", "findings", "is_searched"),
-    [
-        ("bf16-true bfloat16", [], True),
-        ("16-mixed float32", [], True),
-        ("32-true float32", ["eps_dominates"], True),
-        ("32-true float32", ["exp_avg_sq_underflow"], True),
-        ("32-true float32", ["updates_lost"], False),
-        ("64-true float64", [], False),
-    ],
+EPS_IS_SEARCHED = (
+    ("bf16-true bfloat16", [], True),
+    ("16-mixed float32", [], True),
+    ("32-true float32", ["eps_dominates"], True),
+    ("32-true float32", ["exp_avg_sq_underflow"], True),
+    ("32-true float32", ["updates_lost"], False),
+    ("64-true float64", [], False),
 )
-def test_eps_is_searched_where_precision_or_a_finding_calls_for_it(
-    precision: str, findings: list[str], is_searched: bool
-) -> None:
-    search = search_of(plan_of(n_trials=40))
-    while batch := search.next_batch():
-        for begun in batch:
-            search.archive.note(begun.stage, begun.number, precision=precision, findings=findings)
-            end(search.archive, begun, bowl)
-    tried = {each.point.eps for each in trials_of(search) if each.stage == "eps"}
-    assert bool(tried) is is_searched
-    assert tried <= {float(f"1e-{exponent}") for exponent in range(3, 13)}
-    assert ("eps" in skipped(search)) is not is_searched
+"""Precisions and findings of the runs, and whether they call for another eps."""
 
 
 @pytest.mark.usefixtures("_at_random")
-def test_what_the_optimizer_does_not_have_is_left_out_with_the_reason() -> None:
+def test_eps_is_searched_where_precision_or_a_finding_calls_for_it() -> None:
+    with each_row() as row:
+        for precision, findings, is_searched in EPS_IS_SEARCHED:
+            with row((precision, findings)):
+                search = search_of(plan_of(n_trials=40))
+                while batch := search.next_batch():
+                    for begun in batch:
+                        notes: dict[str, Any] = {"precision": precision, "findings": findings}
+                        search.archive.note(begun.stage, begun.number, **notes)
+                        end(search.archive, begun, bowl)
+                tried = {each.point.eps for each in trials_of(search) if each.stage == "eps"}
+                assert bool(tried) is is_searched
+                assert tried <= {float(f"1e-{exponent}") for exponent in range(3, 13)}
+                assert ("eps" in skipped(search)) is not is_searched
+
+
+@pytest.mark.usefixtures("_at_random")
+def test_stage_of_a_missing_setting_is_skipped_with_the_reason() -> None:
     point = Point(lr=1e-3, betas=(0.9, 0.999), weight_decay=0.1, decoupled_weight_decay=False)
     search = search_of(plan_of(n_trials=60), point)
 
@@ -289,7 +295,7 @@ def test_what_the_optimizer_does_not_have_is_left_out_with_the_reason() -> None:
 
 
 @pytest.mark.parametrize("n_jobs", [1, 3])
-def test_a_search_that_is_cut_anywhere_comes_to_the_same(
+def test_search_that_is_killed_anywhere_gives_the_same_result(
     n_jobs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its process is killed after some batches, before a batch, or with a batch under way."""
@@ -328,7 +334,7 @@ def test_a_search_that_is_cut_anywhere_comes_to_the_same(
 
 
 @pytest.mark.usefixtures("_at_random")
-def test_a_training_whose_process_dies_twice_has_failed() -> None:
+def test_run_whose_process_dies_twice_has_failed() -> None:
     archive = archive_of(plan_of())
     plan = plan_of(n_trials=6, n_seeds=1)
     deaths = 0
@@ -351,7 +357,7 @@ def test_a_training_whose_process_dies_twice_has_failed() -> None:
 
 
 @pytest.mark.usefixtures("_at_random")
-def test_a_batch_that_its_launcher_lost_is_done_again_one_by_one() -> None:
+def test_batch_that_its_launcher_lost_is_repeated_one_by_one() -> None:
     search = search_of(plan_of(LR, n_trials=8, n_jobs=3, n_seeds=1))
     first = search.next_batch()
     for begun in first:
@@ -376,7 +382,7 @@ def test_a_batch_that_its_launcher_lost_is_done_again_one_by_one() -> None:
     assert len(trials_of(search)) == 8
 
 
-def test_a_launcher_that_begins_nothing_is_told_by_what_it_raised() -> None:
+def test_launcher_that_starts_nothing_is_reported_with_its_exception() -> None:
     search = search_of(plan_of(LR, n_trials=20, n_jobs=2))
 
     def run_all() -> None:
@@ -388,7 +394,7 @@ def test_a_launcher_that_begins_nothing_is_told_by_what_it_raised() -> None:
 
 
 @pytest.mark.usefixtures("_at_random")
-def test_a_larger_budget_goes_on_from_what_is_known() -> None:
+def test_larger_budget_continues_from_known_trials() -> None:
     archive = archive_of(plan_of())
     run_out(search_of(plan_of(n_trials=10), archive=archive), bowl)
     search = search_of(plan_of(n_trials=30), archive=archive)
@@ -403,7 +409,7 @@ def test_a_larger_budget_goes_on_from_what_is_known() -> None:
 
 
 @pytest.mark.usefixtures("_at_random")
-def test_records_say_all_that_the_search_goes_by() -> None:
+def test_records_hold_owner_metric_and_duration() -> None:
     search = search_of(plan_of(LR, n_trials=5))
     run_out(search, bowl)
     for record in records_of(search):

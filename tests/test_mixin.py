@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lightning_adam import AdamMixin, ConfigError, build_adam
 from lightning_adam.schedulers import settings as scheduler_settings
 from tests.support.tables import each_row
-from tests.support.training import ADAMW, Lit, loader, loss_of, network, parameters, trainer
+from tests.support.training import ADAMW, Lit, loader, loss_of, network, trainer
 
 COSINE = {"name": "cosine", "warmup_steps": 5}
 TORCH = "torch.optim.lr_scheduler"
@@ -26,36 +26,6 @@ class Endless(IterableDataset[tuple[Tensor, Tensor]]):
     def __iter__(self) -> Any:
         while True:
             yield torch.randn(6), torch.randn(1)
-
-
-def parameters_by_hand(steps: int, warmup: int) -> list[Tensor]:
-    """torch alone: groups, AdamW and the cosine written out."""
-    net = network()
-    matrices = [each for each in net.parameters() if each.ndim == 2]
-    vectors = [each for each in net.parameters() if each.ndim == 1]
-    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    adam = torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.1, fused=True)
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return step / warmup
-        cosine = torch.tensor((step - warmup) / (steps - warmup) * torch.pi, dtype=torch.float64)
-        return (1 + cosine.cos().item()) / 2
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(adam, factor)
-    for batch in loader(steps):
-        adam.zero_grad()
-        loss_of(net, (batch[0], batch[1])).backward()  # type: ignore[no-untyped-call]
-        adam.step()
-        schedule.step()
-    return parameters(net)
-
-
-def test_trains_bit_identically_to_torch() -> None:
-    module = Lit(ADAMW, COSINE)
-    trainer(max_epochs=1).fit(module, loader(40))
-    expected = parameters_by_hand(steps=40, warmup=5)
-    assert all(torch.equal(a, b) for a, b in zip(parameters(module), expected, strict=True))
 
 
 def endless() -> DataLoader[Any]:
@@ -428,22 +398,3 @@ def test_build_adam_builds_two_optimizers() -> None:
     fit.fit(Two(), loader(2))
     assert [type(each).__name__ for each in fit.optimizers] == ["AdamW", "Adam"]
     assert [each.param_groups[0]["lr"] for each in fit.optimizers] == [1e-2 / 2, 0.5]
-
-
-def test_build_adam_trains_a_module_without_the_mixin() -> None:
-    class Plain(L.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = network()
-
-        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-            return loss_of(self.net, batch)
-
-        def configure_optimizers(self) -> Any:
-            steps = int(self.trainer.estimated_stepping_batches)
-            return build_adam(self.net, ADAMW, COSINE, steps)
-
-    module = Plain()
-    trainer(max_epochs=1).fit(module, loader(40))
-    expected = parameters_by_hand(steps=40, warmup=5)
-    assert all(torch.equal(a, b) for a, b in zip(parameters(module), expected, strict=True))

@@ -1,10 +1,10 @@
-"""The Trainer's loops, in every way it can be told to go, with and without AdamMonitor."""
+"""The Trainer's loops with and without AdamMonitor."""
 
 import copy
 import warnings
 from collections.abc import Callable
-from functools import cache, partial
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import lightning as L
 import pytest
@@ -26,22 +26,38 @@ from tests.statistics.cases import reference_tensors
 from tests.support.loops import (
     COMPARED,
     LINEAR,
-    LOOPS,
     STEP,
     Batch,
-    ByHandPastLightning,
     Clock,
     Compiled,
     Gan,
-    Judged,
     Loop,
-    Silent,
+    ManualRawOptimizer,
+    Validating,
+    WithoutLog,
+    baseline_fit,
     compiled_whole,
+    each_distinct_loop,
+    each_loop,
+    run_loop,
 )
 from tests.support.memory_logger import MemoryLogger
-from tests.support.monitored import KEY
+from tests.support.monitored import KEY, full_monitor
 from tests.support.oracle import reference_statistics
-from tests.support.training import ADAMW, LR, Lit, loader, loss_of, network, parameters, trainer
+from tests.support.tables import each_row
+from tests.support.training import (
+    ADAMW,
+    LR,
+    Lit,
+    TrainingRun,
+    assert_same_parameters,
+    loader,
+    loss_of,
+    network,
+    parameters,
+    run_training,
+    trainer,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -49,57 +65,17 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning.pytorch.callbacks.timer.time", Clock)
 
 
-each_loop = pytest.mark.parametrize("loop", LOOPS, ids=[loop.name for loop in LOOPS])
-
-
-def everything(**settings: Any) -> AdamMonitor:
-    scopes = ["model", "group", "layer", "tensor"]
-    return AdamMonitor(1, scopes, "all", histograms_every_n_steps=2, **settings)
-
-
-class Fit(NamedTuple):
-    trainer: L.Trainer
-    module: L.LightningModule
-    recorder: MemoryLogger
-
-    def values(self, key: str) -> list[float]:
-        return [metrics[key] for _, metrics in self.recorder.rows if key in metrics]
-
-
-def fit(loop: Loop, *callbacks: L.Callback, scheduler: Any = None) -> Fit:
-    module, recorder = loop.kind(ADAMW, scheduler or loop.scheduler), MemoryLogger()
-    flags = {"max_epochs": 1, "logger": recorder, "num_sanity_val_steps": 0, **loop.flags}
-    fit = trainer(callbacks=[*loop.callbacks(), *callbacks], **flags)
-    fit.fit(module, loop.data(), loader(2) if isinstance(module, Judged) else None)
-    return Fit(fit, module, recorder)
-
-
-@cache
-def undisturbed(name: str) -> Fit:
-    """A training of the table without the monitor."""
-    return fit(next(loop for loop in LOOPS if loop.name == name))
-
-
-def assert_same(one: nn.Module, other: nn.Module) -> None:
-    pairs = list(zip(parameters(one), parameters(other), strict=True))
-    assert pairs
-    assert all(torch.equal(*pair) for pair in pairs)
-
-
 @each_loop
-def test_a_training_goes_as_far_down_its_schedule_as_it_takes_steps(loop: Loop) -> None:
-    optimizer = undisturbed(loop.name).trainer.optimizers[0]
+def test_schedule_ends_with_the_run_and_every_step_is_measured_and_unchanged(loop: Loop) -> None:
+    without, monitor = baseline_fit(loop.name), full_monitor()
+    optimizer = without.trainer.optimizers[0]
     assert {float(state["step"]) for state in optimizer.state.values()} == {loop.steps}
     left = 1 - loop.steps / (loop.length or loop.steps)
     for group in optimizer.param_groups:
         assert group["lr"] == pytest.approx(LR * left, rel=1e-9, abs=0)
 
-
-@each_loop
-def test_every_step_is_measured_and_none_is_changed(loop: Loop) -> None:
-    monitor = everything()
-    measured = fit(loop, monitor)
-    assert_same(undisturbed(loop.name).module, measured.module)
+    measured = run_loop(loop, monitor)
+    assert_same_parameters(without.module, measured.module)
     name = loop.suffix.rpartition("/")[2]
     assert monitor.state_dict()["steps"][name][0] == loop.steps
     if loop.is_logged:
@@ -107,33 +83,28 @@ def test_every_step_is_measured_and_none_is_changed(loop: Loop) -> None:
         assert measured.values(STEP + loop.suffix) == steps
 
 
-@each_loop
-def test_a_fault_in_the_monitor_is_reported_once_and_harms_no_training(
+@each_distinct_loop
+def test_monitor_failure_is_reported_once_and_changes_no_step(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def planted(*args: Any) -> None:
         raise ZeroDivisionError("planted")
 
-    without = undisturbed(loop.name)
+    without = baseline_fit(loop.name)
     monkeypatch.setattr("lightning_adam.statistics.kernels.measure", planted)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        disturbed = fit(loop, everything())
+        disturbed = run_loop(loop, full_monitor())
     reports = [each for each in caught if "ZeroDivisionError: planted" in str(each.message)]
     assert [each.category for each in reports] == [UserWarning]
-    assert_same(without.module, disturbed.module)
+    assert_same_parameters(without.module, disturbed.module)
     assert disturbed.values(KEY + loop.suffix) == []
 
 
-@pytest.mark.parametrize(
-    "loop",
-    # After a validation Lightning lets go of the gradients.
-    [each for each in LOOPS if each.is_logged and each.kind is not Judged and each.steps < 10],
-    ids=lambda loop: loop.name,
-)
-def test_what_is_logged_last_is_what_the_reference_says_of_the_last_step(loop: Loop) -> None:
-    """The learning rate is constant, so that the optimizer still stands as the step left it."""
-    ended = fit(loop, everything(), scheduler={"name": "constant"})
+@each_distinct_loop
+def test_last_logged_values_match_the_reference(loop: Loop) -> None:
+    """With a constant learning rate the optimizer is left as it was at the last step."""
+    ended = run_loop(loop, full_monitor(), scheduler={"name": "constant"})
     expected = reference_statistics(reference_tensors(ended.trainer.optimizers[0]))
     for name in COMPARED:
         last = ended.values(STATISTICS[name].key + loop.suffix)[-1]
@@ -141,7 +112,7 @@ def test_what_is_logged_last_is_what_the_reference_says_of_the_last_step(loop: L
 
 
 class Configured(MemoryLogger):
-    """Keeps the run's config too."""
+    """Keeps the config of the run too."""
 
     config: dict[str, Any]
 
@@ -149,9 +120,9 @@ class Configured(MemoryLogger):
         self.config = params["lightning_adam"]
 
 
-def test_a_gans_optimizers_have_the_names_of_its_parts_in_keys_and_config() -> None:
+def test_optimizers_of_a_gan_are_named_after_its_parts_in_keys_and_config() -> None:
     recorder = Configured()
-    fit(Loop("gan", 6, kind=Gan, flags={"logger": recorder}), everything())
+    run_loop(Loop("gan", 6, kind=Gan, flags={"logger": recorder}), full_monitor())
     keys = {key for _, metrics in recorder.rows for key in metrics}
     assert {key.split("/optimizer/")[1].split("/")[0] for key in keys if "adam_" in key} == {
         "generator",
@@ -167,7 +138,7 @@ def test_a_gans_optimizers_have_the_names_of_its_parts_in_keys_and_config() -> N
         assert recorder.config["scheduler"][part]["total_steps"] == total_steps
 
 
-def test_of_two_optimizers_only_the_scheduled_one_has_a_scheduler_in_the_config() -> None:
+def test_config_has_a_scheduler_for_the_scheduled_optimizer_only() -> None:
     class HalfScheduled(Gan):
         def configure_optimizers(self) -> Any:
             generator, discriminator = super().configure_optimizers()
@@ -177,7 +148,7 @@ def test_of_two_optimizers_only_the_scheduled_one_has_a_scheduler_in_the_config(
             self.optimizers()[1].step()  # type: ignore[index]
 
     recorder = Configured()
-    fit(Loop("gan", 6, kind=HalfScheduled, flags={"logger": recorder}), everything())
+    run_loop(Loop("gan", 6, kind=HalfScheduled, flags={"logger": recorder}), full_monitor())
     assert recorder.config["scheduler"].keys() == {"discriminator"}
     assert recorder.config["optimizer"].keys() == {"generator", "discriminator"}
 
@@ -187,36 +158,37 @@ def nested() -> Any:
     return nn.ModuleDict({"nets": nn.ModuleDict(part), "head": nn.Linear(1, 1)})
 
 
-@pytest.mark.parametrize(
-    ("patterns", "expected"),
-    [
-        (["nets.encoder", "nets.decoder"], ["nets.encoder", "nets.decoder"]),
-        (["nets.decoder.0", "nets.decoder.1"], ["nets.decoder.0", "nets.decoder.1"]),
-        (["nets", "head"], ["nets", "head"]),
-        (["nets.encoder", "head"], ["nets", "head"]),
-        (["nets.encoder", "nets.encoder"], ["0", "1"]),
-        (["nets.encoder.weight", "nets.encoder.bias"], ["0", "1"]),
-        (["nets.encoder", "nets.encoder", "head"], ["0", "1", "2"]),
-        (["", "head"], ["0", "head"]),
-    ],
-    ids=str,
-)
-def test_optimizers_are_told_apart_by_the_shortest_path_that_does(
-    patterns: list[str], expected: list[str]
-) -> None:
-    module = nested()
-    optimizers = [
-        Adam(each for name, each in module.named_parameters() if name.startswith(pattern))
-        for pattern in patterns
-    ]
-    assert names_of(optimizers, module) == expected
-    for part in module["nets"].values():
-        part.compile(backend="eager")
-    module["nets"] = torch.compile(module["nets"], backend="eager")
-    assert names_of(optimizers, module) == expected
+OPTIMIZER_NAMES = [
+    (["nets.encoder", "nets.decoder"], ["nets.encoder", "nets.decoder"]),
+    (["nets.decoder.0", "nets.decoder.1"], ["nets.decoder.0", "nets.decoder.1"]),
+    (["nets", "head"], ["nets", "head"]),
+    (["nets.encoder", "head"], ["nets", "head"]),
+    (["nets.encoder", "nets.encoder"], ["0", "1"]),
+    (["nets.encoder.weight", "nets.encoder.bias"], ["0", "1"]),
+    (["nets.encoder", "nets.encoder", "head"], ["0", "1", "2"]),
+    (["", "head"], ["0", "head"]),
+]
+"""The parameters of each optimizer, by the beginning of their names, and its name."""
 
 
-def test_no_two_optimizers_ever_have_one_name() -> None:
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_optimizers_are_named_by_the_shortest_distinct_path(is_compiled: bool) -> None:
+    with each_row() as row:
+        for patterns, expected in OPTIMIZER_NAMES:
+            module = nested()
+            optimizers = [
+                Adam(each for name, each in module.named_parameters() if name.startswith(pattern))
+                for pattern in patterns
+            ]
+            if is_compiled:
+                for part in module["nets"].values():
+                    part.compile(backend="eager")
+                module["nets"] = torch.compile(module["nets"], backend="eager")
+            with row(patterns):
+                assert names_of(optimizers, module) == expected
+
+
+def test_two_optimizers_of_the_same_parameters_have_distinct_names() -> None:
     module = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 1))
     names = names_of([Adam(module.parameters()), Adam(module[0].parameters())], module)
     assert len(set(names)) == 2
@@ -242,7 +214,7 @@ class TwoOnOnePart(L.LightningModule):
 def test_two_optimizers_of_one_part_are_numbered_in_keys_and_config() -> None:
     recorder = Configured()
     loop = Loop("one part", 6, kind=lambda *_: TwoOnOnePart(), flags={"logger": recorder})
-    fit(loop, everything())
+    run_loop(loop, full_monitor())
     for number, kind in (("0", "AdamW"), ("1", "Adam")):
         assert recorder.steps_of(f"{KEY}/optimizer/{number}") == list(range(6))
         assert recorder.config["optimizer"][number]["class"] == kind
@@ -250,18 +222,18 @@ def test_two_optimizers_of_one_part_are_numbered_in_keys_and_config() -> None:
 
 
 @pytest.mark.parametrize("kind", [Compiled, compiled_whole])
-def test_the_keys_of_what_is_compiled_are_those_of_what_is_not(kind: Any) -> None:
-    def logged(kind: Any) -> list[dict[str, float]]:
-        ended = fit(Loop("compiled", 6, kind=kind), everything())
-        return [metrics for _, metrics in ended.recorder.rows if KEY in metrics]
+def test_compiled_module_logs_the_same_keys_and_values(kind: Any) -> None:
+    def log_of(kind: Any) -> list[dict[str, float]]:
+        ended = run_loop(Loop("compiled", 6, kind=kind), full_monitor())
+        return [metrics for _, metrics in ended.logger.rows if KEY in metrics]
 
-    rows = logged(kind)
+    rows = log_of(kind)
     assert f"{KEY}/tensor/net.0.weight" in rows[0]
     assert f"{KEY}/layer/net.1" in rows[0]
-    assert rows == logged(Silent)
+    assert rows == log_of(WithoutLog)
 
 
-def test_the_groups_of_what_is_compiled_have_the_names_that_the_user_wrote() -> None:
+def test_groups_of_a_compiled_network_match_the_uncompiled_names() -> None:
     def groups(kind: Any) -> list[tuple[str, list[str]]]:
         optimizer = {**ADAMW, "groups": [{"name": "first", "match": "net.0.*", "lr_scale": 2}]}
         built = kind(optimizer).configure_optimizers()["optimizer"]
@@ -275,32 +247,35 @@ def with_compiled_step(built: Any) -> Any:
     return built
 
 
-class CompiledStep(Silent):
+class CompiledStep(WithoutLog):
     def configure_optimizers(self) -> Any:
         return with_compiled_step(super().configure_optimizers())
 
 
-class CompiledStepByHand(ByHandPastLightning):
+class ManualCompiledStep(ManualRawOptimizer):
     def configure_optimizers(self) -> Any:
         return with_compiled_step(super().configure_optimizers())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "plain"), [(CompiledStep, Silent), (CompiledStepByHand, ByHandPastLightning)]
+    ("kind", "plain"), [(CompiledStep, WithoutLog), (ManualCompiledStep, ManualRawOptimizer)]
 )
-def test_a_compiled_step_is_measured_as_one_that_is_not(kind: type[Lit], plain: type[Lit]) -> None:
-    def logged(kind: type[Lit]) -> list[dict[str, float]]:
+def test_compiled_step_is_measured_like_an_uncompiled_one(
+    kind: type[Lit], plain: type[Lit]
+) -> None:
+    def log_of(kind: type[Lit]) -> list[dict[str, float]]:
         loop = Loop("step", 3, kind=kind, data=partial(loader, 3))
-        ended = fit(loop, everything(), scheduler={"name": "constant"})
-        return [metrics for _, metrics in ended.recorder.rows if KEY in metrics]
+        ended = run_loop(loop, full_monitor(), scheduler={"name": "constant"})
+        return [metrics for _, metrics in ended.logger.rows if KEY in metrics]
 
-    compiled, expected = logged(kind), logged(plain)
+    compiled, expected = log_of(kind), log_of(plain)
     assert [row[STEP] for row in compiled] == [1, 2, 3]
     for one, other in zip(compiled, expected, strict=True):
         assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
 
 
-def test_a_compiled_step_of_a_plain_loop_is_counted_and_measured() -> None:
+def test_compiled_step_in_a_plain_loop_is_counted_and_measured() -> None:
     net, measured = network(), []
     adam = AdamW(net.parameters(), lr=LR)
     counter, statistics = StepCounter(adam), AdamStatistics("step", scopes=["model"])
@@ -321,18 +296,18 @@ AVERAGES: dict[str, Callable[[], WeightAveraging]] = {
 
 
 @pytest.mark.parametrize("average", AVERAGES.values(), ids=AVERAGES.keys())
-def test_an_average_is_that_of_the_weights_after_each_step(
+def test_weight_average_uses_the_weights_after_each_step(
     average: Callable[[], WeightAveraging],
 ) -> None:
-    class Keeping(L.Callback):
+    class KeepWeights(L.Callback):
         def __init__(self) -> None:
             self.kept: list[list[Tensor]] = []
 
         def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
             self.kept.append(parameters(module))
 
-    keeping = Keeping()
-    module = fit(Loop("average", 6, callbacks=lambda: [average(), keeping])).module
+    keeping = KeepWeights()
+    module = run_loop(Loop("average", 6, callbacks=lambda: [average(), keeping])).module
     expected = keeping.kept[0]
     for count, weights in enumerate(keeping.kept[1:], start=1):
         share = 0.5 if isinstance(average(), EMAWeightAveraging) else 1 / (count + 1)
@@ -342,52 +317,54 @@ def test_an_average_is_that_of_the_weights_after_each_step(
 
 
 @pytest.mark.parametrize("average", AVERAGES.values(), ids=AVERAGES.keys())
-def test_a_module_is_averaged_in_a_second_training_too(
+def test_weights_are_averaged_in_a_second_run_too(
     average: Callable[[], WeightAveraging],
 ) -> None:
-    module = fit(Loop("first", 6, kind=Judged, callbacks=lambda: [average()])).module
+    module = run_loop(Loop("first", 6, kind=Validating, callbacks=lambda: [average()])).module
     copied = copy.deepcopy(module)
-    assert_same(module, copied)
+    assert_same_parameters(module, copied)
     for each in (module, copied):
-        again = fit(Loop("second", 6, kind=lambda *_, each=each: each), average(), everything())
+        loop = Loop("second", 6, kind=lambda *_, each=each: each)
+        again = run_loop(loop, average(), full_monitor())
         assert again.values(STEP) == [1, 2, 3, 4, 5, 6]
         assert again.trainer.optimizers[0].param_groups[0]["lr"] == 0
-    assert_same(module, copied)
+    assert_same_parameters(module, copied)
 
 
-def test_a_training_with_an_average_goes_on_from_its_checkpoint() -> None:
-    def trained(epochs: int, ckpt_path: str | None = None) -> tuple[nn.Module, MemoryLogger]:
-        module, recorder = Judged(ADAMW, {"name": "linear", "total_steps": 12}), MemoryLogger()
-        kept = ModelCheckpoint(".", filename="{epoch}", save_top_k=-1)
-        callbacks = [EMAWeightAveraging(decay=0.5), kept, everything()]
-        ended = trainer(
-            max_epochs=epochs, callbacks=callbacks, logger=recorder, enable_checkpointing=True
+def test_run_with_a_weight_average_resumes_from_its_checkpoint() -> None:
+    def run(ckpt_path: str | None = None) -> TrainingRun:
+        return run_training(
+            Validating(ADAMW, {"name": "linear", "total_steps": 12}),
+            EMAWeightAveraging(decay=0.5),
+            ModelCheckpoint(".", filename="{epoch}", save_top_k=-1),
+            full_monitor(),
+            validation=loader(2),
+            ckpt_path=ckpt_path,
+            max_epochs=2,
+            enable_checkpointing=True,
         )
-        ended.fit(module, loader(6), loader(2), ckpt_path=ckpt_path, weights_only=False)
-        return module, recorder
 
-    straight = trained(2)[0]
-    resumed, recorder = trained(2, "epoch=0.ckpt")
-    assert [metrics[STEP] for _, metrics in recorder.rows if STEP in metrics] == list(range(7, 13))
-    assert_same(straight, resumed)
+    uninterrupted, resumed = run(), run("epoch=0.ckpt")
+    assert resumed.values(STEP) == list(range(7, 13))
+    assert_same_parameters(uninterrupted.module, resumed.module)
 
 
 @pytest.mark.parametrize("scheduler", [LINEAR, None], ids=["scheduled", "constant"])
-def test_stochastic_weight_averaging_takes_over_the_schedule(scheduler: Any) -> None:
+def test_stochastic_weight_averaging_replaces_the_schedule(scheduler: Any) -> None:
     def swa() -> list[L.Callback]:
         return [StochasticWeightAveraging(1e-3, 2, annealing_epochs=1, annealing_strategy="linear")]
 
     flags = {"max_epochs": 5}
     loop = Loop("swa", 30, kind=lambda *_: Lit(ADAMW, scheduler), flags=flags, callbacks=swa)
-    without, measured = fit(loop), fit(loop, everything())
-    assert_same(without.module, measured.module)
+    without, measured = run_loop(loop), run_loop(loop, full_monitor())
+    assert_same_parameters(without.module, measured.module)
     assert measured.values(STEP) == list(range(1, 31))
     lrs = measured.values(STATISTICS["lr"].key)
     assert lrs[0] == LR
     assert lrs[-6:] == [pytest.approx(1e-3)] * 6
 
 
-class Judging(Judged):
+class WithTestAndPredict(Validating):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self.log("test/loss", loss_of(self.net, batch))
 
@@ -395,8 +372,8 @@ class Judging(Judged):
         return self.net(batch[0])  # type: ignore[no-any-return]
 
 
-def test_a_module_without_an_optimizer_config_can_do_all_but_train() -> None:
-    module, monitor, recorder = Judging(), everything(), MemoryLogger()
+def test_module_without_optimizer_config_can_validate_test_and_predict() -> None:
+    module, monitor, recorder = WithTestAndPredict(), full_monitor(), MemoryLogger()
     runner = trainer(callbacks=[monitor], logger=recorder)
     before = parameters(module)
     assert "val/loss" in runner.validate(module, loader(2), verbose=False)[0]
@@ -406,41 +383,43 @@ def test_a_module_without_an_optimizer_config_can_do_all_but_train() -> None:
     assert recorder.steps_of(KEY) == []
 
 
-def test_validating_between_two_trainings_changes_neither() -> None:
-    def trained(validates: bool) -> Fit:
-        module, recorder = Judging(ADAMW, LINEAR), MemoryLogger()
-        monitor = everything()
+def test_validation_between_two_runs_changes_neither() -> None:
+    def run_twice(validates: bool) -> TrainingRun:
+        module, recorder, monitor = (
+            WithTestAndPredict(ADAMW, LINEAR),
+            MemoryLogger(),
+            full_monitor(),
+        )
         for epochs in (1, 2):
-            both = trainer(max_epochs=epochs, callbacks=[monitor], logger=recorder)
-            both.fit(module, loader(6))
+            run = run_training(module, monitor, max_epochs=epochs, logger=recorder)
             if validates:
-                both.validate(module, loader(2), verbose=False)
-        return Fit(both, module, recorder)
+                run.trainer.validate(module, loader(2), verbose=False)
+        return run
 
-    one, other = trained(False), trained(True)
-    assert_same(one.module, other.module)
+    one, other = run_twice(False), run_twice(True)
+    assert_same_parameters(one.module, other.module)
     assert one.values(STEP) == other.values(STEP)
-    assert [metrics for _, metrics in one.recorder.rows if KEY in metrics] == [
-        metrics for _, metrics in other.recorder.rows if KEY in metrics
+    assert [metrics for _, metrics in one.logger.rows if KEY in metrics] == [
+        metrics for _, metrics in other.logger.rows if KEY in metrics
     ]
 
 
-def test_a_monitor_serves_another_training_as_it_did_the_first() -> None:
+def test_a_monitor_measures_a_second_run_like_the_first() -> None:
     monitor = AdamMonitor(4)
     for _ in range(2):
-        assert fit(Loop("again", 6), monitor).recorder.steps_of(KEY) == [0, 3]
+        assert run_loop(Loop("again", 6), monitor).steps_of(KEY) == [0, 3]
         assert monitor.state_dict()["steps"] == {"": [6, 0]}
 
 
-def test_one_trainer_and_monitor_serve_two_trainings_in_a_row() -> None:
+def test_one_trainer_and_monitor_measure_two_runs_in_a_row() -> None:
     recorder, module = MemoryLogger(), Lit(ADAMW, LINEAR)
-    both = trainer(max_epochs=1, callbacks=[everything()], logger=recorder)
+    both = trainer(max_epochs=1, callbacks=[full_monitor()], logger=recorder)
     both.fit(module, loader(6))
     first = both.optimizers[0]
     both.fit_loop.max_epochs = 2
     both.fit(module, loader(6))
     steps = [metrics[STEP] for _, metrics in recorder.rows if STEP in metrics]
-    assert steps == [*range(1, 7), *range(1, 7)], "the second training has a new optimizer"
+    assert steps == [*range(1, 7), *range(1, 7)], "the second run has a new optimizer"
     assert recorder.steps_of(KEY) == list(range(12))
     assert both.optimizers[0] is not first
 
@@ -453,7 +432,6 @@ class Interrupting(L.Callback):
         setattr(self, hook, interrupt)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ArithmeticError])
 @pytest.mark.parametrize(
     "hook",
     [
@@ -465,37 +443,36 @@ class Interrupting(L.Callback):
         "on_train_epoch_end",
     ],
 )
-def test_a_training_that_breaks_off_leaves_nothing_in_the_optimizer(
-    hook: str, error: type[BaseException]
-) -> None:
-    module, monitor = Lit(ADAMW), everything()
-    callbacks = [monitor, Interrupting(hook, error)]
-    broken = trainer(max_epochs=1, callbacks=callbacks, logger=MemoryLogger())
-    with pytest.raises((KeyboardInterrupt, SystemExit, ArithmeticError)):
-        broken.fit(module, loader(3))
-    assert not broken.optimizers[0]._optimizer_step_pre_hooks
-    assert not broken.optimizers[0]._optimizer_step_post_hooks
-    measured = fit(Loop("after it", 6), monitor)
-    assert measured.values(STEP) == [1, 2, 3, 4, 5, 6]
+def test_interrupted_run_leaves_no_hook_in_the_optimizer(hook: str) -> None:
+    monitor = full_monitor()
+    for error in (KeyboardInterrupt, ArithmeticError):
+        callbacks = [monitor, Interrupting(hook, error)]
+        broken = trainer(max_epochs=1, callbacks=callbacks, logger=MemoryLogger())
+        with pytest.raises((KeyboardInterrupt, SystemExit, ArithmeticError)):
+            broken.fit(Lit(ADAMW), loader(3))
+        assert not broken.optimizers[0]._optimizer_step_pre_hooks
+        assert not broken.optimizers[0]._optimizer_step_post_hooks
+    measured = run_loop(Loop("next", 3, data=partial(loader, 3)), monitor)
+    assert measured.values(STEP) == [1, 2, 3]
 
 
-def test_an_interrupted_training_has_measured_what_it_did() -> None:
-    class Late(L.Callback):
+def test_interrupted_run_has_measured_every_step_before_it() -> None:
+    class InterruptAtBatch4(L.Callback):
         def on_train_batch_start(self, *args: Any) -> None:
             if args[3] == 4:
                 raise KeyboardInterrupt
 
-    recorder, monitor = MemoryLogger(), everything()
-    broken = trainer(max_epochs=1, callbacks=[Late(), monitor], logger=recorder)
+    recorder, monitor = MemoryLogger(), full_monitor()
+    broken = trainer(max_epochs=1, callbacks=[InterruptAtBatch4(), monitor], logger=recorder)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         broken.fit(Lit(ADAMW), loader(6))
     assert recorder.steps_of(KEY) == [0, 1, 2, 3]
     assert monitor.state_dict()["steps"] == {"": [4, 0]}
 
 
-def test_no_batches_are_no_training_and_no_fault() -> None:
+def test_run_without_batches_measures_nothing_and_does_not_fail() -> None:
     before = parameters(Lit())
     loop = Loop("none", 0, flags={"limit_train_batches": 0})
-    ended = fit(loop, everything(), scheduler={"name": "constant"})
+    ended = run_loop(loop, full_monitor(), scheduler={"name": "constant"})
     assert ended.values(STEP) == []
     assert all(torch.equal(*pair) for pair in zip(before, parameters(ended.module), strict=True))

@@ -1,9 +1,10 @@
 """AdamMonitor in a real Trainer: when it measures, where it logs, and that it does no harm."""
 
 import csv
-import json
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -11,78 +12,109 @@ from typing import Any, ClassVar
 import lightning as L
 import pytest
 import torch
-import wandb
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
-from torch import Tensor
+from lightning.pytorch.loggers import CSVLogger
 
-from lightning_adam import AdamMonitor, ConfigError, __version__
+from lightning_adam import AdamMonitor, ConfigError
 from lightning_adam.statistics.catalogue import select
 from tests.statistics.cases import reference_tensors
-from tests.support.commands import offline_runs, records
 from tests.support.memory_logger import MemoryLogger
-from tests.support.monitored import KEY, TwoOptimizers, TwoSteps, fit_monitored
+from tests.support.monitored import (
+    BAD_STEPS,
+    KEY,
+    BadBatches,
+    TwoOptimizers,
+    TwoSteps,
+    fit_monitored,
+    fit_with_scaler,
+)
 from tests.support.oracle import reference_statistics
-from tests.support.training import ADAMW, Lit, loader, loss_of, parameters, trainer
+from tests.support.precision import IMPLEMENTATIONS
+from tests.support.tables import each_row
+from tests.support.training import (
+    ADAMW,
+    Lit,
+    TrainingRun,
+    assert_same_parameters,
+    loss_of,
+    parameters,
+    run_training,
+)
 
 
-@pytest.mark.parametrize("implementation", [{"fused": True}, {"foreach": True}, {"fused": False}])
-@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed"])
-def test_parameters_are_bit_identical_with_and_without_it(
-    implementation: dict[str, bool], precision: Any
-) -> None:
-    def trained(monitor: AdamMonitor | None) -> list[Tensor]:
-        module = Lit({**ADAMW, **implementation}, {"name": "cosine", "warmup_steps": 10})
-        fit_monitored(monitor, batches=100, module=module, max_epochs=2, precision=precision)
-        return parameters(module)
+class PlainAdam(Lit):
+    """Configures torch's Adam itself, with unnamed groups."""
 
-    without, with_it = trained(None), trained(AdamMonitor(every_n_steps=1))
-    assert all(torch.equal(a, b) for a, b in zip(without, with_it, strict=True))
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters())
+
+
+@contextmanager
+def warnings_of_monitor() -> Iterator[list[str]]:
+    """Collects the monitor's warnings, by the end of the block."""
+    messages: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield messages
+    messages += [str(each.message) for each in caught if "AdamMonitor" in str(each.message)]
 
 
 @pytest.mark.parametrize(
-    ("every_n_steps", "expected"),
-    [(None, [0, 9, 19]), (1, list(range(25))), (7, [0, 6, 13, 20]), (100, [0])],
+    ("implementation", "precision"),
+    [("fused", "32-true"), ("foreach", "bf16-true"), ("for-loop", "bf16-mixed")],
 )
-def test_it_measures_the_first_step_and_every_nth(
-    every_n_steps: int | None, expected: list[int]
+def test_parameters_are_bit_identical_with_and_without_it(
+    implementation: str, precision: str
 ) -> None:
-    _, recorder = fit_monitored(AdamMonitor(every_n_steps))
-    assert recorder.steps_of(KEY) == expected
-    assert recorder.steps_of(f"{KEY}/group/no_decay") == expected
+    def module() -> Lit:
+        config = {**ADAMW, **IMPLEMENTATIONS[implementation]}
+        return Lit(config, {"name": "cosine", "warmup_steps": 10})
+
+    flags: dict[str, Any] = {"data": 15, "max_epochs": 2, "precision": precision}
+    without = fit_monitored(None, module(), **flags)
+    with_it = fit_monitored(AdamMonitor(1), module(), **flags)
+    assert_same_parameters(without.module, with_it.module)
 
 
-def test_its_x_axis_is_that_of_the_loss() -> None:
-    _, recorder = fit_monitored(AdamMonitor(5), log_every_n_steps=5)
-    assert recorder.steps_of("loss") == [4, 9, 14, 19, 24]
-    assert set(recorder.steps_of("loss")) < set(recorder.steps_of(KEY))
+def test_the_first_step_and_every_nth_are_measured() -> None:
+    cases = [(None, [0, 9, 19]), (1, [*range(25)]), (7, [0, 6, 13, 20]), (100, [0])]
+    with each_row() as row:
+        for every_n_steps, expected in cases:
+            run = fit_monitored(AdamMonitor(every_n_steps))
+            with row(f"every_n_steps={every_n_steps}"):
+                assert run.steps_of(KEY) == expected
+                assert run.steps_of(f"{KEY}/group/no_decay") == expected
 
 
-def test_under_accumulation_it_counts_optimizer_steps() -> None:
-    _, recorder = fit_monitored(AdamMonitor(2), batches=12, accumulate_grad_batches=3)
-    assert recorder.steps_of(KEY) == [0, 1, 3]
+def test_statistics_and_loss_have_the_same_x_values() -> None:
+    run = fit_monitored(AdamMonitor(5), log_every_n_steps=5)
+    assert run.steps_of("loss") == [4, 9, 14, 19, 24]
+    assert set(run.steps_of("loss")) < set(run.steps_of(KEY))
 
 
-def test_log_every_n_steps_0_means_never() -> None:
-    _, recorder = fit_monitored(AdamMonitor(), log_every_n_steps=0)
-    assert recorder.steps_of(KEY) == []
+def test_accumulation_counts_optimizer_steps() -> None:
+    run = fit_monitored(AdamMonitor(2), data=12, accumulate_grad_batches=3)
+    assert run.steps_of(KEY) == [0, 1, 3]
 
 
-def test_every_headline_statistic_is_logged_for_the_model_and_each_group() -> None:
-    _, recorder = fit_monitored(AdamMonitor(10))
-    logged = {key for _, metrics in recorder.rows for key in metrics if key.startswith("adam_")}
+def test_log_every_n_steps_0_disables_it() -> None:
+    assert fit_monitored(AdamMonitor(), data=3, log_every_n_steps=0).steps_of(KEY) == []
+
+
+def test_headline_statistics_are_logged_for_the_model_and_each_group() -> None:
+    run = fit_monitored(AdamMonitor(10), data=10)
+    logged = {key for _, metrics in run.logger.rows for key in metrics if key.startswith("adam_")}
     model = {statistic.key for statistic in select(["headline"])}
     undefined = {"adam_weight_decay/decay_norm", "adam_weight_decay/decay_to_update"}
     expected = model | {f"{key}/group/decay" for key in model}
     assert logged == expected | {f"{key}/group/no_decay" for key in model - undefined}
 
 
-def test_what_is_logged_is_what_the_reference_says_of_the_last_step() -> None:
-    """The learning rate is constant, so that the optimizer still stands as the step left it."""
-    module = Lit(ADAMW)
+def test_logged_values_match_the_reference() -> None:
+    """With a constant learning rate the optimizer is left as it was at the last step."""
     logger = CSVLogger(".")
-    fit = trainer(max_epochs=1, logger=logger, callbacks=[AdamMonitor(1)], gradient_clip_val=1e-3)
-    fit.fit(module, loader(12))
+    flags: dict[str, Any] = {"data": 12, "logger": logger, "gradient_clip_val": 1e-3}
+    fit = run_training(Lit(ADAMW), AdamMonitor(1), **flags).trainer
     expected = reference_statistics(reference_tensors(fit.optimizers[0]))
     assert expected["grad_norm"] == pytest.approx(1e-3, rel=1e-4), "the gradient is the clipped one"
     with open(Path(logger.log_dir) / "metrics.csv") as file:
@@ -93,42 +125,26 @@ def test_what_is_logged_is_what_the_reference_says_of_the_last_step() -> None:
         assert float(last[key]) == pytest.approx(value, rel=1e-5, abs=1e-7)
 
 
-def test_checkpointing_can_watch_a_statistic() -> None:
+def test_checkpoints_can_monitor_a_statistic() -> None:
     checkpoint = ModelCheckpoint(".", monitor="adam_weight_decay/weight_norm")
-    fit = trainer(max_epochs=1, callbacks=[AdamMonitor(1), checkpoint], enable_checkpointing=True)
-    fit.fit(Lit(ADAMW), loader(5))
+    run_training(Lit(ADAMW), AdamMonitor(1), checkpoint, enable_checkpointing=True)
     assert checkpoint.best_model_score is not None
 
 
-def test_every_logger_is_served() -> None:
+def test_every_logger_gets_the_statistics() -> None:
     recorders = [MemoryLogger(), MemoryLogger()]
     fit_monitored(AdamMonitor(), logger=recorders)
     assert recorders[0].steps_of(KEY) == recorders[1].steps_of(KEY) == [0, 9, 19]
 
 
-def test_no_logger_is_a_warning_and_the_numbers_are_in_callback_metrics() -> None:
-    fit = trainer(max_epochs=1, callbacks=[AdamMonitor(1)])
+def test_without_a_logger_it_warns_and_fills_callback_metrics() -> None:
     with pytest.warns(UserWarning, match="AdamMonitor has no logger"):
-        fit.fit(Lit(ADAMW), loader(3))
-    assert KEY in fit.callback_metrics
-
-
-def test_the_wandb_run_holds_rows_config_and_step_metric(tmp_path: Path) -> None:
-    logger = WandbLogger(offline=True, save_dir=tmp_path, project="test")
-    fit_monitored(AdamMonitor(), logger=logger)
-    wandb.finish()
-    (offline_run,) = offline_runs(tmp_path)
-    text = json.dumps(records(offline_run))
-    globs = [each["metric"] for each in records(offline_run) if each["type"] == "metric"]
-    ours = next(each for each in globs if each.get("glob_name") == "adam_*")
-    assert ours["step_metric"] == "trainer/global_step"
-    assert __version__ in text
-    for recorded in ('"class": "AdamW"', '"total_steps": 25', '"no_decay"'):
-        assert recorded in text
+        run = run_training(Lit(ADAMW), AdamMonitor(1), data=3, logger=False)
+    assert KEY in run.trainer.callback_metrics
 
 
 @pytest.mark.parametrize(("statistics", "histograms"), [(3, 4), (4, 3)])
-def test_what_is_due_at_any_step_of_a_batch_is_logged(
+def test_everything_due_at_any_step_of_a_batch_is_logged(
     statistics: int, histograms: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second batch takes the steps 3 and 4."""
@@ -137,13 +153,13 @@ def test_what_is_due_at_any_step_of_a_batch_is_logged(
         "lightning_adam.monitor.log_exponents", lambda logger, counts, step: logged.append(step)
     )
     monitor = AdamMonitor(statistics, histograms_every_n_steps=histograms)
-    _, recorder = fit_monitored(monitor, module=TwoSteps(), batches=2)
+    run = fit_monitored(monitor, TwoSteps(), data=2)
     # In manual optimization Lightning's x-axis counts the batches that stepped.
-    assert recorder.steps_of(KEY) == logged == [0, 1]
+    assert run.steps_of(KEY) == logged == [0, 1]
 
 
-class Stumbling(Lit):
-    """The closure of a step raises, and the loop goes on."""
+class RaisingClosure(Lit):
+    """The closure of the second step raises, and training continues."""
 
     def __init__(self) -> None:
         super().__init__(ADAMW)
@@ -162,78 +178,115 @@ class Stumbling(Lit):
             optimizer.step(closure)  # type: ignore[union-attr]
 
 
-def test_a_step_that_raised_is_not_measured_and_those_after_it_are() -> None:
-    _, recorder = fit_monitored(AdamMonitor(1), module=Stumbling(), batches=4)
-    assert recorder.steps_of(KEY) == [0, 2, 3]
+def test_step_that_raised_is_not_measured_and_later_ones_are() -> None:
+    run = fit_monitored(AdamMonitor(1), RaisingClosure(), data=4)
+    assert run.steps_of(KEY) == [0, 2, 3]
 
 
-def test_several_optimizers_have_keys_of_their_own() -> None:
-    _, recorder = fit_monitored(AdamMonitor(1), module=TwoOptimizers(torch.optim.Adam), batches=3)
-    assert recorder.steps_of(f"{KEY}/optimizer/first/group/group_0") == [0, 1, 2]
-    assert recorder.steps_of(f"{KEY}/optimizer/second") == [0, 1, 2]
+def test_each_optimizer_has_its_own_keys() -> None:
+    run = fit_monitored(AdamMonitor(1), TwoOptimizers(torch.optim.Adam), data=3)
+    assert run.steps_of(f"{KEY}/optimizer/first/group/group_0") == [0, 1, 2]
+    assert run.steps_of(f"{KEY}/optimizer/second") == [0, 1, 2]
 
 
-def test_beside_another_optimizer_the_adam_is_measured() -> None:
-    _, recorder = fit_monitored(AdamMonitor(1), module=TwoOptimizers(torch.optim.SGD), batches=3)
-    assert recorder.steps_of(f"{KEY}/optimizer/first") == [0, 1, 2]
-    assert recorder.steps_of(f"{KEY}/optimizer/second") == []
+def test_adam_beside_another_optimizer_is_measured() -> None:
+    run = fit_monitored(AdamMonitor(1), TwoOptimizers(torch.optim.SGD), data=3)
+    assert run.steps_of(f"{KEY}/optimizer/first") == [0, 1, 2]
+    assert run.steps_of(f"{KEY}/optimizer/second") == []
 
 
-def test_an_optimizer_without_moments_is_refused_before_training() -> None:
-    class Plain(Lit):
+def test_optimizer_without_moments_is_refused_before_training() -> None:
+    class Sgd(Lit):
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    module = Plain()
+    module = Sgd()
     before = parameters(module)
     with pytest.raises(ConfigError, match=r"trains with SGD; train with torch\.optim\.Adam"):
-        fit_monitored(AdamMonitor(), module=module)
+        fit_monitored(AdamMonitor(), module)
     assert all(torch.equal(a, b) for a, b in zip(before, parameters(module), strict=True))
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        "lightning_adam.statistics.views.Views.after_step",
-        "lightning_adam.statistics.kernels.measure",
-        "lightning_adam.statistics.measurement.Measurement.values",
-        "lightning_adam.monitor.logging_step",
-        "lightning_adam.monitor.log_every_n_steps",
-        "lightning_adam.monitor.optimizer_settings",
-    ],
-)
-def test_a_fault_inside_is_reported_once_and_training_ends_as_without_it(
-    place: str, monkeypatch: pytest.MonkeyPatch
+SCHEDULE = {"name": "cosine", "total_steps": 10, "warmup_steps": 3}
+PLACES = [
+    ("statistics.views.Views.after_step", "for-loop", None),
+    ("statistics.kernels.measure", "for-loop", SCHEDULE),
+    ("statistics.kernels.measure", "fused", SCHEDULE),
+    ("statistics.measurement.Measurement.values", "for-loop", SCHEDULE),
+    ("statistics.measurement.Measurement.values", "fused", SCHEDULE),
+    ("monitor.logging_step", "for-loop", SCHEDULE),
+    ("monitor.log_every_n_steps", "for-loop", SCHEDULE),
+    ("monitor.optimizer_settings", "for-loop", SCHEDULE),
+    # Only where the device skips steps is there anything to resolve.
+    ("monitor.AdamMonitor._settled", "fused", SCHEDULE),
+    # With a schedule the mixin has a counter of its own, which is no part of the monitor.
+    ("steps.StepCounter._enter", "fused", None),
+    ("steps.StepCounter._is_taken", "fused", None),
+    ("steps.StepCounter._is_taken", "for-loop", None),
+    ("steps.StepCounter.learn", "fused", None),
+]
+"""The place that fails, the implementation, and the schedule."""
+
+
+def fit_with_bad_batches(
+    monitor: AdamMonitor | None, implementation: str, is_scheduled: bool
+) -> TrainingRun:
+    """A GradScaler skips three of ten steps."""
+    module = BadBatches(implementation, SCHEDULE if is_scheduled else None, BAD_STEPS)
+    return fit_with_scaler(module, monitor, log_every_n_steps=1)
+
+
+@cache
+def baseline_fit(implementation: str, is_scheduled: bool) -> TrainingRun:
+    return fit_with_bad_batches(None, implementation, is_scheduled)
+
+
+@pytest.mark.parametrize(("place", "implementation", "scheduler"), PLACES)
+def test_failure_at_any_place_is_reported_once_and_changes_no_step(
+    place: str, implementation: str, scheduler: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def planted(*args: Any, **kwargs: Any) -> None:
         raise ZeroDivisionError("planted")
 
-    undisturbed, _ = fit_monitored(None)
-    monkeypatch.setattr(place, planted)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        module, recorder = fit_monitored(AdamMonitor())
-    reports = [str(each.message) for each in caught if "AdamMonitor" in str(each.message)]
+    without = baseline_fit(implementation, scheduler is not None)
+    monkeypatch.setattr(f"lightning_adam.{place}", planted)
+    with warnings_of_monitor() as reports:
+        disturbed = fit_with_bad_batches(AdamMonitor(), implementation, scheduler is not None)
     assert len(reports) == 1
     assert "ZeroDivisionError: planted" in reports[0]
-    assert recorder.steps_of(KEY) == []
-    same = zip(parameters(undisturbed), parameters(module), strict=True)
-    assert all(torch.equal(a, b) for a, b in same)
+    assert not any(key.startswith("adam_") for _, row in disturbed.logger.rows for key in row)
+    assert_same_parameters(without.module, disturbed.module)
 
 
-def test_a_fault_inside_stops_no_training_where_warnings_are_errors(
+def test_failure_does_not_stop_training_where_warnings_are_errors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delattr("lightning_adam.statistics.views.Views.after_step")
-    undisturbed, _ = fit_monitored(None)
+    without = fit_monitored(None)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="AdamMonitor has failed")
-        module, _ = fit_monitored(AdamMonitor())
-    same = zip(parameters(undisturbed), parameters(module), strict=True)
-    assert all(torch.equal(a, b) for a, b in same)
+        disturbed = fit_monitored(AdamMonitor())
+    assert_same_parameters(without.module, disturbed.module)
 
 
-def test_what_wraps_an_optimizer_and_is_none_is_said_and_not_measured() -> None:
+def test_failure_leaves_the_hooks_of_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class CountSteps(L.Callback):
+        steps = 0
+
+        def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            trainer.optimizers[0].register_step_post_hook(self.count)
+
+        def count(self, *hook_arguments: Any) -> None:
+            self.steps += 1
+
+    counting = CountSteps()
+    monkeypatch.delattr("lightning_adam.statistics.views.Views.after_step")
+    with pytest.warns(UserWarning, match="AdamMonitor has failed"):
+        run_training(Lit(ADAMW), AdamMonitor(1), counting, data=4)
+    assert counting.steps == 4
+
+
+def test_wrapper_that_is_no_optimizer_is_a_warning_and_not_measured() -> None:
     class DeepSpeedZeroOptimizer:
         param_groups: ClassVar[list[dict[str, Any]]] = [{"params": [], "betas": (0.9, 0.999)}]
 
@@ -241,13 +294,12 @@ def test_what_wraps_an_optimizer_and_is_none_is_said_and_not_measured() -> None:
         optimizers=[DeepSpeedZeroOptimizer()], loggers=[], log_every_n_steps=1
     )
     monitor, module = AdamMonitor(), Lit(ADAMW)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with warnings_of_monitor() as messages:
         monitor.on_fit_start(trainer, module)
         monitor.on_train_start(trainer, module)
         monitor.on_train_batch_end(trainer, module, None, None, 0)
         monitor.on_train_end(trainer, module)
-    first, no_logger = (str(each.message) for each in caught)
+    first, no_logger = messages
     assert first.startswith("AdamMonitor measures nothing of DeepSpeedZeroOptimizer, which is no")
     assert "no logger" in no_logger
 
@@ -258,76 +310,34 @@ def test_flat_parameters_are_refused_before_training(monkeypatch: pytest.MonkeyP
         fit_monitored(AdamMonitor())
 
 
-def test_a_fault_inside_leaves_the_hooks_of_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Counting(L.Callback):
-        steps = 0
-
-        def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-            trainer.optimizers[0].register_step_post_hook(self.count)
-
-        def count(self, *hook_arguments: Any) -> None:
-            self.steps += 1
-
-    counting = Counting()
-    monkeypatch.delattr("lightning_adam.statistics.views.Views.after_step")
-    fit = trainer(max_epochs=1, callbacks=[AdamMonitor(1), counting], logger=MemoryLogger())
-    with pytest.warns(UserWarning, match="AdamMonitor has failed"):
-        fit.fit(Lit(ADAMW), loader(4))
-    assert counting.steps == 4
+def test_finished_run_leaves_no_hook_in_the_optimizer() -> None:
+    (optimizer,) = run_training(Lit(ADAMW), AdamMonitor(1), data=2).trainer.optimizers
+    assert not optimizer._optimizer_step_post_hooks
+    assert not optimizer._optimizer_step_pre_hooks
 
 
-def test_after_training_nothing_is_left_in_the_optimizer() -> None:
-    fit = trainer(max_epochs=1, callbacks=[AdamMonitor(1)], logger=MemoryLogger())
-    fit.fit(Lit(ADAMW), loader(2))
-    assert not fit.optimizers[0]._optimizer_step_post_hooks
-    assert not fit.optimizers[0]._optimizer_step_pre_hooks
+def test_resumed_run_counts_on_from_the_optimizer_state(tmp_path: Path) -> None:
+    path = str(tmp_path / "last.ckpt")
+    run_training(Lit(ADAMW), data=5).trainer.save_checkpoint(path)
+    resumed = run_training(Lit(ADAMW), AdamMonitor(4), data=5, max_epochs=2, ckpt_path=path)
+    assert resumed.steps_of(KEY) == [7], "optimizer step 8, not the first one after the resume"
 
 
-def test_a_second_fit_is_measured_from_where_the_optimizer_is(tmp_path: Path) -> None:
-    fit = trainer(max_epochs=1)
-    fit.fit(Lit(ADAMW), loader(5))
-    fit.save_checkpoint(tmp_path / "last.ckpt")
-    recorder = MemoryLogger()
-    again = trainer(max_epochs=2, callbacks=[AdamMonitor(4)], logger=recorder)
-    again.fit(Lit(ADAMW), loader(5), ckpt_path=str(tmp_path / "last.ckpt"), weights_only=False)
-    assert recorder.steps_of(KEY) == [7], "optimizer step 8, not the first one after the resume"
-
-
-def test_compiled_modules_are_measured() -> None:
-    module = Lit(ADAMW)
-    module.net = torch.compile(module.net, backend="eager")  # type: ignore[assignment]
-    _, recorder = fit_monitored(AdamMonitor(1), module=module, batches=2)
-    assert recorder.steps_of(KEY) == [0, 1]
-
-
-def test_training_step_that_skips_is_not_measured() -> None:
+def test_training_step_that_returns_none_is_not_measured() -> None:
     class Skipping(Lit):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             return None if batch_idx == 1 else super().training_step(batch, batch_idx)
 
-    _, recorder = fit_monitored(AdamMonitor(1), module=Skipping(ADAMW), batches=3)
-    assert recorder.steps_of(KEY) == [0, 2]
+    run = fit_monitored(AdamMonitor(1), Skipping(ADAMW), data=3)
+    assert run.steps_of(KEY) == [0, 2]
 
 
-def test_bad_arguments_are_refused_when_it_is_built() -> None:
-    with pytest.raises(ConfigError, match=r"adam_monitor\.every_n_steps=0"):
-        AdamMonitor(every_n_steps=0)
-    with pytest.raises(
-        ConfigError, match=r"adam_monitor\.scopes=.*expected one of \[model, group, layer, tensor\]"
-    ):
-        AdamMonitor(scopes=["tensors"])
+def test_model_scope_alone_logs_no_group() -> None:
+    run = fit_monitored(AdamMonitor(scopes=["model"]), data=2)
+    assert run.steps_of(KEY)
+    assert not run.steps_of(f"{KEY}/group/decay")
 
 
-def test_a_model_scope_alone() -> None:
-    _, recorder = fit_monitored(AdamMonitor(scopes=["model"]))
-    assert recorder.steps_of(KEY)
-    assert not recorder.steps_of(f"{KEY}/group/decay")
-
-
-def test_a_plain_module_with_unnamed_groups() -> None:
-    class Plain(Lit):
-        def configure_optimizers(self) -> Any:
-            return torch.optim.Adam(self.parameters())
-
-    _, recorder = fit_monitored(AdamMonitor(1), module=Plain(), batches=2)
-    assert recorder.steps_of(f"{KEY}/group/group_0") == [0, 1]
+def test_unnamed_groups_are_numbered() -> None:
+    run = fit_monitored(AdamMonitor(1), PlainAdam(), data=2)
+    assert run.steps_of(f"{KEY}/group/group_0") == [0, 1]

@@ -1,4 +1,4 @@
-"""Every precision, clipping, implementation and accumulation: what is trained and measured."""
+"""Precision, clipping, implementation and accumulation: the steps taken and the values logged."""
 
 from copy import deepcopy
 from dataclasses import dataclass
@@ -7,28 +7,30 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_adam import AdamMonitor, ConfigError
-from tests.support.memory_logger import MemoryLogger
-from tests.support.training import Lit, loader, loss_of, network, parameters, trainer
+from tests.support.monitored import full_monitor
+from tests.support.pairwise import pairwise
+from tests.support.precision import CLIPPING, IMPLEMENTATIONS, amp, precision_flags
+from tests.support.tables import each_row
+from tests.support.training import (
+    Lit,
+    assert_same_parameters,
+    loader,
+    loss_of,
+    network,
+    parameters,
+    run_training,
+    trainer,
+)
 
 ADAMW = {"lr": 1e-2, "betas": [0.9, 0.95], "weight_decay": 0.1, "decoupled_weight_decay": True}
 FUSED = {**ADAMW, "fused": True}
 COSINE = {"name": "cosine"}
 BATCHES = 5
-IMPLEMENTATIONS = {
-    "fused": {"fused": True},
-    "foreach": {"foreach": True},
-    "for-loop": {"fused": False, "foreach": False},
-}
-CLIPPING: dict[str, dict[str, Any]] = {
-    "none": {},
-    "norm": {"gradient_clip_val": 1.0},
-    "value": {"gradient_clip_val": 0.3, "gradient_clip_algorithm": "value"},
-}
+MAX_NORM = 0.01
 GRADIENT_TOLERANCES = {
     # Sums of some dozens of products, each to a relative 6e-8.
     "32-true": 1e-5,
@@ -36,24 +38,14 @@ GRADIENT_TOLERANCES = {
     "bf16-mixed": 3e-2,
     # Operands of the matrix products have 11 bits.
     "16-mixed": 4e-3,
-    # All that is computed, the batch too, has 8 bits.
+    # Everything computed, and the batch, has 8 bits.
     "bf16-true": 5e-2,
-    # All that is computed, the batch too, has 11 bits.
+    # Everything computed, and the batch, has 11 bits.
     "16-true": 6e-3,
     # The reference's own precision; only the order of sums may differ.
     "64-true": 1e-12,
 }
-"""How far a gradient may be from the exact one, as a share of its largest element."""
-
-
-def amp(init_scale: float = 2.0**10) -> MixedPrecision:
-    """Real fp16 with a loss scale, for which Lightning would take bf16 on a CPU."""
-    scaler = torch.amp.GradScaler("cpu", init_scale=init_scale, growth_interval=10**6)
-    return MixedPrecision("16-mixed", "cpu", scaler)
-
-
-def precision_flags(precision: str) -> dict[str, Any]:
-    return {"plugins": [amp()]} if precision == "16-mixed" else {"precision": precision}
+"""The largest error of a gradient, relative to the largest element of the exact one."""
 
 
 @dataclass
@@ -67,7 +59,7 @@ class Moments:
 
 @dataclass
 class Step:
-    """What stood around one optimizer step, parameter by parameter in the module's order."""
+    """The values before and after an optimizer step, by parameter in the order of the module."""
 
     net: nn.Module
     before: list[Moments]
@@ -76,8 +68,8 @@ class Step:
     groups: list[dict[str, Any]]
 
 
-class Witness(L.Callback):
-    """Keeps all of every step."""
+class StepSnapshots(L.Callback):
+    """Keeps the values around every step."""
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
@@ -133,11 +125,11 @@ def largest(grads: list[Tensor]) -> float:
     return max(float(grad.abs().max()) for grad in grads)
 
 
-def assert_it_is_adams_step(step: Step, number: int, dtype: torch.dtype) -> None:
-    """AdamW in float64 from what stood before the step; what is stored is rounded to the dtype.
+def assert_is_adam_step(step: Step, number: int, dtype: torch.dtype) -> None:
+    """Compares a step with AdamW in float64 from the values before it, rounded to the dtype.
 
-    An implementation may go on with a moment before or after it is rounded, so that the update is
-    known as far as the moments are.
+    An implementation may use a moment before or after rounding it. The update is then known as
+    precisely as the moments are.
     """
     info = torch.finfo(dtype)
 
@@ -165,37 +157,27 @@ def assert_it_is_adams_step(step: Step, number: int, dtype: torch.dtype) -> None
         assert (after.parameter - (survival * before.parameter - exact)).abs().le(error).all()
 
 
-def trained(
-    module: L.LightningModule, batches: int, *callbacks: L.Callback, **flags: Any
-) -> MemoryLogger:
-    recorder = MemoryLogger()
-    settings = {"max_epochs": 1, "logger": recorder, "callbacks": list(callbacks), **flags}
-    trainer(**settings).fit(module, loader(batches))
-    return recorder
-
-
-@pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize("implementation", list(IMPLEMENTATIONS))
-@pytest.mark.parametrize("clipping", list(CLIPPING))
-@pytest.mark.parametrize("precision", list(GRADIENT_TOLERANCES))
-def test_what_is_measured_is_what_the_step_used_and_the_step_is_adams(
+@pytest.mark.parametrize(
+    ("precision", "clipping", "implementation", "accumulation"),
+    pairwise(GRADIENT_TOLERANCES, CLIPPING, IMPLEMENTATIONS, (1, 3)),
+)
+def test_step_and_logged_gradient_match_adam_in_float64(
     precision: str, clipping: str, implementation: str, accumulation: int
 ) -> None:
     eps = 1e-4 if precision == "16-true" else 1e-8
     config = {**ADAMW, "eps": eps, **IMPLEMENTATIONS[implementation]}
-    watched, unwatched, witness = Lit(config, COSINE), Lit(config, COSINE), Witness()
-    scopes = ["model", "group", "layer", "tensor"]
-    monitor = AdamMonitor(1, scopes, "all", histograms_every_n_steps=2)
+    watched, unwatched, snapshots = Lit(config, COSINE), Lit(config, COSINE), StepSnapshots()
     flags = {"accumulate_grad_batches": accumulation, **CLIPPING[clipping]}
-    recorder = trained(watched, BATCHES, witness, monitor, **flags, **precision_flags(precision))
-    trained(unwatched, BATCHES, **flags, **precision_flags(precision))
-    same = zip(parameters(watched), parameters(unwatched), strict=True)
-    assert all(torch.equal(a, b) for a, b in same)
+    run = run_training(
+        watched, snapshots, full_monitor(), data=BATCHES, **flags, **precision_flags(precision)
+    )
+    run_training(unwatched, data=BATCHES, **flags, **precision_flags(precision))
+    assert_same_parameters(watched, unwatched)
 
-    rows = [row for _, row in recorder.rows if "adam_moments/grad_norm" in row]
+    rows = [row for _, row in run.logger.rows if "adam_moments/grad_norm" in row]
     batches, tolerance = list(loader(BATCHES)), GRADIENT_TOLERANCES[precision]
-    assert len(rows) == len(witness.steps) == -(-BATCHES // accumulation)
-    for index, (row, step) in enumerate(zip(rows, witness.steps, strict=True)):
+    assert len(rows) == len(snapshots.steps) == -(-BATCHES // accumulation)
+    for index, (row, step) in enumerate(zip(rows, snapshots.steps, strict=True)):
         own = batches[index * accumulation : (index + 1) * accumulation]
         exact = clipped(exact_gradient(step.net, own, accumulation), clipping)
         for grad, expected in zip(step.grads, exact, strict=True):
@@ -205,22 +187,23 @@ def test_what_is_measured_is_what_the_step_used_and_the_step_is_adams(
         assert peak == pytest.approx(largest(exact), rel=tolerance)
         assert norm == pytest.approx(norm_of(step.grads), rel=1e-6)
         assert peak == pytest.approx(largest(step.grads), rel=1e-6)
-        assert_it_is_adams_step(step, index + 1, next(watched.parameters()).dtype)
+        assert_is_adam_step(step, index + 1, next(watched.parameters()).dtype)
 
 
-@pytest.mark.parametrize("implementation", list(IMPLEMENTATIONS))
-def test_an_eps_that_is_0_in_half_is_refused_before_the_first_step(implementation: str) -> None:
-    module = Lit({**ADAMW, **IMPLEMENTATIONS[implementation]}, COSINE)
-    before = parameters(module)
-    with pytest.raises(ConfigError, match=r"optimizer\.eps=1e-08.*float16.*optimizer\.eps=0\.0001"):
-        trainer(max_epochs=1, precision="16-true").fit(module, loader(2))
-    same = zip(before, parameters(module), strict=True)
-    assert all(torch.equal(a.to(b.dtype), b) for a, b in same)
+def test_eps_that_is_0_in_float16_is_refused_before_the_first_step() -> None:
+    with each_row() as row:
+        for name, implementation in IMPLEMENTATIONS.items():
+            module = Lit({**ADAMW, **implementation}, COSINE)
+            before = parameters(module)
+            sentence = r"optimizer\.eps=1e-08.*float16.*optimizer\.eps=0\.0001"
+            with row(name):
+                with pytest.raises(ConfigError, match=sentence):
+                    trainer(max_epochs=1, precision="16-true").fit(module, loader(2))
+                same = zip(before, parameters(module), strict=True)
+                assert all(torch.equal(a.to(b.dtype), b) for a, b in same)
 
 
-class Plain(L.LightningModule):
-    """Torch's own fused AdamW, without the mixin."""
-
+class FusedWithoutMixin(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.net = network()
@@ -232,12 +215,14 @@ class Plain(L.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-2, fused=True)
 
 
-class OwnClipping(Lit):
+class ClippingHook(Lit):
     def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:
-        self.clip_gradients(optimizer, gradient_clip_val=0.01, gradient_clip_algorithm="norm")
+        self.clip_gradients(optimizer, gradient_clip_val=MAX_NORM, gradient_clip_algorithm="norm")
 
 
-class ClippingByHand(Lit):
+class Manual(Lit):
+    """Manual optimization. `prepare` is called between the backward pass and the step."""
+
     def __init__(self, *configs: Any) -> None:
         super().__init__(*configs)
         self.automatic_optimization = False
@@ -246,34 +231,93 @@ class ClippingByHand(Lit):
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         self.manual_backward(loss_of(self.net, batch))
-        self.clip_gradients(optimizer, gradient_clip_val=0.01, gradient_clip_algorithm="norm")
+        self.prepare(optimizer)
         optimizer.step()
+
+    def prepare(self, optimizer: Any) -> None:
+        pass
+
+
+class ManualClipping(Manual):
+    def prepare(self, optimizer: Any) -> None:
+        self.clip_gradients(optimizer, gradient_clip_val=MAX_NORM, gradient_clip_algorithm="norm")
+
+
+class ManualUnusedHook(Manual, ClippingHook):
+    """Lightning does not call the hook in manual optimization."""
+
+
+class ManualUsedHook(ManualUnusedHook):
+    def prepare(self, optimizer: Any) -> None:
+        self.configure_gradient_clipping(optimizer)
+
+
+class ManualScaledClipping(ManualUnusedHook):
+    """Clips the gradients as they are after the backward pass: scaled."""
+
+    def prepare(self, optimizer: Any) -> None:
+        plugin: Any = self.trainer.precision_plugin
+        nn.utils.clip_grad_norm_(self.parameters(), MAX_NORM * plugin.scaler.get_scale())
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_lightning_alone_refuses_to_clip_for_a_fused_optimizer(precision: str) -> None:
-    flags = {"gradient_clip_val": 0.01, **precision_flags(precision)}
+    flags = {"gradient_clip_val": MAX_NORM, **precision_flags(precision)}
     with pytest.raises(RuntimeError, match="does not allow for gradient clipping"):
-        trained(Plain(), 2, **flags)
+        run_training(FusedWithoutMixin(), data=2, **flags)
 
 
 @pytest.mark.parametrize(
     ("kind", "precision", "flags"),
     [
-        (Lit, "bf16-mixed", {"gradient_clip_val": 0.01}),
-        (Lit, "16-mixed", {"gradient_clip_val": 0.01}),
-        (OwnClipping, "bf16-mixed", {}),
-        (OwnClipping, "16-mixed", {}),
-        (ClippingByHand, "bf16-mixed", {}),
+        (Lit, "bf16-mixed", {"gradient_clip_val": MAX_NORM}),
+        (Lit, "16-mixed", {"gradient_clip_val": MAX_NORM}),
+        (ClippingHook, "bf16-mixed", {}),
+        (ClippingHook, "16-mixed", {}),
+        (ManualClipping, "bf16-mixed", {}),
+        (ManualScaledClipping, "16-mixed", {}),
     ],
 )
-def test_for_a_fused_optimizer_from_the_mixin_it_clips(
+def test_gradients_of_a_fused_optimizer_from_the_mixin_are_clipped(
     kind: type[Lit], precision: str, flags: dict[str, Any]
 ) -> None:
-    module, witness = kind(FUSED), Witness()
+    module, snapshots = kind(FUSED), StepSnapshots()
     flags = {**flags, **precision_flags(precision)}
-    recorder = trained(module, 4, witness, AdamMonitor(1), **flags)
-    measured = [row["adam_moments/grad_norm"] for _, row in recorder.rows]
-    assert measured == pytest.approx([0.01] * 4, rel=1e-3)
-    assert [norm_of(step.grads) for step in witness.steps] == pytest.approx(measured, rel=1e-6)
-    assert all(group["fused"] for step in witness.steps for group in step.groups)
+    run = run_training(module, snapshots, AdamMonitor(1), data=4, **flags)
+    measured = run.values("adam_moments/grad_norm")
+    assert measured == pytest.approx([MAX_NORM] * 4, rel=1e-3)
+    assert [norm_of(step.grads) for step in snapshots.steps] == pytest.approx(measured, rel=1e-6)
+    assert all(group["fused"] for step in snapshots.steps for group in step.groups)
+
+
+@pytest.mark.parametrize("kind", [ManualClipping, ManualUsedHook])
+def test_manual_clipping_of_scaled_gradients_is_refused_for_a_fused_optimizer(
+    kind: type[Lit],
+) -> None:
+    """In manual optimization the gradients are scaled until the step, and clipped far too much."""
+    module = kind(FUSED)
+    before = parameters(module)
+    with pytest.raises(RuntimeError, match="does not allow for gradient clipping"):
+        run_training(module, data=2, **precision_flags("16-mixed"))
+    assert all(map(torch.equal, before, parameters(module)))
+
+
+def test_unused_clipping_hook_leaves_unscaling_to_the_fused_step() -> None:
+    """Otherwise each step would wait for the device."""
+
+    def grads_before_step(kind: type[Lit]) -> float:
+        module = kind(FUSED)
+        norms = list[float]()
+
+        class KeepNorm(L.Callback):
+            def on_before_optimizer_step(self, *_: Any) -> None:
+                grads = [each.grad for each in module.parameters() if each.grad is not None]
+                norms.append(norm_of(grads))
+
+        run_training(module, KeepNorm(), data=1, plugins=[amp()])
+        return norms[0]
+
+    scaled = grads_before_step(Manual)
+    assert grads_before_step(ManualUnusedHook) == scaled
+    assert grads_before_step(Lit) == scaled
+    assert grads_before_step(ClippingHook) == pytest.approx(scaled / 2**10, rel=1e-2)

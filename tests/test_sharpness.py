@@ -21,13 +21,27 @@ from torchmetrics import MeanMetric
 from lightning_adam import AdamMixin, AdamMonitor, ConfigError, SharpnessMonitor
 from tests.ranks import rank_trainings
 from tests.support.commands import history, offline_runs
-from tests.support.loops import Loop, Skipping, Timed, compiled_whole
+from tests.support.loops import (
+    Loop,
+    Skipping,
+    Timed,
+    baseline_fit,
+    compiled_whole,
+    each_loop,
+    run_loop,
+)
 from tests.support.memory_logger import MemoryLogger
 from tests.support.monitored import TwoOptimizers
 from tests.support.ranks import launch
-from tests.support.training import ADAMW, Lit, loader, loss_of, parameters, trainer
-from tests.test_loops import assert_same, each_loop, undisturbed
-from tests.test_loops import fit as fit_loop
+from tests.support.training import (
+    ADAMW,
+    Lit,
+    assert_same_parameters,
+    loader,
+    loss_of,
+    parameters,
+    trainer,
+)
 
 KEY = "adam_sharpness/preconditioned"
 LINE = "adam_sharpness/stability_line"
@@ -307,14 +321,14 @@ def of_any_net(module: L.LightningModule, batch: Any) -> Tensor:
 def test_any_training_is_as_without_it(loop: Loop) -> None:
     if loop.kind is Timed:
         pytest.skip("its clock stands outside of the module, and goes on with each evaluation")
-    without = undisturbed(loop.name)
+    without = baseline_fit(loop.name)
     is_automatic = without.module.automatic_optimization
     monitor = SharpnessMonitor(1, loss=None if is_automatic else of_any_net)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        watched = fit_loop(loop, monitor)
+        watched = run_loop(loop, monitor)
     assert not [each for each in said(caught) if "logger" not in each]
-    assert_same(without.module, watched.module)
+    assert_same_parameters(without.module, watched.module)
     # A module that skips batches by their count may skip the one that is held.
     if loop.is_logged and not isinstance(without.module, Skipping):
         measured = loop.steps if loop.measured is None else len(loop.measured)

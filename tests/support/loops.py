@@ -1,12 +1,13 @@
-"""Ways to be trained: a table of modules, data and flags of the Trainer."""
+"""Ways to train: a table of modules, data and flags of the Trainer."""
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
 from lightning.pytorch.callbacks import (
     EarlyStopping,
@@ -22,7 +23,16 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_adam import build_adam
 from lightning_adam.statistics.catalogue import STATISTICS
-from tests.support.training import BATCH, Lit, loader, loss_of, network
+from tests.support.training import (
+    ADAMW,
+    BATCH,
+    Lit,
+    TrainingRun,
+    loader,
+    loss_of,
+    network,
+    run_training,
+)
 
 LINEAR = {"name": "linear"}
 STEP = STATISTICS["step"].key
@@ -31,7 +41,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Clock:
-    """What the Trainer's timer reads: it goes on with the batches."""
+    """The clock of the Trainer's timer, which advances with the batches."""
 
     now = 0.0
 
@@ -46,7 +56,7 @@ class Timed(Lit):
         return super().training_step(batch, batch_idx)
 
 
-class Judged(Lit):
+class Validating(Lit):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.log("val/loss", loss_of(self.net, batch))
 
@@ -62,26 +72,26 @@ class Skipping(Lit):
         return None if self.batches - 1 in self.skipped else super().training_step(batch, batch_idx)
 
 
-class SkippingTheFirst(Skipping):
+class SkippingFirst(Skipping):
     skipped = (0,)
 
 
-class SkippingAnEpoch(Skipping):
+class SkippingEpoch(Skipping):
     skipped = (6, 7, 8, 9, 10, 11)
 
 
-class SkippingTheSecondOfTwo(Skipping):
+class SkippingSecondOfTwo(Skipping):
     skipped = (1, 3, 5)
 
 
-class KeepingZeroGradients(Skipping):
-    """With gradients of 0 in place of none, a batch without a loss is a step all the same."""
+class ZeroGradients(Skipping):
+    """With gradients of 0 instead of None, a batch without a loss still takes a step."""
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         optimizer.zero_grad(set_to_none=False)
 
 
-class SteppingEverySecond(Lit):
+class StepEverySecondBatch(Lit):
     def optimizer_step(  # type: ignore[override]
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any
     ) -> None:
@@ -91,7 +101,7 @@ class SteppingEverySecond(Lit):
             optimizer_closure()
 
 
-class ClippingItself(Lit):
+class OwnClipping(Lit):
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,
@@ -117,7 +127,7 @@ class Compiled(Lit):
         self.net = torch.compile(self.net, backend="eager")  # type: ignore[assignment]
 
 
-class Silent(Lit):
+class WithoutLog(Lit):
     """Lightning's `log` cannot be compiled."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -125,11 +135,11 @@ class Silent(Lit):
 
 
 def compiled_whole(optimizer: Any = None, scheduler: Any = None) -> L.LightningModule:
-    compiled: Any = torch.compile(Silent(optimizer, scheduler), backend="eager")
+    compiled: Any = torch.compile(WithoutLog(optimizer, scheduler), backend="eager")
     return compiled  # type: ignore[no-any-return]
 
 
-class ByHand(Lit):
+class Manual(Lit):
     """Manual optimization."""
 
     steps_a_batch = 1
@@ -153,19 +163,19 @@ class ByHand(Lit):
                     scheduler.step()
 
 
-class ByHandTwice(ByHand):
+class ManualTwoSteps(Manual):
     steps_a_batch = 2
 
 
-class ByHandEverySecond(ByHand):
+class ManualEverySecondBatch(Manual):
     batches_a_step = 2
 
 
-class ByHandPastLightning(ByHand):
+class ManualRawOptimizer(Manual):
     raw = True
 
 
-class ByHandWithClosure(ByHand):
+class ManualClosure(Manual):
     def training_step(self, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
         optimizer: Any = self.optimizers()
 
@@ -181,13 +191,13 @@ class ByHandWithClosure(ByHand):
 
 
 class Gan(L.LightningModule):
-    """Two optimizers, that of the discriminator stepping at every second batch only."""
+    """Two optimizers. That of the discriminator steps at every second batch only."""
 
     def __init__(self, optimizer: Any = None, scheduler: Any = None) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.configs = optimizer, scheduler
-        # The network's own seed is for both.
+        # `network` seeds both.
         self.discriminator, self.generator = network(), nn.Linear(6, 6)
 
     def configure_optimizers(self) -> Any:
@@ -240,65 +250,65 @@ def six_batches() -> DataLoader[tuple[Tensor, ...]]:
 
 @dataclass(frozen=True)
 class Loop:
-    """A training: 6 batches an epoch, 1 epoch, unless it says otherwise."""
+    """A training run: by default 1 epoch of 6 batches."""
 
     name: str
     steps: int
-    """Optimizer steps that it takes."""
+    """The optimizer steps it takes."""
     length: int | None = None
-    """Those that its schedule is long, if it does not come to the end of it."""
+    """The length of its schedule, if the run does not come to the schedule's end."""
     kind: Callable[..., L.LightningModule] = Lit
     flags: dict[str, Any] = field(default_factory=dict)
     callbacks: Callable[[], list[L.Callback]] = list
     data: Callable[[], Any] = six_batches
     scheduler: dict[str, Any] = field(default_factory=lambda: LINEAR)
     measured: list[int] | None = None
-    """The steps whose measurements are logged, if these are not all."""
+    """The steps whose measurements are logged, if not all."""
     is_logged: bool = True
     suffix: str = ""
-    """What stands at the end of its keys."""
+    """The end of its keys."""
 
 
 LOOPS = [
     Loop("plain", 6),
     Loop("three epochs", 18, flags={"max_epochs": 3}),
     Loop(
-        "accumulation, an epoch's last one partial",
+        "accumulation with a partial last step",
         4,
         flags={"accumulate_grad_batches": 4} | {"max_epochs": 2},
     ),
     Loop(
-        "accumulation of more than an epoch has",
+        "accumulation over more than an epoch",
         2,
         flags={"accumulate_grad_batches": 10} | {"max_epochs": 2},
     ),
     Loop("accumulation and max_steps", 3, flags={"accumulate_grad_batches": 2, "max_steps": 3}),
     Loop(
-        "accumulation that grows",
+        "growing accumulation",
         6 + 3 + 2,
         flags={"max_epochs": 3},
         callbacks=lambda: [GradientAccumulationScheduler({0: 1, 1: 2, 2: 4})],
     ),
     Loop(
-        "accumulation that grows, and max_steps",
+        "growing accumulation with max_steps",
         8,
         flags={"max_epochs": 3, "max_steps": 8},
         callbacks=lambda: [GradientAccumulationScheduler({0: 1, 1: 2, 2: 4})],
     ),
     Loop(
-        "accumulation that shrinks, and max_steps beyond the end",
+        "shrinking accumulation with max_steps beyond the end",
         2 + 6 + 6,
         flags={"max_epochs": 3, "max_steps": 30},
         callbacks=lambda: [GradientAccumulationScheduler({0: 4, 1: 1})],
     ),
     Loop(
-        "accumulation that changes in infinite training",
+        "changing accumulation with max_epochs=-1",
         8,
         flags={"max_epochs": -1, "max_steps": 8},
         callbacks=lambda: [GradientAccumulationScheduler({0: 4, 1: 1})],
     ),
     Loop(
-        "accumulation that changes over data without a length",
+        "changing accumulation over data without a length",
         5,
         flags={"max_epochs": 3, "max_steps": 5},
         callbacks=lambda: [GradientAccumulationScheduler({0: 2, 1: 1})],
@@ -310,40 +320,40 @@ LOOPS = [
         6,
         flags={"gradient_clip_val": 1e-4, "gradient_clip_algorithm": "value"},
     ),
-    Loop("clipping of its own", 6, kind=ClippingItself),
-    Loop("by hand", 6, kind=ByHand),
-    Loop("by hand, with a closure", 6, kind=ByHandWithClosure),
+    Loop("configure_gradient_clipping", 6, kind=OwnClipping),
+    Loop("manual optimization", 6, kind=Manual),
+    Loop("manual optimization with a closure", 6, kind=ManualClosure),
     Loop(
-        "by hand, two steps a batch",
+        "manual optimization, two steps a batch",
         12,
-        kind=ByHandTwice,
+        kind=ManualTwoSteps,
         scheduler={"name": "linear", "total_steps": 12},
         measured=[2, 4, 6, 8, 10, 12],
     ),
     Loop(
-        "by hand, two steps a batch, and max_steps",
+        "manual optimization, two steps a batch, max_steps",
         8,
-        kind=ByHandTwice,
+        kind=ManualTwoSteps,
         flags={"max_steps": 8},
         measured=[2, 4, 6, 8],
     ),
-    Loop("by hand, two batches a step", 3, 6, kind=ByHandEverySecond),
-    Loop("by hand, past Lightning", 6, kind=ByHandPastLightning),
+    Loop("manual optimization, two batches a step", 3, 6, kind=ManualEverySecondBatch),
+    Loop("manual optimization with the raw optimizer", 6, kind=ManualRawOptimizer),
     Loop("two optimizers", 6, kind=Gan, suffix="/optimizer/generator"),
-    Loop("no loss of some batches", 4, 6, kind=Skipping),
-    Loop("no loss of the first batch", 5, 6, kind=SkippingTheFirst),
-    Loop("no loss in an epoch", 12, 18, kind=SkippingAnEpoch, flags={"max_epochs": 3}),
+    Loop("None for some batches", 4, 6, kind=Skipping),
+    Loop("None for the first batch", 5, 6, kind=SkippingFirst),
+    Loop("None for an epoch", 12, 18, kind=SkippingEpoch, flags={"max_epochs": 3}),
     Loop(
-        "no loss of the second of two that accumulate",
+        "None for the second of two accumulated batches",
         3,
-        kind=SkippingTheSecondOfTwo,
+        kind=SkippingSecondOfTwo,
         flags={"accumulate_grad_batches": 2},
     ),
-    Loop("no loss, and gradients of 0", 6, kind=KeepingZeroGradients),
-    Loop("a step at every second batch", 3, 6, kind=SteppingEverySecond),
+    Loop("None, with gradients of 0", 6, kind=ZeroGradients),
+    Loop("optimizer_step at every second batch", 3, 6, kind=StepEverySecondBatch),
     Loop("max_steps", 4, flags={"max_steps": 4}),
     Loop("max_steps beyond the end", 12, flags={"max_epochs": 2, "max_steps": 100}),
-    Loop("max_steps, without an end of epochs", 13, flags={"max_epochs": -1, "max_steps": 13}),
+    Loop("max_steps with max_epochs=-1", 13, flags={"max_epochs": -1, "max_steps": 13}),
     Loop("max_steps alone", 13, flags={"max_epochs": None, "max_steps": 13}),
     Loop(
         "max_time before the end",
@@ -369,52 +379,91 @@ LOOPS = [
         data=partial(stream, Stream),
     ),
     Loop(
-        "validation in the middle",
+        "validation within epochs",
         12,
-        kind=Judged,
+        kind=Validating,
         flags={"val_check_interval": 0.5} | {"max_epochs": 2},
     ),
-    Loop("validation every 4 batches", 6, kind=Judged, flags={"val_check_interval": 4}),
+    Loop("validation every 4 batches", 6, kind=Validating, flags={"val_check_interval": 4}),
     Loop(
         "validation across epochs",
         12,
-        kind=Judged,
+        kind=Validating,
         flags={"val_check_interval": 8, "check_val_every_n_epoch": None, "max_epochs": 2},
     ),
     Loop(
         "early stopping",
         6,
         18,
-        kind=Judged,
+        kind=Validating,
         flags={"max_epochs": 3},
         callbacks=lambda: [EarlyStopping("val/loss", stopping_threshold=math.inf)],
     ),
-    Loop("overfit_batches", 4, kind=Judged, flags={"overfit_batches": 2, "max_epochs": 2}),
-    Loop("overfit_batches, a share", 3, kind=Judged, flags={"overfit_batches": 0.5}),
+    Loop("overfit_batches", 4, kind=Validating, flags={"overfit_batches": 2, "max_epochs": 2}),
+    Loop("overfit_batches as a fraction", 3, kind=Validating, flags={"overfit_batches": 0.5}),
     Loop("limit_train_batches", 8, flags={"limit_train_batches": 4, "max_epochs": 2}),
-    Loop("limit_train_batches, a share", 3, flags={"limit_train_batches": 0.5}),
-    Loop("fast_dev_run", 1, 10**9, kind=Judged, flags={"fast_dev_run": True}, is_logged=False),
+    Loop("limit_train_batches as a fraction", 3, flags={"limit_train_batches": 0.5}),
+    Loop("fast_dev_run", 1, 10**9, kind=Validating, flags={"fast_dev_run": True}, is_logged=False),
     Loop("fast_dev_run, 3 batches", 3, 10**9, flags={"fast_dev_run": 3}, is_logged=False),
     Loop("detect_anomaly", 6, flags={"detect_anomaly": True}),
-    Loop("a compiled part", 6, kind=Compiled),
+    Loop("compiled network", 6, kind=Compiled),
     Loop(
-        "compiled as a whole",
+        "compiled module",
         6,
         kind=compiled_whole,
     ),
-    Loop("recomputed activations", 6, kind=Checkpointed),
+    Loop("activation checkpointing", 6, kind=Checkpointed),
     Loop(
-        "a moving average of the weights",
+        "EMA of the weights",
         12,
-        kind=Judged,
+        kind=Validating,
         flags={"max_epochs": 2},
         callbacks=lambda: [EMAWeightAveraging(decay=0.5)],
     ),
     Loop(
-        "an average of the weights, and checkpoints",
+        "mean of the weights with checkpoints",
         12,
-        kind=Judged,
+        kind=Validating,
         flags={"max_epochs": 2, "enable_checkpointing": True},
         callbacks=lambda: [WeightAveraging(), ModelCheckpoint(".", save_top_k=-1)],
     ),
 ]
+
+each_loop = pytest.mark.parametrize("loop", LOOPS, ids=[loop.name for loop in LOOPS])
+
+DISTINCT_LOOPS = [
+    loop
+    for loop in LOOPS
+    if loop.name
+    in {
+        "plain",
+        "accumulation with a partial last step",
+        "clipping by norm",
+        "manual optimization with a closure",
+        "manual optimization, two steps a batch, max_steps",
+        "manual optimization with the raw optimizer",
+        "two optimizers",
+        "None for some batches",
+        "compiled module",
+    }
+]
+"""Loops that differ in what calls the optimizer's step, and when."""
+
+each_distinct_loop = pytest.mark.parametrize(
+    "loop", DISTINCT_LOOPS, ids=[loop.name for loop in DISTINCT_LOOPS]
+)
+
+
+def run_loop(loop: Loop, *callbacks: L.Callback, scheduler: Any = None) -> TrainingRun:
+    """Trains as the loop says, with callbacks added."""
+    module = loop.kind(ADAMW, scheduler or loop.scheduler)
+    flags = {"num_sanity_val_steps": 0, **loop.flags}
+    validation = loader(2) if isinstance(module, Validating) else None
+    added = (*loop.callbacks(), *callbacks)
+    return run_training(module, *added, data=loop.data(), validation=validation, **flags)
+
+
+@cache
+def baseline_fit(name: str) -> TrainingRun:
+    """A run of the table without the monitor."""
+    return run_loop(next(loop for loop in LOOPS if loop.name == name))

@@ -1,5 +1,6 @@
 """Training with AdamMonitor, and modules whose steps are unusual to monitor."""
 
+from collections.abc import Collection
 from typing import Any
 
 import lightning as L
@@ -7,22 +8,93 @@ import torch
 from torch import Tensor
 
 from lightning_adam import AdamMonitor
-from tests.support.memory_logger import MemoryLogger
-from tests.support.training import ADAMW, Lit, loader, loss_of, network, trainer
+from lightning_adam.statistics.measurement import Arriving
+from tests.support.precision import IMPLEMENTATIONS, precision_flags
+from tests.support.training import ADAMW, Lit, TrainingRun, loss_of, network, run_training
 
 KEY = "adam_update/update_norm"
 """A statistic that is defined at every step."""
 
 
+def full_monitor(**settings: Any) -> AdamMonitor:
+    """Measures all statistics of all scopes at every step, and exponents at every second step."""
+    scopes = ["model", "group", "layer", "tensor"]
+    return AdamMonitor(1, scopes, "all", histograms_every_n_steps=2, **settings)
+
+
 def fit_monitored(
-    monitor: AdamMonitor | None, batches: int = 25, module: Any = None, **flags: Any
-) -> tuple[L.LightningModule, MemoryLogger]:
-    recorder = MemoryLogger()
-    module = module or Lit(ADAMW, {"name": "cosine"})
-    callbacks = [] if monitor is None else [monitor]
-    settings = {"max_epochs": 1, "logger": recorder, "log_every_n_steps": 10, **flags}
-    trainer(callbacks=callbacks, **settings).fit(module, loader(batches))
-    return module, recorder
+    monitor: AdamMonitor | None, module: Any = None, data: Any = 25, **flags: Any
+) -> TrainingRun:
+    """Trains for an epoch with a cosine schedule, logging every 10 steps."""
+    settings = {"log_every_n_steps": 10, **flags}
+    return run_training(module or Lit(ADAMW, {"name": "cosine"}), monitor, data=data, **settings)
+
+
+class DelayedArrival(Arriving):
+    """Arrives after it was asked for a number of times, as from a device that is behind."""
+
+    asked_for = 3
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.asked = 0
+
+    def has_arrived(self) -> bool:
+        self.asked += 1
+        return self.asked > self.asked_for
+
+
+class BadBatches(Lit):
+    """The loss of some batches is infinite, or `training_step` returns None for them."""
+
+    def __init__(
+        self,
+        implementation: str,
+        scheduler: Any = None,
+        bad_batches: Collection[int] = (),
+        has_loss: bool = True,
+    ) -> None:
+        super().__init__({**ADAMW, **IMPLEMENTATIONS[implementation]}, scheduler)
+        self.bad_batches = bad_batches
+        self.has_loss = has_loss
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        if batch_idx not in self.bad_batches:
+            return loss
+        return loss * torch.inf if self.has_loss else None
+
+
+ATTEMPTS = 10
+BAD_STEPS = (0, 4, 5)
+"""The attempts at a step that are skipped, counted from 0."""
+
+
+def fit_with_scaler(
+    module: L.LightningModule,
+    monitor: AdamMonitor | None = None,
+    data: Any = ATTEMPTS,
+    **flags: Any,
+) -> TrainingRun:
+    """Trains in float16 with a GradScaler, unless another precision is given."""
+    precision = precision_flags(flags.pop("precision", "16-mixed"))
+    return run_training(module, monitor, data=data, **precision, **flags)
+
+
+def steps_logged(run: TrainingRun) -> list[tuple[int | None, float, float]]:
+    """The x value, the optimizer step and the number of skipped steps of each row."""
+    keys = ("adam_schedule/step", "adam_schedule/skipped_steps")
+    return [(x, row[keys[0]], row[keys[1]]) for x, row in run.logger.rows if keys[0] in row]
+
+
+def step_counts(bad: Collection[int], every_n_steps: int) -> list[tuple[int, float, float]]:
+    """The rows that `steps_logged` should find if some attempts are skipped."""
+    taken = [attempt for attempt in range(ATTEMPTS) if attempt not in bad]
+    return [
+        (attempt, step, attempt + 1 - step)
+        for step, attempt in enumerate(taken, 1)
+        if step == 1 or step % every_n_steps == 0
+    ]
 
 
 class TwoOptimizers(L.LightningModule):

@@ -1,6 +1,6 @@
 """A small module and its data, to train for real."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_adam import AdamMixin
+from tests.support.memory_logger import MemoryLogger
 
 BATCH = 8
 LR = 1e-2
@@ -55,3 +56,53 @@ def trainer(**settings: Any) -> L.Trainer:
 
 def parameters(module: nn.Module) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in module.parameters()]
+
+
+def assert_same_parameters(one: nn.Module, other: nn.Module) -> None:
+    """Fails unless two modules have the same parameters, bit by bit."""
+    pairs = list(zip(parameters(one), parameters(other), strict=True))
+    assert pairs
+    assert all(torch.equal(*pair) for pair in pairs)
+
+
+class TrainingRun(NamedTuple):
+    """A training run that has ended, and what it logged."""
+
+    trainer: L.Trainer
+    module: L.LightningModule
+    logger: MemoryLogger
+
+    def values(self, key: str) -> list[float]:
+        return [metrics[key] for _, metrics in self.logger.rows if key in metrics]
+
+    def steps_of(self, key: str) -> list[int | None]:
+        """The x values under which a key was logged."""
+        return self.logger.steps_of(key)
+
+
+def run_training(
+    module: L.LightningModule,
+    *callbacks: L.Callback | None,
+    data: Any = 6,
+    validation: Any = None,
+    ckpt_path: str | None = None,
+    **flags: Any,
+) -> TrainingRun:
+    """Trains a module for an epoch, with a MemoryLogger.
+
+    Args:
+        module: The module.
+        *callbacks: The trainer's callbacks. None stands for no callback.
+        data: The training data, or the number of batches of the module's own data.
+        validation: The validation data.
+        ckpt_path: The checkpoint to resume from.
+        **flags: Flags of the trainer.
+    """
+    given = flags.get("logger")
+    recorder = given if isinstance(given, MemoryLogger) else MemoryLogger()
+    settings = {"max_epochs": 1, "logger": recorder, **flags}
+    runner = trainer(callbacks=[each for each in callbacks if each is not None], **settings)
+    batches = loader(data) if isinstance(data, int) else data
+    trusted = {} if ckpt_path is None else {"weights_only": False}
+    runner.fit(module, batches, validation, ckpt_path=ckpt_path, **trusted)
+    return TrainingRun(runner, module, recorder)

@@ -1,28 +1,43 @@
-"""Every fenced block of the README, of CONTRIBUTING and of the guides does what is said of it."""
+"""The fenced blocks of the README, of CONTRIBUTING and of the guides work as they are written.
 
+By default a command runs in this process: its overrides are composed into its config and, if that
+takes less than a second, trained with. CI types one of each kind in a shell, and the nightly test
+all of them.
+"""
+
+import copy
+import importlib
+import itertools
 import json
+import logging
 import os
 import re
+import runpy
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from lightning_adam import AdamMonitor, ConfigError, cli
+from lightning_adam import AdamMonitor, ConfigError, build_adam, cli
+from lightning_adam.environment import VARIABLE, settings
 from lightning_adam.findings import RULES, Cure
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.showing import raised
 from lightning_adam.schema import Severity
 from lightning_adam.statistics.catalogue import SYMBOLS
-from tests.e2e.test_template import FILES as TEMPLATE
+from lightning_adam.tune.plan import read_plan
 from tests.support.commands import (
     BIN,
-    BRIEFLY,
     DEMO_KEYS,
     PROJECT_KEYS,
     Finished,
@@ -34,7 +49,6 @@ from tests.support.commands import (
     logged_rows,
     offline_runs,
     promised_keys,
-    recipe,
     run,
     run_config,
     run_text,
@@ -52,69 +66,56 @@ from tests.support.documentation import (
     files,
     typed,
 )
-from tests.support.linked_packages import lend
-from tests.support.training import ADAMW, Lit, loader, trainer
+from tests.support.linked_packages import link_packages
+from tests.support.memory_logger import MemoryLogger
+from tests.support.tables import each_row
+from tests.support.template_project import FILES as TEMPLATE
+from tests.support.training import ADAMW, Lit, loader, network, trainer
 from tests.support.wandb_server import ENTITY, WandbServer
 
 TABLE = ("text", "AdamW, ")
-FOUND = ("text", "AdamMonitor: eps_dominates")
+FINDING = ("text", "AdamMonitor: eps_dominates")
 MEASURE = ("python", "# measure.py\n")
 MODULE = ("python", "# src/models/digits_module.py\n")
 EXPERIMENT = ("yaml", "# @package _global_\n# configs/experiment/adam.yaml\n")
 CLI = ("python", "# cli.py\n")
 CLI_FILE = ("yaml", "# fit.yaml\n")
-ADDED = {
+EXTENSIONS = {
     "# statistic.py\n": "'adam_moments/grad_peak': 1.8898",
     "# finding.py\n": "adam_monitor.findings.step_large.threshold=0.5",
     "# schedule.py\n": "[0.0, 0.5, 1.0, 1.0, 0.5, 0.5]",
 }
-"""What the programs of CONTRIBUTING print."""
-ELSEWHERE = [
+"""The programs of CONTRIBUTING, and a part of what each prints."""
+IN_THIRD_PARTY = [
     ("python", "from lightning.pytorch.plugins.io import TorchCheckpointIO\n"),
     ("python", "class LitScheduleFree("),
 ]
-"""What test_third_party.py trains with."""
+"""The blocks that test_third_party.py trains with."""
 IMPORTS = ("python", "from lightning_adam")
-REPORTED = ("python", "from pathlib import Path\n")
-REFUSED = ("text", "optimizer.eps=1e-08: expected ")
+REPORT = ("python", "from pathlib import Path\n")
+REFUSAL = ("text", "optimizer.eps=1e-08: expected ")
 INSPECTED = ("text", "dtype ")
-BLOCKS = [
-    IMPORTS,
-    REPORTED,
-    REFUSED,
-    INSPECTED,
-    TABLE,
-    FOUND,
-    TRAIN,
-    CONFIG,
-    MEASURE,
-    MODULE,
-    EXPERIMENT,
-    CLI,
-    CLI_FILE,
-    *ELSEWHERE,
-]
-BLOCKS += [("python", beginning) for beginning in ADDED]
+BLOCKS = [IMPORTS, REPORT, REFUSAL, INSPECTED, TABLE, FINDING, TRAIN, CONFIG, MEASURE, MODULE]
+BLOCKS += [EXPERIMENT, CLI, CLI_FILE, *IN_THIRD_PARTY]
+BLOCKS += [("python", beginning) for beginning in EXTENSIONS]
 
-MAKE = r"make |pre-commit install$"
+MAKE = r"make "
+PRE_COMMIT = r"pre-commit install$"
 EXPLAIN = r"lightning-adam explain "
-LOOKING = r"lightning-adam (report (?!outputs)|dashboard )"
+LOOK = r"lightning-adam (report (?!outputs)|dashboard )"
 INSPECT = r"lightning-adam inspect (?!outputs)"
 PROJECT = rf"(?!{re.escape(TRAIN_LINE)})python train\.py (?!-m)"
-TUNING = r"python train\.py -m hydra/sweeper=adam_tune "
-NO_CODE = r"LIGHTNING_ADAM_MONITOR="
-MNIST = r"python -m recipes\.mnist (-m )?optimizer\."
-RESUME = r"python -m recipes\.mnist (hydra\.run\.dir|ckpt_path)="
-PROCESSES = r"(python -m |)recipes[./]ddp_fsdp"
-IN_BFLOAT16 = r"python -m recipes\.mnist trainer\.|lightning-adam (inspect|report) outputs/"
-RECIPES = r"python -m recipes\.(?!mnist|ddp_fsdp)"
+TUNE = r"python train\.py -m hydra/sweeper=adam_tune "
+NO_CODE = rf"{VARIABLE}="
+RECIPE = r"python -m recipes\.(?P<name>\w+)|recipes/(?P<script>\w+)_torchrun\.sh"
+RECIPE_OUTPUT = r"lightning-adam (inspect|report) outputs/"
 IN_TEMPLATE = r"python src/train\.py "
 IN_CLI = r"python cli\.py "
-LINES = [MAKE, EXPLAIN, LOOKING, INSPECT, re.escape(TRAIN_LINE), PROJECT, TUNING, NO_CODE]
-LINES += [MNIST, RESUME, PROCESSES, IN_BFLOAT16, RECIPES, IN_TEMPLATE, IN_CLI]
+LINES = [MAKE, PRE_COMMIT, EXPLAIN, LOOK, INSPECT, re.escape(TRAIN_LINE), PROJECT, TUNE, NO_CODE]
+LINES += [RECIPE, RECIPE_OUTPUT, IN_TEMPLATE, IN_CLI]
 
-SAID = {
-    "lightning_adam/scheduler=wsd": ["head      ", "name=wsd", "decay_steps=38"],
+PRINTED = {
+    "lightning_adam/scheduler=wsd": ["head      ", "name=wsd", "decay_steps=10"],
     "optimizer.layer_decay": [
         "layer_0",
         "name=ReduceLROnPlateau",
@@ -122,12 +123,13 @@ SAID = {
         "monitor=val/loss",
         "interval=epoch",
     ],
-    "OneCycleLR": ["name=OneCycleLR", "total_steps=192", "interval=step"],
+    "OneCycleLR": ["name=OneCycleLR", "total_steps=52", "interval=step"],
     "adam_monitor.findings.": ["AdamMonitor has found nothing wrong in "],
     "optimi.AdamW": ["AdamMonitor measures of AdamW what its state tells, not "],
     "weight_decay_on=all": ["0.01 "],
+    "resume=config": ["optimizer.lr=0.001: from here on, after the checkpoint's 0.002"],
 }
-"""What is printed where a line of the project holds these words."""
+"""What is printed where a command holds these words."""
 LOGGED = {
     "layer_depth=1": [
         "adam_update/direction_max/layer/net",
@@ -137,41 +139,80 @@ LOGGED = {
         "adam_underflow/eps_damping",
         "adam_underflow/eps_energy_loss/tensor/net.0.weight",
     ],
-    "layer_table": [
-        "adam_histogram/denominator/group/decay",
-        "adam_underflow/eps_curve_table",
-        "adam_layers",
-    ],
     "scopes=[model,tensor]": ["adam_moments/exp_avg_norm/tensor/net.0.weight"],
 }
 """Some of the keys that it logs."""
+LOGGED_AS_TABLES = {
+    "adam_histogram/denominator/group/decay",
+    "adam_underflow/eps_curve_table",
+    "adam_layers",
+}
 EXPLAINED = {
     "optimizer": "optimizer.layer_decay.rate=null",
     "scheduler": "lightning_adam/scheduler=inverse_sqrt",
     "tune": "hydra.sweeper.n_trials=40",
 }
-"""What is told of a topic; of all others, the symbols are."""
-UNTOUCHED = ["adam_update/update_norm", "adam_underflow/idle_fraction/layer/net.1"]
-"""One of the keys that each line without code logs."""
-RECIPE_JOBS = [[{"lr": 3e-4, "betas": [0.9, 0.95], "amsgrad": True}], [{"lr": 1e-4}, {"lr": 1e-3}]]
-"""What the jobs of each line of the recipe train with."""
+"""A part of the explanation of a topic; that of all others has the symbols."""
+MONITOR_SETTINGS = [
+    {},
+    {"every_n_steps": 10, "statistics": "all", "scopes": ["model", "layer"]},
+]
+"""What each line without code asks of the monitor."""
+OPTIMIZERS = {
+    "optimizer.amsgrad=true": [{"lr": 3e-4, "betas": [0.9, 0.95], "amsgrad": True}],
+    "-m optimizer.lr=1e-4,1e-3": [{"lr": 1e-4}, {"lr": 1e-3}],
+    "resume=config": [{"lr": 1e-3, "resume": "config"}],
+    "fault=l2": [{"decoupled_weight_decay": False}],
+}
+"""The optimizers of the jobs that a recipe's command starts, where it holds these words."""
 ACCURACY = "validation accuracy: "
 INSTALLING = "installing into .venv"
+TO_CSV = "--trainer.accelerator=cpu --trainer.logger=CSVLogger --trainer.logger.save_dir=."
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
-def test_no_block_and_no_line_goes_untested() -> None:
+def overrides(line: str) -> list[str]:
+    """The overrides that stand behind a Python program or module."""
+    words = shlex.split(line)
+    start = 3 if words[1] == "-m" else 2 if words[0] == "python" else 1
+    return words[start:]
+
+
+@pytest.fixture(autouse=True)
+def _no_job_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    for variable in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        monkeypatch.setenv(variable, "0")
+
+
+def expected(table: Mapping[str, list[Any]], line: str) -> list[Any]:
+    """What a table expects of a command, by the words that it holds."""
+    return [each for words, found in table.items() if words in line for each in found]
+
+
+def composed(folder: Path, name: str, line: list[str]) -> DictConfig:
+    """The config that an app gets from its command; Hydra's own part is `HydraConfig.get()`."""
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        line = [*line, "hydra.job.name=train", "hydra.runtime.output_dir=."]
+        config = compose(name, line, return_hydra_config=True)
+    HydraConfig.instance().set_config(copy.deepcopy(config))
+    with open_dict(config):
+        del config["hydra"]
+    return config
+
+
+def test_every_block_and_every_command_is_of_one_tested_kind() -> None:
     for page, language, text in blocks():
         if language == "bash":
             for line in filter(None, text.split("\n")):
-                claimed = [pattern for pattern in LINES if re.match(pattern, line)]
-                assert len(claimed) == 1, f"{page}: {line}: {claimed}"
+                kinds = [pattern for pattern in LINES if re.match(pattern, line)]
+                assert len(kinds) == 1, f"{page}: {line}: {kinds}"
         else:
-            kinds = [each for each in BLOCKS if (language, text[: len(each[1])]) == each]
-            assert len(kinds) == 1, f"{page}: ```{language}\n{text}"
+            fitting = [each for each in BLOCKS if (language, text[: len(each[1])]) == each]
+            assert len(fitting) == 1, f"{page}: ```{language}\n{text}"
 
 
-def test_a_project_as_in_the_readme_logs_what_the_readme_says(tmp_path: Path) -> None:
+def test_project_of_the_readme_logs_what_the_readme_says(tmp_path: Path) -> None:
     training, offline_run = follow_the_readme(tmp_path / "my project")
     config = run_config(offline_run)
     assert block(*TABLE) in training.output
@@ -180,44 +221,70 @@ def test_a_project_as_in_the_readme_logs_what_the_readme_says(tmp_path: Path) ->
     assert config["scheduler"]["warmup_steps"] == 500
 
 
-def shorten(project: Path, epochs: int) -> None:
-    """Lets the project of the README train for fewer epochs."""
+def shorten(project: Path) -> None:
+    """Limits the training of the README's project to one epoch of 52 steps."""
     program = (project / "train.py").read_text(encoding="utf-8")
-    (project / "train.py").write_text(program.replace("max_epochs=10", f"max_epochs={epochs}"))
+    shorter = {"max_epochs=10": "max_epochs=1", "4096": "1920", "[3072, 1024]": "[1664, 256]"}
+    for text, replacement in shorter.items():
+        assert program.count(text) == 1
+        program = program.replace(text, replacement)
+    (project / "train.py").write_text(program, encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("my project")
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    folder = tmp_path / "my project"
     write_the_project(folder)
-    shorten(folder, 2)
+    shorten(folder)
     return folder
 
 
+@pytest.fixture
+def console(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """What Lightning and lightning_adam print by way of logging."""
+    lightning = logging.getLogger("lightning.pytorch")
+    lightning.addHandler(caplog.handler)
+    yield caplog
+    lightning.removeHandler(caplog.handler)
+
+
+def test_each_command_for_the_project_trains_as_its_guide_says(
+    project: Path, console: pytest.LogCaptureFixture
+) -> None:
+    main = runpy.run_path(str(project / "train.py"))["main"].__wrapped__
+    with each_row() as row:
+        for line in typed(PROJECT):
+            with row(line):
+                console.clear()
+                logger = MemoryLogger()
+                main.__globals__["WandbLogger"] = lambda offline, logger=logger: logger
+                main(composed(project / "conf", "config", overrides(line)))
+                logged = {key for _, values in logger.rows for key in values}
+                assert all(printed in console.text for printed in expected(PRINTED, line))
+                assert logged >= set(expected(LOGGED, line))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("line", typed(PROJECT))
-def test_what_is_typed_for_the_project_does_what_is_said(line: str, project: Path) -> None:
-    before = set(offline_runs(project))
-    trained = run_text(line, project, environment(**NO_GPU))
-    assert trained.returncode == 0, trained.output
-    expected = [each for words, each in SAID.items() if words in line]
-    assert all(part in trained.output for parts in expected for part in parts), trained.output
-    (left,) = set(offline_runs(project)) - before
-    # A histogram's and a table's parts stand behind a dot.
-    logged = {f"{key}." for row in history(left) for key in row}
-    wanted = [key for words, keys in LOGGED.items() if words in line for key in keys]
-    missing = [key for key in wanted if not any(each.startswith(f"{key}.") for each in logged)]
-    assert not missing
+def test_tables_and_histograms_are_logged_as_their_command_says(project: Path) -> None:
+    (line,) = (line for line in typed(PROJECT) if "layer_table" in line)
+    training = run_text(line.replace("_steps=100", "_steps=50"), project, environment(**NO_GPU))
+    assert training.returncode == 0, training.output
+    (offline_run,) = offline_runs(project)
+    # The parts of a histogram and of a table follow a dot.
+    logged = {key.partition(".")[0] for row in history(offline_run) for key in row}
+    assert logged >= LOGGED_AS_TABLES
 
 
-@pytest.mark.parametrize("line", typed(EXPLAIN))
-def test_what_is_explained_is_there(line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    cli.main(shlex.split(line)[1:])
-    assert EXPLAINED.get(line.split()[-1], SYMBOLS) in capsys.readouterr().out
+def test_each_topic_of_the_pages_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    with each_row() as row:
+        for line in typed(EXPLAIN):
+            with row(line):
+                cli.main(shlex.split(line)[1:])
+                assert EXPLAINED.get(line.split()[-1], SYMBOLS) in capsys.readouterr().out
 
 
-def test_a_finding_is_shown_as_in_the_readme() -> None:
-    """Its numbers are of some training; its form is that of every finding."""
+def test_finding_is_printed_as_in_the_readme() -> None:
+    """The numbers are those of some run; the form is that of every finding."""
     shown = Finding(
         code="eps_dominates",
         severity=Severity.error,
@@ -229,204 +296,258 @@ def test_a_finding_is_shown_as_in_the_readme() -> None:
         cures=(Cure(("optimizer.eps=1e-13",)),),
         source=RULES["eps_dominates"].source,
     )
-    assert raised([shown]) in block(*FOUND)
+    assert raised([shown]) in block(*FINDING)
 
 
-@pytest.mark.parametrize("line", typed(INSPECT))
-def test_a_checkpoint_is_inspected_as_it_is_typed(line: str, tmp_path: Path) -> None:
-    fit = trainer(max_epochs=1)
+def test_checkpoint_in_bfloat16_is_inspected_as_in_the_guides(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fit = trainer(max_epochs=1, precision="bf16-true")
     fit.fit(Lit(ADAMW), loader(5))
-    fit.save_checkpoint(tmp_path / "last.ckpt")
-    inspected = run_text(line, tmp_path, environment(**NO_GPU))
-    assert inspected.returncode == 0, inspected.output
-    assert "AdamW" in inspected.output
+    fit.save_checkpoint("last.ckpt")
+    (line,) = typed(INSPECT)
+    cli.main(shlex.split(line)[1:])
+    inspected = capsys.readouterr().out
+    assert "AdamW" in inspected
+    assert block(*INSPECTED).partition("\n")[0] in inspected
+
+
+def test_tuning_commands_are_plans_of_a_search(project: Path) -> None:
+    plans = []
+    for line in typed(TUNE):
+        composed(project / "conf", "config", shlex.split(line)[3:])
+        plans.append(read_plan(HydraConfig.get().sweeper))
+    assert [plan.n_trials for plan in plans] == [40, 9]
+    assert {plan.direction for plan in plans} == {"minimize"}
+    assert (plans[1].monitor, plans[1].study_name) == ("val/loss", "quick")
+    assert plans[1].stages[0].space["lr"]["high"] == 0.03
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", typed(TUNING))
-def test_what_is_typed_for_tuning_works(line: str, tmp_path: Path) -> None:
-    """With trainings that are shorter, and with fewer of them than forty."""
-    write_the_project(tmp_path)
-    shorten(tmp_path, 1)
-    searched = run_text(line.replace("n_trials=40", "n_trials=12"), tmp_path, environment(**NO_GPU))
+def test_short_search_of_the_guide_tunes_the_project(project: Path) -> None:
+    (line,) = (line for line in typed(TUNE) if "study_name=quick" in line)
+    fewer = line.replace("n_trials=9", "n_trials=4")
+    searched = run_text(fewer, project, environment(**NO_GPU))
     assert searched.returncode == 0, searched.output
-    name = "quick" if "quick" in line else "train"
-    (told,) = tmp_path.glob("multirun/*/tune.md")
-    assert told.parent.name == f"adam_tune_{name}"
-    assert told.read_text(encoding="utf-8").splitlines()[-1] == searched.after("type: ")
-    assert (told.parent / "tune.html").is_file()
+    folder = project / "multirun" / "adam_tune_quick"
+    summary = (folder / "tune.md").read_text(encoding="utf-8").splitlines()
+    assert summary[-1] in searched.lines[-1]
+    assert (folder / "tune.html").is_file()
 
 
-def test_the_block_without_lightning_measures_and_draws(tmp_path: Path) -> None:
-    write_files(tmp_path, files(MEASURE))
-    said = succeed([sys.executable, "measure.py"], tmp_path)
-    assert "{'layer': '0', 'grad_norm': " in said
-    assert (tmp_path / "adam.png").read_bytes().startswith(b"\x89PNG")
+def test_block_without_lightning_measures_and_draws(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    exec(block(*MEASURE), {})
+    assert "{'layer': '0', 'grad_norm': " in capsys.readouterr().out
+    assert Path("adam.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("beginning", ADDED)
-def test_what_contributing_adds_works(beginning: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("beginning", EXTENSIONS)
+def test_extension_of_contributing_works(beginning: str, tmp_path: Path) -> None:
     written = files(("python", beginning))
     write_files(tmp_path, written)
-    assert ADDED[beginning] in succeed([BIN / "python", *written], tmp_path)
+    assert EXTENSIONS[beginning] in succeed([BIN / "python", *written], tmp_path)
 
 
-@pytest.mark.parametrize(("line", "key"), list(zip(typed(NO_CODE), UNTOUCHED, strict=True)))
-def test_a_script_that_is_not_touched_is_measured(line: str, key: str, tmp_path: Path) -> None:
-    """Its parameters are compared in test_no_code.py."""
-    script = REPOSITORY / "tests" / "e2e" / "plain_classifier.py"
-    shutil.copy(script, tmp_path / "any_lightning_script.py")
-    trained = run_text(line, tmp_path)
-    assert trained.returncode == 0, trained.output
-    (metrics,) = tmp_path.rglob("metrics.csv")
-    assert key in metrics.read_text(encoding="utf-8").partition("\n")[0].split(",")
+def test_each_variable_without_code_is_read_as_settings() -> None:
+    """A script that is measured so is trained in test_no_code.py."""
+    values = [shlex.split(line)[0].partition("=")[2] for line in typed(NO_CODE)]
+    assert [settings(value) for value in values] == MONITOR_SETTINGS
 
 
-@pytest.mark.slow
-def test_the_guide_to_the_template_works_in_its_layout(tmp_path: Path) -> None:
-    """What the mixin makes of the template's own nodes is compared in test_template.py."""
+@pytest.fixture
+def template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     write_files(tmp_path, TEMPLATE | files(MODULE, EXPERIMENT))
-    as_it_stands, grouped, presets = typed(IN_TEMPLATE)
-    # The template finds its own root; here the folder is that.
-    jobs = [
-        run_text(line.replace("src/train.py", "-m src.train"), tmp_path)
-        for line in (as_it_stands, grouped, presets)
-    ]
-    for job in jobs:
-        assert job.returncode == 0, job.output
-    trained = [json.loads(job.after("trained with: ")) for job in jobs]
-    assert trained[0]["scheduler"]["class"] == "ReduceLROnPlateau"
-    assert set(trained[1]["groups"]) == {"decay", "head"}
-    assert "adam_moments/grad_norm/group/decay" in trained[2]["metrics"]
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "src"]:
+        del sys.modules[name]
 
 
-@pytest.mark.slow
-def test_the_guide_to_lightning_cli_works(tmp_path: Path) -> None:
-    write_files(tmp_path, files(CLI, CLI_FILE))
+def test_guide_to_the_template_works_in_its_layout(template: Path) -> None:
+    """How the mixin reads the template's own nodes is compared in test_template.py."""
+    train = importlib.import_module("src.train").train
+    partials, grouped, presets = (
+        train(composed(template / "configs", "train", overrides(line)))
+        for line in typed(IN_TEMPLATE)
+    )
+    assert partials["scheduler"]["class"] == "ReduceLROnPlateau"
+    assert set(grouped["groups"]) == {"decay", "head"}
+    assert "adam_moments/grad_norm/group/decay" in presets["metrics"]
+
+
+def test_guide_to_lightning_cli_works(
+    monkeypatch: pytest.MonkeyPatch, console: pytest.LogCaptureFixture
+) -> None:
+    write_files(Path.cwd(), files(CLI, CLI_FILE))
     lines = typed(IN_CLI)
     assert len(lines) == 2
     for line in lines:
-        quietly = "--trainer.accelerator=cpu --trainer.logger=CSVLogger --trainer.logger.save_dir=."
-        trained = run_text(f"{line} {quietly}", tmp_path)
-        assert trained.returncode == 0, trained.output
-        assert "name=cosine" in trained.output
-    assert len(list(tmp_path.rglob("metrics.csv"))) == len(lines)
+        console.clear()
+        monkeypatch.setattr(sys, "argv", shlex.split(f"{line} {TO_CSV}")[1:])
+        runpy.run_path("cli.py", run_name="__main__")
+        assert "name=cosine" in console.text
+    assert len(list(Path.cwd().rglob("metrics.csv"))) == len(lines)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("line", "jobs"), list(zip(typed(MNIST), RECIPE_JOBS, strict=True)), ids=["job", "sweep"]
-)
-def test_a_line_for_the_recipe_trains_with_what_it_says(
-    line: str, jobs: list[dict[str, object]], tmp_path: Path
-) -> None:
-    training = run_text(f"{line} {shlex.join([*BRIEFLY, *jobs_in(tmp_path)])}", REPOSITORY)
-    assert training.returncode == 0, training.output
-    assert training.output.count(ACCURACY) == len(jobs)
-    for optimizer, job in zip(recorded_optimizers(tmp_path), jobs, strict=True):
-        assert optimizer | job == optimizer
+def jobs(line: str) -> list[list[str]]:
+    """The overrides of each job that a command starts: several in a sweep."""
+    words = [word for word in overrides(line) if word != "-m"]
+    parsed = OverridesParser.create().parse_overrides(words)
+    choices = [
+        [f"{each.get_key_element()}={value}" for value in each.sweep_string_iterator()]
+        if each.is_sweep_override()
+        else [word]
+        for each, word in zip(parsed, words, strict=True)
+    ]
+    return [list(job) for job in itertools.product(*choices)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("line", typed(PROCESSES))
-def test_a_line_for_many_processes_trains_and_reports(line: str, tmp_path: Path) -> None:
-    """What is logged is compared in test_ddp_fsdp.py."""
-    briefly = "layers=1 trainer.limit_train_batches=25 trainer.limit_val_batches=1"
-    training = run_text(f"{line} {briefly} {shlex.join(jobs_in(tmp_path))}", REPOSITORY)
-    assert training.returncode == 0, training.output
-    assert training.output.count("bits a byte") == 1
-    assert (tmp_path / "report.html").is_file()
+def test_each_command_of_a_recipe_configures_its_jobs() -> None:
+    """Each recipe is run by its own test."""
+    conf = REPOSITORY / "conf"
+    with each_row() as row:
+        for line in typed(RECIPE):
+            with row(line):
+                match = re.match(RECIPE, line)
+                name = match and (match["name"] or match["script"])
+                program = (REPOSITORY / f"recipes/{name}.py").read_text(encoding="utf-8")
+                assert f'config_name="{name}"' in program
+                configs = [composed(conf, name, job) for job in jobs(line)]
+                if "cases=" in line:
+                    cases = configs[0].cases
+                    configs += [composed(conf, name, shlex.split(case)) for case in cases]
+                for config in configs:
+                    build_adam(network(), config.optimizer, config.scheduler, total_steps=100)
+                    instantiate(config.adam_monitor)
+                optimizers = [OmegaConf.to_object(config.optimizer) for config in configs]
+                for optimizer, values in zip(optimizers, expected(OPTIMIZERS, line), strict=False):
+                    assert vars(optimizer) | values == vars(optimizer)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("line", typed(RECIPES))
-def test_a_line_for_another_recipe_works(line: str, tmp_path: Path) -> None:
-    """What each prints is looked at in the test of the recipe."""
-    briefly = "trainer.max_epochs=1 trainer.limit_train_batches=30"
-    trained = run_text(f"{line} {briefly} {shlex.join(jobs_in(tmp_path))}", REPOSITORY)
-    assert trained.returncode == 0, trained.output
-
-
-@pytest.mark.slow
-def test_a_training_in_bfloat16_is_looked_at_as_it_is_typed(tmp_path: Path) -> None:
-    said = ""
-    for line in typed(IN_BFLOAT16):
-        line = line.replace("outputs/bfloat16", f"{tmp_path}/bfloat16")
-        briefly = f" {shlex.join(BRIEFLY)}" if line.startswith("python") else ""
-        looked = run_text(line + briefly, REPOSITORY)
-        assert looked.returncode == 0, looked.output
-        said += looked.output
-    assert block(*INSPECTED).partition("\n")[0] in said
-    assert (tmp_path / "bfloat16" / "underflow.html").is_file()
-
-
-def test_an_eps_that_float16_does_not_hold_is_refused_as_it_is_shown() -> None:
+def test_eps_that_float16_cannot_hold_is_refused_as_in_the_guide() -> None:
     fit = trainer(max_epochs=1, precision="16-true")
     with pytest.raises(ConfigError) as refused:
         fit.fit(Lit(ADAMW | {"eps": 1e-8}), loader(1))
-    assert block(*REFUSED).partition(", the dtype")[0] in str(refused.value)
+    assert block(*REFUSAL).partition(", the dtype")[0] in str(refused.value)
 
 
-def test_a_report_is_written_from_a_program(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    logger = CSVLogger(tmp_path, name="RUN", version="")
+def write_run(name: str) -> None:
+    """Trains, and leaves a run of Lightning's CSV logger in a folder of that name."""
+    logger = CSVLogger(".", name=name, version="")
     fit = trainer(max_epochs=1, logger=logger, callbacks=[AdamMonitor(every_n_steps=1)])
     fit.fit(Lit(ADAMW), loader(3))
-    monkeypatch.chdir(tmp_path)
-    exec(block(*REPORTED), {})
-    assert (tmp_path / "report.html").is_file()
+
+
+def test_program_of_the_reference_writes_a_report() -> None:
+    write_run("RUN")
+    exec(block(*REPORT), {})
+    assert Path("report.html").is_file()
+
+
+def test_commands_that_look_at_runs_write_pages(capsys: pytest.CaptureFixture[str]) -> None:
+    """The pages are looked at in a browser, and the workspace is saved in test_dashboard.py."""
+    for name in ("RUN", "ANOTHER_RUN"):
+        write_run(name)
+    local = [line for line in typed(LOOK) if " report " in line or "--json" in line]
+    for line in local:
+        cli.main(shlex.split(line)[1:])
+        printed = capsys.readouterr().out
+        assert json.loads(printed)["section"] if "--json" in line else "report: " in printed
+    pages = [Path(name).read_text("utf-8") for name in ("report.html", "comparison.html")]
+    assert ['id="comparison"' in page for page in pages] == [False, True]
 
 
 @pytest.mark.slow
-def test_a_training_is_resumed_as_it_is_typed(tmp_path: Path) -> None:
-    first, again = (line.replace("outputs/first", f"{tmp_path}/first") for line in typed(RESUME))
-    briefly = [each for each in BRIEFLY if "max_epochs" not in each]
-    briefly += ["logger.id=continued", "logger.resume=allow"]
-    assert run_text(f"{first} {shlex.join(briefly)}", REPOSITORY).returncode == 0
-    line = f"{again} {shlex.join([*briefly, *jobs_in(tmp_path / 'again')])}"
+def test_report_command_starts_as_in_a_shell(tmp_path: Path) -> None:
+    write_run("RUN")
+    line = next(line for line in typed(LOOK) if "ANOTHER_RUN" not in line)
+    reported = run_text(line, tmp_path, cold=True)
+    assert (reported.returncode, reported.output) == (0, "report: report.html\n")
+
+
+@pytest.mark.slow
+def test_untouched_script_is_measured_as_in_a_shell(tmp_path: Path) -> None:
+    shutil.copy(REPOSITORY / "tests/e2e/plain_classifier.py", tmp_path / "any_lightning_script.py")
+    training = run_text(typed(NO_CODE)[-1], tmp_path, cold=True)
+    assert training.returncode == 0, training.output
+    (metrics,) = tmp_path.rglob("metrics.csv")
+    header = metrics.read_text(encoding="utf-8").partition("\n")[0].split(",")
+    assert "adam_underflow/idle_fraction/layer/net.1" in header
+
+
+@pytest.mark.slow
+def test_recipe_is_resumed_with_other_settings_as_in_the_guide(tmp_path: Path) -> None:
+    lines = [line for line in typed(RECIPE) if "outputs/first" in line]
+    first, again = (line.replace("outputs/first", f"{tmp_path}/first") for line in lines)
+    briefly = "width=2 trainer.limit_train_batches=25 logger.id=continued logger.resume=allow"
+    started = run_text(f"{first} {briefly}", REPOSITORY)
+    assert started.returncode == 0, started.output
+    line = f"{again} {briefly} {shlex.join(jobs_in(tmp_path / 'again'))}"
     resumed = run_text(line, REPOSITORY)
     assert resumed.returncode == 0, resumed.output
-    assert "optimizer.lr=0.001: from here on, after the checkpoint's 0.002" in resumed.output
+    assert PRINTED["resume=config"][0] in resumed.output
     (before,), (after,) = (offline_runs(tmp_path / folder) for folder in ("first", "again"))
     assert max(logged_rows(before)) < min(logged_rows(after)), "the x-axis goes on"
     assert all(each.name.endswith("-continued") for each in (before, after))
-    ended = run_text(f"{line} trainer.max_epochs=2", REPOSITORY)
-    assert "type trainer.max_epochs=10" in ended.output
 
 
-@pytest.mark.slow
-def test_what_is_typed_to_look_at_runs_shows_them(tmp_path: Path) -> None:
-    """The page itself is looked at by a browser, in test_report_page.py."""
-    for name in ("first", "second"):
-        assert recipe(tmp_path / name, *BRIEFLY).returncode == 0
-    first, second = offline_runs(tmp_path)
-    names = {"ANOTHER_RUN": second, "RUN": first, "ENTITY/PROJECT": f"{ENTITY}/project"}
-    with WandbServer("project") as server:
-        for line in typed(LOOKING):
-            words = shlex.split(line)
-            command = [str(names.get(word, word)) for word in words]
-            variables = environment() | server.variables
-            looked = run([BIN / command[0], *command[1:]], tmp_path, variables)
-            assert looked.returncode == 0, looked.output
-            shown = {"dashboard": f"workspace: {server.url}/", "report": f"report: {words[-1]}"}
-            if "--json" in words:
-                assert json.loads(looked.output)["section"]
-            else:
-                assert shown[words[1]] in looked.output
-    pages = [tmp_path / name for name in ("report.html", "comparison.html")]
-    compared = ['id="comparison"' in page.read_text(encoding="utf-8") for page in pages]
-    assert compared == [False, True]
+SHORTER = {
+    r"python train\.py -m .*n_trials=40": ("n_trials=40", "n_trials=12"),
+    r"python -m recipes\.mnist": ("", " width=2 trainer.limit_train_batches=25"),
+    r"python -m recipes\.half": ("", " trainer.max_epochs=1 trainer.limit_train_batches=30"),
+    r"python -m recipes\.clinic": ("", " trainer.max_epochs=1 trainer.limit_train_batches=30"),
+    r".*ddp_fsdp": ("", " layers=1 trainer.limit_train_batches=25 trainer.limit_val_batches=1"),
+    IN_CLI: ("", f" {TO_CSV}"),
+    # The template finds its own root; here the folder is that.
+    IN_TEMPLATE: ("src/train.py", "-m src.train"),
+}
+"""What is changed in a command so that it ends soon or runs here: one text for another, or words
+that are appended."""
 
 
-def recorded_optimizers(folder: Path) -> list[dict[str, Any]]:
-    """What the jobs under a folder recorded, in W&B or, without, in Lightning's CSV logger."""
-    hparams = sorted(folder.rglob("hparams.yaml"))
-    configs = [
-        yaml.safe_load(path.read_text(encoding="utf-8"))["lightning_adam"] for path in hparams
-    ]
-    return [config["optimizer"] for config in configs or map(run_config, offline_runs(folder))]
+def shortened(line: str) -> str:
+    line = line.replace("ENTITY/PROJECT", f"{ENTITY}/project")
+    for pattern, (old, new) in SHORTER.items():
+        if re.match(pattern, line):
+            line = line.replace(old, new) if old else line + new
+    return line
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+def test_all_commands_of_the_pages_succeed_in_a_shell(project: Path, template: Path) -> None:
+    """In the order of the pages, for some read what others wrote."""
+    for name in ("recipes", "conf"):
+        shutil.copytree(REPOSITORY / name, project / name, dirs_exist_ok=True)
+    write_files(project, files(CLI, CLI_FILE))
+    script = REPOSITORY / "tests/e2e/plain_classifier.py"
+    shutil.copy(script, project / "any_lightning_script.py")
+    fit = trainer(max_epochs=1)
+    fit.fit(Lit(ADAMW), loader(5))
+    fit.save_checkpoint(project / "last.ckpt")
+    for name in ("RUN", "ANOTHER_RUN"):
+        write_run(name)
+        shutil.move(name, project)
+
+    not_here = rf"(?!{MAKE}|{PRE_COMMIT}|{re.escape(TRAIN_LINE)})"
+    with WandbServer("project") as server, each_row() as row:
+        variables = environment(**NO_GPU) | server.variables
+        for line in typed(not_here):
+            with row(line):
+                folder = template if re.match(IN_TEMPLATE, line) else project
+                finished = run_text(shortened(line), folder, variables, cold=True)
+                assert finished.returncode == 0, finished.output
+                missing = [each for each in expected(PRINTED, line) if each not in finished.output]
+                assert not missing, finished.output
+    assert {path.parent.name for path in project.rglob("tune.md")} == {
+        "adam_tune_train",
+        "adam_tune_quick",
+    }
+    assert (project / "outputs/bfloat16/underflow.html").is_file()
 
 
 @pytest.mark.nightly
@@ -435,7 +556,7 @@ def test_make_demo_works_in_a_fresh_clone_and_installs_once(tmp_path: Path) -> N
     clone = tmp_path / "a clone"
     succeed(["git", "clone", "--quiet", REPOSITORY, clone])
     succeed(["make", f"PYTHON={sys.executable}", ".venv/bin/python"], clone)
-    lend(clone / ".venv", "recipes")
+    link_packages(clone / ".venv", "recipes")
     first, second = demo(clone), demo(clone)
     assert INSTALLING in first.output
     assert INSTALLING not in second.output
@@ -443,7 +564,7 @@ def test_make_demo_works_in_a_fresh_clone_and_installs_once(tmp_path: Path) -> N
 
 
 def demo(clone: Path) -> Finished:
-    """One `make demo`, which has to end by naming a run that its own advice can open."""
+    """Runs `make demo`, which has to end with the name of a run that its own advice can open."""
     all_cores = environment(OMP_NUM_THREADS=str(os.cpu_count() or 1))
     demonstrated = run(["make", "demo"], clone, all_cores)
     assert demonstrated.returncode == 0, demonstrated.output
@@ -458,22 +579,23 @@ def demo(clone: Path) -> Finished:
     return demonstrated
 
 
-def test_what_make_is_asked_for_is_a_target() -> None:
+def test_make_targets_of_the_pages_exist() -> None:
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
     script = REPOSITORY / ".ci" / "run"
-    for line in typed("make "):
-        assert re.search(rf"^{line.removeprefix('make ')}:", makefile, re.MULTILINE)
+    for line in typed(MAKE):
+        assert re.search(rf"^{line.removeprefix('make ')}:", makefile, re.MULTILINE), line
     for each in ("test-ci", "lint"):
         assert f"make {each}" in script.read_text(encoding="utf-8").splitlines()
     assert os.access(script, os.X_OK)
     assert block("bash", "make demo\n").splitlines() == ["make demo", "make test"]
 
 
-def test_pre_commit_takes_its_file_and_installs_its_hook(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_pre_commit_reads_its_file_and_installs_its_hook(tmp_path: Path) -> None:
     succeed(["git", "init", "--quiet", tmp_path])
     shutil.copy(REPOSITORY / ".pre-commit-config.yaml", tmp_path)
-    (line,) = typed("pre-commit ")
+    (line,) = typed(PRE_COMMIT)
     for command in ("pre-commit validate-config", line):
-        asked = run_text(command, tmp_path)
-        assert asked.returncode == 0, asked.output
+        finished = run_text(command, tmp_path)
+        assert finished.returncode == 0, finished.output
     assert (tmp_path / ".git" / "hooks" / "pre-commit").is_file()

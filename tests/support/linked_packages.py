@@ -1,10 +1,11 @@
-"""An environment with what an extra asks for and nothing else, borrowed from that of the tests.
+"""An environment with what an extra asks for and nothing else, linked from that of the tests.
 
-To install torch and what stands beside it anew takes minutes; pip finds that all of it is there.
+Installing torch and its dependencies takes minutes; pip finds the linked packages installed.
 """
 
 import sys
 import sysconfig
+from collections.abc import Iterable
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
@@ -13,39 +14,47 @@ from packaging.requirements import Requirement
 PACKAGE = "lightning-adam"
 
 
-def lend(environment: Path, extra: str) -> None:
-    """Links into an environment of the same Python all that an extra of ours needs."""
+def link_packages(environment: Path, extra: str = "", requires: Iterable[str] = ()) -> None:
+    """Links the requirements of lightning_adam into an environment of the same Python.
+
+    Args:
+        environment: The folder of the environment.
+        extra: An extra of lightning_adam, whose requirements are linked too.
+        requires: The requirements, as the metadata of a wheel lists them; by default those of the
+            lightning_adam that the tests import.
+    """
     paths = {"base": str(environment), "platbase": str(environment)}
     site_packages = Path(sysconfig.get_path("purelib", vars=paths))
     commands = Path(sysconfig.get_path("scripts", vars=paths))
-    for lent in needed(f"{PACKAGE}[{extra}]").values():
-        for file in lent.files or ():
-            source = Path(str(lent.locate_file(file)))
+    root = Requirement(f"{PACKAGE}[{extra}]")
+    for linked in distributions(root, list(requires) or distribution(PACKAGE).requires or ()):
+        for file in linked.files or ():
+            source = Path(str(linked.locate_file(file)))
             if file.parts[0] != "..":
-                link(site_packages / file.parts[0], Path(str(lent.locate_file(file.parts[0]))))
+                link(site_packages / file.parts[0], Path(str(linked.locate_file(file.parts[0]))))
             elif source.parent.resolve() == Path(sys.executable).parent:
-                script(commands / source.name, source)
+                write_script(commands / source.name, source)
 
 
-def needed(requirement: str) -> dict[str, Distribution]:
-    """The distributions that a requirement brings, by name, without our own."""
+def distributions(root: Requirement, requires: Iterable[str]) -> list[Distribution]:
+    """The distributions that a package and its extras need, without the package itself."""
     found: dict[str, Distribution] = {}
-    asked, seen = [Requirement(requirement)], set()
-    while asked:
-        each = asked.pop()
-        key = (each.name.lower(), *sorted(each.extras))
-        if key in seen:
-            continue
-        seen.add(key)
-        here = distribution(each.name)
-        if each.name != PACKAGE:
-            found[each.name.lower()] = here
-        wanted = [{"extra": extra} for extra in ("", *each.extras)]
-        for line in here.requires or ():
-            further = Requirement(line)
-            if further.marker is None or any(map(further.marker.evaluate, wanted)):
-                asked.append(further)
-    return found
+    open_, seen = [(root, requires)], set()
+    while open_:
+        asking, lines = open_.pop()
+        extras = [{"extra": extra} for extra in ("", *asking.extras)]
+        for each in map(Requirement, lines):
+            key = (each.name.lower(), *sorted(each.extras))
+            is_needed = each.marker is None or any(map(each.marker.evaluate, extras))
+            if not is_needed or key in seen:
+                continue
+            seen.add(key)
+            if each.name == root.name:
+                open_.append((each, requires))
+            else:
+                found[each.name.lower()] = here = distribution(each.name)
+                open_.append((each, here.requires or ()))
+    return list(found.values())
 
 
 def link(name: Path, source: Path) -> None:
@@ -53,8 +62,8 @@ def link(name: Path, source: Path) -> None:
         name.symlink_to(source, target_is_directory=source.is_dir())
 
 
-def script(name: Path, source: Path) -> None:
-    """A command that runs in its own environment, whose folder may have a space, as pip's do."""
+def write_script(name: Path, source: Path) -> None:
+    """Writes a command of pip anew for another environment, whose path may have a space."""
     first, _, rest = source.read_text(errors="replace").partition("\n")
     if first.startswith("#!") and "python" in first:
         python = name.parent / "python"

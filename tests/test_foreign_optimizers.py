@@ -13,7 +13,7 @@ from torch.optim import Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, SparseAdam
 from lightning_adam import AdamMonitor, AdamStatistics, ConfigError
 from lightning_adam.statistics.catalogue import STATISTICS
 from tests.statistics.cases import reference_tensors
-from tests.statistics.test_metric import assert_agree, bare
+from tests.support.agreement import assert_agree, bare
 from tests.support.memory_logger import MemoryLogger
 from tests.support.monitored import TwoOptimizers
 from tests.support.training import Lit, loader, loss_of, network, parameters, trainer

@@ -25,7 +25,7 @@ from typing_extensions import override
 from lightning_adam import AdamMixin, AdamMonitor, AdamStatistics, build_optimizer
 from lightning_adam.statistics import kernels
 from lightning_adam.statistics.catalogue import STATISTICS
-from tests.statistics.test_metric import bare
+from tests.support.agreement import bare
 from tests.support import oracle
 from tests.support.memory_logger import MemoryLogger
 from tests.support.training import parameters, trainer

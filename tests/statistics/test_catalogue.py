@@ -1,4 +1,4 @@
-"""The catalogue is whole: its keys are the promised ones, and every kernel can fill its rows."""
+"""The catalogue of statistics: its keys, its explanations, and the columns the kernels fill."""
 
 import re
 
@@ -7,9 +7,10 @@ import torch
 
 from lightning_adam.statistics import kernels
 from lightning_adam.statistics.accumulators import ACCUMULATORS, COLUMNS
-from lightning_adam.statistics.catalogue import STATISTICS, Statistic, select
+from lightning_adam.statistics.catalogue import STATISTICS, select
 from lightning_adam.statistics.views import Views
 from tests.statistics.cases import KERNELS, stepped
+from tests.support.tables import each_row
 
 PROMISED = {
     "moments": "grad_norm* grad_rms grad_max exp_avg_norm exp_avg_rms* exp_avg_mean exp_avg_max"
@@ -26,30 +27,42 @@ PROMISED = {
 }
 """The names of each family; a star marks the headline."""
 
+SELECTIONS = [
+    (["grad_norm"], ["grad_norm"]),
+    (["schedule/*e*"], ["beta1", "beta2", "eps", "weight_decay", "step", "skipped_steps"]),
+    (["adam_update/direction_*"], ["direction_rms", "direction_max", "direction_large_fraction"]),
+    (["lr", "grad_max"], ["grad_max", "lr"]),
+    (["nothing"], []),
+    (["all"], list(STATISTICS)),
+]
+"""Patterns, and the names they select."""
 
-def test_the_keys_are_the_promised_ones() -> None:
+
+def test_keys_are_the_promised_ones() -> None:
     names = [f"adam_{family}/{name}" for family, row in PROMISED.items() for name in row.split()]
     assert [each.key for each in STATISTICS.values()] == [name.rstrip("*") for name in names]
     headline = [name.rstrip("*") for name in names if name.endswith("*")]
     assert [each.key for each in select(["headline"])] == headline
 
 
-@pytest.mark.parametrize("statistic", STATISTICS.values(), ids=STATISTICS)
-def test_every_statistic_explains_itself(statistic: Statistic) -> None:
-    assert statistic.formula
-    assert statistic.meaning.endswith(".")
-    assert re.fullmatch(r"adam_[a-z_]+/[a-z0-9_]+", statistic.key)
-    assert set(statistic.accumulators) <= set(ACCUMULATORS)
+def test_every_statistic_has_a_formula_a_meaning_and_known_accumulators() -> None:
+    with each_row() as row:
+        for name, statistic in STATISTICS.items():
+            with row(name):
+                assert statistic.formula
+                assert statistic.meaning.endswith(".")
+                assert re.fullmatch(r"adam_[a-z_]+/[a-z0-9_]+", statistic.key)
+                assert set(statistic.accumulators) <= set(ACCUMULATORS)
 
 
-def test_no_accumulator_is_kept_for_nothing() -> None:
+def test_every_accumulator_and_column_is_used() -> None:
     needed = {name for each in STATISTICS.values() for name in each.accumulators}
     assert needed == set(ACCUMULATORS)
     assert {ACCUMULATORS[name].column for name in needed} == set(COLUMNS)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_the_kernels_have_a_line_for_each_column(kernel: str) -> None:
+def test_kernel_fills_one_float64_value_for_each_column(kernel: str) -> None:
     optimizer = stepped([torch.nn.Parameter(torch.randn(3))], decoupled=True)
     columns = [name for name in COLUMNS if name != "skipped_steps"]
     rows = kernels.measure(Views().after_step(optimizer), columns, kernel)
@@ -57,24 +70,13 @@ def test_the_kernels_have_a_line_for_each_column(kernel: str) -> None:
     assert rows.dtype is torch.float64
 
 
-def test_the_columns_are_in_order() -> None:
+def test_sums_come_before_maxima() -> None:
     are_maxima = [each.is_maximum for each in COLUMNS.values()]
     assert are_maxima == sorted(are_maxima)
 
 
-@pytest.mark.parametrize(
-    ("patterns", "expected"),
-    [
-        (["grad_norm"], ["grad_norm"]),
-        (["schedule/*e*"], ["beta1", "beta2", "eps", "weight_decay", "step", "skipped_steps"]),
-        (
-            ["adam_update/direction_*"],
-            ["direction_rms", "direction_max", "direction_large_fraction"],
-        ),
-        (["lr", "grad_max"], ["grad_max", "lr"]),
-        (["nothing"], []),
-        (["all"], list(STATISTICS)),
-    ],
-)
-def test_a_selection_by_names_and_globs(patterns: list[str], expected: list[str]) -> None:
-    assert [each.name for each in select(patterns)] == expected
+def test_select_takes_names_and_globs() -> None:
+    with each_row() as row:
+        for patterns, expected in SELECTIONS:
+            with row(patterns):
+                assert [each.name for each in select(patterns)] == expected

@@ -1,10 +1,5 @@
-"""The CPU kernel: what it leaves to the eager one, and what it leaves alone in the process."""
+"""The CPU kernel: what it leaves to the eager one, its threads and its turns."""
 
-import os
-import re
-import subprocess
-import sys
-import textwrap
 import threading
 import warnings
 from pathlib import Path
@@ -23,20 +18,9 @@ from lightning_adam.statistics.accumulators import COLUMNS
 from lightning_adam.statistics.kernels import eager, numba
 from lightning_adam.statistics.views import Views
 from tests.statistics.cases import stepped
+from tests.support.tables import each_row
 
 ALL = [name for name in COLUMNS if name != "skipped_steps"]
-
-
-def in_a_new_process(script: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        capture_output=True,
-        text=True,
-        env=os.environ | environment,
-        timeout=100,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def weights(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
@@ -47,86 +31,8 @@ def rows(optimizer: Optimizer) -> Tensor:
     return kernels.measure(Views().after_step(optimizer), ALL, "numba")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif("x86" not in os.uname().machine, reason="the names of x86's instructions")
-def test_the_loops_are_made_of_vector_instructions(tmp_path: Path) -> None:
-    """One int64 among the int32, or one index that may be negative, and they are not."""
-    script = """
-        import torch
-        from lightning_adam import AdamStatistics
-        from lightning_adam.statistics.kernels.numba_loops import add_items, count_items
-
-        for dtype in (torch.float32, torch.bfloat16):
-            for decoupled in (True, False):
-                weight = torch.nn.Parameter(torch.randn(2000).to(dtype))
-                adam = torch.optim.Adam(
-                    [weight], weight_decay=0.1, decoupled_weight_decay=decoupled, fused=True
-                )
-                weight.grad = torch.randn(2000).to(dtype)
-                adam.step()
-                AdamStatistics("all", kernel="numba").update(adam, histograms=True)
-        for function in (add_items, count_items):
-            for assembly in function.inspect_asm().values():
-                print(assembly, "\\n=====")
-    """
-    # What is read back from numba's cache cannot be inspected.
-    loops = in_a_new_process(script, NUMBA_CACHE_DIR=str(tmp_path)).split("=====")[:-1]
-    assert len(loops) == 8
-    for assembly in loops:
-        assert re.search(r"\bv?sqrtps\b", assembly), "no square roots of several elements at once"
-        assert re.search(r"\bv?divps\b", assembly)
-        assert not re.search(r"gather[dq](ps|d)\b", assembly), "elements are not read in a row"
-
-
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads what Linux says is loaded")
-def test_no_second_openmp_is_loaded_and_forked_workers_can_measure() -> None:
-    script = """
-        import re
-        import torch
-        from torch.utils.data import DataLoader, Dataset
-        from lightning_adam import AdamStatistics
-
-        torch.set_num_threads(3)
-
-        def runtimes():
-            maps = open("/proc/self/maps").read()
-            return set(re.findall(r"/\\S*lib[gi]?omp\\S*", maps))
-
-        def measured():
-            torch.manual_seed(0)
-            weight = torch.nn.Parameter(torch.randn(2_000_000))
-            adam = torch.optim.AdamW([weight])
-            weight.grad = torch.randn(2_000_000)
-            adam.step()
-            statistics = AdamStatistics("all", kernel="numba")
-            statistics.update(adam, histograms=True)
-            return statistics.compute()
-
-        class Measurements(Dataset):
-            def __len__(self):
-                return 2
-
-            def __getitem__(self, index):
-                # torch itself hangs in a fork if it has more than one.
-                torch.get_num_threads = lambda: 3
-                return torch.tensor(list(measured().values()))
-
-        torch.randn(100_000).sum()
-        before = runtimes()
-        here = torch.tensor(list(measured().values()))
-        assert runtimes() == before, runtimes() - before
-        workers = DataLoader(
-            Measurements(), batch_size=None, num_workers=2, multiprocessing_context="fork"
-        )
-        for there in workers:
-            assert torch.allclose(there, here, equal_nan=True)
-        print("done")
-    """
-    assert "done" in in_a_new_process(script)
-
-
 @pytest.mark.parametrize("has_team", [True, False])
-def test_the_numbers_do_not_depend_on_the_threads(
+def test_values_do_not_depend_on_the_number_of_threads(
     has_team: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not has_team:
@@ -176,20 +82,11 @@ def healthy(optimizer: Optimizer) -> None:
     """Nothing is left."""
 
 
-@pytest.mark.parametrize(
-    ("change", "is_left"),
-    [
-        (healthy, False),
-        (small_gradients, True),
-        (large_moments, True),
-        (nan, True),
-        (all_update, True),
-        (gaps_in_memory, True),
-    ],
-)
-def test_what_float32_does_not_do_justice_to_is_left_to_eager(
-    change: Any, is_left: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+UNSUITABLE = (small_gradients, large_moments, nan, all_update, gaps_in_memory)
+"""Changes after which float32, or the loop over one order in memory, is not good enough."""
+
+
+def test_eager_kernel_measures_what_float32_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[str] = []
     measure = eager.measure
 
@@ -197,15 +94,19 @@ def test_what_float32_does_not_do_justice_to_is_left_to_eager(
         left.extend(view.place.tensor for view in views)
         return measure(views, columns)
 
-    optimizer = stepped(weights((50,), (40,), (30,)), decoupled=True, weight_decay=0.1)
-    change(optimizer)
     monkeypatch.setattr(eager, "measure", spy)
-    rows(optimizer)
-    assert left == (["group_0.1"] if is_left else [])
+    with each_row() as row:
+        for change in (healthy, *UNSUITABLE):
+            left.clear()
+            optimizer = stepped(weights((50,), (40,), (30,)), decoupled=True, weight_decay=0.1)
+            change(optimizer)
+            with row(change.__name__):
+                rows(optimizer)
+                assert left == ([] if change is healthy else ["group_0.1"])
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_no_warning_of_numpy_reaches_the_training(weight_decay: float) -> None:
+def test_numpy_warnings_are_suppressed(weight_decay: float) -> None:
     optimizer = stepped(weights((50,), (40,), (0,)), decoupled=True, weight_decay=weight_decay)
     nan(optimizer)
     optimizer.param_groups[0]["params"][0].grad[3] = float("inf")
@@ -216,18 +117,16 @@ def test_no_warning_of_numpy_reaches_the_training(weight_decay: float) -> None:
         assert len(statistics.compute()) > 80
 
 
-@pytest.mark.parametrize("settings", [{"eps": 1e-20}, {"lr": float("inf")}])
-def test_settings_that_float32_cannot_hold_are_left_too(
-    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("settings", [{"eps": 1e-20}, {"lr": float("inf")}], ids=str)
+def test_eager_kernel_measures_under_settings_outside_float32(settings: dict[str, Any]) -> None:
     optimizer = stepped(weights((50,)), decoupled=True)
     optimizer.param_groups[0].update(settings)
     expected = kernels.measure(Views().after_step(optimizer), ALL, "eager")
     assert torch.equal(rows(optimizer).nan_to_num(), expected.nan_to_num())
 
 
-@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_one_order_in_memory_is_enough(
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_one_order_in_memory_is_measured_without_the_eager_kernel(
     layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = torch.randn(4, 6, 5, 7).to(memory_format=layout)
@@ -242,8 +141,9 @@ def test_one_order_in_memory_is_enough(
     assert torch.allclose(rows(optimizer), expected, rtol=1e-5, atol=0)
 
 
-def test_thousands_of_tensors_and_empty_ones() -> None:
-    shapes = [(index % 7, 3) for index in range(3000)]
+def test_many_small_and_empty_tensors_agree_with_the_eager_kernel() -> None:
+    number = 1000
+    shapes = [(index % 7, 3) for index in range(number)]
     optimizer = stepped(weights(*shapes), decoupled=True, weight_decay=0.1, fused=True)
     views = Views().after_step(optimizer)
     measured, expected = rows(optimizer), kernels.measure(views, ALL, "eager")
@@ -251,13 +151,13 @@ def test_thousands_of_tensors_and_empty_ones() -> None:
     sums = [name for name in ALL if name not in signed]
     chosen = [ALL.index(name) for name in sums]
     assert torch.allclose(measured[:, chosen], expected[:, chosen], rtol=1e-5, atol=1e-30)
-    groups = [index % 3 for index in range(3000)]
+    groups = [index % 3 for index in range(number)]
     counted = kernels.count_exponents(views, groups, "numba")
     assert torch.equal(counted, kernels.count_exponents(views, groups, "eager"))
 
 
 @pytest.mark.parametrize("has_team", [True, False])
-def test_a_fault_in_any_thread_is_raised(has_team: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exception_in_any_thread_is_raised(has_team: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not has_team:
         monkeypatch.setattr(numba, "run_in_team", lambda *_: False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
@@ -275,7 +175,7 @@ def test_a_fault_in_any_thread_is_raised(has_team: bool, monkeypatch: pytest.Mon
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads what Linux says is loaded")
-def test_torchs_own_threads_do_the_work() -> None:
+def test_work_runs_in_the_threads_of_torch() -> None:
     assert _parallel() is not None
     seen = []
     assert run_in_team(lambda: seen.append(threading.get_ident()), 3)
@@ -283,24 +183,25 @@ def test_torchs_own_threads_do_the_work() -> None:
     assert threading.get_ident() in seen
 
 
-@pytest.mark.parametrize(
-    ("loaded", "taken"),
-    [
-        ([], None),
-        (["/usr/lib/libgomp.so.1"], "/usr/lib/libgomp.so.1"),
-        ([f"{TORCH}lib/libgomp.so.1"], f"{TORCH}lib/libgomp.so.1"),
-        (
-            ["/scikit_learn.libs/libgomp-1.so", f"{TORCH}lib/libgomp.so.1"],
-            f"{TORCH}lib/libgomp.so.1",
-        ),
-        (["/scikit_learn.libs/libgomp-1.so", "/usr/lib/libgomp.so.1"], None),
-        (["/mkl/libiomp5.so", f"{TORCH}lib/libgomp.so.1"], None),
-        (["/llvm/libomp.so"], None),
-    ],
-)
-def test_the_runtime_is_torchs_own_or_none(loaded: list[str], taken: str | None) -> None:
-    lines = [f"7f00-7f01 r-xp 00000000 fe:00 12    {each}" for each in [*loaded, "/lib/libc.so"]]
-    assert _runtime_of_torch("\n".join(lines)) == taken
+LOADED = [
+    ([], None),
+    (["/usr/lib/libgomp.so.1"], "/usr/lib/libgomp.so.1"),
+    ([f"{TORCH}lib/libgomp.so.1"], f"{TORCH}lib/libgomp.so.1"),
+    (["/scikit_learn.libs/libgomp-1.so", f"{TORCH}lib/libgomp.so.1"], f"{TORCH}lib/libgomp.so.1"),
+    (["/scikit_learn.libs/libgomp-1.so", "/usr/lib/libgomp.so.1"], None),
+    (["/mkl/libiomp5.so", f"{TORCH}lib/libgomp.so.1"], None),
+    (["/llvm/libomp.so"], None),
+]
+"""Loaded OpenMP runtimes, and the one that is torch's."""
+
+
+def test_openmp_runtime_is_torchs_own_or_none() -> None:
+    with each_row() as row:
+        for loaded, expected in LOADED:
+            paths = [*loaded, "/lib/libc.so"]
+            lines = [f"7f00-7f01 r-xp 00000000 fe:00 12    {path}" for path in paths]
+            with row(loaded):
+                assert _runtime_of_torch("\n".join(lines)) == expected
 
 
 def test_turns_cover_every_item_once() -> None:
@@ -318,8 +219,8 @@ def test_turns_cover_every_item_once() -> None:
 
 
 @pytest.mark.slow
-def test_more_elements_than_an_int32_counts() -> None:
-    """Pages that nobody has written to take no memory."""
+def test_elements_beyond_int32_are_counted() -> None:
+    """Pages that were never written take no memory."""
     elements = 2**31 + 5000
 
     def zeros() -> Tensor:

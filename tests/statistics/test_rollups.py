@@ -1,4 +1,4 @@
-"""However a model is cut into groups, chunks or ranks, its numbers are the same."""
+"""The statistics of a model do not depend on its division into groups, chunks or ranks."""
 
 import random
 from typing import Any
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from lightning_adam import AdamStatistics
+from tests.support.tables import each_row
 
 SETTINGS: dict[str, Any] = {
     "lr": 0.01,
@@ -21,7 +22,7 @@ SHAPES = [(40, 7), (13,), (1,), (5, 4, 3), (64, 3), (2,)]
 State = dict[str, Tensor]
 
 
-def trained(decoupled: bool) -> Optimizer:
+def stepped_optimizer(decoupled: bool) -> Optimizer:
     parameters = [nn.Parameter(torch.randn(shape)) for shape in SHAPES]
     optimizer = Adam(parameters, decoupled_weight_decay=decoupled, **SETTINGS)
     for _ in range(4):
@@ -38,7 +39,7 @@ def tensors_of(optimizer: Optimizer) -> list[tuple[Tensor, Tensor, State]]:
 
 
 def rebuilt(groups: list[list[tuple[Tensor, Tensor, State]]], like: Optimizer) -> Optimizer:
-    """An optimizer in the same state, its tensors in other groups."""
+    """Builds an optimizer in the same state with its tensors in other groups."""
     settings = {key: value for key, value in like.param_groups[0].items() if key != "params"}
     param_groups = []
     state: dict[Tensor, State] = {}
@@ -56,7 +57,7 @@ def rebuilt(groups: list[list[tuple[Tensor, Tensor, State]]], like: Optimizer) -
 
 
 def pieces(tensor: tuple[Tensor, Tensor, State], cuts: list[int]) -> list[Any]:
-    """A tensor as several, cut at these elements."""
+    """Cuts a tensor at these elements."""
     values, grad, state = tensor
     parts = [each.reshape(-1).tensor_split(cuts) for each in (values, grad)]
     names = [name for name in state if name != "step"]
@@ -87,51 +88,66 @@ def assert_same(other: AdamStatistics, whole: AdamStatistics) -> None:
     assert model_histograms(other) == model_histograms(whole)
 
 
-@pytest.mark.parametrize("decoupled", [True, False])
-@pytest.mark.parametrize("seed", range(10))
-def test_any_groups(seed: int, decoupled: bool) -> None:
-    optimizer, chance = trained(decoupled), random.Random(seed)
-    groups: list[list[Any]] = [[] for _ in range(chance.randint(1, 6))]
-    for tensor in tensors_of(optimizer):
-        chance.choice(groups).append(tensor)
-    assert_same(measured(rebuilt(groups, optimizer)), measured(optimizer))
+each_decay = pytest.mark.parametrize("decoupled", [True, False], ids=["AdamW", "Adam"])
+
+
+@each_decay
+def test_statistics_do_not_depend_on_the_groups(decoupled: bool) -> None:
+    optimizer = stepped_optimizer(decoupled)
+    whole = measured(optimizer)
+    with each_row() as row:
+        for seed in range(8):
+            chance = random.Random(seed)
+            groups: list[list[Any]] = [[] for _ in range(chance.randint(1, 6))]
+            for tensor in tensors_of(optimizer):
+                chance.choice(groups).append(tensor)
+            with row(f"seed {seed}"):
+                assert_same(measured(rebuilt(groups, optimizer)), whole)
 
 
 def random_cuts(tensor: tuple[Tensor, Tensor, State], parts: int, chance: random.Random) -> Any:
-    """Parts of any length, some of them empty."""
+    """Cuts a tensor into parts of any length; some are empty."""
     elements = tensor[0].numel()
     return pieces(tensor, sorted(chance.randint(0, elements) for _ in range(parts - 1)))
 
 
-@pytest.mark.parametrize("decoupled", [True, False])
-@pytest.mark.parametrize("seed", range(10))
-def test_any_chunks(seed: int, decoupled: bool) -> None:
-    optimizer, chance = trained(decoupled), random.Random(seed)
-    chunks = [
-        chunk
-        for tensor in tensors_of(optimizer)
-        for chunk in random_cuts(tensor, chance.randint(1, 5), chance)
-    ]
-    assert_same(measured(rebuilt([chunks], optimizer)), measured(optimizer))
+@each_decay
+def test_statistics_do_not_depend_on_how_tensors_are_cut(decoupled: bool) -> None:
+    optimizer = stepped_optimizer(decoupled)
+    whole = measured(optimizer)
+    with each_row() as row:
+        for seed in range(8):
+            chance = random.Random(seed)
+            chunks = [
+                chunk
+                for tensor in tensors_of(optimizer)
+                for chunk in random_cuts(tensor, chance.randint(1, 5), chance)
+            ]
+            with row(f"seed {seed}"):
+                assert_same(measured(rebuilt([chunks], optimizer)), whole)
 
 
-@pytest.mark.parametrize("decoupled", [True, False])
-@pytest.mark.parametrize("ranks", [2, 3, 8])
-def test_any_ranks(ranks: int, decoupled: bool) -> None:
+@each_decay
+def test_statistics_do_not_depend_on_the_ranks(decoupled: bool) -> None:
     """Each rank holds a shard of every tensor; torchmetrics reduces their matrices."""
-    optimizer, chance = trained(decoupled), random.Random(ranks)
-    shards = [random_cuts(tensor, ranks, chance) for tensor in tensors_of(optimizer)]
-    metrics = [
-        measured(rebuilt([[shard[rank] for shard in shards]], optimizer)) for rank in range(ranks)
-    ]
-    first, *others = metrics
-    for other in others:
-        first.merge_state(other)
-    assert_same(first, measured(optimizer))
+    optimizer = stepped_optimizer(decoupled)
+    whole = measured(optimizer)
+    with each_row() as row:
+        for ranks in (2, 3, 8):
+            chance = random.Random(ranks)
+            shards = [random_cuts(tensor, ranks, chance) for tensor in tensors_of(optimizer)]
+            first, *others = (
+                measured(rebuilt([[shard[rank] for shard in shards]], optimizer))
+                for rank in range(ranks)
+            )
+            for other in others:
+                first.merge_state(other)
+            with row(f"{ranks} ranks"):
+                assert_same(first, whole)
 
 
-def test_a_group_is_what_a_model_of_it_alone_would_be() -> None:
-    optimizer = trained(decoupled=True)
+def test_statistics_of_a_group_are_those_of_a_model_of_it_alone() -> None:
+    optimizer = stepped_optimizer(decoupled=True)
     tensors = tensors_of(optimizer)
     metric = AdamStatistics("all", scopes=["group"], kernel="eager")
     metric.update(rebuilt([tensors[:2], tensors[2:]], optimizer))

@@ -1,10 +1,8 @@
 """The Triton kernel: interpreted on the CPU, compiled without a device, and on a device."""
 
 import copy
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,32 +28,34 @@ from tests.statistics.triton_agreement import (  # noqa: E402
     assert_counts_agree,
     assert_rows_agree,
 )
+from tests.support.commands import BIN, REPOSITORY, run  # noqa: E402
 
 HERE = Path(__file__).parent
+CHEAP = (
+    "adam_decayed and bfloat16 or different or strides or idle_elements or blocks_and_chunks"
+    " or some_columns or integer_step or tensors or (nonfinite and grad)"
+)
+"""The interpreted cases of the default tier; those of CI are the rest."""
 
 
-def interpreted(tmp_path: Path, *options: str) -> None:
-    """Runs `triton_cases.py` in a process in which Triton interprets."""
-    command = [sys.executable, "-m", "pytest", str(HERE / "triton_cases.py"), "-q", *options]
-    done = subprocess.run(
-        [*command, "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'cases'}", "-W", "ignore"],
-        cwd=HERE.parents[1],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-5_000:]
-    assert " passed" in done.stdout
-
-
-def test_interpreted(tmp_path: Path) -> None:
-    interpreted(tmp_path, "-m", "not slow")
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_interpreted_with_many_examples(tmp_path: Path) -> None:
-    interpreted(tmp_path, "-m", "slow")
+@pytest.mark.parametrize(
+    ("tier", "names"),
+    [
+        pytest.param("not nightly", CHEAP, id="cheap"),
+        pytest.param("not nightly", f"not ({CHEAP})", id="others", marks=pytest.mark.slow),
+        pytest.param("nightly", "", id="nightly", marks=pytest.mark.nightly),
+    ],
+)
+def test_interpreted_kernel_agrees_with_the_eager_one(
+    tier: str, names: str, tmp_path: Path
+) -> None:
+    """Runs `triton_cases.py`."""
+    pytest_options = ["-p", "no:cacheprovider", f"--basetemp={tmp_path / 'cases'}", "-W", "ignore"]
+    command = [BIN / "python", "-m", "pytest", "-q", "-p", "tests.statistics.triton_interpreter"]
+    selection = [HERE / "triton_cases.py", "-m", tier, "-k", names]
+    finished = run([*command, *pytest_options, *selection], REPOSITORY)
+    assert finished.returncode == 0, finished.output[-15_000:]
+    assert " passed" in finished.output
 
 
 FLOAT32, BFLOAT16 = ((kernel._KINDS[dtype],) * 4 for dtype in (torch.float32, torch.bfloat16))
@@ -110,13 +110,12 @@ COMPILED: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
 """Kernel, types of its arguments, constants, and the most registers that a thread should need."""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", COMPILED)
-def test_compiles_into_registers_alone(
-    name: str, architecture: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_compiled_kernel_fits_into_registers(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Type errors show here that the interpreter lets pass; nothing may spill to memory."""
+    """The compiler finds type errors that the interpreter does not; nothing may spill to memory."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     function, types, constants, most = COMPILED[name]
     source = triton.compiler.ASTSource(
@@ -124,7 +123,7 @@ def test_compiles_into_registers_alone(
         signature=types | dict.fromkeys(constants, "constexpr"),
         constexprs=constants,
     )
-    target = GPUTarget("cuda", architecture, 32)
+    target = GPUTarget("cuda", 90, 32)
     compiled = triton.compile(source, target=target, options=kernel.OPTIONS)
     cubin = tmp_path / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
@@ -138,12 +137,16 @@ def test_compiles_into_registers_alone(
 
 
 def test_maxima_follow_sums() -> None:
-    """The kernel tells them apart by their place."""
+    """The kernel distinguishes them by their position."""
     maxima = [COLUMNS[name].is_maximum for name in kernel._ROW]
     assert maxima == sorted(maxima)
 
 
-needs_device = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+without_device = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def needs_device(test: Callable[..., None]) -> Callable[..., None]:
+    return pytest.mark.gpu(pytest.mark.slow(without_device(test)))
 
 
 @contextmanager
@@ -185,9 +188,10 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
 }
 
 
-@pytest.mark.gpu
 @needs_device
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str
+)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_agrees_on_the_device(optimizer: str, dtype: torch.dtype) -> None:
     adam = OPTIMIZERS[optimizer](on_device(dtype))
@@ -200,7 +204,6 @@ def test_agrees_on_the_device(optimizer: str, dtype: torch.dtype) -> None:
     assert_counts_agree(views, counts, groups)
 
 
-@pytest.mark.gpu
 @needs_device
 @pytest.mark.parametrize("scale", [1e-25, 1e-18, 1e18, float("inf"), float("nan")])
 def test_any_magnitude_agrees_on_the_device(scale: float) -> None:
@@ -212,10 +215,9 @@ def test_any_magnitude_agrees_on_the_device(scale: float) -> None:
     assert_counts_agree(views, counts, [0] * 3)
 
 
-@pytest.mark.gpu
 @needs_device
 def test_subnormal_second_moments_on_the_device() -> None:
-    """The device takes them for zero in some instructions."""
+    """Some instructions of the device flush them to zero."""
     adam = AdamW(on_device(), fused=True)
     step(adam)
     for state in adam.state.values():
@@ -226,9 +228,8 @@ def test_subnormal_second_moments_on_the_device() -> None:
     assert_counts_agree(views, counts, [0] * 3)
 
 
-@pytest.mark.gpu
 @needs_device
-def test_the_number_of_launches_does_not_depend_on_that_of_tensors() -> None:
+def test_number_of_launches_does_not_depend_on_the_number_of_tensors() -> None:
     launches = []
     for tensors in (3, 300):
         adam = AdamW(on_device(tensors=tensors), fused=True)
@@ -246,9 +247,8 @@ def test_the_number_of_launches_does_not_depend_on_that_of_tensors() -> None:
     assert len(launches[0]) == 4
 
 
-@pytest.mark.gpu
 @needs_device
-def test_the_same_bits_again_on_the_device() -> None:
+def test_result_is_deterministic_on_the_device() -> None:
     adam = AdamW(on_device(), fused=True)
     step(adam)
     views = Views().after_step(adam)
@@ -256,11 +256,10 @@ def test_the_same_bits_again_on_the_device() -> None:
     assert first.cpu().numpy().tobytes() == second.cpu().numpy().tobytes()
 
 
-@pytest.mark.gpu
 @needs_device
 @pytest.mark.parametrize("transposed", [False, True])
-def test_without_triton_the_device_measures_the_same(transposed: bool) -> None:
-    """In pieces that are longer than the CPU's."""
+def test_eager_kernel_measures_on_the_device(transposed: bool) -> None:
+    """The eager kernel takes longer pieces there than on the CPU."""
     side = 1 + int(1.5 * eager.PIECE_ON_A_DEVICE**0.5)
     data = torch.randn(side, side, device="cuda") * 0.1
     weights = [nn.Parameter(data.t() if transposed else data), *on_device()]
@@ -276,9 +275,8 @@ def test_without_triton_the_device_measures_the_same(transposed: bool) -> None:
     assert_rows_agree(views, rows, ALL)
 
 
-@pytest.mark.gpu
 @needs_device
-def test_more_elements_than_int32_counts() -> None:
+def test_elements_beyond_int32_are_counted_on_the_device() -> None:
     elements = 2**31 + 5000
     if torch.cuda.mem_get_info()[0] < 6 * 2 * elements:
         pytest.skip("needs 26 GB of free memory")
@@ -293,9 +291,8 @@ def test_more_elements_than_int32_counts() -> None:
     assert row.tolist() == [elements, 4.0, 9.0, 1.0, 2.0]
 
 
-@pytest.mark.gpu
 @needs_device
-def test_measuring_changes_no_parameter() -> None:
+def test_measuring_changes_no_parameter_on_the_device() -> None:
     weights = on_device()
     both = [copy.deepcopy(weights), copy.deepcopy(weights)]
     for index, parameters in enumerate(both):

@@ -1,4 +1,4 @@
-"""Views are read anew at every measurement, under the right names, and leave nothing behind."""
+"""Views of an optimizer: current at every measurement, rightly named, and without side effects."""
 
 import copy
 import gc
@@ -18,8 +18,9 @@ from torch.optim import Adam, AdamW, Optimizer
 from lightning_adam import AdamStatistics
 from lightning_adam.statistics.views import Views
 from tests.statistics.cases import reference_tensors
-from tests.statistics.test_metric import assert_agree, bare
 from tests.support import oracle
+from tests.support.agreement import assert_agree, bare
+from tests.support.tables import each_row
 
 SCOPES = ["model", "group", "layer", "tensor"]
 NORM = "adam_weight_decay/weight_norm"
@@ -87,7 +88,7 @@ def references(net: nn.Module, optimizer: Optimizer) -> dict[str, list[oracle.Te
 
 
 def agrees(kept: AdamStatistics, net: nn.Module, optimizer: Optimizer) -> None:
-    """What a kept metric says of every scope is what a fresh one and the reference say."""
+    """Asserts that a kept metric agrees with a fresh one and the reference, scope by scope."""
     actual = values(kept, optimizer)
     assert actual == values(statistics(net), optimizer)
     scopes = references(net, optimizer)
@@ -148,7 +149,8 @@ def replace_parameter(net: Net, optimizer: AdamW) -> None:
     optimizer.state[new] = optimizer.state.pop(old)
 
 
-EVENTS: list[Callable[[Net, AdamW], None]] = [
+Event = Callable[[Net, AdamW], None]
+EVENTS: list[Event] = [
     load_checkpoint,
     recreate_state,
     unfreeze,
@@ -162,20 +164,24 @@ EVENTS: list[Callable[[Net, AdamW], None]] = [
 ]
 
 
-@pytest.mark.parametrize("event", EVENTS)
-def test_a_kept_metric_follows_the_optimizer(event: Callable[[Net, AdamW], None]) -> None:
-    net = Net()
-    optimizer, kept = optimizer_of(net), statistics(net)
-    for happens in (None, event, None, event):
-        if happens is not None:
-            happens(net, optimizer)
-        train(net, optimizer)
-        agrees(kept, net, optimizer)
+def test_metric_follows_each_change_of_the_optimizer() -> None:
+    with each_row() as row:
+        for event in EVENTS:
+            net = Net()
+            optimizer, kept = optimizer_of(net), statistics(net)
+            with row(event.__name__):
+                for change in (None, event, None, event):
+                    if change is not None:
+                        change(net, optimizer)
+                    train(net, optimizer)
+                    agrees(kept, net, optimizer)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.sampled_from(EVENTS), min_size=2, max_size=8))
-def test_whatever_happens_in_turn(events: list[Callable[[Net, AdamW], None]]) -> None:
+def test_metric_follows_any_sequence_of_optimizer_changes(
+    events: list[Callable[[Net, AdamW], None]],
+) -> None:
     net = Net()
     optimizer, kept = optimizer_of(net), statistics(net)
     train(net, optimizer)
@@ -186,7 +192,7 @@ def test_whatever_happens_in_turn(events: list[Callable[[Net, AdamW], None]]) ->
     agrees(kept, net, optimizer)
 
 
-def test_positions_are_those_of_now() -> None:
+def test_tensors_are_numbered_by_their_current_position() -> None:
     net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     optimizer, kept = Adam(net.parameters()), statistics()
     train(net, optimizer)
@@ -207,7 +213,7 @@ def leaves(state: Any) -> Iterator[Any]:
         yield state
 
 
-def test_measuring_leaves_optimizer_and_gradients_as_they_are() -> None:
+def test_measuring_changes_neither_optimizer_nor_gradients() -> None:
     net = Net()
     optimizer = optimizer_of(net)
     train(net, optimizer)
@@ -229,7 +235,7 @@ def test_measuring_leaves_optimizer_and_gradients_as_they_are() -> None:
     assert len(optimizer.state) == in_state
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
 def test_no_gradient_and_no_state_is_kept_alive(dtype: torch.dtype) -> None:
     weight = nn.Parameter(torch.ones(3, dtype=dtype))
     optimizer, metric = Adam([weight]), statistics()
@@ -273,7 +279,7 @@ POSITIONS = [f"group_0.{position}" for position in range(len(NAMES))]
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("source", ["module", "optimizer", "positions", "module of the head"])
-def test_where_names_come_from(source: str, compiled: bool) -> None:
+def test_names_come_from_module_optimizer_or_position(source: str, compiled: bool) -> None:
     net = Net()
     if compiled:
         net.body = torch.compile(net.body, backend="eager")  # type: ignore[assignment]
@@ -289,32 +295,38 @@ def test_where_names_come_from(source: str, compiled: bool) -> None:
         assert members(metric, optimizer, "layer") == ["all"]
 
 
-@pytest.mark.parametrize(
-    ("depth", "expected"),
-    [
-        (None, ["root", "body.0", "body.1.0", "head"]),
-        (1, ["root", "body", "head"]),
-        (2, ["root", "body.0", "body.1", "head"]),
-    ],
-)
-def test_layers(depth: int | None, expected: list[str]) -> None:
-    net = Net()
-    optimizer, metric = Adam(net.parameters()), statistics(net, depth)
-    train(net, optimizer)
-    assert members(metric, optimizer, "layer") == expected
-    assert math.hypot(*norms(metric, "layer").values()) == pytest.approx(metric.compute()[NORM])
+LAYERS = {
+    None: ["root", "body.0", "body.1.0", "head"],
+    1: ["root", "body", "head"],
+    2: ["root", "body.0", "body.1", "head"],
+}
+"""By `layer_depth`."""
 
 
-def unspeakable() -> tuple[nn.ModuleDict, Optimizer]:
-    """A module, and an optimizer with a group for each of its parameters, of the same name."""
+def test_layers_are_cut_at_layer_depth() -> None:
+    with each_row() as row:
+        for depth, expected in LAYERS.items():
+            net = Net()
+            optimizer, metric = Adam(net.parameters()), statistics(net, depth)
+            train(net, optimizer)
+            with row(depth):
+                assert members(metric, optimizer, "layer") == expected
+                norm = math.hypot(*norms(metric, "layer").values())
+                assert norm == pytest.approx(metric.compute()[NORM])
+
+
+def net_of_similar_names() -> tuple[nn.ModuleDict, Optimizer]:
+    """A module and an optimizer, with groups named like the parameters: equal but for characters
+    that no key holds.
+    """
     names = ["a b", "a(b", "a_b", "a_b_"]
     net = nn.ModuleDict({name: nn.Linear(2, 1, bias=False) for name in names})
     named = zip(names, net.parameters(), strict=True)
     return net, Adam([{"params": [each], "name": name} for name, each in named])
 
 
-def test_names_that_differ_only_in_what_no_key_holds_stay_apart() -> None:
-    net, optimizer = unspeakable()
+def test_names_that_would_give_the_same_key_are_told_apart() -> None:
+    net, optimizer = net_of_similar_names()
     for parameter in net.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
@@ -325,8 +337,8 @@ def test_names_that_differ_only_in_what_no_key_holds_stay_apart() -> None:
         assert list(norms(metric, scope).values()) == pytest.approx(expected)
 
 
-def test_they_keep_their_keys_while_another_takes_no_part() -> None:
-    net, optimizer = unspeakable()
+def test_similar_names_keep_their_keys_if_one_has_no_gradient() -> None:
+    net, optimizer = net_of_similar_names()
     metric, first = statistics(net), next(net.parameters())
     for parameter in net.parameters():
         parameter.grad = torch.randn_like(parameter)
@@ -340,7 +352,7 @@ def test_they_keep_their_keys_while_another_takes_no_part() -> None:
 
 @pytest.mark.parametrize("decoupled", [True, False])
 @pytest.mark.parametrize("amsgrad", [True, False])
-def test_a_complex_parameter_is_two_real_ones(decoupled: bool, amsgrad: bool) -> None:
+def test_complex_parameter_is_measured_as_two_real_ones(decoupled: bool, amsgrad: bool) -> None:
     start, grads = torch.randn(3, 4, dtype=torch.complex64), torch.randn(5, 3, 4, 2)
     measured = []
     for is_complex in (True, False):
@@ -358,7 +370,7 @@ def test_a_complex_parameter_is_two_real_ones(decoupled: bool, amsgrad: bool) ->
     assert_agree(bare(measured[0][0], ""), reference_tensors(optimizer), "numba")
 
 
-def test_a_shared_parameter_counts_once() -> None:
+def test_shared_parameter_counts_once() -> None:
     first, second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
     second.weight = first.weight
     net = nn.Sequential(first, second)
@@ -369,7 +381,7 @@ def test_a_shared_parameter_counts_once() -> None:
     assert_agree(bare(metric.compute(), ""), reference_tensors(optimizer), "numba")
 
 
-def test_an_id_that_is_used_again_has_the_new_parameters_name() -> None:
+def test_reused_id_gets_the_name_of_the_new_parameter() -> None:
     net = nn.Sequential(nn.Linear(4, 2, bias=False))
     optimizer, views = Adam(net.parameters()), Views(net)
     train(net, optimizer)

@@ -1,4 +1,7 @@
-"""The Triton kernel interpreted: `test_triton.py` runs these in a process of their own."""
+"""The Triton kernel, interpreted: `test_triton.py` runs these in a process of their own.
+
+By hand: `pytest -p tests.statistics.triton_interpreter tests/statistics/triton_cases.py`.
+"""
 
 import math
 from collections.abc import Callable
@@ -16,23 +19,17 @@ from lightning_adam.statistics.accumulators import COLUMNS, Knowledge
 from lightning_adam.statistics.kernels import eager, triton
 from lightning_adam.statistics.views import Views
 from tests.statistics.cases import reference_tensors, stepped
-from tests.statistics.test_generated import made, parameter_groups
-from tests.statistics.test_metric import SIGNED, bare
+from tests.statistics.generated_states import build, parameter_groups
 from tests.statistics.triton_agreement import ALL, assert_counts_agree, assert_rows_agree
-from tests.statistics.triton_interpreter import switch_on
 from tests.support import oracle
+from tests.support.agreement import SIGNED, bare
 
 STATE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _interpreted() -> None:
-    switch_on()
-
-
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tensors of several chunks are quickly interpreted."""
+    """Makes tensors of several chunks quick to interpret."""
     monkeypatch.setattr(triton, "CHUNK", 1024)
 
 
@@ -53,7 +50,9 @@ def noisy(scale: float) -> Callable[[Tensor, int], Tensor]:
     return lambda parameter, step: (torch.randn(parameter.shape) * scale).to(parameter.dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str
+)
 @pytest.mark.parametrize(
     "adam",
     [
@@ -75,8 +74,8 @@ def test_agrees_at_the_edges_of_blocks_and_chunks(elements: int) -> None:
     agrees(stepped(weights((elements,)), decoupled=True))
 
 
-@pytest.mark.slow
-def test_a_whole_chunk_is_added_up_well_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.nightly
+def test_sum_over_a_whole_chunk_is_accurate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "CHUNK", 1 << 16)
     weight = weights(((1 << 16) + 700,))
     optimizer = stepped(weight, grad=lambda p, _: torch.full_like(p, 0.1), decoupled=True)
@@ -85,7 +84,7 @@ def test_a_whole_chunk_is_added_up_well_enough(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e-18, 1e-12, 1e12, 1e25])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_agrees_for_any_magnitude(scale: float, dtype: torch.dtype) -> None:
     parameters = weights((600,), (600,), dtype=dtype)
     adam: dict[str, Any] = {"weight_decay": 0.01, "eps": 1e-15}
@@ -94,7 +93,7 @@ def test_agrees_for_any_magnitude(scale: float, dtype: torch.dtype) -> None:
     agrees(optimizer)
 
 
-def test_magnitudes_of_all_kinds_side_by_side() -> None:
+def test_agrees_for_different_magnitudes_in_one_tensor() -> None:
     def grad(parameter: Tensor, step: int) -> Tensor:
         return torch.randn(parameter.shape) * 10 ** (-20 * torch.rand(parameter.shape))
 
@@ -107,12 +106,12 @@ def test_magnitudes_of_all_kinds_side_by_side() -> None:
     [
         (math.nan, True),
         (math.inf, False),
-        pytest.param(-math.inf, True, marks=pytest.mark.slow),
-        pytest.param(math.inf, True, marks=pytest.mark.slow),
-        pytest.param(math.nan, False, marks=pytest.mark.slow),
+        pytest.param(-math.inf, True, marks=pytest.mark.nightly),
+        pytest.param(math.inf, True, marks=pytest.mark.nightly),
+        pytest.param(math.nan, False, marks=pytest.mark.nightly),
     ],
 )
-def test_what_is_not_finite_propagates(special: float, place: str, decoupled: bool) -> None:
+def test_nonfinite_values_propagate(special: float, place: str, decoupled: bool) -> None:
     weight = weights((1500,))
     optimizer = stepped(weight, decoupled=decoupled, amsgrad=True, weight_decay=0.1)
     tensors = {"parameter": weight[0].data, "grad": weight[0].grad, **optimizer.state[weight[0]]}
@@ -122,7 +121,7 @@ def test_what_is_not_finite_propagates(special: float, place: str, decoupled: bo
 
 @pytest.mark.parametrize("eps", [0.0, 1e-8])
 @pytest.mark.parametrize("decoupled", [True, False])
-def test_idle_elements_and_zero_second_moments(eps: float, decoupled: bool) -> None:
+def test_agrees_for_idle_elements_and_zero_second_moments(eps: float, decoupled: bool) -> None:
     def grad(parameter: Tensor, step: int) -> Tensor:
         values = torch.randn(parameter.shape)
         values.view(-1)[::3] = 0
@@ -135,7 +134,7 @@ def test_idle_elements_and_zero_second_moments(eps: float, decoupled: bool) -> N
     agrees(optimizer)
 
 
-def test_each_tensor_has_its_own_settings_and_step() -> None:
+def test_agrees_for_different_settings_and_steps() -> None:
     parameters = weights(*[(90,)] * 4)
     groups = [
         {"params": parameters[:1], "lr": 1e-2, "betas": (0.5, 0.6), "weight_decay": 0.3},
@@ -147,8 +146,8 @@ def test_each_tensor_has_its_own_settings_and_step() -> None:
     agrees(optimizer)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_settings_that_are_on_the_device(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_agrees_for_settings_in_tensors(dtype: torch.dtype) -> None:
     optimizer = stepped(weights((90,), (5,)), decoupled=True)
     group = optimizer.param_groups[0]
     group["lr"] = torch.tensor(1e-3, dtype=dtype)
@@ -156,14 +155,14 @@ def test_settings_that_are_on_the_device(dtype: torch.dtype) -> None:
     agrees(optimizer)
 
 
-def test_a_step_of_a_dtype_that_it_does_not_read() -> None:
+def test_agrees_for_an_integer_step() -> None:
     optimizer = stepped(weights((90,), (5,)), decoupled=True)
     state = optimizer.state[optimizer.param_groups[0]["params"][0]]
     state["step"] = state["step"].long()
     agrees(optimizer)
 
 
-def test_the_first_step_of_a_slow_second_moment() -> None:
+def test_agrees_after_the_first_step_with_beta2_near_one() -> None:
     agrees(stepped(weights((90,)), steps=1, decoupled=True, betas=(0.9, 0.99999)))
 
 
@@ -185,7 +184,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
         ("expanded", "contiguous"),
     ],
 )
-def test_agrees_whatever_the_strides(weight_layout: str, grad_layout: str) -> None:
+def test_agrees_for_any_strides(weight_layout: str, grad_layout: str) -> None:
     parameters = [nn.Parameter(LAYOUTS[weight_layout](torch.randn(4, 6, 3, 5))), *weights((7,))]
     optimizer = Adam(parameters)
     for parameter in parameters:
@@ -197,7 +196,7 @@ def test_agrees_whatever_the_strides(weight_layout: str, grad_layout: str) -> No
     agrees(optimizer)
 
 
-def test_tensors_of_different_dtypes() -> None:
+def test_agrees_for_different_dtypes() -> None:
     parameters = [
         *weights((90,)),
         *weights((90,), dtype=torch.bfloat16),
@@ -216,12 +215,12 @@ def test_tensors_of_different_dtypes() -> None:
 
 
 @pytest.mark.parametrize("columns", [["elements"], ["update_squares"], ["grad_max_abs", "step"]])
-def test_the_columns_that_are_asked_for(columns: list[str]) -> None:
+def test_agrees_for_some_columns_only(columns: list[str]) -> None:
     optimizer = stepped(weights((90,), (0,)), decoupled=True)
     agrees(optimizer, columns)
 
 
-def test_an_optimizer_whose_step_is_not_known() -> None:
+def test_agrees_for_an_optimizer_without_step() -> None:
     parameters = weights((90,))
     optimizer = NAdam(parameters)
     parameters[0].grad = torch.randn(90)
@@ -232,17 +231,17 @@ def test_an_optimizer_whose_step_is_not_known() -> None:
     assert_rows_agree(views, triton.measure(views, columns), columns)
 
 
-def test_nothing_but_empty_tensors() -> None:
+def test_agrees_for_empty_tensors_only() -> None:
     agrees(stepped(weights((0,), (3, 0)), decoupled=True))
 
 
-def test_the_same_tensors_give_the_same_bits() -> None:
+def test_result_is_deterministic() -> None:
     views = Views().after_step(stepped(weights((3000,), (5,)), decoupled=True))
     first, second = triton.measure(views, ALL), triton.measure(views, ALL)
     assert first.numpy().tobytes() == second.numpy().tobytes()
 
 
-def test_healthy_chunks_are_not_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_extreme_chunks_are_measured_again_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     """In float64 the sums would be those of `eager` to more digits than float32 has."""
     parameters = weights((1000,), (1000,))
     optimizer = stepped(parameters, decoupled=True)
@@ -254,7 +253,7 @@ def test_healthy_chunks_are_not_done_again(monkeypatch: pytest.MonkeyPatch) -> N
     assert (error[1] < 1e-14).all()
 
 
-def test_the_metric_takes_it() -> None:
+def test_metric_uses_the_kernel() -> None:
     optimizer = stepped(weights((90,)), decoupled=True)
     values = []
     for kernel in ("triton", "eager"):
@@ -282,18 +281,18 @@ def check(optimizer: Optimizer) -> None:
 @settings(max_examples=15, deadline=None)
 @given(groups=parameter_groups(), seed=st.integers(0, 2**31))
 def test_any_state_agrees(groups: list[dict[str, Any]], seed: int) -> None:
-    check(made(groups, seed))
+    check(build(groups, seed))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(3600)
 @settings(max_examples=150, deadline=None)
 @given(groups=parameter_groups(), seed=st.integers(0, 2**31))
 def test_any_state_agrees_many_times(groups: list[dict[str, Any]], seed: int) -> None:
-    check(made(groups, seed))
+    check(build(groups, seed))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("decoupled", [True, False])
 def test_many_chunks_as_on_a_device(monkeypatch: pytest.MonkeyPatch, decoupled: bool) -> None:
     monkeypatch.setattr(triton, "CHUNK", 1 << 16)

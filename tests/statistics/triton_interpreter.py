@@ -1,25 +1,32 @@
-"""Triton's interpreter, with which its kernel measures tensors of the CPU.
+"""A plugin of pytest: Triton's interpreter, with which its kernel measures tensors of the CPU.
 
-It is there in a process that starts with TRITON_INTERPRET=1, and is not to be mixed with compiling.
+A process either interprets kernels or compiles them: `test_triton.py` starts one with this plugin.
 """
 
+import os
+import sys
 from typing import Any
 
 import numpy as np
 
-from lightning_adam.statistics import kernels
 
-
-def switch_on() -> None:
-    """Lets the kernel measure on the CPU, by an interpreter that does as a device does."""
+def pytest_configure() -> None:
+    """Lets the kernel measure on the CPU, with an interpreter that computes as a device does."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    # Triton reads the variable where it decorates its own functions, and torch has imported it.
+    for name in list(sys.modules):
+        if name.split(".")[0] == "triton" and not name.startswith("triton._C"):
+            del sys.modules[name]
     import triton.language as tl
     from triton.runtime import interpreter
+
+    from lightning_adam.statistics import kernels
 
     handle, builder = interpreter.TensorHandle, interpreter.InterpreterBuilder
     own_cast, own_splat = builder.cast_impl, builder.create_splat
 
     def cast(self: Any, source: Any, dtype: Any) -> Any:
-        """Its own cast to bfloat16 does not round to nearest."""
+        """Rounds bfloat16 to nearest, which Triton's own does not."""
         kinds = (source.dtype.scalar, dtype.scalar)
         if kinds == (tl.bfloat16, tl.float32):
             values = (source.data.astype(np.uint32) << 16).view(np.float32)
@@ -32,7 +39,7 @@ def switch_on() -> None:
         return handle(values, dtype.scalar)
 
     def splat(self: Any, block: Any, scalar: Any) -> Any:
-        """Its own takes the outcome of a comparison for a number."""
+        """Keeps booleans, which Triton's own takes for numbers."""
         if block.scalar != tl.int1:
             return own_splat(self, block, scalar)
         return handle(np.full(block.shape, bool(np.ravel(scalar.data)[0])), tl.int1)
@@ -41,7 +48,7 @@ def switch_on() -> None:
     patched: set[Any] = set()
 
     def patch(function: Any) -> Any:
-        """Its own puts itself in the language's place at every call, for most of the time."""
+        """Patches a module once: to do so at every call takes most of the time."""
         modules = [each for each in (tl, tl.core) if each in function.__globals__.values()]
         if not patched.issuperset(modules):
             patched.update(modules)

@@ -1,17 +1,25 @@
-"""How many elements a count may be wrong by: those that stand within 4 ulp of its boundary.
+"""Whether measured statistics are those of the reference, within what a kernel may be off by.
 
-The design allows a kernel that computes in float32 to take these for what is on the other side.
+A kernel that computes in float32 may count elements within 4 ulp of a boundary on its other side.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 
+from lightning_adam.statistics.catalogue import STATISTICS
 from tests.support.arithmetic import round_to
-from tests.support.oracle import Tensor, _elements_of
+from tests.support.oracle import (
+    Tensor,
+    _elements_of,
+    reference_statistics,
+    signed_sum_scale,
+)
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -19,10 +27,44 @@ ULPS = 4 * 2.0**-23
 """Four units in the last place of a float32, relative to it."""
 SMALLEST = 2.0**-149
 """The smallest float32."""
+SIGNED = ("exp_avg_mean", "momentum_alignment", "decay_alignment")
+"""Sums of terms of either sign: their error is small beside the terms, not beside the sum."""
+
+
+def bare(values: Mapping[str, float], suffix: str) -> dict[str, float]:
+    """Selects the values of one scope, by the name of the statistic.
+
+    Args:
+        values: The values by their key.
+        suffix: What the scope appends to a key; empty for the model.
+    """
+    return {
+        name: values[statistic.key + suffix]
+        for name, statistic in STATISTICS.items()
+        if statistic.key + suffix in values
+    }
+
+
+def assert_agree(
+    actual: Mapping[str, float], tensors: Sequence[Tensor], kernel: str = "eager"
+) -> None:
+    """Asserts that the statistics of a scope are the reference's, and that none is missing."""
+    relative = 1e-9 if kernel == "eager" else 1e-5
+    undecided = {} if kernel == "eager" else slack(tensors)
+    expected = reference_statistics(tensors)
+    scale = signed_sum_scale(tensors)
+    assert set(actual) == set(expected)
+    for name, value in expected.items():
+        tolerance = {"rel": relative, "abs": 0.0}
+        if name.endswith(("_fraction", "_count")) and name != "signal_fraction":
+            tolerance = {"rel": 1e-15, "abs": undecided.get(name, 0.0)}
+        if name in SIGNED:
+            tolerance = {"rel": 0.0, "abs": relative * scale.get(name, math.nan)}
+        assert actual[name] == pytest.approx(value, nan_ok=True, **tolerance), name
 
 
 def slack(tensors: Sequence[Tensor]) -> dict[str, float]:
-    """What each fraction may be off by."""
+    """By how much each fraction may be off."""
     with np.errstate(all="ignore"):
         parts = [_slack(tensor) for tensor in tensors if tensor.parameter.numel()]
     allowed = {}
@@ -34,7 +76,7 @@ def slack(tensors: Sequence[Tensor]) -> dict[str, float]:
 
 
 def _slack(tensor: Tensor) -> dict[str, tuple[int, int]]:
-    """Of one tensor, the undecided elements of each fraction and those that it is a share of."""
+    """Counts the undecided elements of each fraction, and all elements that it is a share of."""
     e: Any = _elements_of(tensor)
     signed = abs(e.grad) + (0 if tensor.decoupled else abs(e.decay))
     may_be_zero = (abs(e.entered) <= ULPS * signed) & (e.entered != 0)
@@ -72,7 +114,7 @@ def _near(values: Array, boundary: float) -> Mask:
 
 
 def _undecided(dtype: torch.dtype, values: Array, change: Array) -> Mask:
-    """Where it depends on the last bits of the change whether it is rounded away."""
+    """Marks where the last bits of the change decide whether it is rounded away."""
     # What is rounded to fewer digits than float32 has was a float32 before.
     spread = ULPS * abs(change) + (0 if dtype is torch.float32 else ULPS * abs(values))
     sides = [round_to(dtype, values - change + side * spread) == values for side in (-1, 1)]

@@ -25,8 +25,8 @@ from typing_extensions import override
 from lightning_adam import AdamMixin, AdamMonitor, AdamStatistics, build_optimizer
 from lightning_adam.statistics import kernels
 from lightning_adam.statistics.catalogue import STATISTICS
-from tests.support.agreement import bare
 from tests.support import oracle
+from tests.support.agreement import bare
 from tests.support.memory_logger import MemoryLogger
 from tests.support.training import parameters, trainer
 

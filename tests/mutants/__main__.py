@@ -12,6 +12,8 @@ run one file after the other, the cheapest first, up to the first test that fail
 """
 
 import argparse
+import contextlib
+import gc
 import importlib
 import os
 import resource
@@ -19,6 +21,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -28,14 +31,11 @@ import pytest
 from tests.mutants.mutants import MUTANTS, REDUNDANT, Mutant
 
 PRELOADED = (
-    "numba",
-    "torch",
-    "lightning",
-    "torchmetrics.classification",
-    "hydra",
-    "optuna",
-    "hypothesis",
-    "yaml",
+    *("torch", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor"),
+    *("lightning", "torchmetrics.classification", "tensorboard"),
+    *("numba", "scipy.optimize", "scipy.stats", "sqlalchemy.orm", "alembic", "yaml"),
+    *("hydra", "optuna", "plotly.offline", "jinja2"),
+    *("hypothesis", "xdist.plugin", "anyio.pytest_plugin"),
 )
 """Libraries of others that take long to import. wandb is not one: at its import it makes a folder
 that each process removes at its end."""
@@ -130,7 +130,12 @@ def _preload() -> None:
     # Here for all processes: torch takes the number of its threads from the environment.
     os.environ["OMP_NUM_THREADS"] = "1"
     for name in PRELOADED:
-        importlib.import_module(name)
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    # The compiler imports most of itself at its first function.
+    sys.modules["numba"].njit(lambda number: number)(1)
+    # The collector of a forked process need not look at all this, and copy it.
+    gc.freeze()
     assert not any(each.partition(".")[0] == "lightning_adam" for each in sys.modules)
 
 
@@ -301,10 +306,14 @@ def _test(tree: Path, scratch: Path, cache: Path, options: list[str]) -> NoRetur
         }
         os.environ.update(own)
         sys.modules["numba"].config.CACHE_DIR = str(cache)
+        # The copy is compiled once, whatever the environment says.
+        sys.dont_write_bytecode = False
         # No other tree, be it this one or one that is installed.
         sys.path[:] = [str(tree), *(each for each in sys.path if not _is_tree(Path(each)))]
         for name in [each for each in sys.modules if each.partition(".")[0] == "tests"]:
             del sys.modules[name]
+        # Processes that the tests spawn import the main module.
+        sys.modules["__main__"] = types.ModuleType("__main__")
         sys.argv = ["pytest", *options]
         code = pytest.main(options, plugins=[_Watch(scratch / "killer")])
     finally:

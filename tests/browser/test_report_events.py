@@ -7,8 +7,8 @@ import pytest
 
 from lightning_adam.dashboard.report import write_report
 from lightning_adam.dashboard.runs import Event, Run
-from tests.dashboard.test_report import EVENTS
 from tests.dashboard.run_files import run_of
+from tests.dashboard.test_report import EVENTS
 from tests.support.browser import ReportPage, Visits
 
 pytestmark = pytest.mark.slow

@@ -1,10 +1,9 @@
-"""What differs between runs' configs, and where runs part, against a plain search."""
+"""Comparison of runs: different settings, and the first different step."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from lightning_adam.dashboard.keys import Scope
 from lightning_adam.dashboard.runs import Run
 from lightning_adam.statistics.catalogue import STATISTICS
 from tests.dashboard.run_files import run_of
+from tests.support.tables import each_row
 
 # ---- Configs
 
@@ -38,21 +38,22 @@ def dotted(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def told(*configs: dict[str, Any]) -> list[Run]:
+def runs_of(*configs: dict[str, Any]) -> list[Run]:
     return [run_of({}, config=config) for config in configs]
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(CONFIGS, min_size=1, max_size=4))
-def test_the_settings_that_differ_are_those_that_not_all_runs_have_alike(
+def test_differences_are_the_settings_that_not_all_runs_share(
     configs: list[dict[str, Any]],
 ) -> None:
-    settings = [dotted(config) for config in configs]
+    flat = [dotted(config) for config in configs]
     expected = {}
-    for name in {name for each in settings for name in each}:
-        values = [each.get(name, "-") for each in settings]
+    for name in {name for each in flat for name in each}:
+        values = [each.get(name, "-") for each in flat]
         if any(value != values[0] for value in values):
             expected[name] = values
-    assert config_differences(told(*configs)) == expected
+    assert config_differences(runs_of(*configs)) == expected
 
 
 def optimizer(lr: float, **groups: float) -> dict[str, Any]:
@@ -60,36 +61,39 @@ def optimizer(lr: float, **groups: float) -> dict[str, Any]:
     return {"optimizer": {"lr": lr, "param_groups": param_groups}}
 
 
-def test_what_a_group_only_repeats_is_left_out() -> None:
+def test_settings_that_a_group_repeats_are_left_out() -> None:
     first, second = optimizer(1.0, decay=1.0, head=1.0), optimizer(2.0, decay=2.0, head=20.0)
-    assert config_differences(told(first, second)) == {
+    assert config_differences(runs_of(first, second)) == {
         "optimizer.lr": [1.0, 2.0],
         "optimizer.param_groups.head.lr": [1.0, 20.0],
     }
     same_optimizer = optimizer(1.0, decay=3.0, head=1.0)
-    assert config_differences(told(first, same_optimizer)) == {
+    assert config_differences(runs_of(first, same_optimizer)) == {
         "optimizer.param_groups.decay.lr": [1.0, 3.0]
     }
     without = optimizer(2.0, decay=2.0)
-    assert config_differences(told(first, without)) == {
+    assert config_differences(runs_of(first, without)) == {
         "optimizer.lr": [1.0, 2.0],
         "optimizer.param_groups.head.lr": [1.0, "-"],
     }
 
 
-def test_a_group_whose_name_has_dots_repeats_as_any_other() -> None:
+def test_group_with_dots_in_its_name_repeats_settings_too() -> None:
     first = optimizer(1.0, **{"net.0": 1.0, "net.1_no_decay": 1.0})
     second = optimizer(2.0, **{"net.0": 2.0, "net.1_no_decay": 2.0})
-    assert config_differences(told(first, second)) == {"optimizer.lr": [1.0, 2.0]}
+    assert config_differences(runs_of(first, second)) == {"optimizer.lr": [1.0, 2.0]}
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, [1, math.nan]])
-def test_runs_with_the_same_config_have_no_differences(value: Any) -> None:
-    copy = [1, float("nan")] if isinstance(value, list) else float(str(value))
-    assert config_differences(told({"a": {"b": value}}, {"a": {"b": copy}})) == {}
+def test_runs_with_equal_configs_have_no_differences() -> None:
+    for value, copy in (
+        (math.nan, float("nan")),
+        (math.inf, float("inf")),
+        ([1, math.nan], [1, float("nan")]),
+    ):
+        assert config_differences(runs_of({"a": {"b": value}}, {"a": {"b": copy}})) == {}
 
 
-# ---- Where runs part
+# ---- The first difference
 
 COSINES = ("momentum_alignment", "decay_alignment")
 NOT_COMPARED = ("exp_avg_mean", "lr", "beta1", "step")
@@ -157,12 +161,13 @@ def places_apart(first: Values, second: Values, tolerance: float) -> list[Place]
     return [each for each in at_start if each.scope.kind in ("layer", "tensor")] or at_start
 
 
-@settings(max_examples=300)
+@settings(max_examples=100, deadline=None)
 @given(RUNS, st.sampled_from([0.0, TOLERANCE, 1.0]))
-def test_runs_part_where_they_are_apart_for_the_first_time_and_most(
+def test_first_difference_is_the_largest_of_the_first_different_step(
     runs: list[Values], tolerance: float
 ) -> None:
     first, second = runs
+    assert parting(run_of(first), run_of(first), 0) is None
     found = parting(run_of(first), run_of(second), tolerance)
     places = places_apart(first, second, tolerance)
     if found is None:
@@ -174,31 +179,27 @@ def test_runs_part_where_they_are_apart_for_the_first_time_and_most(
     ]
 
 
-@given(RUNS)
-def test_a_run_never_parts_from_itself(runs: list[Values]) -> None:
-    for values in runs:
-        assert parting(run_of(values), run_of(values), 0) is None
-
-
 UPDATE_NORM, IDLE = STATISTICS["update_norm"].key, STATISTICS["idle_fraction"].key
 
 
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        ({}, {}),
-        ({UPDATE_NORM: {0: 1.0}}, {}),
-        ({UPDATE_NORM: {0: 1.0}}, {IDLE: {0: 0.5}}),
-        ({UPDATE_NORM: {0: 1.0, 2: 1.0}}, {UPDATE_NORM: {1: 2.0, 3: 2.0}}),
-        ({UPDATE_NORM: {0: 1.0}}, {f"{UPDATE_NORM}/layer/a": {0: 2.0}}),
-        ({"train/loss": {0: 1.0}}, {"train/loss": {0: 2.0}}),
-    ],
-)
-def test_runs_without_a_number_in_common_part_nowhere(first: Values, second: Values) -> None:
-    assert parting(run_of(first), run_of(second), 0) is None
+NOTHING_IN_COMMON: list[tuple[Values, Values]] = [
+    ({}, {}),
+    ({UPDATE_NORM: {0: 1.0}}, {}),
+    ({UPDATE_NORM: {0: 1.0}}, {IDLE: {0: 0.5}}),
+    ({UPDATE_NORM: {0: 1.0, 2: 1.0}}, {UPDATE_NORM: {1: 2.0, 3: 2.0}}),
+    ({UPDATE_NORM: {0: 1.0}}, {f"{UPDATE_NORM}/layer/a": {0: 2.0}}),
+    ({"train/loss": {0: 1.0}}, {"train/loss": {0: 2.0}}),
+]
 
 
-def test_a_layer_is_named_before_a_group_that_is_farther_apart() -> None:
+def test_runs_without_a_common_number_have_no_first_difference() -> None:
+    with each_row() as row:
+        for first, second in NOTHING_IN_COMMON:
+            with row((first, second)):
+                assert parting(run_of(first), run_of(second), 0) is None
+
+
+def test_different_layer_is_named_rather_than_a_group_that_differs_more() -> None:
     keys = [f"{UPDATE_NORM}{suffix}" for suffix in ("", "/group/a", "/layer/x", "/layer/y")]
     apart: Sequence[float] = [9.0, 5.0, 1.2, 1.5]
     first = {key: {0: 1.0, 1: 1.0} for key in keys}
@@ -210,17 +211,12 @@ def test_a_layer_is_named_before_a_group_that_is_farther_apart() -> None:
     assert at_all.step == 0
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "near", "far"),
-    [
+def test_tolerance_is_relative_except_for_fractions_and_cosines() -> None:
+    for key, value, near, far in (
         (UPDATE_NORM, 100.0, 111.0, 112.0),
         (IDLE, 0.5, 0.59, 0.61),
         (STATISTICS["decay_alignment"].key, 0.0, 0.1, 0.11),
-    ],
-)
-def test_the_tolerance_is_a_share_and_of_fractions_and_cosines_a_difference(
-    key: str, value: float, near: float, far: float
-) -> None:
-    run = run_of({key: {0: value}})
-    assert parting(run, run_of({key: {0: near}})) is None
-    assert parting(run, run_of({key: {0: far}})) is not None
+    ):
+        run = run_of({key: {0: value}})
+        assert parting(run, run_of({key: {0: near}})) is None
+        assert parting(run, run_of({key: {0: far}})) is not None

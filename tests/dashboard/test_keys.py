@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -21,6 +21,7 @@ from tests.dashboard.conftest import UNDEFINED, LoggedRun
 from tests.support.tables import each_row
 from tests.support.training import loader, loss_of, network, trainer
 
+FEW_EXAMPLES = settings(max_examples=50, deadline=None)
 PARTS = (["one"], ["one", "two"], ["layer", "group"], ["images/one", "images/two"])
 GROUP_NAMES = (["a.b", "c/d"], ["group/layer/x", "optimizer/y"])
 FOREIGN_KEYS = (
@@ -157,6 +158,7 @@ def expected_scopes(parts: list[str], groups: list[str]) -> set[Scope]:
 NAMES = st.from_regex(r"[A-Za-z0-9_.]+(/[A-Za-z0-9_.]+)?", fullmatch=True)
 
 
+@FEW_EXAMPLES
 @given(
     st.sampled_from(sorted(BASES)),
     st.just("") | st.from_regex(r"[A-Za-z0-9_.]+", fullmatch=True),

@@ -1,4 +1,4 @@
-"""What is left of long series and of many histograms: nothing that stands out is lost."""
+"""Reduction of long series and many histograms: nothing that stands out is lost."""
 
 import base64
 import math
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
@@ -30,7 +30,9 @@ from lightning_adam.statistics.histograms import (
     fold,
 )
 from tests.dashboard.run_files import series_of
+from tests.support.tables import each_row
 
+FEW_EXAMPLES = settings(max_examples=40, deadline=None)
 Floats = NDArray[np.float64]
 ODD = st.floats() | st.sampled_from([math.nan, math.inf, -math.inf, 0.0])
 
@@ -45,8 +47,11 @@ def series(draw: st.DrawFn, size: st.SearchStrategy[int]) -> Series:
 # ---- Curves
 
 
+@FEW_EXAMPLES
 @given(series(st.integers(0, 120)), st.integers(1, 20))
-def test_a_thinned_series_keeps_what_stands_out(whole: Series, stretches: int) -> None:
+def test_thinned_series_keeps_extremes_and_the_first_non_finite_value(
+    whole: Series, stretches: int
+) -> None:
     shown = thinned(whole, stretches)
     if len(whole.steps) <= 2 * stretches:
         assert shown is whole
@@ -75,7 +80,7 @@ def _bounds(length: int, parts: int) -> tuple[list[int], list[int]]:
     return bounds[:-1], bounds[1:]
 
 
-def test_a_long_series_is_short_and_keeps_its_spikes() -> None:
+def test_long_series_is_thinned_and_keeps_its_spikes() -> None:
     generator = np.random.default_rng(0)
     values = generator.standard_normal(100_003)
     values[[17, 50_000, 99_999]] = [1e6, -1e6, math.nan]
@@ -94,8 +99,9 @@ ROWS = st.lists(
 )
 
 
+@FEW_EXAMPLES
 @given(ROWS, st.integers(1, 25))
-def test_of_the_steps_of_a_column_the_largest_magnitude_is_shown(
+def test_column_of_a_map_shows_the_largest_magnitude_of_its_steps(
     rows: list[dict[int, float]], columns: int
 ) -> None:
     steps = sorted({step for row in rows for step in row})
@@ -137,10 +143,9 @@ def histograms(draw: st.DrawFn) -> dict[int, Histogram]:
     return found
 
 
+@FEW_EXAMPLES
 @given(histograms(), st.integers(1, 15))
-def test_octaves_are_shares_of_what_was_counted(
-    by_step: dict[int, Histogram], columns: int
-) -> None:
+def test_octaves_are_shares_of_the_counts(by_step: dict[int, Histogram], columns: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reduction, "COLUMNS", columns)
         starts, lowest, shares = octaves(by_step)
@@ -168,7 +173,7 @@ def test_octaves_are_shares_of_what_was_counted(
         assert occupied[-1], "no empty octaves above"
 
 
-def test_many_histograms_are_as_many_columns_as_a_map_has() -> None:
+def test_many_histograms_are_merged_into_the_columns_of_a_map() -> None:
     by_step = {step: Histogram([1, step % 2], [0.0, 1.0, 2.0]) for step in range(10 * COLUMNS)}
     starts, lowest, shares = octaves(by_step)
     assert starts.tolist() == list(range(0, 10 * COLUMNS, 10))
@@ -179,6 +184,7 @@ def test_many_histograms_are_as_many_columns_as_a_map_has() -> None:
 # ---- The share below each eps
 
 
+@FEW_EXAMPLES
 @given(
     hnp.arrays(
         np.float64,
@@ -186,7 +192,7 @@ def test_many_histograms_are_as_many_columns_as_a_map_has() -> None:
         elements=st.floats(0, 1e38) | st.floats(-60, 60).map(np.exp2) | st.just(math.inf),
     )
 )
-def test_the_share_below_an_edge_is_that_of_the_elements(magnitudes: Floats) -> None:
+def test_share_below_an_edge_matches_the_elements(magnitudes: Floats) -> None:
     at, shares = below_edges(fold(_counted(magnitudes)))
     assert len(at) == len(shares) == 63
     assert np.array_equal(np.log2(at) % 1, np.zeros(63))
@@ -202,7 +208,7 @@ def _counted(magnitudes: Floats) -> list[int]:
     return [int(count) for count in np.bincount(exponents, minlength=BINS)]
 
 
-def test_of_no_elements_there_is_no_share() -> None:
+def test_share_of_no_elements_is_nan() -> None:
     at, shares = below_edges(Histogram([0, 0, 0], [0.0, 1.0, 2.0, 3.0]))
     assert at.tolist() == [2, 4]
     assert np.isnan(shares).all()
@@ -213,32 +219,34 @@ def test_of_no_elements_there_is_no_share() -> None:
 SPAN = np.array([1.0, 1000.0])
 
 
-@pytest.mark.parametrize(
-    ("unit", "values", "expected"),
-    [
-        ("", [SPAN], True),
-        ("gradient", [SPAN], True),
-        ("fraction", [SPAN], False),
-        ("", [np.array([1.0]), np.array([101.0])], True),
-        ("", [np.array([1.0, 100.0])], False),
-        ("", [SPAN, np.array([-1e-9])], False),
-        ("", [np.append(np.tile(SPAN, 10), [-1e-9])], False),
-        ("", [np.append(np.tile(SPAN, 10), [0.0, 0.0])], True),
-        ("", [np.append(np.tile(SPAN, 10), [0.0] * 3)], False),
-        ("", [np.array([math.nan, math.inf, -math.inf, 1.0, 1000.0])], True),
-        ("", [np.array([math.nan, math.inf])], False),
-        ("", [np.zeros(3)], False),
-        ("", [np.array([])], False),
-    ],
-)
-def test_values_that_span_decades_are_logarithmic(
-    unit: str, values: list[Floats], expected: bool
-) -> None:
-    assert is_logarithmic(unit, values) is expected
+IS_LOGARITHMIC: list[tuple[str, list[Floats], bool]] = [
+    ("", [SPAN], True),
+    ("gradient", [SPAN], True),
+    ("fraction", [SPAN], False),
+    ("", [np.array([1.0]), np.array([101.0])], True),
+    ("", [np.array([1.0, 100.0])], False),
+    ("", [SPAN, np.array([-1e-9])], False),
+    ("", [np.append(np.tile(SPAN, 10), [-1e-9])], False),
+    ("", [np.append(np.tile(SPAN, 10), [0.0, 0.0])], True),
+    ("", [np.append(np.tile(SPAN, 10), [0.0] * 3)], False),
+    ("", [np.array([math.nan, math.inf, -math.inf, 1.0, 1000.0])], True),
+    ("", [np.array([math.nan, math.inf])], False),
+    ("", [np.zeros(3)], False),
+    ("", [np.array([])], False),
+]
+"""Units, values of several series, and whether their axis is logarithmic."""
 
 
+def test_axis_is_logarithmic_where_positive_values_span_decades() -> None:
+    with each_row() as row:
+        for unit, values, expected in IS_LOGARITHMIC:
+            with row((unit, values)):
+                assert is_logarithmic(unit, values) is expected
+
+
+@FEW_EXAMPLES
 @given(st.lists(st.floats(1e-3, 1e3), min_size=1), st.integers(-20, 20), st.randoms())
-def test_neither_scale_nor_order_changes_that(
+def test_scale_and_order_of_values_do_not_change_the_axis(
     values: list[float], exponent: int, random: Any
 ) -> None:
     expected = max(values) > 100 * min(values)
@@ -250,11 +258,12 @@ def test_neither_scale_nor_order_changes_that(
 # ---- Bytes
 
 
+@FEW_EXAMPLES
 @given(
     st.sampled_from(["<f8", ">f8", "<f4", ">f4", "<i8"]),
     st.lists(st.integers(-(2**53), 2**53) | st.floats(width=32), max_size=20),
 )
-def test_packed_numbers_are_read_back(dtype: str, numbers: list[float]) -> None:
+def test_packed_numbers_are_decoded_to_the_same_numbers(dtype: str, numbers: list[float]) -> None:
     if "i" in dtype:
         numbers = [int(each) for each in numbers if math.isfinite(each) and abs(each) <= 2**53]
     array = np.array(numbers).astype(dtype)

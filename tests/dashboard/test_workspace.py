@@ -11,6 +11,8 @@ from lightning_adam.dashboard.panels import SECTIONS
 from lightning_adam.dashboard.workspace import HEAT_MAP_SPEC, workspace_spec
 from lightning_adam.errors import ConfigError
 from lightning_adam.statistics.catalogue import STATISTICS
+from tests.dashboard.conftest import LoggedRun
+from tests.support.commands import records
 from tests.support.tables import each_row
 
 SCOPES = (
@@ -113,3 +115,20 @@ def test_invalid_project_is_refused() -> None:
                 pytest.raises(ConfigError, match=r"expected ENTITY/PROJECT.*dashboard [\w-]+/\w+"),
             ):
                 workspace_spec(project)
+
+
+def test_eps_curve_is_drawn_as_the_run_itself_asks_for(
+    spec: dict[str, Any], logged_run: LoggedRun
+) -> None:
+    name = "_wandb.visualize.adam_underflow/eps_curve"
+    entries = records(logged_run.wandb)
+    updates = [entry["config"]["update"] for entry in entries if "config" in entry]
+    asked = next(update[name] for update in updates if name in update)["panel_config"]
+    configs = [panel["config"] for panel in panels(spec)]
+    (drawn,) = [each for each in configs if each.get("panelDefId") == asked["panelDefId"]]
+    assert drawn["fieldSettings"] == asked["fieldSettings"]
+    assert drawn["transform"] == asked["transform"]
+    assert drawn["stringSettings"]["xname"] == asked["stringSettings"]["xname"]
+    table = [{"name": "tableKey", "value": "adam_underflow/eps_curve_table"}]
+    assert json.dumps(table) in json.dumps(asked["userQuery"])
+    assert "adam_underflow/eps_curve_table" in json.dumps(drawn["userQuery"])

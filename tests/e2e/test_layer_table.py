@@ -1,30 +1,36 @@
-"""The table that a killed training leaves, and the settings of the monitor as they are typed."""
+"""The table of layers of a killed run, and the overrides of the monitor."""
 
 import json
-import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from hydra.utils import instantiate
 
+from lightning_adam import AdamMonitor
+from tests.support import forkserver
 from tests.support.commands import (
     BIN,
     MODEL,
-    Finished,
     environment,
-    history,
     offline_runs,
     run,
     succeed,
     write_the_project,
 )
-from tests.support.offline import steps_of, tables
+from tests.support.offline import fitted, steps_of, tables
+from tests.support.tables import each_row
 
 LAYERS = 40
-STEPS = 400
-KILLED_AT = 200
+STEPS = 200
+KILLED_AT = 100
 ROWS_AT_ONCE = 1000
 TRAINING = f"""
+import time
+
 import lightning as L
 import torch
 from lightning.pytorch.loggers import WandbLogger
@@ -45,6 +51,8 @@ class Lit(L.LightningModule):
     def training_step(self, batch, batch_idx):
         if batch_idx % 50 == 0:
             print("at step", batch_idx, flush=True)
+        if batch_idx > {KILLED_AT}:
+            time.sleep(0.05)
         return self.net(batch[0]).square().mean()
 
 
@@ -60,15 +68,14 @@ trainer = L.Trainer(
 trainer.fit(Lit(), DataLoader(TensorDataset(torch.randn({STEPS}, 2)), batch_size=1))
 """
 
-TYPED = (
+OVERRIDES = (
     "adam_monitor.statistics=all",
     "adam_monitor.scopes=[model,layer]",
     "adam_monitor.worst={eps_energy_loss:2}",
     "adam_monitor.histograms_every_n_steps=100",
     "adam_monitor.layer_table=true",
 )
-PROJECT_LAYERS = ("net.0", "net.2", "net.3")
-MISTYPED = {
+REFUSED = {
     "adam_monitor.statistics=[headline,esp_*]": "but esp_* is none; type for example",
     "adam_monitor.scopes=[model,layr]": (
         "Invalid value 'layr', expected one of [model, group, layer, tensor]"
@@ -80,28 +87,20 @@ MISTYPED = {
     "adam_monitor.layer_table=treu": "Value 'treu' is not a valid bool",
     "adam_monitor.layer_tabel=true": "Key 'layer_tabel' not in 'MonitorConfig'",
 }
-"""What is typed, and what has to stand in the line that refuses it."""
-REFUSED_SOON = "adam_monitor.worst={eps_energy_los:2}"
-"""The others are slow together."""
+"""Overrides, and a part of the sentence that refuses each."""
 
 
 @pytest.mark.slow
-def test_a_killed_training_leaves_all_but_its_last_rows(tmp_path: Path) -> None:
-    script = tmp_path / "training.py"
-    script.write_text(TRAINING, encoding="utf-8")
+def test_killed_run_keeps_all_but_its_last_rows(tmp_path: Path) -> None:
+    (tmp_path / "training.py").write_text(TRAINING, encoding="utf-8")
     variables = environment(WANDB_DATA_DIR=str(tmp_path))
-    with subprocess.Popen(
-        [BIN / "python", script],
-        cwd=tmp_path,
-        env=variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        encoding="utf-8",
-    ) as training:
-        assert training.stdout is not None
-        half_way = f"at step {KILLED_AT}\n"
-        assert half_way in iter(training.stdout.readline, "")
-        training.kill()
+    output = tmp_path / "output.txt"
+    process = forkserver.start("training.py", [], tmp_path, variables, output)
+    while f"at step {KILLED_AT}\n" not in (output.read_text() if output.exists() else ""):
+        assert process.is_alive(), output.read_text()
+        time.sleep(0.01)
+    process.kill()
+    process.join()
     (offline_run,) = offline_runs(tmp_path)
     rows = interrupted_history(offline_run)
     (*_, last) = steps_of(rows, "adam_moments/grad_norm")
@@ -116,11 +115,17 @@ def test_a_killed_training_leaves_all_but_its_last_rows(tmp_path: Path) -> None:
 
 
 def interrupted_history(offline_run: Path) -> list[dict[str, Any]]:
-    """The rows of a run that nobody finished, once nobody writes to it any more."""
+    """Returns the rows of an unfinished run, once no process writes to it any more."""
     reader = ["wandb", "leet", "inspect", "--json", "--follow", "--idle-timeout", "3s"]
     lines = succeed([*reader, offline_run]).splitlines()
     found = [json.loads(line) for line in lines if line.startswith("{")]
     return [entry["history"]["item"] for entry in found if "history" in entry]
+
+
+def monitor_of(project: Path, *overrides: str) -> AdamMonitor:
+    """Composes the config of the README's project, and returns its monitor."""
+    with initialize_config_dir(str(project / "conf"), version_base="1.3"):
+        return instantiate(compose("config", list(overrides)).adam_monitor)  # type: ignore[no-any-return]
 
 
 @pytest.fixture
@@ -129,47 +134,39 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def typed(project: Path, *overrides: str) -> Finished:
-    variables = environment(WANDB_DATA_DIR=str(project))
-    return run([BIN / "python", "train.py", *overrides], project, variables)
-
-
-@pytest.mark.slow
-def test_what_is_typed_is_what_is_measured(project: Path) -> None:
-    trained = typed(project, *TYPED)
-    assert trained.returncode == 0, trained.output
-    (offline_run,) = offline_runs(project)
-    rows = history(offline_run)
-    measured = [0, *range(49, 960, 50)]
-    for scope in (MODEL, *(f"/layer/{layer}" for layer in PROJECT_LAYERS)):
-        assert steps_of(rows, f"adam_update/update_norm{scope}") == measured
-        assert steps_of(rows, f"adam_moments/signal_fraction{scope}") == measured
-    assert steps_of(rows, "adam_histogram/grad.values") == [0, *range(99, 960, 100)]
-    for row in rows:
+def test_overrides_decide_what_is_measured(project: Path) -> None:
+    monitor = monitor_of(project, *OVERRIDES)
+    trained = fitted(project, monitor, batches=120)
+    layers = ("net.0", "net.1", "net.3")
+    measured = [0, 49, 99]
+    for scope in (MODEL, *(f"/layer/{layer}" for layer in layers)):
+        assert steps_of(trained.rows, f"adam_update/update_norm{scope}") == measured
+        assert steps_of(trained.rows, f"adam_moments/signal_fraction{scope}") == measured
+    assert steps_of(trained.rows, "adam_histogram/grad.values") == [0, 99]
+    for row in trained.rows:
         if "adam_update/update_norm" in row:
             tensors = {key for key in row if "/tensor/" in key}
             assert len(tensors) == 2
             assert all(key.startswith("adam_underflow/eps_energy_loss/") for key in tensors)
-    (table,) = tables(offline_run, rows, "adam_layers")
-    assert len(table.rows) == len(measured) * len(PROJECT_LAYERS)
+    (table,) = tables(trained.offline_run, trained.rows, "adam_layers")
+    assert len(table.rows) == len(measured) * len(layers)
 
 
-@pytest.mark.parametrize(
-    ("override", "sentence"),
-    [
-        pytest.param(
-            override,
-            sentence,
-            id=override,
-            marks=[] if override == REFUSED_SOON else [pytest.mark.slow],
-        )
-        for override, sentence in MISTYPED.items()
-    ],
-)
-def test_a_typo_is_refused_before_training_in_one_clear_line(
-    override: str, sentence: str, project: Path
-) -> None:
-    refused = typed(project, override)
+def test_invalid_override_of_the_monitor_is_refused(project: Path) -> None:
+    with each_row() as row:
+        for override, sentence in REFUSED.items():
+            with row(override):
+                with pytest.raises(HydraException) as refused:
+                    monitor_of(project, override)
+                # Hydra prints the error that it was raised from, too.
+                assert sentence in f"{refused.value} {refused.value.__cause__}"
+
+
+@pytest.mark.slow
+def test_invalid_override_is_refused_before_training_in_one_line(project: Path) -> None:
+    sentence = REFUSED[override := "adam_monitor.worst={eps_energy_los:2}"]
+    variables = environment(WANDB_DATA_DIR=str(project))
+    refused = run([BIN / "python", "train.py", override], project, variables)
     assert refused.returncode == 1
     assert sum(sentence in line for line in refused.lines) == 1, refused.output
     for harm in ("Traceback", "Sanity Checking", "Epoch 0"):

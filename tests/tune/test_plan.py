@@ -119,7 +119,7 @@ def test_every_combination_of_lists_is_tried_once() -> None:
     )
 
 
-@settings(deadline=None, derandomize=True)
+@settings(deadline=None, derandomize=True, max_examples=40)
 @given(n_trials=st.integers(1, 200), n_seeds=st.integers(1, 5), left=st.integers(0, 200))
 def test_budgets_of_stages_add_up_to_what_is_left(n_trials: int, n_seeds: int, left: int) -> None:
     plan = plan_of(n_trials=n_trials, n_seeds=n_seeds)

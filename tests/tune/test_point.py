@@ -115,18 +115,25 @@ points = st.builds(
 )
 
 
-@settings(deadline=None, derandomize=True, max_examples=8)
-@given(point=points)
-def test_overrides_of_a_point_compose_to_that_point(point: Point) -> None:
-    """Through Hydra's own parser and composition, from the presets."""
-    defaults = ["+lightning_adam/optimizer=adamw", "+lightning_adam/scheduler=cosine"]
-    places = Places("optimizer", "scheduler")
+DEFAULTS = ("+lightning_adam/optimizer=adamw", "+lightning_adam/scheduler=cosine")
+PLACES = Places("optimizer", "scheduler")
+
+
+@pytest.fixture(scope="module")
+def preset() -> Point:
     with initialize(version_base="1.3", config_path=None):
-        start = read_point(compose(overrides=defaults), places)
-        typed = places.overrides(start, point)
-        composed = compose(overrides=[*defaults, *typed])
-    assert read_point(composed, places) == point
-    assert places.overrides(point, point) == []
+        return read_point(compose(overrides=[*DEFAULTS]), PLACES)
+
+
+@settings(deadline=None, derandomize=True, max_examples=3)
+@given(point=points)
+def test_overrides_of_a_point_compose_to_that_point(preset: Point, point: Point) -> None:
+    """Through Hydra's own parser and composition, from the presets."""
+    overrides = PLACES.overrides(preset, point)
+    with initialize(version_base="1.3", config_path=None):
+        composed = compose(overrides=[*DEFAULTS, *overrides])
+    assert read_point(composed, PLACES) == point
+    assert PLACES.overrides(point, point) == []
 
 
 def test_warmup_in_steps_is_replaced_by_a_ratio() -> None:

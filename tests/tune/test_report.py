@@ -56,6 +56,7 @@ def test_last_line_is_the_override_in_every_shape() -> None:
                 assert text.splitlines()[-1] == line or not line
 
 
+@settings(deadline=None, max_examples=30)
 @given(made_up())
 def test_last_line_is_the_override_whatever_stands_above(made: Story) -> None:
     line = shlex.join([*made.fixed, *made.overrides]) or AS_CONFIGURED
@@ -164,6 +165,7 @@ def test_everything_is_drawn_inside_its_chart_in_every_shape() -> None:
                     assert_inside(chart)
 
 
+@settings(deadline=None, max_examples=30)
 @given(made_up())
 def test_everything_is_drawn_inside_its_chart_whatever_the_numbers(made: Story) -> None:
     path, responses = path_chart(made), response_charts(made)
@@ -335,7 +337,7 @@ def test_report_is_complete_for_a_reader_while_it_is_written(tmp_path: Path) -> 
     is_over = threading.Event()
 
     def write() -> None:
-        for each in range(20):
+        for each in range(5):
             write_story(replace(made, n_trials=40 + each), tmp_path)
         is_over.set()
 

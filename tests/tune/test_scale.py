@@ -3,15 +3,17 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_adam.tune.scale import TICKS, scale_of
 
+FEW_EXAMPLES = settings(max_examples=50, deadline=None)
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 POSITIVE = st.floats(1e-290, 1e290)
 
 
+@FEW_EXAMPLES
 @given(st.lists(NUMBERS, max_size=5))
 def test_larger_numbers_have_larger_positions(values: list[float]) -> None:
     scale = scale_of(values, 10.0, 90.0, is_log=False)
@@ -20,6 +22,7 @@ def test_larger_numbers_have_larger_positions(values: list[float]) -> None:
     assert all(10 <= each <= 90 for each in places)
 
 
+@FEW_EXAMPLES
 @given(st.lists(POSITIVE, max_size=5))
 def test_logarithmic_axis_places_equal_ratios_at_equal_distances(values: list[float]) -> None:
     scale = scale_of(values, 90.0, 10.0, is_log=True)
@@ -29,6 +32,7 @@ def test_logarithmic_axis_places_equal_ratios_at_equal_distances(values: list[fl
         assert scale.place(each) == pytest.approx(90 - 80 * share, abs=0.1)
 
 
+@FEW_EXAMPLES
 @given(st.lists(POSITIVE, max_size=5), st.booleans())
 def test_tick_stands_at_the_position_of_its_label(values: list[float], is_log: bool) -> None:
     scale = scale_of(values, 0.0, 1000.0, is_log=is_log)

@@ -1,10 +1,15 @@
-"""What is built installs into a fresh environment, and the README's project runs there."""
+"""The built wheel in an environment of its own: what it holds, what it needs and what runs there.
+
+In CI the packages that it needs are linked from the environment of the tests. The nightly tests
+install the wheel and the repository with pip.
+"""
 
 import json
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterator
+from email.parser import BytesParser
 from pathlib import Path
 
 import pytest
@@ -20,24 +25,37 @@ from tests.support.commands import (
     logged_rows,
     promised_keys,
     run,
+    run_text,
     succeed,
 )
+from tests.support.documentation import typed
+from tests.support.linked_packages import link_packages
 from tests.support.tuning_app import MINIMIZE, TUNE, trained_settings, write_app
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 WHEEL, EDITABLE = "wheel", "editable"
-PRESETS = ("conf/lightning_adam", "conf/hydra")
-DISCOVERY = "lightning_adam/hydra_plugin/discovery.py"
-"""It stands where Hydra looks for it, and only there."""
 NOT_NEEDED = ("hypothesis", "mlxtend", "optuna", "pytest", "scipy", "tensorboard")
 HEAVY = ("lightning", "pytorch_lightning", "torch")
 LOADED_BY_EVERY_HYDRA_APP = (
+    "hydra_plugins.lightning_adam",
     "lightning_adam",
     "lightning_adam.schema",
     "lightning_adam.hydra_plugin",
-    "hydra_plugins.lightning_adam",
 )
+SURVEY = f"""
+import importlib, importlib.util, json, sys
+
+not_needed = [name for name in {NOT_NEEDED} if importlib.util.find_spec(name)]
+for name in {LOADED_BY_EVERY_HYDRA_APP}:
+    importlib.import_module(name)
+heavy = [name for name in {HEAVY} if name in sys.modules]
+import lightning_adam
+missing = [name for name in lightning_adam.__all__ if not hasattr(lightning_adam, name)]
+print(json.dumps([lightning_adam.__file__, not_needed, heavy, missing]))
+"""
+"""Prints where the package is, which packages are there that need not be, which heavy ones a Hydra
+app has loaded, and which public names cannot be imported."""
 
 
 @pytest.fixture(scope="module")
@@ -46,33 +64,17 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("installed") / "a copy"
     listed = succeed(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"])
     for name in filter(None, listed.split("\0")):
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(REPOSITORY / name, copy / name)
+        # One that is deleted is listed until that is committed.
+        if (REPOSITORY / name).exists():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPOSITORY / name, copy / name)
     return copy
 
 
 @pytest.fixture(scope="module")
 def wheel(repository: Path) -> Path:
-    """The wheel as it is built from the repository."""
-    return build(repository, "--wheel")
-
-
-@pytest.fixture(scope="module")
-def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The commands of an empty virtual environment, in a folder with a space."""
-    folder = tmp_path_factory.mktemp("environment") / "a venv"
-    succeed([sys.executable, "-m", "venv", folder])
-    return folder / "bin"
-
-
-@pytest.fixture(scope="module", params=[WHEEL, EDITABLE])
-def installed(request: pytest.FixtureRequest, fresh: Path, wheel: Path, repository: Path) -> Path:
-    """The commands of an environment that holds the package as the parameter says."""
-    pip: Command = [fresh / "python", "-m", "pip"]
-    what: Command = [wheel] if request.param == WHEEL else ["-e", repository]
-    succeed([*pip, "uninstall", "--yes", "lightning-adam"])
-    succeed([*pip, "install", "--quiet", "-c", repository / "constraints.txt", *what])
-    return fresh
+    """The wheel that is built from the source distribution, as an index would offer both."""
+    return build(repository)
 
 
 def build(repository: Path, *arguments: str) -> Path:
@@ -86,130 +88,146 @@ def build(repository: Path, *arguments: str) -> Path:
 def contents(wheel: Path) -> dict[str, bytes]:
     """The files of a wheel, without the one that lists the others."""
     with zipfile.ZipFile(wheel) as archive:
-        return {
-            name: archive.read(name)
-            for name in archive.namelist()
-            if not name.endswith(".dist-info/RECORD")
-        }
+        names = [name for name in archive.namelist() if not name.endswith(".dist-info/RECORD")]
+        return {name: archive.read(name) for name in names}
 
 
-def evaluate(installed: Path, folder: Path, expression: str, *modules: str) -> object:
-    """What an expression over these modules gives in that environment."""
-    lines = [f"import {', '.join(('json', *modules))}", f"print(json.dumps({expression}))"]
-    printed = succeed([installed / "python", "-c", "\n".join(lines)], folder)
-    value: object = json.loads(printed)
-    return value
+@pytest.fixture(scope="module")
+def linked(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
+    """The commands of an environment, in a folder with a space: the wheel and linked packages."""
+    folder = tmp_path_factory.mktemp("environment") / "a venv"
+    succeed([sys.executable, "-m", "venv", "--without-pip", folder])
+    pip: Command = [BIN / "python", "-m", "pip", "--python", folder / "bin" / "python"]
+    succeed([*pip, "install", "--quiet", "--no-deps", "--no-index", wheel])
+    link_packages(folder, requires=requirements(wheel))
+    succeed([*pip, "check"])
+    return folder / "bin"
 
 
-def test_the_wheel_holds_the_package_its_presets_and_nothing_else(
+def requirements(wheel: Path) -> list[str]:
+    """The requirements in the metadata of a wheel."""
+    (metadata,) = (text for name, text in contents(wheel).items() if name.endswith("/METADATA"))
+    return BytesParser().parsebytes(metadata).get_all("Requires-Dist") or []
+
+
+def survey(commands: Path, folder: Path) -> tuple[Path, list[list[str]]]:
+    """Where the package is, and the lists that have to be empty."""
+    path, *lists = json.loads(succeed([commands / "python", "-c", SURVEY], folder))
+    return Path(path), lists
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_package_its_presets_and_nothing_else(
     wheel: Path, repository: Path
 ) -> None:
-    presets = [path for folder in PRESETS for path in (repository / folder).rglob("*.yaml")]
-    sources = (repository / "lightning_adam").rglob("*.py")
-    page = (repository / "lightning_adam").glob("*/page/*")
-    expected = {f"lightning_adam/{path}" for path in relative(presets, repository)}
-    expected |= relative(sources, repository) - {DISCOVERY}
-    expected |= relative(page, repository)
-    expected |= {"hydra_plugins/lightning_adam.py", "lightning_adam/py.typed"}
-    files = contents(wheel)
-    assert {name for name in files if ".dist-info/" not in name} == expected
-    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in files)
+    built = contents(wheel)
+    metadata = {name for name in built if ".dist-info/" in name}
+    assert any(name.endswith("/licenses/LICENSE") for name in metadata)
+    assert {name: built[name] for name in built.keys() - metadata} == dict(packaged(repository))
 
 
-def relative(paths: Iterable[Path], folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in paths}
+def packaged(repository: Path) -> Iterator[tuple[str, bytes]]:
+    """The files that belong into a wheel, by their places there."""
+    package = repository / "lightning_adam"
+    discovery = package / "hydra_plugin" / "discovery.py"
+    for path in [*package.rglob("*.py"), *package.glob("*/page/*"), package / "py.typed"]:
+        # Hydra looks for this one elsewhere.
+        is_discovery = path == discovery
+        name = path.relative_to(repository).as_posix()
+        yield "hydra_plugins/lightning_adam.py" if is_discovery else name, path.read_bytes()
+    for group in ("lightning_adam", "hydra"):
+        for path in (repository / "conf" / group).rglob("*.yaml"):
+            name = path.relative_to(repository).as_posix()
+            yield f"lightning_adam/{name}", path.read_bytes()
 
 
-def test_the_sdist_builds_the_same_wheel(wheel: Path, repository: Path) -> None:
-    assert contents(build(repository)) == contents(wheel)
-
-
-def test_the_environment_is_consistent_and_holds_core_dependencies_only(
-    installed: Path, tmp_path: Path
+@pytest.mark.slow
+def test_linked_environment_runs_the_wheel_with_core_dependencies_only(
+    linked: Path, tmp_path: Path
 ) -> None:
-    succeed([installed / "python", "-m", "pip", "check"], tmp_path)
-    find = f"[name for name in {NOT_NEEDED} if importlib.util.find_spec(name)]"
-    assert evaluate(installed, tmp_path, find, "importlib.util") == []
+    path, lists = survey(linked, tmp_path)
+    assert path.is_relative_to(linked.parent)
+    assert lists == [[], [], []]
 
 
-def test_the_package_comes_from_where_it_was_installed(
-    installed: Path, repository: Path, tmp_path: Path, request: pytest.FixtureRequest
+@pytest.mark.slow
+def test_project_of_the_readme_runs_cold_and_extras_are_asked_for_by_name(
+    linked: Path, wheel: Path, tmp_path: Path
 ) -> None:
-    home = evaluate(installed, tmp_path, "lightning_adam.__file__", "lightning_adam")
-    editable = Path(str(home)).is_relative_to(repository)
-    assert editable == (request.node.callspec.params["installed"] == EDITABLE)
-
-
-@pytest.mark.parametrize("module", LOADED_BY_EVERY_HYDRA_APP)
-def test_what_every_hydra_app_loads_imports_neither_torch_nor_lightning(
-    module: str, installed: Path, tmp_path: Path
-) -> None:
-    loaded = f"[name for name in {HEAVY} if name in sys.modules]"
-    assert evaluate(installed, tmp_path, loaded, "sys", module) == []
-
-
-def test_every_public_name_can_be_imported(installed: Path, tmp_path: Path) -> None:
-    missing = "[name for name in lightning_adam.__all__ if not hasattr(lightning_adam, name)]"
-    assert evaluate(installed, tmp_path, missing, "lightning_adam") == []
-
-
-def test_the_project_of_the_readme_runs_in_an_unrelated_folder(
-    installed: Path, tmp_path: Path
-) -> None:
-    _, offline_run = follow_the_readme(tmp_path / "my project", installed)
+    _, offline_run = follow_the_readme(tmp_path / "my project", linked)
     assert keys(logged_rows(offline_run)) == promised_keys(*PROJECT_KEYS)
-
-
-def test_a_script_that_is_not_touched_is_measured(installed: Path, tmp_path: Path) -> None:
-    """By an entry point, which installing has to write down."""
-    script = REPOSITORY / "tests" / "e2e" / "plain_classifier.py"
-    variables = environment(installed) | {"LIGHTNING_ADAM_MONITOR": "1"}
-    trained = run([installed / "python", script], tmp_path, variables)
-    assert trained.returncode == 0, trained.output
-    (metrics,) = tmp_path.rglob("metrics.csv")
-    assert "adam_update/update_norm" in metrics.read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("installed", [WHEEL], indirect=True, scope="module")
-def test_the_report_and_the_workspace_need_an_extra_and_say_so(
-    installed: Path, repository: Path, tmp_path: Path
-) -> None:
-    _, offline_run = follow_the_readme(tmp_path / "my project", installed)
-    command = installed / "lightning-adam"
-    report_of: Command = [command, "report", offline_run]
-    spec_of: Command = [command, "dashboard", "team/project", "--json"]
-    for line in (report_of, spec_of):
-        refused = run(line, tmp_path)
+    command = linked / "lightning-adam"
+    report: Command = [command, "report", offline_run]
+    for line in (report, [command, "dashboard", "team/project", "--json"]):
+        refused = run(line, tmp_path, environment(linked))
         assert refused.returncode == 1
-        (said,) = refused.lines
-        assert said.endswith("pip install 'lightning-adam[dashboard]'")
-    pip: Command = [installed / "python", "-m", "pip"]
-    extra = f"{repository}[dashboard]"
-    succeed([*pip, "install", "--quiet", "-c", repository / "constraints.txt", extra])
-    assert succeed(report_of, tmp_path) == "report: report.html\n"
-    assert (tmp_path / "report.html").stat().st_size > 1e6
-    assert json.loads(succeed(spec_of, tmp_path))["section"]
-    succeed([*pip, "uninstall", "--quiet", "--yes", "plotly", "wandb-workspaces"])
-
-
-@pytest.mark.parametrize("installed", [WHEEL], indirect=True, scope="module")
-def test_tuning_needs_an_extra_and_says_so(
-    installed: Path, repository: Path, tmp_path: Path
-) -> None:
-    folder = write_app(tmp_path / "my app")
-    words = [MINIMIZE, "hydra.sweeper.n_trials=4", "hydra.sweeper.n_seeds=1"]
-    command: Command = [installed / "python", *TUNE[1:], *words]
-    variables = environment(installed, TRAINED=str(folder / "trained.txt"))
-    refused = run(command, folder, variables)
+        (sentence,) = refused.lines
+        assert sentence.endswith("pip install 'lightning-adam[dashboard]'")
+    search: Command = [linked / "python", *TUNE[1:], MINIMIZE]
+    refused = run(search, write_app(tmp_path / "my app"), environment(linked))
     assert refused.returncode == 1
-    assert "Traceback" not in refused.output
     assert "pip install 'lightning-adam[tune]'" in refused.output
-    pip: Command = [installed / "python", "-m", "pip"]
-    extra = f"{repository}[tune]"
-    succeed([*pip, "install", "--quiet", "-c", repository / "constraints.txt", extra])
-    tuned = run(command, folder, variables)
+    assert "Traceback" not in refused.output
+    link_packages(linked.parent, "dashboard", requirements(wheel))
+    assert succeed(report, tmp_path) == "report: report.html\n"
+    assert (tmp_path / "report.html").stat().st_size > 1e6
+
+
+@pytest.mark.slow
+def test_untouched_script_is_measured_by_the_entry_point_of_the_wheel(
+    linked: Path, tmp_path: Path
+) -> None:
+    assert_script_is_measured(linked, tmp_path)
+
+
+def assert_script_is_measured(commands: Path, folder: Path) -> None:
+    """Types the guide's line before a script."""
+    script = REPOSITORY / "tests/e2e/plain_classifier.py"
+    shutil.copy(script, folder / "any_lightning_script.py")
+    line = typed("LIGHTNING_ADAM_MONITOR=")[-1]
+    training = run_text(line, folder, environment(commands), cold=True)
+    assert training.returncode == 0, training.output
+    (metrics,) = folder.rglob("metrics.csv")
+    header = metrics.read_text(encoding="utf-8").partition("\n")[0].split(",")
+    assert "adam_underflow/idle_fraction/layer/net.1" in header
+
+
+@pytest.mark.nightly
+def test_repository_and_source_distribution_build_the_same_wheel(
+    wheel: Path, repository: Path
+) -> None:
+    assert contents(build(repository, "--wheel")) == contents(wheel)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", [WHEEL, EDITABLE])
+def test_package_is_installed_by_pip_with_its_extras(
+    kind: str, wheel: Path, repository: Path, tmp_path: Path
+) -> None:
+    succeed([sys.executable, "-m", "venv", tmp_path / "a venv"])
+    commands = tmp_path / "a venv" / "bin"
+    pip: Command = [commands / "python", "-m", "pip"]
+    install: Command = [*pip, "install", "--quiet", "-c", repository / "constraints.txt"]
+    what: Command = [wheel] if kind == WHEEL else ["-e", repository]
+    succeed([*install, *what])
+    succeed([*pip, "check"])
+    path, lists = survey(commands, tmp_path)
+    assert path.is_relative_to(repository) == (kind == EDITABLE)
+    assert lists == [[], [], []]
+    _, offline_run = follow_the_readme(tmp_path / "my project", commands)
+    assert keys(logged_rows(offline_run)) == promised_keys(*PROJECT_KEYS)
+    assert_script_is_measured(commands, tmp_path / "my project")
+
+    extras = f"{wheel if kind == WHEEL else repository}[dashboard,tune]"
+    succeed([*install, *([extras] if kind == WHEEL else ["-e", extras])])
+    assert succeed([commands / "lightning-adam", "report", offline_run], tmp_path)
+    workspace: Command = [commands / "lightning-adam", "dashboard", "team/project", "--json"]
+    assert json.loads(succeed(workspace, tmp_path))["section"]
+    app = write_app(tmp_path / "my app")
+    words = [MINIMIZE, "hydra.sweeper.n_trials=4", "hydra.sweeper.n_seeds=1"]
+    variables = environment(commands, TRAINED=str(app / "trained.txt"))
+    tuned = run([commands / "python", *TUNE[1:], *words], app, variables)
     assert tuned.returncode == 0, tuned.output
-    assert len(trained_settings(folder)) == 4
-    line = (folder / "multirun/adam_tune_train/tune.md").read_text().splitlines()[-1]
-    assert tuned.after("type: ") == line
-    succeed([*pip, "uninstall", "--quiet", "--yes", "optuna", "scipy"])
+    assert len(trained_settings(app)) == 4
+    summary = (app / "multirun/adam_tune_train/tune.md").read_text(encoding="utf-8")
+    assert tuned.after("type: ") == summary.splitlines()[-1]

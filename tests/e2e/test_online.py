@@ -1,4 +1,4 @@
-"""A training that is logged to a server: what arrives there, in good times and in bad ones."""
+"""A run that is logged to a server: what arrives there, also if the server is slow or fails."""
 
 import json
 import time
@@ -33,9 +33,9 @@ LONGER_KEYS = (8 * 63, 10)
 """Its optimizer steps, `every_n_steps`."""
 
 SOON = {"WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1"}
-"""Seconds; W&B's client sends rows every 15, and that is longer than these trainings."""
+"""Seconds; by default W&B's client sends rows every 15, which is longer than these runs."""
 GIVES_UP = {"WANDB_FINISH_TIMEOUT": "3"}
-"""Seconds; without it the client waits at a run's end till it could send everything."""
+"""Seconds; without it the client waits at a run's end until it has sent everything."""
 OUTAGE_S = 5.0
 DELAY_S = 1.0
 
@@ -81,13 +81,13 @@ def assert_delivered(server: WandbServer, folder: Path, measured: tuple[int, int
 
 
 def local_run(folder: Path) -> Path:
-    """The only run that a training left when it was online."""
+    """The folder of the only online run."""
     (found,) = (path for path in folder.glob("wandb/run-*") if path.is_dir())
     return found
 
 
 def media(server: WandbServer) -> dict[str, bytes]:
-    """The tables, and whatever else is no number."""
+    """The tables and other files of the logged values."""
     files = server.run.files.items()
     return {name: content for name, content in files if name.startswith("media/")}
 
@@ -101,20 +101,21 @@ def flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def test_an_online_run_delivers_every_row(server: WandbServer, tmp_path: Path) -> None:
-    trained = train(server, tmp_path, *BRIEF, "adam_monitor.layer_table=true")
-    assert trained.returncode == 0, trained.output
+@pytest.mark.slow
+def test_online_run_delivers_every_row_and_table(server: WandbServer, tmp_path: Path) -> None:
+    training = train(server, tmp_path, *BRIEF, "adam_monitor.layer_table=true")
+    assert training.returncode == 0, training.output
     assert_delivered(server, tmp_path, BRIEF_KEYS)
     assert server.run.exit_code == 0
     (layers,) = (content for name, content in media(server).items() if "adam_layers" in name)
     assert len(json.loads(layers)["data"]) == 3 * 5
 
 
-@pytest.mark.slow
-def test_a_finding_is_an_alert_if_it_is_asked_for(server: WandbServer, tmp_path: Path) -> None:
-    ill = ("width=2", "trainer.max_epochs=2", "optimizer.eps=0.1")
-    trained = train(server, tmp_path, *ill, "adam_monitor.alert=true")
-    assert trained.returncode == 0, trained.output
+@pytest.mark.nightly
+def test_finding_is_sent_as_an_alert_if_alerts_are_on(server: WandbServer, tmp_path: Path) -> None:
+    large_eps = ("width=2", "trainer.max_epochs=2", "optimizer.eps=0.1")
+    training = train(server, tmp_path, *large_eps, "adam_monitor.alert=true")
+    assert training.returncode == 0, training.output
     (alert,) = server.alerts
     assert alert["title"] == "Adam: eps_dominates"
     assert "type:    optimizer.eps=" in alert["text"]
@@ -122,40 +123,39 @@ def test_a_finding_is_an_alert_if_it_is_asked_for(server: WandbServer, tmp_path:
     assert any("adam_findings" in name for name in media(server))
 
 
-@pytest.mark.slow
-def test_a_slow_server_loses_nothing(server: WandbServer, tmp_path: Path) -> None:
+@pytest.mark.nightly
+def test_slow_server_loses_nothing(server: WandbServer, tmp_path: Path) -> None:
     server.delay_s = DELAY_S
-    trained = train(server, tmp_path, *BRIEF)
-    assert trained.returncode == 0, trained.output
+    training = train(server, tmp_path, *BRIEF)
+    assert training.returncode == 0, training.output
     assert_delivered(server, tmp_path, BRIEF_KEYS)
 
 
 @pytest.mark.slow
-def test_a_server_that_fails_for_some_seconds_loses_nothing(
+def test_server_that_fails_for_some_seconds_loses_nothing(
     server: WandbServer, background: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
-    training = background.submit(train, server, tmp_path, *LONGER, settings=SOON)
-    fail_after_rows(server, 1, training)
+    running = background.submit(train, server, tmp_path, *LONGER, settings=SOON)
+    fail_after_rows(server, 1, running)
     server.wait_until(lambda: server.turned_away > 0)
     time.sleep(OUTAGE_S)
     arrived = len(server.run.history)
     server.unavailable = False
-    trained = training.result()
-    assert trained.returncode == 0, trained.output
+    training = running.result()
+    assert training.returncode == 0, training.output
     assert arrived < len(server.run.history)
     assert server.run.rows == server.run.history
     assert_delivered(server, tmp_path, LONGER_KEYS)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "overrides", "measured"),
     [
-        pytest.param(0, BRIEF, BRIEF_KEYS, id="from the start"),
-        pytest.param(1, LONGER, LONGER_KEYS, id="from the middle"),
+        pytest.param(0, BRIEF, BRIEF_KEYS, id="from the start", marks=pytest.mark.slow),
+        pytest.param(1, LONGER, LONGER_KEYS, id="from the middle", marks=pytest.mark.nightly),
     ],
 )
-def test_what_a_server_that_failed_to_the_end_lacks_is_recovered_by_wandb_sync(
+def test_wandb_sync_recovers_what_a_server_that_failed_to_the_end_lacks(
     rows: int,
     overrides: Sequence[str],
     measured: tuple[int, int],
@@ -163,10 +163,10 @@ def test_what_a_server_that_failed_to_the_end_lacks_is_recovered_by_wandb_sync(
     background: ThreadPoolExecutor,
     tmp_path: Path,
 ) -> None:
-    training = background.submit(train, server, tmp_path, *overrides, settings=SOON | GIVES_UP)
-    fail_after_rows(server, rows, training)
-    trained = training.result()
-    assert trained.returncode == 0, trained.output
+    running = background.submit(train, server, tmp_path, *overrides, settings=SOON | GIVES_UP)
+    fail_after_rows(server, rows, running)
+    training = running.result()
+    assert training.returncode == 0, training.output
     server.unavailable = False
     assert len(server.run.history) < len(history(local_run(tmp_path)))
     sync: Command = ["wandb", "sync", "--no-skip-online", local_run(tmp_path)]
@@ -175,10 +175,10 @@ def test_what_a_server_that_failed_to_the_end_lacks_is_recovered_by_wandb_sync(
     assert_delivered(server, tmp_path, measured)
 
 
-def fail_after_rows(server: WandbServer, rows: int, training: "Future[Finished]") -> None:
-    """Makes the server fail as soon as a run is there with so many rows."""
+def fail_after_rows(server: WandbServer, rows: int, running: "Future[Finished]") -> None:
+    """Makes the server fail as soon as it has so many rows of a run."""
     server.wait_until(
         lambda: bool(server.runs) and len(server.run.streamed.get(HISTORY, {})) >= rows
     )
     server.unavailable = True
-    assert not training.done()
+    assert not running.done()

@@ -353,7 +353,7 @@ def test_extension_of_contributing_works(beginning: str, tmp_path: Path) -> None
 
 
 def test_each_variable_without_code_is_read_as_settings() -> None:
-    """A script that is measured so is trained in test_no_code.py."""
+    """test_no_code.py and test_installed.py train scripts so."""
     values = [shlex.split(line)[0].partition("=")[2] for line in typed(NO_CODE)]
     assert [settings(value) for value in values] == MONITOR_SETTINGS
 
@@ -467,16 +467,6 @@ def test_report_command_starts_as_in_a_shell(tmp_path: Path) -> None:
     line = next(line for line in typed(LOOK) if "ANOTHER_RUN" not in line)
     reported = run_text(line, tmp_path, cold=True)
     assert (reported.returncode, reported.output) == (0, "report: report.html\n")
-
-
-@pytest.mark.slow
-def test_untouched_script_is_measured_as_in_a_shell(tmp_path: Path) -> None:
-    shutil.copy(REPOSITORY / "tests/e2e/plain_classifier.py", tmp_path / "any_lightning_script.py")
-    training = run_text(typed(NO_CODE)[-1], tmp_path, cold=True)
-    assert training.returncode == 0, training.output
-    (metrics,) = tmp_path.rglob("metrics.csv")
-    header = metrics.read_text(encoding="utf-8").partition("\n")[0].split(",")
-    assert "adam_underflow/idle_fraction/layer/net.1" in header
 
 
 @pytest.mark.slow

@@ -1,125 +1,257 @@
-"""Trainings of two ranks: what is measured, logged, saved and decided, and what one fault does."""
+"""AdamMonitor on several ranks: logged values, collectives, checkpoints, stops and faults."""
 
+import itertools
+import warnings
+from collections.abc import Callable
+from functools import cache
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
-from tests.ranks import rank_trainings
-from tests.ranks.rank_trainings import FAULTS, KINDS, STEPS
-from tests.support.ranks import launch
+from lightning_adam import AdamMonitor
+from lightning_adam.findings.judging import Judge
+from lightning_adam.statistics import kernels
+from tests.support.memory_logger import MemoryLogger
+from tests.support.parallel import KINDS, STEPS, fit_ranks, local_parameters
+from tests.support.ranks import Collectives, Ranks
 
 MEASURED = [1, 2, 3, 4, 6]
 """Every second step and, for histograms, every third."""
+PLACES: dict[str, tuple[Any, str, int]] = {
+    "at the start": (AdamMonitor, "_begin", 0),
+    "measuring": (kernels, "measure", 2),
+    "sending": (AdamMonitor, "_send", 2),
+    "logging": (MemoryLogger, "log_metrics", 2),
+    "judging": (Judge, "judge", 2),
+}
+"""What can fail, and at which of its calls it does."""
+
+Fits = Callable[[str], list[dict[str, Any]]]
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
-def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """What each rank has kept."""
-    return launch("tests.ranks.rank_trainings", request.param, tmp_path_factory.mktemp("ranks"))
+def build_monitor() -> AdamMonitor:
+    return AdamMonitor(
+        every_n_steps=2,
+        statistics="all",
+        scopes=["model", "group", "layer", "tensor"],
+        histograms_every_n_steps=3,
+    )
 
 
-def are_close(first: list[Tensor], second: list[Tensor]) -> bool:
-    """Gradients of more than two ranks are not always added up in the same order."""
-    return all(torch.allclose(*pair, rtol=1e-5) for pair in zip(first, second, strict=True))
+# What the ranks run.
 
 
-def are_alike(first: Any, second: Any) -> None:
-    assert [step for step, _ in first] == [step for step, _ in second]
-    for (_, values), (_, others) in zip(first, second, strict=True):
-        assert values.keys() == others.keys()
-        assert values == pytest.approx(others, rel=1e-5, abs=1e-7)
+def fit_plain(kind: str) -> dict[str, Any]:
+    with Collectives() as collectives:
+        _, module = fit_ranks(kind, [])
+    return {"parameters": local_parameters(module), "collectives": collectives.count}
+
+
+def fit_monitored(kind: str) -> dict[str, Any]:
+    logger = MemoryLogger()
+    with Collectives() as collectives:
+        _, module = fit_ranks(kind, [build_monitor()], logger)
+    return {
+        "parameters": local_parameters(module),
+        "collectives": collectives.count,
+        "rows": logger.rows,
+    }
+
+
+def fit_both(kind: str) -> dict[str, Any]:
+    return {"plain": fit_plain(kind), "monitored": fit_monitored(kind)}
+
+
+def fit_in_halves(kind: str, is_monitored: bool) -> dict[str, Any]:
+    """Trains one epoch, with or without the monitor, and a second one from its checkpoint."""
+    path = f"{kind}.ckpt"
+    trainer, _ = fit_ranks(
+        kind, [build_monitor()] if is_monitored else [], MemoryLogger(), max_epochs=1
+    )
+    trainer.save_checkpoint(path)
+    logger = MemoryLogger()
+    _, module = fit_ranks(kind, [build_monitor()], logger, ckpt_path=path)
+    return {"parameters": local_parameters(module), "rows": logger.rows}
+
+
+def steps_until_statistic(kind: str) -> int:
+    """Trains until early stopping on a statistic ends it."""
+    stop = EarlyStopping(
+        "adam_schedule/step", stopping_threshold=2.5, mode="max", check_on_train_epoch_end=True
+    )
+    monitor = AdamMonitor(every_n_steps=1, statistics="all")
+    trainer, _ = fit_ranks(
+        kind, [monitor, stop], limit_train_batches=1, max_steps=-1, max_epochs=STEPS
+    )
+    return trainer.global_step
+
+
+def steps_until_finding(kind: str) -> int:
+    """Trains until a finding ends it that the last rank alone has."""
+    is_last = dist.get_rank() == dist.get_world_size() - 1
+    severity = {"warmup_short": {"severity": "warning" if is_last else "off"}}
+    monitor = AdamMonitor(every_n_steps=2, findings=severity, stop_on=["warmup_short"])
+    return fit_ranks(kind, [monitor])[0].global_step
+
+
+def fit_with_fault(kind: str, place: str, rank: int) -> dict[str, Any]:
+    """Trains while something fails once on one rank."""
+    owner, name, call = PLACES[place]
+    original, calls, logger = getattr(owner, name), itertools.count(), MemoryLogger()
+
+    def fails(*arguments: Any, **keywords: Any) -> Any:
+        if next(calls) == call and dist.get_rank() == rank:
+            raise ZeroDivisionError("planted")
+        return original(*arguments, **keywords)
+
+    with warnings.catch_warnings(record=True) as caught, mock.patch.object(owner, name, fails):
+        warnings.simplefilter("always")
+        trainer, module = fit_ranks(kind, [AdamMonitor(every_n_steps=1)], logger)
+    return {
+        "parameters": local_parameters(module),
+        "step": trainer.global_step,
+        "rows": logger.rows,
+        "warnings": [str(each.message) for each in caught if "AdamMonitor" in str(each.message)],
+    }
+
+
+# What is asserted.
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
+fsdp2_and_others = pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=() if kind == "FSDP2" else pytest.mark.slow) for kind in KINDS],
+)
+"""Where one kind is enough for the default tier."""
+
+
+@pytest.fixture(scope="module")
+def fits(ranks: Ranks) -> Fits:
+    """Trains a kind on two ranks, with and without the monitor; once each."""
+    return cache(lambda kind: ranks.run(fit_both, kind))
+
+
+@cache
+def rows_of_one_process(kind: str) -> Any:
+    return fit_monitored(kind)["rows"]
 
 
 def are_same(first: list[Tensor], second: list[Tensor]) -> bool:
     return all(map(torch.equal, first, second))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_is_logged_is_what_one_process_logs(ranks: list[dict[str, Any]], kind: str) -> None:
-    expected = rank_trainings.monitored(kind)["rows"]
-    assert expected
-    for rank in ranks:
-        rows = rank[kind]["monitored"]["rows"]
-        are_alike(rows, expected)
-        for (_, values), (_, of_one) in zip(rows, expected, strict=True):
-            counted = [key for key in of_one if "fraction" in key and "signal" not in key]
-            assert {key: values[key] for key in counted} == {key: of_one[key] for key in counted}
+def assert_close_rows(first: Any, second: Any) -> None:
+    assert second
+    assert [step for step, _ in first] == [step for step, _ in second]
+    for (_, values), (_, others) in zip(first, second, strict=True):
+        assert values.keys() == others.keys()
+        assert values == pytest.approx(others, rel=1e-5, abs=1e-7)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_monitor_changes_nothing(ranks: list[dict[str, Any]], kind: str) -> None:
-    for rank in ranks:
-        assert are_same(rank[kind]["plain"]["parameters"], rank[kind]["monitored"]["parameters"])
+def assert_logged_like_one_process(fit: dict[str, Any], kind: str) -> None:
+    expected = rows_of_one_process(kind)
+    rows = fit["monitored"]["rows"]
+    assert_close_rows(rows, expected)
+    for (_, values), (_, of_one) in zip(rows, expected, strict=True):
+        counted = [key for key in of_one if "fraction" in key and "signal" not in key]
+        assert {key: values[key] for key in counted} == {key: of_one[key] for key in counted}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_measurement_is_two_collectives(ranks: list[dict[str, Any]], kind: str) -> None:
+def assert_same_parameters(fit: dict[str, Any]) -> None:
+    assert fit["plain"]["parameters"]
+    assert are_same(fit["plain"]["parameters"], fit["monitored"]["parameters"])
+
+
+def assert_few_collectives(fit: dict[str, Any], kind: str) -> None:
     expected = KINDS[kind].collectives * len(MEASURED) + KINDS[kind].at_start
-    for rank in ranks:
-        without = rank[kind]["plain"]["collectives"]
-        assert rank[kind]["monitored"]["collectives"] - without == expected
+    assert fit["monitored"]["collectives"] - fit["plain"]["collectives"] == expected
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_resumed_training_goes_on_as_if_it_had_not_stopped(
-    ranks: list[dict[str, Any]], kind: str
+@each_kind
+def test_ranks_log_what_one_process_logs(fits: Fits, kind: str) -> None:
+    for fit in fits(kind):
+        assert_logged_like_one_process(fit, kind)
+
+
+@each_kind
+def test_monitor_changes_no_parameter_of_any_rank(fits: Fits, kind: str) -> None:
+    for fit in fits(kind):
+        assert_same_parameters(fit)
+
+
+@each_kind
+def test_measurement_takes_at_most_two_collectives(fits: Fits, kind: str) -> None:
+    for fit in fits(kind):
+        assert_few_collectives(fit, kind)
+
+
+@pytest.mark.slow
+def test_four_ranks_of_data_and_tensor_parallelism_measure_like_one_process(
+    four_ranks: Ranks,
 ) -> None:
-    for rank in ranks:
-        straight, resumed = rank[kind]["monitored"], rank[kind]["resumed"]
-        assert are_close(straight["parameters"], resumed["parameters"])
+    kind = "tensor parallel"
+    for fit in four_ranks.run(fit_both, kind):
+        assert_logged_like_one_process(fit, kind)
+        assert_same_parameters(fit)
+        assert_few_collectives(fit, kind)
+
+
+@pytest.mark.parametrize("is_monitored", [True, False], ids=["resumed", "attached later"])
+@fsdp2_and_others
+def test_ranks_log_the_same_after_a_resume(
+    ranks: Ranks, fits: Fits, kind: str, is_monitored: bool
+) -> None:
+    """Also where the checkpoint is of a training without the monitor."""
+    for fit, halves in zip(fits(kind), ranks.run(fit_in_halves, kind, is_monitored), strict=True):
+        straight = fit["monitored"]
+        pairs = zip(straight["parameters"], halves["parameters"], strict=True)
+        assert all(torch.allclose(*pair, rtol=1e-5) for pair in pairs)
         later = [row for row in straight["rows"] if row[0] >= STEPS // 2]
-        assert later
-        are_alike(resumed["rows"], later)
+        assert_close_rows(halves["rows"], later)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_monitor_that_is_attached_later_counts_on(ranks: list[dict[str, Any]], kind: str) -> None:
-    for rank in ranks:
-        straight, later = rank[kind]["monitored"]["rows"], rank[kind]["attached later"]["rows"]
-        are_alike(later, [row for row in straight if row[0] >= STEPS // 2])
+@fsdp2_and_others
+def test_statistic_stops_all_ranks_at_the_same_step(ranks: Ranks, kind: str) -> None:
+    assert ranks.run(steps_until_statistic, kind) == [3, 3]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_statistic_stops_all_ranks_at_the_same_step(
-    ranks: list[dict[str, Any]], kind: str
+@fsdp2_and_others
+def test_finding_of_one_rank_stops_all_ranks_at_the_same_step(ranks: Ranks, kind: str) -> None:
+    # It is checked at every second batch.
+    assert ranks.run(steps_until_finding, kind) == [2, 2]
+
+
+FAULTS = [
+    pytest.param(kind, place, rank, marks=() if kind == "FSDP2" and rank else pytest.mark.slow)
+    for kind, place, rank in itertools.product(("DDP", "FSDP2"), PLACES, (0, 1))
+]
+
+
+@pytest.mark.parametrize(("kind", "place", "failing"), FAULTS)
+def test_fault_on_one_rank_ends_monitoring_and_not_training(
+    ranks: Ranks, fits: Fits, kind: str, place: str, failing: int
 ) -> None:
-    assert {rank[kind]["stopped"]["step"] for rank in ranks} == {3}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_one_rank_has_found_stops_all_ranks_at_the_same_step(
-    ranks: list[dict[str, Any]], kind: str
-) -> None:
-    # It is asked for at every second batch.
-    assert {rank[kind]["stopped by a finding"]["step"] for rank in ranks} == {2}
-
-
-@pytest.mark.parametrize("name", FAULTS)
-@pytest.mark.parametrize("kind", ["DDP", "FSDP2"])
-def test_a_fault_on_one_rank_ends_the_monitoring_and_no_training(
-    ranks: list[dict[str, Any]], kind: str, name: str
-) -> None:
-    for rank in ranks:
-        trained = rank[f"{kind}, {name}"]
-        assert trained["step"] == STEPS
-        assert are_same(trained["parameters"], rank[kind]["plain"]["parameters"])
-
-
-@pytest.mark.parametrize("name", FAULTS)
-def test_where_ranks_measure_together_the_first_that_fails_says_why(
-    ranks: list[dict[str, Any]], name: str
-) -> None:
-    _, failing = FAULTS[name]
-    said = [rank[f"FSDP2, {name}"]["said"] for rank in ranks]
-    assert len(said[failing]) == 1
-    assert "ZeroDivisionError: planted" in said[failing][0]
-    if failing:
-        assert said[0] == [
+    results = ranks.run(fit_with_fault, kind, place, failing)
+    for fit, result in zip(fits(kind), results, strict=True):
+        assert result["step"] == STEPS
+        assert are_same(result["parameters"], fit["plain"]["parameters"])
+    if kind == "DDP":
+        return
+    # Ranks that measure together end together, and the one that fails says why.
+    reports = [result["warnings"] for result in results]
+    (report,) = reports[failing]
+    assert "ZeroDivisionError: planted" in report
+    assert reports[1 - failing] == (
+        [
             "AdamMonitor has failed on rank 1, which says why, and is off from here on; training is"
             " not affected."
         ]
-    assert not any(said[1:failing] + said[failing + 1 :])
-    rows = [len(rank[f"FSDP2, {name}"]["rows"]) for rank in ranks]
-    assert max(rows) <= 4
+        if failing
+        else []
+    )
+    assert max(len(result["rows"]) for result in results) <= 4

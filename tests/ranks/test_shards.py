@@ -1,74 +1,331 @@
-"""What ranks measure together is what one process measures of the whole."""
+"""Statistics of sharded optimizers: what ranks measure together is what one process measures.
 
-from typing import Any
+Every rank gets the same data, so the mean of their gradients is the gradient of one process.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
+from torch.optim import Adam, AdamW, NAdam, Optimizer
 
-from tests.ranks.sharded_steps import Net, cases, measured, trained
-from tests.support.ranks import launch
+from lightning_adam import AdamStatistics, ConfigError
+from lightning_adam._private.torch import is_flattened
+from lightning_adam.shards import Part, over_ranks
+from tests.support.ranks import Collectives, Ranks
 
-WORLDS = [2, pytest.param(4, marks=pytest.mark.slow)]
-
-
-@pytest.fixture(scope="module", params=WORLDS)
-def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """What each rank has measured, by case."""
-    world: int = request.param
-    folder = tmp_path_factory.mktemp(f"of_{world}")
-    return launch("tests.ranks.sharded_steps", world, folder)
+SCOPES = ("model", "group", "layer", "tensor")
+STEPS = 3
 
 
-def alone(name: str, world: int) -> dict[str, Any]:
-    case = cases(world)[name]
-    sharded = case.whole(Net(case.dtype))
-    trained(sharded, case.dtype)
-    return measured(sharded)
+class Net(nn.Module):
+    """Dimensions that two and four ranks divide evenly (8), unevenly (5) and not at all (1)."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.wide = nn.Linear(6, 8, dtype=dtype)
+        self.norm = nn.LayerNorm(8, dtype=dtype)
+        # Else the gradients behind it would cancel out, but for rounding.
+        nn.init.uniform_(self.norm.weight, 0.5, 1.5)
+        self.narrow = nn.Linear(8, 5, dtype=dtype)
+        self.one = nn.Linear(5, 1, dtype=dtype)
+        self.unused = nn.Linear(3, 8, dtype=dtype)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.one(self.narrow(self.norm(self.wide(inputs).tanh()))).squeeze(-1)
+        return outputs
 
 
-@pytest.mark.parametrize("name", cases(4))
-def test_ranks_measure_what_one_process_does(ranks: list[dict[str, Any]], name: str) -> None:
-    if name not in cases(len(ranks)):
-        pytest.skip("needs four ranks")
-    expected = alone(name, len(ranks))
-    for rank in ranks:
-        of_rank = rank[name]
-        assert of_rank["values"].keys() == expected["values"].keys()
-        assert of_rank["values"] == pytest.approx(expected["values"], rel=1e-5, abs=1e-12)
-        counted = [key for key in expected["values"] if "fraction" in key or "count" in key]
-        assert counted
-        assert {key: of_rank["values"][key] for key in counted if "signal" not in key} == {
-            key: expected["values"][key] for key in counted if "signal" not in key
-        }
-        assert of_rank["exponents"] == expected["exponents"]
-        assert [row["tensor"] for row in of_rank["table"]] == [
+class Sharded(NamedTuple):
+    """A module and its optimizer."""
+
+    module: nn.Module
+    optimizer: Optimizer
+
+
+Build = Callable[[Net], Sharded]
+
+
+def groups(module: nn.Module) -> list[dict[str, Any]]:
+    """One that decays and one that does not."""
+    named = list(module.named_parameters())
+    return [
+        {
+            "params": [each for name, each in named if name.endswith("weight")],
+            "weight_decay": 0.1,
+            "name": "decay",
+        },
+        {
+            "params": [each for name, each in named if name.endswith("bias")],
+            "weight_decay": 0.0,
+            "lr": 3e-3,
+            "name": "no_decay",
+        },
+    ]
+
+
+def build_adamw(module: nn.Module, **settings: Any) -> Sharded:
+    return Sharded(module, AdamW(groups(module), lr=1e-2, **settings))
+
+
+def build_amsgrad(module: nn.Module) -> Sharded:
+    return Sharded(module, Adam(groups(module), lr=1e-2, amsgrad=True))
+
+
+def build_nadam(module: nn.Module) -> Sharded:
+    return Sharded(module, NAdam(groups(module), lr=1e-2))
+
+
+def used_adamw(net: Net) -> Sharded:
+    """As with FSDP1, unused parameters have gradients of zero."""
+    net.register_forward_hook(
+        lambda _, inputs, outputs: outputs + 0 * net.unused(inputs[0][:, :3]).sum()
+    )
+    return build_adamw(net)
+
+
+def ddp(net: Net) -> Sharded:
+    wrapped = nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
+    return Sharded(wrapped, build_adamw(net).optimizer)
+
+
+def zero(net: Net) -> Sharded:
+    wrapped = nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
+    return Sharded(wrapped, ZeroRedundancyOptimizer(groups(net), AdamW, lr=1e-2))
+
+
+def fsdp2(net: Net) -> Sharded:
+    fully_shard(net.wide)
+    fully_shard(net)
+    return build_adamw(net)
+
+
+def fsdp2_fused(net: Net) -> Sharded:
+    fully_shard(net)
+    return build_adamw(net, fused=True)
+
+
+def fsdp2_amsgrad(net: Net) -> Sharded:
+    fully_shard(net)
+    return build_amsgrad(net)
+
+
+def fsdp2_nadam(net: Net) -> Sharded:
+    fully_shard(net)
+    return build_nadam(net)
+
+
+def hsdp(net: Net) -> Sharded:
+    fully_shard(net, mesh=init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard")))
+    return build_adamw(net)
+
+
+def partly_sharded(net: Net) -> Sharded:
+    """The rest are plain tensors, which every rank holds."""
+    fully_shard(net.wide)
+    return build_adamw(net)
+
+
+def in_columns_and_rows(net: Net, mesh: Any) -> Net:
+    plan = {
+        "wide": ColwiseParallel(output_layouts=Replicate()),
+        "narrow": RowwiseParallel(input_layouts=Replicate()),
+    }
+    parallelize_module(net, mesh, plan)
+    return net
+
+
+def tensor_parallel(net: Net) -> Sharded:
+    return build_adamw(in_columns_and_rows(net, init_device_mesh("cpu", (dist.get_world_size(),))))
+
+
+def data_and_tensor_parallel(net: Net) -> Sharded:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    fully_shard(in_columns_and_rows(net, mesh["tensor"]), mesh=mesh["data"])
+    return build_adamw(net)
+
+
+def fsdp1(net: Net, strategy: ShardingStrategy = ShardingStrategy.FULL_SHARD) -> Sharded:
+    settings: dict[str, Any] = {}
+    if strategy is ShardingStrategy.HYBRID_SHARD:
+        shape = (2, dist.get_world_size() // 2)
+        names = ("replicate", "shard")
+        settings["device_mesh"] = init_device_mesh("cpu", shape, mesh_dim_names=names)
+    wrapped = FullyShardedDataParallel(
+        net,
+        use_orig_params=True,
+        sharding_strategy=strategy,
+        device_id=torch.device("cpu"),
+        **settings,
+    )
+    return build_adamw(wrapped)
+
+
+class Case(NamedTuple):
+    """A way to shard a module, and what it is compared with."""
+
+    build: Build
+    whole: Build = build_adamw
+    dtype: torch.dtype = torch.float32
+    collectives: int = 2
+    """All-reduces of a measurement."""
+
+
+CASES = {
+    "DDP": Case(ddp, collectives=0),
+    "FSDP2": Case(fsdp2),
+    "FSDP2, fused": Case(fsdp2_fused),
+    "FSDP2, amsgrad": Case(fsdp2_amsgrad, build_amsgrad),
+    "FSDP2, NAdam": Case(fsdp2_nadam, build_nadam),
+    "FSDP2 of a part": Case(partly_sharded),
+    # Sums in another order differ in the last digits.
+    "tensor parallel": Case(tensor_parallel, dtype=torch.float64),
+    "FSDP1": Case(fsdp1, used_adamw),
+    "FSDP1, not sharded": Case(partial(fsdp1, strategy=ShardingStrategy.NO_SHARD), used_adamw),
+    "ZeroRedundancyOptimizer": Case(zero),
+    "HSDP": Case(hsdp),
+    "data and tensor parallel": Case(data_and_tensor_parallel, dtype=torch.float64),
+    "FSDP1, hybrid": Case(partial(fsdp1, strategy=ShardingStrategy.HYBRID_SHARD), used_adamw),
+}
+ON_FOUR = ("HSDP", "data and tensor parallel", "FSDP1, hybrid")
+"""Those that need four ranks; on four, a module that is sharded in part is measured too."""
+
+
+def take_steps(sharded: Sharded, dtype: torch.dtype) -> None:
+    """Takes some steps; the last gradients stay."""
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(STEPS):
+        inputs = torch.randn(16, 6, generator=generator, dtype=torch.float64).to(dtype)
+        sharded.optimizer.zero_grad()
+        (sharded.module(inputs) - inputs[:, 0]).square().mean().backward()
+        sharded.optimizer.step()
+
+
+def measure(sharded: Sharded) -> dict[str, Any]:
+    module = sharded.module
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        module = module.module
+    statistics = AdamStatistics("all", SCOPES, worst={"grad_max": 2}, module=module)
+    with Collectives() as collectives:
+        statistics.update(sharded.optimizer, histograms=True, skipped_steps=1.0)
+    return {
+        "collectives": collectives.count,
+        "values": statistics.compute(),
+        "table": statistics.table("tensor"),
+        "exponents": statistics.compute_exponents(),
+    }
+
+
+# What the ranks run.
+
+
+def measure_case(name: str) -> dict[str, Any]:
+    case = CASES[name]
+    sharded = case.build(Net(case.dtype))
+    take_steps(sharded, case.dtype)
+    return measure(sharded)
+
+
+def reduce_nan_of_last_rank() -> Part:
+    """Reduces numbers of which the last rank's is NaN."""
+    is_last = dist.get_rank() == dist.get_world_size() - 1
+    number = torch.tensor([[torch.nan if is_last else 1.0, -torch.inf]], dtype=torch.float64)
+    counts = torch.full((1, 1, 1), 2**40, dtype=torch.int64)
+    return over_ranks(Part(number, number, counts, torch.zeros(1)), torch.device("cpu"))
+
+
+def find_flat_parameters() -> dict[bool, list[bool]]:
+    """Finds FSDP1's flat parameters, by whether it keeps the original ones."""
+    return {
+        keeps: [
+            is_flattened(each)
+            for each in FullyShardedDataParallel(
+                Net(torch.float32), use_orig_params=keeps, device_id=torch.device("cpu")
+            ).parameters()
+        ]
+        for keeps in (True, False)
+    }
+
+
+def measure_without_wrapper() -> str:
+    """Returns the error for a module from which FSDP1's parts cannot be told."""
+    net = Net(torch.float32)
+    sharded = fsdp1(net)
+    take_steps(sharded, torch.float32)
+    try:
+        AdamStatistics(module=net).update(sharded.optimizer)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+# What is asserted.
+
+
+def assert_measured_like_one_process(name: str, results: list[dict[str, Any]]) -> None:
+    case = CASES[name]
+    whole = case.whole(Net(case.dtype))
+    take_steps(whole, case.dtype)
+    expected = measure(whole)
+    counted = [
+        key
+        for key in expected["values"]
+        if ("fraction" in key or "count" in key) and "signal" not in key
+    ]
+    assert counted
+    for result in results:
+        values = result["values"]
+        assert values.keys() == expected["values"].keys()
+        assert values == pytest.approx(expected["values"], rel=1e-5, abs=1e-12)
+        assert [values[key] for key in counted] == [expected["values"][key] for key in counted]
+        assert result["exponents"] == expected["exponents"]
+        assert [row["tensor"] for row in result["table"]] == [
             row["tensor"] for row in expected["table"]
         ]
+        assert result["collectives"] == case.collectives
 
 
-@pytest.mark.parametrize("name", cases(4))
-def test_a_measurement_is_two_collectives(ranks: list[dict[str, Any]], name: str) -> None:
-    if name not in cases(len(ranks)):
-        pytest.skip("needs four ranks")
-    collectives = cases(len(ranks))[name].collectives
-    assert [rank[name]["collectives"] for rank in ranks] == [collectives] * len(ranks)
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ON_FOUR])
+def test_ranks_measure_what_one_process_does_in_two_collectives(ranks: Ranks, name: str) -> None:
+    assert_measured_like_one_process(name, ranks.run(measure_case, name))
 
 
-def test_nan_and_large_counts_reach_all_ranks(ranks: list[dict[str, Any]]) -> None:
-    for rank in ranks:
-        sums, maxima, exponents, _ = rank["nan"]
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*ON_FOUR, "FSDP2 of a part"])
+def test_four_ranks_measure_what_one_process_does_in_two_collectives(
+    four_ranks: Ranks, name: str
+) -> None:
+    assert_measured_like_one_process(name, four_ranks.run(measure_case, name))
+
+
+def test_nan_and_large_counts_reach_all_ranks(ranks: Ranks) -> None:
+    for sums, maxima, exponents, _ in ranks.run(reduce_nan_of_last_rank):
         assert sums[0, 0].isnan()
         assert maxima[0, 0].isnan()
         assert maxima[0, 1] == -torch.inf
-        assert exponents.item() == 2**40 * len(ranks)
+        assert exponents.item() == 2**40 * ranks.world
 
 
-def test_flat_parameters_are_told_from_the_original_ones(ranks: list[dict[str, Any]]) -> None:
-    for rank in ranks:
-        assert not any(rank["flat"][True])
-        assert rank["flat"][False] == [True]
+def test_flat_parameters_are_told_from_original_ones(ranks: Ranks) -> None:
+    for flat in ranks.run(find_flat_parameters):
+        assert not any(flat[True])
+        assert flat[False] == [True]
 
 
-def test_a_module_without_what_fsdp1_wraps_it_in_is_refused(ranks: list[dict[str, Any]]) -> None:
-    for rank in ranks:
-        assert rank["without its wrapper"].endswith("got Net; write AdamStatistics(module=wrapped)")
+def test_module_without_the_wrapper_of_fsdp1_is_refused(ranks: Ranks) -> None:
+    for error in ranks.run(measure_without_wrapper):
+        assert error.endswith("got Net; write AdamStatistics(module=wrapped)")

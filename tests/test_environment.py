@@ -1,12 +1,12 @@
-"""LIGHTNING_ADAM_MONITOR in trainings that know nothing of it; the scripts are in tests/e2e."""
+"""LIGHTNING_ADAM_MONITOR in code that does not use the package. Whole scripts are in tests/e2e."""
 
 import copy
 import pickle
 import shlex
-import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,24 @@ from torch import Tensor
 
 from lightning_adam import AdamMonitor
 from lightning_adam.environment import VARIABLE, callbacks, settings
+from tests.support.commands import run
 from tests.support.memory_logger import MemoryLogger
 from tests.support.monitored import KEY, TwoOptimizers
-from tests.support.training import LR, loader, loss_of, network, parameters, trainer
+from tests.support.tables import each_row
+from tests.support.training import (
+    LR,
+    TrainingRun,
+    assert_same_parameters,
+    loader,
+    loss_of,
+    network,
+    run_training,
+    trainer,
+)
 
 
 class Plain(L.LightningModule):
-    """What is in the world: no mixin, no groups with names."""
+    """A module without the mixin and without named groups."""
 
     def __init__(self, own: Sequence[L.Callback] = ()) -> None:
         super().__init__()
@@ -56,81 +67,78 @@ def _every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The lines for the log."""
+def log_lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines that are logged."""
     lines: list[str] = []
     for place in ("environment_monitor", "monitor"):
         monkeypatch.setattr(f"lightning_adam.{place}.rank_zero_info", lines.append)
     return lines
 
 
-def fitted(module: L.LightningModule, batches: int = 4, **flags: Any) -> MemoryLogger:
-    recorder = MemoryLogger()
-    trainer(**{"max_epochs": 1, "logger": recorder, **flags}).fit(module, loader(batches))
-    return recorder
+@contextmanager
+def warnings_about_callbacks() -> Iterator[list[str]]:
+    """Collects the warnings about the variable or a missing callback, by the end of the block."""
+    messages: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield messages
+    texts = [str(each.message) for each in caught]
+    messages += [each for each in texts if VARIABLE in each or "callback" in each]
 
 
-def warned(recorded: Sequence[warnings.WarningMessage]) -> list[str]:
-    """What is said of the variable, or of callbacks that Lightning misses."""
-    messages = [str(each.message) for each in recorded]
-    return [each for each in messages if VARIABLE in each or "callback" in each]
+def attached_monitor() -> AdamMonitor:
+    (attached,) = callbacks()
+    assert isinstance(attached, AdamMonitor)
+    return attached
 
 
-@pytest.mark.parametrize("given", [None, "", " ", "0", "false", "OFF"])
-def test_none_is_attached_unless_it_is_asked_for(
-    given: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_monitor_is_attached_only_if_requested(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
-    if given is not None:
-        monkeypatch.setenv(VARIABLE, given)
     assert callbacks() == []
+    with each_row() as row:
+        for value in ("", " ", "0", "false", "OFF"):
+            monkeypatch.setenv(VARIABLE, value)
+            with row(repr(value)):
+                assert callbacks() == []
+        for value in ("1", "true", "on", "True", "ON", " 1 "):
+            monkeypatch.setenv(VARIABLE, value)
+            with row(repr(value)):
+                assert attached_monitor().config == AdamMonitor().config
 
 
-def test_a_script_without_it_pays_nothing() -> None:
+def test_script_without_the_variable_imports_no_library(tmp_path: Path) -> None:
     """Lightning loads the file at every Trainer of the environment."""
     heavy = "{'hydra', 'lightning', 'numpy', 'omegaconf', 'torch'}"
     lines = (
         "import sys, lightning_adam.environment as ours",
         f"print(ours.callbacks(), {heavy} & {{*sys.modules}})",
     )
-    printed = subprocess.run(
-        [sys.executable, "-c", "\n".join(lines)], capture_output=True, check=True, encoding="utf-8"
-    )
-    assert printed.stdout == "[] set()\n"
+    finished = run([sys.executable, "-c", "\n".join(lines)], tmp_path, cold=True)
+    assert finished.output == "[] set()\n"
 
 
-@pytest.mark.parametrize("given", ["1", "true", "on", "True", "ON", " 1 "])
-def test_it_is_asked_for_with_all_defaults(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, given)
-    (attached,) = callbacks()
-    assert isinstance(attached, AdamMonitor)
-    assert attached.config == AdamMonitor().config
+SETTINGS = [
+    ("every_n_steps=10", {"every_n_steps": 10}),
+    ("adam_monitor.every_n_steps=10 layer_depth=1", {"every_n_steps": 10, "layer_depth": 1}),
+    ("+layer_table=true  ++statistics=all", {"layer_table": True, "statistics": "all"}),
+    ("scopes=[model,layer]", {"scopes": ["model", "layer"]}),
+    ("'statistics=[headline, eps_*]'", {"statistics": ["headline", "eps_*"]}),
+    ('adam_monitor.statistics="[headline, eps_*]"', {"statistics": ["headline", "eps_*"]}),
+    ("worst={eps_energy_loss:3} every_n_steps=null", {"worst": {"eps_energy_loss": 3}}),
+    ("worst.eps_energy_loss=3", {"worst": {"eps_energy_loss": 3}}),
+    ("every_n_steps=${layer_depth} layer_depth=7", {"every_n_steps": 7, "layer_depth": 7}),
+]
 
 
-@pytest.mark.parametrize(
-    ("given", "arguments"),
-    [
-        ("every_n_steps=10", {"every_n_steps": 10}),
-        ("adam_monitor.every_n_steps=10 layer_depth=1", {"every_n_steps": 10, "layer_depth": 1}),
-        ("+layer_table=true  ++statistics=all", {"layer_table": True, "statistics": "all"}),
-        ("scopes=[model,layer]", {"scopes": ["model", "layer"]}),
-        ("'statistics=[headline, eps_*]'", {"statistics": ["headline", "eps_*"]}),
-        ('adam_monitor.statistics="[headline, eps_*]"', {"statistics": ["headline", "eps_*"]}),
-        ("worst={eps_energy_loss:3} every_n_steps=null", {"worst": {"eps_energy_loss": 3}}),
-        ("worst.eps_energy_loss=3", {"worst": {"eps_energy_loss": 3}}),
-        ("every_n_steps=${layer_depth} layer_depth=7", {"every_n_steps": 7, "layer_depth": 7}),
-    ],
-)
-def test_settings_mean_what_they_mean_on_a_command_line(
-    given: str, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(VARIABLE, given)
-    (attached,) = callbacks()
-    assert isinstance(attached, AdamMonitor)
-    assert attached.config == AdamMonitor(**arguments).config
+def test_settings_mean_the_same_as_on_a_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with each_row() as row:
+        for value, arguments in SETTINGS:
+            monkeypatch.setenv(VARIABLE, value)
+            with row(value):
+                assert attached_monitor().config == AdamMonitor(**arguments).config
 
 
-WRONG = [
+BAD_VALUES = [
     ("every_n_steps=0", "every_n_steps=0: expected an integer of at least 1; type"),
     ("adam_monitor.every_n_step=3", "every_n_step=3: no such field; type"),
     ("scopes=[tensors]", "expected one of [model, group, layer, tensor]; type"),
@@ -147,46 +155,46 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("given", "sentence"), WRONG)
-def test_what_is_wrong_is_one_warning_that_says_what_to_type(
-    given: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+def test_bad_value_is_one_warning_that_suggests_a_valid_one(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv(VARIABLE, given)
-    with pytest.warns(UserWarning, match=VARIABLE) as recorded:
-        fitted(Plain())
-    (message,) = warned(recorded.list)
-    assert message.startswith(f"{VARIABLE} is ignored: ")
-    assert sentence in message
-    _, _, typed = message.partition("; type for example ")
-    # As a shell takes it.
-    (assignment,) = shlex.split(typed)
-    name, _, value = assignment.partition("=")
-    assert (name, value) == (VARIABLE, value)
-    assert AdamMonitor(**settings(value))
+    with each_row() as row:
+        for given, sentence in BAD_VALUES:
+            monkeypatch.setenv(VARIABLE, given)
+            with row(given):
+                with warnings_about_callbacks() as messages:
+                    run_training(Plain(), data=1)
+                (message,) = messages
+                assert message.startswith(f"{VARIABLE} is ignored: ")
+                assert sentence in message
+                _, _, suggestion = message.partition("; type for example ")
+                # As a shell reads it.
+                (assignment,) = shlex.split(suggestion)
+                name, _, value = assignment.partition("=")
+                assert name == VARIABLE
+                assert AdamMonitor(**settings(value))
 
 
-@pytest.mark.parametrize(
-    "given", ["_target_=my.Monitor", "optimizer.lr=1", "every_n_steps=${oc.env:NO_SUCH_VARIABLE}"]
-)
-def test_what_is_nothing_like_a_setting_is_a_warning_too(
-    given: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(VARIABLE, given)
-    with pytest.warns(UserWarning, match=f"{VARIABLE} is ignored: "):
-        assert callbacks() == []
+def test_unreadable_value_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = ("_target_=my.Monitor", "optimizer.lr=1", "every_n_steps=${oc.env:NO_SUCH_VARIABLE}")
+    with each_row() as row:
+        for value in values:
+            monkeypatch.setenv(VARIABLE, value)
+            with row(value), pytest.warns(UserWarning, match=f"{VARIABLE} is ignored: "):
+                assert callbacks() == []
 
 
 @pytest.mark.filterwarnings("error:.*(AdamMonitor|LIGHTNING_ADAM_MONITOR)")
 @pytest.mark.parametrize("given", ["yes", "every_n_steps=0", "kernel=triton", "every_n_steps=1"])
-def test_where_warnings_are_errors_the_training_goes_on(
+def test_training_continues_where_warnings_are_errors(
     given: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last of these warns that there is no logger."""
     monkeypatch.setenv(VARIABLE, given)
-    fitted(Plain(), logger=False)
+    run_training(Plain(), data=4, logger=False)
 
 
-def test_what_cannot_be_imported_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_error_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "1")
     monkeypatch.setitem(sys.modules, "lightning_adam.environment_monitor", None)
     with pytest.warns(UserWarning, match="ignored; training is not affected(?s:.*)import of"):
@@ -201,87 +209,85 @@ def test_what_cannot_be_imported_is_a_warning(monkeypatch: pytest.MonkeyPatch) -
         "monitor.AdamMonitor._check_kernel",
     ],
 )
-def test_a_fault_at_the_start_is_a_warning(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_at_the_start_is_a_warning(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "1")
     monkeypatch.delattr(f"lightning_adam.{place}")
-    with pytest.warns(UserWarning, match="ignored; training is not affected") as recorded:
-        fitted(Plain())
-    assert len(warned(recorded.list)) == 1
+    with warnings_about_callbacks() as messages:
+        run_training(Plain(), data=4)
+    (message,) = messages
+    assert "ignored; training is not affected" in message
 
 
-def test_a_kernel_for_another_device_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_for_another_device_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "kernel=triton")
     monkeypatch.setattr("lightning_adam.monitor.is_installed", lambda kernel: True)
     with pytest.warns(UserWarning, match=f"type for example {VARIABLE}=kernel=auto"):
-        fitted(Plain(), accelerator="cpu")
+        run_training(Plain(), data=4, accelerator="cpu")
 
 
-def test_a_training_is_measured_and_bit_identical(monkeypatch: pytest.MonkeyPatch) -> None:
-    without, with_it = Plain(), Plain()
-    assert fitted(without).steps_of(KEY) == []
+def test_run_is_measured_and_bit_identical(monkeypatch: pytest.MonkeyPatch) -> None:
+    without = run_training(Plain(), data=4)
+    assert without.steps_of(KEY) == []
     monkeypatch.setenv(VARIABLE, "every_n_steps=2")
-    recorder = fitted(with_it)
-    assert recorder.steps_of(KEY) == recorder.steps_of(f"{KEY}/group/group_0") == [0, 1, 3]
-    same = zip(parameters(without), parameters(with_it), strict=True)
-    assert all(torch.equal(a, b) for a, b in same)
+    watched = run_training(Plain(), data=4)
+    assert watched.steps_of(KEY) == watched.steps_of(f"{KEY}/group/group_0") == [0, 1, 3]
+    assert_same_parameters(without.module, watched.module)
 
 
 @pytest.mark.usefixtures("_every_step")
-def test_several_optimizers_and_several_trainers() -> None:
+def test_several_optimizers_and_several_trainers_are_measured() -> None:
     for _ in range(2):
-        recorder = fitted(TwoOptimizers(torch.optim.Adam))
-        assert recorder.steps_of(f"{KEY}/optimizer/second") == [0, 1, 2, 3]
+        run = run_training(TwoOptimizers(torch.optim.Adam), data=4)
+        assert run.steps_of(f"{KEY}/optimizer/second") == [0, 1, 2, 3]
 
 
 @pytest.mark.usefixtures("_every_step")
 @pytest.mark.parametrize("module", [BoringModel, WithoutOptimizer])
-def test_where_there_is_nothing_to_measure_one_line_says_so(
-    module: type[L.LightningModule], said: list[str]
+def test_module_without_adam_is_reported_in_one_line(
+    module: type[L.LightningModule], log_lines: list[str]
 ) -> None:
-    with warnings.catch_warnings(record=True) as recorded:
-        warnings.simplefilter("always")
+    with warnings_about_callbacks() as messages:
         trainer(max_epochs=1, limit_train_batches=2, logger=MemoryLogger()).fit(module())
-    assert warned(recorded) == []
-    assert said == [f"{VARIABLE}: nothing to measure, for no optimizer is of Adam's family."]
+    assert messages == []
+    assert log_lines == [f"{VARIABLE}: nothing to measure, for no optimizer is of Adam's family."]
 
 
 @pytest.mark.usefixtures("_every_step")
 @pytest.mark.parametrize("place", ["the trainer", "the module"])
-def test_it_yields_to_a_monitor_of_the_script(place: str, said: list[str]) -> None:
-    own = [AdamMonitor(3)]
-    recorder = fitted(Plain(), callbacks=own) if place == "the trainer" else fitted(Plain(own))
-    assert recorder.steps_of(KEY) == [0, 2]
-    assert said == [f"{VARIABLE}: the script has an AdamMonitor of its own, which measures."]
+def test_monitor_of_the_script_takes_precedence(place: str, log_lines: list[str]) -> None:
+    own = AdamMonitor(3)
+    if place == "the trainer":
+        run = run_training(Plain(), own, data=4)
+    else:
+        run = run_training(Plain([own]), data=4)
+    assert run.steps_of(KEY) == [0, 2]
+    assert log_lines == [f"{VARIABLE}: the script has an AdamMonitor of its own, which measures."]
 
 
 @pytest.mark.usefixtures("_every_step")
-def test_a_trainer_that_is_handed_anothers_callbacks_measures_once() -> None:
-    first = trainer(max_epochs=1, logger=MemoryLogger())
-    first.fit(Plain(), loader(2))
-    recorder = fitted(Plain(), callbacks=first.callbacks)  # type: ignore[attr-defined]
-    assert recorder.steps_of(KEY) == [0, 1, 2, 3]
+def test_trainer_with_the_callbacks_of_another_measures_once() -> None:
+    first = run_training(Plain(), data=2).trainer
+    second = run_training(Plain(), *first.callbacks, data=4)  # type: ignore[attr-defined]
+    assert second.steps_of(KEY) == [0, 1, 2, 3]
 
 
 @pytest.mark.usefixtures("_every_step")
-def test_a_trainer_that_fits_again_measures_again() -> None:
-    recorder = MemoryLogger()
-    fit = trainer(max_epochs=1, logger=recorder)
-    fit.fit(Plain(), loader(2))
+def test_trainer_that_fits_again_measures_again() -> None:
+    fit, module, recorder = run_training(Plain(), data=2)
     fit.fit_loop.max_epochs = 2
-    fit.validate(Plain(), loader(2), verbose=False)
+    fit.validate(module, loader(2), verbose=False)
     fit.fit(Plain(), loader(2))
     assert recorder.steps_of(KEY) == [0, 1, 2, 3]
 
 
 @pytest.mark.usefixtures("_every_step")
-def test_nothing_is_said_where_nothing_is_trained(said: list[str]) -> None:
-    with warnings.catch_warnings(record=True) as recorded:
-        warnings.simplefilter("always")
+def test_nothing_is_logged_without_training(log_lines: list[str]) -> None:
+    with warnings_about_callbacks() as messages:
         for call in ("validate", "test", "predict"):
             module = Plain()
             module.test_step = module.predict_step = module.validation_step  # type: ignore[method-assign]
             getattr(trainer(logger=False), call)(module, loader(1))
-    assert warned(recorded) == said == []
+    assert messages == log_lines == []
 
 
 FROM_TO = [
@@ -295,27 +301,22 @@ FROM_TO = [
 
 
 @pytest.mark.parametrize(("own_before", "own_after", "before", "after"), FROM_TO)
-def test_checkpoints_go_from_any_to_any(
+def test_checkpoint_of_any_monitor_resumes_with_any_monitor(
     own_before: Any, own_after: Any, before: str, after: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def resumed(own: Any, variable: str, epochs: int, path: str | None) -> tuple[L.Trainer, Any]:
+    def fit(own: Any, variable: str, epochs: int, path: str | None) -> TrainingRun:
         monkeypatch.setenv(VARIABLE, variable)
-        recorder = MemoryLogger()
-        flags = {"log_every_n_steps": 2, "callbacks": [own()] if own else []}
-        fit = trainer(max_epochs=epochs, logger=recorder, **flags)
-        fit.fit(Plain(), loader(3), ckpt_path=path)
-        return fit, recorder
+        flags = {"max_epochs": epochs, "log_every_n_steps": 2, "weights_only": None}
+        return run_training(Plain(), own and own(), data=3, ckpt_path=path, **flags)
 
-    first, _ = resumed(own_before, before, 1, None)
-    first.save_checkpoint("last.ckpt")
-    with warnings.catch_warnings(record=True) as recorded:
-        warnings.simplefilter("always")
-        second, recorder = resumed(own_after, after, 2, "last.ckpt")
-    # Lightning misses a callback of the script, if its state stands in the checkpoint.
-    assert bool(warned(recorded)) == (own_before is not None and own_after is None)
+    fit(own_before, before, 1, None).trainer.save_checkpoint("last.ckpt")
+    with warnings_about_callbacks() as messages:
+        second = fit(own_after, after, 2, "last.ckpt")
+    # Lightning warns of a callback of the script that has state in the checkpoint and is missing.
+    assert bool(messages) == (own_before is not None and own_after is None)
     measures = after == "1" or own_after is not None
-    assert recorder.steps_of(KEY) == ([3, 5] if measures else [])
-    second.save_checkpoint("last.ckpt")
+    assert second.steps_of(KEY) == ([3, 5] if measures else [])
+    second.trainer.save_checkpoint("last.ckpt")
     checkpoint = torch.load("last.ckpt")
     expected = {"steps": {"": [6, 0]}, "layers": [[], []]}
     of_variable = checkpoint.get(VARIABLE)
@@ -326,7 +327,9 @@ def test_checkpoints_go_from_any_to_any(
     assert list(checkpoint["callbacks"]) == (["AdamMonitor"] if own_after else [])
 
 
-def test_skipped_steps_are_counted_on_from_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_count_of_skipped_steps_continues_from_a_checkpoint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Skipping(Plain):
         def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:
             return None if batch_idx == 0 else super().training_step(batch, batch_idx)
@@ -334,39 +337,34 @@ def test_skipped_steps_are_counted_on_from_a_checkpoint(monkeypatch: pytest.Monk
     monkeypatch.setenv(VARIABLE, "every_n_steps=1 statistics=skipped_steps")
     rows: list[float] = []
     for epochs, path in ((1, None), (2, "last.ckpt")):
-        recorder = MemoryLogger()
-        fit = trainer(max_epochs=epochs, logger=recorder)
-        fit.fit(Skipping(), loader(2), ckpt_path=path)
-        fit.save_checkpoint("last.ckpt")
-        rows += [row["adam_schedule/skipped_steps"] for _, row in recorder.rows if row]
+        run = run_training(Skipping(), data=2, max_epochs=epochs, ckpt_path=path, weights_only=None)
+        run.trainer.save_checkpoint("last.ckpt")
+        rows += run.values("adam_schedule/skipped_steps")
     assert rows == [1, 2]
 
 
-def test_a_checkpoint_of_weights_alone_holds_nothing_of_ours(
+def test_weights_only_checkpoint_has_no_monitor_state(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(VARIABLE, "1")
-    fit = trainer(max_epochs=1, logger=MemoryLogger())
-    fit.fit(Plain(), loader(2))
+    fit = run_training(Plain(), data=2).trainer
     fit.save_checkpoint("weights.ckpt", weights_only=True)
     assert VARIABLE not in torch.load("weights.ckpt")
     Plain.load_from_checkpoint("weights.ckpt")
 
 
 @pytest.mark.usefixtures("_every_step")
-def test_it_can_be_sent_to_a_process_that_is_started(tmp_path: Path) -> None:
+def test_monitor_can_be_pickled() -> None:
     """As `ddp_spawn` does with the trainer and all its callbacks."""
-    (attached,) = callbacks()
-    assert isinstance(attached, AdamMonitor)
+    attached = attached_monitor()
     for sent in (copy.deepcopy(attached), pickle.loads(pickle.dumps(attached))):
         assert sent.config == AdamMonitor(1).config
-    fit = trainer(max_epochs=1, logger=MemoryLogger())
-    fit.fit(Plain(), loader(2))
+    fit = run_training(Plain(), data=2).trainer
     pickle.dumps(fit.callbacks)  # type: ignore[attr-defined]
 
 
 @pytest.mark.usefixtures("_every_step")
-def test_the_tuner_is_not_measured_and_the_training_is() -> None:
+def test_lr_find_is_not_measured() -> None:
     recorder = MemoryLogger()
     fit = trainer(max_epochs=1, logger=recorder)
     module = Plain()
@@ -379,12 +377,12 @@ def test_the_tuner_is_not_measured_and_the_training_is() -> None:
 
 @pytest.mark.usefixtures("_every_step")
 @pytest.mark.parametrize("flags", [{"fast_dev_run": True}, {"barebones": True}])
-def test_under_flags_that_turn_logging_off_nothing_fails(flags: dict[str, bool]) -> None:
+def test_flags_that_disable_logging_do_not_fail(flags: dict[str, bool]) -> None:
     L.Trainer(accelerator="cpu", max_epochs=1, **flags).fit(Plain(), loader(2))  # type: ignore[arg-type]
 
 
-class Others:
-    """The store of a training in which other processes may have voted otherwise."""
+class OtherProcesses:
+    """The store of a run in which other processes may have voted differently."""
 
     def __init__(self, voting: int) -> None:
         self.voting = voting
@@ -395,16 +393,15 @@ class Others:
 
 
 @pytest.mark.parametrize("others", [0, 1])
-def test_it_measures_only_if_all_processes_do(
-    others: int, monkeypatch: pytest.MonkeyPatch, said: list[str]
+def test_monitor_measures_only_if_all_processes_do(
+    others: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or this process would wait in a reduction for one that has gone on."""
+    """Otherwise this process would wait in a reduction for one that does not take part."""
     monkeypatch.setenv(VARIABLE, "every_n_steps=1")
-    store = Others(others)
+    store = OtherProcesses(others)
     monkeypatch.setattr("lightning_adam.environment_monitor.shared_store", lambda: store)
-    with warnings.catch_warnings(record=True) as recorded:
-        warnings.simplefilter("always")
-        measured = fitted(Plain()).steps_of(KEY)
+    with warnings_about_callbacks() as messages:
+        measured = run_training(Plain(), data=4).steps_of(KEY)
     assert bool(measured) == (others == 0)
     ignored = f"{VARIABLE} is ignored: 2 of 1 processes have this value: expected the same for all"
-    assert [each.startswith(ignored) for each in warned(recorded)] == [True] * others
+    assert [each.startswith(ignored) for each in messages] == [True] * others

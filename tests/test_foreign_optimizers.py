@@ -1,6 +1,7 @@
-"""Optimizers of Adam's family: what their state tells is right, and nothing else is told."""
+"""Other optimizers of Adam's family: the statistics their state defines, and no others."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,15 +15,22 @@ from lightning_adam import AdamMonitor, AdamStatistics, ConfigError
 from lightning_adam.statistics.catalogue import STATISTICS
 from tests.statistics.cases import reference_tensors
 from tests.support.agreement import assert_agree, bare
-from tests.support.memory_logger import MemoryLogger
 from tests.support.monitored import TwoOptimizers
-from tests.support.training import Lit, loader, loss_of, network, parameters, trainer
+from tests.support.tables import each_row
+from tests.support.training import (
+    Lit,
+    TrainingRun,
+    assert_same_parameters,
+    loss_of,
+    network,
+    run_training,
+)
 
 Build = Callable[[nn.Module], Optimizer]
 
 
 class Foreign(Optimizer):
-    """An optimizer from elsewhere; `move` is its formula for a parameter."""
+    """A third-party optimizer. `move` is its formula for a parameter."""
 
     settings: ClassVar[dict[str, Any]] = {"betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
 
@@ -49,7 +57,7 @@ def decayed(state: Any, name: str, beta: float, value: Tensor) -> Tensor:
 
 
 class OwnAdamW(Foreign):
-    """AdamW's formulas, its own class."""
+    """The formulas of AdamW in a class of its own."""
 
     def move(self, p: Tensor, grad: Tensor, state: Any, group: dict[str, Any]) -> None:
         (beta1, beta2), step = group["betas"], self.count(state, group)
@@ -64,7 +72,7 @@ class OwnAdamW(Foreign):
 
 
 class GroupStepAdamW(OwnAdamW):
-    """As apex counts: one step for the group."""
+    """Counts one step for the group, as apex does."""
 
     def count(self, state: Any, group: dict[str, Any]) -> float:
         return float(group["step"])
@@ -114,7 +122,7 @@ class AdamMini(Foreign):
 
 
 class MuonWithAuxAdam(OwnAdamW):
-    """Groups of momentum_buffer beside groups of exp_avg and exp_avg_sq, as Keller Jordan's."""
+    """Groups with momentum_buffer and groups with exp_avg and exp_avg_sq, as Keller Jordan's."""
 
     settings: ClassVar[dict[str, Any]] = {"weight_decay": 0.1}
 
@@ -126,14 +134,14 @@ class MuonWithAuxAdam(OwnAdamW):
 
 
 class NoMoments(Foreign):
-    """Betas, but nothing kept under a name that is known."""
+    """Betas, but no state under a known name."""
 
     def move(self, p: Tensor, grad: Tensor, state: Any, group: dict[str, Any]) -> None:
         p.sub_(group["lr"] * decayed(state, "m", group["betas"][0], grad))
 
 
 class ClippedAdamW(AdamW):
-    """Torch's step, and what is torch's no longer."""
+    """Torch's step, and another operation after it."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -145,7 +153,7 @@ class ClippedAdamW(AdamW):
 
 
 class NamedAdamW(AdamW):
-    """Torch's step, another name."""
+    """Torch's step under another name."""
 
 
 def with_adam_groups(net: nn.Module) -> Optimizer:
@@ -156,52 +164,65 @@ def with_adam_groups(net: nn.Module) -> Optimizer:
     return MuonWithAuxAdam([muon, adam])
 
 
-def of(kind: Any, **settings: Any) -> Any:
-    return pytest.param(lambda net: kind(net.parameters(), **settings), id=kind.__name__)
+def of(kind: Any, **settings: Any) -> tuple[str, Build]:
+    return kind.__name__, lambda net: kind(net.parameters(), **settings)
 
 
-WITH_AUX = pytest.param(with_adam_groups, id=MuonWithAuxAdam.__name__)
-FIRST = [of(Adamax), of(Lion), of(Adan), of(AdamMini)]
-SECOND = [of(NAdam), of(RAdam), of(OwnAdamW), of(GroupStepAdamW), of(ClippedAdamW)]
-WHOLE = [of(Adam), of(AdamW, weight_decay=0.1), of(NamedAdamW)]
+PARTLY_KNOWN = dict(
+    [
+        of(Adamax),
+        of(Lion),
+        of(Adan),
+        of(AdamMini),
+        of(NAdam),
+        of(RAdam),
+        of(OwnAdamW),
+        of(GroupStepAdamW),
+        of(ClippedAdamW),
+    ]
+)
+"""Optimizers for which some statistics are not defined."""
+WITH_AUX = {MuonWithAuxAdam.__name__: with_adam_groups}
+ADAMS = dict([of(Adam), of(AdamW, weight_decay=0.1), of(NamedAdamW)])
 
 
 def expected_of(optimizer: Optimizer) -> dict[str, float]:
-    """What the state tells, of the one group that has betas."""
+    """The statistics that the state of the one group with betas defines, in float64."""
     (group,) = (group for group in optimizer.param_groups if "betas" in group)
     states = [optimizer.state[each] for each in group["params"]]
     p = torch.cat([each.detach().double().flatten() for each in group["params"]])
     g = torch.cat([each.grad.double().flatten() for each in group["params"]])
     m = torch.cat([state["exp_avg"].double().flatten() for state in states])
-    told: dict[str, float] = {}
+    expected: dict[str, float] = {}
     for name, x in {"grad": g, "exp_avg": m, "weight": p}.items():
-        told[f"{name}_norm"] = x.square().sum().sqrt().item()
-        told[f"{name}_rms"] = x.square().mean().sqrt().item()
-    told |= {"grad_max": g.abs().max().item(), "exp_avg_max": m.abs().max().item()}
-    told |= {"exp_avg_mean": m.mean().item(), "nonfinite_count": 0.0}
-    told |= {"grad_zero_fraction": (g == 0).double().mean().item()}
-    told |= {"lr": group["lr"], "weight_decay": group["weight_decay"]}
+        expected[f"{name}_norm"] = x.square().sum().sqrt().item()
+        expected[f"{name}_rms"] = x.square().mean().sqrt().item()
+    expected |= {"grad_max": g.abs().max().item(), "exp_avg_max": m.abs().max().item()}
+    expected |= {"exp_avg_mean": m.mean().item(), "nonfinite_count": 0.0}
+    expected |= {"grad_zero_fraction": (g == 0).double().mean().item()}
+    expected |= {"lr": group["lr"], "weight_decay": group["weight_decay"]}
     if isinstance(group.get("eps"), float):
-        told["eps"] = group["eps"]
+        expected["eps"] = group["eps"]
     for holder in (group, states[0]):
         if "step" in holder:
-            told["step"] = float(holder["step"])
+            expected["step"] = float(holder["step"])
     if len(group["betas"]) == 2:
-        told["beta1"], told["beta2"] = group["betas"]
+        expected["beta1"], expected["beta2"] = group["betas"]
     if isinstance(optimizer, NAdam | RAdam | OwnAdamW | AdamW):
         raw = torch.cat([state["exp_avg_sq"].flatten() for state in states])
         v, tiny = raw.double(), torch.finfo(raw.dtype).tiny
         stalled = (v > 0) & ((group["betas"][1] * v).to(raw.dtype) == raw)
-        told["exp_avg_sq_mean"] = v.mean().item()
-        told["exp_avg_sq_max"] = v.max().item()
-        told["exp_avg_sq_subnormal_fraction"] = ((v > 0) & (v < tiny)).double().mean().item()
-        told["exp_avg_sq_stalled_fraction"] = stalled.double().mean().item()
-    return told
+        expected["exp_avg_sq_mean"] = v.mean().item()
+        expected["exp_avg_sq_max"] = v.max().item()
+        expected["exp_avg_sq_subnormal_fraction"] = ((v > 0) & (v < tiny)).double().mean().item()
+        expected["exp_avg_sq_stalled_fraction"] = stalled.double().mean().item()
+    return expected
 
 
-def not_told_by(told: dict[str, float]) -> set[str]:
-    """An optimizer without eps is not told to lack it; the steps it skipped are not its own."""
-    return set(STATISTICS) - {*told, "eps", "step", "beta1", "beta2", "skipped_steps"}
+def undefined_beside(expected: dict[str, float]) -> set[str]:
+    """The statistics that are reported as not measured."""
+    always = {"eps", "step", "beta1", "beta2", "skipped_steps"}
+    return set(STATISTICS) - {*expected, *always}
 
 
 def stepped(build: Build, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Optimizer:
@@ -214,29 +235,28 @@ def stepped(build: Build, dtype: torch.dtype = torch.float32, scale: float = 1.0
     return optimizer
 
 
-@pytest.mark.parametrize("build", [*FIRST, *SECOND, WITH_AUX])
-@pytest.mark.parametrize(
-    ("dtype", "scale"), [(torch.float32, 1.0), (torch.float32, 3e-19), (torch.bfloat16, 1.0)]
-)
-def test_the_metric_tells_what_the_state_tells(
-    build: Build, dtype: torch.dtype, scale: float
-) -> None:
-    optimizer = stepped(build, dtype, scale)
-    metric = AdamStatistics("all", worst={"update_norm": 2})
-    metric.update(optimizer, histograms=True)
-    told = expected_of(optimizer)
-    values = metric.compute()
-    assert bare(values, "") == pytest.approx(told, rel=1e-6, abs=0)
-    for index, group in enumerate(optimizer.param_groups):
-        group_told = told if "betas" in group else {}
-        actual = bare(values, f"/group/group_{index}")
-        assert actual == pytest.approx(group_told, rel=1e-6, abs=0)
-    assert {each.name for each in metric.not_measured} == not_told_by(told)
-    assert metric.compute_exponents() == {}
+@pytest.mark.parametrize("name", [*PARTLY_KNOWN, *WITH_AUX])
+def test_metric_computes_the_statistics_that_the_state_defines(name: str) -> None:
+    cases = [(torch.float32, 1.0), (torch.float32, 3e-19), (torch.bfloat16, 1.0)]
+    with each_row() as row:
+        for dtype, scale in cases:
+            optimizer = stepped({**PARTLY_KNOWN, **WITH_AUX}[name], dtype, scale)
+            metric = AdamStatistics("all", worst={"update_norm": 2})
+            metric.update(optimizer, histograms=True)
+            expected = expected_of(optimizer)
+            values = metric.compute()
+            with row(f"{dtype}, scale {scale}"):
+                assert bare(values, "") == pytest.approx(expected, rel=1e-6, abs=0)
+                for index, group in enumerate(optimizer.param_groups):
+                    of_group = expected if "betas" in group else {}
+                    actual = bare(values, f"/group/group_{index}")
+                    assert actual == pytest.approx(of_group, rel=1e-6, abs=0)
+                assert {each.name for each in metric.not_measured} == undefined_beside(expected)
+                assert metric.compute_exponents() == {}
 
 
 class Built(Lit):
-    """A module that is trained by what is asked for."""
+    """A module with any optimizer."""
 
     def __init__(self, build: Build) -> None:
         super().__init__()
@@ -247,67 +267,72 @@ class Built(Lit):
 
 
 class Fit(NamedTuple):
-    optimizers: list[Optimizer]
-    parameters: list[Tensor]
+    run: TrainingRun
     values: dict[str, float]
-    recorder: MemoryLogger
     lines: list[str]
     warnings: list[str]
 
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        return self.run.trainer.optimizers
 
-def fitted(module: L.LightningModule, monitor: AdamMonitor | None, batches: int = 7) -> Fit:
-    recorder, lines, warnings = MemoryLogger(), list[str](), list[str]()
-    fit = trainer(max_epochs=1, logger=recorder, callbacks=[monitor] if monitor else [])
+
+def fit(module: L.LightningModule, monitor: AdamMonitor | None, batches: int = 7) -> Fit:
+    lines, warnings = list[str](), list[str]()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lightning_adam.monitor.rank_zero_info", lines.append)
         patch.setattr("lightning_adam.monitor.rank_zero_warn", warnings.append)
-        fit.fit(module, loader(batches))
-    values = {key: float(value) for key, value in fit.callback_metrics.items()}
-    # The monitor's own count, whatever the optimizer is.
+        run = run_training(module, monitor, data=batches)
+    values = {key: float(value) for key, value in run.trainer.callback_metrics.items()}
+    # The monitor's own count, for any optimizer.
     assert not any(values.pop(key) for key in list(values) if "skipped_steps" in key)
-    return Fit(fit.optimizers, parameters(module), values, recorder, lines, warnings)
+    return Fit(run, values, lines, warnings)
 
 
 def monitored(build: Callable[[], L.LightningModule], **settings: Any) -> Fit:
-    """A training with the monitor, whose parameters are those of one without it."""
-    without = fitted(build(), None)
-    fit = fitted(build(), AdamMonitor(**{"every_n_steps": 1, "statistics": "all", **settings}))
-    for parameter, other in zip(fit.parameters, without.parameters, strict=True):
-        assert torch.equal(parameter, other)
-    assert not any("failed" in each for each in fit.warnings)
-    return fit
+    """A run with the monitor, after a check that a run without it has the same parameters."""
+    without = fit(build(), None)
+    watched = fit(build(), AdamMonitor(**{"every_n_steps": 1, "statistics": "all", **settings}))
+    assert_same_parameters(watched.run.module, without.run.module)
+    assert not any("failed" in each for each in watched.warnings)
+    return watched
 
 
-@pytest.mark.parametrize("build", [*FIRST, *SECOND])
-def test_the_monitor_says_once_what_it_does_not_measure(build: Build) -> None:
-    fit = monitored(lambda: Built(build), histograms_every_n_steps=3)
-    told = expected_of(fit.optimizers[0])
-    assert bare(fit.values, "") == pytest.approx(told, rel=1e-6, abs=0)
-    (line,) = fit.lines
-    listed = line.rstrip(".").partition("state tells, not ")[2].split(", ")
-    assert type(fit.optimizers[0]).__name__ in line
-    assert set(listed) == {*not_told_by(told), "histograms"}
+def test_monitor_lists_once_what_it_does_not_measure() -> None:
+    with each_row() as row:
+        for name, build in PARTLY_KNOWN.items():
+            watched = monitored(partial(Built, build), histograms_every_n_steps=3)
+            expected = expected_of(watched.optimizers[0])
+            with row(name):
+                assert bare(watched.values, "") == pytest.approx(expected, rel=1e-6, abs=0)
+                (line,) = watched.lines
+                listed = line.rstrip(".").partition("state tells, not ")[2].split(", ")
+                assert type(watched.optimizers[0]).__name__ in line
+                assert set(listed) == {*undefined_beside(expected), "histograms"}
 
 
-@pytest.mark.parametrize("build", WHOLE)
-def test_of_adam_the_monitor_says_nothing(build: Build) -> None:
-    fit = monitored(lambda: Built(build), histograms_every_n_steps=3)
-    assert fit.lines == []
-    assert_agree(bare(fit.values, ""), reference_tensors(fit.optimizers[0]), "numba")
+def test_monitor_measures_everything_of_adam_and_lists_nothing() -> None:
+    with each_row() as row:
+        for name, build in ADAMS.items():
+            watched = monitored(partial(Built, build), histograms_every_n_steps=3)
+            with row(name):
+                assert watched.lines == []
+                tensors = reference_tensors(watched.optimizers[0])
+                assert_agree(bare(watched.values, ""), tensors, "numba")
 
 
-def test_parameters_without_moments_are_named_beside_those_with() -> None:
-    fit = monitored(lambda: Built(with_adam_groups))
-    told = expected_of(fit.optimizers[0])
-    assert bare(fit.values, "") == pytest.approx(told, rel=1e-6, abs=0)
-    (line,) = fit.lines
+def test_parameters_without_moments_are_named() -> None:
+    watched = monitored(lambda: Built(with_adam_groups))
+    expected = expected_of(watched.optimizers[0])
+    assert bare(watched.values, "") == pytest.approx(expected, rel=1e-6, abs=0)
+    (line,) = watched.lines
     for words in ("MuonWithAuxAdam", "update_norm", "2 parameters", "net.0.weight"):
         assert words in line
 
 
-def test_asked_for_what_the_state_tells_it_says_nothing() -> None:
-    fit = monitored(lambda: Built(lambda net: OwnAdamW(net.parameters())), statistics="grad_*")
-    assert fit.lines == []
+def test_selection_of_defined_statistics_lists_nothing() -> None:
+    watched = monitored(lambda: Built(lambda net: OwnAdamW(net.parameters())), statistics="grad_*")
+    assert watched.lines == []
 
 
 class MuonBesideAdamW(TwoOptimizers):
@@ -323,13 +348,13 @@ HAS_MUON = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch < 
 
 
 @HAS_MUON
-def test_muon_beside_adamw() -> None:
-    fit = monitored(MuonBesideAdamW)
+def test_adamw_beside_muon_is_measured() -> None:
+    watched = monitored(MuonBesideAdamW)
     assert_agree(
-        bare(fit.values, "/optimizer/second"), reference_tensors(fit.optimizers[1]), "numba"
+        bare(watched.values, "/optimizer/second"), reference_tensors(watched.optimizers[1]), "numba"
     )
-    assert not any("/optimizer/first" in key for key in fit.values)
-    assert fit.lines == ["AdamMonitor does not measure Muon: without betas."]
+    assert not any("/optimizer/first" in key for key in watched.values)
+    assert watched.lines == ["AdamMonitor does not measure Muon: without betas."]
 
 
 class Sparse(Lit):
@@ -355,12 +380,12 @@ class Sparse(Lit):
         ),
     ],
 )
-def test_where_nothing_is_known_that_is_said_and_nothing_is_logged(
+def test_optimizer_with_unknown_state_is_reported_and_not_logged(
     build: Callable[[], L.LightningModule], expected: str
 ) -> None:
-    fit = monitored(build)
-    assert not any(key.startswith("adam_") for _, row in fit.recorder.rows for key in row)
-    (line,) = fit.lines
+    watched = monitored(build)
+    assert not any(key.startswith("adam_") for _, row in watched.run.logger.rows for key in row)
+    (line,) = watched.lines
     assert expected in line
 
 
@@ -372,23 +397,23 @@ def test_an_optimizer_without_betas_is_refused(name: str) -> None:
         return optimizer
 
     with pytest.raises(ConfigError, match=f"trains with {name}; "):
-        fitted(Built(build), AdamMonitor())
+        fit(Built(build), AdamMonitor())
 
 
-def test_a_step_within_a_step_counts_once() -> None:
+def test_nested_step_counts_once() -> None:
     AdamW([nn.Parameter(torch.ones(1))])
-    fit = fitted(Built(lambda net: ClippedAdamW(net.parameters())), AdamMonitor(3))
-    assert fit.recorder.steps_of("adam_weight_decay/weight_norm") == [0, 2, 5]
+    watched = fit(Built(lambda net: ClippedAdamW(net.parameters())), AdamMonitor(3))
+    assert watched.run.steps_of("adam_weight_decay/weight_norm") == [0, 2, 5]
 
 
-def test_two_eps_are_no_fault() -> None:
+def test_pair_of_eps_is_not_measured_and_does_not_fail() -> None:
     optimizer = stepped(lambda net: Lion(net.parameters(), eps=(1e-30, 1e-16)))
     metric = AdamStatistics("all")
     metric.update(optimizer)
     assert bare(metric.compute(), "") == pytest.approx(expected_of(optimizer), rel=1e-6)
 
 
-def test_a_large_parameter_with_an_amsgrad_of_rows() -> None:
+def test_large_parameter_with_a_max_exp_avg_sq_per_row_is_measured() -> None:
     weight = nn.Parameter(torch.ones(300, 300))
     weight.grad = torch.ones(300, 300)
     optimizer = AdamMini([weight], amsgrad=True)
@@ -398,7 +423,7 @@ def test_a_large_parameter_with_an_amsgrad_of_rows() -> None:
     assert bare(metric.compute(), "") == pytest.approx(expected_of(optimizer), rel=1e-6)
 
 
-class Later(TwoOptimizers):
+class SecondStartsLater(TwoOptimizers):
     """The second optimizer takes its first step in the second batch."""
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -409,18 +434,14 @@ class Later(TwoOptimizers):
             optimizer.step()
 
 
-def test_an_optimizer_that_begins_later_is_told_of_then() -> None:
-    fit = fitted(Later(NAdam), AdamMonitor(1), batches=3)
-    (line,) = fit.lines
+def test_optimizer_that_begins_later_is_reported_at_its_first_step() -> None:
+    watched = fit(SecondStartsLater(NAdam), AdamMonitor(1), batches=3)
+    (line,) = watched.lines
     assert "of NAdam what its state tells, not denominator_mean" in line
 
 
-def test_steps_that_the_group_counts_go_on_after_a_resume(tmp_path: Path) -> None:
-    module = Built(lambda net: GroupStepAdamW(net.parameters()))
-    first = trainer(max_epochs=1)
-    first.fit(module, loader(5))
-    first.save_checkpoint(tmp_path / "last.ckpt")
-    recorder = MemoryLogger()
-    again = trainer(max_epochs=2, callbacks=[AdamMonitor(4)], logger=recorder)
-    again.fit(module, loader(5), ckpt_path=str(tmp_path / "last.ckpt"), weights_only=False)
-    assert recorder.steps_of("adam_moments/grad_norm") == [7]
+def test_step_count_in_the_group_continues_after_a_resume(tmp_path: Path) -> None:
+    module, path = Built(PARTLY_KNOWN["GroupStepAdamW"]), str(tmp_path / "last.ckpt")
+    run_training(module, data=5).trainer.save_checkpoint(path)
+    resumed = run_training(module, AdamMonitor(4), data=5, max_epochs=2, ckpt_path=path)
+    assert resumed.steps_of("adam_moments/grad_norm") == [7]

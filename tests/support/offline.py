@@ -1,4 +1,4 @@
-"""Trainings and what their loggers left on the disk, read back."""
+"""Training runs, and what their loggers have written to disk."""
 
 import csv
 import json
@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import pytest
-import torch
 import wandb
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
     EventAccumulator,
 )
@@ -18,17 +17,20 @@ from torch.optim import Optimizer
 
 from lightning_adam import AdamMonitor
 from tests.support.commands import GLOBAL_STEP, history, offline_runs, our_rows
-from tests.support.training import ADAMW, Lit, loader, parameters, trainer
+from tests.support.training import run_training
 
 Row = Mapping[str, Any]
 
 
-class Trained(NamedTuple):
+class OfflineRun(NamedTuple):
+    """A training run with a W&B and a TensorBoard logger."""
+
     module: L.LightningModule
     optimizer: Optimizer
-    offline_run: Path
+    folder: Path
+    """The folder of the offline run of W&B."""
     rows: list[dict[str, Any]]
-    """Of W&B's history."""
+    """The history in W&B."""
     events: EventAccumulator
 
 
@@ -38,36 +40,24 @@ class Table(NamedTuple):
     rows: list[list[Any]]
 
 
-def fitted(
-    folder: Path, monitor: AdamMonitor, batches: int, module: Any = None, **flags: Any
-) -> Trained:
-    """A training with a constant learning rate: at its end Adam stands as it was measured."""
-    module = module or Lit(ADAMW)
+def fit_offline(
+    folder: Path, module: L.LightningModule, monitor: AdamMonitor, batches: int, **flags: Any
+) -> OfflineRun:
     loggers = [WandbLogger(offline=True, save_dir=folder), TensorBoardLogger(folder)]
-    fit = trainer(max_epochs=1, callbacks=[monitor], logger=loggers, **flags)
     with pytest.MonkeyPatch.context() as environment:
         # An offline run stages its tables there, until it is synced.
         environment.setenv("WANDB_DATA_DIR", str(folder))
         try:
-            fit.fit(module, loader(batches))
+            run = run_training(module, monitor, data=batches, logger=loggers, **flags)
         finally:
             wandb.finish()
     (offline_run,) = offline_runs(folder)
-    return Trained(
-        module, fit.optimizers[0], offline_run, history(offline_run), events_under(folder)
-    )
-
-
-def with_logger(
-    monitor: AdamMonitor, logger: Logger, batches: int = 3, module: Any = None
-) -> L.LightningModule:
-    trained: L.LightningModule = module or Lit(ADAMW)
-    trainer(max_epochs=1, callbacks=[monitor], logger=logger).fit(trained, loader(batches))
-    return trained
+    rows, events = history(offline_run), events_under(folder)
+    return OfflineRun(module, run.trainer.optimizers[0], offline_run, rows, events)
 
 
 def events_under(folder: Path) -> EventAccumulator:
-    """What TensorBoard left, all of its histograms included."""
+    """The event files of TensorBoard, with all histograms."""
     (events,) = folder.rglob("events.out.tfevents.*")
     return EventAccumulator(str(events), size_guidance={"histograms": 0}).Reload()
 
@@ -77,7 +67,7 @@ def steps_of(rows: Iterable[Row], key: str) -> list[int]:
 
 
 def tables(offline_run: Path, rows: Sequence[Row], key: str) -> list[Table]:
-    """The tables that a run's history has under a key."""
+    """The tables under a key of a run's history."""
     found = []
     for row in rows:
         if f"{key}.path" in row:
@@ -93,8 +83,3 @@ def csv_rows(folder: Path) -> dict[int, dict[str, float]]:
     with metrics.open(newline="", encoding="utf-8") as file:
         rows = [{key: cell for key, cell in row.items() if cell} for row in csv.DictReader(file)]
     return our_rows(rows, "step")
-
-
-def have_same_parameters(one: L.LightningModule, other: L.LightningModule) -> bool:
-    pairs = zip(parameters(one), parameters(other), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)

@@ -86,6 +86,7 @@ def run_training(
     data: Any = 6,
     validation: Any = None,
     ckpt_path: str | None = None,
+    weights_only: bool | None = False,
     **flags: Any,
 ) -> TrainingRun:
     """Trains a module for an epoch, with a MemoryLogger.
@@ -96,6 +97,7 @@ def run_training(
         data: The training data, or the number of batches of the module's own data.
         validation: The validation data.
         ckpt_path: The checkpoint to resume from.
+        weights_only: How the checkpoint is loaded; None for the default of Lightning.
         **flags: Flags of the trainer.
     """
     given = flags.get("logger")
@@ -103,6 +105,5 @@ def run_training(
     settings = {"max_epochs": 1, "logger": recorder, **flags}
     runner = trainer(callbacks=[each for each in callbacks if each is not None], **settings)
     batches = loader(data) if isinstance(data, int) else data
-    trusted = {} if ckpt_path is None else {"weights_only": False}
-    runner.fit(module, batches, validation, ckpt_path=ckpt_path, **trusted)
+    runner.fit(module, batches, validation, ckpt_path=ckpt_path, weights_only=weights_only)
     return TrainingRun(runner, module, recorder)

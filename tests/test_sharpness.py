@@ -1,10 +1,12 @@
-"""SharpnessMonitor: its number against the dense Hessian, and training as if it were not there."""
+"""SharpnessMonitor: its value against the dense Hessian, and training that it does not change."""
 
 import csv
+import math
 import random
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +21,27 @@ from torch.func import functional_call
 from torchmetrics import MeanMetric
 
 from lightning_adam import AdamMixin, AdamMonitor, ConfigError, SharpnessMonitor
-from tests.ranks import rank_trainings
 from tests.support.commands import history, offline_runs
 from tests.support.loops import (
+    LINEAR,
     Loop,
     Skipping,
-    Timed,
     baseline_fit,
     compiled_whole,
-    each_loop,
+    each_distinct_loop,
     run_loop,
 )
 from tests.support.memory_logger import MemoryLogger
 from tests.support.monitored import TwoOptimizers
-from tests.support.ranks import launch
+from tests.support.tables import each_row
 from tests.support.training import (
     ADAMW,
     Lit,
+    TrainingRun,
     assert_same_parameters,
     loader,
     loss_of,
-    parameters,
-    trainer,
+    run_training,
 )
 
 KEY = "adam_sharpness/preconditioned"
@@ -60,7 +61,7 @@ def loss(module: L.LightningModule, batch: Any) -> Tensor:
 def exact_sharpness(
     module: L.LightningModule, optimizer: torch.optim.Optimizer, of: Sequence[Tensor]
 ) -> float:
-    """The definition, written down in float64: a dense Hessian, and numpy's eigenvalues."""
+    """Evaluates the definition in float64: a dense Hessian, and numpy's eigenvalues."""
     net: Any = module.net
     names = {id(each): name for name, each in net.named_parameters()}
     everything = {name: each.detach().double() for name, each in net.named_parameters()}
@@ -122,19 +123,29 @@ def half_frozen(net: nn.Sequential) -> torch.optim.Optimizer:
     return torch.optim.Adam(net.parameters(), lr=1e-2)
 
 
-def fitted(
-    monitor: L.Callback | None, module: L.LightningModule, batches: int = 6, **flags: Any
-) -> tuple[L.Trainer, MemoryLogger]:
-    recorder = MemoryLogger()
-    callbacks = [] if monitor is None else [monitor]
-    settings = {"max_epochs": 1, "logger": recorder, "log_every_n_steps": 1, **flags}
-    fit = trainer(callbacks=callbacks, **settings)
-    fit.fit(module, loader(batches))
-    return fit, recorder
+def fit(module: L.LightningModule, monitor: L.Callback | None, **flags: Any) -> TrainingRun:
+    return run_training(module, monitor, **{"log_every_n_steps": 1, **flags})
 
 
-def said(recorded: Iterable[warnings.WarningMessage]) -> list[str]:
-    return [str(each.message) for each in recorded if "SharpnessMonitor" in str(each.message)]
+@contextmanager
+def warned() -> Iterator[list[str]]:
+    """Collects the monitor's warnings."""
+    messages: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield messages
+    messages += [str(each.message) for each in caught if "SharpnessMonitor" in str(each.message)]
+
+
+def sharpness_of(run: TrainingRun) -> float:
+    """The last value logged."""
+    return float(run.trainer.callback_metrics[KEY])
+
+
+def assert_exact(run: TrainingRun, of: Sequence[Tensor], rel: float = 1e-3) -> None:
+    expected = exact_sharpness(run.module, run.trainer.optimizers[0], of)
+    assert abs(expected) > 1e-3
+    assert sharpness_of(run) == pytest.approx(expected, rel=rel)
 
 
 BUILDS: dict[str, Callable[[nn.Sequential], torch.optim.Optimizer]] = {
@@ -149,92 +160,71 @@ BUILDS: dict[str, Callable[[nn.Sequential], torch.optim.Optimizer]] = {
 
 
 @pytest.mark.parametrize("name", BUILDS)
-def test_it_is_the_largest_eigenvalue_of_the_dense_hessian(name: str) -> None:
-    module = Own(BUILDS[name])
-    fit, recorder = fitted(SharpnessMonitor(2, batch=batch(), **EXACT), module)
-    assert recorder.steps_of(KEY) == [0, 1, 3, 5]
-    expected = exact_sharpness(module, fit.optimizers[0], batch())
-    assert abs(expected) > 1e-3
-    assert float(fit.callback_metrics[KEY]) == pytest.approx(expected, rel=1e-3)
+def test_sharpness_is_the_largest_eigenvalue_of_the_dense_hessian(name: str) -> None:
+    run = fit(Own(BUILDS[name]), SharpnessMonitor(2, batch=batch(), **EXACT))
+    assert run.steps_of(KEY) == [0, 1, 3, 5]
+    assert_exact(run, batch())
 
 
-@pytest.mark.parametrize("implementation", [{"fused": True}, {"foreach": True}, {"fused": False}])
-def test_it_measures_what_the_mixin_builds(implementation: dict[str, bool]) -> None:
-    module = Lit({**ADAMW, **implementation}, {"name": "constant"})
-    fit, _ = fitted(SharpnessMonitor(6, batch=batch(), loss=loss, **EXACT), module)
-    expected = exact_sharpness(module, fit.optimizers[0], batch())
-    assert float(fit.callback_metrics[KEY]) == pytest.approx(expected, rel=1e-3)
+def test_optimizers_of_the_mixin_are_measured() -> None:
+    with each_row() as row:
+        for implementation in ({"fused": True}, {"foreach": True}, {"fused": False}):
+            module = Lit({**ADAMW, **implementation}, {"name": "constant"})
+            run = fit(module, SharpnessMonitor(6, batch=batch(), loss=loss, **EXACT))
+            with row(implementation):
+                assert_exact(run, batch())
 
 
-def test_the_defaults_are_near_enough() -> None:
-    module = Own(BUILDS["Adam"])
-    fit, _ = fitted(SharpnessMonitor(1, batch=batch()), module, batches=20)
-    expected = exact_sharpness(module, fit.optimizers[0], batch())
-    assert float(fit.callback_metrics[KEY]) == pytest.approx(expected, rel=1e-2)
+def test_default_iterations_and_tolerance_are_accurate_to_one_percent() -> None:
+    run = fit(Own(BUILDS["Adam"]), SharpnessMonitor(1, batch=batch()), data=20)
+    assert_exact(run, batch(), rel=1e-2)
 
 
-def test_the_first_batch_is_held() -> None:
-    module = Own(BUILDS["Adam"])
-    fit, _ = fitted(SharpnessMonitor(6, **EXACT), module)
-    inputs, targets = next(iter(loader(6)))
-    expected = exact_sharpness(module, fit.optimizers[0], [inputs, targets])
-    assert float(fit.callback_metrics[KEY]) == pytest.approx(expected, rel=1e-3)
+def test_first_batch_is_held() -> None:
+    run = fit(Own(BUILDS["Adam"]), SharpnessMonitor(6, **EXACT))
+    assert_exact(run, next(iter(loader(6))))
 
 
-def test_the_learning_rate_is_that_of_the_step() -> None:
-    """The schedule has gone on to 0 when the batch ends."""
+def test_learning_rate_is_the_one_the_step_used() -> None:
+    """When the batch ends, the schedule has gone on to 0."""
     module = Lit(ADAMW, {"name": "linear"})
-    fit, _ = fitted(SharpnessMonitor(6, batch=batch(), **EXACT), module)
-    (group, _) = fit.optimizers[0].param_groups
-    assert group["lr"] == 0
-    for group in fit.optimizers[0].param_groups:
+    run = fit(module, SharpnessMonitor(6, batch=batch(), **EXACT))
+    for group in run.trainer.optimizers[0].param_groups:
+        assert group["lr"] == 0
         group["lr"] = ADAMW["lr"] / 6
-    expected = exact_sharpness(module, fit.optimizers[0], batch())
-    assert float(fit.callback_metrics[KEY]) == pytest.approx(expected, rel=1e-3)
+    assert_exact(run, batch())
 
 
-def test_it_is_measured_in_single_precision_at_least() -> None:
-    module = Lit(ADAMW)
-    fit, _ = fitted(SharpnessMonitor(6, batch=batch(), **EXACT), module, precision="bf16-true")
-    assert fit.optimizers[0].param_groups[0]["params"][0].dtype == torch.bfloat16
-    of = [each.bfloat16() for each in batch()]
-    expected = exact_sharpness(module, fit.optimizers[0], of)
-    assert float(fit.callback_metrics[KEY]) == pytest.approx(expected, rel=2e-2)
+@pytest.mark.parametrize(("precision", "rel"), [("bf16-true", 2e-2), ("64-true", 1e-6)])
+def test_sharpness_is_computed_in_single_precision_or_higher(precision: Any, rel: float) -> None:
+    run = fit(Lit(ADAMW), SharpnessMonitor(6, batch=batch(), **EXACT), precision=precision)
+    dtype = run.trainer.optimizers[0].param_groups[0]["params"][0].dtype
+    assert dtype == {"bf16-true": torch.bfloat16, "64-true": torch.float64}[precision]
+    of = [each.bfloat16() if dtype == torch.bfloat16 else each for each in batch()]
+    assert_exact(run, of, rel)
 
 
-def test_double_precision() -> None:
-    module = Lit(ADAMW)
-    fit, _ = fitted(SharpnessMonitor(6, batch=batch(), **EXACT), module, precision="64-true")
-    expected = exact_sharpness(module, fit.optimizers[0], batch())
-    assert float(fit.callback_metrics[KEY]) == pytest.approx(expected, rel=1e-6)
+def test_optimizer_steps_are_counted_under_accumulation() -> None:
+    run = fit(Lit(ADAMW), SharpnessMonitor(2), data=12, accumulate_grad_batches=3)
+    assert run.steps_of(KEY) == [0, 1, 3]
 
 
-def test_it_counts_optimizer_steps_under_accumulation() -> None:
-    _, recorder = fitted(SharpnessMonitor(2), Lit(ADAMW), batches=12, accumulate_grad_batches=3)
-    assert recorder.steps_of(KEY) == [0, 1, 3]
+def test_x_axis_is_that_of_the_loss() -> None:
+    run = fit(Lit(ADAMW), SharpnessMonitor(5), data=10, log_every_n_steps=5)
+    assert run.steps_of("loss") == [4, 9]
+    assert run.steps_of(KEY) == run.steps_of(LINE) == [0, 4, 9]
 
 
-def test_its_x_axis_is_that_of_the_loss() -> None:
-    _, recorder = fitted(SharpnessMonitor(5), Lit(ADAMW), batches=10, log_every_n_steps=5)
-    assert recorder.steps_of("loss") == [4, 9]
-    assert recorder.steps_of(KEY) == recorder.steps_of(LINE) == [0, 4, 9]
+def test_counting_continues_after_a_resume() -> None:
+    first = run_training(Lit(ADAMW), data=5)
+    first.trainer.save_checkpoint("last.ckpt")
+    run = fit(Lit(ADAMW), SharpnessMonitor(4), data=5, ckpt_path="last.ckpt", max_epochs=2)
+    assert run.steps_of(KEY) == [7]
 
 
-def test_after_a_resume_it_counts_on(tmp_path: Path) -> None:
-    first = trainer(max_epochs=1)
-    first.fit(Lit(ADAMW), loader(5))
-    first.save_checkpoint(tmp_path / "last.ckpt")
-    recorder = MemoryLogger()
-    again = trainer(max_epochs=2, callbacks=[SharpnessMonitor(4)], logger=recorder)
-    again.fit(Lit(ADAMW), loader(5), ckpt_path=str(tmp_path / "last.ckpt"), weights_only=False)
-    assert recorder.steps_of(KEY) == [7]
-
-
-def test_what_it_is_beside_other_callbacks(tmp_path: Path) -> None:
-    callbacks = [AdamMonitor(2), SharpnessMonitor(2)]
-    recorder = MemoryLogger()
-    trainer(max_epochs=1, callbacks=callbacks, logger=recorder).fit(Lit(ADAMW), loader(4))
-    assert recorder.steps_of(KEY) == recorder.steps_of("adam_update/update_norm") == [0, 1, 3]
+def test_both_monitors_measure_side_by_side() -> None:
+    run = run_training(Lit(ADAMW), AdamMonitor(2), SharpnessMonitor(2), data=4)
+    assert run.steps_of(KEY) == run.steps_of("adam_update/update_norm") == [0, 1, 3]
 
 
 class Careless(AdamMixin, L.LightningModule):
@@ -282,32 +272,31 @@ class Careless(AdamMixin, L.LightningModule):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed"])
-def test_training_is_as_without_it(precision: Any) -> None:
-    def trained(monitor: L.Callback | None) -> tuple[Careless, L.Trainer, MemoryLogger]:
+def test_training_is_the_same_without_the_monitor(precision: Any) -> None:
+    def run_careless(monitor: L.Callback | None) -> tuple[Careless, TrainingRun]:
         L.seed_everything(3, verbose=False)
         module = Careless()
         flags = {"precision": precision, "max_epochs": 2, "accumulate_grad_batches": 2}
-        return module, *fitted(monitor, module, batches=6, **flags)
+        return module, fit(module, monitor, **flags)
 
-    plain, fit, recorder = trained(None)
-    watched, fit_watched, recorder_watched = trained(SharpnessMonitor(1))
-    assert len(recorder_watched.steps_of(KEY)) == 6
+    plain, run = run_careless(None)
+    monitored, run_monitored = run_careless(SharpnessMonitor(1))
+    assert len(run_monitored.steps_of(KEY)) == 6
     for name, tensor in plain.state_dict().items():
-        assert torch.equal(tensor, watched.state_dict()[name]), name
-    for ours, theirs in zip(watched.gradients, plain.gradients, strict=True):
+        assert torch.equal(tensor, monitored.state_dict()[name]), name
+    for ours, theirs in zip(monitored.gradients, plain.gradients, strict=True):
         assert torch.equal(ours, theirs)
-    for ours, theirs in zip(watched.parameters(), plain.parameters(), strict=True):
-        assert (ours.grad is None) == (theirs.grad is None)
-    assert torch.equal(torch.stack(plain.losses), torch.stack(watched.losses))
-    assert plain.drawn == watched.drawn
-    assert torch.equal(plain.noise.get_state(), watched.noise.get_state())
-    assert fit_watched.strict_step == fit.strict_step  # type: ignore[attr-defined]
-    metrics = {key: float(value) for key, value in fit_watched.callback_metrics.items()}
+    for one, other in zip(monitored.parameters(), plain.parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None)
+    assert torch.equal(torch.stack(plain.losses), torch.stack(monitored.losses))
+    assert plain.drawn == monitored.drawn
+    assert torch.equal(plain.noise.get_state(), monitored.noise.get_state())
+    assert run_monitored.trainer.strict_step == run.trainer.strict_step  # type: ignore[attr-defined]
+    metrics = {key: float(each) for key, each in run_monitored.trainer.callback_metrics.items()}
     assert metrics.pop(LINE) == 1.0
     assert metrics.pop(KEY) > 0
-    assert metrics == {key: float(value) for key, value in fit.callback_metrics.items()}
-    rows = [row for row in recorder_watched.rows if KEY not in row[1]]
-    assert rows == recorder.rows
+    assert metrics == {key: float(each) for key, each in run.trainer.callback_metrics.items()}
+    assert [row for row in run_monitored.logger.rows if KEY not in row[1]] == run.logger.rows
 
 
 def of_any_net(module: L.LightningModule, batch: Any) -> Tensor:
@@ -317,26 +306,23 @@ def of_any_net(module: L.LightningModule, batch: Any) -> Tensor:
 
 
 @pytest.mark.slow
-@each_loop
-def test_any_training_is_as_without_it(loop: Loop) -> None:
-    if loop.kind is Timed:
-        pytest.skip("its clock stands outside of the module, and goes on with each evaluation")
+@each_distinct_loop
+def test_monitor_changes_no_parameter_in_any_loop(loop: Loop) -> None:
     without = baseline_fit(loop.name)
     is_automatic = without.module.automatic_optimization
     monitor = SharpnessMonitor(1, loss=None if is_automatic else of_any_net)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        watched = run_loop(loop, monitor)
-    assert not [each for each in said(caught) if "logger" not in each]
-    assert_same_parameters(without.module, watched.module)
+    with warned() as messages:
+        run = run_loop(loop, monitor)
+    assert not [each for each in messages if "logger" not in each]
+    assert_same_parameters(without.module, run.module)
     # A module that skips batches by their count may skip the one that is held.
-    if loop.is_logged and not isinstance(without.module, Skipping):
+    if not isinstance(without.module, Skipping):
         measured = loop.steps if loop.measured is None else len(loop.measured)
-        assert len(watched.values(KEY + loop.suffix)) == measured
+        assert len(run.values(KEY + loop.suffix)) == measured
 
 
-def test_random_numbers_go_on_after_a_fault() -> None:
-    class Failing(Lit):
+def test_random_numbers_continue_after_a_fault() -> None:
+    class Drawing(Lit):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             drawn = (random.random(), float(np.random.rand()), float(torch.rand(1)))
             if not isinstance(self.trainer.logger, MemoryLogger):
@@ -349,42 +335,40 @@ def test_random_numbers_go_on_after_a_fault() -> None:
         L.seed_everything(3, verbose=False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            fitted(monitor, Failing(ADAMW), batches=4)
+            fit(Drawing(ADAMW), monitor, data=4)
     assert draws[:4] == draws[4:]
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        "lightning_adam.sharpness.monitor.copied_batch",
-        "lightning_adam.sharpness.monitor.stability_of",
-        "lightning_adam.sharpness.monitor.evaluated",
-        "lightning_adam.sharpness.monitor.largest_eigenvalue",
-        "lightning_adam.sharpness.monitor.logging_step",
-        "lightning_adam.sharpness.monitor.StepCounter",
-    ],
+PLACES = (
+    "copied_batch",
+    "stability_of",
+    "evaluated",
+    "largest_eigenvalue",
+    "logging_step",
+    "StepCounter",
 )
-@pytest.mark.parametrize("are_errors", [False, True])
-def test_a_fault_inside_is_reported_once_and_training_ends_as_without_it(
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("are_errors", [False, True], ids=["warnings", "errors"])
+def test_fault_inside_is_reported_once_and_training_continues(
     place: str, are_errors: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def planted(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("planted")
 
-    undisturbed = Lit(ADAMW)
-    fitted(None, undisturbed)
-    monkeypatch.setattr(place, planted)
-    module = Lit(ADAMW)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    # It trains as that loop does.
+    without = baseline_fit("plain")
+    monkeypatch.setattr(f"lightning_adam.sharpness.monitor.{place}", planted)
+    with warned() as messages:
         if are_errors:
             warnings.filterwarnings("error", message="SharpnessMonitor")
-        _, recorder = fitted(SharpnessMonitor(2), module)
+        run = fit(Lit(ADAMW, LINEAR), SharpnessMonitor(2))
     if not are_errors:
-        (report,) = said(caught)
+        (report,) = messages
         assert "ZeroDivisionError: planted" in report
-    assert recorder.steps_of(KEY) == []
-    assert all(map(torch.equal, parameters(undisturbed), parameters(module)))
+    assert run.steps_of(KEY) == []
+    assert_same_parameters(without.module, run.module)
 
 
 class Once(torch.autograd.Function):
@@ -401,20 +385,19 @@ class Once(torch.autograd.Function):
         return doubled
 
 
-def test_a_loss_without_a_second_derivative_is_told_in_a_sentence() -> None:
-    class Rough(Lit):
+def test_loss_without_a_second_derivative_is_reported_without_traceback() -> None:
+    class OnceDifferentiable(Lit):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             squares: Tensor = Once.apply(self.net(batch[0]))  # type: ignore[no-untyped-call]
             return squares.square().mean()
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        _, recorder = fitted(SharpnessMonitor(1), Rough(ADAMW))
-    (report,) = said(caught)
+    with warned() as messages:
+        run = fit(OnceDifferentiable(ADAMW), SharpnessMonitor(1))
+    (report,) = messages
     assert "Traceback" not in report
     assert "once_differentiable" in report
     assert "write SharpnessMonitor(loss=...)" in report
-    assert recorder.steps_of(KEY) == []
+    assert run.steps_of(KEY) == []
 
 
 class Attending(nn.Module):
@@ -441,39 +424,39 @@ class Recurrent(nn.Module):
 def test_kernels_without_a_second_derivative_are_avoided(kind: type[nn.Module]) -> None:
     module = Lit(ADAMW)
     module.net = kind()  # type: ignore[assignment]
-    _, recorder = fitted(SharpnessMonitor(1), module, batches=2)
-    assert recorder.steps_of(KEY) == [0, 1]
+    assert fit(module, SharpnessMonitor(1), data=2).steps_of(KEY) == [0, 1]
 
 
-def partly_compiled() -> L.LightningModule:
-    module = Lit(ADAMW)
-    # What this backend makes has no second derivative.
+def partly_compiled(optimizer: Any) -> L.LightningModule:
+    module = Lit(optimizer)
+    # What this backend compiles has no second derivative.
     module.net = torch.compile(module.net, backend="aot_eager")  # type: ignore[assignment]
     return module
 
 
-@pytest.mark.parametrize("build", [partly_compiled, lambda: compiled_whole(ADAMW)])
-def test_compiled_modules_are_measured(build: Callable[[], L.LightningModule]) -> None:
+@pytest.mark.parametrize(
+    "build", [pytest.param(partly_compiled, marks=pytest.mark.slow), compiled_whole]
+)
+def test_compiled_modules_are_measured(build: Callable[[Any], L.LightningModule]) -> None:
     values = []
-    for module in (build(), Lit(ADAMW)):
-        fit, recorder = fitted(SharpnessMonitor(2, batch=batch(), **EXACT), module, batches=2)
-        assert recorder.steps_of(KEY) == [0, 1]
-        values.append(float(fit.callback_metrics[KEY]))
+    for module in (build(ADAMW), Lit(ADAMW)):
+        run = fit(module, SharpnessMonitor(2, batch=batch(), **EXACT), data=2)
+        assert run.steps_of(KEY) == [0, 1]
+        values.append(sharpness_of(run))
     assert values[0] == pytest.approx(values[1], rel=1e-2)
 
 
-def test_a_module_that_cannot_be_copied_is_told_in_a_sentence() -> None:
+def test_module_that_cannot_be_copied_is_reported_without_traceback() -> None:
     module = Lit(ADAMW)
     module.lock = threading.Lock()  # type: ignore[assignment]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        fitted(SharpnessMonitor(1), module)
-    (report,) = said(caught)
+    with warned() as messages:
+        fit(module, SharpnessMonitor(1))
+    (report,) = messages
     assert "expected a module that can be copied, but TypeError: cannot pickle" in report
     assert "Traceback" not in report
 
 
-def test_parameters_that_do_not_enter_the_loss_are_flat() -> None:
+def test_parameters_without_influence_on_the_loss_are_flat() -> None:
     class Wasteful(Lit):
         def __init__(self) -> None:
             super().__init__(ADAMW)
@@ -483,64 +466,61 @@ def test_parameters_that_do_not_enter_the_loss_are_flat() -> None:
             extra = self.head(batch[0]).square().mean() if batch_idx else 0.0
             return loss_of(self.net, batch) + extra + self.shift.sum()
 
-    _, recorder = fitted(SharpnessMonitor(1, batch=batch()), Wasteful(), batches=3)
-    assert recorder.steps_of(KEY) == [0, 1, 2]
+    run = fit(Wasteful(), SharpnessMonitor(1, batch=batch()), data=3)
+    assert run.steps_of(KEY) == [0, 1, 2]
 
 
-def test_without_a_gradient_no_step_is_measured() -> None:
-    class Skipping(Lit):
+def test_batch_without_loss_is_not_measured() -> None:
+    class SkippingSecond(Lit):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             return None if batch_idx == 1 else super().training_step(batch, batch_idx)
 
-    _, recorder = fitted(SharpnessMonitor(1), Skipping(ADAMW), batches=3)
-    assert recorder.steps_of(KEY) == [0, 2]
+    assert fit(SkippingSecond(ADAMW), SharpnessMonitor(1), data=3).steps_of(KEY) == [0, 2]
 
 
-def test_nan_is_logged_as_it_is() -> None:
+def test_nan_is_logged() -> None:
     class Diverging(Lit):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             return super().training_step(batch, batch_idx) * torch.nan
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        fit, recorder = fitted(SharpnessMonitor(1), Diverging(ADAMW), batches=2)
-    assert recorder.steps_of(KEY) == [0, 1]
-    assert fit.callback_metrics[KEY].isnan()
-    assert not said(caught)
+    with warned() as messages:
+        run = fit(Diverging(ADAMW), SharpnessMonitor(1), data=2)
+    assert run.steps_of(KEY) == [0, 1]
+    assert math.isnan(sharpness_of(run))
+    assert not messages
 
 
-def test_several_optimizers_have_keys_of_their_own() -> None:
+def test_several_optimizers_have_separate_keys() -> None:
     def both(module: L.LightningModule, batch: Any) -> Tensor:
         return loss_of(module.first, batch) + loss_of(module.second, batch)  # type: ignore[arg-type]
 
-    module = TwoOptimizers(torch.optim.Adam)
-    _, recorder = fitted(SharpnessMonitor(2, loss=both), module, batches=2)
-    assert recorder.steps_of(f"{KEY}/optimizer/first") == [0, 1]
-    assert recorder.steps_of(f"{KEY}/optimizer/second") == [0, 1]
-    assert recorder.steps_of(LINE) == [0, 1]
+    run = fit(TwoOptimizers(torch.optim.Adam), SharpnessMonitor(2, loss=both), data=2)
+    assert run.steps_of(f"{KEY}/optimizer/first") == [0, 1]
+    assert run.steps_of(f"{KEY}/optimizer/second") == [0, 1]
+    assert run.steps_of(LINE) == [0, 1]
 
 
-def test_beside_another_optimizer_the_adam_is_measured() -> None:
+def test_only_the_adam_of_two_optimizers_is_measured() -> None:
     def first(module: L.LightningModule, batch: Any) -> Tensor:
         return loss_of(module.first, batch)  # type: ignore[arg-type]
 
-    module = TwoOptimizers(torch.optim.SGD)
-    _, recorder = fitted(SharpnessMonitor(1, loss=first), module, batches=2)
-    assert recorder.steps_of(f"{KEY}/optimizer/first") == [0, 1]
-    assert recorder.steps_of(f"{KEY}/optimizer/second") == []
+    run = fit(TwoOptimizers(torch.optim.SGD), SharpnessMonitor(1, loss=first), data=2)
+    assert run.steps_of(f"{KEY}/optimizer/first") == [0, 1]
+    assert run.steps_of(f"{KEY}/optimizer/second") == []
 
 
-def test_the_csv_file_holds_both_lines() -> None:
+def test_csv_file_holds_sharpness_and_stability_line() -> None:
     logger = CSVLogger(".")
-    fitted(SharpnessMonitor(3), Lit(ADAMW), logger=logger)
+    fit(Lit(ADAMW), SharpnessMonitor(3), logger=logger)
     with open(Path(logger.log_dir) / "metrics.csv") as file:
         rows = [row for row in csv.DictReader(file) if row[KEY]]
     assert [row["step"] for row in rows] == ["0", "2", "5"]
     assert {row[LINE] for row in rows} == {"1.0"}
 
 
-def test_the_wandb_run_holds_both_lines(tmp_path: Path) -> None:
-    fitted(SharpnessMonitor(3), Lit(ADAMW), logger=WandbLogger(offline=True, save_dir=tmp_path))
+@pytest.mark.slow
+def test_wandb_run_holds_sharpness_and_stability_line(tmp_path: Path) -> None:
+    fit(Lit(ADAMW), SharpnessMonitor(3), logger=WandbLogger(offline=True, save_dir=tmp_path))
     wandb.finish()
     (offline_run,) = offline_runs(tmp_path)
     rows = [row for row in history(offline_run) if KEY in row]
@@ -548,13 +528,12 @@ def test_the_wandb_run_holds_both_lines(tmp_path: Path) -> None:
     assert {row[LINE] for row in rows} == {1.0}
 
 
-def test_after_training_nothing_is_left_in_the_optimizer() -> None:
+def test_hooks_are_removed_after_training_and_the_monitor_can_be_used_again() -> None:
     monitor = SharpnessMonitor(1)
-    fit, _ = fitted(monitor, Lit(ADAMW), batches=2)
-    assert not fit.optimizers[0]._optimizer_step_post_hooks
-    assert not fit.optimizers[0]._optimizer_step_pre_hooks
-    _, recorder = fitted(monitor, Lit(ADAMW), batches=2)
-    assert recorder.steps_of(KEY) == [0, 1]
+    run = fit(Lit(ADAMW), monitor, data=2)
+    assert not run.trainer.optimizers[0]._optimizer_step_post_hooks
+    assert not run.trainer.optimizers[0]._optimizer_step_pre_hooks
+    assert fit(Lit(ADAMW), monitor, data=2).steps_of(KEY) == [0, 1]
 
 
 class Sgd(Lit):
@@ -573,92 +552,47 @@ class Mixed(Lit):
         return torch.optim.Adam([first, {"params": self.net[3].parameters()}])
 
 
-@pytest.mark.parametrize(
-    ("module", "sentence"),
-    [
-        (Sgd, r"expected torch\.optim\.Adam or AdamW, but the model trains with SGD; train with"),
-        (Nadam, r"but the model trains with NAdam"),
-        (lambda: TwoOptimizers(torch.optim.Adam), r"write SharpnessMonitor\(loss=lambda module"),
-        (Mixed, r"groups that all minimize, or all maximize"),
-    ],
-)
-def test_what_cannot_be_measured_is_refused_before_training(
-    module: Callable[[], L.LightningModule], sentence: str
-) -> None:
-    with pytest.raises(ConfigError, match=sentence):
-        fitted(SharpnessMonitor(), module())
+UNSUITABLE: list[tuple[Callable[[], L.LightningModule], str]] = [
+    (Sgd, r"expected torch\.optim\.Adam or AdamW, but the model trains with SGD; train with"),
+    (Nadam, r"but the model trains with NAdam"),
+    (
+        lambda: TwoOptimizers(torch.optim.Adam),
+        r"write SharpnessMonitor\(loss=lambda module",
+    ),
+    (Mixed, r"groups that all minimize, or all maximize"),
+]
+"""Modules, and the error when training starts."""
+
+INVALID: list[tuple[dict[str, Any], str]] = [
+    ({"every_n_steps": 0}, r"\(every_n_steps=0\): expected a whole number of at least 1; write"),
+    ({"iterations": 1.5}, r"write for example SharpnessMonitor\(iterations=20\)"),
+    ({"tolerance": 1.0}, r"\(tolerance=1\.0\): expected a number in \[0, 1\)"),
+    ({"loss": 3}, r"\(loss=3\): expected a function of the module and a batch"),
+]
+"""Arguments, and their error."""
+
+
+def test_models_that_cannot_be_measured_are_refused_before_training() -> None:
+    with each_row() as row:
+        for build, sentence in UNSUITABLE:
+            with row(sentence), pytest.raises(ConfigError, match=sentence):
+                fit(build(), SharpnessMonitor())
 
 
 def test_sharded_parameters_are_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_adam.sharpness.monitor.is_sharded", lambda optimizer: True)
     with pytest.raises(ConfigError, match="they are sharded; train with DDPStrategy"):
-        fitted(SharpnessMonitor(), Lit(ADAMW))
+        fit(Lit(ADAMW), SharpnessMonitor())
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (
-            {"every_n_steps": 0},
-            r"\(every_n_steps=0\): expected a whole number of at least 1; write",
-        ),
-        ({"iterations": 1.5}, r"write for example SharpnessMonitor\(iterations=20\)"),
-        ({"tolerance": 1.0}, r"\(tolerance=1\.0\): expected a number in \[0, 1\)"),
-        ({"loss": 3}, r"\(loss=3\): expected a function of the module and a batch"),
-    ],
-)
-def test_bad_arguments_are_refused_when_it_is_built(
-    arguments: dict[str, Any], sentence: str
-) -> None:
-    with pytest.raises(ConfigError, match=sentence):
-        SharpnessMonitor(**arguments)
+def test_invalid_arguments_are_refused() -> None:
+    with each_row() as row:
+        for arguments, sentence in INVALID:
+            with row(arguments), pytest.raises(ConfigError, match=sentence):
+                SharpnessMonitor(**arguments)
 
 
-def test_no_logger_is_a_warning_and_the_numbers_are_in_callback_metrics() -> None:
+def test_without_logger_it_warns_and_values_are_in_callback_metrics() -> None:
     with pytest.warns(UserWarning, match="SharpnessMonitor has no logger"):
-        fit, _ = fitted(SharpnessMonitor(1), Lit(ADAMW), logger=False)
-    assert {KEY, LINE} <= set(fit.callback_metrics)
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """What each of two ranks has kept."""
-    return launch("tests.ranks.sharpness_ranks", 2, tmp_path_factory.mktemp("ranks"))
-
-
-@pytest.mark.slow
-def test_ranks_log_what_one_process_logs(ranks: list[dict[str, Any]]) -> None:
-    recorder = MemoryLogger()
-    rank_trainings.fit("DDP", [SharpnessMonitor(2, batch=batch(), **EXACT)], recorder)
-    expected = [row[KEY] for _, row in recorder.rows if KEY in row]
-    assert len(expected) == 4
-    for rank in ranks:
-        assert rank["of a batch"]["rows"] == pytest.approx(expected, rel=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["of a batch", "of the first batch", "fault on rank 1"])
-def test_all_ranks_have_the_number_of_the_first(ranks: list[dict[str, Any]], name: str) -> None:
-    first, second = (rank[name] for rank in ranks)
-    assert first["rows"] == second["rows"]
-    assert first["metric"] == second["metric"] == first["rows"][-1]
-    assert ranks[0]["of the first batch"]["rows"] == first["rows"] or name == "of a batch"
-    assert not first["said"] + second["said"]
-
-
-@pytest.mark.slow
-def test_a_fault_on_the_first_rank_ends_it_on_all(ranks: list[dict[str, Any]]) -> None:
-    first, second = (rank["fault on rank 0"] for rank in ranks)
-    assert len(first["said"]) == 1
-    assert not second["said"] + first["rows"] + second["rows"]
-
-
-@pytest.mark.slow
-def test_ranks_train_as_without_it_stop_together_and_refuse_shards(
-    ranks: list[dict[str, Any]],
-) -> None:
-    for rank in ranks:
-        for name in ("of a batch", "of the first batch", "fault on rank 0", "fault on rank 1"):
-            assert all(map(torch.equal, rank["plain"], rank[name]["parameters"])), name
-        assert rank["stopped"] == 3
-        assert "they are sharded; train with DDPStrategy" in rank["refused"]
+        run = fit(Lit(ADAMW), SharpnessMonitor(1), logger=False)
+    assert {KEY, LINE} <= set(run.trainer.callback_metrics)

@@ -1,10 +1,10 @@
-"""The benchmark runs, and what stands for the peers computes their numbers. No time is asserted."""
+"""The benchmark runs, and its stand-ins for the peers compute their numbers.
+
+No time is asserted.
+"""
 
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +19,8 @@ from benchmarks.monitor_cost.plain_read import plain_read
 from benchmarks.monitor_cost.saving import save
 from benchmarks.monitor_cost.tensors import SHAPES, Named, build
 from benchmarks.small_gpt import SmallGPT
+from tests.support.commands import BIN, REPOSITORY, environment, run
 
-REPOSITORY = Path(__file__).parents[2]
 ARMS = {
     "fused step",
     "fused step again",
@@ -49,22 +49,17 @@ class Ran(NamedTuple):
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """Everything once, as small as it gets, saved beside a README."""
+    """Runs the whole benchmark at its smallest size, and saves the results beside a README."""
     folder = tmp_path_factory.mktemp("saved")
     (folder / "README.md").write_text(README)
-    finished = subprocess.run(
-        [
-            *(sys.executable, "-m", "benchmarks.monitor_cost", *TINY),
-            *("--rounds", "2", "--training-rounds", "2", "--save", str(folder)),
-        ],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"},
-        capture_output=True,
-        text=True,
-    )
-    assert finished.returncode == 0, finished.stderr
+    rounds = ["--rounds", "2", "--training-rounds", "2"]
+    command = [BIN / "python", "-m", "benchmarks.monitor_cost", *TINY, *rounds, "--save", folder]
+    finished = run(command, REPOSITORY, environment(WANDB_MODE="offline"))
+    assert finished.returncode == 0, finished.output
     results = json.loads((folder / "monitor_cost.json").read_text())
-    return Ran(finished.stdout, folder, results)
+    # The progress comes first.
+    tables = finished.output.index("### One measurement")
+    return Ran(finished.output[tables:], folder, results)
 
 
 @pytest.mark.slow
@@ -79,7 +74,7 @@ def test_every_arm_is_measured(ran: Ran) -> None:
 
 
 @pytest.mark.slow
-def test_every_interval_is_trained_with(ran: Ran) -> None:
+def test_every_interval_is_measured_in_training(ran: Ran) -> None:
     segments = ran.results["training"]["cpu"]["trainings"]["tiny"]
     assert segments.keys() == INTERVALS
     assert {len(each["totals"]) for each in segments.values()} == {2}
@@ -87,7 +82,7 @@ def test_every_interval_is_trained_with(ran: Ran) -> None:
 
 
 @pytest.mark.slow
-def test_the_tables_are_printed(ran: Ran) -> None:
+def test_tables_are_printed(ran: Ran) -> None:
     for title in ("One measurement", "The step after", "A step in between", "A training"):
         assert f"### {title}\n" in ran.printed
     for name in ARMS:
@@ -99,7 +94,7 @@ def test_the_tables_are_printed(ran: Ran) -> None:
 
 
 @pytest.mark.slow
-def test_the_tables_are_put_into_the_readme(ran: Ran) -> None:
+def test_tables_are_written_into_the_readme(ran: Ran) -> None:
     text = (ran.folder / "README.md").read_text()
     assert text.startswith("before\n<!-- results -->\n\n### One measurement\n")
     assert text.endswith("|\n\n<!-- /results -->\nafter\n")
@@ -107,12 +102,12 @@ def test_the_tables_are_put_into_the_readme(ran: Ran) -> None:
 
 
 @pytest.mark.slow
-def test_the_picture_is_drawn(ran: Ran) -> None:
+def test_chart_is_drawn(ran: Ran) -> None:
     assert (ran.folder / "monitor_cost.png").read_bytes().startswith(PNG)
 
 
 @pytest.mark.slow
-def test_what_other_parts_have_left_is_kept(ran: Ran, tmp_path: Path) -> None:
+def test_saved_results_of_other_parts_are_kept(ran: Ran, tmp_path: Path) -> None:
     step, training = ran.results["step"], ran.results["training"]
     save({"step": step, "training": {}}, tmp_path)
     save({"step": {}, "training": training}, tmp_path)
@@ -120,22 +115,19 @@ def test_what_other_parts_have_left_is_kept(ran: Ran, tmp_path: Path) -> None:
     assert kept == {"step": step, "training": training}
 
 
-@pytest.mark.parametrize(
-    ("size", "tensors", "elements"),
-    [
-        ("resnet18", 62, 11_689_512),
-        ("gpt2", 148, 124_439_808),
-        ("small", 2000, 2_000_000),
-        ("1B", 388, 985_379_328),
-    ],
-)
-def test_sizes(size: str, tensors: int, elements: int) -> None:
-    shapes = SHAPES[size]()
-    assert len(shapes) == tensors
-    assert sum(map(math.prod, shapes)) == elements
+SIZES = {
+    "resnet18": (62, 11_689_512),
+    "gpt2": (148, 124_439_808),
+    "small": (2000, 2_000_000),
+    "1B": (388, 985_379_328),
+}
+"""The numbers of tensors and of elements."""
 
 
-def test_the_gpt_is_of_five_million_parameters() -> None:
+def test_sizes_are_those_of_the_models() -> None:
+    for size, expected in SIZES.items():
+        shapes = SHAPES[size]()
+        assert (len(shapes), sum(map(math.prod, shapes))) == expected, size
     parameters = [*SmallGPT().parameters()]
     assert (len(parameters), sum(each.numel() for each in parameters)) == (77, 4_902_912)
 
@@ -160,14 +152,14 @@ def four_of(
         yield name, tuple(map(as_array, four))  # type: ignore[misc]
 
 
-def test_the_plain_read_reads_every_element(tiny: tuple[Named, torch.optim.AdamW]) -> None:
+def test_plain_read_reads_every_element(tiny: tuple[Named, torch.optim.AdamW]) -> None:
     named, optimizer = tiny
     read = plain_read(optimizer)
     expected = sum(array.sum() for _, four in four_of(named, optimizer) for array in four)
     assert read() == pytest.approx(expected, rel=1e-4)
 
 
-def test_composers_norms(tiny: tuple[Named, torch.optim.AdamW]) -> None:
+def test_stand_in_for_composer_computes_its_norms(tiny: tuple[Named, torch.optim.AdamW]) -> None:
     named, optimizer = tiny
     group = optimizer.param_groups[0]
     (beta1, beta2), steps = group["betas"], 3
@@ -191,7 +183,7 @@ NUMBERS: dict[str, Callable[[Array], float]] = {
 }
 
 
-def test_olmos_numbers(tiny: tuple[Named, torch.optim.AdamW]) -> None:
+def test_stand_in_for_olmo_computes_its_statistics(tiny: tuple[Named, torch.optim.AdamW]) -> None:
     named, optimizer = tiny
     expected = {
         f"{what}/{name}.{key}": of(array)

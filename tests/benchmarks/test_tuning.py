@@ -1,4 +1,4 @@
-"""The benchmark of tuning: what it keeps, what its searches may see, and what its table says."""
+"""The benchmark of tuning: its stored results, the seeds of its searches, and its table."""
 
 import math
 from pathlib import Path
@@ -12,8 +12,10 @@ from lightning_adam.tune import sampling
 from lightning_adam.tune.point import Point
 from tests.tune.searching import bowl, plan_of
 
+BASELINES = ("random", "tpe")
 
-def test_a_training_that_is_kept_is_not_run_again_even_where_the_file_was_cut() -> None:
+
+def test_stored_training_is_not_run_again_even_if_the_file_is_cut() -> None:
     runs: list[tuple[Point, int]] = []
 
     def training(point: Point, seed: int) -> float:
@@ -35,8 +37,10 @@ def test_a_training_that_is_kept_is_not_run_again_even_where_the_file_was_cut() 
     assert len(runs) == 3
 
 
-@pytest.mark.parametrize("method", ["staged", "random", "tpe"])
-def test_every_method_has_the_same_number_of_trainings_and_never_sees_the_judges_seeds(
+@pytest.mark.parametrize(
+    "method", ["staged", *(pytest.param(each, marks=pytest.mark.slow) for each in BASELINES)]
+)
+def test_methods_have_equal_budgets_and_do_not_see_the_final_seeds(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sampling, "RANDOM_FIRST", 1000)
@@ -59,7 +63,7 @@ def test_every_method_has_the_same_number_of_trainings_and_never_sees_the_judges
     assert result["loss"] == pytest.approx(bowl(Point(**point), 1001))
 
 
-def test_a_training_that_diverges_is_no_result() -> None:
+def test_diverging_training_is_never_the_best() -> None:
     plan = plan_of(n_trials=20)
     sampler = RandomSampler(0)
 
@@ -71,7 +75,7 @@ def test_a_training_that_diverges_is_no_result() -> None:
     assert math.isfinite(found[-1][1])
 
 
-def test_the_table_is_of_means_and_deviations() -> None:
+def test_table_holds_means_and_deviations() -> None:
     results = [
         {"app": "gpt", "start": "bad", "method": method, "loss": loss, "start_loss": 5.0}
         for method, losses in {"staged": (2.0, 2.2), "random": (2.1, 2.5)}.items()

@@ -318,6 +318,7 @@ STEPPING: list[tuple[Any, str, int]] = [
     ({"_target_": f"{TORCH}.StepLR", "step_size": 1, "interval": "step"}, "step", 12),
     ({"_target_": f"{TORCH}.StepLR", "step_size": 1, "frequency": 2}, "epoch", 1),
     ({"_target_": f"{TORCH}.CosineAnnealingLR", "T_max": "total_steps"}, "step", 12),
+    ({"_target_": f"{TORCH}.LinearLR", "total_iters": "total_steps"}, "step", 12),
     (functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1), "epoch", 2),
     (
         functools.partial(

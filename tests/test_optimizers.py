@@ -1,7 +1,9 @@
 """`build_optimizer` gives the optimizer that torch would build by hand."""
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -76,6 +78,17 @@ def test_trains_bit_identically_to_torch(
     ours = run_training(network(dtype), lambda net: build_optimizer(net, config))
     theirs = run_training(network(dtype), by_hand)
     assert_equal(ours, theirs)
+
+
+def test_defaults_are_those_of_torch() -> None:
+    torchs = inspect.signature(torch.optim.Adam).parameters
+    ours = AdamConfig()
+    shared = [entry.name for entry in fields(ours) if entry.name in torchs]
+    assert len(shared) == 10
+    assert {name: getattr(ours, name) for name in shared} == {
+        name: list(torchs[name].default) if name == "betas" else torchs[name].default
+        for name in shared
+    }
 
 
 def test_every_setting_reaches_every_group() -> None:

@@ -11,6 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from lightning_adam import ConfigError
+from lightning_adam.forms import RANGES
 from lightning_adam.monitor_settings import read_monitor
 from lightning_adam.reading import read_optimizer, read_scheduler
 from lightning_adam.schema import AdamConfig, CosineConfig, MonitorConfig, WeightDecayOn
@@ -49,6 +50,7 @@ OPTIMIZERS_REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"lr": 0}, "optimizer.lr=0.0", "above 0"),
     ({"lr": -1e-3}, "optimizer.lr=-0.001", "above 0"),
     ({"lr": float("nan")}, "optimizer.lr=nan", "finite"),
+    ({"lr": float("inf")}, "optimizer.lr=inf", "finite"),
     ({"lr": "fast"}, "optimizer.lr=fast", "Float"),
     ({"lr": None}, "optimizer.lr=null", "type for example optimizer.lr=0.001"),
     ({"betas": [0.9]}, "optimizer.betas=[0.9]", "two numbers in [0, 1)"),
@@ -59,6 +61,7 @@ OPTIMIZERS_REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"betas": ["a", 0.9]}, "optimizer.betas=[a,0.9]", "Float"),
     ({"eps": 0}, "optimizer.eps=0.0", "above 0"),
     ({"weight_decay": -0.1}, "optimizer.weight_decay=-0.1", "at least 0"),
+    ({"weight_decay": float("inf")}, "optimizer.weight_decay=inf", "finite"),
     ({"weight_decay_on": "biases"}, "optimizer.weight_decay_on=biases", "matrices, all"),
     ({"amsgrad": "perhaps"}, "optimizer.amsgrad=perhaps", "not a valid bool"),
     ({"lr": "???"}, "optimizer.lr=???: expected a value; type optimizer.lr=VALUE", ""),
@@ -113,6 +116,11 @@ OPTIMIZERS_REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "optimizer.groups.0.weight_decay=-1.0",
         "at least 0",
     ),
+    (
+        {"groups": [{"name": "a", "match": "*", "eps": 0}]},
+        "optimizer.groups.0.eps=0.0",
+        "finite number above 0",
+    ),
     ({"layer_decay": {"rate": 0.5}}, "optimizer.layer_decay.pattern=null", "beside a rate"),
     ({"layer_decay": {"pattern": "a.*"}}, "optimizer.layer_decay.rate=null", "beside a p"),
     (
@@ -123,6 +131,11 @@ OPTIMIZERS_REFUSED: list[tuple[dict[str, Any], str, str]] = [
     (
         {"layer_decay": {"pattern": "a.*", "rate": 1.5}},
         "optimizer.layer_decay.rate=1.5",
+        "above 0 and at most 1",
+    ),
+    (
+        {"layer_decay": {"pattern": "a.*", "rate": 0}},
+        "optimizer.layer_decay.rate=0.0",
         "above 0 and at most 1",
     ),
     ({"layer_decay": 0.5}, "optimizer.layer_decay=0.5", "expected pattern and rate"),
@@ -136,8 +149,11 @@ SCHEDULERS_REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"name": "cosine", "warmup_steps": -1}, "scheduler.warmup_steps=-1", "at least 0"),
     ({"name": "cosine", "warmup_steps": 1.5}, "scheduler.warmup_steps=1.5", "Integer"),
     ({"name": "cosine", "warmup_ratio": 1.5}, "scheduler.warmup_ratio=1.5", "in [0, 1]"),
+    ({"name": "cosine", "warmup_ratio": -0.1}, "scheduler.warmup_ratio=-0.1", "in [0, 1]"),
     ({"name": "linear", "min_lr_ratio": -0.5}, "scheduler.min_lr_ratio=-0.5", "in [0, 1]"),
+    ({"name": "linear", "min_lr_ratio": 1.5}, "scheduler.min_lr_ratio=1.5", "in [0, 1]"),
     ({"name": "linear", "total_steps": 0}, "scheduler.total_steps=0", "at least 1"),
+    ({"name": "linear", "total_steps": 2**63}, "scheduler.total_steps=92", "below 2**63"),
     (
         {"name": "linear", "warmup_steps": 1, "warmup_ratio": 0.1},
         "scheduler.warmup_ratio=0.1",
@@ -156,6 +172,8 @@ SCHEDULERS_REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"name": "plateau", "mode": "down"}, "scheduler.mode=down", "min, max"),
     ({"name": "plateau", "factor": 1}, "scheduler.factor=1.0", "above 0 and below 1"),
+    ({"name": "plateau", "factor": 0}, "scheduler.factor=0.0", "above 0 and below 1"),
+    ({"name": "plateau", "cooldown": -1}, "scheduler.cooldown=-1", "at least 0"),
     ({"name": "plateau", "patience": -1}, "scheduler.patience=-1", "at least 0"),
     ({"name": "plateau", "threshold": -1}, "scheduler.threshold=-1.0", "at least 0"),
     ({"name": "plateau", "threshold_mode": "r"}, "scheduler.threshold_mode=r", "rel, abs"),
@@ -189,6 +207,9 @@ SCHEDULERS_REFUSED: list[tuple[dict[str, Any], str, str]] = [
 MONITORS_REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"every_n_steps": 0}, "adam_monitor.every_n_steps=0", "at least 1"),
     ({"every_n_steps": 2.5}, "adam_monitor.every_n_steps=2.5", "Integer"),
+    ({"histograms_every_n_steps": 0}, "adam_monitor.histograms_every_n_steps=0", "at least 1"),
+    ({"layer_depth": 0}, "adam_monitor.layer_depth=0", "at least 1"),
+    ({"flight_recorder": 0}, "adam_monitor.flight_recorder=0", "at least 1"),
     ({"scopes": ["modle"]}, "adam_monitor.scopes=", "model, group"),
     (
         {"stop_on": ["not_finite"], "findings": None},
@@ -218,6 +239,12 @@ def test_invalid_value_is_refused_in_one_line_that_names_it(
                 assert sentence.startswith(beginning)
                 assert part in sentence
                 assert "\n" not in sentence
+
+
+def test_every_range_has_a_refused_value() -> None:
+    tables = [*OPTIMIZERS_REFUSED, *SCHEDULERS_REFUSED, *MONITORS_REFUSED]
+    beginnings = [beginning.partition("=")[0] for _, beginning, _ in tables]
+    assert RANGES.keys() <= {beginning.rpartition(".")[2] for beginning in beginnings}
 
 
 def test_unknown_word_is_answered_with_the_nearest() -> None:

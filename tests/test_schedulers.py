@@ -1,5 +1,6 @@
 """The schedules against figures of transformers and torch, and what is refused."""
 
+import inspect
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from lightning_adam import ConfigError, build_scheduler
 from lightning_adam.param_groups import peak_lr
 from lightning_adam.schedulers import set_peaks, settings
+from lightning_adam.schema import PlateauConfig
 from tests.support.tables import each_row
 
 # transformers 5.23, get_scheduler with peak 10, 2 warm-up steps and 10 in all (constant: 4).
@@ -222,6 +224,13 @@ PLATEAUS: list[dict[str, Any]] = [
     {"threshold": 0.2, "threshold_mode": "abs", "patience": 1},
     {"cooldown": 3, "patience": 0},
 ]
+
+
+def test_defaults_of_plateau_are_those_of_torch() -> None:
+    torchs = inspect.signature(ReduceLROnPlateau).parameters
+    ours = PlateauConfig()
+    shared = ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown")
+    assert [getattr(ours, name) for name in shared] == [torchs[name].default for name in shared]
 
 
 def test_plateau_agrees_with_torch() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from lightning_adam import __version__, cli, schema
 from lightning_adam.explaining import TOPICS
@@ -261,6 +262,27 @@ def test_every_field_is_explained_with_a_default_and_a_source() -> None:
                     default, _, source = end.partition("; ")
                     assert default.startswith(("default: ", "no default"))
                     assert re.fullmatch(r".+\)\.", source)
+
+
+def test_explained_defaults_are_those_of_the_configs() -> None:
+    everything = "\n".join(map(explained, TOPICS))
+    headings = re.findall(r"^  ([\w.]+)=(.*)$", everything, re.MULTILINE)
+    blocks = re.findall(r"^  [\w.]+=.*\n((?: {6}.*\n?)+)", everything, re.MULTILINE)
+    read = OverridesParser.create().parse_override
+    with each_row() as row:
+        for (name, default), block in zip(headings, blocks, strict=True):
+            stated = re.search(r"\(default: (\[.*?\]|[^\s,;)]+)", " ".join(block.split()))
+            if stated and name not in DEFAULTS_IN_WORDS:
+                with row(name):
+                    assert read(f"a={stated[1]}").value() == read(f"a={default}").value()
+
+
+DEFAULTS_IN_WORDS = {
+    "optimizer.layer_decay",
+    "scheduler.name",
+    "hydra.sweeper.study_name",
+    "hydra.sweeper.stages",
+}
 
 
 def test_every_field_of_every_config_is_explained() -> None:

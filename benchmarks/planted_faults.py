@@ -594,11 +594,11 @@ JUMPS = [
     fault(
         "AMSGrad, one gradient x 1000",
         "amsgrad_frozen",
-        partial(synthetic, once(5, 1000), steps=4000, amsgrad=True),
+        partial(synthetic, once(5, 1000), steps=2000, amsgrad=True),
         every_n_steps=20,
         allowed="exp_avg_sq_lags",
     ),
-    control("AMSGrad", partial(synthetic, steps=4000, amsgrad=True), every_n_steps=20),
+    control("AMSGrad", partial(synthetic, steps=2000, amsgrad=True), every_n_steps=20),
 ]
 DIRECTIONS = [
     fault(

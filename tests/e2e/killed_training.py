@@ -1,4 +1,4 @@
-"""A training in a process of its own, that is killed at some moment or goes on from one."""
+"""A training run in its own process that is killed at a moment, or resumes after one."""
 
 import json
 import os
@@ -33,8 +33,8 @@ VALIDATION_BATCHES = 2
 MEASURED_EVERY = 3
 """Optimizer steps."""
 SAVED_EVERY = 4
-"""Optimizer steps: never the last of an epoch, after which Lightning's resumption passes over the
-validation and miscounts the epochs."""
+"""Optimizer steps: never the last of an epoch, after which a resumed Lightning skips the validation
+and miscounts the epochs."""
 
 PLACES = (
     "before a step",
@@ -80,7 +80,7 @@ class Moment(NamedTuple):
 
 
 class Moments:
-    """Counts how often a run comes to each place, and kills it at the last moment that is given."""
+    """Counts how often a run comes to each place, and kills it at a given moment."""
 
     def __init__(self, last: Moment | None) -> None:
         self.last = last
@@ -92,7 +92,7 @@ class Moments:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def watch_files(self) -> None:
-        """Comes by while Lightning writes a checkpoint, which is into another file at first."""
+        """Reaches the places in which Lightning writes a checkpoint, first into another file."""
         write, commit = LocalFileOpener.write, LocalFileOpener.commit
 
         def written_in_halves(file: Any, data: bytes) -> None:
@@ -113,8 +113,8 @@ class Moments:
         LocalFileOpener.write, LocalFileOpener.commit = written_in_halves, moved
 
 
-class Lines(Logger):
-    """A logger whose file has each row as soon as it is logged."""
+class LinesLogger(Logger):
+    """Writes each row to a file as soon as it is logged."""
 
     def __init__(self, path: Path, moments: Moments) -> None:
         super().__init__()
@@ -142,8 +142,8 @@ class Lines(Logger):
             file.write(json.dumps(line) + "\n")
 
 
-class Watch(L.Callback):
-    """Comes by in the hooks, and in the optimizer's step."""
+class ReachPlaces(L.Callback):
+    """Reaches the places in hooks and in the optimizer's step."""
 
     def __init__(self, moments: Moments) -> None:
         self.moments = moments
@@ -167,11 +167,11 @@ class Watch(L.Callback):
         self.moments.reach("before a checkpoint")
 
 
-class Remembering(ModelCheckpoint):
-    """Does not write again what it went on from.
+class SaveOnce(ModelCheckpoint):
+    """Does not write the checkpoint again that the run was resumed from.
 
-    Lightning's own does at the batch after, in the middle of an accumulation whose gradients are
-    then lost to a run that goes on from there.
+    Lightning's own does so at the next batch, in the middle of an accumulation whose gradients are
+    then lost when the run is resumed from there.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -191,7 +191,7 @@ def batch_of(number: int, has_infinities: bool = False) -> Batch:
 
 
 class Resumable:
-    """Gives batches that are a function of their number, and knows the next one's."""
+    """A loader with state: batches are a function of their number, and it keeps the next one."""
 
     def __init__(self, has_infinities: bool) -> None:
         self.next, self.has_infinities = 0, has_infinities
@@ -214,7 +214,7 @@ class Resumable:
 
 
 def loaders(kind: Kind) -> tuple[Any, Any]:
-    """Of the training and of the validation."""
+    """The loaders of the training and of the validation."""
     batches: Any = [batch_of(number, kind.is_half) for number in range(BATCHES)]
     validation: Any = [batch_of(1000 + number) for number in range(VALIDATION_BATCHES)]
     training = (
@@ -224,7 +224,7 @@ def loaders(kind: Kind) -> tuple[Any, Any]:
 
 
 def last_checkpoint(folder: Path) -> tuple[Path | None, int]:
-    """The one to go on from, and the optimizer steps till there."""
+    """The checkpoint to resume from, and its optimizer steps."""
     last, last_steps = None, 0
     for path in folder.glob("*.ckpt"):
         try:
@@ -237,13 +237,13 @@ def last_checkpoint(folder: Path) -> tuple[Path | None, int]:
 
 
 def train(name: str, folder: Path, last: Moment | None, ready: Connection, stays: bool) -> None:
-    """Trains from the last checkpoint of a folder to the end, or to where it is killed.
+    """Trains from the last checkpoint of a folder to the end, or until it is killed.
 
     Args:
-        name: Which of `KINDS`.
-        folder: Where all of it is left.
+        name: The name of a kind in `KINDS`.
+        folder: The folder of the checkpoints and results.
         last: The moment at which it kills itself.
-        ready: Told when training is about to begin.
+        ready: Receives a message when training is about to begin.
         stays: Whether it waits at the end to be killed.
     """
     with (folder / "output.txt").open("a") as output:
@@ -254,7 +254,7 @@ def train(name: str, folder: Path, last: Moment | None, ready: Connection, stays
     kind, moments = KINDS[name], Moments(last)
     moments.watch_files()
     checkpoint, steps = last_checkpoint(folder)
-    logger = Lines(folder / f"{len([*folder.glob('*.rows')])}.rows", moments)
+    logger = LinesLogger(folder / f"{len([*folder.glob('*.rows')])}.rows", moments)
     logger.write(steps)
     monitor = AdamMonitor(MEASURED_EVERY, ["model", "group", "layer"], ["all"])
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=4)
@@ -263,7 +263,7 @@ def train(name: str, folder: Path, last: Moment | None, ready: Connection, stays
         logger=logger,
         log_every_n_steps=1,
         enable_checkpointing=True,
-        callbacks=[Watch(moments), monitor, Remembering(folder, **kind.checkpoint)],
+        callbacks=[ReachPlaces(moments), monitor, SaveOnce(folder, **kind.checkpoint)],
         plugins=[MixedPrecision("16-mixed", "cpu", scaler)] if kind.is_half else [],
         **kind.flags,
     )

@@ -1,12 +1,11 @@
-"""A training in a process of its own that goes on until it is stopped: by SIGTERM, say.
+"""A training run in its own process that goes on until a signal ends it.
 
 python -m tests.e2e.recorded_training training
 
-The word is where it says `ready` and waits for a moment, over and over: `training` in a batch,
-`validation` in one of those.
+The argument is where it prints `ready` and waits for a moment, again and again: in each batch of
+the `training` or of the `validation`.
 """
 
-import signal
 import sys
 import time
 from typing import Any
@@ -17,26 +16,27 @@ from torch import Tensor
 from lightning_adam import AdamMonitor
 from tests.support.training import ADAMW, Lit, loader, loss_of, trainer
 
+READY = "ready\n"
 READY_AT = 30
 """The optimizer step."""
 
 
-class Slow(Lit):
+class Waiting(Lit):
     def __init__(self, place: str) -> None:
         super().__init__(ADAMW)
         self.place = place
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        self.come_by("training")
+        self.reach("training")
         return super().training_step(batch, batch_idx)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.come_by("validation")
+        self.reach("validation")
         loss_of(self.net, batch)
 
-    def come_by(self, place: str) -> None:
+    def reach(self, place: str) -> None:
         if place == self.place and self.global_step >= READY_AT:
-            sys.stdout.write("ready\n")
+            sys.stdout.write(READY)
             sys.stdout.flush()
             time.sleep(0.2)
 
@@ -48,11 +48,9 @@ def main() -> None:
         callbacks=[AdamMonitor(flight_recorder=20)],
         num_sanity_val_steps=0,
     )
-    fit.fit(Slow(sys.argv[1]), loader(10), loader(50))
+    fit.fit(Waiting(sys.argv[1]), loader(10), loader(50))
     sys.stdout.write("came to its end\n")
 
 
 if __name__ == "__main__":
-    # Whoever has started the tests in the background of a shell ignores it, and so would this.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     main()

@@ -1,4 +1,4 @@
-"""recipes/cluster on one machine: SLURM's commands stood in for, a Ray of its own, a W&B server."""
+"""recipes/cluster on one machine: stand-ins for SLURM's commands, a local Ray, a W&B server."""
 
 import importlib.util
 import json
@@ -20,8 +20,8 @@ SLURM, RAY, SWEEP = BLOCKS
 SMALL = "logger=csv width=2 trainer.max_epochs=1 hydra.sweeper.n_trials=2"
 SWEEP_NAME = "k1w2x3"
 
-# What submitit asks of SLURM, as far as one machine goes: each task of an array runs the script in
-# the background, and how they are is told by the results that they leave.
+# As much of SLURM as submitit needs on one machine: each task of an array runs the script in the
+# background, and submitit sees from the result files which have ended.
 SBATCH = """#!/usr/bin/env bash
 last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1")
 export SLURM_JOB_ID=$$ SLURM_ARRAY_JOB_ID=$$ SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1
@@ -43,7 +43,7 @@ echo "JobID|State|NodeList"
 
 
 def typed(block: str, folder: Path, *others: str, variables: dict[str, str]) -> Finished:
-    """The search of a block, small, in a folder; what installs and starts is not typed."""
+    """Runs the search of a block, made small, in a folder, without its other lines."""
     (line,) = (line for line in block.splitlines() if line.startswith("python "))
     assert "hydra.sweep.dir=/shared/mnist" in line
     line = line.replace("/shared/mnist", str(folder))
@@ -54,12 +54,12 @@ def assert_searched(searched: Finished, folder: Path) -> None:
     assert searched.returncode == 0, searched.output
     assert " failed" not in searched.output
     assert re.search(r"adam_tune: 0\.\d+ -> 0\.\d+ in 2 trials", searched.output)
-    # Both ran at once, in processes of their own, with a seed each.
+    # Both ran at the same time, each in its own process and with its own seed.
     assert len(list(folder.glob("start/*/checkpoints/best.ckpt"))) == 2
 
 
 @pytest.mark.slow
-def test_a_search_runs_as_arrays_of_slurm(tmp_path: Path) -> None:
+def test_search_runs_as_slurm_arrays(tmp_path: Path) -> None:
     commands = tmp_path / "bin"
     commands.mkdir()
     for name, script in {"sbatch": SBATCH, "srun": SRUN, "sacct": SACCT}.items():
@@ -86,9 +86,9 @@ def test_a_search_runs_as_arrays_of_slurm(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray")
-def test_a_search_runs_as_tasks_of_ray(tmp_path: Path) -> None:
+def test_search_runs_as_ray_tasks(tmp_path: Path) -> None:
     # One machine, which has fewer processors and no GPU.
     here = [
         "hydra.launcher.ray.init.address=null",
@@ -97,7 +97,7 @@ def test_a_search_runs_as_tasks_of_ray(tmp_path: Path) -> None:
         "hydra.launcher.ray.remote.num_cpus=1",
         "hydra.launcher.ray.remote.num_gpus=0",
     ]
-    # The paths of Ray's sockets must not be long, and its token would stay in the home folder.
+    # The paths of Ray's sockets must be short, and its token would be left in the home folder.
     with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as short:
         variables = environment(
             RAY_TMPDIR=short, RAY_AUTH_TOKEN=64 * "0", RAY_USAGE_STATS_ENABLED="0"
@@ -151,7 +151,7 @@ def server() -> Iterator[SweepServer]:
 
 
 @pytest.mark.slow
-def test_an_agent_of_wandb_trains_the_same_app(server: SweepServer, tmp_path: Path) -> None:
+def test_wandb_agent_trains_the_app_of_a_sweep(server: SweepServer, tmp_path: Path) -> None:
     own = {"WANDB_DIR": str(tmp_path), "WANDB_DATA_DIR": str(tmp_path)}
     variables = environment() | server.variables | own
     begin, work = SWEEP.splitlines()
@@ -163,7 +163,7 @@ def test_an_agent_of_wandb_trains_the_same_app(server: SweepServer, tmp_path: Pa
     assert given.keys() == server.run_values.keys()
     assert 0 < given["optimizer.lr"]["min"] < given["optimizer.lr"]["max"] == 0.1
     assert server.run_values["optimizer.betas"] in given["optimizer.betas"]["values"]
-    # The command is the sweep's, with what makes the training small before what the server gives.
+    # The overrides that make the run small come before those that the server gives.
     small = ["width=2", "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/job"]
     server.sweep["command"][-1:-1] = small
     worked = run_text(

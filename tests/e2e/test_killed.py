@@ -1,4 +1,4 @@
-"""A run that is killed and goes on from its last checkpoint is the run that was not killed."""
+"""A run that is killed and resumed from its last checkpoint equals an uninterrupted one."""
 
 import functools
 import json
@@ -33,20 +33,20 @@ from tests.support.offline import tables
 from tests.support.training import ADAMW, Lit, loader, parameters, trainer
 
 TIMES = 5
-"""Random times that each kind of run is killed at, one in each part of the run."""
+"""How often a run is killed again and again."""
 PATIENCE = 120
 """Seconds."""
 BATCHES = 5
 """Of the runs that are not killed."""
 
-Whole = Callable[[str], "Run"]
+Uninterrupted = Callable[[str], "Run"]
 
 processes = forkserver.context()
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a training left, over all of its processes."""
+    """The results of a run, over all of its processes."""
 
     state: dict[str, str]
     """Of the module, the optimizer, the schedule, the scaler, the monitor and the trainer."""
@@ -58,13 +58,13 @@ class Run:
     seconds: float
 
 
-def trained(
+def run_training(
     kind: str, folder: Path, moment: Moment | None = None, seconds: float | None = None
 ) -> float:
     """Trains in a process that is killed at a moment, after some seconds, or not at all.
 
     Returns:
-        How long it took.
+        The seconds that it took.
     """
     folder.mkdir(exist_ok=True)
     ready, child = processes.Pipe(duplex=False)
@@ -79,15 +79,15 @@ def trained(
         time.sleep(seconds)
         process.kill()
     process.join(PATIENCE)
-    is_undisturbed = moment is None and seconds is None
-    expected = 0 if is_undisturbed else -signal.SIGKILL
+    is_uninterrupted = moment is None and seconds is None
+    expected = 0 if is_uninterrupted else -signal.SIGKILL
     assert process.exitcode == expected, (folder / "output.txt").read_text(encoding="utf-8")
     return time.monotonic() - begin
 
 
-def finished(kind: str, folder: Path) -> Run:
+def finish(kind: str, folder: Path) -> Run:
     """Trains from the last checkpoint of a folder to the end."""
-    seconds = trained(kind, folder)
+    seconds = run_training(kind, folder)
     rows: list[str] = []
     began_at = []
     for path in sorted(folder.glob("*.rows")):
@@ -103,100 +103,123 @@ def step_of(row: str) -> int:
     return int(json.loads(row)[0])
 
 
-def check(kind: str, folder: Path, whole: Run) -> None:
-    """The rest of a run that was killed makes it the whole one."""
-    run = finished(kind, folder)
-    assert run.state == whole.state
+def assert_equals(uninterrupted: Run, kind: str, folder: Path) -> None:
+    """Finishes a run that was killed, and compares it with the one that was not."""
+    run = finish(kind, folder)
+    assert run.state == uninterrupted.state
     # Lightning logs a batch's loss after the checkpoint that it writes at the batch's end: it is
     # lost to a run that is killed in between.
     late = [
         row
-        for row in whole.rows
+        for row in uninterrupted.rows
         if KINDS[kind].is_resumable and step_of(row) + 1 in run.began_at and '"loss"' in row
     ]
-    assert run.rows == [row for row in whole.rows if row in run.rows or row not in late]
+    assert run.rows == [row for row in uninterrupted.rows if row in run.rows or row not in late]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    """The run of a kind that is not disturbed."""
-    return functools.cache(lambda kind: finished(kind, tmp_path_factory.mktemp("whole")))
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
+    """The uninterrupted run of a kind."""
+    return functools.cache(lambda kind: finish(kind, tmp_path_factory.mktemp("uninterrupted")))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_run_killed_at_a_place_goes_on_as_if_it_had_not_been(
-    kind: str, place: str, whole: Whole, tmp_path: Path
+KIND_IN_CI = {
+    "before a step": "fp16, fused",
+    "in a step": "fp16",
+    "after a batch": "steps",
+    "in validation": "epochs",
+    "before a checkpoint": "fp16, fused",
+    "in the middle of a checkpoint's file": "epochs",
+    "before a checkpoint's file is moved": "fp16",
+    "in the middle of moving it to another disk": "steps",
+    "after a checkpoint": "fp16, fused",
+}
+"""The kind of run that is killed at each place; the other kinds are nightly."""
+assert KIND_IN_CI.keys() == {*PLACES}
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [
+        pytest.param(
+            kind,
+            place,
+            marks=pytest.mark.slow if KIND_IN_CI[place] == kind else pytest.mark.nightly,
+        )
+        for kind in KINDS
+        for place in PLACES
+    ],
+)
+def test_run_killed_at_a_place_equals_an_uninterrupted_one(
+    kind: str, place: str, uninterrupted: Uninterrupted, tmp_path: Path
 ) -> None:
-    occurrence = random.Random(kind + place).randint(1, whole(kind).counts[place])
-    trained(kind, tmp_path, Moment(place, occurrence))
-    check(kind, tmp_path, whole(kind))
+    occurrence = random.Random(kind + place).randint(1, uninterrupted(kind).counts[place])
+    run_training(kind, tmp_path, Moment(place, occurrence))
+    assert_equals(uninterrupted(kind), kind, tmp_path)
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("part", range(TIMES))
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_killed_at_a_random_time_goes_on_as_if_it_had_not_been(
-    kind: str, part: int, whole: Whole, tmp_path: Path
+def test_run_killed_at_a_random_time_equals_an_uninterrupted_one(
+    kind: str, uninterrupted: Uninterrupted, tmp_path: Path
 ) -> None:
-    share = (part + random.Random(kind + str(part)).random()) / TIMES
-    trained(kind, tmp_path, seconds=share * whole(kind).seconds)
-    check(kind, tmp_path, whole(kind))
+    seconds = random.Random(kind).random() * uninterrupted(kind).seconds
+    run_training(kind, tmp_path, seconds=seconds)
+    assert_equals(uninterrupted(kind), kind, tmp_path)
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_killed_again_and_again_comes_to_its_end(
-    kind: str, whole: Whole, tmp_path: Path
+def test_run_killed_again_and_again_equals_an_uninterrupted_one(
+    kind: str, uninterrupted: Uninterrupted, tmp_path: Path
 ) -> None:
     generator = random.Random(kind)
     for _ in range(TIMES):
-        trained(kind, tmp_path, seconds=generator.random() * whole(kind).seconds)
-    check(kind, tmp_path, whole(kind))
+        run_training(kind, tmp_path, seconds=generator.random() * uninterrupted(kind).seconds)
+    assert_equals(uninterrupted(kind), kind, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind].is_half])
-def test_the_runs_in_fp16_skip_steps_before_the_last_that_is_measured(
-    kind: str, whole: Whole
+def test_fp16_runs_skip_steps_before_the_last_measurement(
+    kind: str, uninterrupted: Uninterrupted
 ) -> None:
-    rows = [json.loads(row)[1] for row in whole(kind).rows]
+    rows = [json.loads(row)[1] for row in uninterrupted(kind).rows]
     skipped = [
         row["adam_schedule/skipped_steps"] for row in rows if "adam_moments/grad_norm" in row
     ]
     assert len({*skipped}) > 2
 
 
-def test_a_loader_that_knows_its_place_goes_on_from_there(tmp_path: Path) -> None:
-    def fitted(checkpoint: Path | None) -> Lit:
+def test_stateful_loader_continues_within_an_epoch(tmp_path: Path) -> None:
+    def run(checkpoint: Path | None) -> Lit:
         keep = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=4, save_top_k=-1)
         module = Lit(ADAMW, COSINE)
         fit = trainer(max_epochs=1, enable_checkpointing=True, callbacks=[keep])
         fit.fit(module, Resumable(False), ckpt_path=checkpoint)
         return module
 
-    whole, rest = fitted(None), fitted(tmp_path / "step=4.ckpt")
-    assert all(map(torch.equal, parameters(rest), parameters(whole)))
+    uninterrupted, resumed = run(None), run(tmp_path / "step=4.ckpt")
+    assert all(map(torch.equal, parameters(resumed), parameters(uninterrupted)))
 
 
-def test_where_nothing_is_left_to_train_the_monitor_keeps_what_the_checkpoint_kept(
+def test_monitor_state_survives_a_resume_with_nothing_left_to_train(
     tmp_path: Path,
 ) -> None:
-    def fitted(checkpoint: Path | None) -> AdamMonitor:
+    def run(checkpoint: Path | None) -> AdamMonitor:
         monitor = AdamMonitor(2)
         fit = trainer(max_epochs=1, logger=CSVLogger("."), callbacks=[monitor])
         fit.fit(Lit(ADAMW, COSINE), loader(BATCHES), ckpt_path=checkpoint)
         fit.save_checkpoint(tmp_path / "last.ckpt")
         return monitor
 
-    assert fitted(None).state_dict() == fitted(tmp_path / "last.ckpt").state_dict()
+    assert run(None).state_dict() == run(tmp_path / "last.ckpt").state_dict()
 
 
-def resumed(
+def wandb_run(
     folder: Path, epochs: int, checkpoint: Path | None = None, layer_table: bool = False, **run: Any
 ) -> Path:
-    """A training with a W&B run of its own in that folder."""
+    """Trains with an offline W&B run in that folder, and returns the run's folder."""
     logger = WandbLogger(offline=True, save_dir=folder, **run)
     monitor = AdamMonitor(2, ["layer"], layer_table=layer_table)
     keep = ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
@@ -218,25 +241,27 @@ def resumed(
     return offline_run
 
 
-def test_rows_of_the_layers_that_were_not_sent_are_sent_by_the_run_that_goes_on(
+def test_resumed_run_logs_the_rows_of_layers_that_were_not_logged(
     tmp_path: Path,
 ) -> None:
-    def sent(offline_run: Path) -> list[list[Any]]:
+    def rows_of(offline_run: Path) -> list[list[Any]]:
         (table,) = tables(offline_run, history(offline_run), "adam_layers")
         return table.rows
 
-    whole = sent(resumed(tmp_path / "whole", 2, layer_table=True))
-    checkpoint = tmp_path / "whole" / "epoch=0.ckpt"
+    folder = tmp_path / "uninterrupted"
+    uninterrupted = rows_of(wandb_run(folder, 2, layer_table=True))
+    checkpoint = folder / "epoch=0.ckpt"
     state = torch.load(checkpoint, weights_only=True)["callbacks"]["AdamMonitor"]
-    assert state["layers"][1] == [row for row in whole if row[0] < BATCHES]
-    assert {row[0] for row in whole} == {0, 1, 3, 5, 7, 9}
-    assert sent(resumed(tmp_path / "rest", 2, checkpoint, layer_table=True)) == whole
+    assert state["layers"][1] == [row for row in uninterrupted if row[0] < BATCHES]
+    assert {row[0] for row in uninterrupted} == {0, 1, 3, 5, 7, 9}
+    resumed = wandb_run(tmp_path / "resumed", 2, checkpoint, layer_table=True)
+    assert rows_of(resumed) == uninterrupted
 
 
-def test_a_wandb_run_goes_on_under_its_id(tmp_path: Path) -> None:
+def test_wandb_run_resumes_under_its_id(tmp_path: Path) -> None:
     same: Any = {"id": "abc", "resume": "allow"}
-    first = resumed(tmp_path / "first", 1, **same)
-    second = resumed(tmp_path / "second", 2, tmp_path / "first" / "epoch=0.ckpt", **same)
+    first = wandb_run(tmp_path / "first", 1, **same)
+    second = wandb_run(tmp_path / "second", 2, tmp_path / "first" / "epoch=0.ckpt", **same)
     assert [run.name.rpartition("-")[2] for run in (first, second)] == ["abc", "abc"]
     assert [[*logged_rows(run)] for run in (first, second)] == [[0, 1, 3], [5, 7, 9]]
     losses = [

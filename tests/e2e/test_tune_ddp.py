@@ -1,4 +1,4 @@
-"""A search whose trials are trainings on two processes: stopped together, counted once."""
+"""A search whose trials train on two processes: they are pruned together and counted once."""
 
 from pathlib import Path
 
@@ -55,8 +55,8 @@ defaults:
 """
 
 
-@pytest.mark.slow
-def test_processes_of_a_trial_stop_together(tmp_path: Path) -> None:
+@pytest.mark.nightly
+def test_all_ranks_of_a_pruned_trial_stop_together(tmp_path: Path) -> None:
     write_files(tmp_path, {"train.py": APP, "conf/config.yaml": CONFIG})
     trained = tmp_path / "trained.txt"
     words = ["hydra.sweeper.direction=minimize", "hydra.sweeper.n_trials=9"]

@@ -1,4 +1,4 @@
-"""A search comes to the same through each of Hydra's launchers, and outlives its trials."""
+"""Each of Hydra's launchers runs the same search, and failed trials do not end it."""
 
 import importlib.util
 import tempfile
@@ -28,7 +28,7 @@ def main(cfg):
     if fault == "diverges":
         return math.nan
     if cfg.meet == folder.parent.name:
-        # Two trials of the stage come past here only if they run at the same time.
+        # Two trials of the stage get past here only if they run at the same time.
         (folder / "has_begun").touch()
         until = time.monotonic() + 120
         while len(list(folder.parent.glob("*/has_begun"))) < 2:
@@ -53,7 +53,7 @@ meet: nowhere
 faults: {'1.0': raises, '2.0': diverges, '3.0': is killed, '0.002': outlives it}
 """
 TUNE = ["python", "train.py", "-m", "hydra/sweeper=adam_tune", "hydra.sweeper.direction=minimize"]
-# Two at once through every launcher: what is proposed depends on what is known by then.
+# Two at a time through every launcher: what is proposed depends on the trials that have ended.
 TUNE += ["hydra.sweeper.n_jobs=2"]
 N_TRIALS = "hydra.sweeper.n_trials=8"
 BEST = 0.005
@@ -63,7 +63,7 @@ ON_RAY = [
     "hydra/launcher=ray",
     "+hydra.launcher.ray.init.num_cpus=2",
     "+hydra.launcher.ray.init.include_dashboard=false",
-    # Ray would begin a trial anew whose process is killed, three times; the search does that, once.
+    # Ray would restart a killed trial three times; the search restarts it once.
     "+hydra.launcher.ray.remote.max_retries=0",
 ]
 IN_PARALLEL = [
@@ -73,7 +73,7 @@ IN_PARALLEL = [
         ON_RAY,
         id="ray",
         marks=[
-            pytest.mark.slow,
+            pytest.mark.nightly,
             pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray"),
         ],
     ),
@@ -82,7 +82,7 @@ IN_PARALLEL = [
 
 @pytest.fixture
 def short_folder() -> Iterator[Path]:
-    """For Ray, whose sockets have paths that must not be long."""
+    """A folder for the sockets of Ray, whose paths must be short."""
     with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
@@ -97,7 +97,7 @@ def write_app(folder: Path, learning_rates: list[float]) -> Path:
 def tune(folder: Path, words: list[str], short_folder: Path) -> Finished:
     variables = environment(
         RAY_TMPDIR=str(short_folder),
-        # Else Ray leaves one in the home folder.
+        # Without it Ray writes one into the home folder.
         RAY_AUTH_TOKEN=64 * "0",
         RAY_USAGE_STATS_ENABLED="0",
     )
@@ -119,7 +119,7 @@ def sequence(folder: Path) -> Trials:
 
 
 @pytest.fixture(scope="module")
-def through_basic(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trials, str]:
+def basic_search(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trials, str]:
     folder = write_app(tmp_path_factory.mktemp("basic"), [])
     tuned = tune(folder, [N_TRIALS], folder)
     assert tuned.returncode == 0, tuned.output
@@ -127,13 +127,13 @@ def through_basic(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trials, str
 
 
 @pytest.mark.parametrize("launcher", IN_PARALLEL)
-def test_the_search_is_the_same_through_each_launcher(
-    launcher: list[str], through_basic: tuple[Trials, str], tmp_path: Path, short_folder: Path
+def test_each_launcher_runs_the_same_search(
+    launcher: list[str], basic_search: tuple[Trials, str], tmp_path: Path, short_folder: Path
 ) -> None:
     folder = write_app(tmp_path, [])
     tuned = tune(folder, [N_TRIALS, "meet=start", *launcher], short_folder)
     assert tuned.returncode == 0, tuned.output
-    trials, line = through_basic
+    trials, line = basic_search
     assert len(trials) == 8
     assert sequence(folder) == trials
     assert tuned.after("type: ") == f"meet=start {line}"
@@ -142,10 +142,10 @@ def test_the_search_is_the_same_through_each_launcher(
 @pytest.mark.parametrize(
     "launcher", [pytest.param([], id="basic", marks=pytest.mark.slow), *IN_PARALLEL]
 )
-def test_trials_that_fail_are_told_and_the_search_goes_on(
+def test_failed_trials_are_reported_and_the_search_continues(
     launcher: list[str], tmp_path: Path, short_folder: Path
 ) -> None:
-    # In the search's own process a kill would be the end of the search.
+    # With the basic launcher a kill would end the search.
     killed = [KILLED] if launcher else []
     # Two at once: one raises beside one that diverges, one is killed beside one that is good.
     folder = write_app(tmp_path, [RAISES, DIVERGES, *killed, 0.002, BEST])
@@ -165,5 +165,5 @@ def test_trials_that_fail_are_told_and_the_search_goes_on(
     assert len(over) == len(reasons), "a trial that had ended was run again"
     outcomes = {each.trial.point.lr: each.trial.outcome for each in over}
     assert {lr for lr, outcome in outcomes.items() if outcome is Outcome.failed} == set(failed)
-    # One that is killed is tried once more, alone, for it may have been another's fault.
+    # A killed trial is run once more, alone, because another may have been the cause.
     assert [each.attempt for each in over if each.trial.point.lr in killed] == [2 for _ in killed]

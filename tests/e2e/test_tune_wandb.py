@@ -1,4 +1,4 @@
-"""The runs of a search in W&B: one a trial, in one group, each told apart by its stage."""
+"""The runs of a search in W&B: one a trial, in one group, with the stage as job type."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from tests.support.commands import (
 
 
 @pytest.mark.slow
-def test_each_trial_is_a_run_of_the_searchs_group(tmp_path: Path) -> None:
+def test_each_trial_is_a_run_in_the_group_of_the_search(tmp_path: Path) -> None:
     write_the_project(tmp_path)
     program = (tmp_path / "train.py").read_text(encoding="utf-8")
     (tmp_path / "train.py").write_text(program.replace("max_epochs=10", "max_epochs=1"))
@@ -36,5 +36,5 @@ def test_each_trial_is_a_run_of_the_searchs_group(tmp_path: Path) -> None:
 
 
 def _run(offline_run: Path) -> dict[str, Any]:
-    """How the run is called and filed."""
+    """The name, the group and the job type of a run."""
     return next(dict(entry["run"]) for entry in records(offline_run) if "run" in entry)

@@ -129,10 +129,10 @@ def test_finding_that_ceases_is_closed_and_logged() -> None:
 def test_recurring_finding_is_logged_three_times_at_most() -> None:
     class Restless(Scaled):
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-            self.scale = 1.0 if self.global_step % 60 else 100.0
+            self.scale = 1.0 if self.global_step % 30 else 100.0
             return super().training_step(batch, batch_idx)
 
-    run = run_training(Restless(1.0, optimizer={**ADAMW, "betas": [0.9, 0.99]}), steps=400)
+    run = run_training(Restless(1.0, optimizer={**ADAMW, "betas": [0.9, 0.99]}), steps=220)
     assert len(run.found("exp_avg_sq_lags")) > 5
     assert len([line for line in run.log_lines if "AdamMonitor: exp_avg_sq_lags (w" in line]) == 3
 

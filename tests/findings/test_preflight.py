@@ -29,11 +29,16 @@ class Plain(L.LightningModule):
         return torch.optim.AdamW(self.net.parameters(), **self.settings)
 
 
+class StopAfterOneStep(L.Callback):
+    def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
+        trainer.should_stop = True
+
+
 def foreseen(
     module: L.LightningModule, steps: int = 1, every_n_steps: int = 1, **flags: Any
 ) -> dict[str, Finding]:
     monitor = AdamMonitor(every_n_steps=every_n_steps)
-    fit = trainer(callbacks=[monitor], **{"max_steps": steps, **flags})
+    fit = trainer(callbacks=[monitor, StopAfterOneStep()], **{"max_steps": steps, **flags})
     fit.fit(module, loader(8))
     return {each.code: each for each in monitor.findings if each.step == 0}
 

@@ -1,14 +1,15 @@
-"""The steps before a training blew up, in a real browser."""
+"""The last steps before a failure, in the report in a real browser."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lightning_adam.dashboard.report import write_report
-from lightning_adam.dashboard.runs import Event, Run
+from lightning_adam.dashboard.runs import Event
+from tests.dashboard.parsed_report import EVENTS
 from tests.dashboard.run_files import run_of
-from tests.dashboard.test_report import EVENTS
 from tests.support.browser import ReportPage, Visits
 
 pytestmark = pytest.mark.slow
@@ -18,7 +19,7 @@ GRAD_RMS, NONFINITE = "adam_moments/grad_rms", "adam_underflow/nonfinite_count"
 
 
 def event(step: int, reason: str) -> Event:
-    """Ten steps, of which the last has numbers that are none."""
+    """Returns an event of ten steps, of which the last is not finite."""
     steps = range(step - 10, step)
     series = run_of(
         {
@@ -43,13 +44,13 @@ def opened(visit: Visits, tmp_path: Path) -> ReportPage:
     logged = {f"{GRAD_RMS}": dict.fromkeys(range(0, 5001, 50), 1.0)}
     logged |= {f"{GRAD_RMS}/layer/{layer}": {0: 1.0, 5000: 2.0} for layer in LAYERS}
     plain = run_of(logged)
-    told = (plain.name, plain.path, plain.config, plain.series, plain.histograms, plain.notes)
-    run = Run(*told, events=[event(1000, "loss_spike"), event(5000, "not_finite")])
+    events = [event(1000, "loss_spike"), event(5000, "not_finite")]
+    run = replace(plain, events=events)
     write_report([run], tmp_path / "report.html")
     return visit(tmp_path / "report.html")
 
 
-def test_each_event_is_a_map_over_its_own_steps(opened: ReportPage) -> None:
+def test_map_of_an_event_shows_its_own_steps(opened: ReportPage) -> None:
     choice = opened.choice(EVENTS, "event")
     assert choice.locator("option").all_inner_texts() == [
         "loss_spike at step 1,000",
@@ -71,15 +72,14 @@ def test_each_event_is_a_map_over_its_own_steps(opened: ReportPage) -> None:
     assert [row[-2:] for row in drawn["raw"]] == [[0, 1]] * 3
 
 
-def test_the_steps_of_an_event_are_zoomed_by_themselves(opened: ReportPage) -> None:
+def test_zoom_of_an_event_is_separate_from_that_of_the_run(opened: ReportPage) -> None:
     of_others = opened.bring("layers") and opened.ranges()["layers"]
     whole = opened.bring(EVENTS) and opened.ranges()[EVENTS]
     dragged = opened.drag(EVENTS, 0.3, 0.7)
     assert opened.ranges()[EVENTS] == pytest.approx(dragged, abs=0.2)
     opened.bring("layers")
     assert opened.ranges()["layers"] == of_others
-    area = opened.area(EVENTS)
-    opened.page.mouse.dblclick(area["x"] + area["width"] / 2, area["y"] + area["height"] / 2)
+    opened.page.mouse.dblclick(*opened.middle(EVENTS))
     opened.settle()
     assert opened.ranges()[EVENTS] == whole
     opened.drag("layers", 0.1, 0.2)

@@ -1,4 +1,4 @@
-"""A report's page as a reader's browser shows it: what is drawn, what is read, what is reached."""
+"""The report's page in a real browser: what it draws, its texts and its controls."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ for (const name of ["fetch", "XMLHttpRequest", "WebSocket", "EventSource"]) {
 navigator.sendBeacon = () => { networkCalls.push("sendBeacon"); return true; };
 window.alert = () => { window.hasAlerted = true; };
 """
-"""Counts what a script may ask of a network."""
+"""Counts the network calls of the page's script."""
 
 PAINTED = """() => new Promise((done) => requestAnimationFrame(() => {
   // The page watches what comes into sight in the same way, and is told first.
@@ -87,7 +87,7 @@ PIECES = """() => {
     };
   });
 }"""
-"""Every text that can be seen: how large, in which colours, and whether it leaves its frame."""
+"""Every visible text: its size, its colors, and whether it leaves its frame."""
 
 CONTROLS = """() => [...document.querySelectorAll("button, select, input, summary")].filter(
   (control) => control.checkVisibility()).map((control) => {
@@ -121,7 +121,7 @@ TICKS = """(plot, letter) => [...plot.querySelectorAll(`.${letter}tick text`)].f
     return [label.__data__.x,
             letter === "x" ? box.left + box.width / 2 : box.top + box.height / 2];
   })"""
-"""Where an axis has its ticks: in its values, of a logarithmic one the exponents, and in pixels."""
+"""The ticks of an axis: values (exponents on a logarithmic axis) and pixels."""
 
 
 CURVES = f"""(figures) => figures.map((figure) => {{
@@ -129,6 +129,16 @@ CURVES = f"""(figures) => figures.map((figure) => {{
   const isLog = figure.querySelector(".controls [aria-pressed]").ariaPressed === "true";
   return [figure.dataset.panel, ({TRACES})(plot), isLog, ({VISIBLE_LINES})(plot)];
 }})"""
+
+RANGES = """() => Object.fromEntries([...document.querySelectorAll("figure")]
+  .map((each) => [each.dataset.panel, each.querySelector(".plot")])
+  .filter(([, plot]) => plot.data)
+  .map(([title, plot]) => [title, Array.from(plot._fullLayout.xaxis.range)]))"""
+
+OVERLAPPING = """(controls) => controls.flatMap((one, place) => controls.slice(place + 1).filter(
+  (other) => one.left < other.right - 0.5 && other.left < one.right - 0.5 &&
+    one.top < other.bottom - 0.5 && other.top < one.bottom - 0.5
+  ).map((other) => [one.name, other.name]))"""
 
 
 class Curves(NamedTuple):
@@ -138,7 +148,7 @@ class Curves(NamedTuple):
     """By name, the numbers by step."""
     is_log: bool
     visible: int
-    """How many lines can be seen."""
+    """The number of lines that are visible."""
 
 
 def named_lines(traces: list[dict[str, Any]]) -> dict[str, dict[float, float]]:
@@ -150,26 +160,20 @@ class ReportPage:
 
     def __init__(self, page: "Page") -> None:
         self.page = page
+        self.first_step = page.get_by_label("first step", exact=True)
+        self.last_step = page.get_by_label("last step", exact=True)
+        self.theme_button = page.get_by_role("button", name="light or dark")
+        self.scope = page.get_by_role("toolbar").get_by_role("combobox")
+        """The selection of the scope in which runs are compared."""
+        self.chips = page.get_by_role("group", name="Lines").get_by_role("button")
+        """The buttons that show and hide lines."""
 
     @property
     def titles(self) -> list[str]:
-        """The panels' titles, as they stand on the page."""
-        found: list[str] = self.page.evaluate(
-            "() => [...document.querySelectorAll('figure')].map((each) => each.dataset.panel)"
-        )
+        """The titles of the panels, in their order."""
+        figures = self.page.locator("figure")
+        found: list[str] = figures.evaluate_all("(all) => all.map((each) => each.dataset.panel)")
         return found
-
-    @property
-    def first_step(self) -> "Locator":
-        return self.page.get_by_label("first step", exact=True)
-
-    @property
-    def last_step(self) -> "Locator":
-        return self.page.get_by_label("last step", exact=True)
-
-    @property
-    def theme_button(self) -> "Locator":
-        return self.page.get_by_role("button", name="light or dark")
 
     def panel(self, title: str) -> "Locator":
         return self.page.locator(f'figure[data-panel="{title}"]')
@@ -178,33 +182,26 @@ class ReportPage:
         return self.panel(title).locator(".plot")
 
     def choice(self, title: str, label: str) -> "Locator":
-        """A panel's selection."""
+        """Returns a selection of a panel."""
         return self.panel(title).get_by_label(label, exact=True)
 
     def meaning(self, title: str) -> "Locator":
-        """What is said of a panel when it is asked for."""
+        """Returns the explanation of a panel."""
         return self.panel(title).locator("[role=tooltip]")
 
     def log(self, title: str) -> "Locator":
         return self.panel(title).get_by_role("button", name="logarithmic")
 
-    @property
-    def scope(self) -> "Locator":
-        """The selection of the scope in which runs are beside each other."""
-        return self.page.get_by_role("toolbar").get_by_role("combobox")
-
-    def chips(self) -> "Locator":
-        """The buttons that show and hide lines."""
-        return self.page.get_by_role("group", name="Lines").get_by_role("button")
+    def show_explanations(self) -> None:
+        self.page.add_style_tag(content="[role=tooltip] { display: block !important; }")
 
     def unfold(self) -> None:
-        """Opens all that is folded."""
         self.page.evaluate(
             "() => { for (const each of document.querySelectorAll('details')) each.open = true; }"
         )
 
     def draw_all(self) -> None:
-        """Brings every panel into sight at once."""
+        """Makes the window so high that every panel is drawn."""
         self.unfold()
         height = self.page.evaluate("() => document.documentElement.scrollHeight")
         size: ViewportSize = {"width": self.page.evaluate("() => innerWidth"), "height": height}
@@ -212,96 +209,96 @@ class ReportPage:
         self.settle()
 
     def settle(self) -> None:
-        """Waits until what was changed is painted."""
+        """Waits until changes are painted."""
         self.page.evaluate(PAINTED)
 
     def bring(self, title: str) -> "Locator":
-        """Scrolls to a panel; its plot, drawn."""
+        """Scrolls to a panel, and returns its plot when it is drawn."""
         plot = self.plot(title)
         plot.scroll_into_view_if_needed()
         self.settle()
         return plot
 
     def traces(self, title: str) -> list[dict[str, Any]]:
-        """What is drawn: the numbers that Plotly was given."""
+        """Returns the traces that Plotly draws."""
         found: list[dict[str, Any]] = self.bring(title).evaluate(TRACES)
         return found
 
+    def lines(self, title: str) -> dict[str, dict[float, float]]:
+        """Returns the drawn lines: the numbers by name and step."""
+        return named_lines(self.traces(title))
+
     def curves(self) -> dict[str, "Curves"]:
-        """What each panel of curves shows, once it is drawn."""
+        """Returns what each panel of curves shows, once it is drawn."""
         found = self.page.locator("[data-drawing=curves]").evaluate_all(CURVES)
         return {
             title: Curves(named_lines(traces), is_log, visible)
             for title, traces, is_log, visible in found
         }
 
-    def lines(self, title: str) -> dict[str, dict[float, float]]:
-        """The drawn lines: names, and numbers by step."""
-        return named_lines(self.traces(title))
-
     def is_log(self, title: str) -> bool:
         self.bring(title)
         return self.log(title).get_attribute("aria-pressed") == "true"
 
+    def axis(self, title: str, letter: str) -> Any:
+        """Returns the values and the pixels of the ticks of an axis."""
+        return np.transpose(sorted(self.bring(title).evaluate(TICKS, letter)))
+
     def pixel(self, title: str, letter: str, value: float) -> float:
-        """Where a value stands on an axis, judged by its ticks."""
-        ticks = sorted(self.bring(title).evaluate(TICKS, letter))
-        (low, low_pixel), (high, high_pixel) = ticks[0], ticks[-1]
-        return float(low_pixel + (value - low) / (high - low) * (high_pixel - low_pixel))
+        """Returns the position of a value on an axis, by its ticks."""
+        places, pixels = self.axis(title, letter)
+        return float(np.polyval(np.polyfit(places, pixels, 1), value))
 
-    def value(self, title: str, letter: str, pixel: float) -> float:
-        """What stands on an axis at a pixel, judged by its ticks."""
-        places, pixels = np.transpose(sorted(self.bring(title).evaluate(TICKS, letter)))
-        slope = (places[-1] - places[0]) / (pixels[-1] - pixels[0])
-        return float(places[0] + (pixel - pixels[0]) * slope)
-
-    def area(self, title: str) -> dict[str, float]:
-        """The box of a plot in which its lines are."""
-        return self.box(title, ".nsewdrag")
-
-    def box(self, title: str, part: str) -> dict[str, float]:
-        """The box of a part of a plot."""
+    def box(self, title: str, part: str = ".nsewdrag") -> dict[str, float]:
+        """Returns the box of a part of a plot: by default that of its lines."""
         box = self.bring(title).locator(part).first.bounding_box()
         assert box is not None
         return {"x": box["x"], "y": box["y"], "width": box["width"], "height": box["height"]}
 
+    def middle(self, title: str) -> tuple[float, float]:
+        box = self.box(title)
+        return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
     def drag(self, title: str, start: float, end: float) -> tuple[float, float]:
-        """Drags over a plot, from a share of its width to another; the steps that lie there."""
-        area = self.area(title)
-        pixels = [area["x"] + share * area["width"] for share in (start, end)]
-        first, last = (self.value(title, "x", pixel) for pixel in pixels)
-        middle = area["y"] + area["height"] / 2
-        self.page.mouse.move(pixels[0], middle)
+        """Drags between two shares of a plot's width, and returns the steps at both ends."""
+        box, (_, y) = self.box(title), self.middle(title)
+        pixels = [box["x"] + share * box["width"] for share in (start, end)]
+        places, ticks = self.axis(title, "x")
+        first, last = np.polyval(np.polyfit(ticks, places, 1), pixels)
+        self.page.mouse.move(pixels[0], y)
         self.page.mouse.down()
-        self.page.mouse.move(pixels[1], middle, steps=5)
+        self.page.mouse.move(pixels[1], y, steps=5)
         self.page.mouse.up()
         self.settle()
-        return first, last
+        return float(first), float(last)
 
     def ranges(self) -> dict[str, list[float]]:
-        """The ends of the horizontal axis of each panel that is drawn."""
-        found: dict[str, list[float]] = self.page.evaluate(
-            """() => Object.fromEntries([...document.querySelectorAll("figure")]
-              .map((each) => [each.dataset.panel, each.querySelector(".plot")])
-              .filter(([, plot]) => plot.data)
-              .map(([title, plot]) => [title, Array.from(plot._fullLayout.xaxis.range)]))"""
-        )
+        """Returns the ends of the horizontal axis of each panel that is drawn."""
+        found: dict[str, list[float]] = self.page.evaluate(RANGES)
         return found
 
     def texts(self) -> list[dict[str, Any]]:
-        """Every text in sight."""
+        """Returns every visible text."""
         found: list[dict[str, Any]] = self.page.evaluate(PIECES)
         return found
 
+    def faint_texts(self) -> dict[str, float]:
+        """Returns the texts with too little contrast for WCAG 2 AA, and their contrast."""
+        found = [(each["text"], contrast(each["color"], each["ground"])) for each in self.texts()]
+        return {text: value for text, value in found if value < 4.5}
+
     def controls(self) -> list[dict[str, Any]]:
-        """Every control in sight, and its box."""
+        """Returns every visible control, and its box."""
         found: list[dict[str, Any]] = self.page.evaluate(CONTROLS)
         return found
+
+    def is_wider_than(self, width: int) -> bool:
+        return bool(self.page.evaluate("() => document.documentElement.scrollWidth") > width)
 
 
 @contextmanager
 def chromium() -> Iterator["Browser"]:
-    """Debian's browser; whoever asks for these tests has to have it."""
+    """Starts Chromium, which has to be installed."""
     try:
         from playwright.sync_api import sync_playwright
     except ModuleNotFoundError:
@@ -316,7 +313,7 @@ def chromium() -> Iterator["Browser"]:
 
 
 class Visits:
-    """The pages that a test opens, and all that they complain of or ask of a network."""
+    """The pages that a test opens, with their complaints and network requests."""
 
     def __init__(self, browser: "Browser") -> None:
         self.browser = browser
@@ -345,7 +342,7 @@ class Visits:
             self.complaints.append(address)
 
     def leave(self) -> None:
-        """Closes the pages, of which none may have complained."""
+        """Closes the pages, and fails if one has complained."""
         calls = [call for page in self.pages for call in page.evaluate("() => networkCalls")]
         for page in self.pages:
             page.context.close()
@@ -354,13 +351,13 @@ class Visits:
 
 
 def contrast(one: str, other: str) -> float:
-    """How far two colours are apart, as WCAG 2 has it."""
+    """Returns the contrast of two colors, as WCAG 2 defines it."""
     lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
     return (lighter + 0.05) / (darker + 0.05)
 
 
 def luminance(color: str) -> float:
-    """Of a colour as a browser writes it, or of #rrggbb."""
+    """Returns the luminance of a color as a browser writes it, or of #rrggbb."""
     if color.startswith("#"):
         levels = [int(color[place : place + 2], 16) for place in (1, 3, 5)]
     else:

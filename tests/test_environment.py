@@ -117,7 +117,7 @@ def test_script_without_the_variable_imports_no_library(tmp_path: Path) -> None:
     assert finished.output == "[] set()\n"
 
 
-SETTINGS = [
+SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("every_n_steps=10", {"every_n_steps": 10}),
     ("adam_monitor.every_n_steps=10 layer_depth=1", {"every_n_steps": 10, "layer_depth": 1}),
     ("+layer_table=true  ++statistics=all", {"layer_table": True, "statistics": "all"}),
@@ -306,7 +306,7 @@ def test_checkpoint_of_any_monitor_resumes_with_any_monitor(
 ) -> None:
     def fit(own: Any, variable: str, epochs: int, path: str | None) -> TrainingRun:
         monkeypatch.setenv(VARIABLE, variable)
-        flags = {"max_epochs": epochs, "log_every_n_steps": 2, "weights_only": None}
+        flags: dict[str, Any] = {"max_epochs": epochs, "log_every_n_steps": 2, "weights_only": None}
         return run_training(Plain(), own and own(), data=3, ckpt_path=path, **flags)
 
     fit(own_before, before, 1, None).trainer.save_checkpoint("last.ckpt")

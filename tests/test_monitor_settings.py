@@ -65,7 +65,7 @@ def test_worst_selects_the_tensors_with_the_largest_values_at_each_step() -> Non
     assert len(shown) > 1, "the worst change as training goes"
 
 
-BAD_SETTINGS = [
+BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"every_n_steps": 0}, r"adam_monitor\.every_n_steps=0: expected an integer of at least 1"),
     (
         {"statistics": ["grad_nrom"]},

@@ -503,7 +503,7 @@ def test_schedulefree_validates_and_saves_the_averaged_weights(tmp_path: Path) -
 
     module = Validated(SCHEDULEFREE)
     keep = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1)
-    flags = {"data": loader(), "validation": loader(), "enable_checkpointing": True}
+    flags: dict[str, Any] = {"data": loader(), "validation": loader(), "enable_checkpointing": True}
     run_training(module, keep, AdamMonitor(1), max_epochs=2, **flags)
     name = "net.0.weight"
     assert torch.allclose(seen.validated[-1], seen.averaged[-1], atol=1e-6)

@@ -1,4 +1,4 @@
-"""The folder of recipes that is copied: it trains anywhere, and Adam is tuned in it."""
+"""The recipe that is a folder to copy: it trains anywhere, and Adam is tuned in it."""
 
 import shutil
 from pathlib import Path
@@ -19,15 +19,15 @@ CHANCE = 1 / 10
 
 
 def train(folder: Path, *overrides: str) -> Finished:
-    """The project's own command, in a copy of it that lies elsewhere."""
+    """Runs the command of the project in a copy of it, with a Python that starts as a user's."""
     shutil.copytree(REPOSITORY / "recipes" / "bring_your_own", folder / "mine")
-    finished = run([BIN / "python", "train.py", *overrides], folder / "mine")
+    finished = run([BIN / "python", "train.py", *overrides], folder / "mine", cold=True)
     assert finished.returncode == 0, finished.output
     return finished
 
 
 @pytest.mark.slow
-def test_a_copy_of_the_folder_trains_as_it_is_typed(tmp_path: Path) -> None:
+def test_copy_of_the_folder_trains_with_overrides(tmp_path: Path) -> None:
     finished = train(tmp_path, "optimizer.lr=3e-3", "max_epochs=3")
     assert float(finished.after("validation accuracy: ")) > 8 * CHANCE
     (offline_run,) = offline_runs(tmp_path)
@@ -37,7 +37,7 @@ def test_a_copy_of_the_folder_trains_as_it_is_typed(tmp_path: Path) -> None:
     assert all(row["adam_moments/grad_norm/group/decay"] > 0 for row in rows.values())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_adam_is_tuned_in_a_copy_of_the_folder(tmp_path: Path) -> None:
     search = ("-m", "hydra/sweeper=adam_tune", "hydra.sweeper.direction=minimize")
     train(tmp_path, *search, "hydra.sweeper.n_trials=6", "max_epochs=1")

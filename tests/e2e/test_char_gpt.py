@@ -1,4 +1,4 @@
-"""The GPT on text: what it is trained on, the number that it ends with, and what it writes."""
+"""The recipe of a GPT: its text, its perplexity, the sample that it writes, and what it refuses."""
 
 import math
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from lightning_adam import ConfigError
 from recipes import char_gpt
 from recipes.char_gpt import LitGPT, sample_text, text_loaders
+from recipes.looking import validated
 from recipes.small_gpt import SmallGPT, library_text
 from tests.support.commands import (
     BIN,
@@ -25,6 +26,7 @@ from tests.support.commands import (
     run,
     run_config,
 )
+from tests.support.tables import each_row
 
 BRIEFLY = (
     "layers=1",
@@ -49,44 +51,40 @@ REFUSALS = {
     "sample.temperature=0": "sample.temperature=0: expected a number above 0; type for example"
     " sample.temperature=0.1",
 }
-"""What is typed, and how the sentence that refuses it begins."""
+"""Overrides, and how the error about each begins."""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "is_own_text"),
-    [("bf16-true", True), ("bf16-mixed", False)],
+    [
+        pytest.param("bf16-true", True, id="bf16-true on a file", marks=pytest.mark.slow),
+        pytest.param("bf16-mixed", False, id="bf16-mixed", marks=pytest.mark.nightly),
+    ],
 )
-def test_it_trains_says_how_well_and_writes(
+def test_recipe_trains_prints_its_loss_and_writes_a_sample(
     precision: str, is_own_text: bool, tmp_path: Path
 ) -> None:
     (tmp_path / "own.txt").write_text(100 * SENTENCE, encoding="utf-8")
     text = f"text={tmp_path}/own.txt" if is_own_text else "text=null"
     overrides = [*BRIEFLY, f"trainer.precision={precision}", f'sample.prompt="{PROMPT}"', text]
-    command: Command = [
-        BIN / "python",
-        "-m",
-        "recipes.char_gpt",
-        *overrides,
-        *jobs_in(tmp_path / "job"),
-    ]
-    trained = run(command)
-    assert trained.returncode == 0, trained.output
-    assert sum(line.startswith(PROMPT.strip()) for line in trained.lines) == 1, trained.output
+    command: Command = [BIN / "python", "-m", "recipes.char_gpt", *overrides]
+    training = run([*command, *jobs_in(tmp_path / "job")])
+    assert training.returncode == 0, training.output
+    assert sum(line.startswith(PROMPT.strip()) for line in training.lines) == 1, training.output
     (offline_run,) = offline_runs(tmp_path)
     assert list(logged_rows(offline_run)) == [0, 9]
     assert run_config(offline_run)["optimizer"]["betas"] == [0.9, 0.95]
     (row,) = (row for row in history(offline_run) if "val/perplexity" in row)
     assert row["val/perplexity"] == pytest.approx(math.exp(row["val/loss"]), rel=1e-3)
     bits, perplexity = row["val/loss"] / math.log(2), row["val/perplexity"]
-    assert trained.after("validation: ") == f"{bits:.4f} bits a byte, perplexity {perplexity:.3f}"
+    assert training.after("validation: ") == f"{bits:.4f} bits a byte, perplexity {perplexity:.3f}"
     assert list(tmp_path.rglob("best.ckpt"))
     assert list(tmp_path.rglob("report.html"))
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
-def test_the_perplexity_is_that_of_the_loss(precision: str) -> None:
-    """Also where the parameters have the three digits of bf16: the sums have more."""
+def test_perplexity_is_the_exponential_of_the_loss(precision: str) -> None:
+    """Its sums keep single precision where the parameters have bfloat16."""
     module = LitGPT(SmallGPT(1, 16, 2), OmegaConf.create({"lr": 1e-3}))
     _, validation = text_loaders(library_text()[: 16 * 129 * 20], 128, batch_size=4)
     trainer = L.Trainer(
@@ -101,20 +99,18 @@ def test_the_perplexity_is_that_of_the_loss(precision: str) -> None:
     assert 5 < found["val/loss"] < 7
 
 
-def test_a_loss_is_that_of_the_bytes_that_come_next() -> None:
-    """A network that says each byte again has no loss on a text of one byte."""
-
-    class Again(SmallGPT):
+def test_predictions_are_compared_with_the_next_bytes() -> None:
+    class RepeatsEachByte(SmallGPT):
         def forward(self, text: torch.Tensor) -> torch.Tensor:
             return 100 * torch.nn.functional.one_hot(text, 256).float()
 
-    module = LitGPT(Again(1, 16, 2), OmegaConf.create({"lr": 1e-3}))
+    module = LitGPT(RepeatsEachByte(1, 16, 2), OmegaConf.create({"lr": 1e-3}))
     logits, targets = module.predict((torch.tensor([list(b"aab")], dtype=torch.uint8),))
     assert logits.argmax(dim=2).tolist() == [list(b"aa")]
     assert targets.tolist() == [list(b"ab")]
 
 
-def test_the_end_of_the_text_validates_and_is_not_trained_on() -> None:
+def test_end_of_the_text_validates_and_is_not_trained_on() -> None:
     text = bytearray(15 * 64 * b"a" + 64 * b"b")
     train, validation = text_loaders(text, 15, batch_size=8)
     assert bytes_of(train) == (15 * 64 - 15, set(b"a"))
@@ -122,13 +118,13 @@ def test_the_end_of_the_text_validates_and_is_not_trained_on() -> None:
 
 
 def bytes_of(loader: "DataLoader[tuple[torch.Tensor]]") -> tuple[int, set[int]]:
-    """How many pieces there are, and which bytes are in them."""
+    """The number of the pieces, and the bytes in them."""
     pieces = torch.cat([batch[0] for batch in loader])
     assert pieces.shape[1] == 16
     return len(pieces), set(pieces.flatten().tolist())
 
 
-def test_a_sample_is_repeated_by_its_seed() -> None:
+def test_same_seed_gives_the_same_sample() -> None:
     net = SmallGPT(1, 16, 2, context=8)
 
     def sample(seed: int, temperature: float) -> str:
@@ -139,7 +135,7 @@ def test_a_sample_is_repeated_by_its_seed() -> None:
     assert sample(0, 1.0).startswith("x = ")
 
 
-def test_as_many_bytes_are_written_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sample_has_the_length_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     net = SmallGPT(1, 16, 2, context=8)
     torch.nn.init.zeros_(net.last.weight)
     monkeypatch.setattr(net, "head", OnlyDots())
@@ -155,21 +151,31 @@ class OnlyDots(torch.nn.Module):
         return logits
 
 
-def test_a_network_that_diverged_writes_nothing() -> None:
+def test_diverged_network_writes_only_the_prompt() -> None:
     net = SmallGPT(1, 16, 2)
     torch.nn.init.constant_(net.last.weight, math.nan)
     assert sample_text(net, "def ", 20, 1.0, 0) == "def "
 
 
-@pytest.mark.parametrize("typed", REFUSALS)
-def test_what_cannot_work_is_refused_before_training(typed: str, tmp_path: Path) -> None:
+def test_invalid_settings_are_refused_before_training(tmp_path: Path) -> None:
     Path("short.txt").write_text(SENTENCE, encoding="utf-8")
-    job = [typed, f"hydra.runtime.output_dir={tmp_path}/job"]
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        config = compose("char_gpt", job, return_hydra_config=True)
-    with pytest.raises(ConfigError) as refused:
-        char_gpt.main(config)
-    (sentence,) = str(refused.value).splitlines()
-    assert sentence.startswith(REFUSALS[typed])
-    assert "; type " in sentence
-    assert not Path(tmp_path, "job").exists()
+    job = f"hydra.runtime.output_dir={tmp_path}/job"
+    with each_row() as row:
+        for override, beginning in REFUSALS.items():
+            with row(override):
+                with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+                    config = compose("char_gpt", [override, job], return_hydra_config=True)
+                with pytest.raises(ConfigError) as refused:
+                    char_gpt.main(config)
+                (sentence,) = str(refused.value).splitlines()
+                assert sentence.startswith(beginning)
+                assert "; type " in sentence
+                assert not Path(tmp_path, "job").exists()
+
+
+def test_resuming_a_finished_run_names_the_epochs_to_type() -> None:
+    """The recipes that can be resumed share this."""
+    finished = L.Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False)
+    finished.fit_loop.epoch_progress.current.completed = 2
+    with pytest.raises(ConfigError, match=r"type trainer\.max_epochs=6"):
+        validated(finished, "val/loss", "last.ckpt", epochs=4)

@@ -1,4 +1,4 @@
-"""The recipe on many processes, whole and sharded, by each way to start them."""
+"""The recipe on many processes, replicated and sharded, by Lightning, torchrun and SLURM."""
 
 import functools
 import os
@@ -16,9 +16,10 @@ from tests.support.commands import (
     environment,
     logged_rows,
     offline_runs,
+    run,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 BRIEFLY = (
     "layers=1",
@@ -54,9 +55,9 @@ SLURM = {
     "SLURM_NTASKS_PER_NODE": "2",
     "SLURM_NODELIST": "localhost",
 }
-"""What SLURM says to a job of two processes."""
+"""The variables that SLURM sets for a job of two processes."""
 SECONDS = 240
-"""More than any of these trainings takes: it hangs."""
+"""More than any of these runs takes: one that takes longer hangs."""
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +70,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @functools.cache
-def trained(folder: Path, launcher: str, *overrides: str) -> Path:
-    """The only W&B run of a training that is started so."""
+def train(folder: Path, launcher: str, *overrides: str) -> dict[int, dict[str, float]]:
+    """Runs the recipe, and returns the rows of its only W&B run."""
     jobs = folder / str(len(list(folder.iterdir())))
     variables = environment()
     if launcher == SLURM_FILE:
@@ -86,11 +87,11 @@ def trained(folder: Path, launcher: str, *overrides: str) -> Path:
     (report,) = jobs.rglob("report.html")
     assert report.parent == next(jobs.rglob(".hydra")).parent
     (offline_run,) = offline_runs(jobs)
-    return offline_run
+    return logged_rows(offline_run)
 
 
 def run_in_time(command: Sequence[str], variables: dict[str, str]) -> Finished:
-    """Runs a command from the repository's root; what hangs is ended, with all its processes."""
+    """Runs a command from the repository's root, and kills all its processes if it hangs."""
     with subprocess.Popen(
         command,
         cwd=REPOSITORY,
@@ -118,40 +119,43 @@ def assert_equal(row: Mapping[str, float], expected: Mapping[str, float]) -> Non
         assert row[key] == pytest.approx(value, rel=1e-5, abs=1e-5 * abs(size)), key
 
 
+@pytest.mark.slow
+def test_ddp_and_fsdp_by_torchrun_log_the_same(folder: Path) -> None:
+    replicated = train(folder, TORCHRUN, "strategy=ddp")
+    sharded = train(folder, TORCHRUN_FILE, "strategy=fsdp")
+    assert sorted(replicated) == sorted(sharded) == [0, 2, 5]
+    assert_equal(sharded[0], replicated[0])
+    assert any(key.endswith("/layer/net.blocks.0") for key in replicated[0])
+
+
+@pytest.mark.nightly
 @pytest.mark.parametrize(
-    ("launcher", "strategy"),
-    [(TORCHRUN, "ddp"), (TORCHRUN_FILE, "fsdp"), (SLURM_FILE, "ddp")],
+    ("launcher", "overrides"),
+    [
+        (LIGHTNING, "strategy=ddp"),
+        (SLURM_FILE, "strategy=ddp"),
+        (LIGHTNING, "strategy=fsdp"),
+        (LIGHTNING, "strategy=fsdp adam_monitor.kernel=eager"),
+    ],
 )
-def test_it_trains_alike_however_its_processes_are_started(
-    launcher: str, strategy: str, folder: Path
-) -> None:
-    expected = logged_rows(trained(folder, LIGHTNING, "strategy=ddp"))
-    rows = logged_rows(trained(folder, launcher, f"strategy={strategy}"))
-    assert sorted(rows) == sorted(expected) == [0, 2, 5]
+def test_other_launchers_log_the_same(launcher: str, overrides: str, folder: Path) -> None:
+    expected = train(folder, TORCHRUN, "strategy=ddp")
+    rows = train(folder, launcher, *overrides.split())
+    assert sorted(rows) == sorted(expected)
     assert_equal(rows[0], expected[0])
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [("strategy=fsdp",), ("strategy=fsdp", "adam_monitor.kernel=eager")],
-    ids=" ".join,
-)
-def test_what_is_sharded_is_measured_as_the_whole(overrides: tuple[str, ...], folder: Path) -> None:
-    whole = logged_rows(trained(folder, LIGHTNING, "strategy=ddp"))
-    sharded = logged_rows(trained(folder, LIGHTNING, *overrides))
-    assert_equal(sharded[0], whole[0])
-    assert any(key.endswith("/layer/net.blocks.0") for key in whole[0])
-
-
-def test_groups_of_processes_that_hold_it_whole_are_measured_once(folder: Path) -> None:
+@pytest.mark.nightly
+def test_replicas_of_a_sharded_model_are_measured_once(folder: Path) -> None:
     four = ("trainer.devices=4", "batch_size=2")
-    whole = logged_rows(trained(folder, LIGHTNING, "strategy=ddp", *four))
-    sharded = logged_rows(trained(folder, LIGHTNING, "strategy=fsdp", "replicas=2", *four))
-    assert_equal(sharded[0], whole[0])
+    replicated = train(folder, LIGHTNING, "strategy=ddp", *four)
+    sharded = train(folder, LIGHTNING, "strategy=fsdp", "replicas=2", *four)
+    assert_equal(sharded[0], replicated[0])
 
 
-def test_a_sweep_that_would_start_itself_in_each_process_is_refused(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_sweep_that_would_start_itself_in_each_process_is_refused(tmp_path: Path) -> None:
     command = [*shlex.split(LIGHTNING), "-m", "optimizer.lr=1e-3,1e-4"]
-    refused = run_in_time([*command, f"hydra.sweep.dir={tmp_path}"], environment())
+    refused = run([*command, f"hydra.sweep.dir={tmp_path}"])
     assert refused.returncode == 1
     assert "-m: expected a launcher that starts all processes of each job" in refused.output

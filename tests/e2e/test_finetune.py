@@ -1,4 +1,4 @@
-"""The recipe for fine-tuning as it is typed: what it gains, and each block's rate and start."""
+"""The recipe for fine-tuning: its gain, and the learning rate and first step of each block."""
 
 import csv
 from pathlib import Path
@@ -22,16 +22,14 @@ BRIEFLY = (
 )
 LR = 2e-3
 SHARES = {"head": 5.0, "layer_3": 0.5, "layer_2": 0.25, "group_6": 0.125, "group_8": 0.0625}
-"""Of the head, and of the blocks from the upper to the lower."""
+"""Multiples of the learning rate: the head, and the blocks from the upper to the lower."""
 JOINS = {"group_6": EVERY_N_EPOCHS * BATCHES, "group_8": 2 * EVERY_N_EPOCHS * BATCHES}
-"""The steps at which the blocks join that are frozen at first."""
+"""The steps at which the frozen blocks join."""
 CHANCE = 1 / 10
 
 
 @pytest.mark.slow
-def test_frozen_blocks_join_at_their_layers_rates_and_what_was_learned_helps(
-    tmp_path: Path,
-) -> None:
+def test_frozen_blocks_join_with_decayed_rates_and_pretraining_helps(tmp_path: Path) -> None:
     command: Command = [BIN / "python", "-m", "recipes.finetune", *BRIEFLY, *jobs_in(tmp_path)]
     finished = run(command, REPOSITORY)
     assert finished.returncode == 0, finished.output
@@ -43,7 +41,7 @@ def test_frozen_blocks_join_at_their_layers_rates_and_what_was_learned_helps(
 
 
 def assert_rates(folder: Path) -> None:
-    """Each group has its share of a cosine, from the step on at which it joins."""
+    """Each group follows its multiple of a cosine, from the step at which it joins."""
     (metrics,) = folder.rglob("metrics.csv")
     with metrics.open(newline="") as file:
         measured = [row for row in csv.DictReader(file) if row["adam_schedule/lr/group/head"]]

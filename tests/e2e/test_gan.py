@@ -1,4 +1,4 @@
-"""The recipe of a GAN as it is typed: two Adams, both measured, and what is generated read."""
+"""The recipe of a GAN: two Adams with their own settings, and digits that can be read."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.support.commands import (
 )
 
 CHANCE = 10
-"""Per cent."""
+"""In percent."""
 BRIEFLY = (
     "width=8",
     "batch_size=32",
@@ -33,7 +33,7 @@ BRIEFLY = (
 
 
 @pytest.mark.slow
-def test_two_adams_are_set_apart_measured_apart_and_their_digits_read(tmp_path: Path) -> None:
+def test_two_adams_have_own_settings_and_statistics_and_generate_digits(tmp_path: Path) -> None:
     command: Command = [BIN / "python", "-m", "recipes.gan", *BRIEFLY, *jobs_in(tmp_path)]
     finished = run(command, REPOSITORY)
     assert finished.returncode == 0, finished.output

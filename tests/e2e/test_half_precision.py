@@ -1,4 +1,4 @@
-"""The recipe of half precision as it is typed: what its table says is found, and what cures it."""
+"""The recipe of half precision: the findings in its table, and the losses after their remedies."""
 
 import math
 import re
@@ -13,9 +13,8 @@ from tests.support.commands import BIN, REPOSITORY, Command, Finished, jobs_in, 
 NO_EPS = "trainer.precision=16-true by_torch=true"
 SMALL_EPS = "trainer.precision=16-true optimizer.eps=1e-6"
 SMALL_STEPS = "trainer.precision=bf16-true optimizer.lr=5e-5"
-CASES = (NO_EPS, SMALL_EPS, SMALL_STEPS)
 MIXED = "+ trainer.precision=bf16-mixed"
-# Lightning makes bf16-mixed of it where there is no GPU.
+# Without a GPU Lightning uses bf16-mixed instead.
 MIXED_16 = "+ trainer.precision=16-mixed"
 BRIEFLY = (
     "trainer.max_epochs=2",
@@ -24,7 +23,7 @@ BRIEFLY = (
 
 
 class Row(NamedTuple):
-    """A line of the table."""
+    """A row of the printed table."""
 
     precision: str
     eps: str
@@ -36,49 +35,52 @@ class Row(NamedTuple):
 
 
 def table(finished: Finished) -> list[Row]:
-    """The trainings, without the head."""
+    """The rows, without the head."""
     (head,) = [index for index, line in enumerate(finished.lines) if line.startswith("precision  ")]
     lines = [re.split(r" {2,}", line) for line in finished.lines[head + 1 : -1]]
     return [Row(*line) for line in lines]
 
 
-@pytest.mark.slow
-def test_what_is_found_is_printed_with_the_cures_and_their_losses(tmp_path: Path) -> None:
-    cases = f"cases={list(CASES)}".replace("'", '"')
-    command: Command = [BIN / "python", "-m", "recipes.half_precision", cases, *BRIEFLY]
-    finished = run([*command, *jobs_in(tmp_path)], REPOSITORY)
+def train(folder: Path, *cases: str) -> list[Row]:
+    """Runs the recipe. The remedies it tries have to be those that the monitor prints."""
+    quoted = f"cases={list(cases)}".replace("'", '"')
+    command: Command = [BIN / "python", "-m", "recipes.half_precision", quoted, *BRIEFLY]
+    finished = run([*command, *jobs_in(folder)], REPOSITORY)
     assert finished.returncode == 0, finished.output
     rows = table(finished)
-    small_eps_cure = f"{MIXED_16} optimizer.eps=1e-08"
-    typed = [NO_EPS, MIXED_16, "+ optimizer.eps=0.0001", SMALL_EPS, small_eps_cure]
-    assert [each.typed for each in rows] == [*typed, SMALL_STEPS, MIXED]
-    assert_a_vanished_eps_is_foreseen(*rows[:3])
-    assert_cured(rows[3], rows[4], "exp_avg_sq_underflow")
-    assert_cured(rows[5], rows[6], "updates_lost")
-    assert rows[5].foreseen == "exp_avg_sq_stalled"
-    assert_told_by_the_monitor(finished, rows)
-    assert len(list(tmp_path.glob("csv/version_*/metrics.csv"))) == len(rows)
+    printed = {line.partition("type:")[2].partition("  (")[0].strip() for line in finished.lines}
+    remedies = {shlex.join(shlex.split(each)) for each in printed}
+    assert {row.typed.removeprefix("+ ") for row in rows if row.typed.startswith("+ ")} <= remedies
+    assert len(list(folder.glob("csv/version_*/metrics.csv"))) == len(rows)
+    return rows
 
 
-def assert_a_vanished_eps_is_foreseen(ill: Row, mixed: Row, larger_eps: Row) -> None:
-    assert (ill.precision, ill.eps, ill.foreseen) == ("16-true", "1e-08", "eps_vanishes")
-    assert math.isnan(float(ill.loss))
+@pytest.mark.slow
+def test_vanished_eps_is_found_before_training_and_both_remedies_train(tmp_path: Path) -> None:
+    rows = train(tmp_path, NO_EPS)
+    assert [row.typed for row in rows] == [NO_EPS, MIXED_16, "+ optimizer.eps=0.0001"]
+    vanished, mixed, larger_eps = rows
+    assert (vanished.precision, vanished.eps) == ("16-true", "1e-08")
+    assert vanished.foreseen == "eps_vanishes"
+    assert math.isnan(float(vanished.loss))
     assert (mixed.foreseen, mixed.found) == ("nothing", "nothing")
     assert math.isfinite(float(mixed.loss))
-    # It trains, and v is 0 all the same: the second cure is the lesser one.
+    # It trains, although v is 0: the second remedy is the lesser one.
     assert (larger_eps.precision, larger_eps.eps) == ("16-true", "0.0001")
     assert larger_eps.found == "exp_avg_sq_underflow"
 
 
-def assert_cured(ill: Row, healed: Row, code: str) -> None:
-    assert code in ill.found.split(", ")
-    assert (healed.foreseen, healed.found) == ("nothing", "nothing")
-    assert float(healed.loss) < 0.99 * float(ill.loss)
+@pytest.mark.nightly
+def test_remedies_of_underflow_and_of_lost_updates_lower_the_loss(tmp_path: Path) -> None:
+    rows = train(tmp_path, SMALL_EPS, SMALL_STEPS)
+    mixed_eps = f"{MIXED_16} optimizer.eps=1e-08"
+    assert [row.typed for row in rows] == [SMALL_EPS, mixed_eps, SMALL_STEPS, MIXED]
+    assert_remedied(rows[0], rows[1], "exp_avg_sq_underflow")
+    assert_remedied(rows[2], rows[3], "updates_lost")
+    assert rows[2].foreseen == "exp_avg_sq_stalled"
 
 
-def assert_told_by_the_monitor(finished: Finished, rows: list[Row]) -> None:
-    """The cures are those of the findings as the monitor has printed them."""
-    told = {line.partition("type:")[2].partition("  (")[0].strip() for line in finished.lines}
-    for row in rows:
-        if row.typed.startswith("+ "):
-            assert row.typed.removeprefix("+ ") in {shlex.join(shlex.split(each)) for each in told}
+def assert_remedied(before: Row, after: Row, code: str) -> None:
+    assert code in before.found.split(", ")
+    assert (after.foreseen, after.found) == ("nothing", "nothing")
+    assert float(after.loss) < 0.99 * float(before.loss)

@@ -1,4 +1,4 @@
-"""The recipe for LightningCLI as it is typed: what it trains with, what it measures and keeps."""
+"""The recipe for LightningCLI: its settings, its statistics and the config file that it keeps."""
 
 import csv
 from pathlib import Path
@@ -24,7 +24,7 @@ CHANCE = 1 / 10
 
 
 @pytest.mark.slow
-def test_what_is_typed_is_trained_with_measured_and_kept(tmp_path: Path) -> None:
+def test_settings_of_the_command_are_trained_with_logged_and_saved(tmp_path: Path) -> None:
     command: Command = [BIN / "python", "-m", "recipes.lightning_cli", "fit", *TYPED]
     finished = run([*command, f"--trainer.logger.init_args.save_dir={tmp_path}"], REPOSITORY)
     assert finished.returncode == 0, finished.output

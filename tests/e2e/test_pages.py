@@ -462,14 +462,6 @@ def test_commands_that_look_at_runs_write_pages(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.slow
-def test_report_command_starts_as_in_a_shell(tmp_path: Path) -> None:
-    write_run("RUN")
-    line = next(line for line in typed(LOOK) if "ANOTHER_RUN" not in line)
-    reported = run_text(line, tmp_path, cold=True)
-    assert (reported.returncode, reported.output) == (0, "report: report.html\n")
-
-
-@pytest.mark.slow
 def test_recipe_is_resumed_with_other_settings_as_in_the_guide(tmp_path: Path) -> None:
     lines = [line for line in typed(RECIPE) if "outputs/first" in line]
     first, again = (line.replace("outputs/first", f"{tmp_path}/first") for line in lines)

@@ -48,7 +48,7 @@ CPU_SECONDS = 1800
 
 MONITOR = ("test_skipped_steps", "test_monitor", "test_precision", "test_loops", "test_resume")
 BUILD = ("test_mixin", "test_schedules_properties", "test_precision", "test_finetuning")
-KERNELS = ("test_closed_forms", "test_rollups", "test_metric", "test_generated")
+KERNELS = ("test_closed_forms", "test_rollups", "test_metric", "test_foreign_optimizers")
 SEARCH = ("test_search", "test_report")
 
 MIRRORS: dict[str, tuple[str, ...]] = {
@@ -61,6 +61,7 @@ MIRRORS: dict[str, tuple[str, ...]] = {
     "optimizers": ("test_optimizers", "test_forms", "test_reading", "test_monitor"),
     "reading": ("test_reading", "test_forms", "test_optimizers", "test_schedulers"),
     "forms": ("test_reading", "test_forms", "test_optimizers"),
+    "schema": ("test_forms", "test_override_lines", "test_composition", "test_param_groups"),
     "resume": ("test_resume",),
     "loggers": ("test_loggers", "test_layer_table", "test_judging", "test_monitor"),
     "inspection": ("test_inspect",),
@@ -79,13 +80,18 @@ MIRRORS: dict[str, tuple[str, ...]] = {
     "tune/search": SEARCH,
     "dashboard": ("test_keys", "test_panels", "test_reduction", "test_comparison", "test_report"),
     "dashboard/runs": ("test_runs", "test_events", "test_report"),
-    "statistics/views": ("test_views", *KERNELS, "test_foreign_optimizers"),
+    "statistics/views": ("test_views", *KERNELS, "test_generated"),
     "statistics/histograms": ("test_histograms",),
     "statistics/measurement": ("test_rollups", "test_metric", "test_views", "test_monitor"),
     "statistics/catalogue": ("test_catalogue", *KERNELS),
-    "statistics/accumulators": ("test_catalogue", *KERNELS, "test_foreign_optimizers"),
-    "statistics/kernels/eager": (*KERNELS, "test_shell", "test_histograms"),
-    "statistics/kernels/numba": ("test_closed_forms", "test_numba", "test_metric"),
+    "statistics/accumulators": ("test_catalogue", *KERNELS),
+    "statistics/kernels/eager": (*KERNELS, "test_shell", "test_histograms", "test_generated"),
+    "statistics/kernels/numba": (
+        "test_closed_forms",
+        "test_numba",
+        "test_metric",
+        "test_generated",
+    ),
     "statistics/kernels/numba_loops": ("test_closed_forms", "test_numba", "test_metric"),
     "statistics/kernels/triton": ("test_triton",),
 }
@@ -148,10 +154,9 @@ class _Runner:
         self._trees = [folder / f"tree_{number}" for number in range(jobs)]
         for tree in self._trees:
             shutil.copytree(project, tree, ignore=shutil.ignore_patterns(*LEFT_OUT))
-        self._files = {
-            path.stem: str(path.relative_to(self._trees[0]))
-            for path in sorted(self._trees[0].glob("tests/**/test_*.py"), reverse=True)
-        }
+        found = sorted(self._trees[0].glob("tests/**/test_*.py"), key=lambda path: -len(path.parts))
+        # Of two files of one name, the one that is less deep.
+        self._files = {path.stem: str(path.relative_to(self._trees[0])) for path in found}
 
     def report(self, numbers: Sequence[int], tests: Sequence[str] | None, meets_all: bool) -> int:
         survived, seconds = [], 0.0

@@ -934,4 +934,59 @@ MUTANTS = (
         "sorted(self._latest)[-1]",
         "one bad batch is a spike",
     ),
+    Mutant(
+        "reading",
+        "counts_steps = TOTAL_STEPS in factory.keywords.values()",
+        'counts_steps = factory.keywords.get("T_max") == TOTAL_STEPS',
+        "only one scheduler's argument may ask for the number of steps",
+    ),
+    Mutant(
+        "reading",
+        "if {entry.name for entry in fields(AdamConfig)} <= {*factory.keywords, *ours}:",
+        "if {entry.name for entry in fields(AdamConfig)} <= {*factory.keywords}:",
+        "a class of one's own among the preset's fields is taken for a target",
+    ),
+    Mutant(
+        "reading",
+        "    if rate is None and pattern is not None:\n"
+        '        raise refusal(where, "rate", None, "expected one beside a pattern", 0.75)\n',
+        "",
+        "a layer decay without a rate is accepted",
+    ),
+    Mutant(
+        "forms",
+        "elif value is not None and not limits.accepts(value):",
+        "elif value and not limits.accepts(value):",
+        "0 is accepted everywhere",
+    ),
+    Mutant(
+        "forms",
+        "if not key.startswith(where):",
+        "if not key:",
+        "a refusal names a field without its place",
+    ),
+    Mutant(
+        "schema",
+        "weight_decay_on: WeightDecayOn = WeightDecayOn.matrices",
+        "weight_decay_on: WeightDecayOn = WeightDecayOn.all",
+        "by default everything decays",
+    ),
+    Mutant(
+        "schema",
+        "    threshold: float = 1e-4",
+        "    threshold: float = 1e-3",
+        "a plateau's default threshold is not the documented one",
+    ),
+    Mutant(
+        "param_groups",
+        "head = len(layers) + 1",
+        "head = len(layers)",
+        "the last layer learns as fast as the head",
+    ),
+    Mutant(
+        "param_groups",
+        'settings["lr"] = hyperparameters["lr"] * lr_scale',
+        'settings["lr"] = hyperparameters["lr"] * group.lr_scale',
+        "layer decay scales no learning rate",
+    ),
 )

@@ -28,7 +28,7 @@ from tests.support.commands import (
     run_text,
     succeed,
 )
-from tests.support.documentation import typed
+from tests.support.documentation import shell_lines
 from tests.support.linked_packages import link_packages
 from tests.support.tuning_app import MINIMIZE, TUNE, trained_settings, write_app
 
@@ -184,7 +184,7 @@ def assert_script_is_measured(commands: Path, folder: Path) -> None:
     """Types the guide's line before a script."""
     script = REPOSITORY / "tests/e2e/plain_classifier.py"
     shutil.copy(script, folder / "any_lightning_script.py")
-    line = typed("LIGHTNING_ADAM_MONITOR=")[-1]
+    line = shell_lines("LIGHTNING_ADAM_MONITOR=")[-1]
     training = run_text(line, folder, environment(commands), cold=True)
     assert training.returncode == 0, training.output
     (metrics,) = folder.rglob("metrics.csv")

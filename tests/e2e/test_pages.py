@@ -63,8 +63,8 @@ from tests.support.documentation import (
     TRAIN_LINE,
     block,
     blocks,
-    files,
-    typed,
+    named_files,
+    shell_lines,
 )
 from tests.support.linked_packages import link_packages
 from tests.support.memory_logger import MemoryLogger
@@ -253,7 +253,7 @@ def test_each_command_for_the_project_trains_as_its_guide_says(
 ) -> None:
     main = runpy.run_path(str(project / "train.py"))["main"].__wrapped__
     with each_row() as row:
-        for line in typed(PROJECT):
+        for line in shell_lines(PROJECT):
             with row(line):
                 console.clear()
                 logger = MemoryLogger()
@@ -266,7 +266,7 @@ def test_each_command_for_the_project_trains_as_its_guide_says(
 
 @pytest.mark.slow
 def test_tables_and_histograms_are_logged_as_their_command_says(project: Path) -> None:
-    (line,) = (line for line in typed(PROJECT) if "layer_table" in line)
+    (line,) = (line for line in shell_lines(PROJECT) if "layer_table" in line)
     training = run_text(line.replace("_steps=100", "_steps=50"), project, environment(**NO_GPU))
     assert training.returncode == 0, training.output
     (offline_run,) = offline_runs(project)
@@ -277,7 +277,7 @@ def test_tables_and_histograms_are_logged_as_their_command_says(project: Path) -
 
 def test_each_topic_of_the_pages_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     with each_row() as row:
-        for line in typed(EXPLAIN):
+        for line in shell_lines(EXPLAIN):
             with row(line):
                 cli.main(shlex.split(line)[1:])
                 assert EXPLAINED.get(line.split()[-1], SYMBOLS) in capsys.readouterr().out
@@ -305,7 +305,7 @@ def test_checkpoint_in_bfloat16_is_inspected_as_in_the_guides(
     fit = trainer(max_epochs=1, precision="bf16-true")
     fit.fit(Lit(ADAMW), loader(5))
     fit.save_checkpoint("last.ckpt")
-    (line,) = typed(INSPECT)
+    (line,) = shell_lines(INSPECT)
     cli.main(shlex.split(line)[1:])
     inspected = capsys.readouterr().out
     assert "AdamW" in inspected
@@ -314,7 +314,7 @@ def test_checkpoint_in_bfloat16_is_inspected_as_in_the_guides(
 
 def test_tuning_commands_are_plans_of_a_search(project: Path) -> None:
     plans = []
-    for line in typed(TUNE):
+    for line in shell_lines(TUNE):
         composed(project / "conf", "config", shlex.split(line)[3:])
         plans.append(read_plan(HydraConfig.get().sweeper))
     assert [plan.n_trials for plan in plans] == [40, 9]
@@ -325,7 +325,7 @@ def test_tuning_commands_are_plans_of_a_search(project: Path) -> None:
 
 @pytest.mark.slow
 def test_short_search_of_the_guide_tunes_the_project(project: Path) -> None:
-    (line,) = (line for line in typed(TUNE) if "study_name=quick" in line)
+    (line,) = (line for line in shell_lines(TUNE) if "study_name=quick" in line)
     fewer = line.replace("n_trials=9", "n_trials=4")
     searched = run_text(fewer, project, environment(**NO_GPU))
     assert searched.returncode == 0, searched.output
@@ -347,20 +347,20 @@ def test_block_without_lightning_measures_and_draws(
 @pytest.mark.slow
 @pytest.mark.parametrize("beginning", EXTENSIONS)
 def test_extension_of_contributing_works(beginning: str, tmp_path: Path) -> None:
-    written = files(("python", beginning))
+    written = named_files(("python", beginning))
     write_files(tmp_path, written)
     assert EXTENSIONS[beginning] in succeed([BIN / "python", *written], tmp_path)
 
 
 def test_each_variable_without_code_is_read_as_settings() -> None:
     """test_no_code.py and test_installed.py train scripts so."""
-    values = [shlex.split(line)[0].partition("=")[2] for line in typed(NO_CODE)]
+    values = [shlex.split(line)[0].partition("=")[2] for line in shell_lines(NO_CODE)]
     assert [settings(value) for value in values] == MONITOR_SETTINGS
 
 
 @pytest.fixture
 def template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    write_files(tmp_path, TEMPLATE | files(MODULE, EXPERIMENT))
+    write_files(tmp_path, TEMPLATE | named_files(MODULE, EXPERIMENT))
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
     for name in [name for name in sys.modules if name.partition(".")[0] == "src"]:
@@ -372,7 +372,7 @@ def test_guide_to_the_template_works_in_its_layout(template: Path) -> None:
     train = importlib.import_module("src.train").train
     partials, grouped, presets = (
         train(composed(template / "configs", "train", overrides(line)))
-        for line in typed(IN_TEMPLATE)
+        for line in shell_lines(IN_TEMPLATE)
     )
     assert partials["scheduler"]["class"] == "ReduceLROnPlateau"
     assert set(grouped["groups"]) == {"decay", "head"}
@@ -382,8 +382,8 @@ def test_guide_to_the_template_works_in_its_layout(template: Path) -> None:
 def test_guide_to_lightning_cli_works(
     monkeypatch: pytest.MonkeyPatch, console: pytest.LogCaptureFixture
 ) -> None:
-    write_files(Path.cwd(), files(CLI, CLI_FILE))
-    lines = typed(IN_CLI)
+    write_files(Path.cwd(), named_files(CLI, CLI_FILE))
+    lines = shell_lines(IN_CLI)
     assert len(lines) == 2
     for line in lines:
         console.clear()
@@ -410,7 +410,7 @@ def test_each_command_of_a_recipe_configures_its_jobs() -> None:
     """Each recipe is run by its own test."""
     conf = REPOSITORY / "conf"
     with each_row() as row:
-        for line in typed(RECIPE):
+        for line in shell_lines(RECIPE):
             with row(line):
                 match = re.match(RECIPE, line)
                 name = match and (match["name"] or match["script"])
@@ -452,7 +452,7 @@ def test_commands_that_look_at_runs_write_pages(capsys: pytest.CaptureFixture[st
     """The pages are looked at in a browser, and the workspace is saved in test_dashboard.py."""
     for name in ("RUN", "ANOTHER_RUN"):
         write_run(name)
-    local = [line for line in typed(LOOK) if " report " in line or "--json" in line]
+    local = [line for line in shell_lines(LOOK) if " report " in line or "--json" in line]
     for line in local:
         cli.main(shlex.split(line)[1:])
         printed = capsys.readouterr().out
@@ -463,7 +463,7 @@ def test_commands_that_look_at_runs_write_pages(capsys: pytest.CaptureFixture[st
 
 @pytest.mark.slow
 def test_recipe_is_resumed_with_other_settings_as_in_the_guide(tmp_path: Path) -> None:
-    lines = [line for line in typed(RECIPE) if "outputs/first" in line]
+    lines = [line for line in shell_lines(RECIPE) if "outputs/first" in line]
     first, again = (line.replace("outputs/first", f"{tmp_path}/first") for line in lines)
     briefly = "width=2 trainer.limit_train_batches=25 logger.id=continued logger.resume=allow"
     started = run_text(f"{first} {briefly}", REPOSITORY)
@@ -505,7 +505,7 @@ def test_all_commands_of_the_pages_succeed_in_a_shell(project: Path, template: P
     """In the order of the pages, for some read what others wrote."""
     for name in ("recipes", "conf"):
         shutil.copytree(REPOSITORY / name, project / name, dirs_exist_ok=True)
-    write_files(project, files(CLI, CLI_FILE))
+    write_files(project, named_files(CLI, CLI_FILE))
     script = REPOSITORY / "tests/e2e/plain_classifier.py"
     shutil.copy(script, project / "any_lightning_script.py")
     fit = trainer(max_epochs=1)
@@ -518,7 +518,7 @@ def test_all_commands_of_the_pages_succeed_in_a_shell(project: Path, template: P
     not_here = rf"(?!{MAKE}|{PRE_COMMIT}|{re.escape(TRAIN_LINE)})"
     with WandbServer("project") as server, each_row() as row:
         variables = environment(**NO_GPU) | server.variables
-        for line in typed(not_here):
+        for line in shell_lines(not_here):
             with row(line):
                 folder = template if re.match(IN_TEMPLATE, line) else project
                 finished = run_text(shortened(line), folder, variables, cold=True)
@@ -564,7 +564,7 @@ def demo(clone: Path) -> Finished:
 def test_make_targets_of_the_pages_exist() -> None:
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
     script = REPOSITORY / ".ci" / "run"
-    for line in typed(MAKE):
+    for line in shell_lines(MAKE):
         assert re.search(rf"^{line.removeprefix('make ')}:", makefile, re.MULTILINE), line
     for each in ("test-ci", "lint"):
         assert f"make {each}" in script.read_text(encoding="utf-8").splitlines()
@@ -576,7 +576,7 @@ def test_make_targets_of_the_pages_exist() -> None:
 def test_pre_commit_reads_its_file_and_installs_its_hook(tmp_path: Path) -> None:
     succeed(["git", "init", "--quiet", tmp_path])
     shutil.copy(REPOSITORY / ".pre-commit-config.yaml", tmp_path)
-    (line,) = typed(PRE_COMMIT)
+    (line,) = shell_lines(PRE_COMMIT)
     for command in ("pre-commit validate-config", line):
         finished = run_text(command, tmp_path)
         assert finished.returncode == 0, finished.output

@@ -17,7 +17,7 @@ from typing import Any
 
 from lightning_adam.statistics.catalogue import select
 from tests.support import forkserver
-from tests.support.documentation import CONFIG, TRAIN, TRAIN_LINE, files, typed
+from tests.support.documentation import CONFIG, TRAIN, TRAIN_LINE, named_files, shell_lines
 from tests.support.documentation import REPOSITORY as REPOSITORY
 
 BIN = Path(sys.executable).parent
@@ -176,12 +176,12 @@ def follow_the_readme(folder: Path, bin_folder: Path = BIN) -> tuple[Finished, P
     """Does what the README says under "In your project", in that folder.
 
     Returns:
-        The training as it was typed, and the only W&B run that it left.
+        The training and the only W&B run that it left.
     """
     write_the_project(folder)
     # The README shows what is printed where there is no GPU.
     variables = environment(bin_folder, CUDA_VISIBLE_DEVICES="")
-    (line,) = typed(re.escape(TRAIN_LINE))
+    (line,) = shell_lines(re.escape(TRAIN_LINE))
     training = run_text(line, folder, variables)
     assert training.returncode == 0, training.output
     (offline_run,) = offline_runs(folder)
@@ -190,7 +190,7 @@ def follow_the_readme(folder: Path, bin_folder: Path = BIN) -> tuple[Finished, P
 
 def write_the_project(folder: Path) -> None:
     """The files of the README, each where its first line says."""
-    write_files(folder, files(TRAIN, CONFIG))
+    write_files(folder, named_files(TRAIN, CONFIG))
 
 
 def write_files(folder: Path, files: Mapping[str, str]) -> None:

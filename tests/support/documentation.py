@@ -1,4 +1,4 @@
-"""What the README, CONTRIBUTING and the documentation show in fenced blocks."""
+"""The fenced blocks of the README, of CONTRIBUTING and of the documentation."""
 
 import functools
 import re
@@ -17,7 +17,7 @@ CONFIG = ("yaml", "# conf/config.yaml\n")
 TRAIN_LINE = (
     "python train.py optimizer.lr=3e-4 'optimizer.betas=[0.9,0.95]' scheduler.warmup_steps=500"
 )
-"""What the project of the README is made of, and how it is trained there."""
+"""The two files of the README's project, and the command that trains it."""
 
 
 class Block(NamedTuple):
@@ -30,7 +30,7 @@ class Block(NamedTuple):
 
 @functools.cache
 def blocks() -> list[Block]:
-    """Each fenced block of all pages."""
+    """Returns the fenced blocks of all pages."""
     found = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
@@ -43,7 +43,7 @@ def blocks() -> list[Block]:
 
 
 def block(language: str, beginning: str) -> str:
-    """The text of the block in that language that begins so."""
+    """Returns the text of the only block in a language with a beginning."""
     texts = {
         each.text
         for each in blocks()
@@ -53,15 +53,15 @@ def block(language: str, beginning: str) -> str:
     return texts.pop()
 
 
-def typed(pattern: str) -> list[str]:
-    """The lines of all shell blocks that match, each once."""
+def shell_lines(pattern: str) -> list[str]:
+    """Returns the lines of all shell blocks that match from their start, each once."""
     lines = [line for each in blocks() if each.language == "bash" for line in each.text.split("\n")]
     return [line for line in dict.fromkeys(lines) if line and re.match(pattern, line)]
 
 
-def files(*beginnings: tuple[str, str]) -> dict[str, str]:
-    """Blocks by the path that stands in their first comment."""
+def named_files(*beginnings: tuple[str, str]) -> dict[str, str]:
+    """Returns blocks by the path in their first comment."""
     texts = [block(*beginning) for beginning in beginnings]
-    # What Hydra is told of a file's package comes first.
+    # A directive for Hydra comes before the path.
     heads = [text.removeprefix("# @package _global_\n").partition("\n")[0] for text in texts]
     return {head.removeprefix("# "): text for head, text in zip(heads, texts, strict=True)}

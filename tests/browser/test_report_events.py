@@ -74,14 +74,14 @@ def test_map_of_an_event_shows_its_own_steps(opened: ReportPage) -> None:
 
 def test_zoom_of_an_event_is_separate_from_that_of_the_run(opened: ReportPage) -> None:
     of_others = opened.bring("layers") and opened.ranges()["layers"]
-    whole = opened.bring(EVENTS) and opened.ranges()[EVENTS]
+    before = opened.bring(EVENTS) and opened.ranges()[EVENTS]
     dragged = opened.drag(EVENTS, 0.3, 0.7)
     assert opened.ranges()[EVENTS] == pytest.approx(dragged, abs=0.2)
     opened.bring("layers")
     assert opened.ranges()["layers"] == of_others
     opened.page.mouse.dblclick(*opened.middle(EVENTS))
     opened.settle()
-    assert opened.ranges()[EVENTS] == whole
+    assert opened.ranges()[EVENTS] == before
     opened.drag("layers", 0.1, 0.2)
     opened.bring(EVENTS)
-    assert opened.ranges()[EVENTS] == whole
+    assert opened.ranges()[EVENTS] == before

@@ -1,4 +1,4 @@
-"""Runs as the loggers leave them, and what W&B's own reader finds in them."""
+"""Runs as the loggers leave them, and the numbers that W&B's own reader finds in them."""
 
 import math
 import struct
@@ -18,13 +18,13 @@ from lightning_adam.dashboard.runs import Run, Series
 from tests.support.commands import GLOBAL_STEP, history, records
 
 OWN = ("_step", "_runtime", "_timestamp", "epoch", GLOBAL_STEP)
-"""What a logger adds to a row."""
+"""The keys that a logger adds to a row."""
 KEY = "adam_update/update_norm"
 BLOCK = 32768
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 IDENTIFIER = b":W&B\xe1\xbe\0"
 Values = dict[str, dict[int, float | str]]
-"""By key and step; NaN as a text, since it is not equal to itself."""
+"""Numbers by key and step. NaN is a text, since it is not equal to itself."""
 
 
 def write_wandb(
@@ -36,15 +36,15 @@ def write_wandb(
     config: Mapping[str, Any] | None = None,
     updates: Iterable[Mapping[str, Any]] = (),
 ) -> Path:
-    """An offline run, written by W&B's client.
+    """Writes an offline run with W&B's client.
 
     Args:
         folder: Where W&B makes its own folder.
-        rows: What is logged.
-        run_id: By which W&B knows a run that is resumed.
-        name: What it is called.
-        config: What it is told when it begins.
-        updates: What it is told later.
+        rows: The logged rows.
+        run_id: The id, which is the same for all parts of a resumed run.
+        name: The display name.
+        config: The config at the start.
+        updates: Later changes of the config.
 
     Returns:
         The .wandb file.
@@ -79,7 +79,7 @@ def write_csv(
     rows: Iterable[tuple[int, Mapping[str, float]]],
     hparams: Mapping[str, Any] | None = None,
 ) -> Path:
-    """A run of Lightning's CSVLogger; its metrics.csv."""
+    """Writes a run with Lightning's CSVLogger, and returns its metrics.csv."""
     logger = CSVLogger(folder)
     logger.log_hyperparams(dict(hparams or {}))
     for step, row in rows:
@@ -89,7 +89,7 @@ def write_csv(
 
 
 def values_of(run: Run) -> Values:
-    """A run's numbers."""
+    """Returns the numbers of a run."""
     return {
         key: dict(zip(series.steps.tolist(), map(comparable, series.values.tolist()), strict=True))
         for key, series in run.series.items()
@@ -97,7 +97,7 @@ def values_of(run: Run) -> Values:
 
 
 def values_in(rows: Iterable[Mapping[str, Any]]) -> Values:
-    """The numbers of rows as W&B's own reader gives them."""
+    """Returns the numbers of rows of W&B's own reader."""
     found: Values = {}
     for row in rows:
         numbers = {key: _number(value) for key, value in row.items() if _is_number(value)}
@@ -108,7 +108,7 @@ def values_in(rows: Iterable[Mapping[str, Any]]) -> Values:
 
 
 def wandb_values(file: Path) -> Values:
-    """What W&B's own reader finds in a run."""
+    """Returns the numbers that W&B's own reader finds in a run."""
     return values_in(history(file.parent))
 
 
@@ -130,7 +130,7 @@ def histogram(counts: Sequence[int], edges: Sequence[float]) -> wandb.Histogram:
 
 
 class Chunk(NamedTuple):
-    """A piece of a .wandb file: a header of 7 bytes, and its data."""
+    """A chunk of a .wandb file: a header of 7 bytes, and its data."""
 
     start: int
     end: int
@@ -138,7 +138,7 @@ class Chunk(NamedTuple):
 
 
 def chunks_of(content: bytes) -> list[Chunk]:
-    """The chunks of a .wandb file, of which the last may lack its end."""
+    """Returns the chunks of a .wandb file. The last one may be incomplete."""
     found = []
     place = 7
     while place + 7 <= len(content):
@@ -155,7 +155,7 @@ def chunks_of(content: bytes) -> list[Chunk]:
 def logged_by_hand(
     rows: Sequence[Mapping[str, str]], config: Mapping[tuple[str, ...], str] | None = None
 ) -> bytes:
-    """A .wandb file of a config and of rows alone, whose values are JSON."""
+    """Makes the content of a .wandb file that holds only a config and rows, with JSON values."""
     content = bytearray(IDENTIFIER)
     entries = [wandb_internal_pb2.Record() for _ in rows]  # type: ignore[attr-defined]
     for record, row in zip(entries, rows, strict=True):
@@ -182,7 +182,7 @@ def logged_by_hand(
 
 
 def has_ended(file: Path) -> bool:
-    """Whether a run's last record is there."""
+    """Whether the last record of a run is there."""
     content = file.read_bytes()
     (*_, parts) = _parts_by_record(content)
     data = b"".join(content[start + 7 : end] for start, end, _ in parts)
@@ -193,7 +193,7 @@ def has_ended(file: Path) -> bool:
 
 
 def wait_for_end(file: Path) -> None:
-    """The client goes on writing a run for some milliseconds after it has finished it."""
+    """Waits for the client, which writes for some milliseconds after it has finished a run."""
     deadline = time.monotonic() + 60
     while not has_ended(file):
         assert time.monotonic() < deadline
@@ -210,14 +210,14 @@ def _parts_by_record(content: bytes) -> list[list[Chunk]]:
 
 
 class Record(NamedTuple):
-    """An entry of a run, as W&B's own reader prints it, and the chunks that it stands in."""
+    """An entry of a run, as W&B's own reader prints it, and its chunks."""
 
     entry: dict[str, Any]
     chunks: list[Chunk]
 
 
 def records_of(file: Path) -> list[Record]:
-    """The records of a whole run."""
+    """Returns the records of a complete run."""
     pairs = zip(records(file.parent), _parts_by_record(file.read_bytes()), strict=True)
     return [Record(*pair) for pair in pairs]
 
@@ -231,7 +231,7 @@ def run_of(
     name: str = "run",
     config: dict[str, Any] | None = None,
 ) -> Run:
-    """A run that has only been read."""
+    """Makes a run in memory."""
     return Run(name, Path(name), config or {}, {k: series_of(v) for k, v in series.items()}, {}, [])
 
 

@@ -100,7 +100,7 @@ def test_every_histogram_is_drawn_and_that_of_denominators_as_a_curve_too() -> N
     }
 
 
-def test_the_most_important_panels_stand_first_in_their_sections() -> None:
+def test_most_important_panels_are_first_in_their_sections() -> None:
     assert list(SECTIONS) == list(FIRST_PANELS)
     for section, panels in SECTIONS.items():
         first = FIRST_PANELS[section]

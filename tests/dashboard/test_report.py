@@ -271,8 +271,9 @@ def test_page_describes_the_optimizer(pages: dict[str, ParsedReport]) -> None:
 
 def test_page_describes_no_optimizer_where_the_config_has_another_form() -> None:
     assert NO_OPTIMIZER in report_of(run_of({KEY: {0: 1.0}})).text
+    configs: list[Any] = [None, 1, "text", [], {"optimizer": None}, {"optimizer": "adamw"}]
     with each_row() as row:
-        for config in (None, 1, "text", [], {"optimizer": None}, {"optimizer": "adamw"}):
+        for config in configs:
             with row(config):
                 run = run_of({KEY: {0: 1.0}}, config={"lightning_adam": config})
                 assert NO_OPTIMIZER in report_of(run, run).text

@@ -331,7 +331,7 @@ def test_missing_run_is_refused_with_what_was_expected(tmp_path: Path) -> None:
         assert "\n" not in str(refused.value)
 
 
-def test_what_only_has_the_name_of_a_run_is_passed_over(tmp_path: Path) -> None:
+def test_folder_or_link_with_the_name_of_a_run_is_ignored(tmp_path: Path) -> None:
     file = write_csv(tmp_path, [(0, {KEY: 1.0})])
     (tmp_path / ".wandb").mkdir()
     (tmp_path / "gone.wandb").symlink_to(tmp_path / "nowhere.wandb")

@@ -21,8 +21,9 @@ from tests.support.commands import (
     succeed,
     write_the_project,
 )
-from tests.support.offline import fitted, steps_of, tables
+from tests.support.offline import fit_offline, steps_of, tables
 from tests.support.tables import each_row
+from tests.support.training import ADAMW, Lit
 
 LAYERS = 40
 STEPS = 200
@@ -136,7 +137,7 @@ def project(tmp_path: Path) -> Path:
 
 def test_overrides_decide_what_is_measured(project: Path) -> None:
     monitor = monitor_of(project, *OVERRIDES)
-    trained = fitted(project, monitor, batches=120)
+    trained = fit_offline(project, Lit(ADAMW), monitor, batches=120)
     layers = ("net.0", "net.1", "net.3")
     measured = [0, 49, 99]
     for scope in (MODEL, *(f"/layer/{layer}" for layer in layers)):
@@ -148,7 +149,7 @@ def test_overrides_decide_what_is_measured(project: Path) -> None:
             tensors = {key for key in row if "/tensor/" in key}
             assert len(tensors) == 2
             assert all(key.startswith("adam_underflow/eps_energy_loss/") for key in tensors)
-    (table,) = tables(trained.offline_run, trained.rows, "adam_layers")
+    (table,) = tables(trained.folder, trained.rows, "adam_layers")
     assert len(table.rows) == len(measured) * len(layers)
 
 

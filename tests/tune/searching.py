@@ -1,4 +1,4 @@
-"""Searches in this process: objectives that are functions, and what they came to."""
+"""Searches in this process, with functions in the place of training runs."""
 
 import copy
 import functools
@@ -29,11 +29,11 @@ DEFAULT = Point(
 LR = {"lr": {"space": {"lr": {"low": 1e-5, "high": 1e-1}}}}
 
 Objective = Callable[[Point, int], float]
-"""The metric of a point and a seed; it may raise."""
+"""Returns the metric of a point and a seed, or raises."""
 
 
 def shipped_stages() -> dict[str, Any]:
-    """The stages as the wheel ships them."""
+    """Returns the stages as they are in the wheel."""
     return copy.deepcopy(_shipped())
 
 
@@ -44,25 +44,25 @@ def _shipped() -> dict[str, Any]:
 
 
 def plan_of(stages: Mapping[str, Any] | None = None, **changes: Any) -> Plan:
-    """A plan of these stages, or of those that are shipped."""
+    """Makes a plan of these stages, by default of those in the wheel."""
     config = TuneConfig(direction=Direction.minimize, study_name="search")
     stages = shipped_stages() if stages is None else stages
     return read_plan({**vars(config), "stages": stages, **changes})
 
 
 def search_of(plan: Plan, start: Point = DEFAULT, archive: Archive | None = None) -> Search:
-    """A search whose trainings are seeded by 0, 1, ..."""
+    """Makes a search with the seeds 0, 1, ..."""
     archive = archive or archive_of(plan)
     return Search(plan, start, archive, range(plan.n_seeds))
 
 
 def archive_of(plan: Plan) -> Archive:
-    """A new one, in a file of the working folder."""
+    """Makes an archive in a new file of the working folder."""
     return Archive(f"journal:{uuid.uuid4()}.journal", plan.study_name, plan.direction)
 
 
 def run_out(search: Search, objective: Objective) -> list[list[Begun]]:
-    """Trains until the search is over; the batches that were begun."""
+    """Runs a search to its end, and returns its batches."""
     batches = []
     while batch := search.next_batch():
         for begun in batch:
@@ -72,7 +72,7 @@ def run_out(search: Search, objective: Objective) -> list[list[Begun]]:
 
 
 def end(archive: Archive, begun: Begun, objective: Objective) -> None:
-    """Trains one, as a job does."""
+    """Ends a trial, as a job does."""
     assert begun.seed is not None
     try:
         value = objective(begun.point, begun.seed)
@@ -83,31 +83,31 @@ def end(archive: Archive, begun: Begun, objective: Objective) -> None:
 
 
 def steps_of(search: Search) -> list[Step]:
-    """What each stage came to."""
+    """Returns the result of each stage."""
     way, _ = search.look()
     return [each.step for each in way.stages]
 
 
 def trials_of(search: Search) -> list[Trial]:
-    """All trainings, in their order."""
+    """Returns all trials, in their order."""
     _, trials = search.look()
     return trials
 
 
 def skipped(search: Search) -> dict[str, str]:
-    """The stages that were left out, and why."""
+    """Returns the stages that were skipped, and why."""
     way, _ = search.look()
     return way.skipped
 
 
 def records_of(search: Search) -> list[Record]:
-    """All trainings, by stages and numbers."""
+    """Returns the records of all trials, by stage and number."""
     stages = [START, *(stage.name for stage in search.plan.stages)]
     return [each for stage in stages for each in search.archive.records(stage)]
 
 
 def bowl(point: Point, seed: int) -> float:
-    """Least at lr 3e-3, betas 0.8 and 0.99, weight_decay 0.1, eps 1e-8, 10 % of warm-up."""
+    """Returns a metric that is smallest at lr 3e-3, betas 0.8 and 0.99, and weight_decay 0.1."""
     assert point.betas is not None
     assert point.weight_decay is not None
     beta1, beta2 = point.betas

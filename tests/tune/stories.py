@@ -1,4 +1,4 @@
-"""Stories that are made up, of every shape that a search can leave."""
+"""Synthetic reports of searches, in every shape that a search can leave."""
 
 import math
 import statistics
@@ -24,7 +24,7 @@ def score(point: Point, *values: float) -> Score:
 
 
 def trials(stage: str, point: Point, *values: float, number: int = 0) -> list[Trial]:
-    """One for each seed; one that is not finite has failed."""
+    """Returns one trial for each seed. One whose metric is not finite has failed."""
     return [
         Trial(stage, number + seed, point, seed, Outcome.complete, value, 61.5, f"{stage}/{seed}")
         if math.isfinite(value)
@@ -52,22 +52,22 @@ def stage(
     return Step(name, before, after, challenger, gain, spread, words, dimensions, is_over)
 
 
-def story(steps: Sequence[Step], told: Sequence[Trial], **others: object) -> Story:
-    made = Story("mnist", "train", "minimize", 40, 2, list(steps), list(told))
+def story(steps: Sequence[Step], all_trials: Sequence[Trial], **others: object) -> Story:
+    made = Story("mnist", "train", "minimize", 40, 2, list(steps), list(all_trials))
     return replace(made, **others)  # type: ignore[arg-type]
 
 
 def tuned() -> Story:
-    """Of two stages the first has found something better."""
+    """Returns a search of two stages, of which the first has found something better."""
     lr, betas = replace(START, lr=0.005), replace(START, lr=0.005, betas=(0.9, 0.99))
     first = start(0.5, 0.52)
     better = stage("lr", first.after, score(lr, 0.3, 0.34), "lr")
     same = stage("beta2", better.after, score(betas, 0.31), "beta2", is_taken=False)
-    hopeless = replace(START, lr=0.0001)
-    told = [
+    pruned = replace(START, lr=0.0001)
+    all_trials = [
         *trials("start", START, 0.5, 0.52),
         *trials("lr", replace(START, lr=0.1), math.nan),
-        Trial("lr", 1, hopeless, 0, Outcome.stopped, 0.9, 20.0, findings=("update_lost",)),
+        Trial("lr", 1, pruned, 0, Outcome.stopped, 0.9, 20.0, findings=("update_lost",)),
         *trials("lr", lr, 0.3, 0.34, number=2),
         *trials("beta2", betas, 0.31),
     ]
@@ -75,7 +75,7 @@ def tuned() -> Story:
     overrides, fixed = OVERRIDES[:1], ["data=small"]
     return story(
         [first, better, same],
-        told,
+        all_trials,
         skipped=skipped,
         overrides=overrides,
         fixed=fixed,
@@ -84,7 +84,7 @@ def tuned() -> Story:
 
 
 def shapes() -> dict[str, Story]:
-    """What a search can look like, at any moment."""
+    """Returns searches in every state."""
     first = start(0.5, 0.52)
     own = trials("start", START, 0.5, 0.52)
     none = start(math.nan)
@@ -174,9 +174,9 @@ WORDS = st.text(max_size=20)
 
 @st.composite
 def made_up(draw: st.DrawFn) -> Story:
-    """A story of any numbers and words."""
+    """Draws a report with any numbers and words."""
 
-    def told(stage: str, number: int) -> Trial:
+    def made_up_trial(stage: str, number: int) -> Trial:
         outcome = draw(st.sampled_from(Outcome))
         has_value = outcome in (Outcome.complete, Outcome.stopped)
         return Trial(
@@ -204,7 +204,9 @@ def made_up(draw: st.DrawFn) -> Story:
         is_taken, is_over = draw(st.booleans()), place + 1 < len(names) or draw(st.booleans())
         new = stage(name, before, best, *dimensions, is_taken=is_taken, is_over=is_over)
         steps.append(new if place else replace(new, before=new.after, dimensions=()))
-    run = [told(name, number) for name in names for number in range(draw(st.integers(0, 4)))]
+    run = [
+        made_up_trial(name, number) for name in names for number in range(draw(st.integers(0, 4)))
+    ]
     return Story(
         name=draw(WORDS),
         job=draw(WORDS),
@@ -221,5 +223,5 @@ def made_up(draw: st.DrawFn) -> Story:
 
 
 def _bounded(values: Sequence[float]) -> list[float]:
-    """Metrics of which the deviation is a number too."""
+    """Returns metrics whose deviation is a number, too."""
     return [each if abs(each) < 1e150 else math.nan for each in values]

@@ -66,8 +66,9 @@ def test_number_of_any_library_is_a_metric(
 def test_value_that_is_no_number_is_refused_with_what_to_return(
     archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    values: list[Any] = [None, "0.25", True, {"val/loss": 0.25}, torch.zeros(2), []]
     with each_row() as row:
-        for value in (None, "0.25", True, {"val/loss": 0.25}, torch.zeros(2), []):
+        for value in values:
             with row(repr(value)):
                 sentence = r'return trainer\.callback_metrics\["val/loss"\]'
                 with pytest.raises(NoMetricError, match=sentence):

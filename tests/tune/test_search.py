@@ -186,7 +186,7 @@ def noisy(sigma: float, seed: int, gain: float = 0.0) -> Objective:
 @pytest.mark.slow
 @pytest.mark.usefixtures("_at_random")
 def test_noise_alone_rarely_replaces_the_incumbent() -> None:
-    """Of points that are all alike the best of many is taken no more often than chance allows."""
+    """Among equal points, the best of many is taken no more often than chance allows."""
     taken = 0
     for seed in range(40):
         search = search_of(plan_of(LR, n_trials=14, n_seeds=4))
@@ -251,7 +251,7 @@ def test_search_in_which_every_run_fails_stops_with_the_exception() -> None:
     assert len(trials_of(search)) == 5
 
 
-EPS_IS_SEARCHED = (
+EPS_IS_SEARCHED: tuple[tuple[str, list[str], bool], ...] = (
     ("bf16-true bfloat16", [], True),
     ("16-mixed float32", [], True),
     ("32-true float32", ["eps_dominates"], True),

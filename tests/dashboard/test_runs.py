@@ -5,9 +5,11 @@ import math
 import random
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -115,26 +117,20 @@ def only(*paths: Path) -> Run:
 # ---- Compared with W&B's own reader
 
 
-def test_numbers_are_those_of_wandbs_own_reader(run_file: Path) -> None:
+def test_numbers_are_those_that_were_logged_and_those_of_wandbs_own_reader(run_file: Path) -> None:
+    chunks = chunks_of(run_file.read_bytes())
+    assert chunks[-1].end > 5 * BLOCK
+    assert {each.kind for each in chunks} == {FULL, FIRST, MIDDLE, LAST}
     run = only(run_file)
+    found = values_of(run)
     assert run.notes == []
-    assert values_of(run) == wandb_values(run_file)
+    assert found == wandb_values(run_file)
     assert all((np.diff(series.steps) > 0).all() for series in run.series.values())
-
-
-def test_numbers_are_those_that_were_logged(run_file: Path) -> None:
     logged: Values = {}
     for row in [*long_rows(), *wide_rows()]:
         for key in row.keys() - {GLOBAL_STEP}:
             logged.setdefault(key, {})[row[GLOBAL_STEP]] = comparable(row[key])
-    found = values_of(only(run_file))
     assert {key: found[key] for key in found if key.startswith(LAYER_KEY)} == logged
-
-
-def test_run_covers_every_kind_of_chunk(run_file: Path) -> None:
-    chunks = chunks_of(run_file.read_bytes())
-    assert chunks[-1].end > 5 * BLOCK
-    assert {each.kind for each in chunks} == {FULL, FIRST, MIDDLE, LAST}
 
 
 def test_later_row_of_a_step_counts_and_texts_are_no_numbers(run_file: Path) -> None:
@@ -382,18 +378,9 @@ def intact(tmp_path_factory: pytest.TempPathFactory) -> IntactRun:
     return found
 
 
-def check_cut(intact: IntactRun, length: int) -> None:
-    """All complete records are there; one note says how far the run goes."""
-    found = [record for record in intact.records if record.chunks[-1].end <= length]
-    rows = rows_of(found)
-    run = intact.read(intact.content[:length])
-    assert values_of(run) == values_in(rows)
-    (note,) = run.notes
-    assert note.endswith(
-        f" has not ended, or was cut: shown up to step {rows[-1][GLOBAL_STEP]:,}."
-        if rows
-        else " has not ended, or was cut: it has no rows yet."
-    )
+def cut_note(name: str, steps: Collection[int]) -> str:
+    shown = f"shown up to step {max(steps):,}" if steps else "it has no rows yet"
+    return f"{name} has not ended, or was cut: {shown}."
 
 
 def test_file_that_is_cut_anywhere_is_read_up_to_its_last_complete_record(
@@ -405,9 +392,12 @@ def test_file_that_is_cut_anywhere_is_read_up_to_its_last_complete_record(
     for boundary in range(BLOCK, len(intact.content), BLOCK):
         lengths |= {boundary - 1, boundary, boundary + 1}
     lengths |= set(random.Random(0).choices(range(7, len(intact.content)), k=20))
-    for length in sorted(lengths):
-        if length < len(intact.content):
-            check_cut(intact, length)
+    for length in sorted(lengths & set(range(len(intact.content)))):
+        complete = [each for each in intact.records if each.chunks[-1].end <= length]
+        rows = rows_of(complete)
+        run = intact.read(intact.content[:length])
+        assert values_of(run) == values_in(rows)
+        assert run.notes == [cut_note(run.name, [row[GLOBAL_STEP] for row in rows])]
 
 
 def test_file_that_is_no_wandb_run_is_noted(intact: IntactRun) -> None:
@@ -545,26 +535,13 @@ def test_run_is_read_while_it_is_written(tmp_path: Path) -> None:
     assert run.series[KEY].steps.tolist() == list(range(int(last) + 1))
 
 
-class GrowingFile:
-    """Stands for the progress bar, which sees every block that is read."""
-
-    def __init__(self, **_: Any) -> None: ...
-
-    def __enter__(self) -> "GrowingFile":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def update(self, _: int) -> None:
-        raise NotImplementedError
-
-
 def test_rows_that_are_written_while_the_last_block_is_read_are_read_or_left(
     intact: IntactRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightning_adam.dashboard.runs.tqdm", GrowingFile)
     file = intact.folder / "run.wandb"
-    monkeypatch.setattr(GrowingFile, "update", lambda self, _: file.write_bytes(intact.content))
+    # The progress bar is updated after every block.
+    bar = SimpleNamespace(update=lambda _: file.write_bytes(intact.content))
+    monkeypatch.setattr("lightning_adam.dashboard.runs.tqdm", lambda **_: nullcontext(bar))
     with each_row() as row:
         for length in (5_000, BLOCK - 3, BLOCK, BLOCK + 3, 2 * BLOCK + 10_000):
             with row(length):
@@ -574,8 +551,7 @@ def test_rows_that_are_written_while_the_last_block_is_read_are_read_or_left(
                 if len(steps) == 60:
                     assert run.notes == []
                 else:
-                    shown = f"shown up to step {max(steps)}." if steps else "it has no rows yet."
-                    assert run.notes == [f"{run.name} has not ended, or was cut: {shown}"]
+                    assert run.notes == [cut_note(run.name, steps)]
 
 
 # ---- CSVLogger

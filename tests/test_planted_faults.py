@@ -3,10 +3,9 @@
 The runs are those of `python -m benchmarks.findings`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import pytest
-import torch
 
 from benchmarks.findings import conclusion, table
 from benchmarks.planted_faults import (
@@ -80,14 +79,6 @@ TRAININGS_IN_CI = {
 """The other training runs are nightly."""
 
 BY_NAME = {run.name: run for run in RUNS}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def assert_holds(run: Run) -> None:

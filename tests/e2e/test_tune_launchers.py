@@ -4,6 +4,7 @@ import importlib.util
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from tests.support.commands import Finished, environment, run, write_files
 APP = """
 import math, os, signal, time
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -66,18 +68,26 @@ ON_RAY = [
     # Ray would restart a killed trial three times; the search restarts it once.
     "+hydra.launcher.ray.remote.max_retries=0",
 ]
-IN_PARALLEL = [
-    pytest.param(["hydra/launcher=joblib"], id="joblib", marks=pytest.mark.slow),
-    pytest.param(["hydra/launcher=submitit_local"], id="submitit", marks=pytest.mark.slow),
-    pytest.param(
-        ON_RAY,
-        id="ray",
-        marks=[
-            pytest.mark.nightly,
-            pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray"),
-        ],
-    ),
-]
+LAUNCHERS = {
+    "basic": [],
+    "joblib": ["hydra/launcher=joblib"],
+    "submitit": ["hydra/launcher=submitit_local"],
+    "ray": ON_RAY,
+}
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray")
+
+
+def launchers(*, slow: tuple[str, ...], nightly: tuple[str, ...]) -> list[Any]:
+    """Parameters of the launchers with those names."""
+    return [
+        pytest.param(
+            LAUNCHERS[name],
+            id=name,
+            marks=[mark, *([needs_ray] if name == "ray" else [])],
+        )
+        for names, mark in [(slow, pytest.mark.slow), (nightly, pytest.mark.nightly)]
+        for name in names
+    ]
 
 
 @pytest.fixture
@@ -101,7 +111,9 @@ def tune(folder: Path, words: list[str], short_folder: Path) -> Finished:
         RAY_AUTH_TOKEN=64 * "0",
         RAY_USAGE_STATS_ENABLED="0",
     )
-    return run([*TUNE, *words], folder, variables)
+    # At its end a forked process would wait for the workers of joblib before it stops them.
+    is_parallel = any(word.startswith("hydra/launcher=") for word in words)
+    return run([*TUNE, *words], folder, variables, cold=is_parallel)
 
 
 def records(folder: Path) -> list[Record]:
@@ -126,7 +138,7 @@ def basic_search(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trials, str]
     return sequence(folder), tuned.after("type: ")
 
 
-@pytest.mark.parametrize("launcher", IN_PARALLEL)
+@pytest.mark.parametrize("launcher", launchers(slow=("joblib",), nightly=("submitit", "ray")))
 def test_each_launcher_runs_the_same_search(
     launcher: list[str], basic_search: tuple[Trials, str], tmp_path: Path, short_folder: Path
 ) -> None:
@@ -140,7 +152,7 @@ def test_each_launcher_runs_the_same_search(
 
 
 @pytest.mark.parametrize(
-    "launcher", [pytest.param([], id="basic", marks=pytest.mark.slow), *IN_PARALLEL]
+    "launcher", launchers(slow=("basic", "joblib", "submitit"), nightly=("ray",))
 )
 def test_failed_trials_are_reported_and_the_search_continues(
     launcher: list[str], tmp_path: Path, short_folder: Path

@@ -43,7 +43,7 @@ that each process removes at its end."""
 LEFT_OUT = (".*", "__pycache__", "outputs", "multirun", "site", "wandb", "*.egg-info")
 """What the copy of a project does without."""
 
-CPU_SECONDS = 1800
+CPU_SECONDS = {"mirrors": 300, "all": 3600}
 """A process that computes longer is ended: a mutant may make a loop endless."""
 
 MONITOR = ("test_skipped_steps", "test_monitor", "test_precision", "test_loops", "test_resume")
@@ -248,7 +248,8 @@ class _Runner:
         sys.stdout.flush()
         process = os.fork()
         if process == 0:
-            _test(tree, scratch, cache, [*options, *files])
+            seconds = CPU_SECONDS["mirrors" if files else "all"]
+            _test(tree, scratch, cache, seconds, [*options, *files])
         return process, scratch
 
     def _finish(self, process: int, scratch: Path) -> Outcome:
@@ -292,13 +293,13 @@ class _Watch:
             self._file.write_text(f"the collection of {report.nodeid}")
 
 
-def _test(tree: Path, scratch: Path, cache: Path, options: list[str]) -> NoReturn:
+def _test(tree: Path, scratch: Path, cache: Path, seconds: int, options: list[str]) -> NoReturn:
     """Runs tests in this process, which is the copy's own from here on."""
     code = 70
     try:
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         output = os.open(scratch / "output", os.O_WRONLY | os.O_CREAT)
         os.dup2(output, 1)

@@ -550,8 +550,8 @@ MUTANTS = (
     Mutant(
         "tune/progress",
         "if not each.is_lost or each.attempt >= ATTEMPTS]",
-        "if not each.is_lost]",
-        "a trial that is lost again and again is never given up",
+        "if not each.is_lost or each.attempt > ATTEMPTS]",
+        "a trial that was lost twice is tried a third time",
     ),
     Mutant(
         "tune/progress",

@@ -53,8 +53,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     folder = tmp_path_factory.mktemp("saved")
     (folder / "README.md").write_text(README)
     rounds = ["--rounds", "2", "--training-rounds", "2"]
-    command = [BIN / "python", "-m", "benchmarks.monitor_cost", *TINY, *rounds, "--save", folder]
-    finished = run(command, REPOSITORY, environment(WANDB_MODE="offline"))
+    command = [str(BIN / "python"), "-m", "benchmarks.monitor_cost", *TINY, *rounds]
+    variables = environment(WANDB_MODE="offline")
+    finished = run([*command, "--save", str(folder)], REPOSITORY, variables)
     assert finished.returncode == 0, finished.output
     results = json.loads((folder / "monitor_cost.json").read_text())
     # The progress comes first.

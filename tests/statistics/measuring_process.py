@@ -77,7 +77,7 @@ def temporaries() -> dict[str, float]:
     small = optimizer_of(70)
     peaks: dict[str, float] = {}
     for is_contiguous in (True, False):
-        large = optimizer_of(12_000, is_contiguous)
+        large = optimizer_of(9_000, is_contiguous)
         layout = "contiguous" if is_contiguous else "transposed"
         for kernel in KERNELS:
             work = partial(measure, kernel=kernel)

@@ -58,7 +58,7 @@ def assert_counts(counts: list[int], magnitudes: np.ndarray[Any, Any], slack: fl
         assert least <= below <= most
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(groups=parameter_groups(), seed=st.integers(0, 2**31))
 def test_any_state_agrees_with_the_reference(groups: list[dict[str, Any]], seed: int) -> None:
     check(build(groups, seed))

@@ -50,10 +50,11 @@ def test_interpreted_kernel_agrees_with_the_eager_one(
     tier: str, names: str, tmp_path: Path
 ) -> None:
     """Runs `triton_cases.py`."""
-    pytest_options = ["-p", "no:cacheprovider", f"--basetemp={tmp_path / 'cases'}", "-W", "ignore"]
-    command = [BIN / "python", "-m", "pytest", "-q", "-p", "tests.statistics.triton_interpreter"]
-    selection = [HERE / "triton_cases.py", "-m", tier, "-k", names]
-    finished = run([*command, *pytest_options, *selection], REPOSITORY)
+    options = ["-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'cases'}", "-W", "ignore"]
+    plugin = ["-p", "tests.statistics.triton_interpreter"]
+    selection = [str(HERE / "triton_cases.py"), "-m", tier, "-k", names]
+    python = str(BIN / "python")
+    finished = run([python, "-m", "pytest", *options, *plugin, *selection], REPOSITORY)
     assert finished.returncode == 0, finished.output[-15_000:]
     assert " passed" in finished.output
 
@@ -146,7 +147,8 @@ without_device = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs
 
 
 def needs_device(test: Callable[..., None]) -> Callable[..., None]:
-    return pytest.mark.gpu(pytest.mark.slow(without_device(test)))
+    marked: Callable[..., None] = pytest.mark.gpu(pytest.mark.slow(without_device(test)))
+    return marked
 
 
 @contextmanager

@@ -343,9 +343,7 @@ def test_count_of_skipped_steps_continues_from_a_checkpoint(
     assert rows == [1, 2]
 
 
-def test_weights_only_checkpoint_has_no_monitor_state(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_weights_only_checkpoint_has_no_monitor_state(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "1")
     fit = run_training(Plain(), data=2).trainer
     fit.save_checkpoint("weights.ckpt", weights_only=True)

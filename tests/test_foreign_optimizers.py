@@ -374,10 +374,7 @@ class Sparse(Lit):
     ("build", "expected"),
     [
         (Sparse, "measures nothing of SparseAdam"),
-        (
-            lambda: Built(lambda net: NoMoments(net.parameters())),
-            "measures nothing of NoMoments",
-        ),
+        (lambda: Built(lambda net: NoMoments(net.parameters())), "measures nothing of NoMoments"),
     ],
 )
 def test_optimizer_with_unknown_state_is_reported_and_not_logged(

@@ -317,9 +317,7 @@ def test_weight_average_uses_the_weights_after_each_step(
 
 
 @pytest.mark.parametrize("average", AVERAGES.values(), ids=AVERAGES.keys())
-def test_weights_are_averaged_in_a_second_run_too(
-    average: Callable[[], WeightAveraging],
-) -> None:
+def test_weights_are_averaged_in_a_second_run_too(average: Callable[[], WeightAveraging]) -> None:
     module = run_loop(Loop("first", 6, kind=Validating, callbacks=lambda: [average()])).module
     copied = copy.deepcopy(module)
     assert_same_parameters(module, copied)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_adam import AdamMonitor, ConfigError
+from tests.support.loops import MAX_NORM, Manual, OwnClipping
 from tests.support.monitored import full_monitor
 from tests.support.pairwise import pairwise
 from tests.support.precision import CLIPPING, IMPLEMENTATIONS, amp, precision_flags
@@ -30,7 +31,6 @@ ADAMW = {"lr": 1e-2, "betas": [0.9, 0.95], "weight_decay": 0.1, "decoupled_weigh
 FUSED = {**ADAMW, "fused": True}
 COSINE = {"name": "cosine"}
 BATCHES = 5
-MAX_NORM = 0.01
 GRADIENT_TOLERANCES = {
     # Sums of some dozens of products, each to a relative 6e-8.
     "32-true": 1e-5,
@@ -215,47 +215,24 @@ class FusedWithoutMixin(L.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-2, fused=True)
 
 
-class ClippingHook(Lit):
-    def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:
-        self.clip_gradients(optimizer, gradient_clip_val=MAX_NORM, gradient_clip_algorithm="norm")
-
-
-class Manual(Lit):
-    """Manual optimization. `prepare` is called between the backward pass and the step."""
-
-    def __init__(self, *configs: Any) -> None:
-        super().__init__(*configs)
-        self.automatic_optimization = False
-
-    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
-        optimizer: Any = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(loss_of(self.net, batch))
-        self.prepare(optimizer)
-        optimizer.step()
-
-    def prepare(self, optimizer: Any) -> None:
-        pass
-
-
 class ManualClipping(Manual):
-    def prepare(self, optimizer: Any) -> None:
-        self.clip_gradients(optimizer, gradient_clip_val=MAX_NORM, gradient_clip_algorithm="norm")
+    def before_step(self, optimizer: Any) -> None:
+        self.clip_gradients(optimizer, MAX_NORM, "norm")
 
 
-class ManualUnusedHook(Manual, ClippingHook):
+class ManualUnusedHook(Manual, OwnClipping):
     """Lightning does not call the hook in manual optimization."""
 
 
 class ManualUsedHook(ManualUnusedHook):
-    def prepare(self, optimizer: Any) -> None:
+    def before_step(self, optimizer: Any) -> None:
         self.configure_gradient_clipping(optimizer)
 
 
 class ManualScaledClipping(ManualUnusedHook):
     """Clips the gradients as they are after the backward pass: scaled."""
 
-    def prepare(self, optimizer: Any) -> None:
+    def before_step(self, optimizer: Any) -> None:
         plugin: Any = self.trainer.precision_plugin
         nn.utils.clip_grad_norm_(self.parameters(), MAX_NORM * plugin.scaler.get_scale())
 
@@ -272,8 +249,8 @@ def test_lightning_alone_refuses_to_clip_for_a_fused_optimizer(precision: str) -
     [
         (Lit, "bf16-mixed", {"gradient_clip_val": MAX_NORM}),
         (Lit, "16-mixed", {"gradient_clip_val": MAX_NORM}),
-        (ClippingHook, "bf16-mixed", {}),
-        (ClippingHook, "16-mixed", {}),
+        (OwnClipping, "bf16-mixed", {}),
+        (OwnClipping, "16-mixed", {}),
         (ManualClipping, "bf16-mixed", {}),
         (ManualScaledClipping, "16-mixed", {}),
     ],
@@ -320,4 +297,4 @@ def test_unused_clipping_hook_leaves_unscaling_to_the_fused_step() -> None:
     scaled = grads_before_step(Manual)
     assert grads_before_step(ManualUnusedHook) == scaled
     assert grads_before_step(Lit) == scaled
-    assert grads_before_step(ClippingHook) == pytest.approx(scaled / 2**10, rel=1e-2)
+    assert grads_before_step(OwnClipping) == pytest.approx(scaled / 2**10, rel=1e-2)

@@ -37,6 +37,8 @@ from tests.support.training import (
 LINEAR = {"name": "linear"}
 STEP = STATISTICS["step"].key
 COMPARED = ("grad_norm", "exp_avg_rms", "update_norm", "lr", "step")
+MAX_NORM = 1e-3
+"""Far below the norm of any gradient."""
 Batch = tuple[Tensor, Tensor]
 
 
@@ -108,7 +110,7 @@ class OwnClipping(Lit):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        self.clip_gradients(optimizer, 1e-3, "norm")
+        self.clip_gradients(optimizer, MAX_NORM, "norm")
 
 
 class Checkpointed(Lit):
@@ -158,9 +160,13 @@ class Manual(Lit):
                 optimizer.zero_grad()
             self.manual_backward(loss_of(self.net, batch))
             if (batch_idx + 1) % self.batches_a_step == 0:
+                self.before_step(optimizer)
                 optimizer.step()
                 if scheduler is not None:
                     scheduler.step()
+
+    def before_step(self, optimizer: Any) -> None:
+        pass
 
 
 class ManualTwoSteps(Manual):
@@ -407,11 +413,7 @@ LOOPS = [
     Loop("fast_dev_run, 3 batches", 3, 10**9, flags={"fast_dev_run": 3}, is_logged=False),
     Loop("detect_anomaly", 6, flags={"detect_anomaly": True}),
     Loop("compiled network", 6, kind=Compiled),
-    Loop(
-        "compiled module",
-        6,
-        kind=compiled_whole,
-    ),
+    Loop("compiled module", 6, kind=compiled_whole),
     Loop("activation checkpointing", 6, kind=Checkpointed),
     Loop(
         "EMA of the weights",

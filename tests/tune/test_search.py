@@ -183,7 +183,7 @@ def noisy(sigma: float, seed: int, gain: float = 0.0) -> Objective:
     return lambda point, _: luck.gauss(0, sigma) - gain * (point.lr != 1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.usefixtures("_at_random")
 def test_noise_alone_rarely_replaces_the_incumbent() -> None:
     """Among equal points, the best of many is taken no more often than chance allows."""

@@ -314,7 +314,7 @@ def test_search_that_is_killed_anywhere_gives_the_same_result(
     monkeypatch.setattr(Observer, "is_alive", lambda self, process: process not in dead)
     trained: list[tuple[str, Point, int | None]] = []
     cut: set[tuple[Point, int | None]] = set()
-    while True:
+    for _ in range(200):
         search = search_of(plan, archive=Archive(place, "search", "minimize"))
         batch = search.next_batch()
         if not batch:
@@ -328,6 +328,7 @@ def test_search_that_is_killed_anywhere_gives_the_same_result(
             end(search.archive, begun, bowl)
             trained.append((begun.stage, begun.point, begun.seed))
         dead.add(search.owner)
+    assert not batch, "the search does not end"
     assert len(cut) > 3
     found = {(each.stage, each.point, each.seed, each.value) for each in trials_of(search)}
     assert len(trained) == len(set(trained))
@@ -343,7 +344,7 @@ def test_run_whose_process_dies_twice_has_failed() -> None:
     archive = archive_of(plan_of())
     plan = plan_of(n_trials=6, n_seeds=1)
     deaths = 0
-    while True:
+    for _ in range(20):
         search = Search(plan, DEFAULT, archive, [0])
         # As if the process before this one had been killed.
         search._observer.is_alive = lambda process: False  # type: ignore[method-assign]
@@ -355,6 +356,7 @@ def test_run_whose_process_dies_twice_has_failed() -> None:
                 deaths += 1
             else:
                 end(archive, begun, bowl)
+    assert not batch, "the search does not end"
     assert deaths == 2
     (failed,) = [each for each in trials_of(search) if each.outcome is Outcome.failed]
     assert (failed.point.lr, failed.error) == (1e-2, "its process was killed")

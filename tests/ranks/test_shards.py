@@ -4,7 +4,6 @@ Every rank gets the same data, so the mean of their gradients is the gradient of
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -78,128 +77,104 @@ def groups(module: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
-def build_adamw(module: nn.Module, **settings: Any) -> Sharded:
+def adamw(module: nn.Module, **settings: Any) -> Sharded:
     return Sharded(module, AdamW(groups(module), lr=1e-2, **settings))
 
 
-def build_amsgrad(module: nn.Module) -> Sharded:
+def amsgrad(module: nn.Module) -> Sharded:
     return Sharded(module, Adam(groups(module), lr=1e-2, amsgrad=True))
 
 
-def build_nadam(module: nn.Module) -> Sharded:
+def nadam(module: nn.Module) -> Sharded:
     return Sharded(module, NAdam(groups(module), lr=1e-2))
 
 
-def used_adamw(net: Net) -> Sharded:
+def adamw_using_all(net: Net) -> Sharded:
     """As with FSDP1, unused parameters have gradients of zero."""
     net.register_forward_hook(
         lambda _, inputs, outputs: outputs + 0 * net.unused(inputs[0][:, :3]).sum()
     )
-    return build_adamw(net)
+    return adamw(net)
 
 
-def ddp(net: Net) -> Sharded:
-    wrapped = nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
-    return Sharded(wrapped, build_adamw(net).optimizer)
+def ddp(net: Net) -> nn.Module:
+    return nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
 
 
-def zero(net: Net) -> Sharded:
-    wrapped = nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
-    return Sharded(wrapped, ZeroRedundancyOptimizer(groups(net), AdamW, lr=1e-2))
+def fsdp2(net: Net, mesh: Any = None) -> Net:
+    fully_shard(net, mesh=mesh)
+    return net
 
 
-def fsdp2(net: Net) -> Sharded:
+def fsdp2_of_parts(net: Net, *, and_the_rest: bool) -> Net:
+    """Shards a layer, and the rest too or not: then all ranks hold it as plain tensors."""
     fully_shard(net.wide)
-    fully_shard(net)
-    return build_adamw(net)
+    return fsdp2(net) if and_the_rest else net
 
 
-def fsdp2_fused(net: Net) -> Sharded:
-    fully_shard(net)
-    return build_adamw(net, fused=True)
-
-
-def fsdp2_amsgrad(net: Net) -> Sharded:
-    fully_shard(net)
-    return build_amsgrad(net)
-
-
-def fsdp2_nadam(net: Net) -> Sharded:
-    fully_shard(net)
-    return build_nadam(net)
-
-
-def hsdp(net: Net) -> Sharded:
-    fully_shard(net, mesh=init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard")))
-    return build_adamw(net)
-
-
-def partly_sharded(net: Net) -> Sharded:
-    """The rest are plain tensors, which every rank holds."""
-    fully_shard(net.wide)
-    return build_adamw(net)
-
-
-def in_columns_and_rows(net: Net, mesh: Any) -> Net:
+def tensor_parallel(net: Net, mesh: Any = None) -> Net:
     plan = {
         "wide": ColwiseParallel(output_layouts=Replicate()),
         "narrow": RowwiseParallel(input_layouts=Replicate()),
     }
-    parallelize_module(net, mesh, plan)
+    parallelize_module(net, mesh or init_device_mesh("cpu", (dist.get_world_size(),)), plan)
     return net
 
 
-def tensor_parallel(net: Net) -> Sharded:
-    return build_adamw(in_columns_and_rows(net, init_device_mesh("cpu", (dist.get_world_size(),))))
+def two_by_two(*names: str) -> Any:
+    return init_device_mesh("cpu", (2, 2), mesh_dim_names=names)
 
 
-def data_and_tensor_parallel(net: Net) -> Sharded:
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
-    fully_shard(in_columns_and_rows(net, mesh["tensor"]), mesh=mesh["data"])
-    return build_adamw(net)
+def data_and_tensor_parallel(net: Net) -> Net:
+    mesh = two_by_two("data", "tensor")
+    return fsdp2(tensor_parallel(net, mesh["tensor"]), mesh["data"])
 
 
-def fsdp1(net: Net, strategy: ShardingStrategy = ShardingStrategy.FULL_SHARD) -> Sharded:
-    settings: dict[str, Any] = {}
-    if strategy is ShardingStrategy.HYBRID_SHARD:
-        shape = (2, dist.get_world_size() // 2)
-        names = ("replicate", "shard")
-        settings["device_mesh"] = init_device_mesh("cpu", shape, mesh_dim_names=names)
-    wrapped = FullyShardedDataParallel(
+def fsdp1(net: Net, strategy: str = "FULL_SHARD", **settings: Any) -> nn.Module:
+    return FullyShardedDataParallel(
         net,
         use_orig_params=True,
-        sharding_strategy=strategy,
+        sharding_strategy=ShardingStrategy[strategy],
         device_id=torch.device("cpu"),
         **settings,
     )
-    return build_adamw(wrapped)
+
+
+def fsdp1_hybrid(net: Net) -> nn.Module:
+    return fsdp1(net, "HYBRID_SHARD", device_mesh=two_by_two("replicate", "shard"))
+
+
+def zero(net: Net) -> Sharded:
+    return Sharded(ddp(net), ZeroRedundancyOptimizer(groups(net), AdamW, lr=1e-2))
 
 
 class Case(NamedTuple):
     """A way to shard a module, and what it is compared with."""
 
     build: Build
-    whole: Build = build_adamw
+    whole: Build = adamw
     dtype: torch.dtype = torch.float32
     collectives: int = 2
     """All-reduces of a measurement."""
 
 
 CASES = {
-    "DDP": Case(ddp, collectives=0),
-    "FSDP2": Case(fsdp2),
-    "FSDP2, fused": Case(fsdp2_fused),
-    "FSDP2, amsgrad": Case(fsdp2_amsgrad, build_amsgrad),
-    "FSDP2, NAdam": Case(fsdp2_nadam, build_nadam),
-    "FSDP2 of a part": Case(partly_sharded),
+    "DDP": Case(lambda net: Sharded(ddp(net), adamw(net).optimizer), collectives=0),
+    "FSDP2": Case(lambda net: adamw(fsdp2_of_parts(net, and_the_rest=True))),
+    "FSDP2, fused": Case(lambda net: adamw(fsdp2(net), fused=True)),
+    "FSDP2, amsgrad": Case(lambda net: amsgrad(fsdp2(net)), amsgrad),
+    "FSDP2, NAdam": Case(lambda net: nadam(fsdp2(net)), nadam),
+    "FSDP2 of a part": Case(lambda net: adamw(fsdp2_of_parts(net, and_the_rest=False))),
     # Sums in another order differ in the last digits.
-    "tensor parallel": Case(tensor_parallel, dtype=torch.float64),
-    "FSDP1": Case(fsdp1, used_adamw),
-    "FSDP1, not sharded": Case(partial(fsdp1, strategy=ShardingStrategy.NO_SHARD), used_adamw),
+    "tensor parallel": Case(lambda net: adamw(tensor_parallel(net)), dtype=torch.float64),
+    "FSDP1": Case(lambda net: adamw(fsdp1(net)), adamw_using_all),
+    "FSDP1, not sharded": Case(lambda net: adamw(fsdp1(net, "NO_SHARD")), adamw_using_all),
     "ZeroRedundancyOptimizer": Case(zero),
-    "HSDP": Case(hsdp),
-    "data and tensor parallel": Case(data_and_tensor_parallel, dtype=torch.float64),
-    "FSDP1, hybrid": Case(partial(fsdp1, strategy=ShardingStrategy.HYBRID_SHARD), used_adamw),
+    "HSDP": Case(lambda net: adamw(fsdp2(net, two_by_two("replicate", "shard")))),
+    "data and tensor parallel": Case(
+        lambda net: adamw(data_and_tensor_parallel(net)), dtype=torch.float64
+    ),
+    "FSDP1, hybrid": Case(lambda net: adamw(fsdp1_hybrid(net)), adamw_using_all),
 }
 ON_FOUR = ("HSDP", "data and tensor parallel", "FSDP1, hybrid")
 """Those that need four ranks; on four, a module that is sharded in part is measured too."""
@@ -264,7 +239,7 @@ def find_flat_parameters() -> dict[bool, list[bool]]:
 def measure_without_wrapper() -> str:
     """Returns the error for a module from which FSDP1's parts cannot be told."""
     net = Net(torch.float32)
-    sharded = fsdp1(net)
+    sharded = adamw(fsdp1(net))
     take_steps(sharded, torch.float32)
     try:
         AdamStatistics(module=net).update(sharded.optimizer)

@@ -206,7 +206,7 @@ class RaisingAtBatch8(Lit):
         return super().training_step(batch, batch_idx)
 
 
-@pytest.mark.parametrize("kind", [Lit, RaisingAtBatch8])
+@pytest.mark.parametrize("kind", [pytest.param(Lit, marks=pytest.mark.slow), RaisingAtBatch8])
 def test_layer_table_is_sent_in_pieces_and_at_the_end_of_the_run(
     kind: type[Lit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

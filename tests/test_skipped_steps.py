@@ -80,7 +80,7 @@ def test_measured_steps_are_the_steps_the_optimizer_took(
 ) -> None:
     flags = {"accumulate_grad_batches": accumulation, **CLIPPING[clipping]}
     rates = uninterrupted_lrs()
-    for every_n_steps in (1, 2, 3):
+    for every_n_steps in (1, 3):
         bad = [attempt * accumulation for attempt in BAD_STEPS]
         module = BadBatches(implementation, COSINE, bad)
         run = fit_with_scaler(module, monitor(every_n_steps), ATTEMPTS * accumulation, **flags)

@@ -431,7 +431,33 @@ LOOPS = [
     ),
 ]
 
-each_loop = pytest.mark.parametrize("loop", LOOPS, ids=[loop.name for loop in LOOPS])
+SLOW_LOOPS = {
+    "three epochs",
+    "changing accumulation with max_epochs=-1",
+    "clipping by value",
+    "manual optimization",
+    "None for an epoch",
+    "max_steps beyond the end",
+    "max_steps with max_epochs=-1",
+    "data with a length",
+    "validation every 4 batches",
+    "overfit_batches as a fraction",
+    "limit_train_batches as a fraction",
+    "fast_dev_run, 3 batches",
+    "detect_anomaly",
+    "compiled network",
+    "activation checkpointing",
+}
+"""Loops that differ from another one in a setting of Lightning or torch only."""
+assert {loop.name for loop in LOOPS} >= SLOW_LOOPS
+
+each_loop = pytest.mark.parametrize(
+    "loop",
+    [
+        pytest.param(loop, id=loop.name, marks=pytest.mark.slow if loop.name in SLOW_LOOPS else [])
+        for loop in LOOPS
+    ],
+)
 
 DISTINCT_LOOPS = [
     loop

@@ -125,8 +125,7 @@ def test_thresholds_severity_and_persistence_are_settings() -> None:
         watch = Watch({"eps_dominates": settings})
         Loop(watch).run(60, TINY)
         assert codes(watch.all) == [], settings
-    settings = {"threshold": 0.1, "severity": "warning", "persistence": 7}
-    watch = Watch({"eps_dominates": settings})
+    watch = Watch({"eps_dominates": {"threshold": 0.1, "severity": "warning", "persistence": 7}})
     Loop(watch).run(60, TINY)
     (found,) = [each for each in watch.open if each.code == "eps_dominates"]
     assert (found.severity, found.step) == (Severity.warning, 37)

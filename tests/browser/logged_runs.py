@@ -2,22 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
-import wandb
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
-from torch import Tensor
 
-from lightning_adam import AdamMonitor
 from lightning_adam.dashboard.report import write_report
 from lightning_adam.dashboard.runs import read_runs
 from lightning_adam.statistics.catalogue import STATISTICS
-from tests.dashboard.run_files import wait_for_end
+from tests.dashboard.logged_training import log_training
 from tests.support.commands import GLOBAL_STEP, history, offline_runs
 from tests.support.offline import tables
 from tests.support.shared import shared
-from tests.support.training import ADAMW, Lit, loader, loss_of, trainer
 
 LRS = ("0.002", "0.005")
 EPS = ("1e-08", "0.0001")
@@ -25,19 +21,6 @@ EPS = ("1e-08", "0.0001")
 BATCHES = 25
 Numbers = dict[str, dict[str, dict[int, float]]]
 """By key or statistic, scope and step."""
-
-
-class Validated(Lit):
-    """Logs the keys that the panels of other keys draw."""
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        loss = loss_of(self.net, batch)
-        self.log("train/loss", loss, on_step=True)
-        return loss
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        loss = loss_of(self.net, batch)
-        self.log_dict({"val/accuracy": 1 / (1 + loss), "val/loss": loss})
 
 
 class LoggedRuns(NamedTuple):
@@ -67,33 +50,22 @@ def logged_runs(factory: pytest.TempPathFactory) -> LoggedRuns:
 
 
 def _make(folder: Path) -> None:
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("WANDB_DATA_DIR", str(folder))
-        for name, lr, eps in zip(("first", "second"), LRS, EPS, strict=True):
-            (folder / name).mkdir()
-            _train(WandbLogger(offline=True, save_dir=folder / name), lr, eps)
-            wandb.finish()
-            (file,) = (folder / name).rglob("offline-run-*/*.wandb")
-            wait_for_end(file)
-    _train(CSVLogger(folder / "csv"), LRS[0], EPS[0])
-    first, second, csv = read_runs([folder / name for name in ("first", "second", "csv")])
+    scopes = ["model", "group", "layer"]
+    loggers: dict[str, Logger] = {
+        "first": WandbLogger(offline=True, save_dir=folder / "first"),
+        "second": WandbLogger(offline=True, save_dir=folder / "second"),
+        "csv": CSVLogger(folder / "csv"),
+    }
+    settings = zip((*LRS, LRS[0]), (*EPS, EPS[0]), strict=True)
+    for (name, logger), (lr, eps) in zip(loggers.items(), settings, strict=True):
+        (folder / name).mkdir()
+        optimizer = {"lr": float(lr), "eps": float(eps)}
+        log_training(
+            folder / name, [logger], BATCHES, optimizer, scopes=scopes, histograms_every_n_steps=5
+        )
+    first, second, csv = read_runs([folder / name for name in loggers])
     for name, runs in {"first": [first], "csv": [csv], "both": [first, second]}.items():
         write_report(runs, folder / f"{name}.html")
-
-
-def _train(logger: Logger, lr: str, eps: str) -> None:
-    monitor = AdamMonitor(
-        1,
-        scopes=["model", "group", "layer"],
-        statistics="all",
-        histograms_every_n_steps=5,
-        layer_table=True,
-    )
-    optimizer = {**ADAMW, "lr": float(lr), "eps": float(eps)}
-    module = Validated(optimizer, {"name": "cosine", "warmup_steps": 3})
-    settings: dict[str, Any] = {"max_epochs": 1, "log_every_n_steps": 1}
-    fit = trainer(callbacks=[monitor], logger=logger, **settings)
-    fit.fit(module, loader(BATCHES), loader(2))
 
 
 def run_name(offline_run: Path) -> str:

@@ -51,7 +51,7 @@ ALL_STEPS = ("0", str(BATCHES - 1))
 HISTOGRAM = "√v̂ histogram"
 EPS_CURVE = "eps_curve"
 LAYERS = "layers"
-FOREIGN_KEYS = {"loss": ["train/loss"], "validation metric": ["val/accuracy", "val/loss"]}
+FOREIGN_KEYS = {"loss": ["loss"], "validation metric": ["val/accuracy", "val/loss"]}
 """The panels of keys that a module logs itself."""
 
 
@@ -447,7 +447,7 @@ def test_two_runs_are_compared_in_the_chosen_scope(visit: Visits, logs: LoggedRu
             key = STATISTICS[title].key
             lines = [positive(run[key][scope], report.is_log(title)) for run in logged]
             assert_same(report.lines(title), dict(zip(logs.labels, lines, strict=True)))
-    losses = [positive(run["train/loss"][""], report.is_log("loss")) for run in logged]
+    losses = [positive(run["loss"][""], report.is_log("loss")) for run in logged]
     assert_same(report.lines("loss"), dict(zip(logs.labels, losses, strict=True)))
 
 

@@ -110,16 +110,17 @@ def test_every_curve_is_a_series_of_its_run(
             for place, run in enumerate(chosen)
             for key in run.series
             if "/layer/" not in key and "/tensor/" not in key
-            if key in ("loss", "val/loss") or key.split("/group/")[0] in STATISTIC_KEYS
+            if key in FOREIGN_KEYS or key.split("/group/")[0] in STATISTIC_KEYS
         }
 
 
+FOREIGN_KEYS = ("loss", "val/accuracy", "val/loss")
 STATISTIC_KEYS = {statistic.key for statistic in STATISTICS.values()}
 
 
 def key_of(label: str, scope: str | None, run: Run) -> str:
     """Returns the key of the run that a line stands for."""
-    assert (scope is None) is (label in ("loss", "val/loss"))
+    assert (scope is None) is (label in FOREIGN_KEYS)
     suffixes = {None: [""], "model": [""]}.get(scope, [f"/group/{scope}", f"/optimizer/{scope}"])
     (key,) = (label + suffix for suffix in suffixes if label + suffix in run.series)
     return key

@@ -1,7 +1,7 @@
 """The fenced blocks of the README, of CONTRIBUTING and of the guides work as they are written.
 
 By default a command runs in this process: its overrides are composed into its config and, if that
-takes less than a second, trained with. CI types one of each kind in a shell, and the nightly test
+takes less than a second, trained with. CI runs one of each kind as a process, and the nightly test
 all of them.
 """
 
@@ -210,6 +210,9 @@ def test_every_block_and_every_command_is_of_one_tested_kind() -> None:
         else:
             fitting = [each for each in BLOCKS if (language, text[: len(each[1])]) == each]
             assert len(fitting) == 1, f"{page}: ```{language}\n{text}"
+    lines = shell_lines("")
+    for words in (*PRINTED, *LOGGED, *OPTIMIZERS):
+        assert any(words in line for line in lines), f"no command holds {words}"
 
 
 def test_project_of_the_readme_logs_what_the_readme_says(tmp_path: Path) -> None:
@@ -240,8 +243,8 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def console(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """What Lightning and lightning_adam print by way of logging."""
+def console(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """The lines that Lightning and lightning_adam log to the console."""
     lightning = logging.getLogger("lightning.pytorch")
     lightning.addHandler(caplog.handler)
     yield caplog
@@ -442,23 +445,22 @@ def write_run(name: str) -> None:
     fit.fit(Lit(ADAMW), loader(3))
 
 
-def test_program_of_the_reference_writes_a_report() -> None:
-    write_run("RUN")
-    exec(block(*REPORT), {})
-    assert Path("report.html").is_file()
-
-
-def test_commands_that_look_at_runs_write_pages(capsys: pytest.CaptureFixture[str]) -> None:
-    """The pages are looked at in a browser, and the workspace is saved in test_dashboard.py."""
+def test_program_and_commands_that_look_at_runs_write_pages(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The workspace in W&B is saved in tests/dashboard, and the pages are opened in a browser."""
     for name in ("RUN", "ANOTHER_RUN"):
         write_run(name)
-    local = [line for line in shell_lines(LOOK) if " report " in line or "--json" in line]
-    for line in local:
-        cli.main(shlex.split(line)[1:])
-        printed = capsys.readouterr().out
-        assert json.loads(printed)["section"] if "--json" in line else "report: " in printed
-    pages = [Path(name).read_text("utf-8") for name in ("report.html", "comparison.html")]
-    assert ['id="comparison"' in page for page in pages] == [False, True]
+    exec(block(*REPORT), {})
+    Path("report.html").rename("by_program.html")
+    for line in shell_lines(LOOK):
+        if " report " in line or "--json" in line:
+            cli.main(shlex.split(line)[1:])
+            printed = capsys.readouterr().out
+            assert json.loads(printed)["section"] if "--json" in line else "report: " in printed
+    names = ("by_program.html", "report.html", "comparison.html")
+    pages = [Path(name).read_text(encoding="utf-8") for name in names]
+    assert ['id="comparison"' in page for page in pages] == [False, False, True]
 
 
 @pytest.mark.slow
@@ -487,8 +489,8 @@ SHORTER = {
     # The template finds its own root; here the folder is that.
     IN_TEMPLATE: ("src/train.py", "-m src.train"),
 }
-"""What is changed in a command so that it ends soon or runs here: one text for another, or words
-that are appended."""
+"""Changes to a command so that it ends soon or runs here: one text for another, or words at the
+end."""
 
 
 def shortened(line: str) -> str:
@@ -501,8 +503,8 @@ def shortened(line: str) -> str:
 
 @pytest.mark.nightly
 @pytest.mark.timeout(3600)
-def test_all_commands_of_the_pages_succeed_in_a_shell(project: Path, template: Path) -> None:
-    """In the order of the pages, for some read what others wrote."""
+def test_all_commands_of_the_pages_succeed(project: Path, template: Path) -> None:
+    """In the order of the pages: some commands read the files of earlier ones."""
     for name in ("recipes", "conf"):
         shutil.copytree(REPOSITORY / name, project / name, dirs_exist_ok=True)
     write_files(project, named_files(CLI, CLI_FILE))
@@ -521,7 +523,7 @@ def test_all_commands_of_the_pages_succeed_in_a_shell(project: Path, template: P
         for line in shell_lines(not_here):
             with row(line):
                 folder = template if re.match(IN_TEMPLATE, line) else project
-                finished = run_text(shortened(line), folder, variables, cold=True)
+                finished = run_text(shortened(line), folder, variables)
                 assert finished.returncode == 0, finished.output
                 missing = [each for each in expected(PRINTED, line) if each not in finished.output]
                 assert not missing, finished.output

@@ -1,9 +1,9 @@
-"""A stand-in for a W&B server on this machine: it keeps what arrives and fails when told to.
+"""A stand-in for a W&B server on this machine: it keeps what arrives, and can refuse or fail.
 
 python -m tests.support.wandb_server --delay 2
 
-prints its address. A line "unavailable" on its standard input makes it answer 503, any other line
-makes it well again, and it ends where the input does.
+prints its address. A line "unavailable" on its standard input makes it answer 503 from then on, any
+other line ends that, and the end of the input ends the server.
 """
 
 import argparse
@@ -34,7 +34,7 @@ NOT_FOUND = 404
 
 
 class Operation(NamedTuple):
-    """A GraphQL query or mutation that was asked for."""
+    """A GraphQL query or mutation that a client sent."""
 
     name: str
     variables: Json
@@ -47,7 +47,7 @@ class Run:
     project: str
     config: Json = field(default_factory=dict)
     streamed: dict[str, dict[int, str]] = field(default_factory=dict)
-    """The lines of each file that is streamed, by their number: a line sent again is the same."""
+    """The lines of each streamed file, by their number: one that is sent twice is kept once."""
     files: dict[str, bytes] = field(default_factory=dict)
     exit_code: int | None = None
 
@@ -61,8 +61,8 @@ class Run:
     def history(self) -> list[Json]:
         """Its rows by step.
 
-        `wandb sync` appends all rows of a run to those that were there, and W&B knows a row by its
-        step.
+        `wandb sync` appends all rows of a run to those that have arrived. W&B identifies a row by
+        its step.
         """
         rows = {row["_step"]: row for row in self.rows}
         return [rows[step] for step in sorted(rows)]
@@ -87,7 +87,7 @@ class View:
 
 
 class Refusal(Enum):
-    """How the server says no: the status of its answer, and the sentence."""
+    """A refusal: the HTTP status and the message."""
 
     UNKNOWN_KEY = 401, "user is not logged in"
     NO_PERMISSION = 403, "permission denied"
@@ -103,10 +103,10 @@ class RefusedError(Exception):
 
 
 class WandbServer:
-    """Answers W&B's client, and keeps what it was sent.
+    """Answers W&B's client, and keeps what it sends.
 
     Args:
-        projects: What exists from the start; a run makes its own project.
+        projects: The projects that exist from the start; a run creates its own.
         delay_s: How long each answer takes.
 
     Example:
@@ -119,13 +119,13 @@ class WandbServer:
         self.projects = {*projects}
         self.delay_s = delay_s
         self.unavailable = False
-        """Whether each request is answered 503."""
+        """Whether every request is answered 503."""
         self.refusal: Refusal | None = None
-        """How operations are refused; who is there is still told, but to an unknown key."""
+        """How operations are refused. `Viewer` is refused for an unknown key only."""
         self.runs: dict[str, Run] = {}
         self.views: dict[str, View] = {}
         self.charts: dict[str, str] = {}
-        """The specs of charts of one's own, by entity and name."""
+        """The specs of custom charts, by entity and name."""
         self.alerts: list[Json] = []
         self.operations: list[Operation] = []
         """What was answered, errors included, but for what came while it was unavailable."""
@@ -182,7 +182,7 @@ class WandbServer:
         """Returns as soon as the condition holds after a request.
 
         Raises:
-            TimeoutError: It does not come to hold.
+            TimeoutError: The condition does not hold in time.
         """
         with self._changed:
             if not self._changed.wait_for(condition, patience_s):
@@ -366,7 +366,7 @@ class Listener(ThreadingHTTPServer):
         self.wandb_server = wandb_server
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is no failure; any other error is shown."""
+        """Ignores clients that disconnect, and shows any other error."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
@@ -396,7 +396,7 @@ class Handler(BaseHTTPRequestHandler):
         self.do_POST()
 
     def log_message(self, *arguments: Any) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 def variables(url: str) -> dict[str, str]:

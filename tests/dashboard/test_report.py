@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from lightning_adam.dashboard.panels import SECTIONS
 from lightning_adam.dashboard.report import labels, page, write_report
 from lightning_adam.dashboard.runs import Run, read_runs
 from lightning_adam.errors import ConfigError
+from lightning_adam.findings.finding import Finding
+from lightning_adam.schema import Severity
 from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS
 from lightning_adam.statistics.histograms import Histogram
 from tests.dashboard.conftest import UNDEFINED, LoggedRun
@@ -418,3 +421,20 @@ def test_layers_are_sorted_by_their_numbers() -> None:
     found = report_of(run_of({f"{KEY}/layer/{name}": {0: 1.0} for name in names}))
     (shown,) = found.panels["layers"]["maps"]
     assert shown["layers"] == ["9", "10", "net", "net.1.a", "net.1.b", "net.2", "net.10"]
+
+
+def test_finding_is_listed_and_marked_at_its_step() -> None:
+    def finding(code: str, step: int, severity: Severity) -> Finding:
+        return Finding(code, severity, "model", step, f"sentence {step}", {}, {}, (), "source")
+
+    found = [
+        finding("eps_dominates", 8, Severity.warning),
+        finding("eps_dominates", 12, Severity.warning),
+        finding("update_lost", 4, Severity.info),
+    ]
+    report = report_of(replace(run_of({KEY: {0: 1.0}}), findings=found))
+    for text in ("eps_dominates", "sentence 8", "sentence 12", "from step 8", "sentence 4"):
+        assert text in report.text
+    # The axis counts steps from 0, and an info is no mark.
+    marks = [(mark["code"], mark["step"]) for mark in report.data["findings"]]
+    assert marks == [("eps_dominates", 7)]

@@ -105,8 +105,9 @@ def test_trial_in_the_worst_quarter_at_its_step_is_pruned() -> None:
             # There is nothing to compare with yet.
             assert not archive.should_stop("lr", number, 10, sign * value)
             archive.finish("lr", number, sign * value)
-        bad, good, early = begun(archive), begun(archive), begun(archive)
+        bad, middling, good, early = (begun(archive) for _ in range(4))
         assert archive.should_stop("lr", bad, 10, sign * 0.9)
+        assert not archive.should_stop("lr", middling, 10, sign * 0.3)
         assert not archive.should_stop("lr", good, 10, sign * 0.15)
         # The others have no metric at this step.
         assert not archive.should_stop("lr", early, 5, sign * 0.9)

@@ -12,6 +12,7 @@ import random
 import runpy
 import signal
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from multiprocessing import forkserver
@@ -82,7 +83,8 @@ def _become(
         sys.excepthook(*sys.exc_info())
         sys.exit(1)
     finally:
-        # A process of multiprocessing ends without what a program does at its end.
+        # A process of multiprocessing ends without what a program does at its end, in this order.
+        threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
 
 

@@ -158,7 +158,8 @@ def test_project_of_the_readme_runs_cold_and_extras_are_asked_for_by_name(
     assert keys(logged_rows(offline_run)) == promised_keys(*PROJECT_KEYS)
     command = linked / "lightning-adam"
     report: Command = [command, "report", offline_run]
-    for line in (report, [command, "dashboard", "team/project", "--json"]):
+    workspace: Command = [command, "dashboard", "team/project", "--json"]
+    for line in (report, workspace):
         refused = run(line, tmp_path, environment(linked))
         assert refused.returncode == 1
         (sentence,) = refused.lines

@@ -16,7 +16,7 @@ import runpy
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +158,7 @@ MONITOR_SETTINGS = [
     {"every_n_steps": 10, "statistics": "all", "scopes": ["model", "layer"]},
 ]
 """What each line without code asks of the monitor."""
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, list[dict[str, Any]]] = {
     "optimizer.amsgrad=true": [{"lr": 3e-4, "betas": [0.9, 0.95], "amsgrad": True}],
     "-m optimizer.lr=1e-4,1e-3": [{"lr": 1e-4}, {"lr": 1e-3}],
     "resume=config": [{"lr": 1e-3, "resume": "config"}],
@@ -185,7 +185,7 @@ def _no_job_before(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(variable, "0")
 
 
-def expected(table: Mapping[str, list[Any]], line: str) -> list[Any]:
+def expected(table: Mapping[str, Sequence[Any]], line: str) -> list[Any]:
     """What a table expects of a command, by the words that it holds."""
     return [each for words, found in table.items() if words in line for each in found]
 
@@ -323,7 +323,9 @@ def test_tuning_commands_are_plans_of_a_search(project: Path) -> None:
     assert [plan.n_trials for plan in plans] == [40, 9]
     assert {plan.direction for plan in plans} == {"minimize"}
     assert (plans[1].monitor, plans[1].study_name) == ("val/loss", "quick")
-    assert plans[1].stages[0].space["lr"]["high"] == 0.03
+    rates = plans[1].stages[0].space["lr"]
+    assert isinstance(rates, dict)
+    assert rates["high"] == 0.03
 
 
 @pytest.mark.slow
@@ -416,7 +418,8 @@ def test_each_command_of_a_recipe_configures_its_jobs() -> None:
         for line in shell_lines(RECIPE):
             with row(line):
                 match = re.match(RECIPE, line)
-                name = match and (match["name"] or match["script"])
+                assert match
+                name = match["name"] or match["script"]
                 program = (REPOSITORY / f"recipes/{name}.py").read_text(encoding="utf-8")
                 assert f'config_name="{name}"' in program
                 configs = [composed(conf, name, job) for job in jobs(line)]

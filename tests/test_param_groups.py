@@ -121,7 +121,7 @@ def settings(module: nn.Module, **config: Any) -> dict[str, tuple[float, float]]
 
 
 def test_named_group_puts_what_does_not_decay_into_a_second_group() -> None:
-    matchers = [{"match": "head.*"}, {"regex": r"^head\."}, {"regex": "ead"}]
+    matchers: list[dict[str, Any]] = [{"match": "head.*"}, {"regex": r"^head\."}, {"regex": "ead"}]
     with each_row() as row:
         for matcher in matchers:
             with row(matcher):
@@ -193,7 +193,7 @@ def test_shared_parameter_is_matched_by_any_of_its_names() -> None:
     }
 
 
-MATCH_NOTHING = [
+MATCH_NOTHING: list[tuple[dict[str, Any], str]] = [
     ({"match": "haed.*"}, r"groups\.0\.match=haed\.\*: .*matches nothing; .* are head\."),
     ({"regex": "blocks\\.9"}, r"groups\.0\.regex=.*nearest are blocks\.\d\.norm"),
     ({"module_class": "LayerNrm"}, r"module_class=LayerNrm: .*are LayerNorm.*=LayerNorm"),

@@ -50,9 +50,11 @@ def are_equal(one: L.LightningModule, other: L.LightningModule) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def assert_close(one: L.LightningModule, other: L.LightningModule, **tolerances: float) -> None:
+def assert_close(
+    one: L.LightningModule, other: L.LightningModule, rtol: float, atol: float
+) -> None:
     for a, b in zip(parameters(one), parameters(other), strict=True):
-        torch.testing.assert_close(a, b, **tolerances)
+        torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
 
 
 @contextmanager

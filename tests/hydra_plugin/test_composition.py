@@ -79,8 +79,8 @@ def test_each_scheduler_preset_is_its_dataclass(tmp_path: Path) -> None:
 GROUP = schema.GroupConfig(
     name="head", match="net.head.*", lr_scale=10.0, weight_decay=0.5, betas=[0.5, 0.6], eps=1e-4
 )
-STEPWISE = {"warmup_steps": 5, "total_steps": 50, "count_skipped_steps": True}
-OVERRIDDEN = [
+STEPWISE: dict[str, Any] = {"warmup_steps": 5, "total_steps": 50, "count_skipped_steps": True}
+OVERRIDDEN: list[Any] = [
     schema.AdamConfig(
         lr=0.5,
         betas=[0.8, 0.9],

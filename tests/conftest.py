@@ -1,5 +1,6 @@
 """The tiers of the suite, and what every test starts from."""
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -57,6 +58,8 @@ def _own_folder_and_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("LIGHTNING_ADAM_MONITOR", raising=False)
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
+    # Hydra's logging config closes all handlers, and absl's would close pytest's own stderr.
+    monkeypatch.setattr(logging, "shutdown", lambda *handlers: None)
     torch.manual_seed(0)
 
 

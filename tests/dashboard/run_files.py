@@ -100,7 +100,7 @@ def values_in(rows: Iterable[Mapping[str, Any]]) -> Values:
     """Returns the numbers of rows of W&B's own reader."""
     found: Values = {}
     for row in rows:
-        numbers = {key: _number(value) for key, value in row.items() if _is_number(value)}
+        numbers = {key: float(value) for key, value in row.items() if _is_number(value)}
         step = int(numbers.get(GLOBAL_STEP, numbers["_step"]))
         for key in numbers.keys() - set(OWN):
             found.setdefault(key, {})[step] = comparable(numbers[key])
@@ -119,10 +119,6 @@ def comparable(value: float) -> float | str:
 def _is_number(value: Any) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number or value in ("NaN", "Infinity", "-Infinity")
-
-
-def _number(value: Any) -> float:
-    return float(value)
 
 
 def histogram(counts: Sequence[int], edges: Sequence[float]) -> wandb.Histogram:

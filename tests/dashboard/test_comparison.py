@@ -1,7 +1,7 @@
 """Comparison of runs: different settings, and the first different step."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from hypothesis import given, settings
@@ -12,7 +12,6 @@ from lightning_adam.dashboard.keys import Scope
 from lightning_adam.dashboard.runs import Run
 from lightning_adam.statistics.catalogue import STATISTICS
 from tests.dashboard.run_files import run_of
-from tests.support.tables import each_row
 
 # ---- Configs
 
@@ -76,12 +75,8 @@ def test_settings_that_a_group_repeats_are_left_out() -> None:
         "optimizer.lr": [1.0, 2.0],
         "optimizer.param_groups.head.lr": [1.0, "-"],
     }
-
-
-def test_group_with_dots_in_its_name_repeats_settings_too() -> None:
-    first = optimizer(1.0, **{"net.0": 1.0, "net.1_no_decay": 1.0})
-    second = optimizer(2.0, **{"net.0": 2.0, "net.1_no_decay": 2.0})
-    assert config_differences(runs_of(first, second)) == {"optimizer.lr": [1.0, 2.0]}
+    dotted_names = [optimizer(lr, **{"net.0": lr, "net.1_no_decay": lr}) for lr in (1.0, 2.0)]
+    assert config_differences(runs_of(*dotted_names)) == {"optimizer.lr": [1.0, 2.0]}
 
 
 def test_runs_with_equal_configs_have_no_differences() -> None:
@@ -97,14 +92,9 @@ def test_runs_with_equal_configs_have_no_differences() -> None:
 
 COSINES = ("momentum_alignment", "decay_alignment")
 NOT_COMPARED = ("exp_avg_mean", "lr", "beta1", "step")
-MEASURED = (
-    "update_norm",
-    "grad_norm",
-    "idle_fraction",
-    "signal_fraction",
-    *COSINES,
-    *NOT_COMPARED,
-)
+RELATIVE = ("update_norm", "grad_norm")
+FRACTIONS = ("idle_fraction", "signal_fraction")
+MEASURED = (*RELATIVE, *FRACTIONS, *COSINES, *NOT_COMPARED)
 SCOPES = {
     "": Scope(),
     "/group/decay": Scope("", "group", "decay"),
@@ -180,35 +170,6 @@ def test_first_difference_is_the_largest_of_the_first_different_step(
 
 
 UPDATE_NORM, IDLE = STATISTICS["update_norm"].key, STATISTICS["idle_fraction"].key
-
-
-NOTHING_IN_COMMON: list[tuple[Values, Values]] = [
-    ({}, {}),
-    ({UPDATE_NORM: {0: 1.0}}, {}),
-    ({UPDATE_NORM: {0: 1.0}}, {IDLE: {0: 0.5}}),
-    ({UPDATE_NORM: {0: 1.0, 2: 1.0}}, {UPDATE_NORM: {1: 2.0, 3: 2.0}}),
-    ({UPDATE_NORM: {0: 1.0}}, {f"{UPDATE_NORM}/layer/a": {0: 2.0}}),
-    ({"train/loss": {0: 1.0}}, {"train/loss": {0: 2.0}}),
-]
-
-
-def test_runs_without_a_common_number_have_no_first_difference() -> None:
-    with each_row() as row:
-        for first, second in NOTHING_IN_COMMON:
-            with row((first, second)):
-                assert parting(run_of(first), run_of(second), 0) is None
-
-
-def test_different_layer_is_named_rather_than_a_group_that_differs_more() -> None:
-    keys = [f"{UPDATE_NORM}{suffix}" for suffix in ("", "/group/a", "/layer/x", "/layer/y")]
-    apart: Sequence[float] = [9.0, 5.0, 1.2, 1.5]
-    first = {key: {0: 1.0, 1: 1.0} for key in keys}
-    second = {key: {0: 1.01, 1: value} for key, value in zip(keys, apart, strict=True)}
-    clearly, at_all = (parting(run_of(first), run_of(second), each) for each in (TOLERANCE, 0))
-    assert clearly is not None
-    assert (clearly.step, clearly.scope, clearly.values) == (1, Scope("", "layer", "y"), (1.0, 1.5))
-    assert at_all is not None
-    assert at_all.step == 0
 
 
 def test_tolerance_is_relative_except_for_fractions_and_cosines() -> None:

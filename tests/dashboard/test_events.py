@@ -105,12 +105,6 @@ def test_layers_of_several_optimizers_are_distinguished() -> None:
     ]
 
 
-def test_page_without_events_says_how_to_record_them() -> None:
-    found = report_of(run_of({KEY: {0: 1.0}}))
-    assert EVENTS not in found.panels
-    assert any(text.startswith(f"{EVENTS}: ") for text in found.named("absent"))
-
-
 def test_each_event_of_each_run_has_its_maps() -> None:
     def run(name: str, steps: list[int]) -> Run:
         plain = run_of({KEY: {0: 1.0}}, name)

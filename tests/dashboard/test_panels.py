@@ -26,40 +26,9 @@ FIRST_PANELS = {
     "Schedule": [],
 }
 FOREIGN_KEYS = {
-    "loss": [
-        "loss",
-        "train_loss",
-        "train/loss",
-        "train/loss_step",
-        "train_loss_epoch",
-        "training_loss_step",
-        "training/total_loss",
-        "loss_step",
-        "loss_epoch",
-    ],
-    "validation metric": [
-        "val/loss",
-        "val_loss",
-        "valid_acc",
-        "valid/f1",
-        "validation/f1",
-        "val_acc/dataloader_idx_0",
-    ],
-    "": [
-        "value_loss",
-        "value/loss",
-        "valuation_acc",
-        "loss_scale",
-        "train/loss_scale",
-        "train/accuracy",
-        "lossy",
-        "closs",
-        "test/loss",
-        "interval/x",
-        "lr-AdamW",
-        "adam_layers.nrows",
-        "",
-    ],
+    "loss": ["loss", "train/loss", "train_loss_epoch", "training/total_loss", "loss_step"],
+    "validation metric": ["val/loss", "valid_acc", "validation/f1", "val_acc/dataloader_idx_0"],
+    "": ["value_loss", "train/loss_scale", "train/accuracy", "lossy", "closs", "test/loss", ""],
 }
 """Keys that a module logs itself, by the panel that draws them."""
 

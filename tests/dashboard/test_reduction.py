@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from lightning_adam.dashboard import reduction
 from lightning_adam.dashboard.reduction import (
-    COLUMNS,
     STRETCHES,
     below_edges,
     gridded,
@@ -173,14 +172,6 @@ def test_octaves_are_shares_of_the_counts(by_step: dict[int, Histogram], columns
         assert occupied[-1], "no empty octaves above"
 
 
-def test_many_histograms_are_merged_into_the_columns_of_a_map() -> None:
-    by_step = {step: Histogram([1, step % 2], [0.0, 1.0, 2.0]) for step in range(10 * COLUMNS)}
-    starts, lowest, shares = octaves(by_step)
-    assert starts.tolist() == list(range(0, 10 * COLUMNS, 10))
-    assert lowest == 0
-    assert shares.tolist() == [[10 / 15] * COLUMNS, [5 / 15] * COLUMNS]
-
-
 # ---- The share below each eps
 
 
@@ -217,8 +208,6 @@ def test_share_of_no_elements_is_nan() -> None:
 # ---- Scales
 
 SPAN = np.array([1.0, 1000.0])
-
-
 IS_LOGARITHMIC: list[tuple[str, list[Floats], bool]] = [
     ("", [SPAN], True),
     ("gradient", [SPAN], True),
@@ -226,11 +215,9 @@ IS_LOGARITHMIC: list[tuple[str, list[Floats], bool]] = [
     ("", [np.array([1.0]), np.array([101.0])], True),
     ("", [np.array([1.0, 100.0])], False),
     ("", [SPAN, np.array([-1e-9])], False),
-    ("", [np.append(np.tile(SPAN, 10), [-1e-9])], False),
     ("", [np.append(np.tile(SPAN, 10), [0.0, 0.0])], True),
     ("", [np.append(np.tile(SPAN, 10), [0.0] * 3)], False),
     ("", [np.array([math.nan, math.inf, -math.inf, 1.0, 1000.0])], True),
-    ("", [np.array([math.nan, math.inf])], False),
     ("", [np.zeros(3)], False),
     ("", [np.array([])], False),
 ]

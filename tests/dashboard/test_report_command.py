@@ -64,11 +64,3 @@ def test_refusal_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[s
                 assert line.startswith("lightning-adam report: ")
                 assert sentence in line
                 assert not list(tmp_path.rglob("*.html"))
-
-
-def test_command_without_a_run_shows_its_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match=r"^2$"):
-        main(["report"])
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert "the following arguments are required: RUN" in printed.err

@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import (
     EMAWeightAveraging,
+    LambdaCallback,
     ModelCheckpoint,
     StochasticWeightAveraging,
     WeightAveraging,
@@ -32,7 +33,6 @@ from tests.support.loops import (
     Compiled,
     Gan,
     Loop,
-    ManualRawOptimizer,
     Validating,
     WithoutLog,
     baseline_fit,
@@ -188,12 +188,6 @@ def test_optimizers_are_named_by_the_shortest_distinct_path(is_compiled: bool) -
                 assert names_of(optimizers, module) == expected
 
 
-def test_two_optimizers_of_the_same_parameters_have_distinct_names() -> None:
-    module = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 1))
-    names = names_of([Adam(module.parameters()), Adam(module[0].parameters())], module)
-    assert len(set(names)) == 2
-
-
 class TwoOnOnePart(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
@@ -242,39 +236,6 @@ def test_groups_of_a_compiled_network_match_the_uncompiled_names() -> None:
     assert groups(Compiled) == groups(Lit)
 
 
-def with_compiled_step(built: Any) -> Any:
-    built["optimizer"].step = torch.compile(built["optimizer"].step, backend="eager")
-    return built
-
-
-class CompiledStep(WithoutLog):
-    def configure_optimizers(self) -> Any:
-        return with_compiled_step(super().configure_optimizers())
-
-
-class ManualCompiledStep(ManualRawOptimizer):
-    def configure_optimizers(self) -> Any:
-        return with_compiled_step(super().configure_optimizers())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "plain"), [(CompiledStep, WithoutLog), (ManualCompiledStep, ManualRawOptimizer)]
-)
-def test_compiled_step_is_measured_like_an_uncompiled_one(
-    kind: type[Lit], plain: type[Lit]
-) -> None:
-    def log_of(kind: type[Lit]) -> list[dict[str, float]]:
-        loop = Loop("step", 3, kind=kind, data=partial(loader, 3))
-        ended = run_loop(loop, full_monitor(), scheduler={"name": "constant"})
-        return [metrics for _, metrics in ended.logger.rows if KEY in metrics]
-
-    compiled, expected = log_of(kind), log_of(plain)
-    assert [row[STEP] for row in compiled] == [1, 2, 3]
-    for one, other in zip(compiled, expected, strict=True):
-        assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
-
-
 def test_compiled_step_in_a_plain_loop_is_counted_and_measured() -> None:
     net, measured = network(), []
     adam = AdamW(net.parameters(), lr=LR)
@@ -289,34 +250,29 @@ def test_compiled_step_in_a_plain_loop_is_counted_and_measured() -> None:
     assert measured == [1, 2, 3]
 
 
-AVERAGES: dict[str, Callable[[], WeightAveraging]] = {
-    "EMA": lambda: EMAWeightAveraging(decay=0.5),
-    "mean": WeightAveraging,
-}
+each_average = pytest.mark.parametrize(
+    "average",
+    [partial(EMAWeightAveraging, decay=0.5), WeightAveraging],  # type: ignore[list-item]
+    ids=["EMA", "mean"],
+)
 
 
-@pytest.mark.parametrize("average", AVERAGES.values(), ids=AVERAGES.keys())
+@each_average
 def test_weight_average_uses_the_weights_after_each_step(
     average: Callable[[], WeightAveraging],
 ) -> None:
-    class KeepWeights(L.Callback):
-        def __init__(self) -> None:
-            self.kept: list[list[Tensor]] = []
-
-        def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
-            self.kept.append(parameters(module))
-
-    keeping = KeepWeights()
-    module = run_loop(Loop("average", 6, callbacks=lambda: [average(), keeping])).module
-    expected = keeping.kept[0]
-    for count, weights in enumerate(keeping.kept[1:], start=1):
+    kept: list[list[Tensor]] = []
+    keep = LambdaCallback(on_train_batch_end=lambda _, module, *__: kept.append(parameters(module)))
+    module = run_loop(Loop("average", 6, callbacks=lambda: [average(), keep])).module
+    expected = kept[0]
+    for count, weights in enumerate(kept[1:], start=1):
         share = 0.5 if isinstance(average(), EMAWeightAveraging) else 1 / (count + 1)
         expected = [old.lerp(new, share) for old, new in zip(expected, weights, strict=True)]
     for one, other in zip(parameters(module), expected, strict=True):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("average", AVERAGES.values(), ids=AVERAGES.keys())
+@each_average
 def test_weights_are_averaged_in_a_second_run_too(average: Callable[[], WeightAveraging]) -> None:
     module = run_loop(Loop("first", 6, kind=Validating, callbacks=lambda: [average()])).module
     copied = copy.deepcopy(module)
@@ -349,12 +305,11 @@ def test_run_with_a_weight_average_resumes_from_its_checkpoint() -> None:
 
 @pytest.mark.parametrize("scheduler", [LINEAR, None], ids=["scheduled", "constant"])
 def test_stochastic_weight_averaging_replaces_the_schedule(scheduler: Any) -> None:
-    def swa() -> list[L.Callback]:
-        return [StochasticWeightAveraging(1e-3, 2, annealing_epochs=1, annealing_strategy="linear")]
+    def run(*monitor: L.Callback) -> TrainingRun:
+        swa = StochasticWeightAveraging(1e-3, 2, annealing_epochs=1, annealing_strategy="linear")
+        return run_training(Lit(ADAMW, scheduler), swa, *monitor, max_epochs=5)
 
-    flags = {"max_epochs": 5}
-    loop = Loop("swa", 30, kind=lambda *_: Lit(ADAMW, scheduler), flags=flags, callbacks=swa)
-    without, measured = run_loop(loop), run_loop(loop, full_monitor())
+    without, measured = run(), run(full_monitor())
     assert_same_parameters(without.module, measured.module)
     assert measured.values(STEP) == list(range(1, 31))
     lrs = measured.values(STATISTICS["lr"].key)
@@ -373,21 +328,17 @@ class WithTestAndPredict(Validating):
 def test_module_without_optimizer_config_can_validate_test_and_predict() -> None:
     module, monitor, recorder = WithTestAndPredict(), full_monitor(), MemoryLogger()
     runner = trainer(callbacks=[monitor], logger=recorder)
-    before = parameters(module)
     assert "val/loss" in runner.validate(module, loader(2), verbose=False)[0]
     assert "test/loss" in runner.test(module, loader(2), verbose=False)[0]
     assert len(runner.predict(module, loader(2)) or []) == 2
-    assert all(torch.equal(*pair) for pair in zip(before, parameters(module), strict=True))
+    assert_same_parameters(module, WithTestAndPredict())
     assert recorder.steps_of(KEY) == []
 
 
 def test_validation_between_two_runs_changes_neither() -> None:
     def run_twice(validates: bool) -> TrainingRun:
-        module, recorder, monitor = (
-            WithTestAndPredict(ADAMW, LINEAR),
-            MemoryLogger(),
-            full_monitor(),
-        )
+        module = WithTestAndPredict(ADAMW, LINEAR)
+        recorder, monitor = MemoryLogger(), full_monitor()
         for epochs in (1, 2):
             run = run_training(module, monitor, max_epochs=epochs, logger=recorder)
             if validates:
@@ -422,14 +373,6 @@ def test_one_trainer_and_monitor_measure_two_runs_in_a_row() -> None:
     assert both.optimizers[0] is not first
 
 
-class Interrupting(L.Callback):
-    def __init__(self, hook: str, error: type[BaseException]) -> None:
-        def interrupt(*args: Any) -> None:
-            raise error
-
-        setattr(self, hook, interrupt)
-
-
 @pytest.mark.parametrize(
     "hook",
     [
@@ -444,7 +387,11 @@ class Interrupting(L.Callback):
 def test_interrupted_run_leaves_no_hook_in_the_optimizer(hook: str) -> None:
     monitor = full_monitor()
     for error in (KeyboardInterrupt, ArithmeticError):
-        callbacks = [monitor, Interrupting(hook, error)]
+
+        def interrupt(*_: Any, error: type[BaseException] = error) -> None:
+            raise error
+
+        callbacks = [monitor, LambdaCallback(**{hook: interrupt})]
         broken = trainer(max_epochs=1, callbacks=callbacks, logger=MemoryLogger())
         with pytest.raises((KeyboardInterrupt, SystemExit, ArithmeticError)):
             broken.fit(Lit(ADAMW), loader(3))
@@ -455,13 +402,13 @@ def test_interrupted_run_leaves_no_hook_in_the_optimizer(hook: str) -> None:
 
 
 def test_interrupted_run_has_measured_every_step_before_it() -> None:
-    class InterruptAtBatch4(L.Callback):
-        def on_train_batch_start(self, *args: Any) -> None:
-            if args[3] == 4:
-                raise KeyboardInterrupt
+    def interrupt(_: Any, __: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 4:
+            raise KeyboardInterrupt
 
     recorder, monitor = MemoryLogger(), full_monitor()
-    broken = trainer(max_epochs=1, callbacks=[InterruptAtBatch4(), monitor], logger=recorder)
+    callbacks = [LambdaCallback(on_train_batch_start=interrupt), monitor]
+    broken = trainer(max_epochs=1, callbacks=callbacks, logger=recorder)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         broken.fit(Lit(ADAMW), loader(6))
     assert recorder.steps_of(KEY) == [0, 1, 2, 3]
@@ -469,8 +416,6 @@ def test_interrupted_run_has_measured_every_step_before_it() -> None:
 
 
 def test_run_without_batches_measures_nothing_and_does_not_fail() -> None:
-    before = parameters(Lit())
-    loop = Loop("none", 0, flags={"limit_train_batches": 0})
-    ended = run_loop(loop, full_monitor(), scheduler={"name": "constant"})
+    ended = run_training(Lit(ADAMW, {"name": "constant"}), full_monitor(), limit_train_batches=0)
     assert ended.values(STEP) == []
-    assert all(torch.equal(*pair) for pair in zip(before, parameters(ended.module), strict=True))
+    assert_same_parameters(ended.module, Lit())

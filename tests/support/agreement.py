@@ -8,21 +8,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 
 from lightning_adam.statistics.catalogue import STATISTICS
-from tests.support.arithmetic import round_to
 from tests.support.oracle import (
+    Array,
+    Mask,
     Tensor,
     _elements_of,
     reference_statistics,
+    round_to,
     signed_sum_scale,
 )
 
-Array = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
 ULPS = 4 * 2.0**-23
 """Four units in the last place of a float32, relative to it."""
 SMALLEST = 2.0**-149
@@ -32,12 +31,7 @@ SIGNED = ("exp_avg_mean", "momentum_alignment", "decay_alignment")
 
 
 def bare(values: Mapping[str, float], suffix: str) -> dict[str, float]:
-    """Selects the values of one scope, by the name of the statistic.
-
-    Args:
-        values: The values by their key.
-        suffix: What the scope appends to a key; empty for the model.
-    """
+    """Selects the values of the scope that appends the suffix to its keys, by bare name."""
     return {
         name: values[statistic.key + suffix]
         for name, statistic in STATISTICS.items()

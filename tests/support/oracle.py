@@ -1,4 +1,4 @@
-"""The catalogue's statistics and Adam itself, evaluated directly in float64 numpy.
+"""The catalogue's statistics, evaluated directly in float64 numpy.
 
 Everything here is written from the definitions and the papers alone, so that it can serve as an
 outside oracle: it shares no code, no accumulators and no order of evaluation with the package.
@@ -6,7 +6,7 @@ outside oracle: it shares no code, no accumulators and no order of evaluation wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 
@@ -14,45 +14,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tests.support.arithmetic import (
-    Array,
-    Mask,
-    cosine,
-    flat,
-    maximum,
-    mean,
-    norm,
-    ratio,
-    root_mean_square,
-    round_to,
-    share,
-    single_value,
-    square,
-    sum_of_squares,
-    to_float64,
-    widen,
-)
+Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+Wide = npt.NDArray[np.longdouble]
 
 
 @dataclass
 class Tensor:
-    """One parameter as it stands after an optimizer step.
+    """One parameter and its state after an optimizer step, and the gradient that the step used.
 
-    Attributes:
-        parameter: The parameter after the step.
-        grad: The gradient that the step used.
-        exp_avg: The first moment after the step.
-        exp_avg_sq: The second moment after the step.
-        max_exp_avg_sq: The running maximum of the raw second moment; needed with amsgrad only.
-        step: The number of steps that the state has seen, this one included.
-        lr: Learning rate.
-        beta1: Decay of the first moment.
-        beta2: Decay of the second moment.
-        eps: Term added to the denominator.
-        weight_decay: Weight decay.
-        amsgrad: Whether the denominator uses `max_exp_avg_sq`.
-        maximize: Whether the step ascends.
-        decoupled: Whether weight decay acts on the parameter (AdamW) or on the gradient (Adam).
+    Decoupled weight decay acts on the parameter (AdamW), coupled decay on the gradient (Adam).
     """
 
     parameter: torch.Tensor
@@ -107,14 +78,7 @@ class _Elements:
 
 
 def reference_statistics(tensors: Sequence[Tensor]) -> dict[str, float]:
-    """Evaluate every statistic of the catalogue over one scope, but for `skipped_steps`.
-
-    Args:
-        tensors: The tensors of the scope; those without elements contribute nothing.
-
-    Returns:
-        Every statistic that is defined for the scope, by name.
-    """
+    """Evaluate every statistic of the catalogue over one scope, but for `skipped_steps`."""
     present = _nonempty(tensors)
     if not present:
         return {}
@@ -133,16 +97,7 @@ def reference_statistics(tensors: Sequence[Tensor]) -> dict[str, float]:
 
 
 def reference_magnitudes(tensors: Sequence[Tensor]) -> dict[str, Array]:
-    """Collect the magnitudes that the histograms count, over the active elements of one scope.
-
-    Args:
-        tensors: The tensors of the scope; those without elements contribute nothing.
-
-    Returns:
-        One value an active element for each of `grad` (its absolute value), `exp_avg` (that of
-        the bias-corrected first moment), `denominator` (the square root of the bias-corrected
-        second moment, with amsgrad of its maximum) and `direction` (its absolute value).
-    """
+    """Collect the magnitudes that the histograms count, over the active elements of one scope."""
     with np.errstate(all="ignore"):
         scope = _scope_of(_nonempty(tensors))
         magnitudes = {
@@ -159,13 +114,6 @@ def signed_sum_scale(tensors: Sequence[Tensor]) -> dict[str, float]:
 
     Terms of either sign cancel, so the error of such a sum is small beside this scale, not beside
     the sum itself.
-
-    Args:
-        tensors: The tensors of the scope; those without elements contribute nothing.
-
-    Returns:
-        The scale of `exp_avg_mean`, `momentum_alignment` and `decay_alignment`, by name, where
-        the statistic is defined for the scope.
     """
     present = _nonempty(tensors)
     with np.errstate(all="ignore"):
@@ -178,61 +126,6 @@ def signed_sum_scale(tensors: Sequence[Tensor]) -> dict[str, float]:
                 "decay_alignment": cosine(np.abs(decay), np.abs(update)),
             }
         )
-
-
-def replay_adam(
-    parameter: torch.Tensor | npt.ArrayLike,
-    grads: Sequence[torch.Tensor | npt.ArrayLike],
-    *,
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    amsgrad: bool,
-    maximize: bool,
-    decoupled: bool,
-) -> dict[str, npt.NDArray[np.float64]]:
-    """Run Adam or AdamW in float64 over a sequence of gradients.
-
-    Algorithm 1 of Kingma & Ba (2015), with the L2 penalty or the decoupled decay of Loshchilov &
-    Hutter (2019), the decay scaled by the learning rate as torch does. With amsgrad (Reddi et al.
-    2018) the maximum is taken over the raw second moment and bias-corrected afterwards.
-
-    Args:
-        parameter: The parameter before the first step.
-        grads: One gradient a step.
-        lr: Learning rate.
-        betas: Decay of the first and of the second moment.
-        eps: Term added to the denominator.
-        weight_decay: Weight decay.
-        amsgrad: Whether the denominator uses the running maximum of the second moment.
-        maximize: Whether to ascend.
-        decoupled: Whether weight decay acts on the parameter (AdamW) or on the gradient (Adam).
-
-    Returns:
-        `parameter`, `exp_avg`, `exp_avg_sq` and `max_exp_avg_sq` after the last gradient; the
-        maximum is kept without amsgrad as well, where nothing uses it.
-    """
-    beta1, beta2 = betas
-    theta = to_float64(parameter)
-    first, second, largest = np.zeros_like(theta), np.zeros_like(theta), np.zeros_like(theta)
-    for step, raw in enumerate(grads, start=1):
-        grad = -to_float64(raw) if maximize else to_float64(raw)
-        if not decoupled:
-            grad = grad + weight_decay * theta
-        first = beta1 * first + (1 - beta1) * grad
-        second = beta2 * second + (1 - beta2) * grad**2
-        largest = np.maximum(largest, second)
-        corrected_first = first / (1 - beta1**step)
-        corrected_second = (largest if amsgrad else second) / (1 - beta2**step)
-        decay = lr * weight_decay * theta if decoupled else 0.0
-        theta = theta - decay - lr * corrected_first / (np.sqrt(corrected_second) + eps)
-    return {
-        "parameter": theta,
-        "exp_avg": first,
-        "exp_avg_sq": second,
-        "max_exp_avg_sq": largest,
-    }
 
 
 def _moment_statistics(scope: _Elements) -> dict[str, float | None]:
@@ -255,7 +148,6 @@ def _moment_statistics(scope: _Elements) -> dict[str, float | None]:
 
 
 def _underflow_statistics(scope: _Elements) -> dict[str, float | None]:
-    """Evaluate the family `underflow`."""
     active = scope.active
     damping = scope.denominator[active] / (scope.denominator[active] + scope.eps[active])
     return {
@@ -273,7 +165,6 @@ def _underflow_statistics(scope: _Elements) -> dict[str, float | None]:
 
 
 def _update_statistics(scope: _Elements) -> dict[str, float | None]:
-    """Evaluate the family `update`."""
     direction = np.abs(scope.direction[scope.active])
     update_norm = norm(scope.update)
     return {
@@ -319,7 +210,6 @@ def _signal_fraction(scope: _Elements) -> float | None:
 
 
 def _amsgrad_gap(tensors: Sequence[Tensor]) -> float | None:
-    """Evaluate how far the maximum stands above the second moment, over the amsgrad tensors."""
     chosen = [tensor for tensor in tensors if tensor.amsgrad]
     current = sum(np.sum(widen(flat(tensor.exp_avg_sq))) for tensor in chosen)
     largest = sum(np.sum(widen(_raw_denominator_sq(tensor))) for tensor in chosen)
@@ -327,7 +217,6 @@ def _amsgrad_gap(tensors: Sequence[Tensor]) -> float | None:
 
 
 def _decay_timescale(tensors: Sequence[Tensor]) -> float | None:
-    """Evaluate the number of steps over which decoupled decay forgets a parameter."""
     rate = single_value(_decay_rate(tensor) for tensor in tensors if _decays_decoupled(tensor))
     return None if rate is None else ratio(1.0, rate)
 
@@ -350,7 +239,6 @@ def _decoupled_pulls(tensors: Sequence[Tensor], scope: _Elements) -> tuple[Array
 
 
 def _exp_avg_sq_lag(scope: _Elements) -> float | None:
-    """Evaluate StableAdamW's RMS over the active elements."""
     active = scope.active
     floor = np.maximum(scope.corrected_exp_avg_sq[active], square(scope.eps[active]))
     squared = mean(square(scope.entered[active]) / floor)
@@ -369,7 +257,6 @@ def _eps_energy_loss(scope: _Elements) -> float | None:
 
 
 def _nonfinite_count(scope: _Elements) -> float:
-    """Count the elements with a non-finite gradient, moment or parameter."""
     finite = (
         np.isfinite(scope.grad)
         & np.isfinite(scope.exp_avg)
@@ -465,17 +352,14 @@ def _decay(tensor: Tensor, parameter: Array, update: Array) -> Array:
 
 
 def _decays_decoupled(tensor: Tensor) -> bool:
-    """Tell whether decoupled decay acts on a tensor."""
     return tensor.decoupled and tensor.weight_decay > 0
 
 
 def _decay_rate(tensor: Tensor) -> float:
-    """Give the share of the parameter that one decoupled decay takes."""
     return tensor.lr * tensor.weight_decay
 
 
 def _survival(tensor: Tensor) -> float:
-    """Give the share of the parameter that one decoupled decay leaves."""
     return 1 - _decay_rate(tensor)
 
 
@@ -489,3 +373,88 @@ def _entered(tensor: Tensor, grad: Array, decay: Array) -> Array:
     """Compute the gradient that entered the moments."""
     signed = -grad if tensor.maximize else grad
     return signed if tensor.decoupled else signed + decay
+
+
+# Exact widening, rounding to a dtype, and sums in long double: a float32 of 1e30 squared, times
+# many, still fits in one, and so does one of 1e-30. What is not defined is None.
+
+
+def flat(values: torch.Tensor) -> Array:
+    """Copy a tensor to one flat float64 array, exactly."""
+    # numpy has no bfloat16; widening to float64 loses nothing from any narrower float.
+    return values.detach().to("cpu", torch.float64, copy=True).numpy().reshape(-1)
+
+
+def round_to(dtype: torch.dtype, values: Array) -> Array:
+    """Round to the nearest value of a dtype, ties to even, and widen again.
+
+    The dtypes of 16 bits round to float32 first.
+    """
+    if dtype == torch.float64:
+        return values
+    if dtype == torch.bfloat16:
+        return round_to_bfloat16(values)
+    single = values.astype(np.float32)
+    narrow = {torch.float32: single, torch.float16: single.astype(np.float16)}[dtype]
+    return narrow.astype(np.float64)
+
+
+def round_to_bfloat16(values: Array) -> Array:
+    """Round to float32, then to its upper 16 bits, both times to nearest, ties to even."""
+    single = values.astype(np.float32)
+    bits = single.view(np.uint32)
+    last_kept_bit = (bits >> np.uint32(16)) & np.uint32(1)
+    carried = (bits + np.uint32(0x7FFF) + last_kept_bit) & np.uint32(0xFFFF0000)
+    # The carry can turn a NaN into an infinity or a zero, so NaN does not pass through it.
+    rounded = np.where(np.isnan(single), single, carried.view(np.float32))
+    return rounded.astype(np.float64)
+
+
+def widen(values: Array) -> Wide:
+    return values.astype(np.longdouble)
+
+
+def square(values: Array) -> Wide:
+    squares: Wide = np.square(values, dtype=np.longdouble)
+    return squares
+
+
+def sum_of_squares(values: Array) -> np.longdouble:
+    total: np.longdouble = np.sum(square(values))
+    return total
+
+
+def norm(values: Array) -> float:
+    return float(np.sqrt(sum_of_squares(values)))
+
+
+def mean(values: Array | Wide) -> float | None:
+    return float(np.mean(values, dtype=np.longdouble)) if values.size else None
+
+
+def root_mean_square(values: Array) -> float | None:
+    return float(np.sqrt(sum_of_squares(values) / values.size)) if values.size else None
+
+
+def cosine(left: Array, right: Array) -> float | None:
+    lengths = np.sqrt(sum_of_squares(left)) * np.sqrt(sum_of_squares(right))
+    products: Wide = np.multiply(left, right, dtype=np.longdouble)
+    return None if lengths == 0 else float(np.sum(products) / lengths)
+
+
+def maximum(values: Array) -> float | None:
+    return float(np.max(values)) if values.size else None
+
+
+def share(chosen: Mask) -> float | None:
+    return float(np.count_nonzero(chosen) / chosen.size) if chosen.size else None
+
+
+def ratio(numerator: float, denominator: float) -> float | None:
+    return None if denominator == 0 else numerator / denominator
+
+
+def single_value(values: Iterable[float]) -> float | None:
+    """Give the value that all share, undefined where there is none or more than one."""
+    distinct = set(values)
+    return float(distinct.pop()) if len(distinct) == 1 else None

@@ -1,0 +1,37 @@
+"""Training runs, and what AdamMonitor logs and warns of in them."""
+
+from typing import Any, NamedTuple
+
+import lightning as L
+import pytest
+from torch.optim import Optimizer
+
+from lightning_adam import AdamMonitor
+from tests.support.training import TrainingRun, run_training
+
+
+class Fit(NamedTuple):
+    run: TrainingRun
+    values: dict[str, float]
+    """The last values logged."""
+    lines: list[str]
+    warnings: list[str]
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        return self.run.trainer.optimizers
+
+
+def fit(module: L.LightningModule, monitor: AdamMonitor | None = None, **flags: Any) -> Fit:
+    lines, warnings = list[str](), list[str]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightning_adam.monitor.rank_zero_info", lines.append)
+        patch.setattr("lightning_adam.monitor.rank_zero_warn", warnings.append)
+        run = run_training(module, monitor, **flags)
+    values = {key: float(value) for key, value in run.trainer.callback_metrics.items()}
+    return Fit(run, values, lines, warnings)
+
+
+def not_measured(line: str) -> set[str]:
+    """The statistics that the monitor's line says it cannot measure."""
+    return set(line.rstrip(".").partition("state tells, not ")[2].split(", "))

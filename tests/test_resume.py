@@ -20,6 +20,7 @@ from tests.support.tables import each_row
 from tests.support.training import ADAMW, Lit, loader, loss_of, network, parameters, trainer
 
 LINEAR = {"name": "linear", "total_steps": 20}
+SCHEDULES = "torch.optim.lr_scheduler"
 HEAD = [{"name": "head", "match": "net.3.*", "lr_scale": 10}]
 STEPS = 5
 CONFIG = {"resume": "config"}
@@ -238,6 +239,17 @@ def test_amsgrad_maximum_starts_from_the_second_moment_or_is_dropped(
             assert (state["max_exp_avg_sq"] >= moment).all()
 
 
+def test_amsgrad_maximum_of_the_checkpoint_continues(tmp_path: Path) -> None:
+    # The second moment forgets fast, so that it falls below its maximum.
+    config = {**ADAMW, "amsgrad": True, "betas": [0.9, 0.5]}
+    checkpoint = saved(tmp_path, config)
+    states = state_of(checkpoint).values()
+    assert any((state["max_exp_avg_sq"] > state["exp_avg_sq"]).any() for state in states)
+    uninterrupted_run, _ = run_training(config, epochs=2)
+    resumed, _ = run_training(config, None, 2, checkpoint)
+    assert are_equal(resumed, uninterrupted_run)
+
+
 def state_of(checkpoint: Path) -> dict[int, dict[str, Tensor]]:
     loaded = torch.load(checkpoint, weights_only=True)
     states: dict[int, dict[str, Tensor]] = loaded["optimizer_states"][0]["state"]
@@ -290,6 +302,17 @@ def test_groups_merged_from_different_settings_take_those_of_the_config(tmp_path
         f"optimizer: the checkpoint trained what is in the group {name}"
         for name in ("decay", "no_decay")
     ]
+
+
+def test_groups_merged_from_different_settings_continue_a_schedule_that_multiplies_the_lr(
+    tmp_path: Path,
+) -> None:
+    """Such a schedule computes each lr from the one before it, and not from the peak."""
+    schedule = {"_target_": f"{SCHEDULES}.ExponentialLR", "gamma": 0.9, "interval": "step"}
+    checkpoint = saved(tmp_path, {**ADAMW, "groups": HEAD}, schedule)
+    _, fit = run_training({**ADAMW, "lr": 2e-3}, schedule, 2, checkpoint)
+    expected = [2e-3, pytest.approx(2e-3 * 0.9 ** (2 * STEPS))]
+    assert settings(fit, "initial_lr", "lr") == {"decay": expected, "no_decay": expected}
 
 
 class PartlyFrozen(Lit):
@@ -385,7 +408,6 @@ def test_eps_that_rounds_to_0_in_the_new_dtype_is_refused(tmp_path: Path) -> Non
         run_training({**ADAMW, "eps": 1e-4}, None, 2, checkpoint, precision="16-true")
 
 
-SCHEDULES = "torch.optim.lr_scheduler"
 ANNEALING = {"_target_": f"{SCHEDULES}.CosineAnnealingLR", "interval": "step"}
 
 
@@ -445,22 +467,36 @@ class Stalled(Lit):
         self.log("val/loss", 1.0)
 
 
+PLATEAU = {"name": "plateau", "factor": 0.5, "patience": 1}
+
+
+def fit_stalled(
+    config: Any, plateau: Any, epochs: int, checkpoint: Path | None = None
+) -> L.Trainer:
+    fit = trainer(max_epochs=epochs)
+    fit.fit(Stalled(config, plateau), loader(2), loader(1), ckpt_path=checkpoint)
+    return fit
+
+
 @pytest.mark.parametrize("resume", ["checkpoint", "config"])
 def test_plateau_continues_with_its_history(resume: str, tmp_path: Path) -> None:
-    plateau = {"name": "plateau", "factor": 0.5, "patience": 1}
-
-    def fit_epochs(config: Any, epochs: int, checkpoint: Path | None = None) -> L.Trainer:
-        fit = trainer(max_epochs=epochs)
-        fit.fit(Stalled(config, plateau), loader(2), loader(1), ckpt_path=checkpoint)
-        return fit
-
-    fit_epochs(ADAMW, 4).save_checkpoint(tmp_path / "first.ckpt")
-    fit = fit_epochs({**ADAMW, "lr": 1e-3, "resume": resume}, 6, tmp_path / "first.ckpt")
+    checkpoint = tmp_path / "first.ckpt"
+    fit_stalled(ADAMW, PLATEAU, 4).save_checkpoint(checkpoint)
+    fit = fit_stalled({**ADAMW, "lr": 1e-3, "resume": resume}, PLATEAU, 6, checkpoint)
     peak = 1e-3 if resume == "config" else 1e-2
     assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(peak * 0.25)
     built = fit.lr_scheduler_configs[0].scheduler
     assert isinstance(built, ReduceLROnPlateau)
     assert built.last_epoch == 6
+
+
+def test_plateau_of_another_mode_keeps_the_lr_but_not_the_history(tmp_path: Path) -> None:
+    """The best value of the one mode is no best value of the other."""
+    checkpoint = tmp_path / "first.ckpt"
+    fit_stalled(ADAMW, PLATEAU, 4).save_checkpoint(checkpoint)
+    fit = fit_stalled({**ADAMW, **CONFIG}, {**PLATEAU, "mode": "max"}, 6, checkpoint)
+    halved_once = ADAMW["lr"] * 0.5
+    assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(halved_once)
 
 
 class Unfreezing(BaseFinetuning):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_adam import ConfigError
-from lightning_adam.param_groups import param_groups
+from lightning_adam.param_groups import LR_RATIO, param_groups
 from lightning_adam.schema import AdamConfig, GroupConfig, LayerDecayConfig, WeightDecayOn
 from tests.support.tables import each_row
 
@@ -277,6 +277,22 @@ def test_named_group_keeps_the_layer_decay() -> None:
     found = settings(Transformer(2), groups=[matrices], layer_decay=decay)
     assert found["linear_layer_0"] == (1e-3, 0.1)
     assert found["linear_layer_1"] == (1e-3 * 2, 0.1)
+
+
+def test_lr_ratio_of_a_group_in_a_layer_is_the_product_of_both_scales() -> None:
+    """`lr_find` gives all groups one lr, which is then multiplied by their ratios."""
+    matrices = GroupConfig(name="linear", match="*.linear.weight", lr_scale=4)
+    decay = LayerDecayConfig(pattern="blocks.*", rate=0.5)
+    groups = grouped(Transformer(2), groups=[matrices], layer_decay=decay)
+    assert {group["name"]: group[LR_RATIO] for group in groups} == {
+        "stem_no_decay": 1 / 8,
+        "layer_0_no_decay": 1 / 4,
+        "linear_layer_0": 4 / 4,
+        "layer_1_no_decay": 1 / 2,
+        "linear_layer_1": 4 / 2,
+        "decay": 1.0,
+        "no_decay": 1.0,
+    }
 
 
 def test_layer_pattern_without_a_match_is_refused() -> None:

@@ -282,6 +282,21 @@ def test_custom_class_trains_as_by_hand(node: Any) -> None:
     assert_equal(ours, run_training(network(), by_hand))
 
 
+class Forwarding(torch.optim.NAdam):
+    """Passes its arguments on, as subclasses do."""
+
+    def __init__(self, params: Any, **settings: Any) -> None:
+        super().__init__(params, **settings)
+
+
+def test_custom_class_that_takes_any_keyword_gets_all_arguments() -> None:
+    config = {"_target_": f"{__name__}.Forwarding", "lr": 0.02, "momentum_decay": 1e-3}
+    optimizer = build_optimizer(network(), config)
+    assert type(optimizer).__name__ == "Forwarding"
+    for group in optimizer.param_groups:
+        assert (group["lr"], group["momentum_decay"]) == (0.02, 1e-3)
+
+
 def test_group_keys_work_for_a_custom_class() -> None:
     optimizer = build_optimizer(
         network(),

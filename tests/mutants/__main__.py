@@ -54,11 +54,11 @@ SEARCH = ("test_search", "test_report")
 MIRRORS: dict[str, tuple[str, ...]] = {
     "steps": (*MONITOR, "test_mixin"),
     "monitor": (*MONITOR, "test_monitor_settings", "test_judging", "test_flight_recorder"),
-    "mixin": (*BUILD, "test_schedulers", "test_resume"),
+    "mixin": ("test_skipped_steps", *BUILD, "test_schedulers", "test_resume"),
     "build": (*BUILD, "test_schedulers"),
     "schedulers": ("test_schedulers", *BUILD),
     "param_groups": ("test_param_groups", "test_optimizers", "test_finetuning", "test_mixin"),
-    "optimizers": ("test_optimizers", "test_forms", "test_reading", "test_monitor"),
+    "optimizers": ("test_optimizers", "test_forms", "test_reading", "test_loops"),
     "reading": ("test_reading", "test_forms", "test_optimizers", "test_schedulers", "test_mixin"),
     "forms": ("test_reading", "test_forms", "test_optimizers"),
     "schema": (
@@ -86,9 +86,15 @@ MIRRORS: dict[str, tuple[str, ...]] = {
     "tune/search": SEARCH,
     "dashboard": ("test_keys", "test_panels", "test_reduction", "test_comparison", "test_report"),
     "dashboard/runs": ("test_runs", "test_events", "test_report"),
-    "statistics/views": ("test_views", *KERNELS, "test_generated"),
+    "statistics/views": ("test_views", *KERNELS, "test_shards", "test_ranks", "test_generated"),
     "statistics/histograms": ("test_histograms",),
-    "statistics/measurement": ("test_rollups", "test_metric", "test_views", "test_monitor"),
+    "statistics/measurement": (
+        "test_rollups",
+        "test_shell",
+        "test_metric",
+        "test_views",
+        "test_monitor",
+    ),
     "statistics/catalogue": ("test_catalogue", *KERNELS),
     "statistics/accumulators": ("test_catalogue", *KERNELS),
     "statistics/kernels/eager": (*KERNELS, "test_shell", "test_histograms", "test_generated"),
@@ -98,7 +104,12 @@ MIRRORS: dict[str, tuple[str, ...]] = {
         "test_metric",
         "test_generated",
     ),
-    "statistics/kernels/numba_loops": ("test_closed_forms", "test_numba", "test_metric"),
+    "statistics/kernels/numba_loops": (
+        "test_closed_forms",
+        "test_numba",
+        "test_metric",
+        "test_generated",
+    ),
     "statistics/kernels/triton": ("test_triton",),
 }
 """Names of the test files that mirror a module, or all modules of a folder, the cheapest first.

@@ -714,9 +714,9 @@ MUTANTS = (
     ),
     Mutant(
         "statistics/kernels/numba_loops",
-        "has_second_moment = not (e.own_denominator <= ZERO)",
-        "has_second_moment = e.own_denominator > ZERO",
-        "an element whose second moment is NaN has none (numba)",
+        "over_second_moment = e.entered * min(own_inverse, by.inverse_eps)",
+        "over_second_moment = e.entered * own_inverse",
+        "eps does not bound how far the second moment lags (numba)",
     ),
     Mutant(
         "statistics/kernels/numba_loops",

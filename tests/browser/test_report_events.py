@@ -20,33 +20,21 @@ GRAD_RMS, NONFINITE = "adam_moments/grad_rms", "adam_underflow/nonfinite_count"
 
 def event(step: int, reason: str) -> Event:
     """Returns an event of ten steps, of which the last is not finite."""
-    steps = range(step - 10, step)
-    series = run_of(
-        {
-            **{
-                f"{GRAD_RMS}/layer/{layer}": {
-                    at: float("nan") if at == step - 1 else 10.0 ** (at - step + place)
-                    for at in steps
-                }
-                for place, layer in enumerate(LAYERS)
-            },
-            **{
-                f"{NONFINITE}/layer/{layer}": {at: float(at == step - 1) for at in steps}
-                for layer in LAYERS
-            },
-        }
-    ).series
-    return Event(step, reason, series)
+    last = step - 1
+    logged = {}
+    for layer in LAYERS:
+        before = {at: 10.0 ** (at - step) for at in range(step - 10, last)}
+        logged[f"{GRAD_RMS}/layer/{layer}"] = before | {last: math.nan}
+        logged[f"{NONFINITE}/layer/{layer}"] = dict.fromkeys(before, 0.0) | {last: 1.0}
+    return Event(step, reason, run_of(logged).series)
 
 
 @pytest.fixture
 def opened(visit: Visits, tmp_path: Path) -> ReportPage:
-    logged = {f"{GRAD_RMS}": dict.fromkeys(range(0, 5001, 50), 1.0)}
+    logged = {GRAD_RMS: dict.fromkeys(range(0, 5001, 50), 1.0)}
     logged |= {f"{GRAD_RMS}/layer/{layer}": {0: 1.0, 5000: 2.0} for layer in LAYERS}
-    plain = run_of(logged)
     events = [event(1000, "loss_spike"), event(5000, "not_finite")]
-    run = replace(plain, events=events)
-    write_report([run], tmp_path / "report.html")
+    write_report([replace(run_of(logged), events=events)], tmp_path / "report.html")
     return visit(tmp_path / "report.html")
 
 

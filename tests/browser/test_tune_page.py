@@ -9,7 +9,7 @@ import pytest
 
 from lightning_adam.tune.report import write_story
 from lightning_adam.tune.story import Story
-from tests.support.browser import NARROW, ReportPage, Visits, contrast
+from tests.support.browser import NARROW, WIDE, ReportPage, Visits, contrast
 from tests.support.tables import each_row
 from tests.tune.stories import shapes, tuned
 
@@ -98,22 +98,19 @@ def test_copy_button_works_without_a_clipboard(visit: Visits, tmp_path: Path) ->
     assert report.page.evaluate("() => window.copied") == OVERRIDES
 
 
-def test_every_text_is_readable_in_both_themes(visit: Visits, tmp_path: Path) -> None:
+def test_every_text_is_readable_in_both_themes_and_widths(visit: Visits, tmp_path: Path) -> None:
     shown = itertools.product(("tuned", "stage under way", "all at once"), (False, True))
     with each_row() as row:
         for shape, dark in shown:
             with row((shape, dark)):
-                report = visit(written(SHAPES[shape], tmp_path), dark=dark)
+                width = NARROW if dark else WIDE
+                report = visit(written(SHAPES[shape], tmp_path), width, dark)
+                assert not report.is_wider_than(width)
+                assert [each["name"] for each in report.controls() if each["isCut"]] == []
                 assert report.faint_texts() == {}
                 texts = report.texts()
                 assert len(texts) > 40
                 assert [each["text"] for each in texts if each["isCut"]] == []
-
-
-def test_narrow_page_is_scrolled_in_one_direction(visit: Visits, tmp_path: Path) -> None:
-    report = visit(written(tuned(), tmp_path), width=NARROW)
-    assert not report.is_wider_than(NARROW)
-    assert [each["name"] for each in report.controls() if each["isCut"]] == []
 
 
 def test_theme_follows_the_system_and_a_button_changes_it(visit: Visits, tmp_path: Path) -> None:

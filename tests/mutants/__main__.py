@@ -96,7 +96,7 @@ MIRRORS: dict[str, tuple[str, ...]] = {
         "test_monitor",
     ),
     "statistics/catalogue": ("test_catalogue", *KERNELS),
-    "statistics/accumulators": ("test_catalogue", *KERNELS),
+    "statistics/accumulators": ("test_catalogue", "test_inspect", *KERNELS),
     "statistics/kernels/eager": (*KERNELS, "test_shell", "test_histograms", "test_generated"),
     "statistics/kernels/numba": (
         "test_closed_forms",

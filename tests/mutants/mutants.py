@@ -768,9 +768,9 @@ MUTANTS = (
     ),
     Mutant(
         "statistics/accumulators",
-        "return needs if self.over is Over.ALL else needs | Knowledge.STEP",
-        "return needs",
-        "decayed tensors are told apart where the step is not known",
+        "ENTERED = GRADIENT | Knowledge.STEP",
+        "ENTERED = Knowledge.STEP",
+        "what entered the moments is told where the gradients are not known",
     ),
     Mutant(
         "statistics/catalogue",

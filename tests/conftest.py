@@ -1,5 +1,6 @@
 """The tiers of the suite, and what every test starts from."""
 
+import gc
 import logging
 import os
 from collections import Counter
@@ -32,7 +33,14 @@ def pytest_deselected(items: Sequence[pytest.Item]) -> None:
             _deselected[tier] += 1
 
 
+def pytest_collection_finish() -> None:
+    # Each training run ends in a garbage collection, which need not visit what is imported.
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    gc.unfreeze()
     # Under pytest-xdist the workers collect, and the controller prints.
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["deselected"] = dict(_deselected)

@@ -129,7 +129,8 @@ def python_program(
 ) -> tuple[str, Sequence[str]] | None:
     """The program and its arguments, if it is one that the fork server can start."""
     found = shutil.which(words[0], path=variables.get("PATH", ""))
-    if found is None or Path(found).parent != BIN:
+    # PYTHONPATH may hold other versions of the libraries that the server has imported.
+    if found is None or Path(found).parent != BIN or "PYTHONPATH" in variables:
         return None
     if Path(found).name.startswith("python"):
         if len(words) > 2 and words[1] == "-m":

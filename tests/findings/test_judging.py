@@ -14,13 +14,18 @@ import wandb
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from omegaconf import OmegaConf
+from torch import nn
 
-from lightning_adam import AdamMonitor
+from lightning_adam import AdamMonitor, AdamStatistics
 from lightning_adam.dashboard.report import page
 from lightning_adam.dashboard.runs import read_runs
 from lightning_adam.findings.finding import Finding
+from lightning_adam.findings.judging import Judge
+from lightning_adam.monitor_settings import read_monitor
 from lightning_adam.schema import Severity
+from lightning_adam.statistics.measurement import Measurement
 from tests.support.commands import history, offline_runs
+from tests.support.tables import each_row
 from tests.support.training import ADAMW, Lit, loader, parameters, trainer
 
 STEPS = 45
@@ -272,3 +277,34 @@ def test_open_findings_are_kept_by_a_checkpoint(saved: Saved) -> None:
     (finding,) = [each for each in monitor.findings if each.code == "eps_dominates"]
     resumed = resume("tiny", checkpoint).findings
     assert [each.step for each in resumed if each.code == "eps_dominates"] == [finding.step]
+
+
+def test_loss_after_a_resume_is_compared_with_the_first_loss_of_the_run() -> None:
+    """Gradients that eps dominates are no finding if the loss has fallen to nearly nothing."""
+    layer = nn.Linear(100, 1, bias=False)
+    adam = torch.optim.Adam(layer.parameters())
+    config = read_monitor({"findings": {"eps_dominates": {"persistence": 1}}})
+
+    def measured(steps: int) -> Measurement:
+        for _ in range(steps):
+            layer.weight.grad = TINY * torch.randn(1, 100)
+            adam.step()
+        statistics = AdamStatistics(judged=Judge(config, layer, 1).watch(adam, ""), module=layer)
+        statistics.update(adam)
+        return statistics.measurement
+
+    def judged(state: Any, measurement: Measurement, step: int, loss: float) -> Judge:
+        judge = Judge(config, layer, 1)
+        judge.watch(adam, "")
+        judge.restore(state)
+        judge.judge(trainer(), "", measurement, step, loss)
+        return judge
+
+    # At step 1 the rule is not judged yet.
+    state = judged({}, measured(1), 1, loss=10.0).state()
+    late = measured(30)
+    with each_row() as row:
+        for kept, loss, is_found in [(state, 0.1, False), (state, 9.0, True), ({}, 0.1, True)]:
+            with row((kept, loss)):
+                findings = judged(kept, late, 31, loss).findings
+                assert ("eps_dominates" in above_info(findings)) == is_found

@@ -7,7 +7,11 @@ import torch
 from torch import nn
 
 from lightning_adam import AdamMonitor
+from lightning_adam.dtypes import dtype_name
+from lightning_adam.findings import RULES
 from lightning_adam.findings.finding import Finding
+from lightning_adam.findings.preflight import Plan, PlannedGroup, preflight
+from lightning_adam.findings.rule import Training
 from tests.support.tables import each_row
 from tests.support.training import ADAMW, Lit, loader, loss_of, network, trainer
 
@@ -108,3 +112,25 @@ def test_second_moment_that_cannot_decrease_in_bfloat16_is_found() -> None:
             with row((precision, beta2)):
                 found = foreseen(Plain(betas=(0.9, beta2)), precision=precision)
                 assert ("exp_avg_sq_stalled" in found) == is_found
+
+
+def test_second_moment_is_stuck_only_if_no_value_of_its_dtype_can_decrease() -> None:
+    stuck = []
+    with each_row() as row:
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            resolution = torch.finfo(dtype).eps
+            # All values from 1 to 2; those of other octaves are rounded alike.
+            octave = torch.arange(1, 2, max(resolution, 2.0**-12)).to(dtype)
+            for beta2 in (0.99, 0.997, 0.999, 0.9997, 0.9999):
+                with row((dtype, beta2)):
+                    settings = {"lr": 1e-3, "betas": (0.9, beta2), "eps": 1e-8, "weight_decay": 0.0}
+                    name = dtype_name(dtype)
+                    group = PlannedGroup("all", settings, {name: 1e-8}, {name: resolution})
+                    found = preflight(Plan(Training(), [group], {}), RULES)
+                    is_found = "exp_avg_sq_stalled" in {each.code for each in found}
+                    assert is_found == torch.equal(octave * beta2, octave)
+                    stuck += [(name, beta2)] if is_found else []
+    assert stuck == [
+        *(("bfloat16", beta2) for beta2 in (0.999, 0.9997, 0.9999)),
+        ("float16", 0.9999),
+    ]

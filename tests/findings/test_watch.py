@@ -15,6 +15,7 @@ from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.rule import Training, Warmup
 from lightning_adam.findings.watch import CLOSING, Changes, Watch
 from lightning_adam.schema import Severity
+from tests.support.tables import each_row
 
 TINY, LARGE = 1e-10, 1e-3
 """Gradients far below eps, and far above it."""
@@ -23,10 +24,16 @@ TINY, LARGE = 1e-10, 1e-3
 class Loop:
     """Two layers that are trained on noise of a given size."""
 
-    def __init__(self, watch: Watch, elements: int = 500, **settings: Any) -> None:
+    def __init__(
+        self,
+        watch: Watch,
+        elements: int = 500,
+        dtype: torch.dtype = torch.float32,
+        **settings: Any,
+    ) -> None:
         torch.manual_seed(0)
         self.noise = torch.Generator().manual_seed(0)
-        self.layers = nn.ModuleDict({"a": _weights(elements), "b": _weights(elements)})
+        self.layers = nn.ModuleDict({"a": _weights(elements), "b": _weights(elements)}).to(dtype)
         self.adam = torch.optim.AdamW(self.layers.parameters(), **settings)
         self.watch = watch
         self.statistics = AdamStatistics(judged=watch.statistics, module=self.layers)
@@ -38,7 +45,8 @@ class Loop:
             self.step += 1
             for name, size in (("a", a), ("b", a if b is None else b)):
                 weight = self.layers.get_parameter(f"{name}.weight")
-                weight.grad = size * torch.randn(weight.shape, generator=self.noise)
+                noise = torch.randn(weight.shape, generator=self.noise)
+                weight.grad = (size * noise).to(weight.dtype)
             self.adam.step()
             self.statistics.update(self.adam)
             training_now = Training(**{"defaults": self.adam.defaults, **training})
@@ -106,6 +114,18 @@ def test_root_cause_suppresses_its_symptoms() -> None:
     assert codes(watch.open) == [("not_finite", "model")]
 
 
+def test_root_cause_suppresses_symptoms_of_the_same_measurement() -> None:
+    """Weight decay that is lost is a symptom of updates that are lost."""
+    lossy: dict[str, Any] = {"dtype": torch.bfloat16, "lr": 1e-6, "weight_decay": 0.1}
+    rows = [({}, "updates_lost"), ({"updates_lost": {"severity": "off"}}, "decay_lost")]
+    with each_row() as row:
+        for settings, code in rows:
+            with row(code):
+                watch = Watch(settings)
+                Loop(watch, **lossy).run(RULES[code].persistence, LARGE)
+                assert codes(watch.all) == [(code, "model")]
+
+
 def test_not_finite_is_raised_at_once_and_names_the_tensor() -> None:
     watch = Watch()
     loop = Loop(watch)
@@ -155,7 +175,7 @@ def custom_rule() -> Iterator[None]:
     )
     def large_gradient(grad_norm: float, *, threshold: float = 10.0) -> bool:
         """Gradients are larger than ever."""
-        return grad_norm > threshold
+        return not grad_norm <= threshold
 
     yield
     del RULES["large_gradient"]
@@ -170,6 +190,14 @@ def test_custom_rule_is_raised_with_its_own_settings_and_remedy() -> None:
     (found,) = [each for each in loop.watch.open if each.code == "large_gradient"]
     assert found.remedy == ("trainer.gradient_clip_val=1.0",)
     assert found.sentence.startswith("The gradient's norm is 3")
+
+
+@pytest.mark.usefixtures("custom_rule")
+def test_tensor_with_a_nan_statistic_is_named_first_among_the_worst() -> None:
+    loop = Loop(Watch())
+    loop.run(2, LARGE, b=float("nan"))
+    (found,) = [each for each in loop.watch.open if each.code == "large_gradient"]
+    assert list(found.worst) == ["b.weight", "a.weight"]
 
 
 def test_custom_rule_with_a_taken_name_or_an_unknown_statistic_is_refused() -> None:

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from lightning_adam import AdamMonitor, __version__
+from lightning_adam.loggers import log_findings, log_values
 from lightning_adam.statistics.catalogue import STATISTICS, select
 from tests.statistics.cases import reference_tensors
 from tests.support.commands import (
@@ -26,6 +27,7 @@ from tests.support.commands import (
     offline_runs,
     records,
 )
+from tests.support.memory_logger import MemoryLogger
 from tests.support.monitored import TwoOptimizers
 from tests.support.offline import (
     OfflineRun,
@@ -46,6 +48,7 @@ from tests.support.training import (
     loss_of,
     network,
     run_training,
+    trainer,
 )
 
 GRAD_NORM = STATISTICS["grad_norm"].key
@@ -325,3 +328,27 @@ def test_failing_logger_is_reported_once_and_changes_no_step(tmp_path: Path) -> 
     assert_same_parameters(without, disturbed)
     (offline_run,) = offline_runs(tmp_path)
     assert steps_of(history(offline_run), GRAD_NORM) == [0]
+
+
+def test_measurement_without_values_logs_no_row() -> None:
+    logger = MemoryLogger()
+    fit = trainer(logger=logger)
+    log_values(fit, {}, step=1)
+    log_values(fit, {GRAD_NORM: 0.5}, step=2)
+    assert logger.rows == [(2, {GRAD_NORM: 0.5})]
+
+
+def test_wandb_summary_names_open_findings_and_the_step_at_which_each_was_raised(
+    tmp_path: Path,
+) -> None:
+    findings = [("eps_dominates", 33, 60), ("updates_lost", 40, 50), ("updates_lost", 70, None)]
+    rows = [dict(zip(("code", "step", "closed"), each, strict=True)) for each in findings]
+    logger = WandbLogger(offline=True, save_dir=tmp_path)
+    try:
+        log_findings(logger, rows, step=80)
+        summary = dict(logger.experiment.summary)
+    finally:
+        wandb.finish()
+    assert summary["adam_findings_open"] == "updates_lost"
+    assert summary["adam_findings_raised/eps_dominates"] == 33
+    assert summary["adam_findings_raised/updates_lost"] == 40

@@ -350,6 +350,24 @@ def test_weights_that_cannot_be_matched_are_left_out(with_frozen: bool, tmp_path
     assert ("The weights are not known" in inspect(tmp_path / "state.pt")) is with_frozen
 
 
+def test_weights_under_an_unusual_name_are_taken_only_if_they_are_the_only_ones() -> None:
+    net = network()
+    state = stepped(list(net.parameters()), decoupled=True).state_dict()
+    rows = [
+        (("actor",), "actor"),
+        (("actor", "critic"), ""),
+        (("actor", "model"), "model"),
+    ]
+    with each_row() as row:
+        for names, expected in rows:
+            with row(names):
+                torch.save({**dict.fromkeys(names, net.state_dict()), "optimizer": state}, "two.pt")
+                saved, _ = saved_in(Path("two.pt"))
+                assert saved.weights == expected
+                are_known = not any("weights are not known" in each for each in saved.notes)
+                assert are_known == bool(expected)
+
+
 def test_optimizer_state_alone_is_printed_without_weights(tmp_path: Path) -> None:
     optimizer = stepped(list(network().parameters()), decoupled=True)
     torch.save(optimizer.state_dict(), "optimizer.pt")
@@ -376,6 +394,24 @@ def test_finished_schedule_is_shown_at_its_peak_lr(tmp_path: Path) -> None:
     printed = inspect(tmp_path / "last.ckpt")
     assert "The schedule has come to 0: updates and decay are told at the peak's lr." in printed
     assert "update/weight" in printed
+
+
+def test_statistics_at_the_end_of_a_schedule_equal_those_at_its_peak_lr() -> None:
+    net = network()
+    optimizer = stepped(list(net.parameters()), decoupled=True, lr=1e-2, weight_decay=0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(step == 0))
+    optimizer.step()
+
+    def model_statistics(file: str) -> dict[str, float]:
+        torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, file)
+        _, moments = saved_in(Path(file))
+        return moments.measurement.of(Scope.model, moments.known)["model"]
+
+    at_peak = model_statistics("peak.pt")
+    scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [0]
+    assert model_statistics("end.pt") == at_peak
+    assert at_peak["update_to_weight"] > 0
 
 
 def test_optimizer_with_an_unknown_step_shows_its_moments_only(tmp_path: Path) -> None:

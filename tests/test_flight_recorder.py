@@ -12,11 +12,13 @@ import torch
 import wandb
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_adam import AdamMonitor, ConfigError
 from lightning_adam.flight_recorder.loss_spikes import LossSpikes
 from lightning_adam.flight_recorder.recorder import MOST_FILES, FlightRecorder
+from lightning_adam.schema import MonitorConfig
+from lightning_adam.steps import StepCounter
 from tests.support.commands import records
 from tests.support.exploding import (
     Exploding,
@@ -260,6 +262,26 @@ def test_skipped_steps_are_not_recorded(implementation: str) -> None:
     assert {row["skipped_steps"] for row in rows} == {"2.0"}
 
 
+def test_steps_are_numbered_without_those_that_only_the_device_knows_to_be_skipped(
+    tmp_path: Path,
+) -> None:
+    layer = nn.Linear(3, 1)
+    adam = torch.optim.Adam(layer.parameters(), fused=True)
+    recorder, counter = FlightRecorder(MonitorConfig(flight_recorder=10)), StepCounter(adam)
+    recorder.watch(adam, "", layer, counter)
+    counter.attach(lambda: recorder.after_step("", abstains=False, has_failed=False))
+    for is_skipped in (False, True, False, True, True, False):
+        # As a GradScaler hands its flag to a fused step.
+        adam.found_inf = torch.tensor(float(is_skipped))  # type: ignore[attr-defined]
+        layer(torch.ones(3)).sum().backward()
+        adam.step()
+    assert counter.taken == 6, "the host has not asked the device yet"
+    recorder.crash(trainer(default_root_dir=tmp_path), ZeroDivisionError("planted"))
+    (file,) = files_of(tmp_path)
+    assert file.name == "step_3_exception.csv"
+    assert steps_of(read(file)) == [1, 2, 3]
+
+
 @pytest.mark.parametrize("asked_for", [3, 1000])
 def test_measurements_that_arrive_late_are_recorded_unchanged(
     asked_for: int, monkeypatch: pytest.MonkeyPatch
@@ -475,3 +497,14 @@ def test_jump_of_the_loss_is_found_within_seven_steps() -> None:
                 found = first_spike(of[name])
                 assert found is not None
                 assert 1503 <= found <= 1506
+
+
+def test_jump_is_a_loss_spike_only_above_all_losses_before_it() -> None:
+    """One high loss among a hundred: the threshold of 3.2 standard deviations is 3.97."""
+    with each_row() as row:
+        for level, expected in [(9.0, None), (11.0, 103)]:
+            with row(level):
+                losses = torch.ones(120)
+                losses[20] = 10.0
+                losses[100:] = level
+                assert first_spike(losses) == expected

@@ -27,12 +27,7 @@ def log_training(
 ) -> None:
     """Trains with all statistics at every step, until the runs of W&B are complete.
 
-    Args:
-        folder: The folder of the loggers.
-        loggers: The loggers of the trainer.
-        batches: The number of training batches.
-        settings: Settings of the optimizer, beside those of ADAMW.
-        **monitored: Further arguments of AdamMonitor.
+    The settings of the optimizer stand beside those of ADAMW.
     """
     monitor = AdamMonitor(every_n_steps=1, statistics="all", layer_table=True, **monitored)
     module = Validated({**ADAMW, **settings}, {"name": "cosine", "warmup_steps": 3})

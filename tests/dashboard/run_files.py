@@ -36,18 +36,9 @@ def write_wandb(
     config: Mapping[str, Any] | None = None,
     updates: Iterable[Mapping[str, Any]] = (),
 ) -> Path:
-    """Writes an offline run with W&B's client.
+    """Writes an offline run with W&B's client, and returns its .wandb file.
 
-    Args:
-        folder: Where W&B makes its own folder.
-        rows: The logged rows.
-        run_id: The id, which is the same for all parts of a resumed run.
-        name: The display name.
-        config: The config at the start.
-        updates: Later changes of the config.
-
-    Returns:
-        The .wandb file.
+    Parts of a resumed run share their id. `updates` are later changes of the config.
     """
     folder.mkdir(parents=True, exist_ok=True)
     quick = wandb.Settings(
@@ -89,7 +80,6 @@ def write_csv(
 
 
 def values_of(run: Run) -> Values:
-    """Returns the numbers of a run."""
     return {
         key: dict(zip(series.steps.tolist(), map(comparable, series.values.tolist()), strict=True))
         for key, series in run.series.items()

@@ -228,13 +228,6 @@ def test_page_explains_every_panel_and_symbol(pages: dict[str, ParsedReport]) ->
     assert " ".join(SYMBOLS.split()) in found.text
 
 
-def test_notes_are_shown() -> None:
-    runs = [run_of({KEY: {0: 1.0}}, name) for name in ("a", "b")]
-    runs[0].notes.extend(["first <note>", "second"])
-    runs[1].notes.append("third")
-    assert report_of(*runs).named("note") == ["first <note>", "second", "third"]
-
-
 def test_page_describes_the_optimizer(pages: dict[str, ParsedReport]) -> None:
     settings = "AdamW lr=0.01 betas=[0.9,0.999] eps=1e-08 weight_decay=0.1 amsgrad=false; cosine"
     for kind in ("wandb", "csv"):

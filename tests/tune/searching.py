@@ -1,7 +1,5 @@
 """Searches in this process, with functions in the place of training runs."""
 
-import copy
-import functools
 import math
 import uuid
 from collections.abc import Callable, Mapping
@@ -10,11 +8,11 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from lightning_adam.schema import Direction, TuneConfig
-from lightning_adam.tune.archive import Archive, Record
+from lightning_adam.tune.archive import Archive
 from lightning_adam.tune.plan import Plan, read_plan
 from lightning_adam.tune.point import Point
 from lightning_adam.tune.search import Begun, Search
-from lightning_adam.tune.story import START, Step, Trial
+from lightning_adam.tune.story import Step, Trial
 from tests.support.commands import REPOSITORY
 
 DEFAULT = Point(
@@ -34,11 +32,6 @@ Objective = Callable[[Point, int], float]
 
 def shipped_stages() -> dict[str, Any]:
     """Returns the stages as they are in the wheel."""
-    return copy.deepcopy(_shipped())
-
-
-@functools.cache
-def _shipped() -> dict[str, Any]:
     file = REPOSITORY / "conf/lightning_adam/tune/default.yaml"
     return OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[return-value]
 
@@ -51,7 +44,6 @@ def plan_of(stages: Mapping[str, Any] | None = None, **changes: Any) -> Plan:
 
 
 def search_of(plan: Plan, start: Point = DEFAULT, archive: Archive | None = None) -> Search:
-    """Makes a search with the seeds 0, 1, ..."""
     archive = archive or archive_of(plan)
     return Search(plan, start, archive, range(plan.n_seeds))
 
@@ -72,7 +64,6 @@ def run_out(search: Search, objective: Objective) -> list[list[Begun]]:
 
 
 def end(archive: Archive, begun: Begun, objective: Objective) -> None:
-    """Ends a trial, as a job does."""
     assert begun.seed is not None
     try:
         value = objective(begun.point, begun.seed)
@@ -83,13 +74,11 @@ def end(archive: Archive, begun: Begun, objective: Objective) -> None:
 
 
 def steps_of(search: Search) -> list[Step]:
-    """Returns the result of each stage."""
     way, _ = search.look()
     return [each.step for each in way.stages]
 
 
 def trials_of(search: Search) -> list[Trial]:
-    """Returns all trials, in their order."""
     _, trials = search.look()
     return trials
 
@@ -98,12 +87,6 @@ def skipped(search: Search) -> dict[str, str]:
     """Returns the stages that were skipped, and why."""
     way, _ = search.look()
     return way.skipped
-
-
-def records_of(search: Search) -> list[Record]:
-    """Returns the records of all trials, by stage and number."""
-    stages = [START, *(stage.name for stage in search.plan.stages)]
-    return [each for stage in stages for each in search.archive.records(stage)]
 
 
 def bowl(point: Point, seed: int) -> float:

@@ -96,16 +96,13 @@ def shapes() -> dict[str, Story]:
     warm = replace(START, warmup_ratio=0.1)
     alone = start(0.5)
     huge = [*trials("lr", lr, 1e308), *trials("lr", replace(START, lr=0.01), -1e308, number=1)]
-    tiny = trials("start", START, 5e-324, 1e-320)
     found = stage("lr", none.after, score(lr, 0.3, 0.34), "lr")
     both = stage("all", first.after, score(warm, 0.4), *DIMENSIONS)
     return {
         "tuned": tuned(),
         "empty": story([], []),
-        "over and empty": story([], [], is_over=True),
         "begun": story([], [Trial("start", 0, START, 0, Outcome.running)]),
         "start alone": story([first], own),
-        "start failed": story([none], trials("start", START, math.nan)),
         "failed, then found": story(
             [none, found],
             [*trials("start", START, math.nan), *trials("lr", lr, 0.3, 0.34)],
@@ -141,7 +138,6 @@ def shapes() -> dict[str, Story]:
         "all at once": story([first, both], [*own, *trials("all", warm, 0.4)]),
         "maximize": replace(tuned(), direction="maximize"),
         "huge": story([first, stage("lr", first.after, score(lr, 1e308), "lr")], [*own, *huge]),
-        "tiny": story([start(5e-324, 1e-320)], tiny),
         "all failed": story(
             [none, stage("lr", none.after, None, "lr", is_taken=False)],
             [*trials("start", START, math.nan), *trials("lr", lr, math.nan, math.nan)],

@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import threading
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,29 +42,101 @@ def rows(text: str, title: str) -> list[list[str]]:
     return [[cell.strip() for cell in row] for row in cells[2:]]
 
 
-# ---- The text
+# ---- Reports of every shape
 
 
-def test_last_line_is_the_override_in_every_shape() -> None:
-    with each_row() as row:
-        for shape, made in SHAPES.items():
-            with row(shape):
-                line = shlex.join([*made.fixed, *made.overrides])
-                text = markdown.page(made)
-                assert text.endswith(f"\n\n{line or AS_CONFIGURED}\n")
-                assert text.splitlines()[-1] == line or not line
-
-
-@settings(deadline=None, max_examples=30)
-@given(made_up())
-def test_last_line_is_the_override_whatever_stands_above(made: Story) -> None:
+def assert_text(made: Story) -> None:
+    """Checks the last line, and that a table is as wide everywhere as its head."""
     line = shlex.join([*made.fixed, *made.overrides]) or AS_CONFIGURED
-    lines = markdown.page(made).splitlines()
+    text = markdown.page(made)
+    assert text.endswith(f"\n\n{line}\n")
+    lines = text.splitlines()
     assert lines[-1] == line
-    # A table is as wide everywhere as its head, whatever was typed into it.
     for above, below in itertools.pairwise(lines):
         if above.startswith("|") and below.startswith("|"):
             assert len(re.findall(r"(?<!\\)\|", above)) == len(re.findall(r"(?<!\\)\|", below))
+
+
+def assert_charts(made: Story) -> None:
+    path, responses = path_chart(made), response_charts(made)
+    for chart in (path, *responses):
+        assert_inside(chart)
+    assert [mark.trial for mark in path.marks] == list(made.trials)
+    searched = [(step, name) for step in made.steps for name in step.dimensions]
+    for chart, (step, _) in zip(responses, searched, strict=True):
+        drawn = [mark.trial for mark in chart.marks]
+        assert drawn == [*made.of_incumbent(step), *made.of_stage(step.stage)]
+
+
+def assert_inside(chart: Chart) -> None:
+    """Checks that everything has finite coordinates inside the chart."""
+    places = [(mark.x, mark.y) for mark in chart.marks]
+    places += [(label.x, label.y) for label in chart.labels]
+    places += [*chart.rings, *(end for line in chart.lines for end in line)]
+    places += [(level.first, level.y) for level in chart.levels]
+    places += [(level.last, level.low or level.y) for level in chart.levels]
+    places += [(level.last, level.high or level.y) for level in chart.levels]
+    places += [(tick.place, 0.0) for tick in [*chart.x_ticks, *chart.slots]]
+    places += [(chart.left, tick.place) for tick in chart.y_ticks]
+    for x, y in places:
+        assert 0 <= x <= chart.width
+        assert 0 <= y <= chart.height
+
+
+def assert_page(made: Story) -> None:
+    """Checks that the page loads nothing and shows every trial and stage."""
+    page = parsed(made)
+    for element in page.elements:
+        assert not {"src", "srcset", "action"} & element.attributes.keys()
+        assert element.attributes.get("href", "data:,") == "data:,"
+        assert element.tag not in {"iframe", "img", "base"}
+        assert not any(name.startswith("on") for name in element.attributes)
+    assert len(page.all("script")) == 1
+    (style, *_) = page.all("style")
+    assert "@import" not in style.source
+    assert "url(" not in style.source
+    listed = page.cells("trials")[1:]
+    for cells, trial in zip(listed, made.trials, strict=True):
+        assert cells[0] == in_a_line(f"{trial.stage}/{trial.number}")
+        assert cells[2] == ("" if trial.seed is None else str(trial.seed))
+        assert cells[3] == ("" if trial.value is None else f"{trial.value:.5g}")
+        assert in_a_line(trial.error) in cells[4]
+    marks = [each for each in page.elements if "mark " in each.attributes.get("class", "")]
+    drawn = {each.attributes.get("data-trial") for each in marks} - {None}
+    assert drawn == {cells[0] for cells in listed}
+    for cells, step in zip(page.cells("stages")[1:], made.steps, strict=True):
+        assert cells[0] == in_a_line(step.stage)
+        assert cells[7] == in_a_line(step.words)
+        assert f"{step.after.mean:.5g}" in cells[6] or not math.isfinite(step.after.mean)
+    searched = [step for step in made.steps for _ in step.dimensions]
+    assert len(page.all("h3")) == len(searched) + bool(made.trials)
+
+
+def test_report_of_every_shape_is_complete(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with each_row() as row:
+        for shape, made in SHAPES.items():
+            with row(shape):
+                assert_text(made)
+                assert_charts(made)
+                assert_page(made)
+                write_story(made, tmp_path)
+                assert names(tmp_path) == ["tune.html", "tune.md"]
+                assert (tmp_path / "tune.md").read_text() == markdown.page(made)
+                assert (tmp_path / "tune.html").read_text() == html.page(made)
+                assert caplog.records == []
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+@given(made_up())
+def test_report_is_complete_whatever_the_numbers_and_words(made: Story) -> None:
+    assert_text(made)
+    assert_charts(made)
+    assert_page(made)
+
+
+# ---- The text
 
 
 def test_stages_are_listed_with_their_numbers() -> None:
@@ -142,42 +213,6 @@ def test_gain_is_positive_where_the_metric_is_maximized() -> None:
 # ---- The charts
 
 
-def assert_inside(chart: Chart) -> None:
-    """Checks that everything has finite coordinates inside the chart."""
-    places = [(mark.x, mark.y) for mark in chart.marks]
-    places += [(label.x, label.y) for label in chart.labels]
-    places += [*chart.rings, *(end for line in chart.lines for end in line)]
-    places += [(level.first, level.y) for level in chart.levels]
-    places += [(level.last, level.low or level.y) for level in chart.levels]
-    places += [(level.last, level.high or level.y) for level in chart.levels]
-    places += [(tick.place, 0.0) for tick in [*chart.x_ticks, *chart.slots]]
-    places += [(chart.left, tick.place) for tick in chart.y_ticks]
-    for x, y in places:
-        assert 0 <= x <= chart.width
-        assert 0 <= y <= chart.height
-
-
-def test_everything_is_drawn_inside_its_chart_in_every_shape() -> None:
-    with each_row() as row:
-        for shape, made in SHAPES.items():
-            with row(shape):
-                for chart in [path_chart(made), *response_charts(made)]:
-                    assert_inside(chart)
-
-
-@settings(deadline=None, max_examples=30)
-@given(made_up())
-def test_everything_is_drawn_inside_its_chart_whatever_the_numbers(made: Story) -> None:
-    path, responses = path_chart(made), response_charts(made)
-    for chart in (path, *responses):
-        assert_inside(chart)
-    assert [mark.trial for mark in path.marks] == list(made.trials)
-    searched = [(step, name) for step in made.steps for name in step.dimensions]
-    for chart, (step, _) in zip(responses, searched, strict=True):
-        drawn = [mark.trial for mark in chart.marks]
-        assert drawn == [*made.of_incumbent(step), *made.of_stage(step.stage)]
-
-
 def test_better_trials_are_lower_or_higher_by_the_direction() -> None:
     for direction, is_lower in (("minimize", True), ("maximize", False)):
         chart = path_chart(replace(tuned(), direction=direction))
@@ -242,50 +277,6 @@ def test_start_and_result_of_a_stage_are_labeled() -> None:
 # ---- The page
 
 
-def test_page_of_every_shape_shows_all_trials_and_stages_and_loads_nothing() -> None:
-    with each_row() as row:
-        for shape, made in SHAPES.items():
-            with row(shape):
-                page = parsed(made)
-                assert_loads_nothing(page)
-                assert_trials(page, made.trials)
-                assert_stages(page, made)
-
-
-def assert_loads_nothing(page: HtmlPage) -> None:
-    for element in page.elements:
-        assert not {"src", "srcset", "action"} & element.attributes.keys()
-        assert element.attributes.get("href", "data:,") == "data:,"
-        assert element.tag not in {"iframe", "img", "base"}
-        assert not any(name.startswith("on") for name in element.attributes)
-    assert len(page.all("script")) == 1
-    (style, *_) = page.all("style")
-    assert "@import" not in style.source
-    assert "url(" not in style.source
-
-
-def assert_trials(page: HtmlPage, trials: Sequence[Trial]) -> None:
-    listed = page.cells("trials")[1:]
-    assert len(listed) == len(trials)
-    for cells, trial in zip(listed, trials, strict=True):
-        assert cells[0] == in_a_line(f"{trial.stage}/{trial.number}")
-        assert cells[2] == ("" if trial.seed is None else str(trial.seed))
-        assert cells[3] == ("" if trial.value is None else f"{trial.value:.5g}")
-        assert in_a_line(trial.error) in cells[4]
-    marks = [each for each in page.elements if "mark " in each.attributes.get("class", "")]
-    drawn = {each.attributes.get("data-trial") for each in marks} - {None}
-    assert drawn == {cells[0] for cells in listed}
-
-
-def assert_stages(page: HtmlPage, made: Story) -> None:
-    for cells, step in zip(page.cells("stages")[1:], made.steps, strict=True):
-        assert cells[0] == in_a_line(step.stage)
-        assert cells[7] == in_a_line(step.words)
-        assert f"{step.after.mean:.5g}" in cells[6] or not math.isfinite(step.after.mean)
-    searched = [step for step in made.steps for _ in step.dimensions]
-    assert len(page.all("h3")) == len(searched) + bool(made.trials)
-
-
 def test_page_shows_the_overrides() -> None:
     made = tuned()
     assert "data=small optimizer.lr=0.005" in parsed(made).texts("code")
@@ -305,30 +296,11 @@ def test_names_are_never_read_as_html_or_markdown() -> None:
     assert "<" not in re.sub(r"\\<", "", first)
 
 
-@given(made_up())
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
-def test_page_is_made_whatever_the_numbers_and_words(made: Story) -> None:
-    assert len(parsed(made).cells("trials")[1:]) == len(made.trials)
-
-
 # ---- The files
 
 
 def names(folder: Path) -> list[str]:
     return sorted(each.name for each in folder.iterdir())
-
-
-def test_report_is_two_files_in_every_shape(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with each_row() as row:
-        for shape, made in SHAPES.items():
-            with row(shape):
-                write_story(made, tmp_path)
-                assert names(tmp_path) == ["tune.html", "tune.md"]
-                assert (tmp_path / "tune.md").read_text() == markdown.page(made)
-                assert (tmp_path / "tune.html").read_text() == html.page(made)
-                assert caplog.records == []
 
 
 def test_report_is_complete_for_a_reader_while_it_is_written(tmp_path: Path) -> None:

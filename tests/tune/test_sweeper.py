@@ -46,9 +46,7 @@ def test_seeds_follow_the_seed_of_the_app() -> None:
         assert _seeds(OmegaConf.create(app), plan_of(**changes)) == expected
 
 
-def test_app_without_a_seed_logs_a_warning(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_app_without_a_seed_logs_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert _seeds(OmegaConf.create({"lr": 1}), plan_of()) == ("seed", [None, None])
     assert "type hydra.sweeper.seed_key=KEY" in caplog.text
@@ -60,14 +58,11 @@ def test_seed_key_without_a_whole_number_is_refused() -> None:
             _seeds(OmegaConf.create({"my": {"seed": found}}), plan_of(seed_key="my.seed"))
 
 
-def test_override_with_several_values_is_refused() -> None:
+def test_override_with_several_values_is_refused_and_a_list_is_one_value() -> None:
     for override in ("optimizer.lr=1e-3,1e-2", "seed=range(3)", "x=choice(a,b)"):
         with pytest.raises(ConfigError, match="expected one value") as refused:
             _check_single(["optimizer.eps=1e-8", override])
         assert str(refused.value).startswith(f"{override}: ")
-
-
-def test_list_is_one_value() -> None:
     _check_single(["optimizer.betas=[0.9,0.95]", "+model={width:8}"])
 
 

@@ -58,18 +58,13 @@ def record(archive: Archive, number: int) -> Record:
     return next(each for each in archive.records("lr") if each.trial.number == number)
 
 
-def healthy(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs four trials to compare with."""
+def test_only_underperforming_runs_are_pruned(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for value in (0.1, 0.2, 0.3, 0.4):
         number = begin(archive, monkeypatch, "val/loss")
         assert fit(Validated([value])).global_step == EPOCHS * BATCHES
         archive.finish("lr", number, value)
-
-
-def test_only_underperforming_runs_are_pruned(
-    archive: Archive, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    healthy(archive, monkeypatch)
     number = begin(archive, monkeypatch, "val/loss")
     module = Validated([0.9, 0.1])
     assert fit(module).global_step == BATCHES

@@ -61,7 +61,7 @@ class WithoutOptimizer(BoringModel):
         return None
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def _every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "every_n_steps=1")
 
@@ -86,24 +86,14 @@ def warnings_about_callbacks() -> Iterator[list[str]]:
     messages += [each for each in texts if VARIABLE in each or "callback" in each]
 
 
-def attached_monitor() -> AdamMonitor:
-    (attached,) = callbacks()
-    assert isinstance(attached, AdamMonitor)
-    return attached
-
-
-def test_monitor_is_attached_only_if_requested(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(VARIABLE, raising=False)
+def test_no_monitor_is_attached_unless_requested(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE)
     assert callbacks() == []
     with each_row() as row:
         for value in ("", " ", "0", "false", "OFF"):
             monkeypatch.setenv(VARIABLE, value)
             with row(repr(value)):
                 assert callbacks() == []
-        for value in ("1", "true", "on", "True", "ON", " 1 "):
-            monkeypatch.setenv(VARIABLE, value)
-            with row(repr(value)):
-                assert attached_monitor().config == AdamMonitor().config
 
 
 def test_script_without_the_variable_imports_no_library(tmp_path: Path) -> None:
@@ -118,6 +108,7 @@ def test_script_without_the_variable_imports_no_library(tmp_path: Path) -> None:
 
 
 SETTINGS: list[tuple[str, dict[str, Any]]] = [
+    *((value, {}) for value in ("1", "true", "on", "True", "ON", " 1 ")),
     ("every_n_steps=10", {"every_n_steps": 10}),
     ("adam_monitor.every_n_steps=10 layer_depth=1", {"every_n_steps": 10, "layer_depth": 1}),
     ("+layer_table=true  ++statistics=all", {"layer_table": True, "statistics": "all"}),
@@ -135,7 +126,9 @@ def test_settings_mean_the_same_as_on_a_command_line(monkeypatch: pytest.MonkeyP
         for value, arguments in SETTINGS:
             monkeypatch.setenv(VARIABLE, value)
             with row(value):
-                assert attached_monitor().config == AdamMonitor(**arguments).config
+                (attached,) = callbacks()
+                assert isinstance(attached, AdamMonitor)
+                assert attached.config == AdamMonitor(**arguments).config
 
 
 BAD_VALUES = [
@@ -195,7 +188,6 @@ def test_training_continues_where_warnings_are_errors(
 
 
 def test_import_error_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "1")
     monkeypatch.setitem(sys.modules, "lightning_adam.environment_monitor", None)
     with pytest.warns(UserWarning, match="ignored; training is not affected(?s:.*)import of"):
         assert callbacks() == []
@@ -210,7 +202,6 @@ def test_import_error_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_failure_at_the_start_is_a_warning(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "1")
     monkeypatch.delattr(f"lightning_adam.{place}")
     with warnings_about_callbacks() as messages:
         run_training(Plain(), data=4)
@@ -226,6 +217,7 @@ def test_kernel_for_another_device_is_a_warning(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_run_is_measured_and_bit_identical(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE)
     without = run_training(Plain(), data=4)
     assert without.steps_of(KEY) == []
     monkeypatch.setenv(VARIABLE, "every_n_steps=2")
@@ -234,14 +226,12 @@ def test_run_is_measured_and_bit_identical(monkeypatch: pytest.MonkeyPatch) -> N
     assert_same_parameters(without.module, watched.module)
 
 
-@pytest.mark.usefixtures("_every_step")
 def test_several_optimizers_and_several_trainers_are_measured() -> None:
     for _ in range(2):
         run = run_training(TwoOptimizers(torch.optim.Adam), data=4)
         assert run.steps_of(f"{KEY}/optimizer/second") == [0, 1, 2, 3]
 
 
-@pytest.mark.usefixtures("_every_step")
 @pytest.mark.parametrize("module", [BoringModel, WithoutOptimizer])
 def test_module_without_adam_is_reported_in_one_line(
     module: type[L.LightningModule], log_lines: list[str]
@@ -252,26 +242,20 @@ def test_module_without_adam_is_reported_in_one_line(
     assert log_lines == [f"{VARIABLE}: nothing to measure, for no optimizer is of Adam's family."]
 
 
-@pytest.mark.usefixtures("_every_step")
-@pytest.mark.parametrize("place", ["the trainer", "the module"])
-def test_monitor_of_the_script_takes_precedence(place: str, log_lines: list[str]) -> None:
-    own = AdamMonitor(3)
-    if place == "the trainer":
-        run = run_training(Plain(), own, data=4)
-    else:
-        run = run_training(Plain([own]), data=4)
+@pytest.mark.parametrize("is_of_module", [False, True])
+def test_monitor_of_the_script_takes_precedence(is_of_module: bool, log_lines: list[str]) -> None:
+    own = [AdamMonitor(3)]
+    run = run_training(Plain(own), data=4) if is_of_module else run_training(Plain(), *own, data=4)
     assert run.steps_of(KEY) == [0, 2]
     assert log_lines == [f"{VARIABLE}: the script has an AdamMonitor of its own, which measures."]
 
 
-@pytest.mark.usefixtures("_every_step")
 def test_trainer_with_the_callbacks_of_another_measures_once() -> None:
     first = run_training(Plain(), data=2).trainer
     second = run_training(Plain(), *first.callbacks, data=4)  # type: ignore[attr-defined]
     assert second.steps_of(KEY) == [0, 1, 2, 3]
 
 
-@pytest.mark.usefixtures("_every_step")
 def test_trainer_that_fits_again_measures_again() -> None:
     fit, module, recorder = run_training(Plain(), data=2)
     fit.fit_loop.max_epochs = 2
@@ -280,7 +264,6 @@ def test_trainer_that_fits_again_measures_again() -> None:
     assert recorder.steps_of(KEY) == [0, 1, 2, 3]
 
 
-@pytest.mark.usefixtures("_every_step")
 def test_nothing_is_logged_without_training(log_lines: list[str]) -> None:
     with warnings_about_callbacks() as messages:
         for call in ("validate", "test", "predict"):
@@ -327,41 +310,23 @@ def test_checkpoint_of_any_monitor_resumes_with_any_monitor(
     assert list(checkpoint["callbacks"]) == (["AdamMonitor"] if own_after else [])
 
 
-def test_count_of_skipped_steps_continues_from_a_checkpoint(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class Skipping(Plain):
-        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:
-            return None if batch_idx == 0 else super().training_step(batch, batch_idx)
-
-    monkeypatch.setenv(VARIABLE, "every_n_steps=1 statistics=skipped_steps")
-    rows: list[float] = []
-    for epochs, path in ((1, None), (2, "last.ckpt")):
-        run = run_training(Skipping(), data=2, max_epochs=epochs, ckpt_path=path, weights_only=None)
-        run.trainer.save_checkpoint("last.ckpt")
-        rows += run.values("adam_schedule/skipped_steps")
-    assert rows == [1, 2]
-
-
-def test_weights_only_checkpoint_has_no_monitor_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "1")
+def test_weights_only_checkpoint_has_no_monitor_state() -> None:
     fit = run_training(Plain(), data=2).trainer
     fit.save_checkpoint("weights.ckpt", weights_only=True)
     assert VARIABLE not in torch.load("weights.ckpt")
     Plain.load_from_checkpoint("weights.ckpt")
 
 
-@pytest.mark.usefixtures("_every_step")
 def test_monitor_can_be_pickled() -> None:
     """As `ddp_spawn` does with the trainer and all its callbacks."""
-    attached = attached_monitor()
+    (attached,) = callbacks()
     for sent in (copy.deepcopy(attached), pickle.loads(pickle.dumps(attached))):
+        assert isinstance(sent, AdamMonitor)
         assert sent.config == AdamMonitor(1).config
     fit = run_training(Plain(), data=2).trainer
     pickle.dumps(fit.callbacks)  # type: ignore[attr-defined]
 
 
-@pytest.mark.usefixtures("_every_step")
 def test_lr_find_is_not_measured() -> None:
     recorder = MemoryLogger()
     fit = trainer(max_epochs=1, logger=recorder)
@@ -373,7 +338,6 @@ def test_lr_find_is_not_measured() -> None:
     assert recorder.steps_of(KEY) == [0, 1, 2, 3]
 
 
-@pytest.mark.usefixtures("_every_step")
 @pytest.mark.parametrize("flags", [{"fast_dev_run": True}, {"barebones": True}])
 def test_flags_that_disable_logging_do_not_fail(flags: dict[str, bool]) -> None:
     L.Trainer(accelerator="cpu", max_epochs=1, **flags).fit(Plain(), loader(2))  # type: ignore[arg-type]
@@ -395,7 +359,6 @@ def test_monitor_measures_only_if_all_processes_do(
     others: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise this process would wait in a reduction for one that does not take part."""
-    monkeypatch.setenv(VARIABLE, "every_n_steps=1")
     store = OtherProcesses(others)
     monkeypatch.setattr("lightning_adam.environment_monitor.shared_store", lambda: store)
     with warnings_about_callbacks() as messages:

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 import wandb
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor, nn
 
 from lightning_adam import AdamMonitor, ConfigError
@@ -29,11 +28,10 @@ from tests.support.exploding import (
     recorded,
     steps_of,
 )
-from tests.support.memory_logger import MemoryLogger
 from tests.support.monitored import BadBatches, DelayedArrival, TwoOptimizers, TwoSteps
 from tests.support.precision import precision_flags
 from tests.support.tables import each_row
-from tests.support.training import ADAMW, Lit, loader, parameters, trainer
+from tests.support.training import ADAMW, Lit, parameters, run_training, trainer
 
 AT = random.Random(20).randint(20, 40)
 """The step that goes wrong."""
@@ -144,33 +142,27 @@ def test_healthy_run_leaves_no_file() -> None:
 
 
 def test_parameters_and_logged_metrics_are_unchanged() -> None:
-    def run_training(steps: int | None) -> tuple[list[Tensor], Any, Any]:
-        recorder = MemoryLogger()
-        monitor = AdamMonitor(7, histograms_every_n_steps=5, flight_recorder=steps)
-        flags = {"max_epochs": 2, "log_every_n_steps": 10, "gradient_clip_val": 0.5}
-        fit = trainer(logger=recorder, callbacks=[monitor], **flags)
-        module = Exploding(30, "inf in a weight")
-        fit.fit(module, loader(20))
-        logged = [(step, sorted(row), *map(str, row.values())) for step, row in recorder.rows]
-        metrics = {key: str(value) for key, value in fit.callback_metrics.items()}
-        return parameters(module), logged, metrics
+    flags = {"max_epochs": 2, "log_every_n_steps": 10, "gradient_clip_val": 0.5}
 
-    (without, *logged), (with_it, *logged_with_it) = run_training(None), run_training(10)
-    assert all(
-        torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(without, with_it, strict=True)
-    )
+    def outcome(steps: int | None) -> tuple[list[Tensor], Any, Any]:
+        monitor = AdamMonitor(7, histograms_every_n_steps=5, flight_recorder=steps)
+        run = run_training(Exploding(30, "inf in a weight"), monitor, data=20, **flags)
+        logged = [(step, sorted(row), *map(str, row.values())) for step, row in run.logger.rows]
+        metrics = {key: str(value) for key, value in run.trainer.callback_metrics.items()}
+        return [each.nan_to_num() for each in parameters(run.module)], logged, metrics
+
+    (without, *logged), (with_it, *logged_with_it) = outcome(None), outcome(10)
+    assert all(map(torch.equal, without, with_it))
     assert logged == logged_with_it
     assert [*Path("recorded").rglob("step_30_not_finite.csv")]
 
 
 def test_recording_does_not_depend_on_logging() -> None:
-    recorder = MemoryLogger()
-    monitor = AdamMonitor(flight_recorder=5)
-    flags = {"max_epochs": 1, "log_every_n_steps": 0, "callbacks": [monitor]}
-    trainer(logger=recorder, **flags).fit(Exploding(12, "nan in a gradient"), loader(20))
-    assert recorder.rows == []
-    assert recorder.experiment.hparams == {}
-    (file,) = files_of(recorder.log_dir)
+    module = Exploding(12, "nan in a gradient")
+    run = run_training(module, AdamMonitor(flight_recorder=5), data=20, log_every_n_steps=0)
+    assert run.logger.rows == []
+    assert run.logger.experiment.hparams == {}
+    (file,) = files_of(run.logger.log_dir)
     assert steps_of(read(file)) == list(range(8, 13))
 
 
@@ -200,10 +192,8 @@ class BreakingSecondOptimizer(TwoOptimizers):
             return tuple(each * math.inf for each in of_inputs)
 
         if batch_idx == 8:
-            hook = self.second[3].register_full_backward_hook(broken)
+            self.second[3].register_full_backward_hook(broken)
         super().training_step(batch, batch_idx)
-        if batch_idx == 8:
-            hook.remove()
 
 
 def test_each_of_several_optimizers_has_its_rows(log_lines: list[str]) -> None:
@@ -294,23 +284,17 @@ def test_measurements_that_arrive_late_are_recorded_unchanged(
     assert steps_of(read(file)) == list(range(3, 13))
 
 
-def test_resumed_run_is_recorded_from_its_first_step(tmp_path: Path) -> None:
-    keep = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=10, save_top_k=-1)
-    trainer(
-        max_epochs=1,
-        enable_checkpointing=True,
-        logger=CSVLogger("."),
-        callbacks=[AdamMonitor(flight_recorder=10), keep],
-    ).fit(Lit(ADAMW, {"name": "constant"}), loader(10))
-    recorder = MemoryLogger()
-    monitor = AdamMonitor(flight_recorder=10)
-    trainer(max_epochs=2, logger=recorder, callbacks=[monitor]).fit(
+def test_resumed_run_is_recorded_from_its_first_step() -> None:
+    first = run_training(Lit(ADAMW, {"name": "constant"}), AdamMonitor(flight_recorder=10), data=10)
+    first.trainer.save_checkpoint("last.ckpt")
+    resumed = run_training(
         Exploding(6, "nan in a gradient"),
-        loader(10),
-        ckpt_path=str(tmp_path / "step=10.ckpt"),
-        weights_only=False,
+        AdamMonitor(flight_recorder=10),
+        data=10,
+        ckpt_path="last.ckpt",
+        max_epochs=2,
     )
-    (file,) = files_of(recorder.log_dir)
+    (file,) = files_of(resumed.logger.log_dir)
     assert file.name == "step_16_not_finite.csv"
     assert steps_of(read(file)) == [11, 12, 13, 14, 15, 16]
 
@@ -321,7 +305,6 @@ class Unsteady(Lit):
     def __init__(self, every: int) -> None:
         super().__init__(ADAMW)
         self.every, self.steps = every, 0
-        self.whole: list[Tensor] = []
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         self.steps += 1
@@ -367,15 +350,13 @@ def test_file_is_among_those_of_the_wandb_run(tmp_path: Path) -> None:
 
 
 def test_file_without_a_logger_is_in_the_root_folder(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    monitor = AdamMonitor(flight_recorder=5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        fit = trainer(
-            max_epochs=1,
-            default_root_dir=tmp_path / "root",
-            callbacks=[AdamMonitor(flight_recorder=5)],
-        )
-        fit.fit(Exploding(12, "inf in a weight"), loader(15))
-    (file,) = files_of(tmp_path / "root")
+        flags = {"logger": False, "default_root_dir": root}
+        run_training(Exploding(12, "inf in a weight"), monitor, data=15, **flags)
+    (file,) = files_of(root)
     assert file.name == "step_12_not_finite.csv"
 
 
@@ -385,12 +366,12 @@ def test_internal_error_is_reported_once_and_changes_no_parameter(
     def fail(*arguments: Any, **keywords: Any) -> None:
         raise OSError("planted")
 
-    def run_training(steps: int | None) -> list[Tensor]:
+    def parameters_after(steps: int | None) -> list[Tensor]:
         module = Exploding(12, "inf in a weight")
         recorded(module, steps, batches=15)
         return [each.nan_to_num() for each in parameters(module)]
 
-    baseline = run_training(None)
+    baseline = parameters_after(None)
     with each_row() as row:
         for place in (
             "lightning_adam.statistics.metric.AdamStatistics.update",
@@ -402,19 +383,10 @@ def test_internal_error_is_reported_once_and_changes_no_parameter(
                 patch.setattr(place, fail)
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always")
-                    parameters_with_error = run_training(10)
+                    parameters_with_error = parameters_after(10)
                 (report,) = [str(each.message) for each in caught if "AdamM" in str(each.message)]
                 assert "OSError: planted" in report
                 assert all(map(torch.equal, baseline, parameters_with_error))
-
-
-def test_unwritable_file_does_not_stop_training() -> None:
-    Path("recorded/version_0").mkdir(parents=True)
-    Path("recorded/version_0/adam_flight_recorder").touch()
-    recorder = MemoryLogger()
-    recorder._version = 0
-    with pytest.warns(UserWarning, match="(?s)AdamMonitor has failed.*FileExistsError"):
-        recorded(Exploding(12, "inf in a weight"), batches=15, logger=recorder)
 
 
 @pytest.mark.gpu
@@ -450,10 +422,9 @@ def test_recording_on_cuda_does_not_wait_for_the_device(
 
 def test_invalid_lengths_are_refused() -> None:
     steps: Any
+    message = r"adam_monitor\.flight_recorder=.*flight_recorder=200"
     for steps in (0, -1, 2.5, "many"):
-        with pytest.raises(
-            ConfigError, match=r"adam_monitor\.flight_recorder=.*flight_recorder=200"
-        ):
+        with pytest.raises(ConfigError, match=message):
             AdamMonitor(flight_recorder=steps)
 
 

@@ -1,13 +1,28 @@
-"""Training runs, and what AdamMonitor logs and warns of in them."""
+"""Modules with any optimizer, and what AdamMonitor logs and warns of in their training runs."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import lightning as L
 import pytest
+from torch import nn
 from torch.optim import Optimizer
 
 from lightning_adam import AdamMonitor
-from tests.support.training import TrainingRun, run_training
+from tests.support.training import Lit, TrainingRun, run_training
+
+Build = Callable[[nn.Sequential], Optimizer]
+
+
+class Built(Lit):
+    """A module that builds its optimizer without the mixin."""
+
+    def __init__(self, build: Build) -> None:
+        super().__init__()
+        self.build = build
+
+    def configure_optimizers(self) -> Any:
+        return self.build(self.net)
 
 
 class Fit(NamedTuple):

@@ -28,7 +28,6 @@ ONE_DTYPE = st.sampled_from(
 )
 """Of parameter, gradient and state. Compiling a kernel for each triple is what takes the time."""
 PAIRS_OF_DTYPES = st.sampled_from(pairwise(DTYPES, DTYPES, DTYPES))
-ANY_DTYPES = st.tuples(*[st.sampled_from(DTYPES)] * 3)
 
 
 @st.composite

@@ -86,9 +86,7 @@ def temporaries() -> dict[str, float]:
             work = partial(measure, kernel=kernel)
             work(small)
             peaks[f"{kernel}, {layout}"] = peak_megabytes(work, small, large)
-    peaks["copy"] = peak_megabytes(
-        lambda adam: adam.param_groups[0]["params"][0].detach().clone(), small, large
-    )
+    peaks["copy"] = peak_megabytes(copy_of_parameter, small, large)
     return peaks
 
 

@@ -2,14 +2,8 @@
 
 import re
 
-import pytest
-import torch
-
-from lightning_adam.statistics import kernels
 from lightning_adam.statistics.accumulators import ACCUMULATORS, COLUMNS
 from lightning_adam.statistics.catalogue import STATISTICS, select
-from lightning_adam.statistics.views import Views
-from tests.statistics.cases import KERNELS, stepped
 from tests.support.tables import each_row
 
 PROMISED = {
@@ -59,15 +53,6 @@ def test_every_accumulator_and_column_is_used() -> None:
     needed = {name for each in STATISTICS.values() for name in each.accumulators}
     assert needed == set(ACCUMULATORS)
     assert {ACCUMULATORS[name].column for name in needed} == set(COLUMNS)
-
-
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_kernel_fills_one_float64_value_for_each_column(kernel: str) -> None:
-    optimizer = stepped([torch.nn.Parameter(torch.randn(3))], decoupled=True)
-    columns = [name for name in COLUMNS if name != "skipped_steps"]
-    rows = kernels.measure(Views().after_step(optimizer), columns, kernel)
-    assert rows.shape == (1, len(columns))
-    assert rows.dtype is torch.float64
 
 
 def test_sums_come_before_maxima() -> None:

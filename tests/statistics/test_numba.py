@@ -2,6 +2,7 @@
 
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,14 @@ def rows(optimizer: Optimizer) -> Tensor:
     return kernels.measure(Views().after_step(optimizer), ALL, "numba")
 
 
-@pytest.mark.parametrize("has_team", [True, False])
-def test_values_do_not_depend_on_the_number_of_threads(
-    has_team: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not has_team:
+@pytest.fixture(params=[True, False], ids=["team", "pool"])
+def _with_and_without_team(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not request.param:
         monkeypatch.setattr(numba, "run_in_team", lambda *_: False)
+
+
+@pytest.mark.usefixtures("_with_and_without_team")
+def test_values_do_not_depend_on_the_number_of_threads() -> None:
     optimizer = stepped(weights((1000, 1000), (300,), (700, 900)), decoupled=True)
     threads = torch.get_num_threads()
     measured = []
@@ -52,37 +55,23 @@ def test_values_do_not_depend_on_the_number_of_threads(
         assert torch.equal(counts, measured[0][1])
 
 
-def small_gradients(optimizer: Optimizer) -> None:
-    parameter = optimizer.param_groups[0]["params"][1]
-    parameter.grad.mul_(1e-25)
-
-
-def large_moments(optimizer: Optimizer) -> None:
-    optimizer.state[optimizer.param_groups[0]["params"][1]]["exp_avg"].mul_(1e20)
-
-
-def nan(optimizer: Optimizer) -> None:
-    optimizer.param_groups[0]["params"][1].data[3] = float("nan")
-
-
-def all_update(optimizer: Optimizer) -> None:
+def all_update(parameter: Any, state: dict[str, Tensor]) -> None:
     """As after the first step from zero."""
-    parameter = optimizer.param_groups[0]["params"][1]
-    state = optimizer.state[parameter]
     first, second = state["exp_avg"] / (1 - 0.9**3), state["exp_avg_sq"] / (1 - 0.999**3)
     parameter.data = -1e-3 * first / (second.sqrt() + 1e-8)
 
 
-def gaps_in_memory(optimizer: Optimizer) -> None:
-    parameter = optimizer.param_groups[0]["params"][1]
+def gaps_in_memory(parameter: Any, state: dict[str, Tensor]) -> None:
     parameter.grad = torch.stack([parameter.grad, parameter.grad], dim=1)[:, 0]
 
 
-def healthy(optimizer: Optimizer) -> None:
-    """Nothing is left."""
-
-
-UNSUITABLE = (small_gradients, large_moments, nan, all_update, gaps_in_memory)
+UNSUITABLE: dict[str, Callable[[Any, dict[str, Tensor]], object]] = {
+    "small gradients": lambda parameter, state: parameter.grad.mul_(1e-25),
+    "large moments": lambda parameter, state: state["exp_avg"].mul_(1e20),
+    "nan": lambda parameter, state: parameter.data[3:4].fill_(torch.nan),
+    "all update": all_update,
+    "gaps in memory": gaps_in_memory,
+}
 """Changes after which float32, or the loop over one order in memory, is not good enough."""
 
 
@@ -96,20 +85,21 @@ def test_eager_kernel_measures_what_float32_cannot(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(eager, "measure", spy)
     with each_row() as row:
-        for change in (healthy, *UNSUITABLE):
+        for name, change in {"healthy": lambda *_: None, **UNSUITABLE}.items():
             left.clear()
-            optimizer = stepped(weights((50,), (40,), (30,)), decoupled=True, weight_decay=0.1)
-            change(optimizer)
-            with row(change.__name__):
+            parameters = weights((50,), (40,), (30,))
+            optimizer = stepped(parameters, decoupled=True, weight_decay=0.1)
+            change(parameters[1], optimizer.state[parameters[1]])
+            with row(name):
                 rows(optimizer)
-                assert left == ([] if change is healthy else ["group_0.1"])
+                assert left == ([] if name == "healthy" else ["group_0.1"])
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_numpy_warnings_are_suppressed(weight_decay: float) -> None:
-    optimizer = stepped(weights((50,), (40,), (0,)), decoupled=True, weight_decay=weight_decay)
-    nan(optimizer)
-    optimizer.param_groups[0]["params"][0].grad[3] = float("inf")
+    parameters: Any = weights((50,), (40,), (0,))
+    optimizer = stepped(parameters, decoupled=True, weight_decay=weight_decay)
+    parameters[0].grad[3], parameters[1].data[3] = torch.inf, torch.nan
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         statistics = AdamStatistics("all", ["model", "tensor"], kernel="numba")
@@ -129,13 +119,8 @@ def test_eager_kernel_measures_under_settings_outside_float32(settings: dict[str
 def test_one_order_in_memory_is_measured_without_the_eager_kernel(
     layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = torch.randn(4, 6, 5, 7).to(memory_format=layout)
-    weight = nn.Parameter(data)
-
-    def grad(weight: Tensor, step: int) -> Tensor:
-        return torch.randn_like(weight)
-
-    optimizer = stepped([weight], grad=grad, decoupled=True)
+    weight = nn.Parameter(torch.randn(4, 6, 5, 7).to(memory_format=layout))
+    optimizer = stepped([weight], grad=lambda weight, _: torch.randn_like(weight), decoupled=True)
     expected = kernels.measure(Views().after_step(optimizer), ALL, "eager")
     monkeypatch.setattr(eager, "measure", None)
     assert torch.allclose(rows(optimizer), expected, rtol=1e-5, atol=0)
@@ -156,10 +141,8 @@ def test_many_small_and_empty_tensors_agree_with_the_eager_kernel() -> None:
     assert torch.equal(counted, kernels.count_exponents(views, groups, "eager"))
 
 
-@pytest.mark.parametrize("has_team", [True, False])
-def test_exception_in_any_thread_is_raised(has_team: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not has_team:
-        monkeypatch.setattr(numba, "run_in_team", lambda *_: False)
+@pytest.mark.usefixtures("_with_and_without_team")
+def test_exception_in_any_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
 
     def work(turns: Any) -> list[tuple[int, int]]:

@@ -56,20 +56,8 @@ def rebuilt(groups: list[list[tuple[Tensor, Tensor, State]]], like: Optimizer) -
     return optimizer
 
 
-def pieces(tensor: tuple[Tensor, Tensor, State], cuts: list[int]) -> list[Any]:
-    """Cuts a tensor at these elements."""
-    values, grad, state = tensor
-    parts = [each.reshape(-1).tensor_split(cuts) for each in (values, grad)]
-    names = [name for name in state if name != "step"]
-    states = [state[name].reshape(-1).tensor_split(cuts) for name in names]
-    return [
-        (p, g, {"step": state["step"], **dict(zip(names, own, strict=True))})
-        for p, g, *own in zip(*parts, *states, strict=True)
-    ]
-
-
-def measured(optimizer: Optimizer, kernel: str = "eager") -> AdamStatistics:
-    metric = AdamStatistics("all", scopes=["model"], kernel=kernel)
+def measured(optimizer: Optimizer) -> AdamStatistics:
+    metric = AdamStatistics("all", scopes=["model"], kernel="eager")
     metric.update(optimizer, histograms=True)
     return metric
 
@@ -91,8 +79,20 @@ def assert_same(other: AdamStatistics, whole: AdamStatistics) -> None:
 each_decay = pytest.mark.parametrize("decoupled", [True, False], ids=["AdamW", "Adam"])
 
 
+def random_cuts(tensor: tuple[Tensor, Tensor, State], parts: int, chance: random.Random) -> Any:
+    """Cuts a tensor into parts of any length; some are empty."""
+    values, grad, state = tensor
+    cuts = sorted(chance.randint(0, values.numel()) for _ in range(parts - 1))
+    names = [name for name in state if name != "step"]
+    each = [part.reshape(-1).tensor_split(cuts) for part in (values, grad, *map(state.get, names))]
+    return [
+        (p, g, {"step": state["step"], **dict(zip(names, own, strict=True))})
+        for p, g, *own in zip(*each, strict=True)
+    ]
+
+
 @each_decay
-def test_statistics_do_not_depend_on_the_groups(decoupled: bool) -> None:
+def test_statistics_do_not_depend_on_groups_and_cuts(decoupled: bool) -> None:
     optimizer = stepped_optimizer(decoupled)
     whole = measured(optimizer)
     with each_row() as row:
@@ -100,31 +100,10 @@ def test_statistics_do_not_depend_on_the_groups(decoupled: bool) -> None:
             chance = random.Random(seed)
             groups: list[list[Any]] = [[] for _ in range(chance.randint(1, 6))]
             for tensor in tensors_of(optimizer):
-                chance.choice(groups).append(tensor)
+                for chunk in random_cuts(tensor, chance.randint(1, 5), chance):
+                    chance.choice(groups).append(chunk)
             with row(f"seed {seed}"):
                 assert_same(measured(rebuilt(groups, optimizer)), whole)
-
-
-def random_cuts(tensor: tuple[Tensor, Tensor, State], parts: int, chance: random.Random) -> Any:
-    """Cuts a tensor into parts of any length; some are empty."""
-    elements = tensor[0].numel()
-    return pieces(tensor, sorted(chance.randint(0, elements) for _ in range(parts - 1)))
-
-
-@each_decay
-def test_statistics_do_not_depend_on_how_tensors_are_cut(decoupled: bool) -> None:
-    optimizer = stepped_optimizer(decoupled)
-    whole = measured(optimizer)
-    with each_row() as row:
-        for seed in range(8):
-            chance = random.Random(seed)
-            chunks = [
-                chunk
-                for tensor in tensors_of(optimizer)
-                for chunk in random_cuts(tensor, chance.randint(1, 5), chance)
-            ]
-            with row(f"seed {seed}"):
-                assert_same(measured(rebuilt([chunks], optimizer)), whole)
 
 
 @each_decay
@@ -144,16 +123,3 @@ def test_statistics_do_not_depend_on_the_ranks(decoupled: bool) -> None:
                 first.merge_state(other)
             with row(f"{ranks} ranks"):
                 assert_same(first, whole)
-
-
-def test_statistics_of_a_group_are_those_of_a_model_of_it_alone() -> None:
-    optimizer = stepped_optimizer(decoupled=True)
-    tensors = tensors_of(optimizer)
-    metric = AdamStatistics("all", scopes=["group"], kernel="eager")
-    metric.update(rebuilt([tensors[:2], tensors[2:]], optimizer))
-    alone = measured(rebuilt([tensors[2:]], optimizer)).compute()
-    assert {
-        key.removesuffix("/group/part_1"): value
-        for key, value in metric.compute().items()
-        if key.endswith("/group/part_1")
-    } == alone

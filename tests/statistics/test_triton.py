@@ -22,7 +22,7 @@ from lightning_adam import AdamStatistics  # noqa: E402
 from lightning_adam.statistics.accumulators import COLUMNS  # noqa: E402
 from lightning_adam.statistics.kernels import eager  # noqa: E402
 from lightning_adam.statistics.kernels import triton as kernel  # noqa: E402
-from lightning_adam.statistics.views import TensorView, Views  # noqa: E402
+from lightning_adam.statistics.views import Views  # noqa: E402
 from tests.statistics.triton_agreement import (  # noqa: E402
     ALL,
     assert_counts_agree,
@@ -39,22 +39,16 @@ CHEAP = (
 
 
 @pytest.mark.parametrize(
-    ("tier", "names"),
-    [
-        pytest.param("not nightly", CHEAP, id="cheap"),
-        pytest.param("not nightly", f"not ({CHEAP})", id="others", marks=pytest.mark.slow),
-        pytest.param("nightly", "", id="nightly", marks=pytest.mark.nightly),
-    ],
+    "names",
+    [CHEAP, pytest.param(f"not ({CHEAP})", marks=pytest.mark.slow)],
+    ids=["cheap", "others"],
 )
-def test_interpreted_kernel_agrees_with_the_eager_one(
-    tier: str, names: str, tmp_path: Path
-) -> None:
+def test_interpreted_kernel_agrees_with_the_eager_one(names: str, tmp_path: Path) -> None:
     """Runs `triton_cases.py`."""
     options = ["-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'cases'}", "-W", "ignore"]
     plugin = ["-p", "tests.statistics.triton_interpreter"]
-    selection = [str(HERE / "triton_cases.py"), "-m", tier, "-k", names]
-    python = str(BIN / "python")
-    finished = run([python, "-m", "pytest", *options, *plugin, *selection], REPOSITORY)
+    cases = [str(HERE / "triton_cases.py"), "-k", names]
+    finished = run([str(BIN / "python"), "-m", "pytest", *options, *plugin, *cases], REPOSITORY)
     assert finished.returncode == 0, finished.output[-15_000:]
     assert " passed" in finished.output
 
@@ -62,33 +56,19 @@ def test_interpreted_kernel_agrees_with_the_eager_one(
 FLOAT32, BFLOAT16 = ((kernel._KINDS[dtype],) * 4 for dtype in (torch.float32, torch.bfloat16))
 CHUNKS = {"table": "*i64", "settings": "*fp64", "tensors_of_chunks": "*i64"}
 SIZES = {"CHUNK": kernel.CHUNK, "ROWS": kernel.ROWS, "LANES": kernel.LANES}
-IN_FLOAT32 = {"ADDED": kernel._ALL_ADDED, "NUMBER": tl.float32, **SIZES}
-IN_FLOAT64 = {**IN_FLOAT32, "NUMBER": tl.float64, "ROWS": 1}
+
+
+def measuring(number: Any, kinds: Any, amsgrad: bool, most: int, **sizes: Any) -> Any:
+    constants = {"ADDED": kernel._ALL_ADDED, "NUMBER": number, **SIZES, **sizes}
+    types = {**CHUNKS, "rows": "*fp64"}
+    return kernel._measure_chunks, types, {"KINDS": kinds, "AMSGRAD": amsgrad, **constants}, most
+
+
 COMPILED: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
-    "float32": (
-        kernel._measure_chunks,
-        {**CHUNKS, "rows": "*fp64"},
-        {"KINDS": FLOAT32, "AMSGRAD": False, **IN_FLOAT32},
-        144,
-    ),
-    "bfloat16": (
-        kernel._measure_chunks,
-        {**CHUNKS, "rows": "*fp64"},
-        {"KINDS": BFLOAT16, "AMSGRAD": False, **IN_FLOAT32},
-        168,
-    ),
-    "any_dtypes": (
-        kernel._measure_chunks,
-        {**CHUNKS, "rows": "*fp64"},
-        {"KINDS": kernel._ANY_KINDS, "AMSGRAD": True, **IN_FLOAT32},
-        255,
-    ),
-    "float64": (
-        kernel._measure_chunks,
-        {**CHUNKS, "rows": "*fp64"},
-        {"KINDS": kernel._ANY_KINDS, "AMSGRAD": True, **IN_FLOAT64},
-        255,
-    ),
+    "float32": measuring(tl.float32, FLOAT32, False, 144),
+    "bfloat16": measuring(tl.float32, BFLOAT16, False, 168),
+    "any_dtypes": measuring(tl.float32, kernel._ANY_KINDS, True, 255),
+    "float64": measuring(tl.float64, kernel._ANY_KINDS, True, 255, ROWS=1),
     "settings": (
         kernel._collect_settings,
         {"table": "*i64", "known": "*fp64", "settings": "*fp64", "tensors": "i32"},
@@ -175,9 +155,13 @@ def step(optimizer: Optimizer, scale: float = 1e-3) -> None:
     optimizer.step()
 
 
-def measured(views: list[TensorView], groups: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def assert_agrees(adam: Optimizer) -> None:
+    views = Views().after_step(adam)
+    groups = [index % 2 for index in range(len(views))]
     with nothing_waits():
-        return kernel.measure(views, ALL), kernel.count_exponents(views, groups)
+        rows, counts = kernel.measure(views, ALL), kernel.count_exponents(views, groups)
+    assert_rows_agree(views, rows, ALL)
+    assert_counts_agree(views, counts, groups)
 
 
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
@@ -199,11 +183,7 @@ def test_agrees_on_the_device(optimizer: str, dtype: torch.dtype) -> None:
     adam = OPTIMIZERS[optimizer](on_device(dtype))
     for _ in range(3):
         step(adam)
-    views = Views().after_step(adam)
-    groups = [0, 1, 0]
-    rows, counts = measured(views, groups)
-    assert_rows_agree(views, rows, ALL)
-    assert_counts_agree(views, counts, groups)
+    assert_agrees(adam)
 
 
 @needs_device
@@ -211,10 +191,7 @@ def test_agrees_on_the_device(optimizer: str, dtype: torch.dtype) -> None:
 def test_any_magnitude_agrees_on_the_device(scale: float) -> None:
     adam = AdamW(on_device(), fused=True, eps=1e-15)
     step(adam, scale)
-    views = Views().after_step(adam)
-    rows, counts = measured(views, [0] * 3)
-    assert_rows_agree(views, rows, ALL)
-    assert_counts_agree(views, counts, [0] * 3)
+    assert_agrees(adam)
 
 
 @needs_device
@@ -224,10 +201,7 @@ def test_subnormal_second_moments_on_the_device() -> None:
     step(adam)
     for state in adam.state.values():
         state["exp_avg_sq"].view(-1)[::2] = 1e-41
-    views = Views().after_step(adam)
-    rows, counts = measured(views, [0] * 3)
-    assert_rows_agree(views, rows, ALL)
-    assert_counts_agree(views, counts, [0] * 3)
+    assert_agrees(adam)
 
 
 @needs_device

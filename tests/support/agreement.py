@@ -5,7 +5,6 @@ A kernel that computes in float32 may count elements within 4 ulp of a boundary 
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pytest
@@ -71,7 +70,7 @@ def slack(tensors: Sequence[Tensor]) -> dict[str, float]:
 
 def _slack(tensor: Tensor) -> dict[str, tuple[int, int]]:
     """Counts the undecided elements of each fraction, and all elements that it is a share of."""
-    e: Any = _elements_of(tensor)
+    e = _elements_of(tensor)
     signed = abs(e.grad) + (0 if tensor.decoupled else abs(e.decay))
     may_be_zero = (abs(e.entered) <= ULPS * signed) & (e.entered != 0)
     may_be_idle = may_be_zero & (e.exp_avg == 0) & (e.exp_avg_sq == 0)

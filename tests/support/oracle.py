@@ -7,8 +7,8 @@ outside oracle: it shares no code, no accumulators and no order of evaluation wi
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import numpy.typing as npt
@@ -42,41 +42,6 @@ class Tensor:
     decoupled: bool
 
 
-@dataclass
-class _Elements:
-    """Elementwise quantities, flat, of one tensor or of a whole scope: float64 and booleans."""
-
-    parameter: Array
-    grad: Array
-    entered: Array
-    exp_avg: Array
-    exp_avg_sq: Array
-    corrected_exp_avg: Array
-    corrected_exp_avg_sq: Array
-    denominator_sq: Array
-    eps: Array
-    direction: Array
-    update: Array
-    decay: Array
-    exp_avg_sq_subnormal: Mask
-    exp_avg_sq_stalled: Mask
-    update_lost: Mask
-    decay_lost: Mask
-    coupled_decay: Mask
-    decoupled_decay: Mask
-
-    @cached_property
-    def denominator(self) -> Array:
-        """The square root in the denominator, before eps is added."""
-        return np.sqrt(self.denominator_sq)
-
-    @cached_property
-    def active(self) -> Mask:
-        """Elements that have a moment or a gradient; a NaN counts as one."""
-        active: Mask = (self.exp_avg != 0) | (self.exp_avg_sq != 0) | (self.entered != 0)
-        return active
-
-
 def reference_statistics(tensors: Sequence[Tensor]) -> dict[str, float]:
     """Evaluate every statistic of the catalogue over one scope, but for `skipped_steps`."""
     present = _nonempty(tensors)
@@ -98,15 +63,20 @@ def reference_statistics(tensors: Sequence[Tensor]) -> dict[str, float]:
 
 def reference_magnitudes(tensors: Sequence[Tensor]) -> dict[str, Array]:
     """Collect the magnitudes that the histograms count, over the active elements of one scope."""
+    columns = {
+        "grad": "grad",
+        "exp_avg": "corrected_exp_avg",
+        "denominator": "denominator",
+        "direction": "direction",
+    }
+    present = _nonempty(tensors)
+    if not present:
+        return dict.fromkeys(columns, np.empty(0))
     with np.errstate(all="ignore"):
-        scope = _scope_of(_nonempty(tensors))
-        magnitudes = {
-            "grad": scope.grad,
-            "exp_avg": scope.corrected_exp_avg,
-            "denominator": scope.denominator,
-            "direction": scope.direction,
+        scope = _scope_of(present)
+        return {
+            name: np.abs(getattr(scope, column)[scope.active]) for name, column in columns.items()
         }
-        return {name: np.abs(values[scope.active]) for name, values in magnitudes.items()}
 
 
 def signed_sum_scale(tensors: Sequence[Tensor]) -> dict[str, float]:
@@ -116,6 +86,8 @@ def signed_sum_scale(tensors: Sequence[Tensor]) -> dict[str, float]:
     the sum itself.
     """
     present = _nonempty(tensors)
+    if not present:
+        return {}
     with np.errstate(all="ignore"):
         scope = _scope_of(present)
         decay, update = _decoupled_pulls(present, scope)
@@ -128,8 +100,7 @@ def signed_sum_scale(tensors: Sequence[Tensor]) -> dict[str, float]:
         )
 
 
-def _moment_statistics(scope: _Elements) -> dict[str, float | None]:
-    """Evaluate the family `moments`, but for what amsgrad adds."""
+def _moment_statistics(scope: SimpleNamespace) -> dict[str, float | None]:
     return {
         "grad_norm": norm(scope.grad),
         "grad_rms": root_mean_square(scope.grad),
@@ -147,8 +118,10 @@ def _moment_statistics(scope: _Elements) -> dict[str, float | None]:
     }
 
 
-def _underflow_statistics(scope: _Elements) -> dict[str, float | None]:
+def _underflow_statistics(scope: SimpleNamespace) -> dict[str, float | None]:
     active = scope.active
+    held = (scope.grad, scope.exp_avg, scope.exp_avg_sq, scope.parameter)
+    is_finite = np.logical_and.reduce([np.isfinite(each) for each in held])
     damping = scope.denominator[active] / (scope.denominator[active] + scope.eps[active])
     return {
         "idle_fraction": share(~active),
@@ -160,11 +133,11 @@ def _underflow_statistics(scope: _Elements) -> dict[str, float | None]:
         "exp_avg_sq_stalled_fraction": share(scope.exp_avg_sq_stalled),
         "update_lost_fraction": share(scope.update_lost[scope.update != 0]),
         "grad_zero_fraction": share(scope.grad == 0),
-        "nonfinite_count": _nonfinite_count(scope),
+        "nonfinite_count": float(np.count_nonzero(~is_finite)),
     }
 
 
-def _update_statistics(scope: _Elements) -> dict[str, float | None]:
+def _update_statistics(scope: SimpleNamespace) -> dict[str, float | None]:
     direction = np.abs(scope.direction[scope.active])
     update_norm = norm(scope.update)
     return {
@@ -176,8 +149,7 @@ def _update_statistics(scope: _Elements) -> dict[str, float | None]:
     }
 
 
-def _decay_statistics(tensors: Sequence[Tensor], scope: _Elements) -> dict[str, float | None]:
-    """Evaluate the family `weight_decay`."""
+def _decay_statistics(tensors: Sequence[Tensor], scope: SimpleNamespace) -> dict[str, float | None]:
     coupled, decoupled = scope.coupled_decay, scope.decoupled_decay
     one_kind = bool(coupled.any()) != bool(decoupled.any())
     either_decay = norm(scope.decay[coupled | decoupled])
@@ -196,12 +168,11 @@ def _decay_statistics(tensors: Sequence[Tensor], scope: _Elements) -> dict[str, 
 
 
 def _schedule_statistics(tensors: Sequence[Tensor]) -> dict[str, float | None]:
-    """Evaluate the family `schedule`, but for what the tensors cannot know."""
     names = ("lr", "beta1", "beta2", "eps", "weight_decay", "step")
     return {name: single_value(getattr(tensor, name) for tensor in tensors) for name in names}
 
 
-def _signal_fraction(scope: _Elements) -> float | None:
+def _signal_fraction(scope: SimpleNamespace) -> float | None:
     """Evaluate the mean share of the second moment that the first one explains."""
     # Written as "not known to be zero" because NaN > 0 is false and would hide the NaN.
     chosen = ~(scope.corrected_exp_avg_sq <= 0)
@@ -221,7 +192,7 @@ def _decay_timescale(tensors: Sequence[Tensor]) -> float | None:
     return None if rate is None else ratio(1.0, rate)
 
 
-def _equilibrium_ratio(tensors: Sequence[Tensor], scope: _Elements) -> float | None:
+def _equilibrium_ratio(tensors: Sequence[Tensor], scope: SimpleNamespace) -> float | None:
     """Evaluate the size of the weights relative to that at rotational equilibrium."""
     balance = sum(
         tensor.parameter.numel() * tensor.lr / (2 * tensor.weight_decay)
@@ -232,20 +203,20 @@ def _equilibrium_ratio(tensors: Sequence[Tensor], scope: _Elements) -> float | N
     return None if balance == 0 else float(np.sqrt(squares / balance))
 
 
-def _decoupled_pulls(tensors: Sequence[Tensor], scope: _Elements) -> tuple[Array, Array]:
+def _decoupled_pulls(tensors: Sequence[Tensor], scope: SimpleNamespace) -> tuple[Array, Array]:
     """Give decay and update where decoupled decay acts; nothing if that decay is unknown."""
     chosen = scope.decoupled_decay if _recoverable(tensors) else slice(0)
     return scope.decay[chosen], scope.update[chosen]
 
 
-def _exp_avg_sq_lag(scope: _Elements) -> float | None:
+def _exp_avg_sq_lag(scope: SimpleNamespace) -> float | None:
     active = scope.active
     floor = np.maximum(scope.corrected_exp_avg_sq[active], square(scope.eps[active]))
     squared = mean(square(scope.entered[active]) / floor)
     return None if squared is None else float(np.sqrt(squared))
 
 
-def _eps_energy_loss(scope: _Elements) -> float | None:
+def _eps_energy_loss(scope: SimpleNamespace) -> float | None:
     """Evaluate the share of the update's energy that eps takes."""
     # Written as "not known to be zero" because NaN > 0 is false and would hide the NaN.
     chosen = ~(scope.denominator_sq <= 0)
@@ -256,45 +227,23 @@ def _eps_energy_loss(scope: _Elements) -> float | None:
     return None if whole == 0 else float(lost / whole)
 
 
-def _nonfinite_count(scope: _Elements) -> float:
-    finite = (
-        np.isfinite(scope.grad)
-        & np.isfinite(scope.exp_avg)
-        & np.isfinite(scope.exp_avg_sq)
-        & np.isfinite(scope.parameter)
-    )
-    return float(np.count_nonzero(~finite))
-
-
 def _nonempty(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Leave out the tensors that have no elements, and with them their hyperparameters."""
     return [tensor for tensor in tensors if tensor.parameter.numel() > 0]
 
 
 def _defined(values: dict[str, float | None]) -> dict[str, float]:
-    """Leave out the statistics that are undefined."""
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _scope_of(tensors: Sequence[Tensor]) -> _Elements:
-    """Join the elements of several tensors, or of none, into one population."""
-    each = [_elements_of(tensor) for tensor in tensors]
-    if len(each) == 1:
-        return each[0]
-    columns = {
-        # A column without rows still has to index and count as one of its kind.
-        field.name: np.concatenate(
-            [
-                np.empty(0, dtype=np.bool_ if field.type == "Mask" else np.float64),
-                *(getattr(part, field.name) for part in each),
-            ]
-        )
-        for field in fields(_Elements)
-    }
-    return _Elements(**columns)
+def _scope_of(tensors: Sequence[Tensor]) -> SimpleNamespace:
+    """Join the elements of several tensors into one population."""
+    parts = [vars(_elements_of(tensor)) for tensor in tensors]
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return SimpleNamespace(**joined)
 
 
-def _elements_of(tensor: Tensor) -> _Elements:
+def _elements_of(tensor: Tensor) -> SimpleNamespace:
     """Apply a tensor's own hyperparameters to each of its elements."""
     parameter, grad = flat(tensor.parameter), flat(tensor.grad)
     exp_avg, exp_avg_sq = flat(tensor.exp_avg), flat(tensor.exp_avg_sq)
@@ -304,20 +253,25 @@ def _elements_of(tensor: Tensor) -> _Elements:
     denominator_sq = (
         _raw_denominator_sq(tensor) / bias_correction2 if tensor.amsgrad else corrected_exp_avg_sq
     )
-    direction = corrected_exp_avg / (np.sqrt(denominator_sq) + tensor.eps)
+    denominator = np.sqrt(denominator_sq)
+    direction = corrected_exp_avg / (denominator + tensor.eps)
     update = tensor.lr * direction
     decay = _decay(tensor, parameter, update)
+    entered = _entered(tensor, grad, decay)
     parameter_dtype, exp_avg_sq_dtype = tensor.parameter.dtype, tensor.exp_avg_sq.dtype
     smallest_normal = torch.finfo(exp_avg_sq_dtype).smallest_normal
-    return _Elements(
+    return SimpleNamespace(
         parameter=parameter,
         grad=grad,
-        entered=_entered(tensor, grad, decay),
+        entered=entered,
         exp_avg=exp_avg,
         exp_avg_sq=exp_avg_sq,
         corrected_exp_avg=corrected_exp_avg,
         corrected_exp_avg_sq=corrected_exp_avg_sq,
         denominator_sq=denominator_sq,
+        denominator=denominator,
+        # A NaN counts as active.
+        active=(exp_avg != 0) | (exp_avg_sq != 0) | (entered != 0),
         eps=np.broadcast_to(np.float64(tensor.eps), parameter.shape),
         direction=direction,
         update=update,
@@ -370,7 +324,6 @@ def _recoverable(tensors: Sequence[Tensor]) -> bool:
 
 
 def _entered(tensor: Tensor, grad: Array, decay: Array) -> Array:
-    """Compute the gradient that entered the moments."""
     signed = -grad if tensor.maximize else grad
     return signed if tensor.decoupled else signed + decay
 
@@ -390,24 +343,10 @@ def round_to(dtype: torch.dtype, values: Array) -> Array:
 
     The dtypes of 16 bits round to float32 first.
     """
-    if dtype == torch.float64:
-        return values
-    if dtype == torch.bfloat16:
-        return round_to_bfloat16(values)
-    single = values.astype(np.float32)
-    narrow = {torch.float32: single, torch.float16: single.astype(np.float16)}[dtype]
-    return narrow.astype(np.float64)
-
-
-def round_to_bfloat16(values: Array) -> Array:
-    """Round to float32, then to its upper 16 bits, both times to nearest, ties to even."""
-    single = values.astype(np.float32)
-    bits = single.view(np.uint32)
-    last_kept_bit = (bits >> np.uint32(16)) & np.uint32(1)
-    carried = (bits + np.uint32(0x7FFF) + last_kept_bit) & np.uint32(0xFFFF0000)
-    # The carry can turn a NaN into an infinity or a zero, so NaN does not pass through it.
-    rounded = np.where(np.isnan(single), single, carried.view(np.float32))
-    return rounded.astype(np.float64)
+    rounded = torch.from_numpy(values)
+    if dtype.itemsize == 2:
+        rounded = rounded.float()
+    return flat(rounded.to(dtype))
 
 
 def widen(values: Array) -> Wide:

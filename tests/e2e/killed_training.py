@@ -7,7 +7,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -214,7 +213,6 @@ class Resumable:
 
 
 def loaders(kind: Kind) -> tuple[Any, Any]:
-    """The loaders of the training and of the validation."""
     batches: Any = [batch_of(number, kind.is_half) for number in range(BATCHES)]
     validation: Any = [batch_of(1000 + number) for number in range(VALIDATION_BATCHES)]
     training = (
@@ -236,16 +234,8 @@ def last_checkpoint(folder: Path) -> tuple[Path | None, int]:
     return last, last_steps
 
 
-def train(name: str, folder: Path, last: Moment | None, ready: Connection, stays: bool) -> None:
-    """Trains from the last checkpoint of a folder to the end, or until it is killed.
-
-    Args:
-        name: The name of a kind in `KINDS`.
-        folder: The folder of the checkpoints and results.
-        last: The moment at which it kills itself.
-        ready: Receives a message when training is about to begin.
-        stays: Whether it waits at the end to be killed.
-    """
+def train(name: str, folder: Path, last: Moment | None) -> None:
+    """Trains from the last checkpoint of a folder to the end, or to the moment of its kill."""
     with (folder / "output.txt").open("a") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
@@ -268,7 +258,6 @@ def train(name: str, folder: Path, last: Moment | None, ready: Connection, stays
         **kind.flags,
     )
     module = Validated({**ADAMW, **kind.optimizer}, COSINE)
-    ready.send(None)
     fit.fit(module, *loaders(kind), ckpt_path=checkpoint)
     state = {
         "module": module.state_dict(),
@@ -281,8 +270,6 @@ def train(name: str, folder: Path, last: Moment | None, ready: Connection, stays
     texts = {part: json.dumps(content, default=as_list) for part, content in state.items()}
     (folder / "counts.json").write_text(json.dumps(moments.counts), encoding="utf-8")
     (folder / "state.json").write_text(json.dumps(texts), encoding="utf-8")
-    if stays:
-        signal.pause()
 
 
 def as_list(tensor: Tensor) -> list[Any]:

@@ -1,38 +1,26 @@
 """SharpnessMonitor: its value against the dense Hessian, and training that it does not change."""
 
-import csv
 import math
 import random
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
-import wandb
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from torch import Tensor, nn
 from torch.func import functional_call
 from torchmetrics import MeanMetric
 
 from lightning_adam import AdamMixin, AdamMonitor, ConfigError, SharpnessMonitor
-from tests.support.commands import history, offline_runs
-from tests.support.loops import (
-    LINEAR,
-    Loop,
-    Skipping,
-    baseline_fit,
-    compiled_whole,
-    each_distinct_loop,
-    run_loop,
-)
+from tests.support.loops import LINEAR, baseline_fit, compiled_whole
 from tests.support.memory_logger import MemoryLogger
 from tests.support.monitored import TwoOptimizers
+from tests.support.reported import Build, Built
 from tests.support.tables import each_row
 from tests.support.training import (
     ADAMW,
@@ -101,17 +89,6 @@ def exact_sharpness(
     return float(np.linalg.eigvals(product).real.max())
 
 
-class Own(Lit):
-    """Plain torch optimizers, as a module without the mixin builds them."""
-
-    def __init__(self, build: Callable[[nn.Sequential], torch.optim.Optimizer]) -> None:
-        super().__init__()
-        self.build = build
-
-    def configure_optimizers(self) -> Any:
-        return self.build(self.net)
-
-
 def two_groups(net: nn.Sequential) -> torch.optim.Optimizer:
     first: dict[str, Any] = {"params": net[0].parameters(), "lr": 3e-2, "betas": (0.5, 0.9)}
     second: dict[str, Any] = {"params": net[1:].parameters(), "eps": 1e-2, "weight_decay": 0.1}
@@ -148,7 +125,7 @@ def assert_exact(run: TrainingRun, of: Sequence[Tensor], rel: float = 1e-3) -> N
     assert sharpness_of(run) == pytest.approx(expected, rel=rel)
 
 
-BUILDS: dict[str, Callable[[nn.Sequential], torch.optim.Optimizer]] = {
+BUILDS: dict[str, Build] = {
     "Adam": lambda net: torch.optim.Adam(net.parameters(), lr=1e-2),
     "amsgrad": lambda net: torch.optim.Adam(net.parameters(), betas=(0.0, 0.5), amsgrad=True),
     "AdamW": lambda net: torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=1.0),
@@ -161,27 +138,22 @@ BUILDS: dict[str, Callable[[nn.Sequential], torch.optim.Optimizer]] = {
 
 @pytest.mark.parametrize("name", BUILDS)
 def test_sharpness_is_the_largest_eigenvalue_of_the_dense_hessian(name: str) -> None:
-    run = fit(Own(BUILDS[name]), SharpnessMonitor(2, batch=batch(), **EXACT))
+    run = fit(Built(BUILDS[name]), SharpnessMonitor(2, batch=batch(), **EXACT))
     assert run.steps_of(KEY) == [0, 1, 3, 5]
     assert_exact(run, batch())
 
 
-def test_optimizers_of_the_mixin_are_measured() -> None:
-    with each_row() as row:
-        for implementation in ({"fused": True}, {"foreach": True}, {"fused": False}):
-            module = Lit({**ADAMW, **implementation}, {"name": "constant"})
-            run = fit(module, SharpnessMonitor(6, batch=batch(), loss=loss, **EXACT))
-            with row(implementation):
-                assert_exact(run, batch())
+def test_loss_of_the_user_and_optimizer_of_the_mixin_are_measured() -> None:
+    assert_exact(fit(Lit(ADAMW), SharpnessMonitor(6, batch=batch(), loss=loss, **EXACT)), batch())
 
 
 def test_default_iterations_and_tolerance_are_accurate_to_one_percent() -> None:
-    run = fit(Own(BUILDS["Adam"]), SharpnessMonitor(1, batch=batch()), data=20)
+    run = fit(Built(BUILDS["Adam"]), SharpnessMonitor(1, batch=batch()), data=20)
     assert_exact(run, batch(), rel=1e-2)
 
 
 def test_first_batch_is_held() -> None:
-    run = fit(Own(BUILDS["Adam"]), SharpnessMonitor(6, **EXACT))
+    run = fit(Built(BUILDS["Adam"]), SharpnessMonitor(6, **EXACT))
     assert_exact(run, next(iter(loader(6))))
 
 
@@ -299,28 +271,6 @@ def test_training_is_the_same_without_the_monitor(precision: Any) -> None:
     assert [row for row in run_monitored.logger.rows if KEY not in row[1]] == run.logger.rows
 
 
-def of_any_net(module: L.LightningModule, batch: Any) -> Tensor:
-    nets: Any = [each for each in module.children() if isinstance(each, nn.Sequential)]
-    outputs: Tensor = sum(net(batch[0][:, : net[0].in_features]).square().mean() for net in nets)
-    return outputs
-
-
-@pytest.mark.slow
-@each_distinct_loop
-def test_monitor_changes_no_parameter_in_any_loop(loop: Loop) -> None:
-    without = baseline_fit(loop.name)
-    is_automatic = without.module.automatic_optimization
-    monitor = SharpnessMonitor(1, loss=None if is_automatic else of_any_net)
-    with warned() as messages:
-        run = run_loop(loop, monitor)
-    assert not [each for each in messages if "logger" not in each]
-    assert_same_parameters(without.module, run.module)
-    # A module that skips batches by their count may skip the one that is held.
-    if not isinstance(without.module, Skipping):
-        measured = loop.steps if loop.measured is None else len(loop.measured)
-        assert len(run.values(KEY + loop.suffix)) == measured
-
-
 def test_random_numbers_continue_after_a_fault() -> None:
     class Drawing(Lit):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -339,17 +289,13 @@ def test_random_numbers_continue_after_a_fault() -> None:
     assert draws[:4] == draws[4:]
 
 
-PLACES = (
-    "copied_batch",
-    "stability_of",
-    "evaluated",
-    "largest_eigenvalue",
-    "logging_step",
-    "StepCounter",
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("copied_batch", "stability_of", "evaluated", "largest_eigenvalue"),
+        *("logging_step", "StepCounter"),
+    ],
 )
-
-
-@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("are_errors", [False, True], ids=["warnings", "errors"])
 def test_fault_inside_is_reported_once_and_training_continues(
     place: str, are_errors: bool, monkeypatch: pytest.MonkeyPatch
@@ -494,7 +440,9 @@ def test_several_optimizers_have_separate_keys() -> None:
     def both(module: L.LightningModule, batch: Any) -> Tensor:
         return loss_of(module.first, batch) + loss_of(module.second, batch)  # type: ignore[arg-type]
 
+    without = fit(TwoOptimizers(torch.optim.Adam), None, data=2)
     run = fit(TwoOptimizers(torch.optim.Adam), SharpnessMonitor(2, loss=both), data=2)
+    assert_same_parameters(without.module, run.module)
     assert run.steps_of(f"{KEY}/optimizer/first") == [0, 1]
     assert run.steps_of(f"{KEY}/optimizer/second") == [0, 1]
     assert run.steps_of(LINE) == [0, 1]
@@ -509,25 +457,6 @@ def test_only_the_adam_of_two_optimizers_is_measured() -> None:
     assert run.steps_of(f"{KEY}/optimizer/second") == []
 
 
-def test_csv_file_holds_sharpness_and_stability_line() -> None:
-    logger = CSVLogger(".")
-    fit(Lit(ADAMW), SharpnessMonitor(3), logger=logger)
-    with open(Path(logger.log_dir) / "metrics.csv") as file:
-        rows = [row for row in csv.DictReader(file) if row[KEY]]
-    assert [row["step"] for row in rows] == ["0", "2", "5"]
-    assert {row[LINE] for row in rows} == {"1.0"}
-
-
-@pytest.mark.slow
-def test_wandb_run_holds_sharpness_and_stability_line(tmp_path: Path) -> None:
-    fit(Lit(ADAMW), SharpnessMonitor(3), logger=WandbLogger(offline=True, save_dir=tmp_path))
-    wandb.finish()
-    (offline_run,) = offline_runs(tmp_path)
-    rows = [row for row in history(offline_run) if KEY in row]
-    assert [row["trainer/global_step"] for row in rows] == [0, 2, 5]
-    assert {row[LINE] for row in rows} == {1.0}
-
-
 def test_hooks_are_removed_after_training_and_the_monitor_can_be_used_again() -> None:
     monitor = SharpnessMonitor(1)
     run = fit(Lit(ADAMW), monitor, data=2)
@@ -536,30 +465,22 @@ def test_hooks_are_removed_after_training_and_the_monitor_can_be_used_again() ->
     assert fit(Lit(ADAMW), monitor, data=2).steps_of(KEY) == [0, 1]
 
 
-class Sgd(Lit):
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+def mixed(net: nn.Sequential) -> torch.optim.Optimizer:
+    first: dict[str, Any] = {"params": net[0].parameters(), "maximize": True}
+    return torch.optim.Adam([first, {"params": net[3].parameters()}])
 
 
-class Nadam(Lit):
-    def configure_optimizers(self) -> Any:
-        return torch.optim.NAdam(self.parameters(), lr=0.1)
-
-
-class Mixed(Lit):
-    def configure_optimizers(self) -> Any:
-        first: dict[str, Any] = {"params": self.net[0].parameters(), "maximize": True}
-        return torch.optim.Adam([first, {"params": self.net[3].parameters()}])
-
-
-UNSUITABLE: list[tuple[Callable[[], L.LightningModule], str]] = [
-    (Sgd, r"expected torch\.optim\.Adam or AdamW, but the model trains with SGD; train with"),
-    (Nadam, r"but the model trains with NAdam"),
+UNSUITABLE: list[tuple[L.LightningModule, str]] = [
     (
-        lambda: TwoOptimizers(torch.optim.Adam),
-        r"write SharpnessMonitor\(loss=lambda module",
+        Built(lambda net: torch.optim.SGD(net.parameters(), lr=0.1)),
+        r"expected torch\.optim\.Adam or AdamW, but the model trains with SGD; train with",
     ),
-    (Mixed, r"groups that all minimize, or all maximize"),
+    (
+        Built(lambda net: torch.optim.NAdam(net.parameters(), lr=0.1)),
+        r"but the model trains with NAdam",
+    ),
+    (TwoOptimizers(torch.optim.Adam), r"write SharpnessMonitor\(loss=lambda module"),
+    (Built(mixed), r"groups that all minimize, or all maximize"),
 ]
 """Modules, and the error when training starts."""
 
@@ -574,9 +495,9 @@ INVALID: list[tuple[dict[str, Any], str]] = [
 
 def test_models_that_cannot_be_measured_are_refused_before_training() -> None:
     with each_row() as row:
-        for build, sentence in UNSUITABLE:
+        for module, sentence in UNSUITABLE:
             with row(sentence), pytest.raises(ConfigError, match=sentence):
-                fit(build(), SharpnessMonitor())
+                fit(module, SharpnessMonitor())
 
 
 def test_sharded_parameters_are_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:

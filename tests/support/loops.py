@@ -1,6 +1,5 @@
 """Ways to train: a table of modules, data and flags of the Trainer."""
 
-import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -10,8 +9,6 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import (
-    EarlyStopping,
-    EMAWeightAveraging,
     GradientAccumulationScheduler,
     ModelCheckpoint,
     WeightAveraging,
@@ -299,13 +296,6 @@ LOOPS = [
     Loop("configure_gradient_clipping", 6, kind=OwnClipping),
     Loop("manual optimization with a closure", 6, kind=ManualClosure),
     Loop(
-        "manual optimization, two steps a batch",
-        12,
-        kind=ManualTwoSteps,
-        scheduler={"name": "linear", "total_steps": 12},
-        measured=[2, 4, 6, 8, 10, 12],
-    ),
-    Loop(
         "manual optimization, two steps a batch, max_steps",
         8,
         kind=ManualTwoSteps,
@@ -350,36 +340,14 @@ LOOPS = [
         data=stream,
     ),
     Loop(
-        "validation within epochs",
-        12,
-        kind=Validating,
-        flags={"val_check_interval": 0.5, "max_epochs": 2},
-    ),
-    Loop(
         "validation across epochs",
         12,
         kind=Validating,
         flags={"val_check_interval": 8, "check_val_every_n_epoch": None, "max_epochs": 2},
     ),
-    Loop(
-        "early stopping",
-        6,
-        18,
-        kind=Validating,
-        flags={"max_epochs": 3},
-        callbacks=lambda: [EarlyStopping("val/loss", stopping_threshold=math.inf)],
-    ),
-    Loop("overfit_batches", 4, kind=Validating, flags={"overfit_batches": 2, "max_epochs": 2}),
     Loop("limit_train_batches", 8, flags={"limit_train_batches": 4, "max_epochs": 2}),
     Loop("fast_dev_run", 1, 10**9, kind=Validating, flags={"fast_dev_run": True}, is_logged=False),
     Loop("compiled module", 6, kind=compiled_whole),
-    Loop(
-        "EMA of the weights",
-        12,
-        kind=Validating,
-        flags={"max_epochs": 2},
-        callbacks=lambda: [EMAWeightAveraging(decay=0.5)],
-    ),
     Loop(
         "mean of the weights with checkpoints",
         12,

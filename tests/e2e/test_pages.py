@@ -43,7 +43,6 @@ from tests.support.commands import (
     Finished,
     environment,
     follow_the_readme,
-    history,
     jobs_in,
     keys,
     logged_rows,
@@ -142,11 +141,6 @@ LOGGED = {
     "scopes=[model,tensor]": ["adam_moments/exp_avg_norm/tensor/net.0.weight"],
 }
 """Some of the keys that it logs."""
-LOGGED_AS_TABLES = {
-    "adam_histogram/denominator/group/decay",
-    "adam_underflow/eps_curve_table",
-    "adam_layers",
-}
 EXPLAINED = {
     "optimizer": "optimizer.layer_decay.rate=null",
     "scheduler": "lightning_adam/scheduler=inverse_sqrt",
@@ -172,7 +166,6 @@ NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def overrides(line: str) -> list[str]:
-    """The overrides that stand behind a Python program or module."""
     words = shlex.split(line)
     start = 3 if words[1] == "-m" else 2 if words[0] == "python" else 1
     return words[start:]
@@ -224,21 +217,17 @@ def test_project_of_the_readme_logs_what_the_readme_says(tmp_path: Path) -> None
     assert config["scheduler"]["warmup_steps"] == 500
 
 
-def shorten(project: Path) -> None:
-    """Limits the training of the README's project to one epoch of 52 steps."""
-    program = (project / "train.py").read_text(encoding="utf-8")
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The README's project, whose training is limited to one epoch of 52 steps."""
+    folder = tmp_path / "my project"
+    write_the_project(folder)
+    program = (folder / "train.py").read_text(encoding="utf-8")
     shorter = {"max_epochs=10": "max_epochs=1", "4096": "1920", "[3072, 1024]": "[1664, 256]"}
     for text, replacement in shorter.items():
         assert program.count(text) == 1
         program = program.replace(text, replacement)
-    (project / "train.py").write_text(program, encoding="utf-8")
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    folder = tmp_path / "my project"
-    write_the_project(folder)
-    shorten(folder)
+    (folder / "train.py").write_text(program, encoding="utf-8")
     return folder
 
 
@@ -265,17 +254,6 @@ def test_each_command_for_the_project_trains_as_its_guide_says(
                 logged = {key for _, values in logger.rows for key in values}
                 assert all(printed in console.text for printed in expected(PRINTED, line))
                 assert logged >= set(expected(LOGGED, line))
-
-
-@pytest.mark.slow
-def test_tables_and_histograms_are_logged_as_their_command_says(project: Path) -> None:
-    (line,) = (line for line in shell_lines(PROJECT) if "layer_table" in line)
-    training = run_text(line.replace("_steps=100", "_steps=50"), project, environment(**NO_GPU))
-    assert training.returncode == 0, training.output
-    (offline_run,) = offline_runs(project)
-    # The parts of a histogram and of a table follow a dot.
-    logged = {key.partition(".")[0] for row in history(offline_run) for key in row}
-    assert logged >= LOGGED_AS_TABLES
 
 
 def test_each_topic_of_the_pages_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
@@ -326,18 +304,6 @@ def test_tuning_commands_are_plans_of_a_search(project: Path) -> None:
     rates = plans[1].stages[0].space["lr"]
     assert isinstance(rates, dict)
     assert rates["high"] == 0.03
-
-
-@pytest.mark.slow
-def test_short_search_of_the_guide_tunes_the_project(project: Path) -> None:
-    (line,) = (line for line in shell_lines(TUNE) if "study_name=quick" in line)
-    fewer = line.replace("n_trials=9", "n_trials=4")
-    searched = run_text(fewer, project, environment(**NO_GPU))
-    assert searched.returncode == 0, searched.output
-    folder = project / "multirun" / "adam_tune_quick"
-    summary = (folder / "tune.md").read_text(encoding="utf-8").splitlines()
-    assert summary[-1] in searched.lines[-1]
-    assert (folder / "tune.html").is_file()
 
 
 def test_block_without_lightning_measures_and_draws(

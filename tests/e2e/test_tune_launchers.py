@@ -4,19 +4,16 @@ import importlib.util
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lightning_adam.tune.archive import Archive, Record
-from lightning_adam.tune.point import Point
 from lightning_adam.tune.story import Outcome
 from tests.support.commands import Finished, environment, run, write_files
 
 APP = """
 import math, os, signal, time
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -61,33 +58,26 @@ N_TRIALS = "hydra.sweeper.n_trials=8"
 BEST = 0.005
 RAISES, DIVERGES, KILLED = 1.0, 2.0, 3.0
 
-ON_RAY = [
-    "hydra/launcher=ray",
-    "+hydra.launcher.ray.init.num_cpus=2",
-    "+hydra.launcher.ray.init.include_dashboard=false",
-    # Ray would restart a killed trial three times; the search restarts it once.
-    "+hydra.launcher.ray.remote.max_retries=0",
+
+LAUNCHERS = [
+    pytest.param([], id="basic", marks=pytest.mark.slow),
+    pytest.param(["hydra/launcher=joblib"], id="joblib", marks=pytest.mark.slow),
+    pytest.param(["hydra/launcher=submitit_local"], id="submitit", marks=pytest.mark.slow),
+    pytest.param(
+        [
+            "hydra/launcher=ray",
+            "+hydra.launcher.ray.init.num_cpus=2",
+            "+hydra.launcher.ray.init.include_dashboard=false",
+            # Ray would restart a killed trial three times; the search restarts it once.
+            "+hydra.launcher.ray.remote.max_retries=0",
+        ],
+        id="ray",
+        marks=[
+            pytest.mark.nightly,
+            pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray"),
+        ],
+    ),
 ]
-LAUNCHERS = {
-    "basic": [],
-    "joblib": ["hydra/launcher=joblib"],
-    "submitit": ["hydra/launcher=submitit_local"],
-    "ray": ON_RAY,
-}
-needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray")
-
-
-def launchers(*, slow: tuple[str, ...], nightly: tuple[str, ...]) -> list[Any]:
-    """Parameters of the launchers with those names."""
-    return [
-        pytest.param(
-            LAUNCHERS[name],
-            id=name,
-            marks=[mark, *([needs_ray] if name == "ray" else [])],
-        )
-        for names, mark in [(slow, pytest.mark.slow), (nightly, pytest.mark.nightly)]
-        for name in names
-    ]
 
 
 @pytest.fixture
@@ -122,38 +112,27 @@ def records(folder: Path) -> list[Record]:
     return [each for stage in ("start", "lr") for each in archive.records(stage)]
 
 
-Trials = list[tuple[str, Point, int, float | None]]
+@pytest.mark.slow
+def test_parallel_launcher_runs_the_same_search(tmp_path: Path) -> None:
+    """submitit and Ray run theirs in test_cluster.py."""
+    found, lines = [], []
+    for name, words in {"basic": [], "joblib": ["meet=start", "hydra/launcher=joblib"]}.items():
+        folder = write_app(tmp_path / name, [])
+        tuned = tune(folder, [N_TRIALS, *words], tmp_path)
+        assert tuned.returncode == 0, tuned.output
+        found.append(
+            [
+                (each.trial.stage, each.trial.point, each.turn, each.trial.value)
+                for each in records(folder)
+            ]
+        )
+        lines.append(tuned.after("type: "))
+    assert len(found[0]) == 8
+    assert found[1] == found[0]
+    assert lines[1] == f"meet=start {lines[0]}"
 
 
-def sequence(folder: Path) -> Trials:
-    found = [(each.trial, each.turn) for each in records(folder)]
-    return [(trial.stage, trial.point, turn, trial.value) for trial, turn in found]
-
-
-@pytest.fixture(scope="module")
-def basic_search(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trials, str]:
-    folder = write_app(tmp_path_factory.mktemp("basic"), [])
-    tuned = tune(folder, [N_TRIALS], folder)
-    assert tuned.returncode == 0, tuned.output
-    return sequence(folder), tuned.after("type: ")
-
-
-@pytest.mark.parametrize("launcher", launchers(slow=("joblib",), nightly=("submitit", "ray")))
-def test_each_launcher_runs_the_same_search(
-    launcher: list[str], basic_search: tuple[Trials, str], tmp_path: Path, short_folder: Path
-) -> None:
-    folder = write_app(tmp_path, [])
-    tuned = tune(folder, [N_TRIALS, "meet=start", *launcher], short_folder)
-    assert tuned.returncode == 0, tuned.output
-    trials, line = basic_search
-    assert len(trials) == 8
-    assert sequence(folder) == trials
-    assert tuned.after("type: ") == f"meet=start {line}"
-
-
-@pytest.mark.parametrize(
-    "launcher", launchers(slow=("basic", "joblib", "submitit"), nightly=("ray",))
-)
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_failed_trials_are_reported_and_the_search_continues(
     launcher: list[str], tmp_path: Path, short_folder: Path
 ) -> None:

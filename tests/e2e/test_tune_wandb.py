@@ -1,7 +1,6 @@
 """The runs of a search in W&B: one a trial, in one group, with the stage as job type."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -27,14 +26,12 @@ def test_each_trial_is_a_run_in_the_group_of_the_search(tmp_path: Path) -> None:
         environment(CUDA_VISIBLE_DEVICES=""),
     )
     assert tuned.returncode == 0, tuned.output
-    runs = [_run(each) for each in offline_runs(tmp_path)]
+    runs = [
+        next(entry["run"] for entry in records(each) if "run" in entry)
+        for each in offline_runs(tmp_path)
+    ]
     assert len({each["run_id"] for each in runs}) == 5
     assert {each["run_group"] for each in runs} == {"grouped"}
     assert sorted(each["job_type"] for each in runs) == ["lr"] * 4 + ["start"]
     lrs = {run_config(each)["optimizer"]["lr"] for each in offline_runs(tmp_path)}
     assert len(lrs) == 5
-
-
-def _run(offline_run: Path) -> dict[str, Any]:
-    """The name, the group and the job type of a run."""
-    return next(dict(entry["run"]) for entry in records(offline_run) if "run" in entry)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import lightning as L
@@ -323,15 +323,6 @@ LOOPS = [
         12,
         kind=Timed,
         flags={"max_epochs": 2, "max_time": {"seconds": 1}},
-    ),
-    Loop(
-        "max_time alone",
-        4,
-        10,
-        kind=Timed,
-        flags={"max_epochs": -1, "max_time": {"seconds": 1}},
-        scheduler={"name": "linear", "total_steps": 10},
-        data=partial(loader, 2),
     ),
     Loop(
         "data without a length",

@@ -7,7 +7,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
@@ -20,10 +19,10 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
-from lightning_adam import AdamMixin, AdamMonitor, AdamStatistics, build_optimizer
+from lightning_adam import AdamMonitor, AdamStatistics, build_optimizer
 from lightning_adam.statistics import kernels
 from lightning_adam.statistics.catalogue import STATISTICS
-from tests.support import commands, oracle
+from tests.support import commands, oracle, training
 from tests.support.agreement import bare
 from tests.support.reported import Fit, fit, not_measured
 from tests.support.training import assert_same_parameters, parameters, run_training
@@ -100,20 +99,16 @@ assert {row.id for row in ROWS} >= DEFAULT_ROWS
 uncompiled = partial(torch.compiler.set_stance, "force_eager")
 
 
-class Lit(AdamMixin, L.LightningModule):
+class Lit(training.Lit):
     """Regression with a matrix large enough to be quantised. Keeps the values at each step."""
 
     def __init__(self, optimizer: Any, scheduler: Any = None) -> None:
-        super().__init__(optimizer=optimizer, scheduler=scheduler)
-        torch.manual_seed(1)
+        super().__init__(optimizer, scheduler)
         matrix = nn.Linear(SIZE, SIZE)
         self.net = nn.Sequential(matrix, nn.LayerNorm(SIZE), nn.Tanh(), nn.Linear(SIZE, 1))
         self.grads: dict[Tensor, Tensor] = {}
         self.lrs: list[float] = []
         self.weights: dict[Tensor, Tensor] = {}
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return nn.functional.mse_loss(self.net(batch[0]), batch[1])
 
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -175,7 +170,8 @@ def moment(state: Any, name: str) -> Tensor | None:
 def reference_tensors(ended: Fit) -> list[oracle.Tensor]:
     """The tensors for the oracle, with zeros for a moment that does not exist."""
     tensors = []
-    (optimizer,), module = ended.optimizers, ended.run.module
+    (optimizer,) = ended.optimizers
+    module: Any = ended.run.module
     for group, lr in zip(optimizer.param_groups, module.lrs, strict=True):
         beta1, beta2 = (group.get("betas") or (group["beta1"], group["beta2"]))[:2]
         for parameter in group["params"]:
@@ -329,7 +325,8 @@ def test_few_elements_are_dequantised_at_a_time(
         return measure(views, *arguments)
 
     ended, metric = train(optimizer), AdamStatistics("all")
-    for parameter, grad in ended.run.module.grads.items():
+    module: Any = ended.run.module
+    for parameter, grad in module.grads.items():
         parameter.grad = grad
     at_once = metric(ended.optimizers[0])
     assert at_once["adam_moments/exp_avg_rms"] > 0

@@ -138,12 +138,16 @@ def test_groups_of_a_torch_optimizer_keep_their_own_settings(tmp_path: Path) -> 
         assert found[name] == pytest.approx(values, rel=1e-5, abs=1e-12)
 
 
+def save(net: nn.Module, optimizer: torch.optim.Optimizer, path: Path = Path("state.pt")) -> Path:
+    torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, path)
+    return path
+
+
 def stepped_and_saved(**settings: Any) -> tuple[torch.optim.Optimizer, Moments]:
     """An optimizer after a step, and what is read from its state and its weights in a file."""
     net = network()
     optimizer = stepped(list(net.parameters()), **settings)
-    torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, "state.pt")
-    saved, moments = saved_in(Path("state.pt"))
+    saved, moments = saved_in(save(net, optimizer))
     assert saved.weights == "model"
     return optimizer, moments
 
@@ -212,7 +216,7 @@ def planted(path: Path, scale: float) -> None:
         for each in net.parameters():
             each.grad = scale * torch.randn_like(each)
         optimizer.step()
-    torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, path)
+    save(net, optimizer, path)
 
 
 def test_dominating_eps_is_found_with_an_override_that_prevents_it(tmp_path: Path) -> None:
@@ -296,8 +300,7 @@ def test_weights_of_a_compiled_module_are_found(tmp_path: Path) -> None:
 def test_weights_that_cannot_be_matched_are_left_out(with_frozen: bool, tmp_path: Path) -> None:
     net = nn.Sequential(*(nn.Linear(3, 3, bias=False) for _ in range(3)))
     optimizer = stepped(list(net[with_frozen:].parameters()), decoupled=True)
-    torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, "state.pt")
-    saved, moments = saved_in(tmp_path / "state.pt")
+    saved, moments = saved_in(save(net, optimizer))
     assert bool(saved.weights) is not with_frozen
     known = {each.name for each in moments.known}
     assert ("update_lost_fraction" in known) is not with_frozen
@@ -336,8 +339,7 @@ def test_buffers_and_tied_weights_are_not_counted_as_parameters(tmp_path: Path) 
     net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4))
     net[2].weight = net[0].weight
     optimizer = stepped(list(net.parameters()), decoupled=True)
-    torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, "state.pt")
-    _, moments = saved_in(tmp_path / "state.pt")
+    _, moments = saved_in(save(net, optimizer))
     names = [name for name, _ in net.named_parameters()]
     assert [view.place.tensor for view in moments.views] == names
     for view, parameter in zip(moments.views, net.parameters(), strict=True):
@@ -358,8 +360,7 @@ def test_statistics_at_the_end_of_a_schedule_equal_those_at_its_peak_lr() -> Non
     optimizer.step()
 
     def model_statistics(file: str) -> dict[str, float]:
-        torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, file)
-        _, moments = saved_in(Path(file))
+        _, moments = saved_in(save(net, optimizer, Path(file)))
         return moments.measurement.of(Scope.model, moments.known)["model"]
 
     at_peak = model_statistics("peak.pt")

@@ -142,7 +142,7 @@ def test_healthy_run_leaves_no_file() -> None:
 
 
 def test_parameters_and_logged_metrics_are_unchanged() -> None:
-    flags = {"max_epochs": 2, "log_every_n_steps": 10, "gradient_clip_val": 0.5}
+    flags: Any = {"max_epochs": 2, "log_every_n_steps": 10, "gradient_clip_val": 0.5}
 
     def outcome(steps: int | None) -> tuple[list[Tensor], Any, Any]:
         monitor = AdamMonitor(7, histograms_every_n_steps=5, flight_recorder=steps)
@@ -354,7 +354,7 @@ def test_file_without_a_logger_is_in_the_root_folder(tmp_path: Path) -> None:
     monitor = AdamMonitor(flight_recorder=5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        flags = {"logger": False, "default_root_dir": root}
+        flags: Any = {"logger": False, "default_root_dir": root}
         run_training(Exploding(12, "inf in a weight"), monitor, data=15, **flags)
     (file,) = files_of(root)
     assert file.name == "step_12_not_finite.csv"

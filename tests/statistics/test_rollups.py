@@ -84,7 +84,8 @@ def random_cuts(tensor: tuple[Tensor, Tensor, State], parts: int, chance: random
     values, grad, state = tensor
     cuts = sorted(chance.randint(0, values.numel()) for _ in range(parts - 1))
     names = [name for name in state if name != "step"]
-    each = [part.reshape(-1).tensor_split(cuts) for part in (values, grad, *map(state.get, names))]
+    tensors = (values, grad, *(state[name] for name in names))
+    each = [part.reshape(-1).tensor_split(cuts) for part in tensors]
     return [
         (p, g, {"step": state["step"], **dict(zip(names, own, strict=True))})
         for p, g, *own in zip(*each, strict=True)

@@ -61,8 +61,17 @@ def all_update(parameter: Any, state: dict[str, Tensor]) -> None:
     parameter.data = -1e-3 * first / (second.sqrt() + 1e-8)
 
 
-def gaps_in_memory(parameter: Any, state: dict[str, Tensor]) -> None:
-    parameter.grad = torch.stack([parameter.grad, parameter.grad], dim=1)[:, 0]
+def with_gaps(values: Tensor) -> Tensor:
+    return torch.stack([values, values], dim=1)[:, 0]
+
+
+def gaps_in_gradient(parameter: Any, state: dict[str, Tensor]) -> None:
+    parameter.grad = with_gaps(parameter.grad)
+
+
+def gaps_in_all_tensors(parameter: Any, state: dict[str, Tensor]) -> None:
+    parameter.data, parameter.grad = with_gaps(parameter.data), with_gaps(parameter.grad)
+    state.update({name: with_gaps(state[name]) for name in ("exp_avg", "exp_avg_sq")})
 
 
 UNSUITABLE: dict[str, Callable[[Any, dict[str, Tensor]], object]] = {
@@ -70,7 +79,8 @@ UNSUITABLE: dict[str, Callable[[Any, dict[str, Tensor]], object]] = {
     "large moments": lambda parameter, state: state["exp_avg"].mul_(1e20),
     "nan": lambda parameter, state: parameter.data[3:4].fill_(torch.nan),
     "all update": all_update,
-    "gaps in memory": gaps_in_memory,
+    "gaps in the gradient": gaps_in_gradient,
+    "gaps in all tensors": gaps_in_all_tensors,
 }
 """Changes after which float32, or the loop over one order in memory, is not good enough."""
 

@@ -16,8 +16,6 @@ UNDEFINED = {"amsgrad_gap", "decay_to_grad"}
 
 
 class LoggedRun(NamedTuple):
-    """The folder that each logger has left."""
-
     wandb: Path
     csv: Path
 

@@ -33,11 +33,9 @@ class ParsedReport(HtmlPage):
 
     @property
     def panels(self) -> dict[str, Any]:
-        """The data of the panels that are drawn, by title."""
         return dict(self.data["panels"])
 
     def named(self, name: str) -> list[str]:
-        """Returns the texts of the paragraphs of a class."""
         return self.texts("p", name)
 
 

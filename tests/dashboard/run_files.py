@@ -98,7 +98,6 @@ def values_in(rows: Iterable[Mapping[str, Any]]) -> Values:
 
 
 def wandb_values(file: Path) -> Values:
-    """Returns the numbers that W&B's own reader finds in a run."""
     return values_in(history(file.parent))
 
 
@@ -168,7 +167,6 @@ def logged_by_hand(
 
 
 def has_ended(file: Path) -> bool:
-    """Whether the last record of a run is there."""
     content = file.read_bytes()
     (*_, parts) = _parts_by_record(content)
     data = b"".join(content[start + 7 : end] for start, end, _ in parts)
@@ -203,7 +201,6 @@ class Record(NamedTuple):
 
 
 def records_of(file: Path) -> list[Record]:
-    """Returns the records of a complete run."""
     pairs = zip(records(file.parent), _parts_by_record(file.read_bytes()), strict=True)
     return [Record(*pair) for pair in pairs]
 

@@ -30,7 +30,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
 
 
 def refusal(capsys: pytest.CaptureFixture[str], project: str = PROJECT) -> str:
-    """Returns the only sentence that refuses the command."""
     with pytest.raises(SystemExit, match=r"^1$"):
         main(["dashboard", project])
     beginning = f"lightning-adam dashboard: {project}: "

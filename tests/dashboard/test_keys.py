@@ -36,7 +36,6 @@ SHOWN_SCOPES = [
 
 
 def full_key(key: Key) -> str:
-    """Puts a parsed key together again."""
     optimizer = f"/optimizer/{key.scope.optimizer}" if key.scope.optimizer else ""
     inner = f"/{key.scope.kind}/{key.scope.name}" if key.scope.kind else ""
     return key.base + optimizer + inner

@@ -114,7 +114,6 @@ STATISTIC_KEYS = {statistic.key for statistic in STATISTICS.values()}
 
 
 def key_of(label: str, scope: str | None, run: Run) -> str:
-    """Returns the key of the run that a line stands for."""
     assert (scope is None) is (label in FOREIGN_KEYS)
     suffixes = {None: [""], "model": [""]}.get(scope, [f"/group/{scope}", f"/optimizer/{scope}"])
     (key,) = (label + suffix for suffix in suffixes if label + suffix in run.series)
@@ -157,7 +156,6 @@ def test_maps_histograms_and_the_eps_curve_show_the_numbers_of_the_run(
 
 
 def eps_by_scope(optimizer: dict[str, Any], suffixes: list[str]) -> dict[str, list[float]]:
-    """Returns the values of eps in the eps curve of a run, by scope."""
     config = {"lightning_adam": {"optimizer": optimizer}}
     keys = [f"adam_histogram/denominator{suffix}" for suffix in suffixes]
     run = Run("run", Path(), config, {}, {key: {0: COUNTED} for key in keys}, [])

@@ -101,7 +101,6 @@ def wide_rows() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with rows of all kinds."""
     rows = [*varied_rows(), *long_rows(), *wide_rows()]
     return write_wandb(tmp_path_factory.mktemp("run"), rows, name="varied")
 
@@ -336,8 +335,6 @@ def test_folder_or_link_with_the_name_of_a_run_is_ignored(tmp_path: Path) -> Non
 
 @dataclass
 class IntactRun:
-    """A run that is going to be damaged."""
-
     content: bytes
     records: list[Record]
     folder: Path

@@ -40,7 +40,6 @@ LINKS = {
 
 @functools.cache
 def extensions() -> dict[str, dict[str, object]]:
-    """Returns the Markdown extensions of the site and their settings."""
     configured = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"))
     entries = configured["markdown_extensions"]
     return {
@@ -51,7 +50,6 @@ def extensions() -> dict[str, dict[str, object]]:
 
 
 def rendered(text: str) -> HtmlPage:
-    """Renders Markdown as the site does."""
     configs = extensions()
     page = markdown.markdown(text, extensions=[*configs], extension_configs=configs)
     return HtmlPage(str(page))

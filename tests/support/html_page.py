@@ -7,12 +7,9 @@ NOT_SHOWN = ("script", "style")
 
 
 class Element:
-    """An element of a page."""
-
     def __init__(self, page: "HtmlPage", tag: str, attributes: dict[str, str]) -> None:
         self.page, self.tag, self.attributes = page, tag, attributes
         self.source = ""
-        """The text of a script or a style."""
         self.pieces = slice(len(page.pieces), len(page.pieces))
         self.elements = slice(len(page.elements) + 1, len(page.elements) + 1)
 
@@ -22,7 +19,6 @@ class Element:
         return "".join(self.page.pieces[self.pieces])
 
     def inner(self, *tags: str) -> list["Element"]:
-        """The elements in it with one of these tags."""
         return [each for each in self.page.elements[self.elements] if each.tag in tags]
 
     def end(self) -> None:
@@ -32,8 +28,6 @@ class Element:
 
 
 class HtmlPage(HTMLParser):
-    """The elements of a page, in their order."""
-
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
         self.elements: list[Element] = []

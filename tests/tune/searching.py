@@ -49,7 +49,6 @@ def search_of(plan: Plan, start: Point = DEFAULT, archive: Archive | None = None
 
 
 def archive_of(plan: Plan) -> Archive:
-    """Makes an archive in a new file of the working folder."""
     return Archive(f"journal:{uuid.uuid4()}.journal", plan.study_name, plan.direction)
 
 

@@ -84,7 +84,6 @@ def tuned() -> Story:
 
 
 def shapes() -> dict[str, Story]:
-    """Returns searches in every state."""
     first = start(0.5, 0.52)
     own = trials("start", START, 0.5, 0.52)
     none = start(math.nan)
@@ -112,9 +111,6 @@ def shapes() -> dict[str, Story]:
             [*own[:1], *trials("lr", lr, 0.3)],
             n_seeds=1,
         ),
-        "stage without trials": story(
-            [first, stage("lr", first.after, None, "lr", is_taken=False, is_over=False)], own
-        ),
         "stage under way": story(
             [first, stage("lr", first.after, score(lr, 0.3), "lr", is_taken=False, is_over=False)],
             [*own, *trials("lr", lr, 0.3, number=1), running],
@@ -136,7 +132,6 @@ def shapes() -> dict[str, Story]:
             [*own, *trials("warmup", warm, 0.4)],
         ),
         "all at once": story([first, both], [*own, *trials("all", warm, 0.4)]),
-        "maximize": replace(tuned(), direction="maximize"),
         "huge": story([first, stage("lr", first.after, score(lr, 1e308), "lr")], [*own, *huge]),
         "all failed": story(
             [none, stage("lr", none.after, None, "lr", is_taken=False)],
@@ -170,8 +165,6 @@ WORDS = st.text(max_size=20)
 
 @st.composite
 def made_up(draw: st.DrawFn) -> Story:
-    """Draws a report with any numbers and words."""
-
     def made_up_trial(stage: str, number: int) -> Trial:
         outcome = draw(st.sampled_from(Outcome))
         has_value = outcome in (Outcome.complete, Outcome.stopped)

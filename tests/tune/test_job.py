@@ -23,7 +23,6 @@ PLACE = "journal:trials.journal"
 
 
 def begin(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Begins a trial that this process is to train."""
     number = archive.begin("lr", DEFAULT, 0, 0, {}, {}, "host/1/a", 1)
     monkeypatch.setenv(TRIAL, Identity(PLACE, "search", "minimize", "lr", number).as_variable())
     return number
@@ -31,7 +30,6 @@ def begin(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> int:
 
 @pytest.fixture
 def archive(monkeypatch: pytest.MonkeyPatch) -> Archive:
-    """An archive with one running trial."""
     archive = Archive(PLACE, "search", "minimize")
     begin(archive, monkeypatch)
     runtime = SimpleNamespace(runtime=SimpleNamespace(output_dir="lr/0"))
@@ -40,7 +38,6 @@ def archive(monkeypatch: pytest.MonkeyPatch) -> Archive:
 
 
 def record(archive: Archive) -> Record:
-    """Returns the last trial."""
     return archive.records("lr")[-1]
 
 

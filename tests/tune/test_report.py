@@ -36,7 +36,6 @@ def parsed(made: Story) -> HtmlPage:
 
 
 def rows(text: str, title: str) -> list[list[str]]:
-    """The cells of the table under a title."""
     (part,) = re.findall(rf"^## {title}\n\n(?:[^|\n].*\n\n)?((?:\|.*\n)+)", text, re.MULTILINE)
     cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in part.splitlines()]
     return [[cell.strip() for cell in row] for row in cells[2:]]

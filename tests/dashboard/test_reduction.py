@@ -215,6 +215,7 @@ IS_LOGARITHMIC: list[tuple[str, list[Floats], bool]] = [
     ("", [np.array([1.0]), np.array([101.0])], True),
     ("", [np.array([1.0, 100.0])], False),
     ("", [SPAN, np.array([-1e-9])], False),
+    ("", [np.append(np.tile(SPAN, 10), [-1e-9])], False),
     ("", [np.append(np.tile(SPAN, 10), [0.0, 0.0])], True),
     ("", [np.append(np.tile(SPAN, 10), [0.0] * 3)], False),
     ("", [np.array([math.nan, math.inf, -math.inf, 1.0, 1000.0])], True),

@@ -168,6 +168,10 @@ class ReportPage:
         self.chips = page.get_by_role("group", name="Lines").get_by_role("button")
         """The buttons that show and hide lines."""
 
+    def steps(self) -> tuple[str, str]:
+        """Returns the first and the last step as the toolbar shows them."""
+        return self.first_step.input_value(), self.last_step.input_value()
+
     @property
     def titles(self) -> list[str]:
         """The titles of the panels, in their order."""
@@ -182,18 +186,13 @@ class ReportPage:
         return self.panel(title).locator(".plot")
 
     def choice(self, title: str, label: str) -> "Locator":
-        """Returns a selection of a panel."""
         return self.panel(title).get_by_label(label, exact=True)
 
     def meaning(self, title: str) -> "Locator":
-        """Returns the explanation of a panel."""
         return self.panel(title).locator("[role=tooltip]")
 
     def log(self, title: str) -> "Locator":
         return self.panel(title).get_by_role("button", name="logarithmic")
-
-    def show_explanations(self) -> None:
-        self.page.add_style_tag(content="[role=tooltip] { display: block !important; }")
 
     def unfold(self) -> None:
         self.page.evaluate(
@@ -278,7 +277,6 @@ class ReportPage:
         return found
 
     def texts(self) -> list[dict[str, Any]]:
-        """Returns every visible text."""
         found: list[dict[str, Any]] = self.page.evaluate(PIECES)
         return found
 

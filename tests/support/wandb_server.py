@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote
 
 from typing_extensions import Self
@@ -31,13 +31,6 @@ HISTORY = "wandb-history.jsonl"
 SUMMARY = "wandb-summary.json"
 UNAVAILABLE = 503
 NOT_FOUND = 404
-
-
-class Operation(NamedTuple):
-    """A GraphQL query or mutation that a client sent."""
-
-    name: str
-    variables: Json
 
 
 @dataclass
@@ -76,14 +69,11 @@ class Run:
 
 @dataclass
 class View:
-    """A saved view of a project."""
-
     project: str
     type: str
     name: str
     display_name: str
     spec: str
-    saves: int = 1
 
 
 class Refusal(Enum):
@@ -95,8 +85,6 @@ class Refusal(Enum):
 
 
 class RefusedError(Exception):
-    """An operation that is answered with an error."""
-
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
@@ -127,10 +115,7 @@ class WandbServer:
         self.charts: dict[str, str] = {}
         """The specs of custom charts, by entity and name."""
         self.alerts: list[Json] = []
-        self.operations: list[Operation] = []
-        """What was answered, errors included, but for what came while it was unavailable."""
         self.unknown: list[str] = []
-        """Operations that it has no answer to."""
         self.turned_away = 0
         """Requests that came while it was unavailable."""
         self._changed = threading.Condition()
@@ -156,12 +141,10 @@ class WandbServer:
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment of a client."""
         return variables(self.url)
 
     @property
     def run(self) -> Run:
-        """The only run that has arrived."""
         (run,) = self.runs.values()
         return run
 
@@ -215,19 +198,18 @@ class WandbServer:
 
     def _graphql(self, request: Json) -> tuple[int, Json]:
         named = re.search(r"(?:query|mutation)\s+(\w+)", request["query"])
-        operation = Operation(named[1] if named else "", request.get("variables") or {})
-        self.operations.append(operation)
+        name = named[1] if named else ""
         try:
-            self._refuse(operation)
-            return 200, {"data": self._answers[operation.name](operation.variables)}
+            self._refuse(name)
+            return 200, {"data": self._answers[name](request.get("variables") or {})}
         except RefusedError as refused:
             return refused.status, {"data": None, "errors": [{"message": str(refused)}]}
 
-    def _refuse(self, operation: Operation) -> None:
-        if operation.name not in self._answers:
-            self.unknown.append(operation.name)
-            raise RefusedError(200, f"{operation.name} is not known here")
-        is_refused = operation.name != "Viewer" or self.refusal is Refusal.UNKNOWN_KEY
+    def _refuse(self, name: str) -> None:
+        if name not in self._answers:
+            self.unknown.append(name)
+            raise RefusedError(200, f"{name} is not known here")
+        is_refused = name != "Viewer" or self.refusal is Refusal.UNKNOWN_KEY
         if self.refusal is not None and is_refused:
             raise RefusedError(*self.refusal.value)
 
@@ -332,8 +314,7 @@ class WandbServer:
         known = self.views.get(identifier)
         if known is None and asked.get("id"):
             raise RefusedError(NOT_FOUND, f"view {identifier} not found")
-        saves = 1 if known is None else known.saves + 1
-        view = View(project, kind, name, asked["displayName"], asked["spec"], saves)
+        view = View(project, kind, name, asked["displayName"], asked["spec"])
         self.views[identifier] = view
         saved = {"view": self._node(identifier, view), "inserted": known is None}
         return {"upsertView": saved}
@@ -359,8 +340,6 @@ class WandbServer:
 
 
 class Listener(ThreadingHTTPServer):
-    """Listens on a free port of this machine."""
-
     def __init__(self, wandb_server: WandbServer) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.wandb_server = wandb_server
@@ -372,8 +351,6 @@ class Listener(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection of a client."""
-
     protocol_version = "HTTP/1.1"
     server: Listener
 

@@ -606,9 +606,9 @@ MUTANTS = (
     ),
     Mutant(
         "tune/search",
-        "and is_same and not other.is_lost:",
-        "and is_same:",
-        "a lost trial is never repeated",
+        "may_stop = stage is not None and wanted.turn == 0",
+        "may_stop = stage is not None",
+        "a point's further seeds are pruned",
     ),
     Mutant(
         "tune/search",

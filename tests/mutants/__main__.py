@@ -144,9 +144,14 @@ def main() -> int:
     _preload()
     with tempfile.TemporaryDirectory() as folder:
         runner = _Runner(arguments.project.resolve(), Path(folder), arguments.jobs, arguments.m)
-        if arguments.control:
-            return runner.control(numbers, arguments.tests)
-        return runner.report(numbers, arguments.tests, arguments.all)
+        # A process of its own session outlives this one.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        try:
+            if arguments.control:
+                return runner.control(numbers, arguments.tests)
+            return runner.report(numbers, arguments.tests, arguments.all)
+        finally:
+            runner.end()
 
 
 def _preload() -> None:
@@ -168,6 +173,7 @@ class _Runner:
     def __init__(self, project: Path, folder: Path, jobs: int, marks: str | None) -> None:
         self._folder = folder
         self._marks = marks
+        self._running: set[int] = set()
         self._trees = [folder / f"tree_{number}" for number in range(jobs)]
         for tree in self._trees:
             shutil.copytree(project, tree, ignore=shutil.ignore_patterns(*LEFT_OUT))
@@ -267,10 +273,17 @@ class _Runner:
         if process == 0:
             seconds = CPU_SECONDS["mirrors" if files else "all"]
             _test(tree, scratch, cache, seconds, [*options, *files])
+        self._running.add(process)
         return process, scratch
+
+    def end(self) -> None:
+        """Ends what is still running, with all that it has started."""
+        for process in self._running:
+            os.killpg(process, signal.SIGKILL)
 
     def _finish(self, process: int, scratch: Path) -> Outcome:
         _, status, usage = os.wait4(process, 0)
+        self._running.remove(process)
         killer = (scratch / "killer").read_text() if (scratch / "killer").exists() else ""
         code = os.waitstatus_to_exitcode(status)
         if code < 0:
@@ -316,6 +329,7 @@ def _test(tree: Path, scratch: Path, cache: Path, seconds: int, options: list[st
     try:
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         output = os.open(scratch / "output", os.O_WRONLY | os.O_CREAT)

@@ -92,6 +92,16 @@ def test_nonfinite_values_are_counted_and_propagate() -> None:
                 assert_agree(actual, reference_tensors(optimizer))
 
 
+def test_maximum_left_by_amsgrad_is_not_used_after_it_is_switched_off() -> None:
+    weight = parameter((30, 4), torch.float32)
+    optimizer = stepped([weight], decoupled=True, steps=4, amsgrad=True)
+    optimizer.param_groups[0]["amsgrad"] = False
+    optimizer.state[weight]["max_exp_avg_sq"].fill_(100.0)
+    stale = {kernel: measured(optimizer, kernel=kernel) for kernel in KERNELS}
+    del optimizer.state[weight]["max_exp_avg_sq"]
+    assert stale == {kernel: measured(optimizer, kernel=kernel) for kernel in KERNELS}
+
+
 def test_groups_with_different_hyperparameters_agree_with_the_reference() -> None:
     first, second = parameter((30, 4), torch.float32), parameter((50,), torch.bfloat16, 0.01)
     groups = [

@@ -197,6 +197,30 @@ def test_openmp_runtime_is_torchs_own_or_none() -> None:
                 assert _runtime_of_torch("\n".join(lines)) == expected
 
 
+def column_after_first_step(name: str, weight: Tensor, grad: float, eps: float) -> float:
+    """Measures a column after a first step whose bias corrections are powers of two."""
+    parameter = nn.Parameter(weight)
+    parameter.grad = torch.full_like(weight, grad)
+    adam = torch.optim.Adam([parameter], lr=2.0**-8, betas=(0.5, 0.75), eps=eps)
+    adam.state[parameter] = {
+        "step": torch.tensor(1.0),
+        "exp_avg": torch.full_like(weight, grad / 2),
+        "exp_avg_sq": torch.full_like(weight, grad**2 / 4),
+    }
+    return float(kernels.measure(Views().after_step(adam), [name], "numba")[0, 0])
+
+
+def test_ties_round_to_even_in_bfloat16() -> None:
+    # p - ηu is 1 + 2⁻⁸, halfway between 1 and p, and the last bit of p is set.
+    weight = torch.full((8,), 1 + 2.0**-7, dtype=torch.bfloat16)
+    assert column_after_first_step("update_lost", weight, 1.0, 1e-8) == 0
+
+
+def test_eps_bounds_how_far_the_second_moment_lags() -> None:
+    lag = column_after_first_step("entered_over_second_moment", torch.ones(8), 1e-3, 1.0)
+    assert lag == pytest.approx(8e-6)
+
+
 def test_turns_cover_every_item_once() -> None:
     for elements in ([0], [1], [10**6, 5, 0, 3 * 10**6], [1000] * 2000, [7] * 5):
         items, firsts = numba._items(torch.tensor(elements).numpy())

@@ -59,6 +59,15 @@ def _at_random(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_at_random")
+def test_only_the_first_seed_of_a_searched_point_can_be_pruned() -> None:
+    batches = run_out(search_of(plan_of(n_trials=20, n_seeds=2)), bowl)
+    runs = [run for batch in batches for run in batch]
+    assert {run.seed for run in runs if run.stage != START} == {0, 1}
+    for run in runs:
+        assert run.may_stop == (run.stage != START and run.seed == 0)
+
+
+@pytest.mark.usefixtures("_at_random")
 def test_budget_goes_to_the_stages_that_it_can_pay_for() -> None:
     with each_row() as row:
         for n_trials, expected in SMALL_BUDGETS.items():

@@ -68,6 +68,19 @@ def slack(tensors: Sequence[Tensor]) -> dict[str, float]:
     return allowed
 
 
+def count_maybe_idle(tensors: Sequence[Tensor]) -> int:
+    """Counts the active elements whose effective gradient is 0 in float32, which has no such
+    small number or in which its terms cancel."""
+    count = 0
+    with np.errstate(all="ignore"):
+        for tensor in tensors:
+            e = _elements_of(tensor)
+            terms = abs(e.grad) + (0 if tensor.decoupled else abs(e.decay))
+            vanishes = abs(e.entered) <= np.maximum(ULPS * terms, SMALLEST / 2)
+            count += int((e.active & vanishes & (e.exp_avg == 0) & (e.exp_avg_sq == 0)).sum())
+    return count
+
+
 def _slack(tensor: Tensor) -> dict[str, tuple[int, int]]:
     """Counts the undecided elements of each fraction, and all elements that it is a share of."""
     e = _elements_of(tensor)

@@ -1,14 +1,14 @@
-"""Which test finds each of the mutants.
+"""Prints which test kills each mutant.
 
-python -m tests.mutants                      all of them, with the tests that mirror their modules
+python -m tests.mutants                      all mutants, with the tests that mirror their modules
 python -m tests.mutants --only 3 17          two of them
-python -m tests.mutants --all                what survives meets all of the default tests too
-python -m tests.mutants --control            the same tests without any mutant, which have to pass
-python -m tests.mutants --project FOLDER     another tree, with its own package and tests
+python -m tests.mutants --all                survivors are run against all default tests as well
+python -m tests.mutants --control            the same tests without a mutant; all have to pass
+python -m tests.mutants --project FOLDER     another checkout, with its own package and tests
 
-A mutant is planted in a copy of the project. Each one's tests run in a process that is forked from
-one that has imported the libraries of others, so that a mutant costs little but its tests. These
-run one file after the other, the cheapest first, up to the first test that fails.
+Each mutant is planted in a copy of the project. Its tests run in a process forked from one that has
+imported the libraries, so that a mutant costs little more than its tests. The files run in order, the
+cheapest first, until the first test fails.
 """
 
 import argparse
@@ -37,14 +37,14 @@ PRELOADED = (
     *("hydra", "optuna", "plotly.offline", "jinja2"),
     *("hypothesis", "xdist.plugin", "anyio.pytest_plugin"),
 )
-"""Libraries of others that take long to import. wandb is not one: at its import it makes a folder
-that each process removes at its end."""
+"""Libraries that take long to import. Not wandb: its import makes a folder that each process
+removes when it ends."""
 
 LEFT_OUT = (".*", "__pycache__", "outputs", "multirun", "site", "wandb", "*.egg-info")
-"""What the copy of a project does without."""
+"""Not copied."""
 
 CPU_SECONDS = {"mirrors": 300, "all": 3600}
-"""A process that computes longer is ended: a mutant may make a loop endless."""
+"""The limit of a process: a mutant may make a loop endless."""
 
 MONITOR = ("test_skipped_steps", "test_monitor", "test_precision", "test_loops", "test_resume")
 BUILD = ("test_mixin", "test_schedules_properties", "test_precision", "test_finetuning")
@@ -112,20 +112,20 @@ MIRRORS: dict[str, tuple[str, ...]] = {
     ),
     "statistics/kernels/triton": ("test_triton",),
 }
-"""Names of the test files that mirror a module, or all modules of a folder, the cheapest first.
-Those that a project does not have are passed over."""
+"""The test files that mirror a module, or all modules of a folder, the cheapest first. Files that a
+project does not have are ignored."""
 
 COMPILED = "statistics/kernels/numba_loops"
-"""Of this module numba keeps machine code on the disk."""
+"""The module whose machine code numba caches on the disk."""
 
 
 class Outcome(NamedTuple):
-    """What the tests said of a mutant."""
+    """The result of a mutant."""
 
     killer: str
-    """The test that failed; empty if none did."""
+    """The first test that failed, or an empty string."""
     seconds: float
-    """CPU time of the process and of those that it has started."""
+    """CPU time of the process and its children."""
 
 
 def main() -> int:

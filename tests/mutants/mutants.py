@@ -1,7 +1,7 @@
-"""Faults that the tests have to find: a table of small changes to the package, one a row.
+"""Small faults to plant in the package, each of which a test has to find.
 
-`python -m tests.mutants` says which test finds each. To add one, write a row at the end: a text
-that occurs once in its module, and a plausible mistake in its place.
+`python -m tests.mutants` prints the test that kills each one. To add a mutant, append a row: a text
+that occurs once in its module, and a plausible mistake to put in its place.
 """
 
 from typing import NamedTuple
@@ -20,7 +20,7 @@ class Mutant(NamedTuple):
 
 
 REDUNDANT = frozenset({15, 20, 32})
-"""Rows whose line guards against what cannot happen today: no test can find them."""
+"""Mutants of lines that guard against what cannot happen today. No test can kill them."""
 
 MUTANTS = (
     Mutant(
@@ -39,7 +39,7 @@ MUTANTS = (
         "steps",
         "        self._depth = 0\n\n    def settle",
         "        pass\n\n    def settle",
-        "a step that raised leaves its mark on the depth of nested steps",
+        "a step that raised leaves the nesting depth of steps too large",
     ),
     Mutant(
         "steps",
@@ -51,7 +51,7 @@ MUTANTS = (
         "steps",
         "self.flags + (self.skipped - self.learned)",
         "self.flags + self.skipped",
-        "skips that the host knows already are counted twice",
+        "skips that the host already counted are counted twice",
     ),
     Mutant(
         "steps",
@@ -69,7 +69,7 @@ MUTANTS = (
         "steps",
         "        if self._depth > 0:\n            return False\n",
         "",
-        "a nested call of step() is counted as a step of its own",
+        "a nested call of step() is counted as a separate step",
     ),
     Mutant(
         "monitor",
@@ -116,7 +116,7 @@ MUTANTS = (
             "                self._report()"
         ),
         "            hook()",
-        "an exception in a hook reaches the training",
+        "an exception in a hook stops the run",
     ),
     Mutant(
         "monitor",
@@ -128,13 +128,13 @@ MUTANTS = (
         "monitor",
         "        for counter in self._counters:\n            counter.remove()\n",
         "",
-        "hooks stay on the optimizer after the training",
+        "hooks stay on the optimizer after the run",
     ),
     Mutant(
         "monitor",
         "            self._guard(watched.counter.close)\n",
         "            pass\n",
-        "a batch's end does not settle the step that was expected",
+        "the end of a batch does not resolve the expected step",
     ),
     Mutant(
         "monitor",
@@ -158,7 +158,7 @@ MUTANTS = (
         "mixin",
         "            if built.counter.taken == built.steps:\n                return\n",
         "",
-        "the schedule goes on although the step was skipped",
+        "the schedule advances although the step was skipped",
     ),
     Mutant(
         "mixin",
@@ -197,7 +197,7 @@ MUTANTS = (
         "build",
         "is_clipped = bool(clips) and module.automatic_optimization",
         "is_clipped = bool(clips)",
-        "clipping by hand counts as Lightning's",
+        "manual clipping counts as Lightning's clipping",
     ),
     Mutant(
         "build",
@@ -227,7 +227,7 @@ MUTANTS = (
         "statistics/measurement",
         "key = (id(row.settings), row.has_amsgrad)",
         "key = (id(row.settings), False)",
-        "tensors with and without AMSGrad share their kind",
+        "tensors with and without AMSGrad are measured alike",
     ),
     Mutant(
         "statistics/measurement",
@@ -275,7 +275,7 @@ MUTANTS = (
         "statistics/kernels/eager",
         "return undone / (1 - self.decay_rate) if self.is_decoupled else undone",
         "return undone",
-        "the weights before the step are told without undoing decoupled decay",
+        "the weights before the step are computed without undoing decoupled decay",
     ),
     Mutant(
         "statistics/kernels/eager",
@@ -299,13 +299,13 @@ MUTANTS = (
         "param_groups",
         '(0, "stem") if position < first else (head, "")',
         '(head, "")',
-        "layer decay spares what lies below the first layer",
+        "layer decay leaves out parameters below the first layer",
     ),
     Mutant(
         "param_groups",
         '"initial_lr": group["lr"] / share if share else group["lr"]}',
         '"initial_lr": group["lr"]}',
-        "a group that joins in the middle of a schedule has its present rate as its peak",
+        "a group added in the middle of a schedule takes its current lr as its peak",
     ),
     Mutant(
         "param_groups", "0.0 if spared else weight_decay", "weight_decay", "biases and norms decay"
@@ -320,19 +320,19 @@ MUTANTS = (
         "param_groups",
         "LR_RATIO: group.lr_scale * layer.lr_scale,",
         "LR_RATIO: group.lr_scale,",
-        "the multiple that lr_find restores lacks the layer's",
+        "the lr ratio that lr_find restores lacks the layer's scale",
     ),
     Mutant(
         "resume",
         'settings["lr"] = float(peak_lr(group))',
         'settings["lr"] = float(group["lr"])',
-        "rates are compared at their points of the schedule, not at their peaks",
+        "learning rates are compared at the current step, not at their peaks",
     ),
     Mutant(
         "resume",
         'yield {**own, "lr": peak_lr(own) * schedule_share(saved_groups[0])}',
         "yield own",
-        "a group that the checkpoint lacks begins its schedule anew",
+        "a group that the checkpoint lacks restarts its schedule",
     ),
     Mutant(
         "resume",
@@ -344,7 +344,7 @@ MUTANTS = (
         "resume",
         "kind = Adam if type(optimizer).step is AdamW.step else type(optimizer)",
         "kind = type(optimizer)",
-        "AdamW cannot go on with the state of Adam",
+        "AdamW cannot resume from the state of Adam",
     ),
     Mutant(
         "resume",
@@ -356,7 +356,7 @@ MUTANTS = (
         "resume",
         'if saved["mode"] == scheduler.mode:',
         "if True:",
-        "a plateau goes on with the best value of the other mode",
+        "a plateau resumes with the best value of the other mode",
     ),
     Mutant(
         "resume",
@@ -410,7 +410,7 @@ MUTANTS = (
         "findings/rules",
         "is_all = denominator_mean < denominator_below * eps",
         "is_all = True",
-        "rows that went quiet raise eps_dominates",
+        "rows whose gradient became 0 raise eps_dominates",
     ),
     Mutant(
         "findings/rules",
@@ -422,7 +422,7 @@ MUTANTS = (
         "findings/rules",
         "is_too_old = step == 1 and not is_of_one_gradient",
         "is_too_old = False",
-        "old moments beside a step that begins anew are not found",
+        "old moments beside a step counter that restarted are not found",
     ),
     Mutant(
         "findings/rules",
@@ -446,7 +446,7 @@ MUTANTS = (
         "findings/watch",
         "causes = {place.code for place, holds in holding.items() if holds}",
         "causes = set()",
-        "a symptom is raised beside its cause",
+        "a symptom is raised beside its root cause",
     ),
     Mutant(
         "findings/watch",
@@ -482,25 +482,25 @@ MUTANTS = (
         "findings/preflight",
         "if 1 - beta2 < resolution / 4:",
         "if 1 - beta2 < resolution / 2:",
-        "a second moment that can decay is said to be stuck",
+        "a second moment that can decay is reported as stalled",
     ),
     Mutant(
         "findings/preflight",
         "elif 1 / rate < 0.1 * training.steps_per_epoch:",
         "elif 1 / rate < training.steps_per_epoch:",
-        "decay within an epoch is said to forget the data",
+        "decay within an epoch is reported as too short a timescale",
     ),
     Mutant(
         "findings/preflight",
         "abs(planned - steps) <= 0.01 * steps",
         "planned - steps <= 0.01 * steps",
-        "a schedule that is too short is not foreseen",
+        "a schedule that is too short raises no preflight notice",
     ),
     Mutant(
         "findings/judging",
         "return matters and self._told[_same(finding)] <= MOST_OFTEN",
         "return matters",
-        "a finding that comes and goes is told every time",
+        "a recurring finding is printed every time",
     ),
     Mutant(
         "findings/judging",
@@ -539,7 +539,10 @@ MUTANTS = (
         "the standard error of a difference ignores the number of seeds",
     ),
     Mutant(
-        "tune/decision", "if gain > spread:", "if gain > 0:", "a gain within the spread is taken"
+        "tune/decision",
+        "if gain > spread:",
+        "if gain > 0:",
+        "a gain within the standard error is accepted",
     ),
     Mutant(
         "tune/decision",
@@ -638,13 +641,13 @@ MUTANTS = (
         "dashboard/runs",
         "is_last = np.append((np.diff(numbers) != 0) | (np.diff(steps) != 0), True)",
         "is_last = np.append(True, (np.diff(numbers) != 0) | (np.diff(steps) != 0))",
-        "of two rows of a step the earlier one counts",
+        "of two rows for the same step the earlier one counts",
     ),
     Mutant(
         "dashboard/reduction",
         "np.argmax(np.where(finite, part, -np.inf))",
         "np.argmax(part)",
-        "a non-finite value hides the largest finite one of its stretch",
+        "a non-finite value hides the largest finite value of its bucket",
     ),
     Mutant(
         "dashboard/reduction",
@@ -662,7 +665,7 @@ MUTANTS = (
         "dashboard/panels",
         "return re.fullmatch(self.keys, key) is not None",
         "return re.match(self.keys, key) is not None",
-        "a panel draws keys that only begin like its own",
+        "a panel draws keys that only share a prefix with its own",
     ),
     Mutant(
         "dashboard/panels",
@@ -686,13 +689,13 @@ MUTANTS = (
         "dashboard/keys",
         "(?:/optimizer/(.+?))?",
         "(?:/optimizer/(.+))?",
-        "an optimizer's name swallows the layer's",
+        "the name of an optimizer absorbs that of the layer",
     ),
     Mutant(
         "dashboard/comparison",
         'if statistic.family == "schedule" or statistic.name == "exp_avg_mean":',
         'if statistic.name == "exp_avg_mean":',
-        "runs part where their learning rates do",
+        "runs count as different where their learning rates differ",
     ),
     Mutant(
         "statistics/kernels/eager",
@@ -704,7 +707,7 @@ MUTANTS = (
         "statistics/kernels/eager",
         "signed = -self.g if self.settings.maximize else self.g",
         "signed = self.g",
-        "maximize does not turn the gradient (eager)",
+        "maximize does not negate the gradient (eager)",
     ),
     Mutant(
         "statistics/kernels/eager",
@@ -746,13 +749,13 @@ MUTANTS = (
         "statistics/kernels/numba",
         'of.sign * row["exp_avg_times_entered"]',
         'row["exp_avg_times_entered"]',
-        "maximize does not turn the gradient (numba)",
+        "maximize does not negate the gradient (numba)",
     ),
     Mutant(
         "statistics/kernels/triton",
         "lost * (2 * e.u + lost)",
         "lost * (e.u + lost)",
-        "half of the energy that eps takes is left out (triton)",
+        "half of the energy lost to eps is left out (triton)",
     ),
     Mutant(
         "statistics/kernels/triton",
@@ -770,25 +773,25 @@ MUTANTS = (
         "statistics/accumulators",
         "ENTERED = GRADIENT | Knowledge.STEP",
         "ENTERED = Knowledge.STEP",
-        "what entered the moments is told where the gradients are not known",
+        "the effective gradient is reported where gradients are unknown",
     ),
     Mutant(
         "statistics/catalogue",
         "if bool(decoupled_elements) == bool(coupled_elements):",
         "if not decoupled_elements and not coupled_elements:",
-        "weights and gradients are added up to one norm of decay",
+        "coupled and decoupled decay are added up to one norm",
     ),
     Mutant(
         "statistics/catalogue",
         "return of_any(largest) if largest == -negated_smallest else None",
         "return of_any(largest)",
-        "groups with different settings show the largest",
+        "groups with different settings report the largest",
     ),
     Mutant(
         "statistics/catalogue",
         "return None if math.isnan(skipped_steps) else of_any(skipped_steps)",
         "return of_any(skipped_steps)",
-        "skipped steps that are not known are logged as NaN",
+        "an unknown number of skipped steps is logged as NaN",
     ),
     Mutant(
         "optimizers",
@@ -806,7 +809,7 @@ MUTANTS = (
         "optimizers",
         "return known | factory.keywords",
         "return factory.keywords | known",
-        "a class's defaults win over the config's arguments",
+        "the defaults of a class win over the arguments of the config",
     ),
     Mutant(
         "optimizers",
@@ -818,7 +821,7 @@ MUTANTS = (
         "reading",
         "        taken += names\n",
         "        taken.append(group.name)\n",
-        "a group may be named as another's part without decay",
+        "a group may have the name of another group's no_decay part",
     ),
     Mutant(
         "reading",
@@ -863,7 +866,7 @@ MUTANTS = (
         "loggers",
         "rows, self.rows = self.rows, []",
         "rows = self.rows",
-        "rows of layers are sent again and again",
+        "rows of the layer table are sent repeatedly",
     ),
     Mutant(
         "inspection/saved",
@@ -884,19 +887,19 @@ MUTANTS = (
         "inspection/saved",
         "if names is None and len(found) > 1 and not usual:",
         "if False:",
-        "one of two networks of the same shapes is taken",
+        "one of two networks of the same shapes is chosen silently",
     ),
     Mutant(
         "inspection/numbers",
         "knowledge_of(saved.optimizer, views) & ~Knowledge.GRADIENT",
         "knowledge_of(saved.optimizer, views)",
-        "gradients that no file has are told as 0",
+        "gradients that no file contains are reported as 0",
     ),
     Mutant(
         "inspection/numbers",
         "\n        and (saved.weights or not OF_WEIGHTS & _columns(each))",
         "",
-        "weights that are not known are told as 0",
+        "unknown weights are reported as 0",
     ),
     Mutant(
         "flight_recorder/recorder",
@@ -914,7 +917,7 @@ MUTANTS = (
         "flight_recorder/recorder",
         "if was_finite and not is_finite:",
         "if not is_finite:",
-        "a training that stays NaN is written again and again",
+        "a run that stays NaN is written repeatedly",
     ),
     Mutant(
         "flight_recorder/file",
@@ -926,7 +929,7 @@ MUTANTS = (
         "flight_recorder/loss_spikes",
         "return level > max(self._before) and level > self._threshold()",
         "return level > self._threshold()",
-        "a loss that was as high before has jumped",
+        "a loss that was as high before counts as a spike",
     ),
     Mutant(
         "flight_recorder/loss_spikes",
@@ -938,13 +941,13 @@ MUTANTS = (
         "reading",
         "counts_steps = TOTAL_STEPS in factory.keywords.values()",
         'counts_steps = factory.keywords.get("T_max") == TOTAL_STEPS',
-        "only one scheduler's argument may ask for the number of steps",
+        "only one argument of a scheduler may ask for total_steps",
     ),
     Mutant(
         "reading",
         "if {entry.name for entry in fields(AdamConfig)} <= {*factory.keywords, *ours}:",
         "if {entry.name for entry in fields(AdamConfig)} <= {*factory.keywords}:",
-        "a class of one's own among the preset's fields is taken for a target",
+        "a custom class merged into a preset is used as the target",
     ),
     Mutant(
         "reading",
@@ -963,13 +966,13 @@ MUTANTS = (
         "forms",
         "if not key.startswith(where):",
         "if not key:",
-        "a refusal names a field without its place",
+        "an error names a field without its path",
     ),
     Mutant(
         "schema",
         "weight_decay_on: WeightDecayOn = WeightDecayOn.matrices",
         "weight_decay_on: WeightDecayOn = WeightDecayOn.all",
-        "by default everything decays",
+        "all parameters decay by default",
     ),
     Mutant(
         "schema",

@@ -8,7 +8,7 @@ AT_ONCE := -n 2 --dist worksteal
 .PHONY: help demo test test-ci test-nightly docs docs-serve picture lint clean
 help:
 	@echo 'make demo       install into .venv, train a CNN on MNIST, leave a W&B run and a page of what Adam did'
-	@echo 'make test       install into .venv, run the default tests (three minutes)'
+	@echo 'make test       install into .venv, run the default tests (two to three minutes)'
 	@echo 'make test-ci    these, and those that need processes, Chromium or a fresh environment'
 	@echo 'make test-nightly  the longest tests, run by hand before a release'
 	@echo 'make docs       the site of the documentation, into site'

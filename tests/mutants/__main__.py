@@ -6,9 +6,9 @@ python -m tests.mutants --all                survivors are run against all defau
 python -m tests.mutants --control            the same tests without a mutant; all have to pass
 python -m tests.mutants --project FOLDER     another checkout, with its own package and tests
 
-Each mutant is planted in a copy of the project. Its tests run in a process forked from one that has
-imported the libraries, so that a mutant costs little more than its tests. The files run in order, the
-cheapest first, until the first test fails.
+Each mutant is planted in a copy of the project. Its tests run in a process forked from one that
+has imported the libraries, so that a mutant costs little more than its tests. The files run in
+order, the cheapest first, until the first test fails.
 """
 
 import argparse

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from lightning_adam import AdamMonitor
-from tests.e2e.killed_training import COSINE, KINDS, PLACES, Moment, train
+from tests.e2e.killed_training import COSINE, KINDS, PLACES, Moment, Resumable, train
 from tests.support import forkserver
 from tests.support.commands import (
     GLOBAL_STEP,
@@ -29,7 +29,7 @@ from tests.support.commands import (
     run_config,
 )
 from tests.support.offline import tables
-from tests.support.training import ADAMW, Lit, loader, trainer
+from tests.support.training import ADAMW, Lit, loader, parameters, trainer
 
 PATIENCE_S = 120
 BATCHES = 5
@@ -141,6 +141,18 @@ def test_run_killed_five_times_equals_an_uninterrupted_one(
     for place in random.Random(kind).sample(PLACES, 5):
         run_training(kind, tmp_path, Moment(place, 1))
     assert_equals(uninterrupted(kind), kind, tmp_path)
+
+
+def test_stateful_loader_continues_within_an_epoch(tmp_path: Path) -> None:
+    def run(checkpoint: Path | None) -> Lit:
+        keep = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=4, save_top_k=-1)
+        module = Lit(ADAMW, COSINE)
+        fit = trainer(max_epochs=1, enable_checkpointing=True, callbacks=[keep])
+        fit.fit(module, Resumable(False), ckpt_path=checkpoint)
+        return module
+
+    uninterrupted, resumed = run(None), run(tmp_path / "step=4.ckpt")
+    assert all(map(torch.equal, parameters(resumed), parameters(uninterrupted)))
 
 
 def test_monitor_state_survives_a_resume_with_nothing_left_to_train(

@@ -185,6 +185,12 @@ def test_optimizers_are_named_by_the_shortest_distinct_path(is_compiled: bool) -
                 assert names_of(optimizers, module) == expected
 
 
+def test_two_optimizers_of_the_same_parameters_have_distinct_names() -> None:
+    module = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 1))
+    names = names_of([Adam(module.parameters()), Adam(module[0].parameters())], module)
+    assert len(set(names)) == 2
+
+
 class TwoOnOnePart(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()

@@ -52,7 +52,7 @@ KERNELS = ("test_closed_forms", "test_rollups", "test_metric", "test_foreign_opt
 SEARCH = ("test_search", "test_report")
 
 MIRRORS: dict[str, tuple[str, ...]] = {
-    "steps": (*MONITOR, "test_mixin"),
+    "steps": (*MONITOR, "test_mixin", "test_foreign_optimizers"),
     "monitor": (*MONITOR, "test_monitor_settings", "test_judging", "test_flight_recorder"),
     "mixin": ("test_skipped_steps", *BUILD, "test_schedulers", "test_resume"),
     "build": (*BUILD, "test_schedulers"),
@@ -86,7 +86,7 @@ MIRRORS: dict[str, tuple[str, ...]] = {
     "tune/search": SEARCH,
     "dashboard": ("test_keys", "test_panels", "test_reduction", "test_comparison", "test_report"),
     "dashboard/runs": ("test_runs", "test_events", "test_report"),
-    "statistics/views": ("test_views", *KERNELS, "test_shards", "test_ranks", "test_generated"),
+    "statistics/views": ("test_views", "test_numba", *KERNELS, "test_shards", "test_generated"),
     "statistics/histograms": ("test_histograms",),
     "statistics/measurement": (
         "test_rollups",

@@ -701,7 +701,7 @@ SYNTHETIC = [
 """Weights that are given their gradients, and training runs that are as short."""
 
 BRIEF = partial(classifier, steps=700, lr=1e-3, weight_decay=0.01)
-FAULTY_TRAININGS = [
+FAULTY_TRAINING_RUNS = [
     fault("MLP, lr 1e-6", "learning_rate_too_small", partial(BRIEF, lr=1e-6)),
     fault("MLP, lr 1e-1", "learning_rate_too_large", partial(BRIEF, lr=0.1)),
     fault("MLP, lr 3e-1", "learning_rate_too_large", partial(BRIEF, lr=0.3)),
@@ -751,7 +751,7 @@ FAULTY_TRAININGS = [
         "GPT, bfloat16, lr 3e-3, decay .1", "decay_lost", partial(gpt, dtype=BRAIN, vocabulary=256)
     ),
 ]
-HEALTHY_TRAININGS = [
+HEALTHY_TRAINING_RUNS = [
     *healthy(
         "CNN as in the recipe",
         partial(
@@ -820,4 +820,4 @@ HEALTHY_TRAININGS = [
     *healthy("GPT, beta2 .999", partial(gpt, betas=(0.9, 0.999), vocabulary=256), seeds=(0,)),
     *healthy("GPT, lr 3e-3, warm-up and cosine", partial(gpt, schedule=warmed_up(0.1)), seeds=(0,)),
 ]
-RUNS = [*SYNTHETIC, *FAULTY_TRAININGS, *HEALTHY_TRAININGS]
+RUNS = [*SYNTHETIC, *FAULTY_TRAINING_RUNS, *HEALTHY_TRAINING_RUNS]

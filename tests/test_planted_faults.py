@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks.findings import conclusion, table
 from benchmarks.planted_faults import (
-    FAULTY_TRAININGS,
-    HEALTHY_TRAININGS,
+    FAULTY_TRAINING_RUNS,
+    HEALTHY_TRAINING_RUNS,
     RUNS,
     SYNTHETIC,
     Run,
@@ -54,7 +54,7 @@ FAULT_AND_CONTROL = {
 They run by default, the other synthetic ones in CI.
 """
 
-TRAININGS_IN_CI = {
+TRAINING_RUNS_IN_CI = {
     "MLP, lr 1e-6",
     "MLP, lr 1e-1",
     "MLP, decay 30",
@@ -101,7 +101,7 @@ def test_each_rule_finds_its_fault_and_is_silent_in_a_control() -> None:
 
 
 IN_DEFAULT = {name for names in FAULT_AND_CONTROL.values() for name in names}
-TRAININGS = [*FAULTY_TRAININGS, *HEALTHY_TRAININGS]
+TRAINING_RUNS = [*FAULTY_TRAINING_RUNS, *HEALTHY_TRAINING_RUNS]
 
 
 @pytest.mark.slow
@@ -113,8 +113,13 @@ def test_synthetic_gradients(run: Run) -> None:
 @pytest.mark.parametrize(
     "run",
     [
-        *params((run for run in TRAININGS if run.name in TRAININGS_IN_CI), pytest.mark.slow),
-        *params((run for run in TRAININGS if run.name not in TRAININGS_IN_CI), pytest.mark.nightly),
+        *params(
+            (run for run in TRAINING_RUNS if run.name in TRAINING_RUNS_IN_CI), pytest.mark.slow
+        ),
+        *params(
+            (run for run in TRAINING_RUNS if run.name not in TRAINING_RUNS_IN_CI),
+            pytest.mark.nightly,
+        ),
     ],
 )
 def test_training_runs(run: Run) -> None:
@@ -125,8 +130,8 @@ def test_tables_cover_all_rules_and_runs() -> None:
     assert {code for run in RUNS for code in run.faults} == RULES.keys() - PREFLIGHT
     assert FAULT_AND_CONTROL.keys() == RULES.keys() - PREFLIGHT - NEEDS_A_LOSS
     assert len(BY_NAME) == len(RUNS)
-    assert {run.name for run in TRAININGS} >= TRAININGS_IN_CI
-    in_ci = {code for name in TRAININGS_IN_CI for code in BY_NAME[name].faults}
+    assert {run.name for run in TRAINING_RUNS} >= TRAINING_RUNS_IN_CI
+    in_ci = {code for name in TRAINING_RUNS_IN_CI for code in BY_NAME[name].faults}
     assert in_ci >= NEEDS_A_LOSS
 
 

@@ -37,8 +37,6 @@ BATCHES = 5
 
 Uninterrupted = Callable[[str], "Run"]
 
-processes = forkserver.context()
-
 
 @dataclass(frozen=True)
 class Run:
@@ -56,7 +54,7 @@ class Run:
 def run_training(kind: str, folder: Path, moment: Moment | None = None) -> None:
     """Trains in a process that is killed at a moment, or not at all."""
     folder.mkdir(exist_ok=True)
-    process = processes.Process(target=train, args=(kind, folder, moment), daemon=True)
+    process = forkserver.context().Process(target=train, args=(kind, folder, moment), daemon=True)
     process.start()
     process.join(PATIENCE_S)
     expected = -signal.SIGKILL if moment else 0

@@ -1,4 +1,4 @@
-"""A process that is told to end leaves the steps that its flight recorder holds."""
+"""A process that is terminated by a signal writes the steps in its flight recorder."""
 
 import os
 import signal

@@ -2,7 +2,7 @@
 
 nox                                     all of it, with the interpreters that are there
 nox -s "tests-3.12(hydra='1.3')"        one of them
-nox -s tests -- tests/hydra_plugin      on all of them, a part of the tests
+nox -s tests -- tests/config            on all of them, a part of the tests
 """
 
 import sys

@@ -37,9 +37,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.small_gpt import SmallGPT, text_loader
 from lightning_adam import AdamMonitor
-from lightning_adam.flight_recorder.recorder import FlightRecorder
-from lightning_adam.schema import MonitorConfig
-from lightning_adam.steps import StepCounter
+from lightning_adam.config.schema import MonitorConfig
+from lightning_adam.monitor.flight_recorder.recorder import FlightRecorder
+from lightning_adam.optim.steps import StepCounter
 from recipes.mnist import mnist_loaders, small_cnn
 
 STEPS = 200
@@ -173,7 +173,9 @@ def trained(training: Training, factor: float = 1.0) -> Outcome:
             enable_model_summary=False,
         )
         try:
-            with mock.patch("lightning_adam.flight_recorder.recorder.rank_zero_info", lines.append):
+            with mock.patch(
+                "lightning_adam.monitor.flight_recorder.recorder.rank_zero_info", lines.append
+            ):
                 fit.fit(module, training.data())
         except EndedError:
             pass

@@ -1,7 +1,7 @@
 """Adam for PyTorch Lightning: configured from Hydra, measured at the optimizer step.
 
 The public names are loaded when they are first used (PEP 562): `import lightning_adam` and
-`lightning_adam.schema`, which every Hydra app loads, cost neither torch nor lightning.
+`lightning_adam.config.schema`, which every Hydra app loads, cost neither torch nor lightning.
 """
 
 import importlib
@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any
 from lightning_adam.version import __version__
 
 if TYPE_CHECKING:
-    from lightning_adam.build import build_adam
-    from lightning_adam.errors import ConfigError
-    from lightning_adam.mixin import AdamMixin
-    from lightning_adam.monitor import AdamMonitor
-    from lightning_adam.optimizers import build_optimizer
-    from lightning_adam.schedulers import build_scheduler
-    from lightning_adam.sharpness.monitor import SharpnessMonitor
+    from lightning_adam.config.errors import ConfigError
+    from lightning_adam.monitor.callback import AdamMonitor
+    from lightning_adam.monitor.sharpness.callback import SharpnessMonitor
+    from lightning_adam.optim.build import build_adam
+    from lightning_adam.optim.mixin import AdamMixin
+    from lightning_adam.optim.optimizers import build_optimizer
+    from lightning_adam.optim.schedulers import build_scheduler
     from lightning_adam.statistics.metric import AdamStatistics
 
 _HOMES = {
-    "AdamMixin": "mixin",
-    "AdamMonitor": "monitor",
+    "AdamMixin": "optim.mixin",
+    "AdamMonitor": "monitor.callback",
     "AdamStatistics": "statistics.metric",
-    "ConfigError": "errors",
-    "SharpnessMonitor": "sharpness.monitor",
-    "build_adam": "build",
-    "build_optimizer": "optimizers",
-    "build_scheduler": "schedulers",
+    "ConfigError": "config.errors",
+    "SharpnessMonitor": "monitor.sharpness.callback",
+    "build_adam": "optim.build",
+    "build_optimizer": "optim.optimizers",
+    "build_scheduler": "optim.schedulers",
 }
 
 __all__ = [

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_adam.errors import ConfigError, nearest
-from lightning_adam.explaining import TOPICS, explain, explain_statistic
+from lightning_adam.config.errors import ConfigError, nearest
+from lightning_adam.config.explain import TOPICS, explain, explain_statistic
 from lightning_adam.findings import RULES
 from lightning_adam.findings.showing import explained
 from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS, select
@@ -108,8 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _report(chosen: argparse.Namespace) -> str:
-    from lightning_adam.dashboard.report import write_report
-    from lightning_adam.dashboard.runs import read_runs
+    from lightning_adam.reports.report import write_report
+    from lightning_adam.reports.runs import read_runs
 
     runs = read_runs(chosen.runs)
     write_report(runs, chosen.output)
@@ -123,13 +123,13 @@ def _report(chosen: argparse.Namespace) -> str:
 
 
 def _dashboard(chosen: argparse.Namespace) -> str:
-    from lightning_adam.dashboard.workspace import save_workspace, workspace_spec
+    from lightning_adam.reports.workspace import save_workspace, workspace_spec
 
     return workspace_spec(chosen.project) if chosen.json else save_workspace(chosen.project)
 
 
 def _inspect(chosen: argparse.Namespace) -> str:
-    from lightning_adam.inspection.page import inspect
+    from lightning_adam.reports.inspection.page import inspect
 
     return inspect(chosen.checkpoint, chosen.trust)
 

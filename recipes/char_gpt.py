@@ -125,7 +125,7 @@ def sample_text(net: SmallGPT, prompt: str, length: int, temperature: float, see
     return bytes(text[0].tolist()).decode(errors="replace")
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="char_gpt")
+@hydra.main(version_base="1.3", config_path="conf", config_name="char_gpt")
 def main(cfg: DictConfig) -> float:
     quieten()
     text = text_of(cfg.text, cfg.context)

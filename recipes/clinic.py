@@ -4,7 +4,7 @@ python -m recipes.clinic fault=eps
 python -m recipes.clinic fault=bf16_updates heal=false
 python -m recipes.clinic fault=learning_rate_small optimizer.lr=1e-5 logger=wandb_offline
 
-Every pathology is an option of `conf/fault`; `fault=none` is the training in health.
+Every pathology is an option of `recipes/conf/fault`; `fault=none` is the training in health.
 """
 
 import math
@@ -26,10 +26,10 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_adam.dashboard.report import write_report
-from lightning_adam.dashboard.runs import read_runs
+from lightning_adam.config.schema import Severity
 from lightning_adam.findings.finding import Finding
-from lightning_adam.schema import Severity
+from lightning_adam.reports.report import write_report
+from lightning_adam.reports.runs import read_runs
 from recipes.looking import as_typed, folder_of, where_to_look
 from recipes.mnist import LitClassifier, mnist_loaders
 from recipes.quiet import quieten
@@ -209,7 +209,7 @@ def side_by_side(before: Outcome, after: Outcome) -> str:
     return "\n".join(f"{name:<{first}}  {was:<{second}}  {now}".rstrip() for name, was, now in rows)
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="clinic")
+@hydra.main(version_base="1.3", config_path="conf", config_name="clinic")
 def main(cfg: DictConfig) -> float:
     quieten()
     warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU")

@@ -57,7 +57,7 @@ class LitShardedGPT(LitGPT):
 register_resolvers()
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="ddp_fsdp")
+@hydra.main(version_base="1.3", config_path="conf", config_name="ddp_fsdp")
 def main(cfg: DictConfig) -> float:
     quieten()
     # All processes begin with the same parameters.

@@ -97,7 +97,7 @@ def fit(trainer: L.Trainer, net: SmallCNN, phase: DictConfig, loaders: Loaders) 
     return float(trainer.callback_metrics["val/accuracy"])
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="finetune")
+@hydra.main(version_base="1.3", config_path="conf", config_name="finetune")
 def main(cfg: DictConfig) -> float:
     quieten()
     L.seed_everything(cfg.seed)

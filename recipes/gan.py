@@ -120,7 +120,7 @@ class Reader(Callback):
         plt.imsave(self.picture, tiles.reshape(ROWS * 28, 280).cpu(), cmap="gray")
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="gan")
+@hydra.main(version_base="1.3", config_path="conf", config_name="gan")
 def main(cfg: DictConfig) -> float:
     quieten()
     L.seed_everything(cfg.seed)

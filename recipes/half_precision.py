@@ -98,7 +98,7 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="half_precision")
+@hydra.main(version_base="1.3", config_path="conf", config_name="half_precision")
 def main(cfg: DictConfig) -> None:
     quieten()
     warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU")

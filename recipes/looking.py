@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from lightning_adam import ConfigError
-from lightning_adam.dashboard.report import write_report
-from lightning_adam.dashboard.runs import read_runs
+from lightning_adam.reports.report import write_report
+from lightning_adam.reports.runs import read_runs
 
 
 def finish(result: str, logger: Logger, checkpoint: ModelCheckpoint) -> None:

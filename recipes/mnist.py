@@ -76,7 +76,7 @@ def mnist_loaders(
     )
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="mnist")
+@hydra.main(version_base="1.3", config_path="conf", config_name="mnist")
 def main(cfg: DictConfig) -> float:
     quieten()
     L.seed_everything(cfg.seed)

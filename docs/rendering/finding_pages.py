@@ -17,17 +17,17 @@ from docs.rendering.text import (
     statistic,
     table,
 )
-from lightning_adam.explaining import documented
+from lightning_adam.config.explain import documented
+from lightning_adam.config.schema import AdamConfig, Severity
 from lightning_adam.findings import RULES
 from lightning_adam.findings.preflight import EARLY
 from lightning_adam.findings.rule import Case, Rule, Training
 from lightning_adam.findings.showing import judged, remedy, settings_typed, to_type
-from lightning_adam.schema import AdamConfig, Severity
 from lightning_adam.statistics.catalogue import STATISTICS
 
 MEASURED = [rule for rule in RULES.values() if not rule.is_foreseen]
 FORESEEN = [rule for rule in RULES.values() if rule.is_foreseen]
-FAULTS = Path(__file__).parents[2] / "conf/fault"
+FAULTS = Path(__file__).parents[2] / "recipes/conf/fault"
 PRECISIONS = ("float32", "bfloat16")
 """Dtypes of the parameters for which a remedy is shown."""
 STEPS = 10_000
@@ -170,7 +170,7 @@ def _examples(rule: Rule) -> list[str]:
 
 
 def faults() -> dict[str, tuple[str, str]]:
-    """The options of `conf/fault` and what they plant, by the finding that tells of it."""
+    """The options of `recipes/conf/fault` and what they plant, by the finding that tells of it."""
     found = {}
     for file in sorted(FAULTS.glob("*.yaml")):
         comment = file.read_text(encoding="utf-8").splitlines()[1].removeprefix("# ")

@@ -4,7 +4,7 @@ from enum import Enum
 from typing import get_args, get_type_hints
 
 from docs.rendering.text import code, page, paragraphs, plain, prose
-from lightning_adam.explaining import TOPICS, Documented, Section, documented
+from lightning_adam.config.explain import TOPICS, Documented, Section, documented
 
 
 def pages() -> dict[str, str]:

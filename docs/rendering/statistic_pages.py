@@ -12,11 +12,11 @@ from docs.rendering.text import (
     symbols,
     table,
 )
-from lightning_adam.dashboard.panels import SECTIONS
-from lightning_adam.errors import typed_override
-from lightning_adam.explaining import documented
+from lightning_adam.config.errors import typed_override
+from lightning_adam.config.explain import documented
+from lightning_adam.config.schema import Scope
 from lightning_adam.findings import RULES
-from lightning_adam.schema import Scope
+from lightning_adam.reports.panels import SECTIONS
 from lightning_adam.statistics.accumulators import Knowledge
 from lightning_adam.statistics.catalogue import STATISTICS, Statistic
 

@@ -5,7 +5,7 @@ import string
 from collections.abc import Iterable
 from dataclasses import fields
 
-from lightning_adam.explaining import TOPICS
+from lightning_adam.config.explain import TOPICS
 from lightning_adam.findings import RULES
 from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_adam.config.schema import Severity
 from lightning_adam.findings.rule import Cure
-from lightning_adam.schema import Severity
 
 
 @dataclass(frozen=True)

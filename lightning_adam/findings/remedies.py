@@ -2,7 +2,7 @@
 
 import math
 
-from lightning_adam.errors import as_typed
+from lightning_adam.config.errors import as_typed
 from lightning_adam.findings.rule import Case, Cure
 
 LOWEST_EPS = 1e-20

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple, TypeVar
 
-from lightning_adam.errors import ConfigError
-from lightning_adam.schema import Scope, Severity
+from lightning_adam.config.errors import ConfigError
+from lightning_adam.config.schema import Scope, Severity
 from lightning_adam.statistics.catalogue import STATISTICS
 
 

@@ -8,9 +8,9 @@ docstring the meaning, its arguments what it judges by. Thresholds were calibrat
 import math
 from collections.abc import Callable
 
+from lightning_adam.config.schema import Scope, Severity
 from lightning_adam.findings import remedies
 from lightning_adam.findings.rule import Past, Training, Warmup, rule
-from lightning_adam.schema import Scope, Severity
 
 WHERE_ARITHMETIC_FAILS = (Scope.model, Scope.layer)
 

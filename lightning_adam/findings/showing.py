@@ -4,10 +4,10 @@ import shlex
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
-from lightning_adam.errors import as_typed
+from lightning_adam.config.errors import as_typed
+from lightning_adam.config.schema import Severity
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.rule import Cure, Rule
-from lightning_adam.schema import Severity
 from lightning_adam.statistics.catalogue import STATISTICS
 
 WIDTH = 98

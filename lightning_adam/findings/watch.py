@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from lightning_adam.config.schema import Scope, Severity
 from lightning_adam.findings import RULES
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.rule import Case, Memory, Past, Rule, Training
-from lightning_adam.schema import Scope, Severity
 from lightning_adam.statistics.catalogue import STATISTICS
 from lightning_adam.statistics.measurement import Measurement
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_adam.shards import distributed_tensor, holder
 from lightning_adam.statistics.accumulators import Knowledge
+from lightning_adam.statistics.sharding import distributed_tensor, holder
 
 Group = Mapping[str, Any]
 State = Mapping[str, Any]

@@ -10,9 +10,8 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 from typing_extensions import override
 
-from lightning_adam.errors import ConfigError, nearest, refusal
-from lightning_adam.schema import Scope
-from lightning_adam.shards import Part, is_sharded, over_ranks, this_rank
+from lightning_adam.config.errors import ConfigError, nearest, refusal
+from lightning_adam.config.schema import Scope
 from lightning_adam.statistics import kernels
 from lightning_adam.statistics.accumulators import Knowledge
 from lightning_adam.statistics.catalogue import STATISTICS, Statistic, key_part, select
@@ -26,6 +25,7 @@ from lightning_adam.statistics.measurement import (
     columns_of,
 )
 from lightning_adam.statistics.selection import read_selection
+from lightning_adam.statistics.sharding import Part, is_sharded, over_ranks, this_rank
 from lightning_adam.statistics.views import (
     Row,
     TensorView,

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from lightning_adam.errors import ConfigError, nearest, refusal, type_instead, unknown_field
-from lightning_adam.forms import typed
-from lightning_adam.schema import MonitorConfig
+from lightning_adam.config.errors import ConfigError, nearest, refusal, type_instead, unknown_field
+from lightning_adam.config.forms import typed
+from lightning_adam.config.schema import MonitorConfig
 from lightning_adam.statistics.catalogue import STATISTICS, select
 
 KERNEL_PACKAGES = {"numba": "'lightning-adam[cpu]'", "triton": "'triton>=3.6'"}

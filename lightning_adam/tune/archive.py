@@ -19,7 +19,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DBAPIError
 
-from lightning_adam.errors import ConfigError
+from lightning_adam.config.errors import ConfigError
 from lightning_adam.tune.dimensions import holds
 from lightning_adam.tune.point import Point
 from lightning_adam.tune.story import Outcome, Trial

@@ -61,7 +61,7 @@ def _environment() -> Environment:
     """Made once: the page is written after each batch."""
     loaders = [
         PackageLoader("lightning_adam.tune", "page"),
-        PackageLoader("lightning_adam.dashboard", "page"),
+        PackageLoader("lightning_adam.reports", "page"),
     ]
     environment = Environment(
         loader=ChoiceLoader(loaders),

@@ -13,8 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import env_override
 from omegaconf import DictConfig
 
-from lightning_adam.environment import TRIAL
-from lightning_adam.errors import ConfigError
+from lightning_adam.config.errors import ConfigError
+from lightning_adam.monitor.environment import TRIAL
 from lightning_adam.tune.alive import Heart, process_name
 from lightning_adam.tune.archive import Archive, open_storage
 

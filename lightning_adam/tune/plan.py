@@ -7,8 +7,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lightning_adam.errors import ConfigError, as_typed, nearest, refusal, type_instead
-from lightning_adam.schema import StageConfig, When
+from lightning_adam.config.errors import ConfigError, as_typed, nearest, refusal, type_instead
+from lightning_adam.config.schema import StageConfig, When
 from lightning_adam.tune.dimensions import DIMENSIONS, Dimension
 from lightning_adam.tune.point import Point
 from lightning_adam.tune.story import START, sign_of
@@ -100,7 +100,7 @@ class Plan:
         stages: In their order, without those that are for larger budgets.
 
     Example:
-        >>> from lightning_adam.schema import Direction, TuneConfig
+        >>> from lightning_adam.config.schema import Direction, TuneConfig
         >>> config = TuneConfig(direction=Direction.minimize, study_name="mnist")
         >>> read_plan(vars(config)).n_trials
         40
@@ -137,7 +137,7 @@ class Plan:
             0 if it is too little to come to something.
 
         Example:
-            >>> from lightning_adam.schema import Direction, TuneConfig
+            >>> from lightning_adam.config.schema import Direction, TuneConfig
             >>> stages = {
             ...     "lr": {"share": 3, "space": {"lr": {"low": 1e-4, "high": 1e-2}}},
             ...     "amsgrad": {"share": 3, "space": {"amsgrad": [False, True]}},

@@ -7,7 +7,7 @@ together.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from lightning_adam.schema import When
+from lightning_adam.config.schema import When
 from lightning_adam.tune.archive import Record
 from lightning_adam.tune.decision import challenger_of, decide, score_of, step_of, told
 from lightning_adam.tune.plan import PLACE, Plan, Stage
@@ -134,7 +134,7 @@ def way_of(plan: Plan, start: Point, known: Known, exhausted: Collection[str] = 
         exhausted: Stages of which no point is left that is not known.
 
     Example:
-        >>> from lightning_adam.schema import Direction, TuneConfig
+        >>> from lightning_adam.config.schema import Direction, TuneConfig
         >>> from lightning_adam.tune.plan import read_plan
         >>> config = TuneConfig(direction=Direction.minimize, study_name="mnist")
         >>> (progress,) = way_of(read_plan(vars(config)), Point(1e-3), Known({})).stages

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lightning_adam.errors import ConfigError
+from lightning_adam.config.errors import ConfigError
 from lightning_adam.tune.alive import Observer, process_name
 from lightning_adam.tune.archive import Archive, Record
 from lightning_adam.tune.decision import metric_of
@@ -57,7 +57,7 @@ class Search:
         seeds: What seeds a training, for each turn; None where it is not for us to say.
 
     Example:
-        >>> from lightning_adam.schema import Direction, TuneConfig
+        >>> from lightning_adam.config.schema import Direction, TuneConfig
         >>> from lightning_adam.tune.plan import read_plan
         >>> stages = {"lr": {"space": {"lr": {"low": 1e-4, "high": 1e-1}}}}
         >>> config = TuneConfig(

@@ -17,8 +17,8 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm.auto import tqdm
 
-from lightning_adam.environment import TRIAL
-from lightning_adam.errors import ConfigError, as_typed
+from lightning_adam.config.errors import ConfigError, as_typed
+from lightning_adam.monitor.environment import TRIAL
 from lightning_adam.tune.alive import Heart
 from lightning_adam.tune.archive import JOURNAL, Archive
 from lightning_adam.tune.job import Identity, Job, NoMetricError, as_metric, in_one_line

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 
-from lightning_adam.errors import as_typed
+from lightning_adam.config.errors import as_typed
 from lightning_adam.tune.decision import gain_of, told
 from lightning_adam.tune.dimensions import DIMENSIONS
 from lightning_adam.tune.point import Point

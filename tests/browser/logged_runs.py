@@ -7,9 +7,9 @@ from typing import NamedTuple
 import pytest
 from lightning.pytorch.loggers import WandbLogger
 
-from lightning_adam.dashboard.report import write_report
-from lightning_adam.dashboard.runs import Run, Series, read_runs
-from tests.dashboard.logged_training import log_training
+from lightning_adam.reports.report import write_report
+from lightning_adam.reports.runs import Run, Series, read_runs
+from tests.reports.logged_training import log_training
 from tests.support.shared import shared
 
 LRS = ("0.002", "0.005")

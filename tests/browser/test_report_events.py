@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lightning_adam.dashboard.report import write_report
-from lightning_adam.dashboard.runs import Event
-from tests.dashboard.parsed_report import EVENTS
-from tests.dashboard.run_files import run_of
+from lightning_adam.reports.report import write_report
+from lightning_adam.reports.runs import Event
+from tests.reports.parsed_report import EVENTS
+from tests.reports.run_files import run_of
 from tests.support.browser import ReportPage, Visits
 
 pytestmark = pytest.mark.slow

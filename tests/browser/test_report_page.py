@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from lightning_adam.dashboard.reduction import below_edges
-from lightning_adam.dashboard.report import write_report
-from lightning_adam.dashboard.runs import Run, Series, read_runs
+from lightning_adam.reports.reduction import below_edges
+from lightning_adam.reports.report import write_report
+from lightning_adam.reports.runs import Run, Series, read_runs
 from lightning_adam.statistics.catalogue import STATISTICS
 from lightning_adam.statistics.histograms import QUANTITIES
 from tests.browser.logged_runs import (
@@ -25,7 +25,7 @@ from tests.browser.logged_runs import (
     logged_runs,
     shares_of,
 )
-from tests.dashboard.run_files import histogram, write_csv, write_wandb
+from tests.reports.run_files import histogram, write_csv, write_wandb
 from tests.support.browser import (
     CROWDED_TICKS,
     NARROW,

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from lightning_adam import __version__, cli, schema
-from lightning_adam.explaining import TOPICS
+from lightning_adam import __version__, cli
+from lightning_adam.config import schema
+from lightning_adam.config.explain import TOPICS
 from lightning_adam.statistics.catalogue import STATISTICS
 from lightning_adam.statistics.histograms import QUANTITIES
 from tests.support.commands import (
@@ -398,7 +399,7 @@ def test_value_out_of_range_is_refused_under_hydra_1_4(sweep: Finished) -> None:
 @pytest.mark.slow
 def test_composition_and_custom_classes_work_under_hydra_1_4(hydra_1_4: dict[str, str]) -> None:
     command: Command = [BIN / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    files = ["tests/hydra_plugin", "tests/test_reading.py", "tests/test_optimizers.py"]
+    files = ["tests/config", "tests/optim/test_optimizers.py"]
     chosen = ["-k", "composition or custom or refused"]
     variables = environment(BIN, **hydra_1_4)
     finished = run([*command, *files, *chosen], REPOSITORY, variables, cold=True)

@@ -155,7 +155,7 @@ def test_invalid_settings_are_refused_before_training(tmp_path: Path) -> None:
     with each_row() as row:
         for override, beginning in REFUSALS.items():
             with row(override):
-                with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+                with initialize_config_dir(str(REPOSITORY / "recipes/conf"), version_base="1.3"):
                     config = compose("char_gpt", [override, job], return_hydra_config=True)
                 with pytest.raises(ConfigError) as refused:
                     char_gpt.main(config)

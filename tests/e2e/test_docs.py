@@ -9,8 +9,9 @@ from urllib.parse import unquote, urljoin, urlsplit
 import pytest
 
 import lightning_adam
-from lightning_adam import findings, schema
-from lightning_adam.explaining import TOPICS
+from lightning_adam import findings
+from lightning_adam.config import schema
+from lightning_adam.config.explain import TOPICS
 from lightning_adam.findings import RULES
 from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS
 from tests.support.commands import REPOSITORY
@@ -178,7 +179,7 @@ def test_every_public_name_is_documented(pages: dict[str, SitePage]) -> None:
     public = {f"lightning_adam.{name}" for name in lightning_adam.__all__}
     public |= {f"lightning_adam.findings.rule.{name}" for name in findings.__all__}
     public |= {
-        f"lightning_adam.schema.{name}"
+        f"lightning_adam.config.schema.{name}"
         for name, value in vars(schema).items()
         if isinstance(value, type) and value.__module__ == schema.__name__ and name[0] != "_"
     }

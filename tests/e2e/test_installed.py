@@ -40,8 +40,8 @@ HEAVY = ("lightning", "pytorch_lightning", "torch")
 LOADED_BY_EVERY_HYDRA_APP = (
     "hydra_plugins.lightning_adam",
     "lightning_adam",
-    "lightning_adam.schema",
-    "lightning_adam.hydra_plugin",
+    "lightning_adam.config.schema",
+    "lightning_adam.config.hydra_plugin",
 )
 SURVEY = f"""
 import importlib, importlib.util, json, sys
@@ -129,7 +129,7 @@ def test_wheel_holds_the_package_its_presets_and_nothing_else(
 def packaged(repository: Path) -> Iterator[tuple[str, bytes]]:
     """The files that belong into a wheel, by their places there."""
     package = repository / "lightning_adam"
-    discovery = package / "hydra_plugin" / "discovery.py"
+    discovery = package / "config" / "hydra_discovery.py"
     for path in [*package.rglob("*.py"), *package.glob("*/page/*"), package / "py.typed"]:
         # Hydra looks for this one elsewhere.
         is_discovery = path == discovery

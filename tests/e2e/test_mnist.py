@@ -88,7 +88,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     def train(*overrides: str, logger: str = "csv", job: str = "job") -> Path:
         folder = tmp_path / job
         always = [f"logger={logger}", "batch_size=8", f"hydra.runtime.output_dir={folder}"]
-        with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        with initialize_config_dir(str(REPOSITORY / "recipes/conf"), version_base="1.3"):
             config = compose("mnist", [*always, *BRIEFLY, *overrides], return_hydra_config=True)
         HydraConfig.instance().set_config(config)
         mnist.main(config)

@@ -29,11 +29,11 @@ from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lightning_adam import AdamMonitor, ConfigError, build_adam, cli
-from lightning_adam.environment import VARIABLE, settings
+from lightning_adam.config.schema import Severity
 from lightning_adam.findings import RULES, Cure
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.showing import raised
-from lightning_adam.schema import Severity
+from lightning_adam.monitor.environment import VARIABLE, settings
 from lightning_adam.statistics.catalogue import SYMBOLS
 from lightning_adam.tune.plan import read_plan
 from tests.support.commands import (
@@ -379,7 +379,7 @@ def jobs(line: str) -> list[list[str]]:
 
 def test_each_command_of_a_recipe_configures_its_jobs() -> None:
     """Each recipe is run by its own test."""
-    conf = REPOSITORY / "conf"
+    conf = REPOSITORY / "recipes/conf"
     with each_row() as row:
         for line in shell_lines(RECIPE):
             with row(line):
@@ -417,7 +417,7 @@ def write_run(name: str) -> None:
 def test_program_and_commands_that_look_at_runs_write_pages(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The workspace in W&B is saved in tests/dashboard, and the pages are opened in a browser."""
+    """The workspace in W&B is saved in tests/reports, and the pages are opened in a browser."""
     for name in ("RUN", "ANOTHER_RUN"):
         write_run(name)
     exec(block(*REPORT), {})

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from lightning_adam import AdamMonitor
-from lightning_adam.dtypes import dtype_name
 from lightning_adam.findings import RULES
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.preflight import Plan, PlannedGroup, preflight
 from lightning_adam.findings.rule import Training
+from lightning_adam.statistics.dtypes import dtype_name
 from tests.support.tables import each_row
 from tests.support.training import ADAMW, Lit, loader, loss_of, network, trainer
 

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from lightning_adam.cli import main
+from lightning_adam.config.schema import Severity
 from lightning_adam.findings import RULES, remedies
 from lightning_adam.findings.rule import Case, Memory, Past, Training
-from lightning_adam.monitor_settings import read_monitor
-from lightning_adam.schema import Severity
+from lightning_adam.monitor.settings import read_monitor
 from lightning_adam.statistics.catalogue import STATISTICS
 from tests.support.tables import each_row
 

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from lightning_adam import AdamStatistics
-from lightning_adam.errors import ConfigError
+from lightning_adam.config.errors import ConfigError
+from lightning_adam.config.schema import Severity
 from lightning_adam.findings import RULES, Cure, rule
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.rule import Training, Warmup
 from lightning_adam.findings.watch import CLOSING, Changes, Watch
-from lightning_adam.schema import Severity
 from tests.support.tables import each_row
 
 TINY, LARGE = 1e-10, 1e-3

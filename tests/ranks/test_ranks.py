@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
 from lightning_adam import AdamMonitor
-from lightning_adam.findings.judging import Judge
+from lightning_adam.monitor.finding_reporter import Judge
 from lightning_adam.statistics import kernels
 from tests.support.memory_logger import MemoryLogger
 from tests.support.parallel import KINDS, STEPS, fit_ranks, local_parameters

@@ -22,8 +22,8 @@ from torch.distributed.tensor.parallel import (
 from torch.optim import Adam, AdamW, NAdam, Optimizer
 
 from lightning_adam import AdamStatistics, ConfigError
-from lightning_adam._private.torch import is_flattened
-from lightning_adam.shards import Part, over_ranks
+from lightning_adam._compat.torch import is_flattened
+from lightning_adam.statistics.sharding import Part, over_ranks
 from tests.support.ranks import Collectives, Ranks
 
 SCOPES = ("model", "group", "layer", "tensor")

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
 from lightning_adam import ConfigError, SharpnessMonitor
-from lightning_adam.sharpness.curvature import stability_of
+from lightning_adam.monitor.sharpness.curvature import stability_of
 from tests.support.memory_logger import MemoryLogger
 from tests.support.parallel import fit_ranks, local_parameters
 from tests.support.ranks import Ranks
@@ -46,7 +46,7 @@ def fit_monitored(has_batch: bool, failing: int | None) -> dict[str, Any]:
     monitor = sharpness_of_a_batch() if has_batch else SharpnessMonitor(2)
     with (
         warnings.catch_warnings(record=True) as caught,
-        mock.patch("lightning_adam.sharpness.monitor.stability_of", fails),
+        mock.patch("lightning_adam.monitor.sharpness.callback.stability_of", fails),
     ):
         warnings.simplefilter("always")
         trainer, module = fit_ranks("DDP", [monitor], logger)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_adam import AdamStatistics
-from lightning_adam._private.openmp import TORCH, _parallel, _runtime_of_torch, run_in_team
+from lightning_adam._compat.openmp import TORCH, _parallel, _runtime_of_torch, run_in_team
 from lightning_adam.statistics import kernels
 from lightning_adam.statistics.accumulators import COLUMNS
 from lightning_adam.statistics.kernels import eager, numba

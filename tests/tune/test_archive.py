@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_adam.errors import ConfigError
+from lightning_adam.config.errors import ConfigError
 from lightning_adam.tune.archive import Archive, open_storage
 from lightning_adam.tune.story import Outcome
 from tests.tune.searching import DEFAULT

@@ -12,7 +12,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from lightning_adam.environment import TRIAL
+from lightning_adam.monitor.environment import TRIAL
 from lightning_adam.tune.archive import Archive, Record
 from lightning_adam.tune.job import Identity, Job, NoMetricError, as_metric
 from lightning_adam.tune.story import Outcome

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_adam.errors import ConfigError
+from lightning_adam.config.errors import ConfigError
 from lightning_adam.tune.dimensions import DIMENSIONS
 from lightning_adam.tune.plan import read_stage
 from lightning_adam.tune.point import Point

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_adam.errors import ConfigError
-from lightning_adam.schema import SCHEDULERS, AdamConfig
+from lightning_adam.config.errors import ConfigError
+from lightning_adam.config.schema import SCHEDULERS, AdamConfig
 from lightning_adam.tune.dimensions import DIMENSIONS
 from lightning_adam.tune.point import Places, Point, find_places, read_point
 from tests.support.tables import each_row

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_adam.errors import ConfigError
+from lightning_adam.config.errors import ConfigError
 from lightning_adam.tune import sampling
 from lightning_adam.tune import search as search_module
 from lightning_adam.tune.alive import Observer

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from lightning_adam.errors import ConfigError
+from lightning_adam.config.errors import ConfigError
 from lightning_adam.tune.sweeper import _check_single, _flat, _is_of_hydra, _seeds, sweep_folder
 from tests.support.tables import each_row
 from tests.tune.searching import plan_of

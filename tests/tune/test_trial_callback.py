@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_adam import AdamMonitor
-from lightning_adam.environment import TRIAL
+from lightning_adam.monitor.environment import TRIAL
 from lightning_adam.tune.archive import Archive, Record
 from lightning_adam.tune.job import Identity
 from lightning_adam.tune.trial_callback import TrialCallback

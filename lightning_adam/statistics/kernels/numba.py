@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_adam._private.openmp import run_in_team
+from lightning_adam._compat.openmp import run_in_team
 from lightning_adam.statistics.accumulators import COLUMNS
 from lightning_adam.statistics.histograms import BINS, QUANTITIES
 from lightning_adam.statistics.kernels import eager

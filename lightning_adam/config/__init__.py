@@ -1,0 +1,1 @@
+"""Typed configs: what can be set, its default and its range."""

@@ -1,0 +1,49 @@
+"""Installed as `hydra_plugins/lightning_adam.py`, the namespace package that Hydra scans."""
+
+from collections.abc import Callable
+from typing import Any
+
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext
+from omegaconf import DictConfig
+
+from lightning_adam.config.errors import ConfigError
+from lightning_adam.config.hydra_plugin import LightningAdamSearchPath
+
+__all__ = ["AdamTune", "LightningAdamSearchPath"]
+
+
+class AdamTune(Sweeper):
+    """`hydra/sweeper=adam_tune`: a shell, for Hydra loads this file in every app.
+
+    Hydra wants a sweeper's class to be of the package `hydra_plugins`, so it stands here.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+
+    def setup(
+        self,
+        *,
+        hydra_context: HydraContext,
+        task_function: Callable[[DictConfig], Any],
+        config: DictConfig,
+    ) -> None:
+        """Called by Hydra when the app's config is composed.
+
+        Raises:
+            ConfigError: If a setting cannot work, or the extra is not installed.
+        """
+        try:
+            from lightning_adam.tune.sweeper import StagedSweep
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"hydra/sweeper=adam_tune searches with optuna ({error}):"
+                " pip install 'lightning-adam[tune]'"
+            ) from error
+
+        self.staged = StagedSweep(self.settings, hydra_context, task_function, config)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Called by Hydra with what was typed for the app."""
+        return self.staged.sweep(arguments)

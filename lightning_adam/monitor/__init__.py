@@ -1,0 +1,1 @@
+"""Measure Adam during training and log what was measured."""

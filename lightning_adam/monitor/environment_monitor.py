@@ -1,0 +1,121 @@
+"""The monitor that LIGHTNING_ADAM_MONITOR attaches: nobody's script has been written for it."""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_adam._compat.torch import shared_store
+from lightning_adam.config.errors import ConfigError
+from lightning_adam.monitor.callback import AdamMonitor
+from lightning_adam.monitor.environment import VARIABLE, ignore
+from lightning_adam.statistics.views import is_measurable
+
+_FITS = itertools.count()
+
+
+class EnvironmentMonitor(AdamMonitor):
+    """An AdamMonitor that the script does not know of: what it cannot do is said, and no error.
+
+    It yields to an AdamMonitor that the script has attached. Its state stands beside those of the
+    callbacks in a checkpoint, where Lightning does not miss it when the variable is not set.
+
+    Example:
+        >>> EnvironmentMonitor(every_n_steps=10).config.every_n_steps
+        10
+    """
+
+    # Lightning refuses two with a state, as where a script hands a Trainer's callbacks to the next.
+    state_dict = Callback.state_dict
+
+    _is_on = False
+    _ballot = ""
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Yields to another monitor; else tells the other processes that this one measures."""
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        with self._never_stop():
+            self._is_on = self._is_first(trainer)
+            store = shared_store()
+            if self._is_on and store is not None:
+                # Behind this hook Lightning waits for all processes.
+                self._ballot = f"{VARIABLE}/{next(_FITS)}/{self.config}"
+                store.add(self._ballot, 1)
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stays off where there is nothing to measure, or where it would be refused."""
+        if not self._is_on:
+            return
+        with self._never_stop():
+            self._is_on = any(map(_may_be_measured, trainer.optimizers))
+            if self._is_on:
+                self._check_processes(trainer)
+                super().on_fit_start(trainer, pl_module)
+            else:
+                nothing = "nothing to measure, for no optimizer is of Adam's family"
+                rank_zero_info(f"{VARIABLE}: {nothing}.")
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hooks into the optimizers, without which all that follows does nothing."""
+        if self._is_on:
+            super().on_train_start(trainer, pl_module)
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keeps what a monitor keeps."""
+        state = AdamMonitor.state_dict(self) if self._is_on else {}
+        if state:
+            checkpoint[VARIABLE] = state
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Goes on from what it has kept, or an AdamMonitor of the script."""
+        of_the_script = checkpoint["callbacks"].get(AdamMonitor.__qualname__, {})
+        self.load_state_dict(checkpoint.get(VARIABLE, of_the_script))
+
+    @contextmanager
+    def _never_stop(self) -> Iterator[None]:
+        """What would be an error where the script has asked for a monitor is a warning."""
+        try:
+            yield
+        except Exception as error:
+            self._is_on = False
+            ignore(error)
+
+    def _is_first(self, trainer: Trainer) -> bool:
+        """Whether no other monitor goes before it: one of the script, or one of its kind."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        monitors = [each for each in callbacks if isinstance(each, AdamMonitor)]
+        first = min(monitors, key=lambda each: isinstance(each, EnvironmentMonitor))
+        if not isinstance(first, EnvironmentMonitor):
+            rank_zero_info(f"{VARIABLE}: the script has an AdamMonitor of its own, which measures.")
+        return first is self
+
+    def _check_processes(self, trainer: Trainer) -> None:
+        """All of them have to measure, or each would wait for those that do not."""
+        store = shared_store()
+        measuring = trainer.world_size if store is None else store.add(self._ballot, 0)
+        if measuring != trainer.world_size:
+            raise ConfigError(
+                f"{measuring} of {trainer.world_size} processes have this value: expected the same"
+                f" for all, on every node; hand it on, by mpirun -x {VARIABLE} say"
+            )
+
+
+def _may_be_measured(optimizer: Any) -> bool:
+    """Of what wraps an optimizer, as DeepSpeed does, an AdamMonitor says itself what it cannot."""
+    return is_measurable(optimizer) or not isinstance(optimizer, Optimizer)

@@ -1,0 +1,143 @@
+"""Two runs beside each other: what they were told, and where they go different ways."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_adam.reports.keys import Scope, read_key
+from lightning_adam.reports.runs import Run
+from lightning_adam.statistics.catalogue import Statistic
+
+TOLERANCE = 0.1
+"""How far two runs may be apart: the share of the larger value, for fractions and cosines their
+difference."""
+ABSENT = "-"
+"""Stands for a setting that a run does not have."""
+
+
+def config_differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """The settings in which runs differ, by dotted name, with the value of each run.
+
+    What a parameter group only repeats of its optimizer's differences is left out.
+
+    Example:
+        >>> from pathlib import Path
+        >>> first = Run("a", Path(), {"lr": 0.1, "eps": 1e-8}, {}, {}, [])
+        >>> config_differences([first, Run("b", Path(), {"lr": 0.2, "eps": 1e-8}, {}, {}, [])])
+        {'lr': [0.1, 0.2]}
+    """
+    configs = [_dotted(run.config) for run in runs]
+    names = dict.fromkeys(name for config in configs for name in config)
+    settings = {name: [config.get(name, ABSENT) for config in configs] for name in names}
+    differences = {
+        name: values
+        for name, values in settings.items()
+        if not all(_is_same(value, values[0]) for value in values)
+    }
+    # A group's name may have dots, a setting's has none.
+    optimizers = {name: re.sub(r"\.param_groups\..+\.", ".", name) for name in differences}
+    return {
+        name: values
+        for name, values in differences.items()
+        if name == optimizers[name] or differences.get(optimizers[name]) != values
+    }
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    # NaN, also within a list, is written as it is, and not equal to itself.
+    return bool(value == other) or repr(value) == repr(other)
+
+
+def _dotted(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            flat |= _dotted(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+@dataclass(frozen=True)
+class Parting:
+    """Where two runs are apart for the first time."""
+
+    step: int
+    statistic: str
+    scope: Scope
+    """A layer or tensor if there are any, else a group or the model."""
+    values: tuple[float, float]
+
+
+def parting(first: Run, second: Run, tolerance: float = TOLERANCE) -> Parting | None:
+    """The first step that both have measured in which they are apart, and what is farthest apart.
+
+    Of the scopes that differ in that step the layers and tensors are looked at, if there are any.
+
+    Args:
+        first: A run.
+        second: Another.
+        tolerance: How far they may be apart (default: 0.1): a share of the larger value, for
+            fractions and cosines the difference; 0 finds the first difference at all.
+
+    Returns:
+        The place; None if they are nowhere apart, or have no step in common.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from lightning_adam.reports.runs import Series
+        >>> def run_of(norms):
+        ...     series = {"adam_update/update_norm": Series(np.arange(3), np.array(norms))}
+        ...     return Run("run", Path(), {}, series, {}, [])
+        >>> place = parting(run_of([1.0, 2.0, 3.0]), run_of([1.0, 2.1, 4.0]))
+        >>> place.step, place.statistic, place.values
+        (2, 'update_norm', (3.0, 4.0))
+    """
+    found = list(_apart(first, second, tolerance))
+    if not found:
+        return None
+    start = min(place.step for _, place in found)
+    at_start = [(distance, place) for distance, place in found if place.step == start]
+    inner = [each for each in at_start if each[1].scope.is_inner]
+    return max(inner or at_start, key=lambda each: each[0])[1]
+
+
+def _apart(first: Run, second: Run, tolerance: float) -> Iterator[tuple[float, Parting]]:
+    """Of every key the first step in which the runs are apart, and how far."""
+    for key, ours in first.series.items():
+        _, statistic, scope = read_key(key)
+        if statistic is None or key not in second.series:
+            continue
+        # Settings are no dynamics, and a mean of both signs is near 0 by chance.
+        if statistic.family == "schedule" or statistic.name == "exp_avg_mean":
+            continue
+        theirs = second.series[key]
+        steps, left, right = np.intersect1d(
+            ours.steps, theirs.steps, assume_unique=True, return_indices=True
+        )
+        values = ours.values[left], theirs.values[right]
+        distances = _distances(statistic, *values)
+        (places,) = np.nonzero(distances > tolerance)
+        if len(places):
+            at = places[0]
+            pair = float(values[0][at]), float(values[1][at])
+            yield float(distances[at]), Parting(int(steps[at]), statistic.name, scope, pair)
+
+
+def _distances(
+    statistic: Statistic, left: NDArray[np.float64], right: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """How far values are apart; what is not a number in both is no distance at all."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        distances = np.abs(left - right)
+        if statistic.unit != "fraction" and not statistic.formula.startswith("cos"):
+            distances /= np.maximum(np.abs(left), np.abs(right))
+    is_same = (left == right) | (np.isnan(left) & np.isnan(right))
+    # One is not finite, the other is something else.
+    distances[~np.isfinite(distances)] = np.inf
+    distances[is_same] = 0
+    return distances

@@ -1,0 +1,241 @@
+"""The config groups in an app that does not import the package."""
+
+import itertools
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_adam import AdamMonitor, ConfigError
+from lightning_adam.config import schema
+from lightning_adam.config.errors import typed_override
+from lightning_adam.config.reading import CustomScheduler, read_optimizer, read_scheduler
+from lightning_adam.monitor.settings import read_monitor
+from tests.support.tables import each_row
+
+DEFAULT_PLACE = """
+defaults:
+  - lightning_adam/optimizer: adamw
+  - lightning_adam/scheduler: cosine
+  - lightning_adam/monitor: default
+  - _self_
+"""
+RELOCATED = """
+defaults:
+  - lightning_adam/optimizer@model.optimizer: adam
+  - lightning_adam/scheduler@model.scheduler: linear
+  - lightning_adam/monitor@callbacks.adam_monitor: default
+  - _self_
+model: {width: 3}
+"""
+TWICE = """
+defaults:
+  - lightning_adam/optimizer@generator: adam
+  - lightning_adam/optimizer@discriminator: adamw
+  - _self_
+generator: {lr: 1e-4}
+"""
+SELF_FIRST = """
+defaults:
+  - _self_
+  - lightning_adam/optimizer: adamw
+optimizer: {lr: 0.5}
+"""
+
+
+def composed(folder: Path, config: str, overrides: Sequence[str] = ()) -> DictConfig:
+    (folder / "config.yaml").write_text(config)
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def test_presets_are_at_their_default_places(tmp_path: Path) -> None:
+    cfg = composed(tmp_path, DEFAULT_PLACE)
+    assert set(cfg) == {"optimizer", "scheduler", "adam_monitor"}
+    assert OmegaConf.to_object(cfg.optimizer) == schema.AdamConfig(
+        weight_decay=0.01, decoupled_weight_decay=True
+    )
+    assert OmegaConf.to_object(cfg.scheduler) == schema.CosineConfig()
+    assert OmegaConf.to_object(cfg.adam_monitor) == schema.MonitorConfig()
+
+
+def test_each_scheduler_preset_is_its_dataclass(tmp_path: Path) -> None:
+    presets = {name: kind for name, kind in schema.SCHEDULERS.items() if name != "custom"}
+    assert len(presets) == 7
+    with each_row() as row:
+        for option, config in presets.items():
+            with row(option):
+                cfg = composed(tmp_path, DEFAULT_PLACE, [f"lightning_adam/scheduler={option}"])
+                assert OmegaConf.to_object(cfg.scheduler) == config()
+
+
+GROUP = schema.GroupConfig(
+    name="head", match="net.head.*", lr_scale=10.0, weight_decay=0.5, betas=[0.5, 0.6], eps=1e-4
+)
+STEPWISE: dict[str, Any] = {"warmup_steps": 5, "total_steps": 50, "count_skipped_steps": True}
+OVERRIDDEN: list[Any] = [
+    schema.AdamConfig(
+        lr=0.5,
+        betas=[0.8, 0.9],
+        eps=1e-6,
+        weight_decay=0.25,
+        amsgrad=True,
+        maximize=True,
+        decoupled_weight_decay=True,
+        fused=True,
+        foreach=False,
+        capturable=True,
+        weight_decay_on=schema.WeightDecayOn.all,
+        groups=[GROUP],
+        layer_decay=schema.LayerDecayConfig(pattern="net.blocks.*", rate=0.5),
+        resume=schema.Resume.config,
+    ),
+    schema.ConstantConfig(warmup_ratio=0.25),
+    schema.LinearConfig(**STEPWISE, min_lr_ratio=0.1),
+    schema.CosineConfig(**STEPWISE, min_lr_ratio=0.1),
+    schema.PolynomialConfig(**STEPWISE, min_lr_ratio=0.1, power=2.0),
+    schema.InverseSqrtConfig(**STEPWISE, timescale=7),
+    schema.WSDConfig(**STEPWISE, min_lr_ratio=0.1, decay_steps=9, decay=schema.Decay.sqrt),
+    schema.WSDConfig(decay_ratio=0.3),
+    schema.PlateauConfig(
+        monitor="val/acc",
+        mode=schema.Mode.max,
+        factor=0.5,
+        patience=3,
+        threshold=0.1,
+        threshold_mode=schema.ThresholdMode.abs,
+        cooldown=2,
+        min_lr_ratio=0.1,
+    ),
+    schema.MonitorConfig(
+        every_n_steps=7,
+        scopes=[schema.Scope.layer],
+        statistics=["eps_*"],
+        layer_depth=2,
+        worst={"grad_norm": 3},
+        histograms_every_n_steps=70,
+        layer_table=True,
+        findings={"eps_dominates": {"threshold": 0.2}},
+        stop_on=["not_finite"],
+        alert=True,
+        flight_recorder=20,
+        kernel=schema.Kernel.eager,
+    ),
+]
+READERS: dict[str, Any] = {
+    "optimizer": lambda node: read_optimizer(node)[0],
+    "scheduler": lambda node: read_scheduler(node)[0],
+    "adam_monitor": read_monitor,
+}
+
+
+def changed(config: Any) -> dict[str, Any]:
+    """The fields that differ from their defaults."""
+    values = {entry.name: getattr(config, entry.name) for entry in fields(config)}
+    return {name: value for name, value in values.items() if value != getattr(type(config)(), name)}
+
+
+def test_every_field_is_read_as_it_is_overridden(tmp_path: Path) -> None:
+    tested = {(type(config), name) for config in OVERRIDDEN for name in changed(config)}
+    all_fields = {
+        (type(config), entry.name)
+        for config in OVERRIDDEN
+        for entry in fields(config)
+        if entry.name not in ("name", "_target_") and not isinstance(config, schema.ConstantConfig)
+    }
+    assert all_fields - tested <= {(type(each), "warmup_ratio") for each in OVERRIDDEN}
+    with each_row() as row:
+        for config in OVERRIDDEN:
+            place, preset = "scheduler", f"lightning_adam/scheduler={getattr(config, 'name', '')}"
+            if isinstance(config, schema.AdamConfig):
+                place, preset = "optimizer", "lightning_adam/optimizer=adam"
+            if isinstance(config, schema.MonitorConfig):
+                place, preset = "adam_monitor", "lightning_adam/monitor=default"
+            with row(preset):
+                pairs = changed(config).items()
+                line = [typed_override(f"{place}.{name}", value) for name, value in pairs]
+                cfg = composed(tmp_path, DEFAULT_PLACE, [preset, *shlex.split(" ".join(line))])
+                assert READERS[place](cfg[place]) == config
+
+
+def test_custom_scheduler_is_read_as_it_is_overridden(tmp_path: Path) -> None:
+    line = (
+        "lightning_adam/scheduler=custom scheduler._target_=torch.optim.lr_scheduler.StepLR"
+        " +scheduler.step_size=5 scheduler.interval=epoch scheduler.frequency=2"
+        " scheduler.monitor=val/acc scheduler.count_skipped_steps=true"
+    )
+    config, where = read_scheduler(composed(tmp_path, DEFAULT_PLACE, line.split()).scheduler)
+    assert isinstance(config, CustomScheduler)
+    assert config.factory.keywords == {"step_size": 5}
+    assert (config.interval, config.frequency) == (schema.Interval.epoch, 2)
+    assert (config.monitor, config.count_skipped_steps) == ("val/acc", True)
+    assert where == "scheduler"
+
+
+def test_adam_preset_has_the_defaults_of_adam(tmp_path: Path) -> None:
+    cfg = composed(tmp_path, DEFAULT_PLACE, ["lightning_adam/optimizer=adam"])
+    assert OmegaConf.to_object(cfg.optimizer) == schema.AdamConfig()
+
+
+def test_relocated_presets_are_read_under_their_new_name(tmp_path: Path) -> None:
+    cfg = composed(tmp_path, RELOCATED, ["model.optimizer.lr=0.25"])
+    assert set(cfg) == {"model", "callbacks"}
+    config, where = read_optimizer(cfg.model.optimizer)
+    assert (config, where) == (schema.AdamConfig(lr=0.25), "model.optimizer")
+    assert read_scheduler(cfg.model.scheduler)[1] == "model.scheduler"
+    assert isinstance(instantiate(cfg.callbacks.adam_monitor), AdamMonitor)
+
+
+def test_recursive_instantiate_does_not_change_the_optimizer_config(tmp_path: Path) -> None:
+    model = instantiate(composed(tmp_path, RELOCATED).model)
+    assert read_optimizer(model.optimizer)[0] == schema.AdamConfig()
+
+
+def test_preset_is_used_twice_in_one_config(tmp_path: Path) -> None:
+    cfg = composed(tmp_path, TWICE, ["discriminator.betas=[0.5,0.9]"])
+    assert (cfg.generator.lr, cfg.discriminator.lr) == (1e-4, 1e-3)
+    assert (cfg.generator.betas, cfg.discriminator.betas) == ([0.9, 0.999], [0.5, 0.9])
+    assert (cfg.generator.weight_decay, cfg.discriminator.weight_decay) == (0.0, 0.01)
+
+
+PLACES = {"optimizer": DEFAULT_PLACE, "model.optimizer": RELOCATED, "discriminator": TWICE}
+TYPOS = {
+    "lrr=1": "Key 'lrr' not in 'AdamConfig'",
+    "lr=abc": "Value 'abc' of type 'str' could not be converted to Float",
+    "betas=0.9": "float is not a ListConfig, (list or tuple|TupleConfig, list, or tuple)",
+    "betas=[a,b]": "could not be converted to Float",
+    "weight_decay_on=biases": r"expected one of \[matrices, all\]",
+    "fused=often": "not a valid bool",
+}
+
+
+def test_typos_and_wrong_types_are_refused_when_composed(tmp_path: Path) -> None:
+    with each_row() as row:
+        for (place, config), (override, expected) in itertools.product(
+            PLACES.items(), TYPOS.items()
+        ):
+            with row(f"{place}.{override}"):
+                with pytest.raises(HydraException) as refused:
+                    composed(tmp_path, config, [f"{place}.{override}"])
+                messages = f"{refused.value} {refused.value.__cause__}"
+                assert re.search(expected, messages)
+                assert place in messages
+
+
+def test_values_before_the_preset_are_checked_too(tmp_path: Path) -> None:
+    with pytest.raises(HydraException):
+        composed(tmp_path, SELF_FIRST, ["optimizer.lr=abc"])
+
+
+def test_added_key_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    cfg = composed(tmp_path, DEFAULT_PLACE, ["+optimizer.nesterov=true"])
+    with pytest.raises(ConfigError, match="nesterov=true: no such field"):
+        read_optimizer(cfg.optimizer)

@@ -1,0 +1,171 @@
+"""The settings of AdamMonitor: the keys each of them logs, and the refused values."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_adam import AdamMonitor, ConfigError
+from lightning_adam.statistics import kernels
+from lightning_adam.statistics.catalogue import STATISTICS
+from lightning_adam.statistics.kernels import eager, numba
+from tests.support.tables import each_row
+from tests.support.training import ADAMW, Lit, network, run_training
+
+GRAD_NORM = STATISTICS["grad_norm"].key
+LAYERS = ("net.0", "net.1", "net.3")
+
+
+def logged_keys(**settings: Any) -> set[str]:
+    run = run_training(Lit(ADAMW), AdamMonitor(1, **settings), data=1)
+    (row,) = (row for _, row in run.logger.rows if any(key.startswith("adam_") for key in row))
+    return {key for key in row if key.startswith("adam_")}
+
+
+def test_scopes_and_statistics_select_the_keys() -> None:
+    names = [name for name, _ in network().named_parameters(prefix="net")]
+    scopes = [f"/layer/{layer}" for layer in LAYERS] + [f"/tensor/{name}" for name in names]
+    expected = {
+        f"adam_underflow/{name}{scope}"
+        for name in ("eps_dominated_fraction", "eps_damping", "eps_energy_loss")
+        for scope in scopes
+    }
+    assert logged_keys(scopes=["layer", "tensor"], statistics=["eps_*"]) == expected
+
+
+def test_layer_depth_joins_layers() -> None:
+    settings = {"scopes": ["layer"], "layer_depth": 1, "statistics": "grad_norm"}
+    assert logged_keys(**settings) == {f"{GRAD_NORM}/layer/net"}
+
+
+def test_worst_selects_the_tensors_with_the_largest_values_at_each_step() -> None:
+    class KeepNorms(Lit):
+        norms: list[dict[str, float]]
+
+        def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+            tensors = [(name, tensor.grad) for name, tensor in self.named_parameters()]
+            self.norms.append(
+                {name: grad.double().norm().item() for name, grad in tensors if grad is not None}
+            )
+
+    module = KeepNorms({**ADAMW, "lr": 0.1})
+    module.norms = []
+    monitor = AdamMonitor(2, scopes=["model"], statistics="lr", worst={"grad_norm": 2})
+    run = run_training(module, monitor, data=40)
+    rows = {step: row for step, row in run.logger.rows if "adam_schedule/lr" in row}
+    assert list(rows) == [0, *range(1, 40, 2)]
+    shown = set()
+    for step, row in rows.items():
+        assert step is not None
+        norms = module.norms[step]
+        worst = sorted(norms, key=norms.__getitem__)[-2:]
+        expected = {f"{GRAD_NORM}/tensor/{name}": norms[name] for name in worst}
+        assert row == pytest.approx({"adam_schedule/lr": 0.1, **expected}, rel=1e-6)
+        shown.add(frozenset(worst))
+    assert len(shown) > 1, "the worst change as training goes"
+
+
+BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
+    ({"every_n_steps": 0}, r"adam_monitor\.every_n_steps=0: expected an integer of at least 1"),
+    (
+        {"statistics": ["grad_nrom"]},
+        r"adam_monitor\.statistics=\[grad_nrom\]: expected .*\[grad_norm\]",
+    ),
+    ({"worst": {"grad_nrm": 1}}, r"adam_monitor\.worst\.grad_nrm=1: .*grad_norm=1"),
+    ({"worst": {"grad_norm": 0}}, r"adam_monitor\.worst\.grad_norm=0: expected .* at least 1"),
+    ({"layer_depth": 0}, r"adam_monitor\.layer_depth=0: expected an integer of at least 1"),
+    (
+        {"histograms_every_n_steps": 0},
+        r"adam_monitor\.histograms_every_n_steps=0: expected an integer of at least 1",
+    ),
+    ({"scopes": "layer"}, r"adam_monitor\.scopes=layer: .*scopes=\[model,group\]"),
+    ({"scopes": None}, r"adam_monitor\.scopes=null: .*scopes=\[model,group\]"),
+    ({"statistics": None}, r"adam_monitor\.statistics=null: expected headline, all"),
+    ({"statistics": {"a": 1}}, r"adam_monitor\.statistics=\{a:1\}: expected headline, all"),
+    ({"worst": ["grad_norm"]}, r"adam_monitor\.worst=\[grad_norm\]: "),
+    ({"worst": "grad_norm"}, r"adam_monitor\.worst=grad_norm: "),
+    (
+        {"scopes": ["tensors"]},
+        r"adam_monitor\.scopes=\[tensors\]: .*expected one of \[model, group, layer, tensor\]"
+        r".*scopes=\[tensor\]",
+    ),
+    ({"kernel": "nunba"}, r"adam_monitor\.kernel=nunba: .*adam_monitor\.kernel=numba"),
+]
+
+
+def test_bad_arguments_are_refused_at_construction() -> None:
+    with each_row() as row:
+        for settings, sentence in BAD_SETTINGS:
+            with row(settings), pytest.raises(ConfigError, match=sentence):
+                AdamMonitor(**settings)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "install"), [("numba", r"'lightning-adam\[cpu\]'"), ("triton", "'triton>=3.6'")]
+)
+def test_kernel_that_is_not_installed_is_refused_at_construction(
+    kernel: str, install: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_adam.statistics.selection.find_spec", lambda package: None)
+    sentence = (
+        rf"adam_monitor\.kernel={kernel}: expected its package to be installed; pip install"
+        rf" {install}, or type for example adam_monitor\.kernel=auto"
+    )
+    with pytest.raises(ConfigError, match=sentence):
+        AdamMonitor(kernel=kernel)
+
+
+def test_kernel_that_cannot_be_imported_is_refused_when_fit_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lightning_adam.monitor.callback.is_installed", lambda kernel: False)
+    sentence = (
+        r"adam_monitor\.kernel=numba: expected a version of its package that works here; pip"
+        r" install --upgrade 'lightning-adam\[cpu\]', or type for example adam_monitor\.kernel=auto"
+    )
+    with pytest.raises(ConfigError, match=sentence):
+        run_training(Lit(ADAMW), AdamMonitor(1, kernel="numba"), data=1)
+
+
+def test_kernel_for_another_device_is_refused_when_fit_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lightning_adam.statistics.selection.find_spec", lambda package: True)
+    monkeypatch.setattr("lightning_adam.monitor.callback.is_installed", lambda kernel: True)
+    sentence = (
+        r"adam_monitor\.kernel=triton: expected one for the device of the parameters, cpu; type for"
+        r" example adam_monitor\.kernel=auto"
+    )
+    with pytest.raises(ConfigError, match=sentence):
+        run_training(Lit(ADAMW), AdamMonitor(1, kernel="triton"), data=1)
+
+
+@pytest.mark.parametrize("kernel", ["numba", "eager"])
+def test_requested_kernel_measures(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[str] = []
+
+    def spy(name: str, measure: Any) -> Any:
+        def spied(*arguments: Any) -> Any:
+            used.append(name)
+            return measure(*arguments)
+
+        return spied
+
+    for name, module in (("numba", numba), ("eager", eager)):
+        monkeypatch.setattr(module, "measure", spy(name, module.measure))
+    run_training(Lit(ADAMW), AdamMonitor(1, kernel=kernel), data=2)
+    assert used == [kernel, kernel]
+
+
+def test_without_a_fast_kernel_one_line_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr("lightning_adam.monitor.callback.rank_zero_info", lines.append)
+    monkeypatch.setattr(kernels, "is_installed", lambda kernel: False)
+    run = run_training(Lit(ADAMW), AdamMonitor(1), data=3)
+    assert lines == [
+        "AdamMonitor measures AdamW in many times the time it takes with numba: pip install"
+        " 'lightning-adam[cpu]'"
+    ]
+    assert run.steps_of(GRAD_NORM) == [0, 1, 2]

@@ -1,0 +1,401 @@
+"""AdamMixin in a real Trainer: the optimizer and the schedule, their configs, the refusals."""
+
+import functools
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_adam import AdamMixin, ConfigError, build_adam
+from lightning_adam.optim.schedulers import settings as scheduler_settings
+from tests.support.tables import each_row
+from tests.support.training import ADAMW, Lit, loader, loss_of, network, trainer
+
+COSINE = {"name": "cosine", "warmup_steps": 5}
+TORCH = "torch.optim.lr_scheduler"
+
+
+class Endless(IterableDataset[tuple[Tensor, Tensor]]):
+    def __iter__(self) -> Any:
+        while True:
+            yield torch.randn(6), torch.randn(1)
+
+
+def endless() -> DataLoader[Any]:
+    return DataLoader(Endless(), batch_size=4)
+
+
+GROWING = GradientAccumulationScheduler({0: 1, 1: 2, 2: 4})
+LENGTHS: dict[str, tuple[int, dict[str, Any], Any]] = {
+    "accumulation": (10, {"max_epochs": 2, "accumulate_grad_batches": 2}, loader(10)),
+    "growing accumulation": (7 + 4 + 2, {"max_epochs": 3, "callbacks": [GROWING]}, loader(7)),
+    "growing accumulation and max_steps": (
+        12,
+        {"max_epochs": 3, "max_steps": 12, "callbacks": [GROWING]},
+        loader(7),
+    ),
+    "max_steps without a last epoch": (7, {"max_epochs": -1, "max_steps": 7}, endless()),
+    "max_steps alone": (7, {"max_steps": 7}, endless()),
+}
+"""Optimizer steps, flags and data. An epoch of 7 batches ends with an incomplete accumulation."""
+
+
+def test_schedule_is_as_long_as_the_run() -> None:
+    with each_row() as row:
+        for name, (steps, flags, data) in LENGTHS.items():
+            with row(name):
+                fit = trainer(**flags)
+                fit.fit(Lit(ADAMW, {"name": "linear"}), data)
+                assert fit.global_step == steps
+                scheduler = fit.lr_scheduler_configs[0].scheduler
+                assert scheduler_settings(scheduler)["total_steps"] == steps
+                assert scheduler.get_last_lr() == [0.0, 0.0]
+
+
+def test_run_without_an_end_is_refused_unless_total_steps_is_set() -> None:
+    endless_runs: list[tuple[dict[str, Any], Any]] = [
+        ({"max_epochs": -1}, loader(4)),
+        ({"max_epochs": 3}, endless()),
+    ]
+    with each_row() as row:
+        for flags, data in endless_runs:
+            with row(flags):
+                fit = trainer(**flags)
+                with pytest.raises(ConfigError, match=r"scheduler\.total_steps=N"):
+                    fit.fit(Lit(ADAMW, COSINE), data)
+                assert fit.global_step == 0
+    fit = trainer(max_epochs=1, limit_train_batches=6)
+    fit.fit(Lit(ADAMW, {"name": "linear", "total_steps": 5}), endless())
+    assert fit.lr_scheduler_configs[0].scheduler.get_last_lr() == [0.0, 0.0]
+
+
+def test_warmup_longer_than_the_run_is_refused() -> None:
+    with pytest.raises(ConfigError, match="within the 4 optimizer steps"):
+        trainer(max_epochs=1).fit(Lit(ADAMW, {"name": "constant", "warmup_steps": 5}), loader(4))
+
+
+def test_fast_dev_run_accepts_the_schedule_of_the_whole_run() -> None:
+    schedules: list[dict[str, Any]] = [
+        {"name": "constant", "warmup_steps": 500},
+        {"name": "wsd", "warmup_steps": 500, "decay_steps": 500},
+        {"_target_": f"{TORCH}.CosineAnnealingLR", "T_max": "total_steps"},
+    ]
+    with each_row() as row:
+        for scheduler in schedules:
+            with row(scheduler):
+                fit = trainer(fast_dev_run=True)
+                fit.fit(Lit(ADAMW, scheduler), loader(4))
+                assert fit.global_step == 1
+
+
+def test_lr_is_constant_without_a_scheduler() -> None:
+    fit = trainer(max_epochs=1)
+    fit.fit(Lit(ADAMW), loader(4))
+    assert fit.lr_scheduler_configs == []
+    assert fit.optimizers[0].param_groups[0]["lr"] == 1e-2
+
+
+class FromHparams(AdamMixin, L.LightningModule):
+    def __init__(self, width: int, optimizer: Any, scheduler: Any = None) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Linear(6, 1)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return loss_of(self.net, batch)
+
+
+@pytest.mark.parametrize("form", [dict, OmegaConf.create], ids=["dict", "DictConfig"])
+def test_configs_in_hparams_are_used_and_restored_from_a_checkpoint(
+    form: Any, tmp_path: Path
+) -> None:
+    module = FromHparams(3, form({"lr": 0.5}), form({"name": "linear"}))
+    fit = trainer(max_epochs=1)
+    fit.fit(module, loader(4))
+    assert fit.optimizers[0].defaults["lr"] == 0.5
+    assert len(fit.lr_scheduler_configs) == 1
+    fit.save_checkpoint(tmp_path / "last.ckpt")
+    loaded = FromHparams.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=False)
+    assert loaded.hparams["optimizer"]["lr"] == 0.5
+
+
+class Counting:
+    """Another mixin, with a constructor and a keyword of its own."""
+
+    def __init__(self, *args: Any, start: int = 0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.count = start
+
+
+class Cooperative(AdamMixin, Counting, L.LightningModule):
+    def __init__(self) -> None:
+        super().__init__(optimizer=ADAMW, start=3)
+        self.net = nn.Linear(6, 1)
+
+
+class CooperativeTheOtherWay(Counting, AdamMixin, L.LightningModule):
+    def __init__(self) -> None:
+        super().__init__(optimizer=ADAMW, start=3)
+        self.net = nn.Linear(6, 1)
+
+
+@pytest.mark.parametrize("kind", [Cooperative, CooperativeTheOtherWay])
+def test_cooperates_with_other_mixins(kind: type[Any]) -> None:
+    module = kind()
+    assert module.count == 3
+    assert module.configure_optimizers()["optimizer"].defaults["lr"] == 1e-2
+
+
+def test_wrong_order_of_bases_is_refused_when_the_class_is_defined() -> None:
+    with pytest.raises(TypeError, match=r"class Wrong\(AdamMixin, LightningModule\)"):
+
+        class Wrong(L.LightningModule, AdamMixin):  # type: ignore[misc]
+            pass
+
+
+def test_invalid_config_is_refused_when_the_module_is_built() -> None:
+    with pytest.raises(ConfigError, match=r"optimizer\.lr=-1\.0"):
+        Lit({"lr": -1})
+    with pytest.raises(ConfigError, match=r"scheduler\.name=step"):
+        Lit(ADAMW, {"name": "step"})
+
+
+def test_missing_config_is_refused_before_training() -> None:
+    fit = trainer(max_epochs=1)
+    with pytest.raises(ConfigError, match="Lit has no optimizer config"):
+        fit.fit(Lit(), loader(2))
+
+
+def test_fused_is_chosen_with_clipping_and_every_precision() -> None:
+    flags: list[dict[str, Any]] = [
+        {},
+        {"gradient_clip_val": 1.0},
+        {"precision": "bf16-mixed"},
+        {"precision": "bf16-mixed", "gradient_clip_val": 1.0},
+        {"precision": "bf16-true", "gradient_clip_val": 1.0},
+        {"precision": "64-true"},
+    ]
+    with each_row() as row:
+        for each in flags:
+            with row(each):
+                fit = trainer(max_epochs=1, **each)
+                fit.fit(Lit(ADAMW), loader(3))
+                assert fit.global_step == 3
+                assert fit.optimizers[0].param_groups[0]["fused"] is True
+
+
+def test_eps_that_rounds_to_0_in_half_precision_is_refused_before_training() -> None:
+    fit = trainer(max_epochs=1, precision="16-true")
+    with pytest.raises(ConfigError, match=r"optimizer\.eps=1e-08: .*float16"):
+        fit.fit(Lit(ADAMW), loader(3))
+
+
+def test_groups_and_schedule_are_logged_once_when_fit_starts(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO):
+        trainer(max_epochs=2).fit(Lit(ADAMW, COSINE), loader(4))
+    lines = [record.message for record in caplog.records]
+    (groups,) = [line for line in lines if "no_decay" in line]
+    assert groups.startswith("AdamW, fused: float32 on cpu\ngroup ")
+    (schedule,) = [line for line in lines if line.startswith("schedule")]
+    assert schedule == (
+        "schedule  name=cosine, warmup_steps=5, total_steps=8, min_lr_ratio=0.0, interval=step,"
+        " frequency=1"
+    )
+
+
+class Stalled(Lit):
+    """Validation never improves. Records the epoch and batch of each scheduler step."""
+
+    logged: tuple[str, ...] = ("val/loss", "val/acc")
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log_dict(dict.fromkeys(self.logged, torch.tensor(1.0)))
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        batch = self.trainer.fit_loop.epoch_loop.batch_idx
+        self.stepped = [*getattr(self, "stepped", []), (self.trainer.current_epoch, batch)]
+        super().lr_scheduler_step(scheduler, metric)
+
+
+PLATEAU = {"name": "plateau", "patience": 0, "factor": 0.5, "min_lr_ratio": 0.2}
+TORCHS_PLATEAU = {
+    "_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau",
+    "patience": 0,
+    "factor": 0.5,
+    "min_lr": 0.2 * 1e-2,
+}
+
+
+@pytest.mark.parametrize("scheduler", [PLATEAU, TORCHS_PLATEAU], ids=["ours", "torch's"])
+@pytest.mark.parametrize(
+    ("flags", "stepped"),
+    [
+        ({}, [(0, 5), (1, 5)]),
+        ({"val_check_interval": 0.5}, [(0, 2), (0, 5), (1, 2), (1, 5)]),
+        (
+            {"val_check_interval": 4, "accumulate_grad_batches": 2},
+            [(0, 3), (1, 3)],
+        ),
+        ({"check_val_every_n_epoch": 2}, [(1, 5)]),
+    ],
+    ids=str,
+)
+def test_plateau_is_stepped_after_each_validation(
+    scheduler: Any, flags: dict[str, Any], stepped: list[tuple[int, int]]
+) -> None:
+    module = Stalled(ADAMW, scheduler)
+    fit = trainer(max_epochs=2, **flags)
+    fit.fit(module, loader(6), loader(2))
+    assert module.stepped == stepped
+    expected = max(1e-2 * 0.5 ** (len(stepped) - 1), 0.2 * 1e-2)
+    assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(expected)
+
+
+def test_plateau_is_refused_where_it_cannot_follow_validation() -> None:
+    unsupported: list[dict[str, Any]] = [
+        {"val_check_interval": 3, "accumulate_grad_batches": 2},
+        {"val_check_interval": 4, "check_val_every_n_epoch": None},
+        {"val_check_interval": 3, "check_val_every_n_epoch": 2},
+        {"val_check_interval": "00:00:00:01"},
+    ]
+    expected = r"scheduler: .*Trainer\(\.\.\., val_check_interval=1\.0"
+    with each_row() as row:
+        for flags in unsupported:
+            fit = trainer(max_epochs=2, **flags)
+            with row(flags), pytest.raises(ConfigError, match=expected):
+                fit.fit(Stalled(ADAMW, PLATEAU), loader(6), loader(2))
+
+
+def test_metric_that_validation_does_not_log_is_refused_before_training() -> None:
+    fit = trainer(max_epochs=1)
+    expected = r"^scheduler\.monitor=val/los: .*: val/loss, val/acc; .*scheduler\.monitor=val/loss$"
+    with pytest.raises(ConfigError, match=expected):
+        fit.fit(Stalled(ADAMW, {**PLATEAU, "monitor": "val/los"}), loader(6), loader(2))
+    assert fit.global_step == 0
+
+
+def test_missing_metric_is_refused_under_its_place_in_the_config() -> None:
+    root = OmegaConf.create({"model": {"scheduler": {**PLATEAU, "monitor": "loss/val"}}})
+    with pytest.raises(ConfigError, match=r"^model\.scheduler\.monitor=loss/val: "):
+        trainer(max_epochs=1).fit(Stalled(ADAMW, root.model.scheduler), loader(6), loader(2))
+
+
+class SilentSanityCheck(Stalled):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        if not self.trainer.sanity_checking:
+            super().validation_step(batch, batch_idx)
+
+
+def test_metric_is_checked_after_the_first_epoch_if_the_sanity_check_logs_nothing() -> None:
+    fit = trainer(max_epochs=1)
+    fit.fit(SilentSanityCheck(ADAMW, PLATEAU), loader(6), loader(2))
+    assert fit.global_step == 6
+    fit = trainer(max_epochs=3)
+    with pytest.raises(ConfigError, match=r"scheduler\.monitor=val/los"):
+        fit.fit(SilentSanityCheck(ADAMW, {**PLATEAU, "monitor": "val/los"}), loader(6), loader(2))
+    assert fit.global_step == 6
+
+
+def test_validate_after_fit_does_not_check_the_metric() -> None:
+    module = Stalled(ADAMW, PLATEAU)
+    fit = trainer(max_epochs=1)
+    fit.fit(module, loader(6), loader(2))
+    module.logged = ("test/loss",)
+    assert "test/loss" in fit.validate(module, loader(2), verbose=False)[0]
+
+
+STEPPING: list[tuple[Any, str, int]] = [
+    ({"_target_": f"{TORCH}.StepLR", "step_size": 1}, "epoch", 2),
+    ({"_target_": f"{TORCH}.StepLR", "step_size": 1, "interval": "step"}, "step", 12),
+    ({"_target_": f"{TORCH}.StepLR", "step_size": 1, "frequency": 2}, "epoch", 1),
+    ({"_target_": f"{TORCH}.CosineAnnealingLR", "T_max": "total_steps"}, "step", 12),
+    ({"_target_": f"{TORCH}.LinearLR", "total_iters": "total_steps"}, "step", 12),
+    (functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1), "epoch", 2),
+    (
+        functools.partial(
+            torch.optim.lr_scheduler.CosineAnnealingLR,
+            T_max="total_steps",  # type: ignore[arg-type]
+        ),
+        "step",
+        12,
+    ),
+]
+"""Schedulers of torch, the interval each is stepped in, and how often in two epochs."""
+
+
+def test_custom_scheduler_is_stepped_as_in_lightning() -> None:
+    with each_row() as row:
+        for scheduler, interval, steps in STEPPING:
+            with row(scheduler):
+                module = Stalled(ADAMW, scheduler)
+                fit = trainer(max_epochs=2)
+                fit.fit(module, loader(6))
+                assert fit.lr_scheduler_configs[0].interval == interval
+                assert len(module.stepped) == steps
+
+
+def test_frequency_above_the_batches_of_an_epoch_is_refused() -> None:
+    """Lightning alone never steps such a scheduler, without a warning."""
+    scheduler = {"_target_": f"{TORCH}.StepLR", "step_size": 1, "interval": "step"}
+    with pytest.raises(ConfigError, match=r"scheduler\.frequency=10: expected at most the 8 batch"):
+        trainer(max_epochs=2).fit(Lit(ADAMW, {**scheduler, "frequency": 10}), loader(8))
+    fit = trainer(max_epochs=2)
+    fit.fit(Lit(ADAMW, {**scheduler, "frequency": 8}), loader(8))
+    assert fit.lr_scheduler_configs[0].scheduler.last_epoch == 2
+
+
+def test_custom_plateau_has_a_metric_and_no_frequency() -> None:
+    with pytest.raises(ConfigError, match=r"scheduler\.frequency=2: expected 1, .*validation"):
+        build_adam(network(), ADAMW, {**TORCHS_PLATEAU, "frequency": 2})
+    built = build_adam(network(), ADAMW, TORCHS_PLATEAU)
+    assert built["lr_scheduler"]["monitor"] == "val/loss"
+    stepwise = {"_target_": f"{TORCH}.StepLR", "step_size": 1, "interval": "step"}
+    assert "monitor" not in build_adam(network(), ADAMW, stepwise)["lr_scheduler"]
+
+
+def test_total_steps_argument_of_a_custom_scheduler_is_the_length_of_the_run() -> None:
+    fit = trainer(max_epochs=2)
+    scheduler = {"_target_": f"{TORCH}.CosineAnnealingLR", "T_max": "total_steps"}
+    fit.fit(Stalled(ADAMW, scheduler), loader(6))
+    built = fit.lr_scheduler_configs[0].scheduler
+    assert isinstance(built, torch.optim.lr_scheduler.CosineAnnealingLR)
+    assert built.T_max == 12
+    assert built.get_last_lr() == [0.0, 0.0]
+
+
+def test_build_adam_builds_two_optimizers() -> None:
+    class Two(L.LightningModule):
+        automatic_optimization = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.generator, self.discriminator = nn.Linear(6, 1), nn.Linear(6, 1)
+
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+            for optimizer, net in zip(
+                self.optimizers(), (self.generator, self.discriminator), strict=True
+            ):
+                optimizer.zero_grad()
+                self.manual_backward(loss_of(net, batch))
+                optimizer.step()
+            self.lr_schedulers().step()  # type: ignore[union-attr]
+
+        def configure_optimizers(self) -> Any:
+            return (
+                build_adam(self.generator, ADAMW, {"name": "linear"}, 4, trainer=self.trainer),
+                build_adam(self.discriminator, {"lr": 0.5}, trainer=self.trainer),
+            )
+
+    fit = trainer(max_epochs=1)
+    fit.fit(Two(), loader(2))
+    assert [type(each).__name__ for each in fit.optimizers] == ["AdamW", "Adam"]
+    assert [each.param_groups[0]["lr"] for each in fit.optimizers] == [1e-2 / 2, 0.5]

@@ -1,0 +1,340 @@
+"""Properties of the schedules at any warm-up, length and minimum, against transformers."""
+
+import io
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch.optim import Adam
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+from transformers.optimization import (
+    get_constant_schedule_with_warmup,
+    get_cosine_with_min_lr_schedule_with_warmup,
+    get_inverse_sqrt_schedule,
+    get_linear_schedule_with_warmup,
+    get_polynomial_decay_schedule_with_warmup,
+    get_wsd_schedule,
+)
+
+from lightning_adam import build_scheduler
+from lightning_adam.optim.schedulers import SHAPES, Schedule
+
+PEAK = 10.0
+LONGEST = 2000
+DECAYS = {"cosine": "cosine", "linear": "linear", "sqrt": "1-sqrt"}
+"""Our names of the decays, and those of transformers."""
+
+deterministic = settings(deadline=None, derandomize=True)
+
+
+class Case(NamedTuple):
+    """A config, and what its fields mean."""
+
+    config: dict[str, Any]
+    warmup: int
+    total: int
+    minimum: float
+
+    @property
+    def length(self) -> int:
+        """The steps after the warm-up."""
+        return self.total - self.warmup
+
+
+def optimizer(peak: float = PEAK) -> Adam:
+    return Adam([torch.zeros(1, requires_grad=True)], lr=peak)
+
+
+def schedule(case: Case) -> Callable[[float], float]:
+    """The multiplier of the peak, which is defined between the steps too."""
+    scheduler = build_scheduler(optimizer(), case.config, case.total)
+    assert isinstance(scheduler, LambdaLR)
+    (multiplier,) = scheduler.lr_lambdas
+    assert isinstance(multiplier, Schedule)
+    return cast("Callable[[float], float]", multiplier)
+
+
+minima = st.floats(0.0, 1.0) | st.sampled_from([0.0, 0.1, 1.0])
+powers = st.floats(0.1, 8.0) | st.sampled_from([0.5, 1.0, 2.0])
+
+
+@st.composite
+def cases(draw: st.DrawFn, minima: st.SearchStrategy[float] = minima) -> Case:
+    """A shape with valid settings; at least one step follows the warm-up."""
+    name = draw(st.sampled_from(sorted(SHAPES)))
+    total = draw(st.integers(1, LONGEST))
+    warmup = draw(st.integers(0, total - 1))
+    minimum = 1.0 if name == "constant" else 0.0 if name == "inverse_sqrt" else draw(minima)
+    config: dict[str, Any] = {"name": name, "warmup_steps": warmup}
+    if name not in ("constant", "inverse_sqrt"):
+        config["min_lr_ratio"] = minimum
+    if name == "polynomial":
+        config["power"] = draw(powers)
+    if name == "inverse_sqrt":
+        config["timescale"] = draw(st.none() | st.integers(1, 20_000))
+    if name == "wsd":
+        config["decay_steps"] = draw(st.integers(1, total - warmup))
+        config["decay"] = draw(st.sampled_from(sorted(DECAYS)))
+    return Case(config, warmup, total, minimum)
+
+
+shares = st.floats(0.0, 1.5) | st.sampled_from([0.0, 1.0])
+"""Fractions of the schedule's length, the end and beyond included."""
+
+
+def transformers_schedule(case: Case) -> Callable[[int], float]:
+    """The function of transformers that means the same."""
+    adam, warmup, total = optimizer(), case.warmup, case.total
+    config, minimum = case.config, case.minimum
+    shape = config["name"]
+    if shape == "constant":
+        scheduler = get_constant_schedule_with_warmup(adam, warmup)
+    elif shape == "linear" and not minimum:
+        scheduler = get_linear_schedule_with_warmup(adam, warmup, total)  # type: ignore[no-untyped-call]
+    elif shape in ("linear", "polynomial"):
+        scheduler = get_polynomial_decay_schedule_with_warmup(  # type: ignore[no-untyped-call]
+            adam, warmup, total, minimum * PEAK, config.get("power", 1.0)
+        )
+    elif shape == "cosine":
+        scheduler = get_cosine_with_min_lr_schedule_with_warmup(
+            adam, warmup, total, min_lr_rate=minimum
+        )
+    elif shape == "inverse_sqrt":
+        scheduler = get_inverse_sqrt_schedule(adam, warmup, config["timescale"])
+    else:
+        scheduler = get_wsd_schedule(
+            adam,
+            warmup,
+            config["decay_steps"],
+            total,
+            decay_type=DECAYS[config["decay"]],
+            min_lr_ratio=minimum,
+        )
+    (multiplier,) = scheduler.lr_lambdas
+    return cast("Callable[[int], float]", multiplier)
+
+
+def compared_steps(case: Case) -> range:
+    """The steps at which transformers means the same.
+
+    Its cosine turns round at the end, and its wsd warms up from the minimum.
+    """
+    first = case.warmup if case.config["name"] == "wsd" and case.minimum else 0
+    last = case.total if case.config["name"] == "cosine" else case.total + case.length
+    return range(first, last + 1)
+
+
+@deterministic
+@given(cases(minima=st.floats(0.0, 0.99) | st.just(0.0)))
+def test_agrees_with_transformers_at_every_step(case: Case) -> None:
+    ours, theirs = schedule(case), transformers_schedule(case)
+    compared = compared_steps(case)
+    assert [ours(step) for step in compared] == pytest.approx(
+        [theirs(step) for step in compared], rel=0, abs=1e-6
+    )
+
+
+@deterministic
+@given(cases(), shares)
+def test_factor_is_between_the_minimum_and_1(case: Case, share: float) -> None:
+    step = share * case.total
+    lowest = case.minimum if step >= case.warmup else 0.0
+    assert lowest <= schedule(case)(step) <= 1.0
+
+
+@deterministic
+@given(cases(), shares, shares)
+def test_factor_never_rises_after_the_warmup(case: Case, one: float, other: float) -> None:
+    multiplier = schedule(case)
+    earlier, later = (case.warmup + share * case.length for share in sorted((one, other)))
+    assert multiplier(earlier) >= multiplier(later)
+
+
+def largest_change(case: Case, width: float) -> float:
+    """How far the multiplier can move within a width of `width` steps.
+
+    A warm-up has the slope 1/warmup. A way of `length` steps from 1 to the minimum has a slope of
+    at most 1/length if straight, π/2 times that if half a cosine (in its middle) and `power` times
+    that if a power of at least 1 (at its beginning), all times what there is to fall. A smaller
+    power, and the square root, has no bounded slope, but |xᵃ-yᵃ| ≤ |x-y|ᵃ for 0 < a ≤ 1. The
+    derivative of 1/√(1+step/timescale) is largest at 0: 1/(2·timescale).
+    """
+    config, fall = case.config, 1 - case.minimum
+    name = config["name"]
+    in_warmup = width / case.warmup if case.warmup else 0.0
+    share = width / config.get("decay_steps", case.length)
+    kind = config["decay"] if name == "wsd" else name
+    power = {"sqrt": 0.5, "polynomial": config.get("power")}.get(kind) or 1.0
+    after: dict[str, float] = {
+        "constant": 0.0,
+        "linear": fall * share,
+        "cosine": fall * share * math.pi / 2,
+        "polynomial": fall * (power * share if power >= 1 else share**power),
+        "sqrt": fall * share**power,
+        "inverse_sqrt": width / (2 * (config.get("timescale") or case.warmup or 10_000)),
+    }
+    return in_warmup + after[kind]
+
+
+@deterministic
+@given(cases(), shares, st.floats(1e-3, 1.0))
+def test_factor_is_continuous(case: Case, share: float, width: float) -> None:
+    multiplier = schedule(case)
+    step = share * case.total
+    change = abs(multiplier(step + width) - multiplier(step))
+    assert change <= largest_change(case, width) + 1e-9
+
+
+@deterministic
+@given(cases())
+def test_factor_is_continuous_where_its_parts_meet(case: Case) -> None:
+    multiplier = schedule(case)
+    begin_of_decay = case.total - case.config.get("decay_steps", case.length)
+    for meeting in (case.warmup, begin_of_decay, case.total):
+        before, after = multiplier(max(0.0, meeting - 1e-6)), multiplier(meeting + 1e-6)
+        assert abs(after - before) <= largest_change(case, 2e-6) + 1e-9
+
+
+@deterministic
+@given(cases())
+def test_warmup_is_linear_from_0_to_1(case: Case) -> None:
+    multiplier = schedule(case)
+    line = [step / case.warmup for step in range(case.warmup)]
+    assert [multiplier(step) for step in range(case.warmup + 1)] == pytest.approx([*line, 1.0])
+
+
+@deterministic
+@given(cases(), st.floats(0.0, 1e6))
+def test_factor_ends_at_the_minimum_and_stays_there(case: Case, later: float) -> None:
+    multiplier, name = schedule(case), case.config["name"]
+    at_end, after = multiplier(case.total), multiplier(case.total + later)
+    if name == "inverse_sqrt":
+        timescale = case.config["timescale"] or case.warmup or 10_000
+        assert at_end == pytest.approx((1 + case.length / timescale) ** -0.5)
+        assert after <= at_end
+    else:
+        assert at_end == after == pytest.approx(case.minimum, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "polynomial"])
+def test_warmup_as_long_as_the_run_ends_at_the_minimum(name: str) -> None:
+    case = Case({"name": name, "warmup_steps": 8, "min_lr_ratio": 0.25}, 8, 8, 0.25)
+    multiplier = schedule(case)
+    assert [multiplier(step) for step in (6, 7, 8, 9)] == [0.75, 0.875, 0.25, 0.25]
+
+
+@deterministic
+@given(st.integers(1, LONGEST), st.floats(0.0, 0.6), st.floats(1e-6, 0.4))
+def test_ratio_equals_the_steps_it_rounds_to(total: int, warmup: float, decay: float) -> None:
+    warmup_steps, decay_steps = round(warmup * total), max(1, round(decay * total))
+    assume(warmup_steps + decay_steps <= total)
+    by_ratio = {"name": "wsd", "warmup_ratio": warmup, "decay_ratio": decay}
+    by_steps = {"name": "wsd", "warmup_steps": warmup_steps, "decay_steps": decay_steps}
+    first, second = (schedule(Case(each, 0, total, 0.0)) for each in (by_ratio, by_steps))
+    assert first == second
+
+
+@deterministic
+@given(cases(), st.integers(1, LONGEST))
+def test_total_steps_of_the_config_is_the_length(case: Case, trainers: int) -> None:
+    trainers = max(trainers, case.warmup)
+    own = case._replace(config={**case.config, "total_steps": case.total}, total=trainers)
+    assert schedule(own) == schedule(case)
+
+
+PLATEAU: dict[str, Any] = {"name": "plateau", "patience": 1, "factor": 0.5, "cooldown": 1}
+ONE_CYCLE: dict[str, Any] = {
+    "_target_": "torch.optim.lr_scheduler.OneCycleLR",
+    "max_lr": PEAK,
+    "total_steps": "total_steps",
+}
+MOMENTUM = "ignore:OneCycleLR cycles the momentum"
+resumed_cases = cases() | st.sampled_from(
+    [Case(PLATEAU, 0, 60, 0.0), Case({**PLATEAU, "mode": "max"}, 0, 60, 0.0)]
+    + [Case(ONE_CYCLE, 0, total, 0.0) for total in (20, 60)]
+)
+
+
+class Run:
+    """An optimizer with its scheduler."""
+
+    def __init__(self, case: Case) -> None:
+        self.optimizer = optimizer()
+        self.scheduler: LRScheduler = build_scheduler(self.optimizer, case.config, case.total)
+
+    def rates(self, metrics: list[float]) -> list[tuple[float, Any]]:
+        """The learning rate and the betas of each step; a step for each metric."""
+        seen = []
+        for metric in metrics:
+            (group,) = self.optimizer.param_groups
+            seen.append((group["lr"], group["betas"]))
+            self.optimizer.step()
+            if isinstance(self.scheduler, ReduceLROnPlateau):
+                self.scheduler.step(metric)
+            else:
+                self.scheduler.step()
+        return seen
+
+    def checkpoint(self) -> bytes:
+        file = io.BytesIO()
+        torch.save([self.optimizer.state_dict(), self.scheduler.state_dict()], file)
+        return file.getvalue()
+
+    def resume(self, checkpoint: bytes) -> None:
+        states = torch.load(io.BytesIO(checkpoint), weights_only=True)
+        self.optimizer.load_state_dict(states[0])
+        self.scheduler.load_state_dict(states[1])
+
+
+metrics_of_a_run = st.lists(st.floats(-10.0, 10.0), min_size=8, max_size=18)
+
+
+@pytest.mark.filterwarnings(MOMENTUM)
+@deterministic
+@given(resumed_cases, metrics_of_a_run, st.data())
+def test_checkpoint_at_any_step_continues_the_schedule(
+    case: Case, metrics: list[float], data: st.DataObject
+) -> None:
+    saved_after = data.draw(st.integers(0, len(metrics)), label="saved after")
+    uninterrupted = Run(case).rates(metrics)
+    first, second = Run(case), Run(case)
+    begun = first.rates(metrics[:saved_after])
+    second.resume(first.checkpoint())
+    assert begun + second.rates(metrics[saved_after:]) == uninterrupted
+
+
+@deterministic
+@given(cases(), st.integers(0, LONGEST), st.integers(0, LONGEST))
+def test_state_dict_alone_restores_the_schedule(case: Case, saved_after: int, further: int) -> None:
+    first, second = (build_scheduler(optimizer(), case.config, case.total) for _ in range(2))
+    first.last_epoch = saved_after
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    for scheduler in (first, second):
+        scheduler.optimizer.step()
+        scheduler.last_epoch += further
+        scheduler.step()
+    assert second.last_epoch == saved_after + further + 1
+    assert second.get_last_lr() == first.get_last_lr()
+    assert first.get_last_lr() == [PEAK * schedule(case)(second.last_epoch)]
+
+
+@pytest.mark.filterwarnings(MOMENTUM)
+@pytest.mark.parametrize("config", [PLATEAU, ONE_CYCLE], ids=["plateau", "OneCycleLR"])
+def test_checkpoints_after_each_step_continue_the_schedule(config: dict[str, Any]) -> None:
+    metrics = [1.0, 0.5, 0.6, 0.7, 0.8, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4]
+    case = Case(config, 0, len(metrics), 0.0)
+    uninterrupted = Run(case).rates(metrics)
+    assert len({rate for rate, _ in uninterrupted}) > 2
+    run, seen = Run(case), []
+    for metric in metrics:
+        seen += run.rates([metric])
+        checkpoint, run = run.checkpoint(), Run(case)
+        run.resume(checkpoint)
+    assert seen == uninterrupted

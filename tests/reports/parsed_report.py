@@ -1,0 +1,49 @@
+"""The report's page as text: its elements, and the data that its script draws."""
+
+import base64
+import functools
+import json
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_adam.reports.report import page
+from lightning_adam.reports.runs import Run
+from tests.support.html_page import HtmlPage
+
+EVENTS = "before it blew up"
+
+
+class ParsedReport(HtmlPage):
+    """A page of which every element is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        assert self.misplaced == []
+
+    @functools.cached_property
+    def data(self) -> dict[str, Any]:
+        (script,) = (each for each in self.all("script") if each.attributes.get("id") == "data")
+
+        def refuse(constant: str) -> None:
+            raise AssertionError(f"a browser reads no {constant} in JSON")
+
+        return dict(json.loads(script.source, parse_constant=refuse))
+
+    @property
+    def panels(self) -> dict[str, Any]:
+        return dict(self.data["panels"])
+
+    def named(self, name: str) -> list[str]:
+        return self.texts("p", name)
+
+
+def report_of(*runs: Run) -> ParsedReport:
+    return ParsedReport(page(runs))
+
+
+def unpacked(parts: dict[str, str]) -> NDArray[Any]:
+    """Reads an array as the page's script does."""
+    content = base64.b64decode(parts["bytes"], validate=True)
+    return np.frombuffer(content, np.dtype(parts["type"]).newbyteorder("<"))

@@ -1,0 +1,470 @@
+"""`lightning-adam inspect`: the statistics of a checkpoint agree with those of the run."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import LambdaCallback
+from omegaconf import OmegaConf
+from torch import nn
+
+from lightning_adam import AdamStatistics, ConfigError
+from lightning_adam.cli import main
+from lightning_adam.config.schema import Scope
+from lightning_adam.reports.inspection.files import read
+from lightning_adam.reports.inspection.numbers import (
+    OF_WEIGHTS,
+    UNDERFLOWED,
+    Moments,
+    in_dtype,
+    measured,
+    moments_of,
+    with_eps,
+)
+from lightning_adam.reports.inspection.page import inspect
+from lightning_adam.reports.inspection.saved import Saved, optimizers_of
+from lightning_adam.statistics import kernels
+from lightning_adam.statistics.accumulators import ACCUMULATORS, COLUMNS
+from lightning_adam.statistics.catalogue import STATISTICS
+from lightning_adam.statistics.views import Views
+from tests.statistics.cases import reference_tensors, stepped
+from tests.support.monitored import TwoOptimizers
+from tests.support.oracle import reference_statistics
+from tests.support.tables import each_row
+from tests.support.training import ADAMW, Lit, loader, loss_of, network, trainer
+
+STEPS = 7
+ALL_COLUMNS = [name for name in COLUMNS if name != "skipped_steps"]
+NEED_THE_GRADIENT = {
+    "grad_norm",
+    "grad_rms",
+    "grad_max",
+    "grad_zero_fraction",
+    "momentum_alignment",
+    "exp_avg_sq_lag",
+    "exp_avg_sq_zero_fraction",
+    "decay_to_grad",
+}
+
+
+class Plain(L.LightningModule):
+    """A module with an optimizer of torch, whose parameter groups have no names."""
+
+    def __init__(self, build: Callable[[nn.Sequential], Any]) -> None:
+        super().__init__()
+        self.net = network()
+        self.build = build
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return loss_of(self.net, batch)
+
+    def configure_optimizers(self) -> Any:
+        return self.build(self.net)
+
+
+def fit(module: L.LightningModule, path: Path, **settings: Any) -> AdamStatistics:
+    """Trains, saves a checkpoint, and returns the statistics of the last step."""
+    statistics = AdamStatistics("all", ["model", "group", "layer", "tensor"], module=module)
+
+    def watch(training: L.Trainer, _: Any) -> None:
+        optimizer = training.optimizers[0]
+        optimizer.register_step_post_hook(lambda *_: statistics.update(optimizer))
+
+    training = trainer(max_epochs=1, callbacks=[LambdaCallback(on_train_start=watch)], **settings)
+    training.fit(module, loader(STEPS))
+    training.save_checkpoint(path)
+    return statistics
+
+
+def saved_in(path: Path, trust: bool = False) -> tuple[Saved, Moments]:
+    (saved,), others = optimizers_of(read(path, trust))
+    assert not others
+    return saved, moments_of(saved)
+
+
+def in_two_groups(net: nn.Module) -> Any:
+    matrices = [each for each in net.parameters() if each.ndim > 1]
+    vectors = [each for each in net.parameters() if each.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "eps": 1e-6}]
+    return torch.optim.AdamW(groups, lr=1e-2)
+
+
+COUPLED = {"lr": 1e-2, "weight_decay": 0.1, "decoupled_weight_decay": False}
+RUNS: dict[str, tuple[Callable[[], L.LightningModule], dict[str, Any]]] = {
+    "ours": (lambda: Lit(ADAMW), {}),
+    "coupled": (lambda: Lit(COUPLED), {}),
+    "amsgrad": (lambda: Lit({**ADAMW, "amsgrad": True}), {}),
+    "bf16": (lambda: Lit(ADAMW), {"precision": "bf16-true"}),
+    "plain": (lambda: Plain(lambda net: torch.optim.AdamW(net.parameters(), lr=1e-2)), {}),
+    "plain_adam": (lambda: Plain(lambda net: torch.optim.Adam(net.parameters(), lr=1e-2)), {}),
+}
+
+
+def test_statistics_of_a_checkpoint_equal_those_of_the_run(tmp_path: Path) -> None:
+    with each_row() as row:
+        for name, (build, settings) in RUNS.items():
+            with row(name):
+                path = tmp_path / f"{name}.ckpt"
+                training = fit(build(), path, **settings)
+                saved, moments = saved_in(path)
+                assert saved.weights == "state_dict"
+                assert saved.kind == ("Adam" if name in ("coupled", "plain_adam") else "AdamW")
+                known = {each.name for each in moments.known}
+                all_names = {*STATISTICS, UNDERFLOWED.name} - {"skipped_steps"}
+                assert known == all_names - NEED_THE_GRADIENT
+                for scope in Scope:
+                    seen = training.measurement.of(scope, STATISTICS.values())
+                    found = moments.measurement.of(scope, moments.known)
+                    assert [*found] == [*seen]
+                    for place, values in seen.items():
+                        del found[place][UNDERFLOWED.name]
+                        expected = {key: each for key, each in values.items() if key in known}
+                        assert found[place] == pytest.approx(expected, rel=1e-5, abs=1e-12)
+
+
+def test_groups_of_a_torch_optimizer_keep_their_own_settings(tmp_path: Path) -> None:
+    training = fit(Plain(in_two_groups), tmp_path / "last.ckpt")
+    saved, moments = saved_in(tmp_path / "last.ckpt")
+    # Three vectors of a layer norm and a linear layer have one shape, but only one order.
+    assert saved.weights == "state_dict"
+    seen = training.measurement.of(Scope.group, moments.known)
+    assert seen["group_1"]["eps"] == 1e-6
+    found = moments.measurement.of(Scope.group, moments.known)
+    for name, values in seen.items():
+        assert found[name] == pytest.approx(values, rel=1e-5, abs=1e-12)
+
+
+def save(net: nn.Module, optimizer: torch.optim.Optimizer, path: Path = Path("state.pt")) -> Path:
+    torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, path)
+    return path
+
+
+def stepped_and_saved(**settings: Any) -> tuple[torch.optim.Optimizer, Moments]:
+    """An optimizer after a step, and what is read from its state and its weights in a file."""
+    net = network()
+    optimizer = stepped(list(net.parameters()), **settings)
+    saved, moments = saved_in(save(net, optimizer))
+    assert saved.weights == "model"
+    return optimizer, moments
+
+
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_printed_statistics_need_no_gradient_and_without_weights_no_weights(
+    decoupled: bool,
+) -> None:
+    optimizer = stepped(
+        [torch.nn.Parameter(torch.randn(50))], decoupled=decoupled, weight_decay=0.1
+    )
+    (view,) = Views().after_step(optimizer)
+
+    def changed_by(**tensors: Any) -> set[str]:
+        rows = kernels.measure([view, view._replace(**tensors)], ALL_COLUMNS, "eager")
+        return {name for name, (a, b) in zip(ALL_COLUMNS, rows.T.tolist(), strict=True) if a != b}
+
+    elsewhere = torch.randn(50) * torch.tensor([0.0, 1e3]).repeat(25)
+    known = {each.name for each in STATISTICS.values()} - NEED_THE_GRADIENT
+    columns = {
+        ACCUMULATORS[accumulator].column
+        for name in known - {"skipped_steps"}
+        for accumulator in STATISTICS[name].accumulators
+    }
+    assert not changed_by(grad=elsewhere) & columns
+    assert changed_by(grad=elsewhere)
+    assert changed_by(parameter=elsewhere) & columns <= OF_WEIGHTS
+    assert changed_by(parameter=elsewhere * float("nan")) & columns <= OF_WEIGHTS | {"nonfinite"}
+
+
+@pytest.mark.parametrize("eps", [1e-8, 1e-3])
+def test_statistics_for_another_eps_agree_with_the_reference(eps: float) -> None:
+    optimizer, moments = stepped_and_saved(decoupled=True)
+    found = measured(moments.views, moments.known, with_eps(eps)).of(Scope.model, moments.known)
+    tensors = reference_tensors(optimizer)
+    for tensor in tensors:
+        tensor.eps = eps
+    expected = reference_statistics(tensors)
+    for name in ("eps_energy_loss", "direction_rms", "update_lost_fraction"):
+        assert found["model"][name] == pytest.approx(expected[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_statistics_for_another_dtype_agree_with_the_reference(dtype: torch.dtype) -> None:
+    optimizer, moments = stepped_and_saved(decoupled=True, lr=1e-4, eps=1e-4, weight_decay=0.1)
+    found = measured(moments.views, moments.known, in_dtype(dtype)).of(Scope.model, moments.known)
+    tensors = reference_tensors(optimizer)
+    for each in tensors:
+        each.parameter, each.exp_avg = each.parameter.to(dtype), each.exp_avg.to(dtype)
+        each.exp_avg_sq = each.exp_avg_sq.to(dtype)
+    expected = reference_statistics(tensors)
+    for name in (
+        "exp_avg_sq_stalled_fraction",
+        "update_lost_fraction",
+        "decay_lost_fraction",
+        "direction_rms",
+    ):
+        assert found["model"][name] == pytest.approx(expected[name], rel=1e-5)
+
+
+def planted(path: Path, scale: float) -> None:
+    """Saves the state of an optimizer after 50 steps with gradients of that scale."""
+    net = network()
+    optimizer = torch.optim.AdamW(net.parameters())
+    for _ in range(50):
+        for each in net.parameters():
+            each.grad = scale * torch.randn_like(each)
+        optimizer.step()
+    save(net, optimizer, path)
+
+
+def test_dominating_eps_is_found_with_an_override_that_prevents_it(tmp_path: Path) -> None:
+    planted(tmp_path / "state.pt", 1e-9)
+    printed = inspect(tmp_path / "state.pt")
+    assert "eps_dominates (error) in model" in printed
+    (eps,) = set(re.findall(r"type: +optimizer\.eps=(\S+)", printed))
+    assert 1e-13 < float(eps) < 1e-9
+    assert re.search(r"1e-08 +100% █{50}  < configured", printed)
+    _, moments = saved_in(tmp_path / "state.pt")
+    with_remedy = measured(moments.views, moments.known, with_eps(float(eps)))
+    assert with_remedy.of(Scope.model, moments.known)["model"]["eps_energy_loss"] < 0.1
+
+
+def test_healthy_state_has_no_findings(tmp_path: Path) -> None:
+    planted(tmp_path / "state.pt", 1e-2)
+    assert "Findings\n  None.\n" in inspect(tmp_path / "state.pt")
+
+
+def test_moments_that_underflowed_in_float16_are_counted(tmp_path: Path) -> None:
+    weight = nn.Parameter(torch.randn(1000, dtype=torch.float16))
+    optimizer = torch.optim.AdamW([weight], eps=1e-4)
+    for _ in range(3):
+        weight.grad = 1e-3 * torch.randn(1000).half()
+        optimizer.step()
+    torch.save({"model": {"weight": weight.data}, "optimizer": optimizer.state_dict()}, "state.pt")
+    _, moments = saved_in(tmp_path / "state.pt")
+    (values,) = moments.measurement.of(Scope.model, moments.known).values()
+    state = optimizer.state[weight]
+    zero = (state["exp_avg_sq"] == 0) & (state["exp_avg"] != 0)
+    assert values[UNDERFLOWED.name] == zero.double().mean() > 0.9
+    assert "eps is 0 in float16" not in inspect(tmp_path / "state.pt")
+
+
+def test_output_fits_a_hundred_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(Lit({**ADAMW, "amsgrad": True}), tmp_path / "last.ckpt")
+    main(["inspect", str(tmp_path / "last.ckpt")])
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    lines = captured.out.splitlines()
+    assert lines[0].endswith(f", epoch 1, global_step {STEPS}")
+    assert max(len(line) for line in lines[1:]) <= 100
+    assert not [line for line in lines if line != line.rstrip()]
+    assert "layer net.0" in captured.out
+    assert "group no_decay" in captured.out
+    assert "nan" not in captured.out.lower().replace("the step is nan", "")
+
+
+def test_each_of_two_optimizers_is_printed(tmp_path: Path) -> None:
+    fit(TwoOptimizers(torch.optim.Adam), tmp_path / "last.ckpt")
+    printed = inspect(tmp_path / "last.ckpt")
+    assert "Optimizer 0: AdamW, 6 tensors" in printed
+    assert "Optimizer 1: Adam, 6 tensors" in printed
+
+
+def test_optimizer_other_than_adam_is_left_out_with_a_note(tmp_path: Path) -> None:
+    planted(tmp_path / "state.pt", 1e-2)
+    content = torch.load("state.pt")
+    weight = nn.Parameter(torch.ones(3))
+    sgd = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+    weight.grad = torch.ones(3)
+    sgd.step()
+    torch.save({**content, "sgd": sgd.state_dict()}, "both.pt")
+    printed = inspect(tmp_path / "both.pt")
+    assert "Left out: optimizer sgd: expected the state of Adam or AdamW, but it keeps" in printed
+    assert "Optimizer optimizer: AdamW" in printed
+
+
+def test_weights_of_a_compiled_module_are_found(tmp_path: Path) -> None:
+    module = Lit(ADAMW)
+    fit(module, tmp_path / "last.ckpt")
+    content = torch.load("last.ckpt")
+    content["state_dict"] = {
+        name.replace("net.", "net._orig_mod."): each for name, each in content["state_dict"].items()
+    }
+    torch.save(content, "compiled.ckpt")
+    assert saved_in(tmp_path / "compiled.ckpt")[0].weights == "state_dict"
+
+
+@pytest.mark.parametrize("with_frozen", [False, True])
+def test_weights_that_cannot_be_matched_are_left_out(with_frozen: bool, tmp_path: Path) -> None:
+    net = nn.Sequential(*(nn.Linear(3, 3, bias=False) for _ in range(3)))
+    optimizer = stepped(list(net[with_frozen:].parameters()), decoupled=True)
+    saved, moments = saved_in(save(net, optimizer))
+    assert bool(saved.weights) is not with_frozen
+    known = {each.name for each in moments.known}
+    assert ("update_lost_fraction" in known) is not with_frozen
+    assert {"eps_energy_loss", "direction_rms", "nonfinite_count"} <= known
+    assert ("The weights are not known" in inspect(tmp_path / "state.pt")) is with_frozen
+
+
+def test_weights_under_an_unusual_name_are_taken_only_if_they_are_the_only_ones() -> None:
+    net = network()
+    state = stepped(list(net.parameters()), decoupled=True).state_dict()
+    rows = [
+        (("actor",), "actor"),
+        (("actor", "critic"), ""),
+        (("actor", "model"), "model"),
+    ]
+    with each_row() as row:
+        for names, expected in rows:
+            with row(names):
+                torch.save({**dict.fromkeys(names, net.state_dict()), "optimizer": state}, "two.pt")
+                saved, _ = saved_in(Path("two.pt"))
+                assert saved.weights == expected
+                are_known = not any("weights are not known" in each for each in saved.notes)
+                assert are_known == bool(expected)
+
+
+def test_optimizer_state_alone_is_printed_without_weights(tmp_path: Path) -> None:
+    optimizer = stepped(list(network().parameters()), decoupled=True)
+    torch.save(optimizer.state_dict(), "optimizer.pt")
+    printed = inspect(tmp_path / "optimizer.pt")
+    assert "parameters unknown, state float32" in printed
+    assert "decay/update" not in printed
+    assert "eps takes" in printed
+
+
+def test_buffers_and_tied_weights_are_not_counted_as_parameters(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4))
+    net[2].weight = net[0].weight
+    optimizer = stepped(list(net.parameters()), decoupled=True)
+    _, moments = saved_in(save(net, optimizer))
+    names = [name for name, _ in net.named_parameters()]
+    assert [view.place.tensor for view in moments.views] == names
+    for view, parameter in zip(moments.views, net.parameters(), strict=True):
+        assert torch.equal(view.parameter, parameter)
+
+
+def test_finished_schedule_is_shown_at_its_peak_lr(tmp_path: Path) -> None:
+    fit(Lit(ADAMW, {"name": "linear"}), tmp_path / "last.ckpt")
+    printed = inspect(tmp_path / "last.ckpt")
+    assert "The schedule has come to 0: updates and decay are told at the peak's lr." in printed
+    assert "update/weight" in printed
+
+
+def test_statistics_at_the_end_of_a_schedule_equal_those_at_its_peak_lr() -> None:
+    net = network()
+    optimizer = stepped(list(net.parameters()), decoupled=True, lr=1e-2, weight_decay=0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(step == 0))
+    optimizer.step()
+
+    def model_statistics(file: str) -> dict[str, float]:
+        _, moments = saved_in(save(net, optimizer, Path(file)))
+        return moments.measurement.of(Scope.model, moments.known)["model"]
+
+    at_peak = model_statistics("peak.pt")
+    scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [0]
+    assert model_statistics("end.pt") == at_peak
+    assert at_peak["update_to_weight"] > 0
+
+
+def test_optimizer_with_an_unknown_step_shows_its_moments_only(tmp_path: Path) -> None:
+    fit(Plain(lambda net: torch.optim.NAdam(net.parameters())), tmp_path / "last.ckpt")
+    saved, moments = saved_in(tmp_path / "last.ckpt")
+    assert not saved.is_adams
+    known = {each.name for each in moments.known}
+    assert "exp_avg_rms" in known
+    assert not known & {"direction_rms", "eps_energy_loss", "denominator_mean"}
+    assert "whose step is not known" in inspect(tmp_path / "last.ckpt")
+
+
+def test_non_finite_state_is_found(tmp_path: Path) -> None:
+    planted(tmp_path / "state.pt", 1e-2)
+    content = torch.load("state.pt")
+    content["optimizer"]["state"][0]["exp_avg"][0, :2] = torch.nan
+    torch.save(content, "state.pt")
+    printed = inspect(tmp_path / "state.pt")
+    assert "not_finite (error)" in printed
+    assert "2 elements are NaN or infinite." in printed
+
+
+def test_hydra_configs_in_hyperparameters_load_without_trust(tmp_path: Path) -> None:
+    class Hyper(Lit):
+        def __init__(self, optimizer: Any) -> None:
+            super().__init__(optimizer)
+            self.save_hyperparameters()
+
+    fit(Hyper(OmegaConf.create(ADAMW)), tmp_path / "last.ckpt")
+    assert saved_in(tmp_path / "last.ckpt")[0].is_recorded
+
+
+class Foreign:
+    """A class of the user."""
+
+
+def test_objects_of_other_classes_need_trust(tmp_path: Path) -> None:
+    planted(tmp_path / "state.pt", 1e-2)
+    torch.save({**torch.load("state.pt"), "cfg": Foreign()}, "own.pt")
+    with pytest.raises(ConfigError, match=r"it holds .*Foreign; .* inspect --trust .*own\.pt"):
+        inspect(tmp_path / "own.pt")
+    assert "Findings" in inspect(tmp_path / "own.pt", trust=True)
+
+
+def truncated(path: Path) -> None:
+    planted(path, 1.0)
+    path.write_bytes(path.read_bytes()[:-300])
+
+
+NOT_READ = "expected a file of torch.save, whole, but it cannot be read"
+UNUSABLE: list[tuple[Callable[[Path], object], str]] = [
+    (lambda path: None, "there is no such file; expected a checkpoint"),
+    (Path.mkdir, "expected a file, but it is a folder, as sharded strategies leave; type"),
+    (Path.touch, NOT_READ),
+    (lambda path: path.write_text("hello, this is no checkpoint"), NOT_READ),
+    (truncated, NOT_READ),
+    (lambda path: torch.save([1], path), "but it is of the class list; save with"),
+    (lambda path: torch.save(network().state_dict(), path), "it has no state of an optimizer"),
+    (
+        lambda path: fit(
+            Plain(lambda net: torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)), path
+        ),
+        "expected the state of Adam or AdamW, but it keeps momentum_buffer;",
+    ),
+    (
+        lambda path: torch.save(torch.optim.Adam(network().parameters()).state_dict(), path),
+        "expected the state of Adam or AdamW, but it is empty: no step was taken yet",
+    ),
+]
+"""What makes a file, and its error."""
+
+
+def test_unusable_files_are_refused(tmp_path: Path) -> None:
+    with each_row() as row:
+        for number, (make, message) in enumerate(UNUSABLE):
+            path = tmp_path / f"{number}.pt"
+            with row((number, message)):
+                make(path)
+                with pytest.raises(ConfigError, match=re.escape(message)) as refused:
+                    inspect(path)
+                assert "\n" not in str(refused.value)
+                assert str(refused.value).startswith(str(path))
+
+
+def test_command_prints_findings_and_refuses_a_missing_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planted(tmp_path / "state.pt", 1e-9)
+    main(["inspect", "state.pt"])
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.startswith("state.pt: a file of torch.save\n\nAdamW, 6 tensors")
+    assert "type:    optimizer.eps=" in captured.out
+    with pytest.raises(SystemExit) as refused:
+        main(["inspect", "nowhere.ckpt"])
+    assert refused.value.code == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("lightning-adam inspect: nowhere.ckpt: there is no such file;")

@@ -1,0 +1,113 @@
+"""Parsing of logged keys: every key of AdamMonitor, and those of others."""
+
+from collections.abc import Iterable
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from lightning_adam.reports.keys import BASES, Key, Scope, read_key
+from lightning_adam.reports.runs import read_runs
+from lightning_adam.statistics.catalogue import STATISTICS
+from lightning_adam.statistics.histograms import QUANTITIES
+from tests.reports.conftest import UNDEFINED, LoggedRun
+
+FOREIGN_KEYS = (
+    "",
+    "train/loss/group/decay",
+    "adam_layers.nrows",
+    "adam_update",
+    "adam_update/unknown",
+    "adam_update/update_norm/group",
+    "adam_update/update_norm/group/",
+    "adam_update/update_norm/module/net",
+    "adam_update/update_norm/optimizer/",
+    "adam_update/update_norms",
+    "my_adam_update/update_norm",
+)
+SHOWN_SCOPES = [
+    (Scope(), "model", False),
+    (Scope("gan"), "gan", False),
+    (Scope("", "group", "decay"), "decay", False),
+    (Scope("gan", "group", "decay"), "gan: decay", False),
+    (Scope("", "layer", "net.0"), "net.0", True),
+    (Scope("gan", "tensor", "net.0.bias"), "gan: net.0.bias", True),
+]
+"""Scopes, how they are shown, and whether they are layers or tensors."""
+
+
+def full_key(key: Key) -> str:
+    optimizer = f"/optimizer/{key.scope.optimizer}" if key.scope.optimizer else ""
+    inner = f"/{key.scope.kind}/{key.scope.name}" if key.scope.kind else ""
+    return key.base + optimizer + inner
+
+
+def scopes_of(keys: Iterable[str]) -> set[Scope]:
+    """Returns the scopes of keys, all of which AdamMonitor has logged."""
+    scopes = set()
+    for key in keys:
+        found = read_key(key)
+        assert full_key(found) == key
+        assert found.base in BASES
+        if found.statistic is None:
+            assert found.base.removeprefix("adam_histogram/") in QUANTITIES
+        else:
+            assert found.statistic.key == found.base
+        scopes.add(found.scope)
+    return scopes
+
+
+def test_every_logged_key_is_parsed(logged_run: LoggedRun) -> None:
+    for folder in logged_run:
+        (run,) = read_runs([folder])
+        ours = [key for key in run.series if key.startswith("adam_")]
+        places = ("adam_layers.", "adam_findings.", "adam_underflow/eps_c")
+        tables = [key for key in ours if key.startswith(places)]
+        keys = set(ours) - set(tables)
+        names = [f"net.{place}.{part}" for place in (0, 1, 3) for part in ("weight", "bias")]
+        assert scopes_of(keys) == {
+            Scope(),
+            *(
+                Scope("", "group", name)
+                for name in ("decay", "no_decay", "net.head", "net.head_no_decay")
+            ),
+            *(Scope("", "layer", f"net.{place}") for place in (0, 1, 3)),
+            *(Scope("", "tensor", name) for name in names),
+        }
+        measured = {read_key(key).statistic for key in keys}
+        assert {each.name for each in measured if each} == STATISTICS.keys() - UNDEFINED
+    (run,) = read_runs([logged_run.wandb])
+    assert {read_key(key).base for key in run.histograms} == {
+        f"adam_histogram/{quantity}" for quantity in QUANTITIES
+    }
+    assert len(scopes_of(run.histograms)) == 5
+
+
+NAMES = st.from_regex(r"[A-Za-z0-9_.]+(/[A-Za-z0-9_.]+)?", fullmatch=True)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.sampled_from(sorted(BASES)),
+    st.just("") | st.from_regex(r"[A-Za-z0-9_.]+", fullmatch=True),
+    st.just(("", "")) | st.tuples(st.sampled_from(["group", "layer", "tensor"]), NAMES),
+)
+@example("adam_moments/grad_norm", "", ("group", "group/layer/x"))
+@example("adam_moments/grad_norm", "", ("group", "optimizer/y"))
+@example("adam_moments/grad_norm", "parts.layer", ("group", "c/d"))
+@example("adam_moments/grad_norm", "parts.images/one", ("layer", "parts.images/one.0"))
+@example("adam_moments/grad_norm", "parts.group", ("tensor", "parts.group.0.weight"))
+def test_parsed_key_is_the_one_that_was_put_together(
+    base: str, optimizer: str, inner: tuple[str, str]
+) -> None:
+    expected = Key(base, BASES[base], Scope(optimizer, *inner))
+    assert read_key(full_key(expected)) == expected
+
+
+def test_foreign_key_is_kept_as_it_is() -> None:
+    assert {key: read_key(key) for key in FOREIGN_KEYS} == {
+        key: Key(key, None, Scope()) for key in FOREIGN_KEYS
+    }
+
+
+def test_scope_is_shown_by_its_name_and_knows_whether_it_is_inside_the_model() -> None:
+    assert [(scope, str(scope), scope.is_inner) for scope, *_ in SHOWN_SCOPES] == SHOWN_SCOPES

@@ -1,0 +1,66 @@
+"""`lightning-adam report`: what it prints, and how it ends."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lightning_adam.cli import main
+from tests.reports.conftest import LoggedRun
+from tests.reports.run_files import write_csv
+from tests.support.commands import run
+from tests.support.tables import each_row
+
+REFUSED = {
+    ("nowhere",): "nowhere: there is no such run; expected the folder that is named",
+    (".",): ".: there is no run below; expected .wandb files, which",
+    ("csv",): "csv/lightning_logs/version_0: expected a run with keys that begin with adam_;",
+    ("ours", "-o", "nowhere/page.html"): "nowhere/page.html: expected a file that can be",
+}
+"""Arguments, and a part of the sentence that refuses them."""
+
+
+@pytest.mark.slow
+def test_command_prints_where_the_page_is(logged_run: LoggedRun, tmp_path: Path) -> None:
+    """Cold, as for a user: nothing is imported before."""
+    finished = run(["lightning-adam", "report", logged_run.wandb], tmp_path, cold=True)
+    assert (finished.returncode, finished.output) == (0, "report: report.html\n")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_report_of_several_runs_names_what_could_not_be_read(
+    logged_run: LoggedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut = shutil.copytree(logged_run.wandb, tmp_path / "cut")
+    (file,) = cut.glob("*.wandb")
+    file.write_bytes(file.read_bytes()[:-500])
+    write_csv(tmp_path / "csv", [(0, {"loss": 1.0})])
+    main(["report", str(cut), str(logged_run.csv), "csv", "--output", "new page.html"])
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert printed.out.splitlines() == [
+        "trained has not ended, or was cut: shown up to step 12.",
+        "lightning_logs/version_0 has no keys that begin with adam_; train with"
+        " callbacks=[AdamMonitor()].",
+        "report: new page.html",
+    ]
+    assert (tmp_path / "new page.html").exists()
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_refusal_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    write_csv(tmp_path / "csv", [(0, {"loss": 1.0})])
+    write_csv(tmp_path / "ours", [(0, {"adam_update/update_norm": 1.0})])
+    with each_row() as row, pytest.MonkeyPatch.context() as patch:
+        for arguments, sentence in REFUSED.items():
+            patch.chdir(tmp_path / "empty" if arguments == (".",) else tmp_path)
+            with row(arguments):
+                with pytest.raises(SystemExit, match=r"^1$"):
+                    main(["report", *arguments])
+                printed = capsys.readouterr()
+                assert printed.out == ""
+                (line,) = printed.err.splitlines()
+                assert line.startswith("lightning-adam report: ")
+                assert sentence in line
+                assert not list(tmp_path.rglob("*.html"))

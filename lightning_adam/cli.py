@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_adam.config.errors import ConfigError, nearest
-from lightning_adam.config.explain import TOPICS, explain, explain_statistic
+from lightning_adam.config.explain import TOPICS, explain
 from lightning_adam.findings import RULES
 from lightning_adam.findings.showing import explained
-from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS, select
+from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS, explain_statistic, select
 from lightning_adam.statistics.histograms import QUANTITIES, fold
 from lightning_adam.version import __version__
 

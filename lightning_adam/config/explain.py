@@ -1,4 +1,4 @@
-"""Configs and statistics in words: behind `lightning-adam explain`, and on the pages of `docs`.
+"""Configs in words: behind `lightning-adam explain`, and on the pages of `docs`.
 
 Imports neither torch nor lightning.
 """
@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from lightning_adam.config import schema
-from lightning_adam.config.errors import as_typed, type_instead
+from lightning_adam.config.errors import as_typed
 from lightning_adam.config.reading import CustomOptimizer
-from lightning_adam.statistics.catalogue import Statistic
 
 
 class Documented(NamedTuple):
@@ -74,28 +73,6 @@ TOPICS: dict[str, list[Section]] = {
     ],
 }
 """The configs that can be explained."""
-
-
-def explain_statistic(statistic: Statistic) -> str:
-    """A statistic's key, its meaning, its definition and its source.
-
-    Example:
-        >>> from lightning_adam.statistics.catalogue import STATISTICS
-        >>> print(explain_statistic(STATISTICS["exp_avg_sq_lag"]))
-        adam_moments/exp_avg_sq_lag (logged by default)
-            How far the second moment lags behind the gradient. About 1 in health, far above 1
-            when the gradient has grown faster than it.
-            = √mean(g̃²/max(ṽ, ε²)) over active elements
-            RMS_t of StableAdamW, Wortsman et al. 2023, arXiv 2304.13013
-    """
-    selection = type_instead("adam_monitor.statistics", ["headline", statistic.name])
-    default = "logged by default" if statistic.is_headline else selection
-    unit = f" [{statistic.unit}]" if statistic.unit else ""
-    lines = [f"{statistic.key} ({default})"]
-    lines += textwrap.wrap(statistic.meaning, 86, initial_indent=" " * 4, subsequent_indent=" " * 4)
-    lines.append(f"    = {statistic.formula}{unit}")
-    lines += [f"    {statistic.source}"] if statistic.source else []
-    return "\n".join(lines)
 
 
 def explain(section: Section) -> str:

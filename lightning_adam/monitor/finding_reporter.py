@@ -21,12 +21,13 @@ from lightning_adam.findings.showing import closed, raised, summary
 from lightning_adam.findings.watch import Watch
 from lightning_adam.monitor.loggers import alert, log_findings
 from lightning_adam.optim.build import steps_of
-from lightning_adam.optim.param_groups import clean_name, group_name, peak_lr
+from lightning_adam.optim.param_groups import peak_lr
 from lightning_adam.optim.schedulers import settings as scheduler_settings
 from lightning_adam.statistics import kernels
 from lightning_adam.statistics.dtypes import dtype_name, rounds_to_0
 from lightning_adam.statistics.histograms import DENOMINATOR_POSITION, HARMLESS, magnitude_above
 from lightning_adam.statistics.measurement import Measurement
+from lightning_adam.statistics.names import clean_name, group_name
 from lightning_adam.statistics.views import Views, steps_as_adam
 
 MOST_OFTEN = 3

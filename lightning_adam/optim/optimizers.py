@@ -15,8 +15,9 @@ from lightning_adam.config.errors import ConfigError, refusal
 from lightning_adam.config.forms import name_of
 from lightning_adam.config.reading import CustomOptimizer, read_optimizer
 from lightning_adam.config.schema import AdamConfig, WeightDecayOn
-from lightning_adam.optim.param_groups import clean_name, group_name, later_groups, param_groups
+from lightning_adam.optim.param_groups import later_groups, param_groups
 from lightning_adam.statistics.dtypes import dtype_name, rounds_to_0
+from lightning_adam.statistics.names import clean_name, group_name
 from lightning_adam.statistics.sharding import distributed_tensor
 
 SHOWN = ("lr", "betas", "eps", "weight_decay")

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from lightning_adam.config.errors import ConfigError, nearest, refusal, type_instead
 from lightning_adam.config.reading import CustomOptimizer
 from lightning_adam.config.schema import AdamConfig, GroupConfig, LayerDecayConfig, WeightDecayOn
+from lightning_adam.statistics.names import clean_name, group_name
 
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 NORMALISATIONS = (
@@ -34,26 +35,6 @@ NORMALISATIONS = (
 
 LR_RATIO = "lr_ratio"
 """The key of a group's learning rate as a multiple of the optimizer's, whatever trains it."""
-
-
-def clean_name(name: str) -> str:
-    """A parameter's name as the user wrote it, without what `torch.compile` and FSDP1 add.
-
-    Example:
-        >>> clean_name("net._orig_mod.0.weight")
-        'net.0.weight'
-    """
-    return name.replace("_orig_mod.", "").replace("_fsdp_wrapped_module.", "")
-
-
-def group_name(group: Mapping[str, Any], index: int) -> str:
-    """A group's name; its position for groups that were built without one.
-
-    Example:
-        >>> group_name({"name": "decay"}, 0), group_name({}, 1)
-        ('decay', 'group_1')
-    """
-    return str(group.get("name", f"group_{index}"))
 
 
 def peak_lr(group: Mapping[str, Any]) -> Any:

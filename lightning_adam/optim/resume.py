@@ -13,9 +13,10 @@ from lightning_adam._compat.torch import record_lrs
 from lightning_adam.config.errors import ConfigError, as_typed
 from lightning_adam.config.schema import Interval, Resume
 from lightning_adam.optim.optimizers import check_eps, obstacle_to
-from lightning_adam.optim.param_groups import LR_RATIO, group_name, peak_lr, schedule_share
+from lightning_adam.optim.param_groups import LR_RATIO, peak_lr, schedule_share
 from lightning_adam.optim.schedulers import cover_later_groups
 from lightning_adam.optim.schedulers import settings as scheduler_settings
+from lightning_adam.statistics.names import group_name
 
 State = dict[str, Any]
 RECORD = "lightning_adam"

@@ -13,11 +13,13 @@ import fnmatch
 import inspect
 import math
 import re
+import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 
+from lightning_adam.config.errors import type_instead
 from lightning_adam.statistics.accumulators import ACCUMULATORS, Knowledge
 
 SYMBOLS = """\
@@ -540,3 +542,24 @@ def step(step: float, negated_smallest_step: float) -> float | None:
 def skipped_steps(skipped_steps: float) -> float | None:
     """Steps of the optimizer that were skipped so far, for an inf in the gradient or for none."""
     return None if math.isnan(skipped_steps) else of_any(skipped_steps)
+
+
+def explain_statistic(statistic: Statistic) -> str:
+    """A statistic's key, its meaning, its definition and its source.
+
+    Example:
+        >>> print(explain_statistic(STATISTICS["exp_avg_sq_lag"]))
+        adam_moments/exp_avg_sq_lag (logged by default)
+            How far the second moment lags behind the gradient. About 1 in health, far above 1
+            when the gradient has grown faster than it.
+            = √mean(g̃²/max(ṽ, ε²)) over active elements
+            RMS_t of StableAdamW, Wortsman et al. 2023, arXiv 2304.13013
+    """
+    selection = type_instead("adam_monitor.statistics", ["headline", statistic.name])
+    default = "logged by default" if statistic.is_headline else selection
+    unit = f" [{statistic.unit}]" if statistic.unit else ""
+    lines = [f"{statistic.key} ({default})"]
+    lines += textwrap.wrap(statistic.meaning, 86, initial_indent=" " * 4, subsequent_indent=" " * 4)
+    lines.append(f"    = {statistic.formula}{unit}")
+    lines += [f"    {statistic.source}"] if statistic.source else []
+    return "\n".join(lines)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from lightning_adam.optim.param_groups import clean_name, group_name
 from lightning_adam.statistics.accumulators import Knowledge
 from lightning_adam.statistics.foreign import (
     Group,
@@ -19,6 +18,7 @@ from lightning_adam.statistics.foreign import (
     numbers_of,
     reader_of,
 )
+from lightning_adam.statistics.names import clean_name, group_name
 from lightning_adam.statistics.sharding import Counted, distributed_tensor, holder, local
 
 

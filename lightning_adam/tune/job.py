@@ -14,7 +14,7 @@ from hydra.core.utils import env_override
 from omegaconf import DictConfig
 
 from lightning_adam.config.errors import ConfigError
-from lightning_adam.monitor.environment import TRIAL
+from lightning_adam.config.variables import TRIAL_VARIABLE
 from lightning_adam.tune.alive import Heart, process_name
 from lightning_adam.tune.archive import Archive, open_storage
 
@@ -74,7 +74,7 @@ def identity() -> Identity | None:
         >>> identity() is None
         True
     """
-    given = os.environ.get(TRIAL)
+    given = os.environ.get(TRIAL_VARIABLE)
     return Identity(**json.loads(given)) if given else None
 
 

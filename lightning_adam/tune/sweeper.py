@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm.auto import tqdm
 
 from lightning_adam.config.errors import ConfigError, as_typed
-from lightning_adam.monitor.environment import TRIAL
+from lightning_adam.config.variables import TRIAL_VARIABLE
 from lightning_adam.tune.alive import Heart
 from lightning_adam.tune.archive import JOURNAL, Archive
 from lightning_adam.tune.job import Identity, Job, NoMetricError, as_metric, in_one_line
@@ -167,7 +167,7 @@ class StagedSweep:
         return [
             f"hydra.sweep.dir={as_typed(str(self.folder))}",
             f"hydra.sweep.subdir={begun.stage}/{begun.number}",
-            f"hydra.job.env_set.{TRIAL}={as_typed(who.as_variable())}",
+            f"hydra.job.env_set.{TRIAL_VARIABLE}={as_typed(who.as_variable())}",
         ]
 
     def _tell(

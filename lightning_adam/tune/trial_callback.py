@@ -10,10 +10,21 @@ from typing_extensions import override
 from lightning_adam.config.errors import warn_only
 from lightning_adam.config.schema import Severity
 from lightning_adam.monitor.callback import AdamMonitor
-from lightning_adam.tune.job import Identity, in_one_line
+from lightning_adam.tune.job import Identity, identity, in_one_line
 
 if TYPE_CHECKING:
     from lightning_adam.tune.archive import Archive
+
+
+def trial_callbacks() -> list[Callback]:
+    """Returns the callback of the trial that this process runs; an empty list if it runs none.
+
+    Example:
+        >>> trial_callbacks()
+        []
+    """
+    who = identity()
+    return [] if who is None else [TrialCallback(who)]
 
 
 class TrialCallback(Callback):

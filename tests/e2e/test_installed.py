@@ -129,7 +129,7 @@ def test_wheel_holds_the_package_its_presets_and_nothing_else(
 def packaged(repository: Path) -> Iterator[tuple[str, bytes]]:
     """The files that belong into a wheel, by their places there."""
     package = repository / "lightning_adam"
-    discovery = package / "config" / "hydra_discovery.py"
+    discovery = package / "tune" / "hydra_discovery.py"
     for path in [*package.rglob("*.py"), *package.glob("*/page/*"), package / "py.typed"]:
         # Hydra looks for this one elsewhere.
         is_discovery = path == discovery

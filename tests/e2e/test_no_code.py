@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_adam.monitor.environment import VARIABLE
+from lightning_adam.config.variables import MONITOR_VARIABLE as VARIABLE
 from tests.support.commands import BIN, environment, our_rows, run
 
 SCRIPTS = Path(__file__).parent

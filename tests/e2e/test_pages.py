@@ -30,10 +30,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lightning_adam import AdamMonitor, ConfigError, build_adam, cli
 from lightning_adam.config.schema import Severity
+from lightning_adam.config.variables import MONITOR_VARIABLE as VARIABLE
 from lightning_adam.findings import RULES, Cure
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.showing import raised
-from lightning_adam.monitor.environment import VARIABLE, settings
+from lightning_adam.monitor.environment import settings
 from lightning_adam.statistics.catalogue import SYMBOLS
 from lightning_adam.tune.plan import read_plan
 from tests.support.commands import (

@@ -18,7 +18,9 @@ from lightning.pytorch.tuner.tuning import Tuner
 from torch import Tensor
 
 from lightning_adam import AdamMonitor
-from lightning_adam.monitor.environment import VARIABLE, callbacks, settings
+from lightning_adam.callbacks import callbacks
+from lightning_adam.config.variables import MONITOR_VARIABLE as VARIABLE
+from lightning_adam.monitor.environment import settings
 from tests.support.commands import run
 from tests.support.memory_logger import MemoryLogger
 from tests.support.monitored import KEY, TwoOptimizers
@@ -70,7 +72,7 @@ def _every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 def log_lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The lines that are logged."""
     lines: list[str] = []
-    for place in ("monitor.environment_monitor", "monitor.callback"):
+    for place in ("monitor.environment", "monitor.callback"):
         monkeypatch.setattr(f"lightning_adam.{place}.rank_zero_info", lines.append)
     return lines
 
@@ -100,7 +102,7 @@ def test_script_without_the_variable_imports_no_library(tmp_path: Path) -> None:
     """Lightning loads the file at every Trainer of the environment."""
     heavy = "{'hydra', 'lightning', 'numpy', 'omegaconf', 'torch'}"
     lines = (
-        "import sys, lightning_adam.monitor.environment as ours",
+        "import sys, lightning_adam.callbacks as ours",
         f"print(ours.callbacks(), {heavy} & {{*sys.modules}})",
     )
     finished = run([sys.executable, "-c", "\n".join(lines)], tmp_path, cold=True)
@@ -188,7 +190,7 @@ def test_training_continues_where_warnings_are_errors(
 
 
 def test_import_error_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lightning_adam.monitor.environment_monitor", None)
+    monkeypatch.setitem(sys.modules, "lightning_adam.monitor.environment", None)
     with pytest.warns(UserWarning, match="ignored; training is not affected(?s:.*)import of"):
         assert callbacks() == []
 
@@ -196,8 +198,8 @@ def test_import_error_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "place",
     [
-        "monitor.environment_monitor.EnvironmentMonitor._is_first",
-        "monitor.environment_monitor.is_measurable",
+        "monitor.environment.EnvironmentMonitor._is_first",
+        "monitor.environment.is_measurable",
         "monitor.callback.AdamMonitor._check_kernel",
     ],
 )
@@ -360,7 +362,7 @@ def test_monitor_measures_only_if_all_processes_do(
 ) -> None:
     """Otherwise this process would wait in a reduction for one that does not take part."""
     store = OtherProcesses(others)
-    monkeypatch.setattr("lightning_adam.monitor.environment_monitor.shared_store", lambda: store)
+    monkeypatch.setattr("lightning_adam.monitor.environment.shared_store", lambda: store)
     with warnings_about_callbacks() as messages:
         measured = run_training(Plain(), data=4).steps_of(KEY)
     assert bool(measured) == (others == 0)

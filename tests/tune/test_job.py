@@ -12,7 +12,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from lightning_adam.monitor.environment import TRIAL
+from lightning_adam.config.variables import TRIAL_VARIABLE
 from lightning_adam.tune.archive import Archive, Record
 from lightning_adam.tune.job import Identity, Job, NoMetricError, as_metric
 from lightning_adam.tune.story import Outcome
@@ -24,7 +24,9 @@ PLACE = "journal:trials.journal"
 
 def begin(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> int:
     number = archive.begin("lr", DEFAULT, 0, 0, {}, {}, "host/1/a", 1)
-    monkeypatch.setenv(TRIAL, Identity(PLACE, "search", "minimize", "lr", number).as_variable())
+    monkeypatch.setenv(
+        TRIAL_VARIABLE, Identity(PLACE, "search", "minimize", "lr", number).as_variable()
+    )
     return number
 
 
@@ -101,13 +103,13 @@ def test_metric_is_returned_though_the_archive_is_out_of_reach(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     who = Identity("journal:not/here.journal", "search", "minimize", "lr", 0)
-    monkeypatch.setenv(TRIAL, who.as_variable())
+    monkeypatch.setenv(TRIAL_VARIABLE, who.as_variable())
     with pytest.warns(UserWarning, match="cannot be reached from here"):
         assert run(lambda config: 0.25) == 0.25
 
 
 def test_job_outside_of_a_search_uses_no_archive() -> None:
-    assert TRIAL not in os.environ
+    assert TRIAL_VARIABLE not in os.environ
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert run(lambda config: 0.25) == 0.25

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_adam import AdamMonitor
-from lightning_adam.monitor.environment import TRIAL
+from lightning_adam.config.variables import TRIAL_VARIABLE
 from lightning_adam.tune.archive import Archive, Record
 from lightning_adam.tune.job import Identity
 from lightning_adam.tune.trial_callback import TrialCallback
@@ -43,7 +43,7 @@ def archive() -> Archive:
 def begin(archive: Archive, monkeypatch: pytest.MonkeyPatch, monitor: str | None) -> int:
     number = archive.begin("lr", DEFAULT, 0, 0, {}, {}, "host/1/a", 1)
     who = Identity(PLACE, "search", "minimize", "lr", number, monitor)
-    monkeypatch.setenv(TRIAL, who.as_variable())
+    monkeypatch.setenv(TRIAL_VARIABLE, who.as_variable())
     return number
 
 

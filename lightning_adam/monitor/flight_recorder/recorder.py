@@ -21,10 +21,10 @@ from lightning_adam.monitor.flight_recorder.file import Step, went_first, write
 from lightning_adam.monitor.flight_recorder.loss_spikes import LossSpikes
 from lightning_adam.monitor.log_keys import FLIGHT_RECORDER
 from lightning_adam.monitor.loggers import run_folder
-from lightning_adam.optim.param_groups import clean_name
 from lightning_adam.optim.steps import StepCounter
 from lightning_adam.statistics.measurement import Arriving, Copies, Measurement
 from lightning_adam.statistics.metric import AdamStatistics
+from lightning_adam.statistics.names import clean_name
 from lightning_adam.statistics.sharding import is_sharded, this_rank
 
 MOST_FILES = 10

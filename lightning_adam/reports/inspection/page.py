@@ -14,7 +14,7 @@ from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.rule import Training
 from lightning_adam.findings.showing import described
 from lightning_adam.findings.watch import Watch
-from lightning_adam.optim.param_groups import group_name, peak_lr
+from lightning_adam.optim.param_groups import peak_lr
 from lightning_adam.reports.inspection.files import read
 from lightning_adam.reports.inspection.numbers import (
     DTYPES,
@@ -34,6 +34,7 @@ from lightning_adam.statistics.histograms import (
     dominated_fractions,
     magnitude_above,
 )
+from lightning_adam.statistics.names import group_name
 
 WIDTH = 100
 NAME = 34

@@ -11,8 +11,9 @@ from torch.nn import Parameter
 from torch.optim import Adam, Optimizer
 
 from lightning_adam.config.errors import ConfigError
-from lightning_adam.optim.param_groups import clean_name, peak_lr
+from lightning_adam.optim.param_groups import peak_lr
 from lightning_adam.reports.inspection.files import WEIGHTS, Content, State
+from lightning_adam.statistics.names import clean_name
 
 ADAMS = "torch.optim.adam"
 """Where torch has Adam and AdamW."""

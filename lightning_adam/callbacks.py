@@ -1,0 +1,53 @@
+"""Entry point of Lightning's `callbacks_factory`: the callbacks that are added to every Trainer.
+
+Lightning loads this file in every process of the environment, so it imports a library only when an
+environment variable asks for a callback.
+"""
+
+import os
+import traceback
+from typing import TYPE_CHECKING
+
+from lightning_adam.config.variables import MONITOR_VARIABLE, TRIAL_VARIABLE
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+
+
+def callbacks() -> "list[Callback]":
+    """Returns the callbacks that the environment variables request.
+
+    `LIGHTNING_ADAM_MONITOR` attaches an AdamMonitor. `1`, `true` or `on` select the defaults;
+    overrides such as `every_n_steps=10 statistics=all` configure it, with or without the prefix
+    `adam_monitor.`; `0`, `false`, `off` or an empty value attach none. A value that cannot be
+    parsed is a warning. `LIGHTNING_ADAM_TRIAL` is set by `hydra/sweeper=adam_tune` for its trials.
+
+    Example:
+        >>> callbacks()
+        []
+    """
+    return [*_trial_callbacks(), *_monitors()]
+
+
+def _trial_callbacks() -> "list[Callback]":
+    if not os.environ.get(TRIAL_VARIABLE):
+        return []
+    from lightning_adam.tune.trial_callback import trial_callbacks
+
+    return trial_callbacks()
+
+
+def _monitors() -> "list[Callback]":
+    value = os.environ.get(MONITOR_VARIABLE, "").strip()
+    if value.lower() in ("", "0", "false", "off"):
+        return []
+    try:
+        from lightning_adam.monitor.environment import environment_monitors
+    except Exception:
+        from lightning_adam.config.errors import warn_only
+
+        warn_only(
+            f"{MONITOR_VARIABLE} is ignored; training is not affected.\n{traceback.format_exc()}"
+        )
+        return []
+    return environment_monitors(value)

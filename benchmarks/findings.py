@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.planted_faults import EVERY_N_STEPS, RUNS, Verdict, watched
-from lightning_adam.config.schema import Severity
+from lightning_adam.config.monitor import Severity
 from lightning_adam.findings.rule import RULES
 
 LETTERS = {Severity.error: "E", Severity.warning: "W", Severity.info: "i"}

@@ -37,7 +37,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.small_gpt import SmallGPT, text_loader
 from lightning_adam import AdamMonitor
-from lightning_adam.config.schema import MonitorConfig
+from lightning_adam.config.monitor import MonitorConfig
 from lightning_adam.monitor.flight_recorder.recorder import FlightRecorder
 from lightning_adam.optim.steps import StepCounter
 from recipes.mnist import mnist_loaders, small_cnn
@@ -174,7 +174,7 @@ def trained(training: Training, factor: float = 1.0) -> Outcome:
         )
         try:
             with mock.patch(
-                "lightning_adam.monitor.flight_recorder.recorder.rank_zero_info", lines.append
+                "lightning_adam.monitor.flight_recorder.recorder.log_info", lines.append
             ):
                 fit.fit(module, training.data())
         except EndedError:

@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from benchmarks.small_gpt import SmallGPT, text_loader
 from lightning_adam import AdamStatistics
-from lightning_adam.config.schema import Severity
+from lightning_adam.config.monitor import Severity
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.rule import Training
 from lightning_adam.findings.watch import Watch

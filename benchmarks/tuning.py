@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from tqdm import tqdm
 
 from benchmarks.small_gpt import LitGPT, SmallGPT, text_pieces
-from lightning_adam.config.schema import Direction, TuneConfig
+from lightning_adam.config.tune import Direction, TuneConfig
 from lightning_adam.tune.archive import Archive
 from lightning_adam.tune.dimensions import DIMENSIONS
 from lightning_adam.tune.plan import Plan, read_plan

@@ -44,7 +44,7 @@ def _monitors() -> "list[Callback]":
     try:
         from lightning_adam.monitor.environment import environment_monitors
     except Exception:
-        from lightning_adam.config.errors import warn_only
+        from lightning_adam.monitor.failsafe import warn_only
 
         warn_only(
             f"{MONITOR_VARIABLE} is ignored; training is not affected.\n{traceback.format_exc()}"

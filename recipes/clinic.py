@@ -26,11 +26,11 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_adam.config.schema import Severity
+from lightning_adam.config.monitor import Severity
 from lightning_adam.findings.finding import Finding
 from lightning_adam.reports.report import write_report
 from lightning_adam.reports.runs import read_runs
-from recipes.looking import as_typed, folder_of, where_to_look
+from recipes.looking import folder_of, format_value, where_to_look
 from recipes.mnist import LitClassifier, mnist_loaders
 from recipes.quiet import quieten
 
@@ -234,7 +234,7 @@ def main(cfg: DictConfig) -> float:
     if folders:
         report = Path(HydraConfig.get().runtime.output_dir, "report.html")
         write_report(read_runs(folders), report)
-        print(f"report: {as_typed(str(report))}")
+        print(f"report: {format_value(str(report))}")
     return runs[-1].loss
 
 

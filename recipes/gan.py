@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot, softplus
 
 from lightning_adam import build_adam
-from recipes.looking import as_typed, finish
+from recipes.looking import finish, format_value
 from recipes.mnist import LitClassifier, mnist_loaders, small_cnn
 from recipes.quiet import quieten
 
@@ -143,7 +143,7 @@ def main(cfg: DictConfig) -> float:
     of_generated = float(trainer.callback_metrics["val/read"])
     result = (
         f"read as what they are: {of_generated:.1%} of the generated digits, {of_real:.1%} of the"
-        f" real ones\npicture: {as_typed(str(picture))}"
+        f" real ones\npicture: {format_value(str(picture))}"
     )
     finish(result, logger, checkpoint)
     return of_generated

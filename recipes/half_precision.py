@@ -23,7 +23,7 @@ from torch.optim import AdamW
 
 from lightning_adam.findings.finding import Finding
 from recipes.clinic import LitPatient, above_info, by_gravity, short_trainer, small_mlp
-from recipes.looking import as_typed
+from recipes.looking import format_value
 from recipes.mnist import mnist_loaders
 from recipes.quiet import quieten
 
@@ -113,7 +113,7 @@ def main(cfg: DictConfig) -> None:
             healed = hydra.compose("half_precision", [*ill, *cure])
             rows.append(train(healed, f"+ {shlex.join(cure)}", loaders)[0])
     print(f"\n{table(rows)}")
-    print(f"runs: {as_typed(HydraConfig.get().runtime.output_dir)}")
+    print(f"runs: {format_value(HydraConfig.get().runtime.output_dir)}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_adam import AdamMonitor
-from lightning_adam.config.schema import AdamConfig
+from lightning_adam.config.optimizer import AdamConfig
 from recipes.mnist import LitClassifier, mnist_loaders, small_cnn
 from recipes.quiet import quieten
 

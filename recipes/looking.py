@@ -21,12 +21,12 @@ def finish(result: str, logger: Logger, checkpoint: ModelCheckpoint) -> None:
     look, rows = where_to_look(logger), folder_of(logger)
     wandb.finish()
     print(f"\n{result}")
-    print(f"checkpoint: {as_typed(checkpoint.best_model_path)}")
+    print(f"checkpoint: {format_value(checkpoint.best_model_path)}")
     print(look)
     if rows is not None:
         report = Path(HydraConfig.get().runtime.output_dir, "report.html")
         write_report(read_runs([rows]), report)
-        print(f"report: {as_typed(str(report))}")
+        print(f"report: {format_value(str(report))}")
 
 
 def validated(trainer: L.Trainer, metric: str, resumed_from: str | None, epochs: int) -> float:
@@ -50,11 +50,11 @@ def where_to_look(logger: Logger) -> str:
         run = logger.experiment
         if not run.offline:
             return f"run: {run.url}"
-        folder = as_typed(run.dir.removesuffix("/files"))
-        return f"run: {folder}\nlook: {as_typed(f'{sys.prefix}/bin/wandb')} leet {folder}"
-    folder = as_typed(str(logger.log_dir))
+        folder = format_value(run.dir.removesuffix("/files"))
+        return f"run: {folder}\nlook: {format_value(f'{sys.prefix}/bin/wandb')} leet {folder}"
+    folder = format_value(str(logger.log_dir))
     if isinstance(logger, TensorBoardLogger):
-        viewer = as_typed(f"{sys.prefix}/bin/tensorboard")
+        viewer = format_value(f"{sys.prefix}/bin/tensorboard")
         return f"run: {folder}\nlook: {viewer} --logdir {folder}"
     return f"run: {folder}"
 
@@ -66,7 +66,7 @@ def folder_of(logger: Logger) -> Path | None:
     return Path(str(logger.log_dir)) if isinstance(logger, CSVLogger) else None
 
 
-def as_typed(path: str) -> str:
+def format_value(path: str) -> str:
     """A path for the shell, from the current folder if it lies below that."""
     relative = os.path.relpath(path)
     return shlex.quote(path if relative.startswith("..") else relative)

@@ -18,7 +18,8 @@ from docs.rendering.text import (
     table,
 )
 from lightning_adam.config.explain import documented
-from lightning_adam.config.schema import AdamConfig, Severity
+from lightning_adam.config.monitor import Severity
+from lightning_adam.config.optimizer import AdamConfig
 from lightning_adam.findings import RULES
 from lightning_adam.findings.preflight import EARLY
 from lightning_adam.findings.rule import Case, Rule, Training

@@ -12,9 +12,9 @@ from docs.rendering.text import (
     symbols,
     table,
 )
-from lightning_adam.config.errors import typed_override
+from lightning_adam.config.errors import format_override
 from lightning_adam.config.explain import documented
-from lightning_adam.config.schema import Scope
+from lightning_adam.config.monitor import Scope
 from lightning_adam.findings import RULES
 from lightning_adam.reports.panels import SECTIONS
 from lightning_adam.statistics.accumulators import Knowledge
@@ -75,7 +75,7 @@ def index() -> str:
 
 
 def _typed(selection: object) -> str:
-    return typed_override("adam_monitor.statistics", selection)
+    return format_override("adam_monitor.statistics", selection)
 
 
 def _marked(known: Statistic) -> str:
@@ -101,7 +101,7 @@ def of(known: Statistic) -> str:
         "adam_monitor.scopes": [scope.value for scope in list(Scope)[:3]],
         "adam_monitor.worst": {known.name: 3},
     }
-    lines = [f"python train.py {typed_override(key, value)}" for key, value in typed.items()]
+    lines = [f"python train.py {format_override(key, value)}" for key, value in typed.items()]
     return page(
         code(known.name),
         prose(known.meaning),

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.tuner.lr_finder import _ExponentialLR, _LinearLR
 from torch import Tensor, nn
@@ -14,6 +15,12 @@ from torch.optim.lr_scheduler import LRScheduler
 def attached_trainer(module: LightningModule) -> Trainer | None:
     """The module's trainer; None (where `module.trainer` raises) if it has none."""
     return module._trainer
+
+
+def is_created_by_cli() -> bool:
+    """Returns whether LightningCLI is calling the constructor of a module."""
+    hparams = _given_hyperparameters.get() or {}
+    return hparams.get("_instantiator") == "lightning.pytorch.cli.instantiate_module"
 
 
 def holder_of_parameters(trainer: Trainer, module: LightningModule) -> nn.Module:

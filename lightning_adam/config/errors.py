@@ -1,84 +1,182 @@
-"""The refusals: what was given, what was expected, what to type instead."""
+"""`ConfigError`: what was given, why it cannot work, and what to use instead."""
 
 import difflib
-import logging
+import json
 import re
 import shlex
-import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from enum import Enum
+from typing import Any, Final
 
 from hydra.errors import CompactHydraException
 
+from lightning_adam.config.variables import MONITOR_VARIABLE
 
-class ConfigError(ValueError, CompactHydraException):
-    """A setting that cannot work: what was given, what was expected, what to type instead.
+UNSET: Final = object()
+"""Stands for no value, where None is one."""
 
-    Hydra 1.3 prints a `CompactHydraException` as its message alone, without a traceback.
+
+class Source(Enum):
+    """Where a config comes from, which decides how a setting is written."""
+
+    HYDRA = "hydra"
+    """A composed config: `optimizer.lr=0.001`."""
+    LIGHTNING_CLI = "lightning_cli"
+    """Arguments of LightningCLI: `--model.optimizer.lr=0.001`."""
+    PYTHON = "python"
+    """Arguments of a function: `lr=0.001`."""
+    ENVIRONMENT = "environment"
+    """The variable LIGHTNING_ADAM_MONITOR: `LIGHTNING_ADAM_MONITOR=every_n_steps=10`."""
+
+
+@dataclass(frozen=True)
+class ConfigPath:
+    """The place of a setting, and how it is written there.
+
+    Args:
+        config: Place of the config that holds the setting, such as `model.optimizer`.
+        field: Path of the setting in its config, such as `groups.0.lr_scale` (default: empty, the
+            config itself).
+        source: Where the config comes from (default: Source.HYDRA).
+
+    Example:
+        >>> lr = ConfigPath("model.optimizer") / "lr"
+        >>> str(lr), lr.override(0.001)
+        ('model.optimizer.lr', 'model.optimizer.lr=0.001')
+        >>> (ConfigPath("optimizer", source=Source.PYTHON) / "betas").override([0.9, 0.95])
+        'betas=[0.9, 0.95]'
+        >>> (ConfigPath("model.optimizer", source=Source.LIGHTNING_CLI) / "fused").override(None)
+        '--model.optimizer.fused=null'
     """
 
+    config: str
+    field: str = ""
+    source: Source = Source.HYDRA
+
+    def __truediv__(self, name: object) -> "ConfigPath":
+        return replace(self, field=f"{self.field}.{name}".lstrip("."))
+
+    def __str__(self) -> str:
+        return f"{self.config}.{self.field}".rstrip(".")
+
+    @property
+    def name(self) -> str:
+        """The setting as the user calls it."""
+        if self.source is Source.LIGHTNING_CLI:
+            return f"--{self}"
+        return (str(self) if self.source is Source.HYDRA else self.field) or self.config
+
+    def assignment(self, value: object) -> str:
+        """Returns `name=value` as the user writes it, without a shell's quotes."""
+        if self.source is Source.PYTHON:
+            return f"{self.name}={_plain(value)!r}"
+        if self.source is Source.LIGHTNING_CLI:
+            value = _plain(value)
+            return f"{self.name}={value if isinstance(value, str) else json.dumps(value)}"
+        return f"{self.name}={format_value(value)}"
+
+    def override(self, value: object) -> str:
+        """Returns the assignment with the quotes that the place needs, ready to be pasted."""
+        assignment = self.assignment(value)
+        if self.source is Source.PYTHON:
+            return assignment
+        if self.source is Source.ENVIRONMENT:
+            # The shell removes one pair of quotes, and parsing the variable another.
+            is_one_word = shlex.split(assignment) == [assignment]
+            word = assignment if is_one_word else shlex.quote(assignment)
+            return f"{MONITOR_VARIABLE}={shlex.quote(word)}"
+        return shlex.quote(assignment)
+
+    def suggest(self, value: object) -> str:
+        """Returns the suggestion of a value that works."""
+        return f"Use for example {self.override(value)}"
+
+    def error(self, problem: str, suggestion: str = "", value: object = UNSET) -> "ConfigError":
+        """Returns the error of the setting; see `ConfigError`."""
+        return ConfigError(problem, suggestion, path=self, value=value)
+
+    def invalid(self, value: object, problem: str, *examples: object) -> "ConfigError":
+        """Returns the error of a value, with the first of the examples as the suggestion.
+
+        Example:
+            >>> print((ConfigPath("optimizer") / "lr").invalid(-1.0, "must be above 0", 0.001))
+            optimizer.lr=-1.0 must be above 0. Use for example optimizer.lr=0.001
+        """
+        return self.error(problem, self.suggest(examples[0]) if examples else "", value)
+
+    def required(self) -> "ConfigError":
+        """Returns the error of a setting that has no value.
+
+        Example:
+            >>> print((ConfigPath("optimizer") / "lr").required())
+            optimizer.lr is required. Set optimizer.lr=VALUE
+        """
+        return self.error("is required", f"Set {self.override('VALUE')}")
+
+    def unknown(self, value: object, names: Iterable[str]) -> "ConfigError":
+        """Returns the error of a setting that does not exist, beside those that do.
+
+        Example:
+            >>> print((ConfigPath("optimizer") / "lrr").unknown(0.01, ["lr", "betas"]))
+            optimizer.lrr=0.01 is not a setting. Use for example optimizer.lr=0.01
+        """
+        names = list(names)
+        close = nearest(self.field.rpartition(".")[2], names, 1)
+        if not close:
+            return self.error("is not a setting", f"Use {', '.join(names)}", value)
+        parent = replace(self, field=self.field.rpartition(".")[0])
+        return self.error("is not a setting", (parent / close[0]).suggest(value), value)
+
+
+class ConfigError(ValueError, CompactHydraException):
+    """A setting that cannot work.
+
+    Hydra 1.3 prints a `CompactHydraException` as its message, without a traceback.
+
+    Args:
+        problem: Why it cannot work: a predicate of `path`, or a whole sentence without one.
+        suggestion: What to do instead (default: empty).
+        path: The setting (default: None, the problem is not that of one setting).
+        value: The value that was given (default: none).
+
+    Example:
+        >>> path = ConfigPath("optimizer") / "lr"
+        >>> print(ConfigError("must be above 0", "Use optimizer.lr=0.001", path=path, value=-1))
+        optimizer.lr=-1 must be above 0. Use optimizer.lr=0.001
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        suggestion: str = "",
+        *,
+        path: ConfigPath | None = None,
+        value: object = UNSET,
+    ) -> None:
+        super().__init__(problem, suggestion)
+        self.problem = problem
+        self.suggestion = suggestion
+        self.path = path
+        self.value = value
+
+    def __str__(self) -> str:
+        sentence = self.problem
+        if self.path is not None:
+            is_given = self.value is not UNSET
+            given = self.path.assignment(self.value) if is_given else self.path.name
+            sentence = f"{given} {sentence}"
+        if not self.suggestion:
+            return sentence
+        return f"{sentence}{'' if sentence.endswith('?') else '.'} {self.suggestion}"
+
     def __repr__(self) -> str:
-        """The sentence alone: what Hydra quotes when `instantiate` meets the error."""
+        """The message: Hydra's `instantiate` quotes an error by its repr."""
         return str(self)
 
 
-def refusal(where: str, name: str, value: object, expected: str, instead: object) -> ConfigError:
-    """The one form of a refusal: field and value given, what was expected, what to type.
-
-    Args:
-        where: The full name of the config's place (`model.optimizer`).
-        name: The field.
-        value: The value given.
-        expected: A clause that begins with `expected`.
-        instead: A value that works.
-
-    Example:
-        >>> print(refusal("optimizer", "lr", -1.0, "expected a number above 0", 0.001))
-        optimizer.lr=-1.0: expected a number above 0; type for example optimizer.lr=0.001
-    """
-    instruction = type_instead(f"{where}.{name}", instead)
-    return ConfigError(f"{where}.{name}={as_typed(value)}: {expected}; {instruction}")
-
-
-def unknown_field(where: str, name: str, value: object, fields: Iterable[str]) -> ConfigError:
-    """The refusal of a name that is none of the fields.
-
-    Example:
-        >>> print(unknown_field("optimizer", "lrr", 0.01, ["lr", "betas"]))
-        optimizer.lrr=0.01: no such field; type for example optimizer.lr=0.01
-    """
-    fields = list(fields)
-    close = nearest(name, fields, 1)
-    if close:
-        instruction = type_instead(f"{where}.{close[0]}", value)
-    else:
-        instruction = f"the fields are {', '.join(fields)}"
-    return ConfigError(f"{where}.{name}={as_typed(value)}: no such field; {instruction}")
-
-
-def type_instead(key: str, value: object) -> str:
-    """An override that works, as one word of a shell.
-
-    Example:
-        >>> print(type_instead("optimizer.betas", [0.9, 0.95]))
-        type for example 'optimizer.betas=[0.9,0.95]'
-    """
-    return f"type for example {typed_override(key, value)}"
-
-
-def typed_override(key: str, value: object) -> str:
-    """An override as one word of a shell.
-
-    Example:
-        >>> print(typed_override("optimizer.lr", 3e-4))
-        optimizer.lr=0.0003
-    """
-    return shlex.quote(f"{key}={as_typed(value)}")
-
-
 def nearest(name: str, names: Iterable[str], count: int, cutoff: float = 0.6) -> list[str]:
-    """The names most like `name`, the most alike first.
+    """Returns the names most similar to `name`, the most similar first.
 
     Example:
         >>> nearest("beta", ["lr", "betas"], 1)
@@ -87,27 +185,34 @@ def nearest(name: str, names: Iterable[str], count: int, cutoff: float = 0.6) ->
     return difflib.get_close_matches(name, list(names), count, cutoff)
 
 
-def as_typed(value: object) -> str:
-    """A value as it is typed on Hydra's command line.
+def format_override(key: str, value: object) -> str:
+    """Returns a Hydra override as one word of a shell.
 
     Example:
-        >>> print(as_typed({"match": "*.head.*", "betas": [0.9, None], "fused": True}))
+        >>> print(format_override("optimizer.betas", [0.9, 0.95]))
+        'optimizer.betas=[0.9,0.95]'
+    """
+    return ConfigPath(key).override(value)
+
+
+def format_value(value: object) -> str:
+    """Returns a value as it is typed on Hydra's command line.
+
+    Example:
+        >>> print(format_value({"match": "*.head.*", "betas": [0.9, None], "fused": True}))
         {match:*.head.*,betas:[0.9,null],fused:true}
-        >>> print(as_typed("a (b)"))
+        >>> print(format_value("a (b)"))
         "a (b)"
     """
+    value = _plain(value)
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, Enum):
-        return str(value.value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return as_typed(asdict(value))
-    if isinstance(value, Mapping):
-        return f"{{{','.join(f'{key}:{as_typed(each)}' for key, each in value.items())}}}"
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(as_typed, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{format_value(each)}' for key, each in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{','.join(map(format_value, value))}]"
     if isinstance(value, str) and not re.fullmatch(r"[A-Za-z0-9_/\-.+*?%$@|]+", value):
         # Within quotes a backslash stands for itself, except before a quote.
         escaped = re.sub(r'(\\*)("|$)', lambda run: 2 * run[1] + run[2].replace('"', r"\""), value)
@@ -116,16 +221,14 @@ def as_typed(value: object) -> str:
     return str(value)
 
 
-def warn_only(said: str) -> None:
-    """A warning that is never an error, whatever the filters say: where it stands nothing may stop.
-
-    Example:
-        >>> with warnings.catch_warnings():
-        ...     warnings.simplefilter("error")
-        ...     warn_only("for the log alone")
-    """
-    try:
-        warnings.warn(said, stacklevel=3)
-    except Warning:
-        # Where warnings are errors, this one would stop the training.
-        logging.getLogger(__name__).warning(said)
+def _plain(value: object) -> Any:
+    """A value without enums, dataclasses and tuples."""
+    if isinstance(value, Enum):
+        return value.value
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value

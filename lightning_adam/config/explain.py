@@ -1,31 +1,37 @@
-"""Configs in words: behind `lightning-adam explain`, and on the pages of `docs`.
-
-Imports neither torch nor lightning.
-"""
+"""Documentation of the configs, for `lightning-adam explain` and the pages of `docs`."""
 
 import ast
 import inspect
 import itertools
+import re
 import textwrap
 from collections.abc import Iterator
-from typing import NamedTuple
+from types import UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from lightning_adam.config import schema
-from lightning_adam.config.errors import as_typed
-from lightning_adam.config.reading import CustomOptimizer
+from lightning_adam.config.errors import format_value
+from lightning_adam.config.monitor import MonitorConfig
+from lightning_adam.config.optimizer import (
+    AdamConfig,
+    CustomOptimizerConfig,
+    GroupConfig,
+    LayerDecayConfig,
+)
+from lightning_adam.config.schedule import SCHEDULES, ScheduleConfig, WarmupScheduleConfig
+from lightning_adam.config.tune import StageConfig, TuneConfig
 
 
 class Documented(NamedTuple):
-    """A name that a class declares, with the string after it."""
+    """A name in the body of a class, and the string behind it."""
 
     name: str
     type: str
-    """As it is written; empty where none is."""
+    """The type, without ranges; empty for the words of an enum."""
     meaning: str
 
 
 class Section(NamedTuple):
-    """A config, and the place its fields have on the command line."""
+    """A config, and the place of its fields on the command line."""
 
     title: str
     place: str
@@ -33,58 +39,58 @@ class Section(NamedTuple):
 
     @property
     def summary(self) -> str:
-        """What the config is, without the example."""
+        """The config's docstring without its example."""
         return (inspect.getdoc(self.config) or "").partition("\n\nExample:")[0]
 
     @property
     def fields(self) -> list[Documented]:
-        """Its own fields, in their order."""
+        """The fields that the class itself declares."""
         return list(documented(self.config))
 
     def default(self, name: str) -> str:
-        """A field's default, as an override is typed.
+        """Returns a field's default as an override.
 
         Example:
             >>> TOPICS["optimizer"][0].default("betas")
             'optimizer.betas=[0.9,0.999]'
         """
-        return f"{self.place}.{name}={as_typed(getattr(self.config(), name))}"
+        return f"{self.place}.{name}={format_value(getattr(self.config(), name))}"
 
 
 TOPICS: dict[str, list[Section]] = {
     "optimizer": [
-        Section("lightning_adam/optimizer=adam, adamw", "optimizer", schema.AdamConfig),
-        Section("One of optimizer.groups", "optimizer.groups.0", schema.GroupConfig),
-        Section("optimizer.layer_decay", "optimizer.layer_decay", schema.LayerDecayConfig),
-        Section("lightning_adam/optimizer=custom", "optimizer", CustomOptimizer),
+        Section("lightning_adam/optimizer=adam, adamw", "optimizer", AdamConfig),
+        Section("One of optimizer.groups", "optimizer.groups.0", GroupConfig),
+        Section("optimizer.layer_decay", "optimizer.layer_decay", LayerDecayConfig),
+        Section("lightning_adam/optimizer=custom", "optimizer", CustomOptimizerConfig),
     ],
     "scheduler": [
-        Section("Every schedule", "scheduler", schema.SchedulerConfig),
-        Section("All but plateau and custom", "scheduler", schema.StepwiseConfig),
+        Section("Every schedule", "scheduler", ScheduleConfig),
+        Section("All but plateau and custom", "scheduler", WarmupScheduleConfig),
         *(
             Section(f"lightning_adam/scheduler={name}", "scheduler", config)
-            for name, config in schema.SCHEDULERS.items()
+            for name, config in SCHEDULES.items()
         ),
     ],
-    "monitor": [Section("lightning_adam/monitor=default", "adam_monitor", schema.MonitorConfig)],
+    "monitor": [Section("lightning_adam/monitor=default", "adam_monitor", MonitorConfig)],
     "tune": [
-        Section("hydra/sweeper=adam_tune", "hydra.sweeper", schema.TuneConfig),
-        Section("One of hydra.sweeper.stages", "hydra.sweeper.stages.lr", schema.StageConfig),
+        Section("hydra/sweeper=adam_tune", "hydra.sweeper", TuneConfig),
+        Section("One of hydra.sweeper.stages", "hydra.sweeper.stages.lr", StageConfig),
     ],
 }
-"""The configs that can be explained."""
+"""The configs by topic."""
 
 
 def explain(section: Section) -> str:
-    """A config's own fields, each with its default, its meaning and its source.
+    """Returns the fields of a config with their defaults, meanings and sources.
 
     Example:
         >>> print(explain(TOPICS["optimizer"][2]))  # doctest: +ELLIPSIS
         optimizer.layer_decay
-        Learning rates that fall geometrically from the output to the input, for fine-tuning.
+        Layer-wise learning-rate decay, from the output to the input, for fine-tuning.
         ...
           optimizer.layer_decay.pattern=null
-              Path of the layers, `*` standing for their number: ...
+              Path of the layers, with `*` for the layer's number: ...
     """
     lines = [section.title, section.summary]
     for field in section.fields:
@@ -94,21 +100,31 @@ def explain(section: Section) -> str:
 
 
 def documented(declaring: type) -> Iterator[Documented]:
-    """The names that a class itself declares and documents, by the string after each.
+    """Yields the documented names in the body of a class.
 
     Example:
-        >>> [(name, type) for name, type, _ in documented(schema.LayerDecayConfig)]
+        >>> [(name, type) for name, type, _ in documented(LayerDecayConfig)]
         [('pattern', 'str | None'), ('rate', 'float | None')]
-        >>> [name for name, _, _ in documented(schema.Resume)]
+        >>> from lightning_adam.config.optimizer import Resume
+        >>> [name for name, _, _ in documented(Resume)]
         ['checkpoint', 'config']
     """
     (definition,) = ast.parse(inspect.getsource(declaring)).body
     assert isinstance(definition, ast.ClassDef)
+    types = get_type_hints(declaring)
     for entry, following in itertools.pairwise(definition.body):
         if not isinstance(entry, ast.AnnAssign | ast.Assign) or not isinstance(following, ast.Expr):
             continue
         target = entry.target if isinstance(entry, ast.AnnAssign) else entry.targets[0]
         assert isinstance(target, ast.Name)
-        written = ast.unparse(entry.annotation) if isinstance(entry, ast.AnnAssign) else ""
         meaning = " ".join(ast.literal_eval(following.value).split())
-        yield Documented(target.id, written, meaning)
+        yield Documented(target.id, _type_name(types.get(target.id, "")), meaning)
+
+
+def _type_name(hint: Any) -> str:
+    """A type as it is written, without modules."""
+    if get_origin(hint) in (Union, UnionType):
+        return " | ".join(map(_type_name, get_args(hint)))
+    if isinstance(hint, type) and not get_args(hint):
+        return "None" if hint is type(None) else hint.__name__
+    return re.sub(r"[\w.]+\.(?=\w)", "", str(hint))

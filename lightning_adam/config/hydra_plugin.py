@@ -1,28 +1,32 @@
-"""Makes our config groups and schemas visible in every Hydra app, with no import in the app.
+"""Hydra plugin: makes the config groups and schemas available in every Hydra app.
 
-Hydra loads this in every app of the environment: it imports neither torch nor lightning.
+Every Hydra app of the environment loads this file.
 """
 
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
-from lightning_adam.config import schema
+from lightning_adam.config.monitor import MonitorConfig
+from lightning_adam.config.optimizer import AdamConfig
+from lightning_adam.config.schedule import SCHEDULES, CustomSchedulerConfig
+from lightning_adam.config.tune import TuneConfig
 
 PROVIDER = "lightning_adam"
 
 
 class LightningAdamSearchPath(SearchPathPlugin):
-    """Appends our `conf` folder to the search path and stores the schemas."""
+    """Appends the folder `conf` to the search path, and stores the schemas."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Called by Hydra before each composition.
+        """Hydra calls this before each composition.
 
-        Hydra 1.4 finds this class twice, as a namespace package and as an entry point; the second
-        call finds the work done.
+        Hydra 1.4 finds the class twice, through the namespace package and the entry point. The
+        second call changes nothing.
         """
         folder = f"file://{_conf_folder()}"
         if any(entry.path == folder for entry in search_path.get_path()):
@@ -32,28 +36,32 @@ class LightningAdamSearchPath(SearchPathPlugin):
 
 
 def _conf_folder() -> Path:
-    """The `conf` folder in the installed package, else (editable install) the repository's."""
+    """`conf` in the installed package, or in the repository of an editable install."""
     package = Path(__file__).parents[1]
     installed = package / "conf"
     return installed if installed.is_dir() else package.parent / "conf"
 
 
 def _store_schemas() -> None:
-    """Stores the schemas for the presets to name.
+    """Stores the schemas that the presets name.
 
-    They have no package, for each preset says where it belongs by default, and no group, so that
-    `--help` and tab completion offer the presets alone.
+    They have no package, because each preset declares its own, and no group, so that `--help` and
+    tab completion list the presets alone.
     """
-    monitor = OmegaConf.structured(schema.MonitorConfig)
-    # Without this Hydra would ask for a + before `adam_monitor.worst={grad_norm:3}`.
+    monitor = OmegaConf.structured(MonitorConfig)
+    # Without this, Hydra would require a + before `adam_monitor.worst={grad_norm:3}`.
     OmegaConf.set_struct(monitor.worst, False)
     OmegaConf.set_struct(monitor.findings, False)
-    schemas = {
-        "adam": schema.AdamConfig,
+    schemas: dict[str, Any] = {
+        "adam": AdamConfig,
         "monitor": monitor,
-        "tune": schema.TuneConfig,
-        **schema.SCHEDULERS,
+        "tune": TuneConfig,
+        **{
+            name: schema for name, schema in SCHEDULES.items() if name != CustomSchedulerConfig.name
+        },
     }
+    # Its preset is an open node: every key but ours goes to the target.
+    del schemas[CustomSchedulerConfig.name]
     store = ConfigStore.instance()
     for name, node in schemas.items():
         if f"{PROVIDER}_{name}.yaml" not in store.repo:

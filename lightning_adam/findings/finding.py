@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_adam.config.schema import Severity
+from lightning_adam.config.monitor import Severity
 from lightning_adam.findings.rule import Cure
 
 

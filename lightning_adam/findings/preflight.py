@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lightning_adam.config.schema import Severity
+from lightning_adam.config.monitor import Severity
 from lightning_adam.findings import remedies
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.rule import Case, Cure, Rule, Training, rule

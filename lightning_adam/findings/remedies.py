@@ -2,7 +2,7 @@
 
 import math
 
-from lightning_adam.config.errors import as_typed
+from lightning_adam.config.errors import format_value
 from lightning_adam.findings.rule import Case, Cure
 
 LOWEST_EPS = 1e-20
@@ -18,7 +18,7 @@ def override(place: str, name: str, value: object) -> str:
         >>> override("optimizer", "betas", [0.9, 0.95])
         'optimizer.betas=[0.9,0.95]'
     """
-    return f"{place}.{name}={as_typed(value)}"
+    return f"{place}.{name}={format_value(value)}"
 
 
 def rounded(number: float) -> float:

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Any, NamedTuple, TypeVar
 
 from lightning_adam.config.errors import ConfigError
-from lightning_adam.config.schema import Scope, Severity
+from lightning_adam.config.monitor import Scope, Severity
 from lightning_adam.statistics.catalogue import STATISTICS
 
 

@@ -8,7 +8,7 @@ docstring the meaning, its arguments what it judges by. Thresholds were calibrat
 import math
 from collections.abc import Callable
 
-from lightning_adam.config.schema import Scope, Severity
+from lightning_adam.config.monitor import Scope, Severity
 from lightning_adam.findings import remedies
 from lightning_adam.findings.rule import Past, Training, Warmup, rule
 

@@ -4,8 +4,8 @@ import shlex
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
-from lightning_adam.config.errors import as_typed
-from lightning_adam.config.schema import Severity
+from lightning_adam.config.errors import format_value
+from lightning_adam.config.monitor import Severity
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.rule import Cure, Rule
 from lightning_adam.statistics.catalogue import STATISTICS
@@ -171,7 +171,7 @@ def settings_typed(rule: Rule, place: str = "adam_monitor") -> list[str]:
         'adam_monitor.findings.eps_vanishes.severity=error'
     """
     return [
-        f"{place}.findings.{rule.code}.{name}={as_typed(value)}"
+        f"{place}.findings.{rule.code}.{name}={format_value(value)}"
         for name, value in rule.settings.items()
     ]
 

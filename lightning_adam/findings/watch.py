@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from lightning_adam.config.schema import Scope, Severity
+from lightning_adam.config.monitor import Scope, Severity
 from lightning_adam.findings import RULES
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.rule import Case, Memory, Past, Rule, Training

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -24,9 +24,11 @@ from lightning_adam._compat.lightning import (
     loss_of_batch,
 )
 from lightning_adam._compat.torch import is_flattened
-from lightning_adam.config.errors import ConfigError, type_instead, warn_only
-from lightning_adam.config.schema import Kernel, Scope
+from lightning_adam.config.errors import ConfigError, ConfigPath
+from lightning_adam.config.monitor import Kernel, Scope
+from lightning_adam.config.parsing import locate
 from lightning_adam.findings.finding import Finding
+from lightning_adam.monitor.failsafe import warn_only
 from lightning_adam.monitor.finding_reporter import Judge
 from lightning_adam.monitor.flight_recorder.recorder import FlightRecorder
 from lightning_adam.monitor.log_keys import X_AXIS
@@ -38,16 +40,17 @@ from lightning_adam.monitor.loggers import (
     takes_histograms,
     warn_without_logger,
 )
-from lightning_adam.monitor.settings import read_monitor
-from lightning_adam.optim.optimizers import names_of
-from lightning_adam.optim.optimizers import settings as optimizer_settings
-from lightning_adam.optim.schedulers import settings as scheduler_settings
+from lightning_adam.monitor.settings import monitor_config
+from lightning_adam.optim.console import log_info
+from lightning_adam.optim.optimizers import optimizer_settings
+from lightning_adam.optim.schedulers import scheduler_settings
 from lightning_adam.optim.steps import StepCounter, next_due
 from lightning_adam.statistics.accumulators import Knowledge
 from lightning_adam.statistics.kernels import FAST, is_installed
 from lightning_adam.statistics.kernels import missing as missing_kernels
 from lightning_adam.statistics.measurement import Arriving, Measurement
 from lightning_adam.statistics.metric import AdamStatistics
+from lightning_adam.statistics.names import optimizer_names
 from lightning_adam.statistics.selection import KERNEL_PACKAGES
 from lightning_adam.statistics.sharding import is_sharded, largest_over_ranks, this_rank
 from lightning_adam.statistics.views import is_measurable
@@ -75,7 +78,7 @@ class _Watched:
     """Whether that step is still to come."""
     step: int = 0
     """The number of the step that was last measured, if the device has skipped no more steps than
-    `counter.learned`."""
+    `counter.applied_flags`."""
     flags: tuple[Tensor, ...] = ()
     """Of that step, how many the device had skipped, and whether it skipped this one too; empty if
     it could not."""
@@ -161,6 +164,9 @@ class AdamMonitor(Callback):
         >>> trainer = Trainer(callbacks=[monitor], logger=False)
     """
 
+    config_path: ClassVar[ConfigPath | None] = None
+    """The place of the arguments, for errors; None: a Hydra app's or a call's."""
+
     def __init__(
         self,
         every_n_steps: int | None = None,
@@ -190,7 +196,8 @@ class AdamMonitor(Callback):
             "flight_recorder": flight_recorder,
             "kernel": kernel,
         }
-        self.config = read_monitor(arguments)
+        self._path = self.config_path or locate(arguments, "adam_monitor")
+        self.config = monitor_config(arguments, self._path)
         self._interval = 0
         self._watched: list[_Watched] = []
         self._counters: list[StepCounter] = []
@@ -243,7 +250,7 @@ class AdamMonitor(Callback):
             )
         self._check_kernel(trainer)
         if others and not wrapped:
-            rank_zero_info(f"AdamMonitor does not measure {', '.join(others)}: without betas.")
+            log_info(f"AdamMonitor does not measure {', '.join(others)}: without betas.")
         warn_without_logger("AdamMonitor", trainer)
         if (
             trainer.loggers
@@ -332,17 +339,12 @@ class AdamMonitor(Callback):
         if kernel not in KERNEL_PACKAGES:
             return
         if not is_installed(kernel):
-            raise ConfigError(
-                f"adam_monitor.kernel={kernel}: expected a version of its package that works here;"
-                f" pip install --upgrade {KERNEL_PACKAGES[kernel]}, or"
-                f" {type_instead('adam_monitor.kernel', 'auto')}"
-            )
+            problem = f"does not work here: pip install --upgrade {KERNEL_PACKAGES[kernel]}"
+            raise (self._path / "kernel").invalid(kernel, problem, "auto")
         types = _device_types(filter(is_measurable, trainer.optimizers))
         if kernel not in {FAST.get(each) for each in types}:
-            raise ConfigError(
-                f"adam_monitor.kernel={kernel}: expected one for the device of the parameters,"
-                f" {', '.join(sorted(types))}; {type_instead('adam_monitor.kernel', 'auto')}"
-            )
+            problem = f"does not support the device of the parameters, {', '.join(sorted(types))}"
+            raise (self._path / "kernel").invalid(kernel, problem, "auto")
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # 0 is Lightning's word for never.
@@ -352,7 +354,7 @@ class AdamMonitor(Callback):
             return
         if not any(map(is_measurable, trainer.optimizers)):
             return
-        names = names_of(trainer.optimizers, pl_module)
+        names = optimizer_names(trainer.optimizers, pl_module)
         module = holder_of_parameters(trainer, pl_module)
         if self.config.findings is not None:
             self._judge = Judge(self.config, module, self._interval)
@@ -474,14 +476,14 @@ class AdamMonitor(Callback):
         watched.has_statistics |= _is_due(counter.taken, self._interval)
         watched.has_histograms |= _is_due(counter.taken, self.config.histograms_every_n_steps)
         watched.is_first, watched.is_resumed = watched.is_resumed, False
-        watched.step, watched.flags = counter.taken, counter.told_by_device
+        watched.step, watched.flags = counter.taken, counter.found_inf_flags
         due = (watched.optimizer, watched.has_histograms)
         if watched.abstains:
             watched.statistics.abstain(*due, has_failed=self._has_failed)
             if self._fault:
                 self._leave(watched.statistics.measurement.failed_rank)
         else:
-            watched.statistics.update(*due, counter.skipped_at_all)
+            watched.statistics.update(*due, counter.all_skipped)
 
     def _next_due(self, steps: int) -> int:
         """The first optimizer step after `steps` that is 1 or divisible by an interval."""
@@ -514,12 +516,12 @@ class AdamMonitor(Callback):
         """Sends what the batch's steps have left on its way, under the step of the batch's loss."""
         waiting = [watched for watched in self._watched if watched.is_waiting]
         dues = [(each.has_statistics, each.has_histograms, each.is_first) for each in waiting]
-        learned = [each.counter.learned for each in waiting]
+        learned = [each.counter.applied_flags for each in waiting]
         for watched in waiting:
             watched.has_statistics = watched.has_histograms = watched.is_first = False
             if watched.is_sharded and watched.flags:
                 # What is learned moves the next measurement: at the same time on all ranks.
-                watched.counter.learn(int(watched.flags[0]))
+                watched.counter.apply_device_skips(int(watched.flags[0]))
                 watched.due = self._next_due(watched.counter.taken)
         sent = [
             _Sent(each, self._arriving(each), *due, each.step, known)
@@ -567,7 +569,7 @@ class AdamMonitor(Callback):
         skipped, is_skipped = flags
         step = sent.step - (int(skipped) - sent.learned)
         counter, histograms = sent.watched.counter, self.config.histograms_every_n_steps
-        counter.learn(int(skipped))
+        counter.apply_device_skips(int(skipped))
         sent.watched.due = self._next_due(counter.taken)
         return sent._replace(
             has_statistics=sent.has_statistics and not is_skipped and _is_due(step, self._interval),
@@ -588,14 +590,14 @@ class AdamMonitor(Callback):
         others = statistics.passed_over
         without = "quantised, without an exp_avg of their shape, or with a sparse gradient"
         if measurement.is_empty:
-            rank_zero_info(
+            log_info(
                 f"AdamMonitor measures nothing of {name}: all parameters are {without},"
                 " or with none that the step has left."
             )
             return
         is_choice_ours = self.config.kernel is Kernel.auto
         for kernel in missing_kernels(_device_types([watched.optimizer])) if is_choice_ours else []:
-            rank_zero_info(
+            log_info(
                 f"AdamMonitor measures {name} in many times the time it takes with {kernel}:"
                 f" pip install {KERNEL_PACKAGES[kernel]}"
             )
@@ -605,7 +607,7 @@ class AdamMonitor(Callback):
         if others:
             missing.append(f"{len(others)} parameters {without}, such as {others[0]}")
         if missing:
-            rank_zero_info(
+            log_info(
                 f"AdamMonitor measures of {name} what its state tells, not {', '.join(missing)}."
             )
 

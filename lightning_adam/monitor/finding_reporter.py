@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_adam._compat.lightning import is_smoke_test, logging_step
-from lightning_adam.config.schema import MonitorConfig, Severity
+from lightning_adam.config.monitor import MonitorConfig, Severity
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.preflight import Plan, PlannedGroup, preflight
 from lightning_adam.findings.rule import Training
@@ -21,8 +20,9 @@ from lightning_adam.findings.showing import closed, raised, summary
 from lightning_adam.findings.watch import Watch
 from lightning_adam.monitor.loggers import alert, log_findings
 from lightning_adam.optim.build import steps_of
+from lightning_adam.optim.console import log_info
 from lightning_adam.optim.param_groups import peak_lr
-from lightning_adam.optim.schedulers import settings as scheduler_settings
+from lightning_adam.optim.schedulers import scheduler_settings
 from lightning_adam.statistics import kernels
 from lightning_adam.statistics.dtypes import dtype_name, rounds_to_0
 from lightning_adam.statistics.histograms import DENOMINATOR_POSITION, HARMLESS, magnitude_above
@@ -129,13 +129,13 @@ class Judge:
             self._has_news = True
             ceased = [each for each in changes.closed if self._is_told(each)]
             if ceased:
-                rank_zero_info(closed(ceased))
+                log_info(closed(ceased))
         self._tell(trainer, changes.raised)
 
     def finish(self, trainer: Trainer) -> None:
         """Says at the end what was found."""
         if self._measurements:
-            rank_zero_info(summary(self.findings, self._measurements))
+            log_info(summary(self.findings, self._measurements))
         if self._has_news:
             self._log(trainer)
 
@@ -159,7 +159,7 @@ class Judge:
         shown = [each for each in findings if self._is_told(each)]
         if not shown:
             return
-        rank_zero_info(raised(shown))
+        log_info(raised(shown))
         if self._config.alert:
             for logger in trainer.loggers:
                 for finding in shown:
@@ -167,7 +167,7 @@ class Judge:
         stopping = [each.code for each in shown if each.code in self._config.stop_on]
         if stopping:
             self.should_stop = True
-            rank_zero_info(f"AdamMonitor ends the training, as stop_on={stopping[0]} asks for.")
+            log_info(f"AdamMonitor ends the training, as stop_on={stopping[0]} asks for.")
         self._log(trainer)
 
     def _is_told(self, finding: Finding) -> bool:
@@ -208,7 +208,7 @@ def _training(
     trainer: Trainer, module: LightningModule, optimizer: Optimizer, every_n_steps: int
 ) -> Training:
     """What is known of a training before it begins."""
-    place, scheduler_place = getattr(module, "config_places", ("optimizer", "scheduler"))
+    place, scheduler_place = getattr(module, "config_paths", ("optimizer", "scheduler"))
     peaks = [_number(peak_lr(group)) for group in optimizer.param_groups]
     steps = None
     if len(trainer.optimizers) == 1 and not is_smoke_test(trainer):

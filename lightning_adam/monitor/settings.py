@@ -1,74 +1,67 @@
-"""What a user hands AdamMonitor → its checked config.
-
-What is wrong is refused under the field's full name in the user's config.
-
-Imports neither torch nor lightning.
-"""
+"""Validates the monitor's config against the statistics and the rules that exist."""
 
 from collections.abc import Mapping
 from math import isnan
 from typing import Any
 
-from lightning_adam._compat.omegaconf import full_key
-from lightning_adam.config.errors import nearest, refusal, unknown_field
-from lightning_adam.config.forms import values_of
-from lightning_adam.config.schema import MonitorConfig, Severity
+from lightning_adam.config.errors import ConfigPath, nearest
+from lightning_adam.config.monitor import MonitorConfig, Severity, parse_monitor
 from lightning_adam.findings import RULES
-from lightning_adam.statistics.selection import read_selection
+from lightning_adam.statistics.selection import check_selection
 
 
-def read_monitor(node: Any, where: str = "adam_monitor") -> MonitorConfig:
-    """Checks the monitor's settings.
+def monitor_config(node: Any, path: ConfigPath | None = None) -> MonitorConfig:
+    """Parses and validates the monitor's config.
 
     Args:
         node: A composed Hydra node, a dict, or a `MonitorConfig`.
-        where: The full name of its place, if it is no part of a composed config.
+        path: Its place (default: None, the node's own, or `adam_monitor`).
 
     Raises:
-        ConfigError: If a key is unknown, a value is out of range, what the kernel is written in is
-            not installed, or a finding that is to end the training is not looked for.
+        ConfigError: If a key or a name is unknown, a value is out of range, the kernel is not
+            installed, or `stop_on` names a finding that is not checked.
 
     Example:
-        >>> read_monitor({"every_n_steps": 10}).every_n_steps
+        >>> monitor_config({"every_n_steps": 10}).every_n_steps
         10
     """
-    where = full_key(node, where)
-    config = read_selection(values_of(node, where), where)
-    config.findings = _rule_settings(config.findings, where)
+    parsed = parse_monitor(node, path)
+    check_selection(parsed)
+    config, path = parsed.config, parsed.path
+    config.findings = _rule_settings(config.findings, path / "findings")
     for code in config.stop_on:
         if code not in RULES:
-            expected = f"expected findings, but {code} is none"
-            (close,) = nearest(code, RULES, 1, cutoff=0.0)
-            raise refusal(where, "stop_on", config.stop_on, expected, [close])
+            close = nearest(code, RULES, 1, cutoff=0.0)
+            problem = f"has {code!r}, which is not a finding"
+            raise (path / "stop_on").invalid(config.stop_on, problem, close)
     if config.stop_on and config.findings is None:
-        expected = "expected no findings, for findings=null looks for none"
-        raise refusal(where, "stop_on", config.stop_on, expected, [])
+        problem = "has no effect, because findings=null disables all rules"
+        raise (path / "stop_on").invalid(config.stop_on, problem, [])
     return config
 
 
-def _rule_settings(findings: Any, where: str) -> dict[str, Any] | None:
-    """What is set of the rules, each setting one that its rule has."""
+def _rule_settings(findings: Any, path: ConfigPath) -> dict[str, Any] | None:
+    """The settings of the rules, each of which its rule has."""
     if findings is None:
         return None
     for code, settings in findings.items():
-        place = f"{where}.findings.{code}"
         if code not in RULES:
-            raise unknown_field(f"{where}.findings", code, settings, RULES)
+            raise (path / code).unknown(settings, RULES)
         own = RULES[code].settings
         if not isinstance(settings, Mapping):
-            raise refusal(f"{where}.findings", code, settings, "expected settings of the rule", own)
+            raise (path / code).invalid(settings, "must be settings of the rule", own)
         for name, value in settings.items():
+            place = path / code / name
             if name not in own:
-                raise unknown_field(place, name, value, own)
+                raise place.unknown(value, own)
             if name == "severity":
                 words = [each.value for each in Severity]
                 if value is not False and value not in words:
-                    expected = f"expected one of {', '.join(words)}"
-                    raise refusal(place, name, value, expected, own[name])
+                    raise place.invalid(value, f"must be one of {', '.join(words)}", own[name])
             elif isinstance(value, bool) or not isinstance(value, int | float) or isnan(value):
-                raise refusal(place, name, value, "expected a number", own[name])
+                raise place.invalid(value, "must be a number", own[name])
             elif name == "persistence" and (value < 1 or not float(value).is_integer()):
-                raise refusal(place, name, value, "expected an integer of at least 1", own[name])
+                raise place.invalid(value, "must be an integer, at least 1", own[name])
     # YAML reads `off` as false.
     return {
         code: {name: "off" if value is False else value for name, value in settings.items()}

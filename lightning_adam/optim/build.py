@@ -1,4 +1,4 @@
-"""Configs and a trainer → the optimizer and the scheduler, as Lightning wants them."""
+"""Configs and a Trainer → the optimizer and the scheduler of `configure_optimizers`."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,6 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.optim import Optimizer
@@ -15,35 +14,42 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lightning_adam._compat.lightning import is_smoke_test
 from lightning_adam._compat.torch import let_unscale
-from lightning_adam.config.errors import ConfigError, refusal
-from lightning_adam.config.reading import CustomScheduler, read_scheduler
-from lightning_adam.config.schema import Interval, PlateauConfig, SchedulerConfig, StepwiseConfig
+from lightning_adam.config.errors import ConfigPath
+from lightning_adam.config.parsing import Parsed
+from lightning_adam.config.schedule import (
+    CustomSchedulerConfig,
+    PlateauConfig,
+    ScheduleConfig,
+    SchedulerInterval,
+    WarmupScheduleConfig,
+    parse_schedule,
+)
+from lightning_adam.optim.console import log_info
 from lightning_adam.optim.optimizers import build_optimizer
-from lightning_adam.optim.schedulers import build_scheduler
-from lightning_adam.optim.schedulers import settings as scheduler_settings
+from lightning_adam.optim.schedulers import build_scheduler, scheduler_settings
 from lightning_adam.optim.steps import StepCounter
 
 
 @dataclass
 class Built:
-    """What was built for a module."""
+    """The optimizer and the scheduler of a module."""
 
     optimizer: Optimizer
     scheduler: LRScheduler | None
-    rhythm: dict[str, Any]
+    lr_scheduler_options: dict[str, Any]
     """When Lightning steps the scheduler, and with which metric."""
     counter: StepCounter | None
-    """None if the schedule does not ask which steps were skipped."""
+    """None if the schedule does not depend on skipped steps."""
     steps: int = 0
-    """How many the counter had counted when the schedule last went on."""
+    """The counter's value when the schedule last advanced."""
 
     def as_lightning(self) -> dict[str, Any]:
-        """What `configure_optimizers` returns."""
+        """Returns the result of `configure_optimizers`."""
         if self.scheduler is None:
             return {"optimizer": self.optimizer}
         return {
             "optimizer": self.optimizer,
-            "lr_scheduler": {"scheduler": self.scheduler, **self.rhythm},
+            "lr_scheduler": {"scheduler": self.scheduler, **self.lr_scheduler_options},
         }
 
 
@@ -55,18 +61,18 @@ def build_adam(
     *,
     trainer: Trainer | None = None,
 ) -> dict[str, Any]:
-    """What `configure_optimizers` returns, for modules without the mixin or with two optimizers.
+    """Builds the result of `configure_optimizers`, for modules without `AdamMixin`.
 
     Args:
         module: The module to train.
         optimizer: The optimizer config.
         scheduler: The scheduler config (default: None, a constant learning rate).
-        total_steps: Optimizer steps of the run (default: None, as many as the trainer will take).
-        trainer: The trainer, which decides on the schedule's length, on the implementation and on
-            when a metric is judged (default: None, not known).
+        total_steps: Optimizer steps of the run (default: None, the steps of the trainer).
+        trainer: The trainer, from which the length of the schedule, the implementation and the
+            interval of a plateau follow (default: None).
 
     Returns:
-        Lightning's dict of the optimizer and, if there is one, the scheduler. For two optimizers
+        Lightning's dict of the optimizer and, if there is one, the scheduler. With two optimizers,
         return two of them.
 
     Raises:
@@ -87,7 +93,7 @@ def build(
     total_steps: int | None,
     trainer: Trainer | None,
 ) -> Built:
-    """Builds what `build_adam` returns, and what the mixin goes on with; its arguments are those.
+    """Builds the optimizer and the scheduler; see `build_adam`.
 
     Example:
         >>> built = build(nn.Linear(3, 4), {"lr": 0.01}, None, None, None)
@@ -98,58 +104,57 @@ def build(
         total_steps = steps_of(trainer)
     built = build_optimizer(module, optimizer)
     if trainer is not None:
-        settle_unscaling(built, built.param_groups[0].get("fused"), trainer)
+        configure_amp_unscaling(built, built.param_groups[0].get("fused"), trainer)
     if scheduler is None:
         return Built(built, None, {}, None)
-    built_scheduler = build_scheduler(built, scheduler, total_steps)
-    config, where = read_scheduler(scheduler)
-    rhythm = _rhythm(built_scheduler, config, where, trainer)
-    shown = {**scheduler_settings(built_scheduler), **rhythm}
-    rank_zero_info(f"schedule  {', '.join(f'{name}={value}' for name, value in shown.items())}")
-    minds_skipped = (
-        isinstance(config, StepwiseConfig | CustomScheduler)
-        and rhythm["interval"] == Interval.step
+    parsed = parse_schedule(scheduler)
+    built_scheduler = build_scheduler(built, parsed, total_steps)
+    options = _lr_scheduler_options(built_scheduler, parsed, trainer)
+    shown = {**scheduler_settings(built_scheduler), **options}
+    log_info(f"schedule  {', '.join(f'{name}={value}' for name, value in shown.items())}")
+    counts_skipped = (
+        isinstance(parsed.config, WarmupScheduleConfig | CustomSchedulerConfig)
+        and options["interval"] == SchedulerInterval.step
         and not isinstance(built_scheduler, ReduceLROnPlateau)
-        and not config.count_skipped_steps
+        and not parsed.config.count_skipped_steps
     )
-    counter = StepCounter(built) if minds_skipped else None
+    counter = StepCounter(built) if counts_skipped else None
     if counter is not None:
         counter.attach()
-    return Built(built, built_scheduler, rhythm, counter)
+    return Built(built, built_scheduler, options, counter)
 
 
-def _rhythm(
-    built: LRScheduler,
-    config: SchedulerConfig | CustomScheduler,
-    where: str,
-    trainer: Trainer | None,
+def _lr_scheduler_options(
+    built: LRScheduler, scheduler: Parsed[ScheduleConfig], trainer: Trainer | None
 ) -> dict[str, Any]:
-    """When Lightning steps a scheduler, and with which metric."""
-    rhythm: dict[str, Any] = {}
-    if isinstance(built, ReduceLROnPlateau) and isinstance(config, PlateauConfig | CustomScheduler):
-        rhythm["monitor"] = config.monitor
-    if isinstance(config, CustomScheduler) and config.interval is not None:
+    """The other keys of Lightning's lr_scheduler dict."""
+    config, path = scheduler.config, scheduler.path
+    options: dict[str, Any] = {}
+    if isinstance(config, PlateauConfig | CustomSchedulerConfig) and isinstance(
+        built, ReduceLROnPlateau
+    ):
+        options = {"monitor": config.monitor}
+    if isinstance(config, CustomSchedulerConfig) and config.interval is not None:
         batches = math.inf if trainer is None else trainer.num_training_batches
-        if config.interval is Interval.step and config.frequency > batches:
-            expected = f"expected at most the {batches} batches of an epoch, after which Lightning"
-            expected += " counts anew"
-            raise refusal(where, "frequency", config.frequency, expected, 1)
-        return {**rhythm, "interval": config.interval.value, "frequency": config.frequency}
+        if config.interval is SchedulerInterval.step and config.frequency > batches:
+            problem = f"is more than the {batches} batches of an epoch, where Lightning restarts"
+            raise (path / "frequency").invalid(config.frequency, problem, 1)
+        return {**options, "interval": config.interval.value, "frequency": config.frequency}
     if isinstance(built, ReduceLROnPlateau):
-        if isinstance(config, CustomScheduler) and config.frequency != 1:
-            expected = "expected 1, for without an interval it is judged after each validation"
-            raise refusal(where, "frequency", config.frequency, expected, 1)
-        return {**rhythm, **_after_validation(where, trainer)}
-    if isinstance(config, CustomScheduler):
+        if isinstance(config, CustomSchedulerConfig) and config.frequency != 1:
+            problem = "must be 1 without an interval: a plateau is checked after each validation"
+            raise (path / "frequency").invalid(config.frequency, problem, 1)
+        return {**options, **_after_validation(path, trainer)}
+    if isinstance(config, CustomSchedulerConfig):
         return {"interval": "epoch", "frequency": config.frequency}
     return {"interval": "step", "frequency": 1}
 
 
-def _after_validation(where: str, trainer: Trainer | None) -> dict[str, Any]:
-    """The interval at whose end the trainer has just validated.
+def _after_validation(path: ConfigPath, trainer: Trainer | None) -> dict[str, Any]:
+    """The interval at whose end the trainer validates.
 
-    Lightning counts a scheduler's steps in batches of the epoch, and passes over those that only
-    accumulate.
+    Lightning counts a scheduler's steps in batches of the epoch, and skips batches that only
+    accumulate gradients.
     """
     if trainer is None:
         return {"interval": "epoch", "frequency": 1}
@@ -159,23 +164,23 @@ def _after_validation(where: str, trainer: Trainer | None) -> dict[str, Any]:
             return {"interval": "epoch", "frequency": epochs}
         if epochs == 1 and all(batches % each == 0 for each in set(_accumulations(trainer))):
             return {"interval": "step", "frequency": int(batches)}
-    raise ConfigError(
-        f"{where}: expected validations that a plateau can be judged after, at the end of epochs or"
-        f" at optimizer steps within each, but the Trainer validates every {batches or 'so much'}"
-        f" {'batches' if batches else 'time'}, with check_val_every_n_epoch={epochs} and"
-        f" accumulate_grad_batches={trainer.accumulate_grad_batches}; type Trainer(...,"
-        " val_check_interval=1.0, check_val_every_n_epoch=1)"
+    interval = f"every {batches} batches" if batches else "on a time interval"
+    raise path.error(
+        "needs validation at the end of epochs, or at optimizer steps within each epoch. The"
+        f" Trainer validates {interval}, with check_val_every_n_epoch={epochs} and"
+        f" accumulate_grad_batches={trainer.accumulate_grad_batches}",
+        "Use Trainer(..., val_check_interval=1.0, check_val_every_n_epoch=1)",
     )
 
 
 def steps_of(trainer: Trainer) -> int | None:
-    """The optimizer steps the trainer will take; None if that has no end or is not known.
+    """Returns the number of optimizer steps of a run; None if it has no end or is not known.
 
     Args:
         trainer: The trainer, whose data is set up if it is not yet.
     """
     if is_smoke_test(trainer):
-        # A smoke test of a single batch: it has to take the schedule of the whole run.
+        # A smoke test of one batch must accept the schedule of the whole run.
         return 10**9
     steps = trainer.estimated_stepping_batches
     if not math.isfinite(steps) or steps < 0:
@@ -183,14 +188,14 @@ def steps_of(trainer: Trainer) -> int | None:
     accumulations = _accumulations(trainer)
     epochs, batches = trainer.max_epochs, trainer.num_training_batches
     if len(set(accumulations)) > 1 and epochs is not None and math.isfinite(batches):
-        # Lightning takes what the first epoch accumulates for all.
+        # Lightning assumes the accumulation of the first epoch for all.
         steps = sum(math.ceil(batches / accumulations[epoch]) for epoch in range(epochs))
         steps = steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
     return int(steps)
 
 
 def _accumulations(trainer: Trainer) -> list[int]:
-    """The batches that make an optimizer step, epoch by epoch as far as is known."""
+    """The number of batches per optimizer step, by epoch."""
     epochs = range(max(trainer.max_epochs or 1, 1))
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, GradientAccumulationScheduler):
@@ -198,16 +203,16 @@ def _accumulations(trainer: Trainer) -> list[int]:
     return [trainer.accumulate_grad_batches] * len(epochs)
 
 
-def settle_unscaling(optimizer: Optimizer, fused: bool | None, trainer: Trainer) -> None:
-    """Lets Lightning clip for a fused optimizer too.
+def configure_amp_unscaling(optimizer: Optimizer, fused: bool | None, trainer: Trainer) -> None:
+    """Lets Lightning clip the gradients of a fused optimizer under mixed precision.
 
-    Lightning refuses to, under mixed precision, for the fused step unscales the gradients itself.
-    Without a scaler there is nothing to unscale. With one that does it for all other optimizers,
-    clipping costs what it costs with those: a wait for the device at each step.
+    Lightning refuses to, because a fused step unscales the gradients itself. Without a GradScaler
+    there is nothing to unscale. With one, gradients are unscaled before clipping, at the cost that
+    other implementations have: a device synchronization at each step.
 
     Args:
         optimizer: The optimizer.
-        fused: What its groups say of `fused`; None if they say nothing.
+        fused: The `fused` flag of its groups; None if they have none.
         trainer: The trainer.
     """
     precision, module = trainer.precision_plugin, trainer.lightning_module

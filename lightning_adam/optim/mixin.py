@@ -1,25 +1,27 @@
-"""AdamMixin: groups, optimizer and scheduler wired into Lightning's hooks."""
+"""`AdamMixin`: the optimizer and the scheduler in Lightning's hooks."""
 
 import math
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
 from lightning_adam._compat.lightning import (
     attached_trainer,
+    is_created_by_cli,
     is_of_lr_find,
     loaded_checkpoint,
     restore_loaders,
 )
-from lightning_adam.config.errors import ConfigError, nearest, refusal
-from lightning_adam.config.reading import read_optimizer, read_scheduler
-from lightning_adam.config.schema import AdamConfig
-from lightning_adam.optim.build import Built, build, settle_unscaling
+from lightning_adam.config.errors import ConfigError, ConfigPath, Source, nearest
+from lightning_adam.config.optimizer import AdamConfig, OptimizerConfig, parse_optimizer
+from lightning_adam.config.parsing import Parsed
+from lightning_adam.config.schedule import ScheduleConfig, parse_schedule
+from lightning_adam.optim.build import Built, build, configure_amp_unscaling
+from lightning_adam.optim.console import log_info
 from lightning_adam.optim.optimizers import hyperparameters
-from lightning_adam.optim.param_groups import LR_RATIO
+from lightning_adam.optim.param_groups import LR_SCALE
 from lightning_adam.optim.resume import Resumed, reconcile, record
 from lightning_adam.optim.schedulers import set_peaks
 from lightning_adam.optim.steps import steps_taken
@@ -31,21 +33,21 @@ else:
 
 
 class AdamMixin(_Base):
-    """A `configure_optimizers` from Hydra configs: `class Lit(AdamMixin, L.LightningModule)`.
+    """Configures the optimizer from Hydra configs: `class Lit(AdamMixin, L.LightningModule)`.
 
-    The configs come as keywords of the constructor, or from `self.hparams`. They are checked when
-    the module is built; what depends on the run (the device, the schedule's length) when `fit`
-    starts. What was built is printed as one table.
+    The configs are arguments of the constructor, or come from `self.hparams`. They are validated
+    when the module is built; what depends on the run, such as the device and the length of the
+    schedule, is validated when `fit` starts. A table of the parameter groups is logged.
 
     Args:
-        optimizer: The optimizer config: a composed Hydra node, a dict, or an `AdamConfig`
-            (default: None, `self.hparams.optimizer`).
-        scheduler: The scheduler config, likewise (default: None, `self.hparams.scheduler`, and
-            without that a constant learning rate).
+        optimizer: The optimizer config: a composed Hydra node, a dict, an `AdamConfig` or a
+            `functools.partial` (default: None, `self.hparams.optimizer`).
+        scheduler: The scheduler config in the same forms (default: None,
+            `self.hparams.scheduler`, or a constant learning rate without it).
 
     Raises:
-        ConfigError: If a config has an unknown key or a value that cannot work.
-        TypeError: If LightningModule stands before the mixin among the bases.
+        ConfigError: If a config has an unknown key or an invalid value.
+        TypeError: If LightningModule precedes the mixin among the bases.
 
     Example:
         >>> from torch import nn
@@ -62,103 +64,109 @@ class AdamMixin(_Base):
         order = cls.__mro__
         if LightningModule in order and order.index(LightningModule) < order.index(AdamMixin):
             raise TypeError(
-                f"{cls.__name__}: expected AdamMixin before LightningModule among the bases, or its"
-                f" configure_optimizers is never called; write class {cls.__name__}(AdamMixin,"
-                " LightningModule)"
+                f"{cls.__name__} lists LightningModule before AdamMixin, so that AdamMixin's"
+                " configure_optimizers is never called. Use class"
+                f" {cls.__name__}(AdamMixin, LightningModule)"
             )
 
     def __init__(
         self, *args: Any, optimizer: Any = None, scheduler: Any = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        if optimizer is not None:
-            read_optimizer(optimizer)
-        if scheduler is not None:
-            read_scheduler(scheduler)
-        self._optimizer_config = optimizer
-        self._scheduler_config = scheduler
+        self._is_from_cli = is_created_by_cli()
+        self._optimizer_config = self._parse_optimizer(optimizer)
+        self._scheduler_config = self._parse_scheduler(scheduler)
+        self._has_arguments = (optimizer is not None, scheduler is not None)
         self._found_lr: float | None = None
         self._is_found_lr_due = False
         self._built: Built | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Callbacks copy the module, for moving averages of its weights.
+        # Callbacks that average weights copy the module.
         return {**super().__getstate__(), "_built": None}
 
     @property
     def optimizer_lr(self) -> float:
-        """The optimizer's learning rate: `Tuner.lr_find(module, attr_name="optimizer_lr")` sets it.
+        """The learning rate that `Tuner.lr_find(module, attr_name="optimizer_lr")` sets.
 
-        Groups keep their multiples of it, and the schedule its shape. NaN if it is not known.
+        Groups keep their scales, and the schedule its shape. NaN if it is not known.
         """
-        optimizer = self._configs()[0]
-        if self._found_lr is not None or optimizer is None:
-            return math.nan if self._found_lr is None else self._found_lr
-        config = read_optimizer(optimizer)[0]
-        if isinstance(config, AdamConfig):
-            return config.lr
-        return float(hyperparameters(config.factory).get("lr", math.nan))
+        if self._found_lr is not None:
+            return self._found_lr
+        parsed = self._configs()[0]
+        if parsed is None:
+            return math.nan
+        if isinstance(parsed.config, AdamConfig):
+            return parsed.config.lr
+        return float(hyperparameters(parsed.config.factory).get("lr", math.nan))
 
     @optimizer_lr.setter
     def optimizer_lr(self, lr: float) -> None:
         self._found_lr = lr
         self._set_found_lr()
         if self._built is not None:
-            # `lr_find` is about to give all groups this one; a hook cannot remove itself.
+            # `lr_find` is about to set this rate for all groups; a hook cannot remove itself.
             self._is_found_lr_due = True
             self._built.optimizer.register_step_pre_hook(lambda *_: self._set_found_lr_again())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Builds what the configs say, for the trainer's device, precision and length."""
-        optimizer, scheduler = self._configs()
+        """Builds the optimizer and the scheduler for the trainer's device, precision and length."""
+        # Hyperparameters may have changed since they were last parsed.
+        optimizer, scheduler = self._configs(reparse=True)
         if optimizer is None:
             raise ConfigError(
-                f"{type(self).__name__} has no optimizer config: expected one in"
-                " super().__init__(optimizer=...), or in hparams by self.save_hyperparameters()"
+                f"{type(self).__name__} has no optimizer config",
+                "Pass it to super().__init__(optimizer=...), or call self.save_hyperparameters()",
             )
         self._built = build(self, optimizer, scheduler, None, attached_trainer(self))
         if self._found_lr is not None:
             self._set_found_lr()
-            rank_zero_info(f"lr={self._found_lr:g} instead, as optimizer_lr was set")
+            log_info(f"Using lr={self._found_lr:g} (set by optimizer_lr)")
         return cast("OptimizerLRScheduler", self._built.as_lightning())
 
     def on_fit_start(self) -> None:
-        """Settles what a checkpoint, if there is one, and the config do not have in common."""
+        """Reconciles a checkpoint, if there is one, with the config."""
         super().on_fit_start()
         checkpoint, built = loaded_checkpoint(self.trainer), self._in_use()
-        schedules = self.trainer.lr_scheduler_configs
-        if built is None or len(schedules) > 1 or "optimizer_states" not in checkpoint:
+        schedulers = self.trainer.lr_scheduler_configs
+        optimizer = self._optimizer_config
+        if (
+            built is None
+            or optimizer is None
+            or len(schedulers) > 1
+            or "optimizer_states" not in checkpoint
+        ):
             return
-        config, place = read_optimizer(self._configs()[0])
         resumed = Resumed(
             optimizer=built.optimizer,
-            scheduler=schedules[0].scheduler if schedules else None,
-            interval=schedules[0].interval if schedules else "",
-            resume=config.resume,
-            optimizer_place=place,
-            scheduler_place=self._scheduler_place(),
+            scheduler=schedulers[0].scheduler if schedulers else None,
+            interval=schedulers[0].interval if schedulers else "",
+            resume=optimizer.config.resume,
+            optimizer_path=optimizer.path,
+            scheduler_path=self._scheduler_path(),
         )
         for line in reconcile(checkpoint, resumed):
-            rank_zero_info(f"resuming: {line}")
+            log_info(f"resuming: {line}")
         (loaded,) = checkpoint["optimizer_states"]
-        settle_unscaling(built.optimizer, loaded["param_groups"][0].get("fused"), self.trainer)
+        fused = loaded["param_groups"][0].get("fused")
+        configure_amp_unscaling(built.optimizer, fused, self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Writes of which optimizer the checkpoint is."""
+        """Records the class of the optimizer."""
         super().on_save_checkpoint(checkpoint)
         built = self._in_use()
         if built is not None:
             record(checkpoint, built.optimizer)
 
     def on_train_start(self) -> None:
-        """Loaders, counts and rates as they have to be, resumed and after `lr_find` too."""
+        """Restores loaders, step counts and learning rates, after a resume or `lr_find`."""
         super().on_train_start()
         restore_loaders(self.trainer)
         built = self._in_use()
         if built is None:
             return
         if built.counter is not None:
-            # A checkpoint has been loaded since it was built.
+            # A checkpoint has been loaded since the counter was built.
             built.counter.taken = built.steps = steps_taken(built.optimizer)
         if self._is_searching():
             self._scale_lrs(built)
@@ -166,7 +174,7 @@ class AdamMixin(_Base):
             self._set_found_lr()
 
     def on_train_epoch_start(self) -> None:
-        """`BackboneFinetuning` raises the last group's learning rate, of which we have made two."""
+        """Copies the rate that `BackboneFinetuning` sets on the second half of a split group."""
         super().on_train_epoch_start()
         built = self._in_use()
         groups = built.optimizer.param_groups if built is not None else []
@@ -174,7 +182,7 @@ class AdamMixin(_Base):
             groups[-2]["lr"] = groups[-1]["lr"]
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Goes on with the schedule, unless the optimizer's step was skipped."""
+        """Advances the schedule, unless the optimizer's step was skipped."""
         built = self._in_use()
         if built is not None and built.counter is not None and scheduler is built.scheduler:
             built.counter.settle()
@@ -185,15 +193,65 @@ class AdamMixin(_Base):
         if built is not None and is_of_lr_find(scheduler):
             self._scale_lrs(built)
 
+    def on_validation_end(self) -> None:
+        """Raises if validation does not log the scheduler's metric.
+
+        A module that logs nothing in the sanity check is checked at its first validation.
+        """
+        super().on_validation_end()
+        available = list(self.trainer.callback_metrics)
+        if self.trainer.state.fn is not TrainerFn.FITTING or not available:
+            return
+        for entry in self.trainer.lr_scheduler_configs:
+            if entry.reduce_on_plateau and entry.monitor not in available:
+                problem = f"is not logged in validation, which logs {', '.join(available)}"
+                close = nearest(str(entry.monitor), available, 1, cutoff=0.0)
+                path = self._scheduler_path() / "monitor"
+                raise path.invalid(entry.monitor, problem, close[0])
+
+    @property
+    def config_paths(self) -> tuple[str, str]:
+        """The places of the optimizer's and the scheduler's config, as they are overridden."""
+        optimizer = self._configs()[0]
+        path = "optimizer" if optimizer is None else str(optimizer.path)
+        return path, str(self._scheduler_path())
+
+    def _configs(
+        self, reparse: bool = False
+    ) -> tuple[Parsed[OptimizerConfig] | None, Parsed[ScheduleConfig] | None]:
+        """The constructor's configs, otherwise those in the hyperparameters."""
+        has_optimizer, has_scheduler = self._has_arguments
+        if not has_optimizer and (reparse or self._optimizer_config is None):
+            self._optimizer_config = self._parse_optimizer(self.hparams.get("optimizer"))
+        if not has_scheduler and (reparse or self._scheduler_config is None):
+            self._scheduler_config = self._parse_scheduler(self.hparams.get("scheduler"))
+        return self._optimizer_config, self._scheduler_config
+
+    def _parse_optimizer(self, node: Any) -> Parsed[OptimizerConfig] | None:
+        return None if node is None else parse_optimizer(node, self._cli_path("optimizer"))
+
+    def _parse_scheduler(self, node: Any) -> Parsed[ScheduleConfig] | None:
+        return None if node is None else parse_schedule(node, self._cli_path("scheduler"))
+
+    def _cli_path(self, name: str) -> ConfigPath | None:
+        """The place of a config in LightningCLI's arguments; None without it."""
+        if not self._is_from_cli:
+            return None
+        return ConfigPath(f"model.{name}", source=Source.LIGHTNING_CLI)
+
+    def _scheduler_path(self) -> ConfigPath:
+        scheduler = self._configs()[1]
+        return ConfigPath("scheduler") if scheduler is None else scheduler.path
+
     def _in_use(self) -> Built | None:
-        """What was built, unless the module or the strategy has put another optimizer there."""
+        """What was built, unless the module or the strategy has replaced the optimizer."""
         built = self._built
         return built if built is not None and built.optimizer in self.trainer.optimizers else None
 
     def _scale_lrs(self, built: Built) -> None:
-        """`lr_find` gives all groups one learning rate: that of the optimizer."""
+        """Applies the groups' scales to the one learning rate that `lr_find` sets for all."""
         for group in built.optimizer.param_groups:
-            group["lr"] *= group.get(LR_RATIO, 1.0)
+            group["lr"] *= group.get(LR_SCALE, 1.0)
 
     def _is_searching(self) -> bool:
         return any(is_of_lr_find(entry.scheduler) for entry in self.trainer.lr_scheduler_configs)
@@ -203,44 +261,10 @@ class AdamMixin(_Base):
         if built is not None and found is not None:
             built.optimizer.defaults["lr"] = found
             groups = built.optimizer.param_groups
-            peaks = [found * group.get(LR_RATIO, 1.0) for group in groups]
+            peaks = [found * group.get(LR_SCALE, 1.0) for group in groups]
             set_peaks(built.optimizer, built.scheduler, peaks)
 
     def _set_found_lr_again(self) -> None:
         if self._is_found_lr_due and not self._is_searching():
             self._is_found_lr_due = False
             self._set_found_lr()
-
-    def on_validation_end(self) -> None:
-        """Refuses a scheduler's metric that validation does not log, at the sanity check if it can.
-
-        A module that logs nothing in the sanity check is let pass until its first validation.
-        """
-        super().on_validation_end()
-        available = list(self.trainer.callback_metrics)
-        if self.trainer.state.fn is not TrainerFn.FITTING or not available:
-            return
-        for entry in self.trainer.lr_scheduler_configs:
-            if entry.reduce_on_plateau and entry.monitor not in available:
-                expected = f"expected a metric that validation logs: {', '.join(available)}"
-                close = nearest(str(entry.monitor), available, 1, cutoff=0.0)
-                raise refusal(self._scheduler_place(), "monitor", entry.monitor, expected, close[0])
-
-    @property
-    def config_places(self) -> tuple[str, str]:
-        """The full names of the optimizer's and the scheduler's config, as they are overridden."""
-        optimizer = self._configs()[0]
-        place = "optimizer" if optimizer is None else read_optimizer(optimizer)[1]
-        return place, self._scheduler_place()
-
-    def _scheduler_place(self) -> str:
-        scheduler = self._configs()[1]
-        return "scheduler" if scheduler is None else read_scheduler(scheduler)[1]
-
-    def _configs(self) -> tuple[Any, Any]:
-        """The optimizer's and the scheduler's: the constructor's keywords, else the hparams."""
-        optimizer, scheduler = self._optimizer_config, self._scheduler_config
-        return (
-            self.hparams.get("optimizer") if optimizer is None else optimizer,
-            self.hparams.get("scheduler") if scheduler is None else scheduler,
-        )

@@ -1,31 +1,31 @@
-"""Config → torch optimizer: the class, its groups, and the implementation that works here."""
+"""Config → torch optimizer: the class, its parameter groups, and the supported implementation."""
 
 import functools
 import inspect
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
-from lightning_adam.config.errors import ConfigError, refusal
-from lightning_adam.config.forms import name_of
-from lightning_adam.config.reading import CustomOptimizer, read_optimizer
-from lightning_adam.config.schema import AdamConfig, WeightDecayOn
+from lightning_adam.config.errors import ConfigError, ConfigPath
+from lightning_adam.config.optimizer import (
+    AdamConfig,
+    CustomOptimizerConfig,
+    WeightDecayOn,
+    parse_optimizer,
+)
+from lightning_adam.config.parsing import target_name
+from lightning_adam.optim.console import group_table, log_info
 from lightning_adam.optim.param_groups import later_groups, param_groups
 from lightning_adam.statistics.dtypes import dtype_name, rounds_to_0
-from lightning_adam.statistics.names import clean_name, group_name
+from lightning_adam.statistics.names import group_name
 from lightning_adam.statistics.sharding import distributed_tensor
-
-SHOWN = ("lr", "betas", "eps", "weight_decay")
-"""The settings that `describe` shows, where the optimizer has them."""
 
 
 class Implementation(NamedTuple):
-    """Which of torch's implementations takes the step, and why."""
+    """One of torch's implementations of the step, and the reason for the choice."""
 
     fused: bool
     foreach: bool
@@ -33,23 +33,23 @@ class Implementation(NamedTuple):
 
 
 def build_optimizer(module: nn.Module, optimizer: Any) -> Optimizer:
-    """Builds Adam, AdamW or a class of another library over the named groups of a module.
+    """Builds an Adam-like optimizer over the named parameter groups of a module.
 
-    Says once what it built. A group that is added later, as `BaseFinetuning` does, is sorted into
-    what decays and what does not, as the first ones are.
+    Logs the implementation and a table of the groups. Groups that are added later, for example by
+    `BaseFinetuning`, are split into decay and no decay as well.
 
     Args:
-        module: The module to train; its parameters are on the device they will be trained on.
-        optimizer: The optimizer config: a composed Hydra node, a dict, an `AdamConfig`, or, with
-            a `_target_` or as a `functools.partial`, any class that takes parameter groups.
+        module: The module to train, with its parameters on the device of the training.
+        optimizer: The optimizer config: a composed Hydra node, a dict, an `AdamConfig`, or any
+            class that takes parameter groups, by its `_target_` or as a `functools.partial`.
 
     Returns:
-        `torch.optim.AdamW` if the decay is decoupled, else `torch.optim.Adam`, or what the config
-        names; its groups have each a `name` and `param_names`.
+        `torch.optim.AdamW` for decoupled decay, otherwise `torch.optim.Adam`, or the class that the
+        config names. Each group has a `name` and `param_names`.
 
     Raises:
-        ConfigError: If a value is out of range, eps is 0 in a parameter's dtype, a group is for no
-            parameter, or `fused=true` cannot work here.
+        ConfigError: If a value is out of range, eps is 0 in a parameter's dtype, a group matches no
+            parameter, or `fused=true` is not supported here.
 
     Example:
         >>> built = build_optimizer(nn.Linear(3, 4), {"lr": 0.01, "decoupled_weight_decay": True})
@@ -60,28 +60,30 @@ def build_optimizer(module: nn.Module, optimizer: Any) -> Optimizer:
         >>> type(built).__name__, [group["weight_decay"] for group in built.param_groups]
         ('NAdam', [0.1, 0.0])
     """
-    config, where = read_optimizer(optimizer)
+    parsed = parse_optimizer(optimizer)
+    config, path = parsed.config, parsed.path
     if not isinstance(module, nn.Module):
         raise ConfigError(
-            f"{where}: expected a torch.nn.Module to train, but got {type(module).__name__}; give"
-            " the module itself, not its parameters"
+            f"{path.name} needs a torch.nn.Module to train, not {type(module).__name__}",
+            "Pass the module, not its parameters",
         )
-    if isinstance(config, CustomOptimizer):
-        built, reason = _custom(module, config, where), "as its config calls it"
+    built: Optimizer
+    if isinstance(config, CustomOptimizerConfig):
+        built, reason = _build_custom(module, config, path), "arguments from the config"
     else:
-        built, reason = _adam(module, config, where)
-    _sort_later_groups(built, module, config.weight_decay_on)
-    rank_zero_info(f"{type(built).__name__}, {reason}\n{describe(built)}")
+        built, reason = _build_adam(module, config, path)
+    _split_later_groups(built, module, config.weight_decay_on)
+    log_info(f"{type(built).__name__}, {reason}\n{group_table(built)}")
     return built
 
 
-def _adam(module: nn.Module, config: AdamConfig, where: str) -> tuple[Adam, str]:
+def _build_adam(module: nn.Module, config: AdamConfig, path: ConfigPath) -> tuple[Adam, str]:
     groups = param_groups(
-        module, config, where, {"lr": config.lr, "weight_decay": config.weight_decay}
+        module, config, path, {"lr": config.lr, "weight_decay": config.weight_decay}
     )
-    _check_group_eps(config, where, groups)
+    _check_eps_of_groups(config, path, groups)
     parameters = [parameter for group in groups for parameter in group["params"]]
-    implementation = choose_implementation(config, where, parameters)
+    implementation = choose_implementation(config, path, parameters)
     adam = AdamW if config.decoupled_weight_decay else Adam
     built = adam(
         groups,
@@ -98,33 +100,45 @@ def _adam(module: nn.Module, config: AdamConfig, where: str) -> tuple[Adam, str]
     return built, implementation.reason
 
 
-def _custom(module: nn.Module, config: CustomOptimizer, where: str) -> Optimizer:
-    """The class that the config names, over our groups."""
-    target = name_of(config.factory)
-    groups = param_groups(module, config, where, hyperparameters(config.factory))
-    try:
-        built = config.factory(groups)
-    except Exception as error:
-        cause = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(
-            f"{where}._target_={target}: expected arguments that it takes, but {cause}; type"
-            f" {where}.ARGUMENT=VALUE"
-        ) from error
+def _build_custom(module: nn.Module, config: CustomOptimizerConfig, path: ConfigPath) -> Optimizer:
+    target = target_name(config.factory)
+    groups = param_groups(module, config, path, hyperparameters(config.factory))
+    built = call_target(config.factory, path, groups)
     if not isinstance(built, Optimizer):
-        raise refusal(
-            where, "_target_", target, "expected a torch.optim.Optimizer", "torch.optim.NAdam"
-        )
+        problem = "must be a torch.optim.Optimizer"
+        raise (path / "_target_").invalid(target, problem, "torch.optim.NAdam")
     for index, group in enumerate(config.groups):
         for name in ("weight_decay", "betas", "eps"):
-            if getattr(group, name) is not None and name not in built.defaults:
-                expected = f"expected a setting of {target}, whose groups have"
-                expected += f" {', '.join(built.defaults)}"
-                raise refusal(f"{where}.groups.{index}", name, getattr(group, name), expected, None)
+            value = getattr(group, name)
+            if value is not None and name not in built.defaults:
+                problem = f"is not a setting of {target}, which has {', '.join(built.defaults)}"
+                raise (path / "groups" / index / name).invalid(value, problem, None)
     return built
 
 
+def call_target(factory: functools.partial[Any], path: ConfigPath, argument: Any) -> Any:
+    """Calls the target of a config.
+
+    Raises:
+        ConfigError: If the call fails.
+
+    Example:
+        >>> call_target(functools.partial(int), ConfigPath("optimizer"), "3")
+        3
+    """
+    try:
+        return factory(argument)
+    except Exception as error:
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise (path / "_target_").error(
+            f"cannot be called with these arguments: {cause}",
+            f"Set {(path / 'ARGUMENT').override('VALUE')}",
+            value=target_name(factory),
+        ) from error
+
+
 def hyperparameters(factory: functools.partial[Any]) -> dict[str, Any]:
-    """The arguments that a class will be built with, as far as that is known.
+    """Returns the known arguments of a target: those given, and the defaults of its signature.
 
     Example:
         >>> hyperparameters(functools.partial(Adam, weight_decay=0.1))["lr"]
@@ -142,137 +156,64 @@ def hyperparameters(factory: functools.partial[Any]) -> dict[str, Any]:
 
 
 def choose_implementation(
-    config: AdamConfig, where: str, parameters: list[nn.Parameter]
+    config: AdamConfig, path: ConfigPath, parameters: list[nn.Parameter]
 ) -> Implementation:
-    """Takes what the config names; where it names nothing, fused if it works.
+    """Chooses torch's implementation of the step: the configured one, otherwise fused if supported.
 
-    Without fused it is foreach on CUDA and the for-loop elsewhere, as torch chooses too.
+    Without fused it is foreach on CUDA and the for-loop elsewhere, which is torch's own choice.
 
     Args:
         config: The optimizer config.
-        where: The config's full name, for errors.
-        parameters: What will be trained.
+        path: Its place, for errors.
+        parameters: The parameters to train.
 
     Raises:
-        ConfigError: If the config asks for an implementation that cannot work here.
+        ConfigError: If the configured implementation is not supported here.
 
     Example:
-        >>> choose_implementation(AdamConfig(), "optimizer", [nn.Parameter(torch.zeros(2))])
+        >>> path = ConfigPath("optimizer")
+        >>> choose_implementation(AdamConfig(), path, [nn.Parameter(torch.zeros(2))])
         Implementation(fused=True, foreach=False, reason='fused: float32 on cpu')
     """
     if config.foreach:
-        reason = f"{where}.foreach=true"
+        reason = (path / "foreach").assignment(True)
     elif config.fused is False:
-        reason = f"{where}.fused=false"
+        reason = (path / "fused").assignment(False)
     else:
-        obstacle = obstacle_to(parameters, config.capturable, fused=True)
-        if obstacle is None:
+        unsupported = unsupported_reason(parameters, config.capturable, fused=True)
+        if unsupported is None:
             return Implementation(True, False, f"fused: {', '.join(sorted(_kinds(parameters)))}")
         if config.fused:
-            expected = f"expected a place where fused works, but {obstacle}"
-            raise refusal(where, "fused", True, expected, None)
-        reason = f"not fused, for {obstacle}"
+            problem = f"is not supported here: {unsupported}"
+            raise (path / "fused").invalid(True, problem, None)
+        reason = f"fused is not supported: {unsupported}"
     foreach = config.foreach
     if foreach is None:
         foreach = any(parameter.device.type == "cuda" for parameter in parameters)
-    obstacle = obstacle_to(parameters, config.capturable, foreach=foreach)
-    if obstacle is not None:
-        name, instead = ("capturable", False) if config.capturable else ("foreach", None)
-        expected = f"expected a setting that torch can train with, but {obstacle}"
-        raise refusal(where, name, getattr(config, name), expected, instead)
+    unsupported = unsupported_reason(parameters, config.capturable, foreach=foreach)
+    if unsupported is not None:
+        name, example = ("capturable", False) if config.capturable else ("foreach", None)
+        problem = f"is not supported here: {unsupported}"
+        raise (path / name).invalid(getattr(config, name), problem, example)
     return Implementation(False, foreach, f"{'foreach' if foreach else 'for-loop'}: {reason}")
 
 
-def describe(optimizer: Optimizer) -> str:
-    """A table of an optimizer's groups.
+def optimizer_settings(optimizer: Optimizer) -> dict[str, Any]:
+    """Returns the settings of an optimizer for a run's config: its class, defaults and groups.
 
     Example:
-        >>> print(describe(build_optimizer(nn.Linear(3, 4), {"weight_decay": 0.1})))
-        group     tensors  parameters  lr     betas         eps    weight_decay  names
-        decay     1        12          0.001  (0.9, 0.999)  1e-08  0.1           weight
-        no_decay  1        4           0.001  (0.9, 0.999)  1e-08  0             bias
-    """
-    columns = [name for name in SHOWN if name in optimizer.defaults]
-    rows = [["group", "tensors", "parameters", *columns, "names"]]
-    for group in optimizer.param_groups:
-        names = group["param_names"]
-        rows.append(
-            [
-                group["name"],
-                str(len(names)),
-                f"{sum(parameter.numel() for parameter in group['params']):,}",
-                *(_shown(group[column]) for column in columns),
-                ", ".join(names[:2]) + (", …" if len(names) > 2 else ""),
-            ]
-        )
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-    return "\n".join(lines)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple | list):
-        return f"({', '.join(map(_shown, value))})"
-    if isinstance(value, Tensor):
-        value = value.item()
-    return f"{value:g}" if isinstance(value, int | float) else str(value)
-
-
-def settings(optimizer: Optimizer) -> dict[str, Any]:
-    """An optimizer as a run's config records it: torch's own defaults and groups.
-
-    Example:
-        >>> recorded = settings(build_optimizer(nn.Linear(3, 4), {"weight_decay": 0.1}))
+        >>> recorded = optimizer_settings(build_optimizer(nn.Linear(3, 4), {"weight_decay": 0.1}))
         >>> recorded["class"], recorded["param_groups"]["no_decay"]["weight_decay"]
         ('Adam', 0.0)
     """
     groups = {}
     for index, group in enumerate(optimizer.param_groups):
         plain = {key: value for key, value in group.items() if key in optimizer.defaults}
-        # A warm-up has set lr to 0 by now; the peak is what was asked for.
+        # The peak: a warm-up has already set lr to its first value.
         peak = group.get("initial_lr", group.get("lr"))
         plain["lr"] = peak.item() if isinstance(peak, Tensor) else peak
         groups[group_name(group, index)] = plain
     return {"class": type(optimizer).__name__, **optimizer.defaults, "param_groups": groups}
-
-
-def names_of(optimizers: Sequence[Optimizer], module: nn.Module) -> list[str]:
-    """What tells several optimizers of a module apart: the part of it that each trains, if any.
-
-    Args:
-        optimizers: The optimizers; the name of the only one is empty.
-        module: What they train.
-
-    Returns:
-        The shortest paths of modules that differ, or the optimizers' positions.
-
-    Example:
-        >>> gan = nn.ModuleDict({"generator": nn.Linear(3, 4), "discriminator": nn.Linear(4, 1)})
-        >>> names_of([torch.optim.Adam(gan[part].parameters()) for part in gan], gan)
-        ['generator', 'discriminator']
-    """
-    if len(optimizers) == 1:
-        return [""]
-    names = {id(each): clean_name(name).split(".") for name, each in module.named_parameters()}
-    paths = []
-    for optimizer in optimizers:
-        parameters = (each for group in optimizer.param_groups for each in group["params"])
-        owners = [names[id(each)][:-1] for each in parameters if id(each) in names]
-        paths.append(_common_path(owners))
-    numbers = [str(index) for index in range(len(optimizers))]
-    for depth in range(1, max(map(len, paths), default=0) + 1):
-        found = [".".join(path[:depth]) for path in paths]
-        if len(set(found)) == len(found):
-            named = [name or number for name, number in zip(found, numbers, strict=True)]
-            # A part may itself be called by a number.
-            return named if len(set(named)) == len(named) else numbers
-    return numbers
-
-
-def _common_path(paths: Sequence[Sequence[str]]) -> Sequence[str]:
-    """The parts that all paths begin with."""
-    shared = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
-    return [parts[0] for parts in shared]
 
 
 def _kinds(parameters: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -280,61 +221,65 @@ def _kinds(parameters: Sequence[Tensor]) -> dict[str, Tensor]:
     return {f"{dtype_name(each.dtype)} on {each.device.type}": each for each in parameters}
 
 
-def obstacle_to(parameters: Sequence[Tensor], capturable: bool, **flags: Any) -> str | None:
-    """What torch itself says against an implementation: one element of each kind takes a step.
+def unsupported_reason(parameters: Sequence[Tensor], capturable: bool, **flags: Any) -> str | None:
+    """Returns torch's own objection to an implementation; None if it is supported.
+
+    One element of each dtype and device takes a step.
 
     Example:
-        >>> obstacle_to([torch.zeros(2)], False, fused=True) is None
+        >>> unsupported_reason([torch.zeros(2)], False, fused=True) is None
         True
     """
     distributed = {isinstance(each, distributed_tensor()) for each in parameters}
     if len(distributed) > 1 and (flags.get("fused") or flags.get("foreach")):
-        return "some parameters are DTensors and others plain tensors, which cannot stand together"
+        return "some parameters are DTensors and others are plain tensors"
     for kind, parameter in _kinds(parameters).items():
         element = torch.zeros(1, dtype=parameter.dtype, device=parameter.device, requires_grad=True)
         element.grad = torch.zeros_like(element)
         try:
             Adam([element], capturable=capturable, **flags).step()
         except (RuntimeError, AssertionError) as error:
-            return f"{kind} cannot: {error}"
+            return f"{kind}: {error}"
     return None
 
 
-def _sort_later_groups(
+def _split_later_groups(
     optimizer: Optimizer, module: nn.Module, weight_decay_on: WeightDecayOn
 ) -> None:
-    """Has groups that are added from now on sorted, named and scheduled as the first ones are."""
+    """Makes `add_param_group` split, name and schedule a group as the first ones are."""
     add = optimizer.add_param_group
 
-    def add_sorted(group: dict[str, Any]) -> None:
+    def add_split(group: dict[str, Any]) -> None:
         for each in later_groups(module, optimizer, group, weight_decay_on):
             add(each)
 
-    optimizer.add_param_group = add_sorted  # type: ignore[method-assign,assignment]
+    optimizer.add_param_group = add_split  # type: ignore[method-assign,assignment]
 
 
-def _check_group_eps(config: AdamConfig, where: str, groups: Sequence[Mapping[str, Any]]) -> None:
+def _check_eps_of_groups(
+    config: AdamConfig, path: ConfigPath, groups: Sequence[Mapping[str, Any]]
+) -> None:
     for group in groups:
-        eps, place = group.get("eps", config.eps), where
+        eps, place = group.get("eps", config.eps), path
         if "eps" in group:
             own = (
                 group["name"].startswith(each.name) and each.eps == eps for each in config.groups
             )
-            place = f"{where}.groups.{list(own).index(True)}"
+            place = path / "groups" / list(own).index(True)
         check_eps(group, eps, place)
 
 
-def check_eps(group: Mapping[str, Any], eps: float, where: str) -> None:
-    """Adam's state has the parameters' dtype: an eps that rounds to 0 there gives 0/0.
+def check_eps(group: Mapping[str, Any], eps: float, path: ConfigPath) -> None:
+    """Raises if eps is 0 in the dtype of a parameter, which is the dtype of Adam's state: 0/0.
 
     Raises:
-        ConfigError: If it does.
+        ConfigError: If it is.
 
     Example:
-        >>> check_eps({"params": [torch.zeros(2)], "param_names": ["weight"]}, 1e-8, "optimizer")
+        >>> group = {"params": [torch.zeros(2)], "param_names": ["weight"]}
+        >>> check_eps(group, 1e-8, ConfigPath("optimizer"))
     """
     for dtype in {each.dtype for each in group["params"] if each.is_floating_point()}:
         if rounds_to_0(eps, dtype):
-            expected = f"expected a number that is not 0 in {dtype_name(dtype)}"
-            expected += f", the dtype of {group['param_names'][0]}"
-            raise refusal(where, "eps", eps, expected, 1e-4)
+            problem = f"rounds to 0 in {dtype_name(dtype)} ({group['param_names'][0]})"
+            raise (path / "eps").invalid(eps, problem, 1e-4)

@@ -1,9 +1,9 @@
-"""Module → named parameter groups: which tensors are trained with which settings."""
+"""Module → named parameter groups: which parameters share settings, and which ones decay."""
 
 import fnmatch
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,13 +13,17 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from lightning_adam.config.errors import ConfigError, nearest, refusal, type_instead
-from lightning_adam.config.reading import CustomOptimizer
-from lightning_adam.config.schema import AdamConfig, GroupConfig, LayerDecayConfig, WeightDecayOn
+from lightning_adam.config.errors import ConfigError, ConfigPath, nearest
+from lightning_adam.config.optimizer import (
+    GroupConfig,
+    LayerDecayConfig,
+    OptimizerConfig,
+    WeightDecayOn,
+)
 from lightning_adam.statistics.names import clean_name, group_name
 
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-NORMALISATIONS = (
+NORMALIZATIONS = (
     nn.BatchNorm1d,
     nn.BatchNorm2d,
     nn.BatchNorm3d,
@@ -33,12 +37,14 @@ NORMALISATIONS = (
 )
 
 
-LR_RATIO = "lr_ratio"
-"""The key of a group's learning rate as a multiple of the optimizer's, whatever trains it."""
+LR_SCALE = "lr_scale"
+"""Key of a group's learning rate as a multiple of the optimizer's."""
+DEFAULT_GROUP = -1
+"""The index of parameters that none of the config's `groups` matches."""
 
 
 def peak_lr(group: Mapping[str, Any]) -> Any:
-    """The peak of a group's learning rate, which its schedule keeps as `initial_lr`.
+    """Returns the peak learning rate of a group, which schedulers store as `initial_lr`.
 
     Example:
         >>> peak_lr({"lr": 0.5, "initial_lr": 2.0}), peak_lr({"lr": 0.5})
@@ -47,11 +53,11 @@ def peak_lr(group: Mapping[str, Any]) -> Any:
     return group.get("initial_lr", group["lr"])
 
 
-def schedule_share(group: Mapping[str, Any]) -> Any:
-    """The share of its peak that a group trains with at this point of its schedule.
+def lr_factor(group: Mapping[str, Any]) -> Any:
+    """Returns the current learning rate of a group as a fraction of its peak.
 
     Example:
-        >>> schedule_share({"lr": 0.5, "initial_lr": 2.0}), schedule_share({"lr": 0.0})
+        >>> lr_factor({"lr": 0.5, "initial_lr": 2.0}), lr_factor({"lr": 0.0})
         (0.25, 0.0)
     """
     peak = peak_lr(group)
@@ -60,73 +66,73 @@ def schedule_share(group: Mapping[str, Any]) -> Any:
 
 def param_groups(
     module: nn.Module,
-    config: AdamConfig | CustomOptimizer,
-    where: str,
+    config: OptimizerConfig,
+    path: ConfigPath,
     hyperparameters: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Sorts a module's trained parameters into as many groups as there are settings.
+    """Sorts the trained parameters of a module into named groups.
 
-    Without `groups` and `layer_decay` these are `decay` and `no_decay`. Which parameter stands in
-    which depends on the module and on `weight_decay_on` alone, not on the strength of the decay:
-    runs with and without decay have the same keys and can load each other's state. A group of
-    `groups` is never merged with another; those of its parameters that do not decay stand in
-    `<name>_no_decay`. With `layer_decay` each layer has its own pair, `layer_<number>`, and so has
-    what lies below the first, `stem`.
+    Without `groups` and `layer_decay` the groups are `decay` and `no_decay`. They depend on the
+    module and on `weight_decay_on` alone, not on the value of weight_decay, so that runs with and
+    without decay have the same metric keys and can load each other's state. Each entry of `groups`
+    forms a group of its own; its parameters that do not decay form `<name>_no_decay`. With
+    `layer_decay` each layer has its own pair, `layer_<number>`, and so have the modules below the
+    first layer, `stem`.
 
-    A shared parameter stands once, under its first name; it is matched by any of its names, and
-    does not decay if any of its owners is an embedding or a normalisation. Frozen parameters stand
-    in no group.
+    A shared parameter belongs to one group, under its first name. It is matched by any of its
+    names, and does not decay if any of its owners is an embedding or a normalization layer. Frozen
+    parameters belong to no group.
 
     Args:
         module: The module to train.
-        config: The config, of which `weight_decay_on`, `groups` and `layer_decay` are read.
-        where: The config's full name, for errors.
-        hyperparameters: What the optimizer is built with; `lr` and `weight_decay` are read.
+        config: The config; `weight_decay_on`, `groups` and `layer_decay` are used.
+        path: Its place, for errors.
+        hyperparameters: The optimizer's arguments; `lr` and `weight_decay` are used.
 
     Returns:
-        Groups for a torch optimizer, each with its `name`, its `params` and their `param_names`; an
-        empty group is left out.
+        Groups for a torch optimizer, each with its `name`, its `params` and their `param_names`.
+        Empty groups are omitted.
 
     Raises:
-        ConfigError: If nothing is trained, a parameter has no shape yet, or a group or the layer
-            decay is for no parameter.
+        ConfigError: If nothing is trained, a parameter is uninitialized, or a group or the layer
+            decay matches no parameter.
 
     Example:
+        >>> from lightning_adam.config.optimizer import AdamConfig
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
-        >>> groups = param_groups(net, AdamConfig(), "optimizer", {"weight_decay": 0.1})
+        >>> path = ConfigPath("optimizer")
+        >>> groups = param_groups(net, AdamConfig(), path, {"weight_decay": 0.1})
         >>> [(group["name"], group["param_names"]) for group in groups]
         [('decay', ['0.weight']), ('no_decay', ['0.bias', '1.weight', '1.bias'])]
     """
     parameters = _parameters(module)
-    if not any(each.trained for each in parameters):
+    if not any(each.is_trained for each in parameters):
         raise ConfigError(
-            f"{type(module).__name__} has no parameter to train: expected at least one with"
-            " requires_grad=True"
+            f"{type(module).__name__} has no parameter with requires_grad=True",
+            "Unfreeze at least one parameter",
         )
-    exempt = set() if config.weight_decay_on is WeightDecayOn.all else set(_exempt(module))
-    named = _named(parameters, config.groups, where)
-    layers = _layers(parameters, config.layer_decay, f"{where}.layer_decay")
-    sorted_out: dict[tuple[int, _Layer, bool], list[_Parameter]] = defaultdict(list)
-    for each, index, layer in zip(parameters, named, layers, strict=True):
-        if each.trained:
-            sorted_out[index, layer, id(each.parameter) in exempt].append(each)
-    _check_decay(sorted_out, config.groups, where)
+    no_decay = _no_decay(module, config.weight_decay_on)
+    group_of = _match_groups(parameters, config.groups, path / "groups")
+    layers = _layers(parameters, config.layer_decay, path / "layer_decay")
+    buckets: dict[tuple[int, _Layer, bool], list[_Parameter]] = defaultdict(list)
+    for each, index, layer in zip(parameters, group_of, layers, strict=True):
+        if each.is_trained:
+            buckets[index, layer, id(each.parameter) in no_decay].append(each)
+    _check_decay(buckets, config.groups, path)
     groups: dict[str, dict[str, Any]] = {}
-    for index, layer, spared in sorted(sorted_out):
-        group = GroupConfig(name="") if index == REST else config.groups[index]
-        chosen = sorted_out[index, layer, spared]
-        name = _name(group, layer, spared)
+    for index, layer, is_no_decay in sorted(buckets):
+        group = GroupConfig(name="") if index == DEFAULT_GROUP else config.groups[index]
+        bucket = buckets[index, layer, is_no_decay]
+        name = _name(group, layer, is_no_decay)
         if name in groups:
-            expected = "expected another name, for a layer's group has this one"
-            raise refusal(
-                f"{where}.groups.{index}", "name", group.name, expected, f"{name}_{index}"
-            )
+            problem = "is taken by the group of a layer"
+            raise (path / "groups" / index / "name").invalid(group.name, problem, f"{name}_{index}")
         groups[name] = {
             "name": name,
-            "params": [each.parameter for each in chosen],
-            "param_names": [each.names[0] for each in chosen],
-            LR_RATIO: group.lr_scale * layer.lr_scale,
-            **_settings(group, layer, spared, hyperparameters, where),
+            "params": [each.parameter for each in bucket],
+            "param_names": [each.names[0] for each in bucket],
+            LR_SCALE: group.lr_scale * layer.lr_scale,
+            **_settings(group, layer, is_no_decay, hyperparameters, path),
         }
     return list(groups.values())
 
@@ -137,17 +143,17 @@ def later_groups(
     group: Mapping[str, Any],
     weight_decay_on: WeightDecayOn,
 ) -> list[dict[str, Any]]:
-    """A group to be added to an optimizer that has some: with names, and sorted by what decays.
+    """Names and splits a group for `add_param_group`.
 
     Args:
         module: The module to train.
-        optimizer: The optimizer that has the first groups.
-        group: The group as it is handed to `add_param_group`. Its `lr` is what it trains with now;
-            the schedule, if there is one, goes on from there.
-        weight_decay_on: Which parameters decay, if the group does not say how much.
+        optimizer: The optimizer with the first groups.
+        group: The argument of `add_param_group`. Its `lr` is the current learning rate, from which
+            the schedule continues.
+        weight_decay_on: Which parameters decay, unless the group has its own weight_decay.
 
     Returns:
-        The group, and, if some of its parameters do not decay, a second one for these.
+        The group, and a second one for the parameters that do not decay, if any.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
@@ -163,69 +169,66 @@ def later_groups(
         return [{**group, "params": params}]
     names = {id(each): clean_name(name) for name, each in module.named_parameters()}
     name = group_name(group, len(optimizer.param_groups))
-    common = _scheduled(optimizer, group)
+    common = _with_schedule(optimizer, group)
     if common.get("lr") == 0:
         rank_zero_warn(
-            f"{name} joins the optimizer with lr=0 and stays there. Add it after the first step of"
-            " the warm-up, or with a learning rate of its own."
+            f"{name} is added with lr=0, and its learning rate will stay 0. Add it after the first"
+            " step of the warm-up, or set its lr."
         )
-    exempt = set() if weight_decay_on == WeightDecayOn.all else set(_exempt(module))
-    if "weight_decay" in group or "weight_decay" not in optimizer.defaults:
-        exempt = set()
-    spared = [each for each in params if id(each) in exempt]
-    decaying = [each for each in params if id(each) not in exempt]
-    sorted_out = [
-        (name, decaying, {}),
-        (f"{name}_no_decay", spared, {"weight_decay": 0.0}),
+    is_decay_set = "weight_decay" in group or "weight_decay" not in optimizer.defaults
+    no_decay = set() if is_decay_set else _no_decay(module, weight_decay_on)
+    buckets = [
+        (name, [each for each in params if id(each) not in no_decay], {}),
+        (
+            f"{name}_no_decay",
+            [each for each in params if id(each) in no_decay],
+            {"weight_decay": 0.0},
+        ),
     ]
     return [
         {
             **common,
             **own,
             "name": name,
-            "params": chosen,
+            "params": bucket,
             "param_names": [
-                names.get(id(each), f"{name}.{position}") for position, each in enumerate(chosen)
+                names.get(id(each), f"{name}.{position}") for position, each in enumerate(bucket)
             ],
         }
-        for name, chosen, own in sorted_out
-        if chosen
+        for name, bucket, own in buckets
+        if bucket
     ]
 
 
-def _scheduled(optimizer: Optimizer, group: Mapping[str, Any]) -> dict[str, Any]:
-    """A group that joins others in the middle of their schedule, with its own place there."""
+def _with_schedule(optimizer: Optimizer, group: Mapping[str, Any]) -> dict[str, Any]:
+    """A group with its place in the schedule of the optimizer's first group."""
     first, lr = optimizer.param_groups[0], optimizer.defaults.get("lr")
     if lr is None:
         return dict(group)
-    share = schedule_share(first)
+    factor = lr_factor(first)
     if "lr" not in group:
-        joining = {**group, "lr": lr * share, "initial_lr": lr}
+        scheduled = {**group, "lr": lr * factor, "initial_lr": lr}
     else:
-        joining = {**group, "initial_lr": group["lr"] / share if share else group["lr"]}
-    joining[LR_RATIO] = joining["initial_lr"] / lr
-    return joining
-
-
-REST = -1
-"""The index of what no group of `groups` takes."""
+        scheduled = {**group, "initial_lr": group["lr"] / factor if factor else group["lr"]}
+    scheduled[LR_SCALE] = scheduled["initial_lr"] / lr
+    return scheduled
 
 
 @dataclass(frozen=True)
 class _Parameter:
-    """A parameter, its names, the first of them first, and the modules it stands in."""
+    """A parameter, all its names, and all modules that contain it."""
 
     parameter: nn.Parameter
     names: list[str]
     modules: list[nn.Module]
 
     @property
-    def trained(self) -> bool:
+    def is_trained(self) -> bool:
         return self.parameter.requires_grad
 
 
 class _Layer(NamedTuple):
-    """A place between input and output, and what it does to the learning rate."""
+    """A layer between input and output, and its factor on the learning rate."""
 
     depth: int
     name: str
@@ -237,8 +240,8 @@ def _parameters(module: nn.Module) -> list[_Parameter]:
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if is_lazy(parameter):
             raise ConfigError(
-                f"{name} has no shape yet: expected initialised parameters; run one batch through"
-                " the model in `setup` or `configure_model`"
+                f"{name} is uninitialized",
+                "Run one batch through the model in `setup` or `configure_model`",
             )
         entry = parameters.setdefault(id(parameter), _Parameter(parameter, [], []))
         entry.names.append(clean_name(name))
@@ -248,70 +251,82 @@ def _parameters(module: nn.Module) -> list[_Parameter]:
     return list(parameters.values())
 
 
-def _named(parameters: list[_Parameter], groups: Sequence[GroupConfig], where: str) -> list[int]:
+def _no_decay(module: nn.Module, weight_decay_on: WeightDecayOn) -> set[int]:
+    """The ids of the parameters that do not decay."""
+    if weight_decay_on == WeightDecayOn.all:
+        return set()
+    return {
+        id(parameter)
+        for owner in module.modules()
+        for parameter in owner.parameters(recurse=False)
+        if parameter.ndim < 2 or isinstance(owner, EMBEDDINGS + NORMALIZATIONS)
+    }
+
+
+def _match_groups(
+    parameters: list[_Parameter], groups: Sequence[GroupConfig], path: ConfigPath
+) -> list[int]:
     """The index of the first group that matches each parameter."""
-    chosen = [REST] * len(parameters)
+    group_of = [DEFAULT_GROUP] * len(parameters)
     for index, group in enumerate(groups):
-        place = f"{where}.groups.{index}"
-        matched = _matched(parameters, group, place)
-        if not any(parameters[position].trained for position in matched):
+        place = path / index
+        matched = _matches(parameters, group, place)
+        if not any(parameters[position].is_trained for position in matched):
             rank_zero_warn(
-                f"{place} ({group.name}) matches only frozen parameters, such as"
-                f" {parameters[matched[0]].names[0]}: nothing is trained with its settings."
+                f"{place.name} ({group.name}) matches only frozen parameters, such as"
+                f" {parameters[matched[0]].names[0]}. It has no effect."
             )
             continue
-        free = [position for position in matched if chosen[position] == REST]
-        if not any(parameters[position].trained for position in free):
-            earlier = sorted(
-                {groups[chosen[position]].name for position in set(matched) - set(free)}
-            )
-            raise ConfigError(
-                f"{place} ({group.name}): expected a parameter that no group before it takes, but"
-                f" {', '.join(earlier)} has all that it matches; put it before"
+        free = [position for position in matched if group_of[position] == DEFAULT_GROUP]
+        if not any(parameters[position].is_trained for position in free):
+            taken = set(matched) - set(free)
+            earlier = ", ".join(sorted({groups[group_of[position]].name for position in taken}))
+            raise place.error(
+                f"({group.name}) matches only parameters that belong to {earlier}",
+                f"Put {group.name} before {earlier}",
             )
         for position in free:
-            chosen[position] = index
-    return chosen
+            group_of[position] = index
+    return group_of
 
 
-def _matched(parameters: list[_Parameter], group: GroupConfig, where: str) -> list[int]:
-    """The positions of the parameters that a group's matcher means, frozen ones too."""
+def _matches(parameters: list[_Parameter], group: GroupConfig, path: ConfigPath) -> list[int]:
+    """The positions of the parameters that a group matches, including frozen ones."""
     names = [name for each in parameters for name in each.names]
     if group.module_class is not None:
         key, pattern = "module_class", group.module_class
         known = [type(module).__name__ for each in parameters for module in each.modules]
-        chosen = {id(module) for module in _instances(parameters, pattern, where)}
-        means = [any(id(module) in chosen for module in each.modules) for each in parameters]
+        instances = {id(module) for module in _instances(parameters, pattern, path / key)}
+        is_match = [any(id(module) in instances for module in each.modules) for each in parameters]
     elif group.regex is not None:
         key, pattern, known = "regex", group.regex, names
-        means = [any(re.search(pattern, name) for name in each.names) for each in parameters]
+        is_match = [any(re.search(pattern, name) for name in each.names) for each in parameters]
     else:
         key, pattern, known = "match", str(group.match), names
-        means = [any(fnmatch.fnmatchcase(n, pattern) for n in each.names) for each in parameters]
-    matched = [position for position, meant in enumerate(means) if meant]
-    if not matched:
-        raise _matches_nothing(where, key, pattern, known)
-    return matched
+        is_match = [any(fnmatch.fnmatchcase(n, pattern) for n in each.names) for each in parameters]
+    positions = [position for position, matches in enumerate(is_match) if matches]
+    if not positions:
+        raise _no_match(path / key, pattern, known)
+    return positions
 
 
-def _instances(parameters: list[_Parameter], name: str, where: str) -> list[nn.Module]:
-    """The modules of a class, named with its path or alone; a subclass counts too."""
+def _instances(parameters: list[_Parameter], name: str, path: ConfigPath) -> list[nn.Module]:
+    """The modules of a class or of a subclass, by the class's name or full path."""
     modules = [module for each in parameters for module in each.modules]
     if "." not in name:
         return [each for each in modules if name in {kind.__name__ for kind in type(each).__mro__}]
     try:
         kind = get_class(name)
     except (ImportError, ValueError) as error:
-        cause = " ".join(str(error).split())
-        expected = f"expected a class that can be imported, but {cause}"
-        raise refusal(where, "module_class", name, expected, name.rpartition(".")[2]) from error
+        problem = f"cannot be imported: {' '.join(str(error).split())}"
+        raise path.invalid(name, problem, name.rpartition(".")[2] or "LayerNorm") from error
     return [each for each in modules if isinstance(each, kind)]
 
 
 def _layers(
-    parameters: list[_Parameter], layer_decay: LayerDecayConfig, where: str
+    parameters: list[_Parameter], layer_decay: LayerDecayConfig, path: ConfigPath
 ) -> list[_Layer]:
-    """The layer of each parameter; with no layer decay all stand in one."""
+    """The layer of each parameter; one layer for all without layer decay."""
     if layer_decay.pattern is None or layer_decay.rate is None:
         return [_Layer(0, "", 1.0)] * len(parameters)
     parts = (
@@ -325,7 +340,7 @@ def _layers(
         names = [name for each in parameters for name in each.names]
         numbered = [re.sub(r"\.\d+\..*", ".*", name) for name in names]
         known = [name for name in numbered if name.endswith(".*")]
-        raise _matches_nothing(where, "pattern", layer_decay.pattern, known)
+        raise _no_match(path / "pattern", layer_decay.pattern, known)
     first = next(position for position, number in enumerate(numbers) if number)
     head = len(layers) + 1
     result = []
@@ -338,38 +353,39 @@ def _layers(
     return result
 
 
-def _matches_nothing(where: str, key: str, pattern: str, known: list[str]) -> ConfigError:
-    # Without a cutoff there is always something near, if there is anything.
+def _no_match(path: ConfigPath, pattern: str, known: list[str]) -> ConfigError:
+    # Without a cutoff the result is empty only if there are no names.
     close = nearest(pattern.replace("*", ""), dict.fromkeys(known), 3, cutoff=0.0)
-    expected = f"expected a match, but it matches nothing; the nearest are {', '.join(close)}"
-    return refusal(where, key, pattern, expected, close[0] if close else None)
+    problem = f"matches nothing; the nearest are {', '.join(close)}" if close else "matches nothing"
+    return path.invalid(pattern, problem, close[0] if close else None)
 
 
-def _name(group: GroupConfig, layer: _Layer, spared: bool) -> str:
-    parts = (group.name, layer.name, "no_decay" if spared else "")
+def _name(group: GroupConfig, layer: _Layer, is_no_decay: bool) -> str:
+    parts = (group.name, layer.name, "no_decay" if is_no_decay else "")
     return "_".join(filter(None, parts)) or "decay"
 
 
 def _settings(
     group: GroupConfig,
     layer: _Layer,
-    spared: bool,
+    is_no_decay: bool,
     hyperparameters: Mapping[str, Any],
-    where: str,
+    path: ConfigPath,
 ) -> dict[str, Any]:
-    """Those of the optimizer's settings that are a group's own."""
+    """The settings of a group that differ from the optimizer's."""
     settings: dict[str, Any] = {}
     lr_scale = group.lr_scale * layer.lr_scale
     if lr_scale != 1:
-        if not isinstance(hyperparameters.get("lr"), int | float):
-            expected = "expected a number for groups and layer_decay to scale"
-            raise refusal(where, "lr", hyperparameters.get("lr"), expected, 0.001)
-        settings["lr"] = hyperparameters["lr"] * lr_scale
+        lr = hyperparameters.get("lr")
+        if not isinstance(lr, int | float):
+            problem = "must be a number, which groups and layer_decay scale"
+            raise (path / "lr").invalid(lr, problem, 0.001)
+        settings["lr"] = lr * lr_scale
     weight_decay = group.weight_decay
     if weight_decay is None:
         weight_decay = hyperparameters.get("weight_decay")
     if weight_decay is not None:
-        settings["weight_decay"] = 0.0 if spared else weight_decay
+        settings["weight_decay"] = 0.0 if is_no_decay else weight_decay
     if group.betas is not None:
         settings["betas"] = (group.betas[0], group.betas[1])
     if group.eps is not None:
@@ -378,22 +394,15 @@ def _settings(
 
 
 def _check_decay(
-    sorted_out: Iterable[tuple[int, _Layer, bool]], groups: Sequence[GroupConfig], where: str
+    buckets: Iterable[tuple[int, _Layer, bool]], groups: Sequence[GroupConfig], path: ConfigPath
 ) -> None:
-    """Refuses a group's own weight_decay that would pull on nothing."""
-    decaying = {index for index, _, spared in sorted_out if not spared}
-    for index in {index for index, _, _ in sorted_out} - decaying - {REST}:
-        if groups[index].weight_decay:
-            raise ConfigError(
-                f"{where}.groups.{index}.weight_decay={groups[index].weight_decay}: expected a"
-                f" group in which something decays, but weight_decay_on=matrices spares all of"
-                f" {groups[index].name}; {type_instead(f'{where}.weight_decay_on', 'all')}"
+    """Raises if a group has its own weight_decay and no parameter that decays."""
+    decaying = {index for index, _, is_no_decay in buckets if not is_no_decay}
+    for index in {index for index, _, _ in buckets} - decaying - {DEFAULT_GROUP}:
+        group = groups[index]
+        if group.weight_decay:
+            raise (path / "groups" / index / "weight_decay").error(
+                f"has no effect: with weight_decay_on=matrices no parameter of {group.name} decays",
+                (path / "weight_decay_on").suggest("all"),
+                value=group.weight_decay,
             )
-
-
-def _exempt(module: nn.Module) -> Iterator[int]:
-    """The ids of the parameters that `matrices` leaves alone."""
-    for owner in module.modules():
-        for parameter in owner.parameters(recurse=False):
-            if parameter.ndim < 2 or isinstance(owner, EMBEDDINGS + NORMALISATIONS):
-                yield id(parameter)

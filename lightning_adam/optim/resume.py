@@ -1,4 +1,4 @@
-"""Resuming: with whose settings and schedule a training goes on, and what state belongs to what."""
+"""Resume from a checkpoint: which settings and schedule apply, and which state is whose."""
 
 import inspect
 import warnings
@@ -10,39 +10,39 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from lightning_adam._compat.torch import record_lrs
-from lightning_adam.config.errors import ConfigError, as_typed
-from lightning_adam.config.schema import Interval, Resume
-from lightning_adam.optim.optimizers import check_eps, obstacle_to
-from lightning_adam.optim.param_groups import LR_RATIO, peak_lr, schedule_share
-from lightning_adam.optim.schedulers import cover_later_groups
-from lightning_adam.optim.schedulers import settings as scheduler_settings
+from lightning_adam.config.errors import ConfigPath, format_value
+from lightning_adam.config.optimizer import Resume
+from lightning_adam.config.schedule import SchedulerInterval
+from lightning_adam.optim.optimizers import check_eps, unsupported_reason
+from lightning_adam.optim.param_groups import LR_SCALE, lr_factor, peak_lr
+from lightning_adam.optim.schedulers import schedule_later_groups, scheduler_settings
 from lightning_adam.statistics.names import group_name
 
 State = dict[str, Any]
 RECORD = "lightning_adam"
-"""Where a checkpoint says of which optimizer it is."""
+"""Key of the record that names the optimizer of a checkpoint."""
 IMPLEMENTATION = ("fused", "foreach", "capturable")
-"""Settings that say how a step is computed, and change nothing of what it computes."""
-COMMON = ("params", "param_names", "name", "initial_lr", LR_RATIO)
-"""What a group has whatever the optimizer is."""
+"""Settings that change how a step is computed, not its result."""
+FROM_WEIGHTS = "start from its weights alone, with load_from_checkpoint instead of ckpt_path"
+COMMON = ("params", "param_names", "name", "initial_lr", LR_SCALE)
+"""Keys of a group that do not depend on the optimizer's class."""
 PLATEAU_PROGRESS = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 
 
 class Resumed(NamedTuple):
-    """What a training that is resumed was built with from its config."""
+    """The optimizer and the scheduler of a resumed run, as its config builds them."""
 
     optimizer: Optimizer
     scheduler: LRScheduler | None
     interval: str
-    """What the scheduler counts: `step` or `epoch`."""
+    """Unit of the scheduler's steps: `step` or `epoch`."""
     resume: Resume
-    optimizer_place: str
-    """The full name of the optimizer's config."""
-    scheduler_place: str
+    optimizer_path: ConfigPath
+    scheduler_path: ConfigPath
 
 
 def record(checkpoint: State, optimizer: Optimizer) -> None:
-    """Writes into a checkpoint of which optimizer it is, which torch does not.
+    """Records the class of the optimizer in a checkpoint; torch does not.
 
     Example:
         >>> checkpoint = {}
@@ -60,44 +60,43 @@ def _class(optimizer: Optimizer) -> str:
 
 
 def reconcile(checkpoint: State, built: Resumed) -> list[str]:
-    """Edits a checkpoint, so that loading it does what `resume` says.
+    """Edits a checkpoint, so that loading it has the effect of the `resume` setting.
 
-    The state of each parameter is found by its name, so that groups may have changed; where the
-    checkpoint has no names, by its position.
+    The state of a parameter is found by the parameter's name, so that groups may differ. In a
+    checkpoint without names it is found by position.
 
     Args:
-        checkpoint: What Lightning has loaded; its `optimizer_states` and `lr_schedulers` are
-            replaced.
-        built: The optimizer and the scheduler that they will be loaded into.
+        checkpoint: The checkpoint that Lightning has loaded; its `optimizer_states` and
+            `lr_schedulers` are replaced.
+        built: The optimizer and the scheduler that will load it.
 
     Returns:
-        The differences between checkpoint and config, each with what was done about it and what to
-        type for the opposite.
+        The differences between checkpoint and config, which one applies, and how to change that.
 
     Raises:
-        ConfigError: If the state is that of another optimizer or of other parameters, or if the
-            schedule is of another kind than the one to go on with.
+        ConfigError: If the state belongs to another optimizer or to other parameters, or if the
+            schedule is of another kind.
     """
-    place, groups = built.optimizer_place, built.optimizer.param_groups
+    path, groups = built.optimizer_path, built.optimizer.param_groups
     states = checkpoint["optimizer_states"]
     if len(states) != 1:
-        raise ConfigError(
-            f"{place}: expected a checkpoint of one optimizer, but it has {len(states)}; resume it"
-            " with the module that it was trained with"
+        raise path.error(
+            f"cannot resume from a checkpoint of {len(states)} optimizers",
+            "Resume it with the module that it was trained with",
         )
     saved = states[0]
     own = _class(built.optimizer)
     kind = checkpoint.get(RECORD, {}).get("optimizer", own)
     if kind != own:
-        raise ConfigError(
-            f"{place}: expected a checkpoint of {own}, but it is of {kind}; resume it with that, or"
-            " start from its weights alone, with load_from_checkpoint instead of ckpt_path"
+        raise path.error(
+            f"is {own}, but the checkpoint was trained with {kind}",
+            f"Resume it with {kind}, or {FROM_WEIGHTS}",
         )
     if built.scheduler is not None:
-        cover_later_groups(built.scheduler)
-    origins = _origins(saved, groups, place)
+        schedule_later_groups(built.scheduler)
+    origins = _origins(saved, groups, path)
     sources = [_source(saved["param_groups"], origin) for origin in origins]
-    lines = list(_moved(saved, groups, origins, sources, place))
+    lines = list(_moved(saved, groups, origins, sources, path))
     if built.resume is Resume.config:
         schedulers = _advanced(checkpoint, built)
         lines += _differences(saved["param_groups"], sources, groups, built)
@@ -105,7 +104,7 @@ def reconcile(checkpoint: State, built: Resumed) -> list[str]:
     else:
         lines += _differences(saved["param_groups"], sources, groups, built)
         loaded = list(_kept(saved["param_groups"], sources, groups))
-        lines += _keep_implementation(loaded, groups, place)
+        lines += _keep_implementation(loaded, groups, built)
         schedulers, schedule_lines = _kept_schedule(checkpoint, built, sources, loaded)
         lines += schedule_lines
     state, position = {}, 0
@@ -114,7 +113,7 @@ def reconcile(checkpoint: State, built: Resumed) -> list[str]:
         if known is not None:
             settings |= _progress(built.optimizer, group, saved["param_groups"][known.group])
         if "eps" in settings:
-            check_eps(group, settings["eps"], place)
+            check_eps(group, settings["eps"], path)
         settings["params"] = list(range(position, position + len(origin)))
         for parameter, found in zip(group["params"], origin, strict=True):
             if found is not None:
@@ -127,7 +126,7 @@ def reconcile(checkpoint: State, built: Resumed) -> list[str]:
 
 
 class _Origin(NamedTuple):
-    """Where a parameter stood in the checkpoint."""
+    """The place of a parameter in the checkpoint."""
 
     position: int
     group: int
@@ -135,9 +134,9 @@ class _Origin(NamedTuple):
 
 
 def _origins(
-    saved: State, groups: Sequence[Mapping[str, Any]], place: str
+    saved: State, groups: Sequence[Mapping[str, Any]], path: ConfigPath
 ) -> list[list[_Origin | None]]:
-    """For each parameter of each group, where the checkpoint has it."""
+    """For each parameter of each group, its place in the checkpoint."""
     known = [
         _Origin(index, number, name)
         for number, group in enumerate(saved["param_groups"])
@@ -151,26 +150,27 @@ def _origins(
         by_name = {each.name: each for each in known}
         origins = [[by_name.get(name) for name in group["param_names"]] for group in groups]
         if not any(origin for row in origins for origin in row):
-            raise ConfigError(
-                f"{place}: expected a checkpoint of this module, but it has the state of"
-                f" {', '.join(list(by_name)[:3])}, …; none of these is trained here"
+            raise path.error(
+                "trains none of the parameters in the checkpoint, which are"
+                f" {', '.join(list(by_name)[:3])}, …",
+                "Resume it with the module that it was trained with",
             )
         return origins
     sizes, saved_sizes = (
         [len(group["params"]) for group in each] for each in (groups, saved["param_groups"])
     )
     if sizes != saved_sizes:
-        raise ConfigError(
-            f"{place}: expected the groups of the checkpoint, which has no names of parameters to"
-            f" sort them by, with {saved_sizes} parameters each, but got {sizes}; type the groups"
-            " that it was trained with"
+        raise path.error(
+            f"has groups of {sizes} parameters, but the checkpoint, which has no parameter names,"
+            f" has groups of {saved_sizes}",
+            "Configure the groups that it was trained with",
         )
     remaining = iter(known)
     return [[next(remaining) for _ in range(size)] for size in sizes]
 
 
 def _source(saved_groups: Sequence[State], origins: Sequence[_Origin | None]) -> int | None:
-    """The saved group whose settings are those of all of a group's parameters, if there is one."""
+    """The saved group with the settings of all parameters of a group; None if they differ."""
     numbers = sorted({origin.group for origin in origins if origin})
     settings = [_compared(saved_groups[number]) for number in numbers]
     return numbers[0] if numbers and all(each == settings[0] for each in settings) else None
@@ -181,9 +181,9 @@ def _moved(
     groups: Sequence[Mapping[str, Any]],
     origins: Sequence[Sequence[_Origin | None]],
     sources: Sequence[int | None],
-    place: str,
+    path: ConfigPath,
 ) -> Iterator[str]:
-    """What the checkpoint does not have, what is not needed of it, and what it has as several."""
+    """Parameters that are new, frozen or removed, and groups whose saved settings differ."""
     found = {origin.position for row in origins for origin in row if origin}
     fresh = [
         name
@@ -192,7 +192,7 @@ def _moved(
         if origin is None
     ]
     if fresh:
-        yield f"{place}: the checkpoint has no state of {_some(fresh)}; their moments start at 0"
+        yield f"{path.name}: no saved state of {_some(fresh)}; their moments start at 0"
     frozen = [
         origin.name
         for group, row in zip(groups, origins, strict=True)
@@ -201,8 +201,8 @@ def _moved(
     ]
     if frozen:
         yield (
-            f"{place}: the checkpoint trained {_some(frozen)}, which are frozen now; they are not"
-            " trained until something unfreezes them"
+            f"{path.name}: {_some(frozen)} were trained in the checkpoint and are now frozen. They"
+            " are not trained until they are unfrozen"
         )
     left = [
         name
@@ -211,12 +211,12 @@ def _moved(
         if index not in found
     ]
     if left:
-        yield f"{place}: the checkpoint's state of {_some(left)} is left out, for it is not trained"
+        yield f"{path.name}: the checkpoint's state of {_some(left)} is discarded: not trained here"
     for index, (group, row, source) in enumerate(zip(groups, origins, sources, strict=True)):
         if source is None and any(row):
             yield (
-                f"{place}: the checkpoint trained what is in the group {group_name(group, index)}"
-                " with several settings; those of the config are taken"
+                f"{path.name}: the checkpoint has several settings for the parameters of the group"
+                f" {group_name(group, index)}, so the config's apply"
             )
 
 
@@ -225,10 +225,9 @@ def _settings(group: Mapping[str, Any]) -> State:
 
 
 def _progress(optimizer: Optimizer, group: Mapping[str, Any], saved: Mapping[str, Any]) -> State:
-    """How far a saved group has come, where a library counts that in its groups.
+    """The progress in a saved group, for libraries that store it there.
 
-    What the class's constructor does not take is no setting, and what the config leaves open, the
-    first step has settled.
+    That is what the constructor does not take, and what the first step sets if the config does not.
     """
     if isinstance(optimizer, Adam):
         return {}
@@ -236,7 +235,7 @@ def _progress(optimizer: Optimizer, group: Mapping[str, Any], saved: Mapping[str
     arguments = {
         name for each in constructors if each for name in inspect.signature(each).parameters
     }
-    # One that takes them all as keywords does not say what its settings are.
+    # The settings of a constructor with **kwargs are not known.
     counts = optimizer.defaults.keys() - arguments if "lr" in arguments else set()
     return {
         key: value
@@ -246,7 +245,7 @@ def _progress(optimizer: Optimizer, group: Mapping[str, Any], saved: Mapping[str
 
 
 def _compared(group: Mapping[str, Any]) -> State:
-    """What two groups' steps differ by; the learning rate is the peak of the schedule."""
+    """The settings that change a step's result; lr is the peak of the schedule."""
     settings = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in group.items()
@@ -262,7 +261,7 @@ def _differences(
     groups: Sequence[Mapping[str, Any]],
     built: Resumed,
 ) -> Iterator[str]:
-    """Each setting that the checkpoint and the config do not have in common, once."""
+    """Each setting that differs between the checkpoint and the config, once."""
     different: dict[tuple[str, str, str], list[str]] = {}
     for index, (group, source) in enumerate(zip(groups, sources, strict=True)):
         if source is not None:
@@ -270,20 +269,25 @@ def _differences(
             progress = _progress(built.optimizer, group, saved_groups[source])
             for key in now.keys() & then.keys() & built.optimizer.defaults.keys():
                 if now[key] != then[key] and key not in progress:
-                    entry = (key, as_typed(now[key]), as_typed(then[key]))
+                    entry = (key, format_value(now[key]), format_value(then[key]))
                     different.setdefault(entry, []).append(group_name(group, index))
     for (key, asked, saved), names in sorted(different.items()):
         where = "" if len(names) == len(groups) else f" (in {', '.join(names)})"
-        yield _said(built, built.optimizer_place, key, asked, saved, where)
+        yield _difference(built, built.optimizer_path / key, asked, saved, where)
 
 
-def _said(built: Resumed, place: str, key: str, asked: str, saved: str, where: str = "") -> str:
+def _difference(
+    built: Resumed, path: ConfigPath, configured: str, saved: str, where: str = ""
+) -> str:
+    setting = f"{path.name}={configured}{where}"
     if built.resume is Resume.config:
-        return f"{place}.{key}={asked}{where}: from here on, after the checkpoint's {saved}"
-    return (
-        f"{place}.{key}={asked}{where}: the checkpoint's {saved} is kept; type"
-        f" {built.optimizer_place}.resume=config to train on with {asked}"
-    )
+        return f"{setting} replaces the checkpoint's {saved}"
+    return f"{setting} is not used: the checkpoint's {saved} is kept. {_use_config(built)}"
+
+
+def _use_config(built: Resumed) -> str:
+    """The suggestion to use the config's settings."""
+    return f"To use the config's, set {(built.optimizer_path / 'resume').override('config')}"
 
 
 def _kept(
@@ -291,37 +295,35 @@ def _kept(
     sources: Sequence[int | None],
     groups: Sequence[Mapping[str, Any]],
 ) -> Iterator[State]:
-    """The groups with the checkpoint's settings; the names are those of today's groups."""
+    """The groups with the checkpoint's settings, under their current names."""
     for group, source in zip(groups, sources, strict=True):
         own = _settings(group)
         if source is not None:
-            today: State = {
-                key: own[key] for key in ("name", "param_names", LR_RATIO) if key in own
+            names: State = {
+                key: own[key] for key in ("name", "param_names", LR_SCALE) if key in own
             }
-            yield {**own, **_settings(saved_groups[source]), **today}
+            yield {**own, **_settings(saved_groups[source]), **names}
         else:
-            yield {**own, "lr": peak_lr(own) * schedule_share(saved_groups[0])}
+            yield {**own, "lr": peak_lr(own) * lr_factor(saved_groups[0])}
 
 
 def _keep_implementation(
-    loaded: Sequence[State], groups: Sequence[Mapping[str, Any]], place: str
+    loaded: Sequence[State], groups: Sequence[Mapping[str, Any]], built: Resumed
 ) -> Iterator[str]:
-    """Takes the checkpoint's implementation if it works here, else the config's."""
-    asked, saved = _implementation(groups[0]), _implementation(loaded[0])
-    if "fused" not in groups[0] or asked == saved:
+    """Keeps the checkpoint's implementation if it is supported here, otherwise the config's."""
+    configured, saved = _implementation(groups[0]), _implementation(loaded[0])
+    if "fused" not in groups[0] or configured == saved:
         return
     flags = {key: bool(loaded[0].get(key)) for key in ("fused", "foreach")}
     parameters = [each for group in groups for each in group["params"]]
-    obstacle = obstacle_to(parameters, bool(loaded[0].get("capturable")), **flags)
-    if obstacle is None:
-        yield (
-            f"{place}: the checkpoint's {saved} is kept, not {asked}; type {place}.resume=config to"
-            f" train on with {asked}"
-        )
+    unsupported = unsupported_reason(parameters, bool(loaded[0].get("capturable")), **flags)
+    name = built.optimizer_path.name
+    if unsupported is None:
+        yield f"{name}: the checkpoint's {saved} is kept, not {configured}. {_use_config(built)}"
         return
     for settings, group in zip(loaded, groups, strict=True):
         settings.update({key: group[key] for key in IMPLEMENTATION})
-    yield f"{place}: {asked}, for the checkpoint's {saved} cannot work here: {obstacle}"
+    yield f"{name}: {configured}, because {saved} is not supported here: {unsupported}"
 
 
 def _implementation(group: Mapping[str, Any]) -> str:
@@ -330,26 +332,25 @@ def _implementation(group: Mapping[str, Any]) -> str:
 
 
 def _fitting(entry: State, parameter: Tensor, settings: State, built: Resumed, name: str) -> State:
-    """A parameter's state, with a maximum of the second moment if amsgrad asks for one."""
-    place = built.optimizer_place
+    """A parameter's state, with max_exp_avg_sq if and only if amsgrad is set."""
+    path = built.optimizer_path
     if entry and isinstance(built.optimizer, Adam) and not {"exp_avg", "exp_avg_sq"} <= {*entry}:
-        raise ConfigError(
-            f"{place}: expected a checkpoint of Adam, but the state of {name} is"
-            f" {', '.join(map(str, entry))}; resume it with the optimizer that it was trained with,"
-            " or start from its weights alone, with load_from_checkpoint instead of ckpt_path"
+        raise path.error(
+            f"is Adam, but the checkpoint's state of {name} has {', '.join(map(str, entry))}",
+            f"Resume it with the optimizer that it was trained with, or {FROM_WEIGHTS}",
         )
     moment = entry.get("exp_avg")
     if isinstance(moment, Tensor) and moment.shape != parameter.shape:
-        raise ConfigError(
-            f"{place}: expected a state of the shape of {name}, {tuple(parameter.shape)}, but the"
-            f" checkpoint's is {tuple(moment.shape)}; resume it with the module that it was trained"
-            " with"
+        raise path.error(
+            f"trains {name} with the shape {tuple(parameter.shape)}, but the checkpoint's has"
+            f" {tuple(moment.shape)}",
+            "Resume it with the module that it was trained with",
         )
     if not isinstance(built.optimizer, Adam) or not entry:
         return entry
     kept = {key: value for key, value in entry.items() if key != "max_exp_avg_sq"}
     if settings.get("amsgrad"):
-        # A maximum that was not followed so far starts from where the moment stands.
+        # A new maximum starts at the current second moment.
         kept["max_exp_avg_sq"] = entry.get("max_exp_avg_sq", entry["exp_avg_sq"].clone())
     return kept
 
@@ -357,29 +358,31 @@ def _fitting(entry: State, parameter: Tensor, settings: State, built: Resumed, n
 def _kept_schedule(
     checkpoint: State, built: Resumed, sources: Sequence[int | None], loaded: Sequence[State]
 ) -> tuple[list[State], list[str]]:
-    """The checkpoint's schedule, for today's groups."""
+    """The checkpoint's schedule for the current groups."""
     schedulers, scheduler = checkpoint["lr_schedulers"], built.scheduler
     if not schedulers and scheduler is None:
         return [], []
-    instead = f"type {built.optimizer_place}.resume=config to train on with the config's"
     if scheduler is None:
-        raise ConfigError(
-            f"{built.scheduler_place}: expected the schedule of the checkpoint, but the config has"
-            f" none; type the one that it was trained with, or {instead}"
+        raise built.scheduler_path.error(
+            "is not set, but the checkpoint has a schedule",
+            f"Configure the schedule that it was trained with. {_use_config(built)}",
         )
     if not schedulers or _kind(schedulers[0]) != _kind(scheduler.state_dict()):
-        has = "has none" if not schedulers else "has one of another kind"
-        raise ConfigError(
-            f"{built.scheduler_place}={scheduler_settings(scheduler)['name']}: expected the"
-            f" schedule of the checkpoint, but it {has}; {instead}"
+        raise built.scheduler_path.error(
+            "differs from the checkpoint, which has"
+            f" {'another schedule' if schedulers else 'no schedule'}",
+            _use_config(built),
+            value=scheduler_settings(scheduler)["name"],
         )
     state = dict(schedulers[0])
-    asked = scheduler_settings(scheduler)
+    configured = scheduler_settings(scheduler)
     saved = _schedule_settings(state)
     lines = [
-        _said(built, built.scheduler_place, key, as_typed(asked[key]), as_typed(saved[key]))
-        for key in asked
-        if key in saved and asked[key] != saved[key]
+        _difference(
+            built, built.scheduler_path / key, format_value(value), format_value(saved[key])
+        )
+        for key, value in configured.items()
+        if key in saved and value != saved[key]
     ]
     saved_groups = len(checkpoint["optimizer_states"][0]["param_groups"])
     if list(sources) != list(range(saved_groups)):
@@ -393,13 +396,13 @@ def _kept_schedule(
 
 
 def _kind(state: Mapping[str, Any]) -> tuple[set[str], set[str]]:
-    """What tells one class of schedulers from another, and our shapes from others' functions."""
+    """What distinguishes a scheduler's class, and our schedules from other functions."""
     functions = state.get("lr_lambdas") or [None]
     return set(state), set(functions[0] or ())
 
 
 def _schedule_settings(state: Mapping[str, Any]) -> State:
-    """A saved schedule's settings, ours as `schedulers.settings` gives them."""
+    """The settings in a scheduler's state, ours as `scheduler_settings` returns them."""
     functions = state.get("lr_lambdas") or [None]
     if functions[0] is None:
         return dict(state)
@@ -407,7 +410,7 @@ def _schedule_settings(state: Mapping[str, Any]) -> State:
 
 
 def _advanced(checkpoint: State, built: Resumed) -> list[State]:
-    """The config's schedule, at the point where the checkpoint stands."""
+    """The config's schedule at the step of the checkpoint."""
     schedulers, scheduler = checkpoint["lr_schedulers"], built.scheduler
     if scheduler is None:
         return []
@@ -419,21 +422,21 @@ def _advanced(checkpoint: State, built: Resumed) -> list[State]:
         return [scheduler.state_dict()]
     if is_same_kind:
         steps = int(saved["last_epoch"])
-    elif built.interval == Interval.step:
+    elif built.interval == SchedulerInterval.step:
         entries = checkpoint["optimizer_states"][0]["state"].values()
         steps = int(max((float(entry.get("step", 0)) for entry in entries), default=0))
     else:
-        raise ConfigError(
-            f"{built.scheduler_place}={scheduler_settings(scheduler)['name']}: expected a schedule"
-            " that counts steps, or the checkpoint's own, for it is not known how many epochs this"
-            f" one has to go on from; type {built.scheduler_place}.interval=step"
+        raise built.scheduler_path.error(
+            "counts epochs, and the checkpoint's schedule does not tell how many are done",
+            f"Set {(built.scheduler_path / 'interval').override('step')}",
+            value=scheduler_settings(scheduler)["name"],
         )
     _go_to(scheduler, steps)
     return [scheduler.state_dict()]
 
 
 def _go_to(scheduler: LRScheduler, steps: int) -> None:
-    """Takes a fresh scheduler to a step; most know their value there from the steps before."""
+    """Advances a new scheduler to a step; most compute their value from the previous one."""
     if isinstance(scheduler, LambdaLR) and steps > 0:
         scheduler.last_epoch, steps = steps - 1, 1
     with warnings.catch_warnings():
@@ -445,11 +448,11 @@ def _go_to(scheduler: LRScheduler, steps: int) -> None:
 def _continue_plateau(
     optimizer_state: State, saved: Mapping[str, Any], scheduler: ReduceLROnPlateau
 ) -> None:
-    """Goes on with what a plateau has seen, and with the share of the peak that it has come to."""
+    """Restores the progress of a plateau, and its current fraction of the peak."""
     if saved["mode"] == scheduler.mode:
         for key in PLATEAU_PROGRESS:
             setattr(scheduler, key, saved[key])
-    share = schedule_share(optimizer_state["param_groups"][0])
+    share = lr_factor(optimizer_state["param_groups"][0])
     for group in scheduler.optimizer.param_groups:
         group["lr"] *= share
     record_lrs(scheduler)

@@ -1,4 +1,4 @@
-"""Config → learning-rate scheduler: the shapes, and how long they last."""
+"""Config → learning-rate scheduler."""
 
 import functools
 import inspect
@@ -12,81 +12,23 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from lightning_adam._compat.torch import record_lrs
-from lightning_adam.config.errors import ConfigError, refusal
-from lightning_adam.config.forms import name_of
-from lightning_adam.config.reading import TOTAL_STEPS, CustomScheduler, read_scheduler
-from lightning_adam.config.schema import (
+from lightning_adam.config.errors import ConfigError, ConfigPath
+from lightning_adam.config.parsing import target_name
+from lightning_adam.config.schedule import (
+    TOTAL_STEPS,
+    CustomSchedulerConfig,
     Decay,
     InverseSqrtConfig,
     PlateauConfig,
-    StepwiseConfig,
+    WarmupScheduleConfig,
     WSDConfig,
+    parse_schedule,
 )
+from lightning_adam.optim.optimizers import call_target
 from lightning_adam.optim.param_groups import peak_lr
 
-UNTIMED = ("constant", "inverse_sqrt")
-"""The shapes that need no end."""
-
-
-def constant(step: float, length: float) -> float:
-    """The peak.
-
-    Example:
-        >>> constant(3, 10)
-        1.0
-    """
-    return 1.0
-
-
-def linear(step: float, length: float, min_lr_ratio: float = 0.0) -> float:
-    """A straight line down.
-
-    Example:
-        >>> linear(5, 10, min_lr_ratio=0.5)
-        0.75
-    """
-    return _down_to(min_lr_ratio, 1 - _progress(step, length))
-
-
-def cosine(step: float, length: float, min_lr_ratio: float = 0.0) -> float:
-    """Half a cosine down.
-
-    Example:
-        >>> cosine(5, 10, min_lr_ratio=0.5)
-        0.75
-    """
-    return _down_to(min_lr_ratio, (1 + math.cos(math.pi * _progress(step, length))) / 2)
-
-
-def polynomial(step: float, length: float, power: float, min_lr_ratio: float) -> float:
-    """A power of what is left.
-
-    Example:
-        >>> polynomial(5, 10, power=2.0, min_lr_ratio=0.0)
-        0.25
-    """
-    return _down_to(min_lr_ratio, (1 - _progress(step, length)) ** power)
-
-
-def inverse_sqrt(step: float, length: float, timescale: int) -> float:
-    """One over a square root, without an end.
-
-    Example:
-        >>> inverse_sqrt(30, math.inf, timescale=10)
-        0.5
-    """
-    return math.sqrt(timescale / (timescale + step))
-
-
-def wsd(step: float, length: float, decay_steps: int, decay: str, min_lr_ratio: float) -> float:
-    """The peak, and a way down in the last `decay_steps`.
-
-    Example:
-        >>> [wsd(step, 10, decay_steps=4, decay="linear", min_lr_ratio=0.0) for step in (6, 8, 10)]
-        [1.0, 0.5, 0.0]
-    """
-    progress = _progress(step - (length - decay_steps), decay_steps)
-    return _down_to(min_lr_ratio, DECAYS[decay](progress))
+ENDLESS = ("constant", "inverse_sqrt")
+"""The schedules that do not depend on the total number of steps."""
 
 
 DECAYS: dict[str, Callable[[float], float]] = {
@@ -94,20 +36,61 @@ DECAYS: dict[str, Callable[[float], float]] = {
     Decay.linear.value: lambda progress: 1 - progress,
     Decay.sqrt.value: lambda progress: 1 - math.sqrt(progress),
 }
+"""How a decay falls from 1 to 0 with its progress."""
+
+
+def _decay(
+    decay: Callable[[float], float], step: float, length: float, min_lr_ratio: float
+) -> float:
+    """The factor at a step of a decay from 1 to `min_lr_ratio`."""
+    progress = 1.0 if step >= length else max(0.0, step / length)
+    return min_lr_ratio + (1 - min_lr_ratio) * decay(progress)
+
+
+def constant(step: float, length: float) -> float:
+    """The peak learning rate."""
+    return 1.0
+
+
+def linear(step: float, length: float, min_lr_ratio: float) -> float:
+    """Linear decay."""
+    return _decay(DECAYS["linear"], step, length, min_lr_ratio)
+
+
+def cosine(step: float, length: float, min_lr_ratio: float) -> float:
+    """Cosine decay."""
+    return _decay(DECAYS["cosine"], step, length, min_lr_ratio)
+
+
+def polynomial(step: float, length: float, power: float, min_lr_ratio: float) -> float:
+    """Polynomial decay."""
+    return _decay(lambda progress: (1 - progress) ** power, step, length, min_lr_ratio)
+
+
+def inverse_sqrt(step: float, length: float, timescale: int) -> float:
+    """Inverse square-root decay, which has no end."""
+    return math.sqrt(timescale / (timescale + step))
+
+
+def wsd(step: float, length: float, decay_steps: int, decay: str, min_lr_ratio: float) -> float:
+    """The peak learning rate, then a decay over the last `decay_steps`."""
+    return _decay(DECAYS[decay], step - (length - decay_steps), decay_steps, min_lr_ratio)
+
+
 SHAPES: dict[str, Callable[..., float]] = {
     shape.__name__: shape for shape in (constant, linear, cosine, polynomial, inverse_sqrt, wsd)
 }
-"""The multiplier at a step after the warm-up, given the steps from there to the end."""
+"""The factor on the peak learning rate, from the steps since the warm-up and their number."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The multiplier of the peak learning rate at a step, with its settings resolved.
+    """The factor on the peak learning rate as a function of the optimizer step.
 
-    All of it is plain: the scheduler saves it in a checkpoint and restores it.
+    Its fields are plain values: the scheduler saves them in a checkpoint and restores them.
 
     Example:
-        >>> schedule = Schedule("linear", warmup_steps=2, total_steps=10, arguments={})
+        >>> schedule = Schedule("linear", 2, total_steps=10, arguments={"min_lr_ratio": 0.0})
         >>> [schedule(step) for step in range(5)]
         [0.0, 0.5, 1.0, 0.875, 0.75]
     """
@@ -118,7 +101,7 @@ class Schedule:
     arguments: dict[str, Any]
 
     def __call__(self, step: int) -> float:
-        """The multiplier after `step` optimizer steps (0 before the first)."""
+        """Returns the factor after `step` optimizer steps."""
         if step < self.warmup_steps:
             return step / self.warmup_steps
         end = math.inf if self.total_steps is None else self.total_steps
@@ -131,18 +114,18 @@ def build_scheduler(optimizer: Optimizer, scheduler: Any, total_steps: int | Non
     """Builds a learning-rate scheduler.
 
     Args:
-        optimizer: Whose groups' learning rates are scheduled, each from its own peak.
-        scheduler: The scheduler config: a composed Hydra node, a dict, a dataclass, or, with a
-            `_target_` or as a `functools.partial`, any scheduler class.
-        total_steps: Optimizer steps of the run, None if it has no end. The schedule is as long,
-            unless the config's own `total_steps` says otherwise.
+        optimizer: The optimizer. The learning rate of each of its groups is that group's peak.
+        scheduler: The scheduler config: a composed Hydra node, a dict, a dataclass, or any
+            scheduler class by its `_target_` or as a `functools.partial`.
+        total_steps: Optimizer steps of the run, None if it has no end. The config's own
+            `total_steps` takes precedence.
 
     Returns:
-        The scheduler. The shapes are to be stepped once after each optimizer step, `plateau` with
-        its metric after each validation. Groups that the optimizer gets later are scheduled too.
+        The scheduler. Step it after each optimizer step, or `plateau` with its metric after each
+        validation. Groups that are added to the optimizer later are scheduled as well.
 
     Raises:
-        ConfigError: If the shape or a ratio needs a length and there is none, or if the warm-up is
+        ConfigError: If the schedule needs a number of steps and there is none, or if the warm-up is
             longer than the run.
 
     Example:
@@ -152,65 +135,74 @@ def build_scheduler(optimizer: Optimizer, scheduler: Any, total_steps: int | Non
         >>> build_scheduler(optimizer, config, total_steps=10).get_last_lr()
         [0.0]
     """
-    config, where = read_scheduler(scheduler)
+    parsed = parse_schedule(scheduler)
+    config, path = parsed.config, parsed.path
     built: LRScheduler
-    if isinstance(config, CustomScheduler):
-        built = _custom(optimizer, config, where, total_steps)
+    if isinstance(config, CustomSchedulerConfig):
+        built = _build_custom(optimizer, config, path, total_steps)
     elif isinstance(config, PlateauConfig):
-        built = _plateau(optimizer, config)
+        built = _build_plateau(optimizer, config)
     else:
-        assert isinstance(config, StepwiseConfig)
-        built = LambdaLR(optimizer, _schedule(config, where, total_steps))
+        assert isinstance(config, WarmupScheduleConfig)
+        built = LambdaLR(optimizer, _resolve(config, path, total_steps))
     if isinstance(built, ReduceLROnPlateau):
         for group in optimizer.param_groups:
-            # As the other schedulers do: else the peak is not known any more after a reduction.
+            # Other schedulers store the peak themselves.
             group["initial_lr"] = group["lr"]
     add = optimizer.add_param_group
 
     def add_scheduled(group: dict[str, Any]) -> None:
         add(group)
-        cover_later_groups(built)
+        schedule_later_groups(built)
 
     optimizer.add_param_group = add_scheduled  # type: ignore[method-assign,assignment]
     return built
 
 
-def _schedule(config: StepwiseConfig, where: str, total_steps: int | None) -> Schedule:
+def _resolve(config: WarmupScheduleConfig, path: ConfigPath, total_steps: int | None) -> Schedule:
+    """The schedule with all ratios turned into steps."""
     end = total_steps if config.total_steps is None else config.total_steps
-    if end is None and (config.name not in UNTIMED or config.warmup_ratio):
-        raise ConfigError(
-            f"{where}.name={config.name}: expected a run with an end, but the number of optimizer"
-            f" steps is not known; type {where}.total_steps=N, or give the Trainer max_steps"
-        )
+    if end is None and (config.name not in ENDLESS or config.warmup_ratio):
+        raise _no_end(path / "name", config.name, path / "total_steps")
     warmup_steps = config.warmup_steps or 0
     if config.warmup_ratio is not None and end is not None:
         warmup_steps = round(config.warmup_ratio * end)
     for steps in (total_steps, end):
         if steps is not None and warmup_steps > steps:
-            expected = f"expected a warm-up within the {steps} optimizer steps of the run"
-            raise refusal(where, "warmup_steps", warmup_steps, expected, steps // 10)
-    own = {entry.name for entry in fields(config)} - {
-        entry.name for entry in fields(StepwiseConfig)
+            problem = f"is longer than the run, which has {steps} optimizer steps"
+            raise (path / "warmup_steps").invalid(warmup_steps, problem, steps // 10)
+    own = {each.name for each in fields(config)} - {
+        each.name for each in fields(WarmupScheduleConfig)
     }
     arguments = {name: getattr(config, name) for name in sorted(own)}
     if isinstance(config, InverseSqrtConfig):
         arguments["timescale"] = config.timescale or warmup_steps or 10_000
     if isinstance(config, WSDConfig) and end is not None:
-        arguments = _wsd_arguments(config, where, warmup_steps, end)
+        arguments = _wsd_arguments(config, path, warmup_steps, end)
     return Schedule(config.name, warmup_steps, end, arguments)
 
 
-def _wsd_arguments(config: WSDConfig, where: str, warmup_steps: int, end: int) -> dict[str, Any]:
+def _no_end(path: ConfigPath, value: str, steps: ConfigPath) -> ConfigError:
+    return path.error(
+        "needs the number of optimizer steps, and the run has no end",
+        f"Set {steps.override('N')}, or give the Trainer max_steps",
+        value=value,
+    )
+
+
+def _wsd_arguments(
+    config: WSDConfig, path: ConfigPath, warmup_steps: int, end: int
+) -> dict[str, Any]:
     decay_steps = config.decay_steps
     if decay_steps is None:
         decay_steps = max(1, round((config.decay_ratio or 0.1) * end))
-    room = end - warmup_steps
-    if room == 0:
-        expected = f"expected a warm-up that leaves some of the {end} steps for the way down"
-        raise refusal(where, "warmup_steps", warmup_steps, expected, end // 10)
-    if decay_steps > room:
-        expected = f"expected a way down within the {room} steps after the warm-up"
-        raise refusal(where, "decay_steps", decay_steps, expected, max(1, room // 10))
+    remaining = end - warmup_steps
+    if remaining == 0:
+        problem = f"leaves none of the {end} steps for the decay"
+        raise (path / "warmup_steps").invalid(warmup_steps, problem, end // 10)
+    if decay_steps > remaining:
+        problem = f"is more than the {remaining} steps after the warm-up"
+        raise (path / "decay_steps").invalid(decay_steps, problem, max(1, remaining // 10))
     return {
         "decay_steps": decay_steps,
         "decay": config.decay.value,
@@ -218,7 +210,7 @@ def _wsd_arguments(config: WSDConfig, where: str, warmup_steps: int, end: int) -
     }
 
 
-def _plateau(optimizer: Optimizer, config: PlateauConfig) -> ReduceLROnPlateau:
+def _build_plateau(optimizer: Optimizer, config: PlateauConfig) -> ReduceLROnPlateau:
     return ReduceLROnPlateau(
         optimizer,
         mode=config.mode.value,
@@ -231,57 +223,39 @@ def _plateau(optimizer: Optimizer, config: PlateauConfig) -> ReduceLROnPlateau:
     )
 
 
-def _custom(
-    optimizer: Optimizer, config: CustomScheduler, where: str, total_steps: int | None
+def _build_custom(
+    optimizer: Optimizer, config: CustomSchedulerConfig, path: ConfigPath, total_steps: int | None
 ) -> LRScheduler:
-    """The class that the config names, told the number of steps where it asks for it."""
-    target = name_of(config.factory)
-    asking = [name for name, value in config.factory.keywords.items() if value == TOTAL_STEPS]
-    if asking and total_steps is None:
-        raise ConfigError(
-            f"{where}.{asking[0]}={TOTAL_STEPS}: expected a run with an end, but the number of"
-            f" optimizer steps is not known; type {where}.{asking[0]}=N, or give the Trainer"
-            " max_steps"
-        )
+    """The class that the config names, with `total_steps` filled in."""
+    target, keywords = target_name(config.factory), config.factory.keywords
+    placeholders = [name for name, value in keywords.items() if value == TOTAL_STEPS]
+    if placeholders and total_steps is None:
+        argument = path / placeholders[0]
+        raise _no_end(argument, TOTAL_STEPS, argument)
     betas = [group.get("betas") for group in optimizer.param_groups]
     peaks = [group["lr"] for group in optimizer.param_groups]
-    try:
-        built = functools.partial(config.factory, **dict.fromkeys(asking, total_steps))(optimizer)
-    except Exception as error:
-        cause = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(
-            f"{where}._target_={target}: expected arguments that it takes, but {cause}; type"
-            f" {where}.ARGUMENT=VALUE"
-        ) from error
+    factory = functools.partial(config.factory, **dict.fromkeys(placeholders, total_steps))
+    built = call_target(factory, path, optimizer)
     if not isinstance(built, LRScheduler):
-        expected = "expected a torch.optim.lr_scheduler.LRScheduler"
-        instead = "torch.optim.lr_scheduler.OneCycleLR"
-        raise refusal(where, "_target_", target, expected, instead)
+        problem = "must be a torch.optim.lr_scheduler.LRScheduler"
+        example = "torch.optim.lr_scheduler.OneCycleLR"
+        raise (path / "_target_").invalid(target, problem, example)
     if betas != [group.get("betas") for group in optimizer.param_groups]:
         rank_zero_warn(
-            f"{target} cycles the momentum: it trains with betas of its own, not with"
-            f" {betas[0]}. To keep those, type +{where}.cycle_momentum=false"
+            f"{target} cycles the momentum and replaces betas={betas[0]}. To keep them, set"
+            f" +{(path / 'cycle_momentum').override(False)}"
         )
     after = [peak_lr(group) for group in optimizer.param_groups]
     if len(set(peaks)) > 1 and len(set(after)) == 1:
         rank_zero_warn(
-            f"{target} gives all groups one learning rate: what groups and layer_decay scale is"
-            " lost. Give it a list, one rate a group."
+            f"{target} sets the same learning rate for all groups, which discards the scales of"
+            " groups and layer_decay. Give it a list with one learning rate per group."
         )
     return built
 
 
-def _progress(step: float, length: float) -> float:
-    """The share of the way that is done, in [0, 1]."""
-    return 1.0 if step >= length else max(0.0, step / length)
-
-
-def _down_to(min_lr_ratio: float, left: float) -> float:
-    return min_lr_ratio + (1 - min_lr_ratio) * left
-
-
-def cover_later_groups(scheduler: LRScheduler) -> None:
-    """Schedules the groups that the optimizer got after the scheduler was built.
+def schedule_later_groups(scheduler: LRScheduler) -> None:
+    """Schedules the groups that were added to the optimizer after the scheduler was built.
 
     Example:
         >>> import torch
@@ -289,7 +263,7 @@ def cover_later_groups(scheduler: LRScheduler) -> None:
         >>> scheduler = build_scheduler(optimizer, {"name": "linear"}, total_steps=2)
         >>> later = torch.zeros(1, requires_grad=True)
         >>> optimizer.param_groups.append({"params": [later], "lr": 0.1, "initial_lr": 0.1})
-        >>> cover_later_groups(scheduler)
+        >>> schedule_later_groups(scheduler)
         >>> scheduler.step()
         >>> scheduler.get_last_lr()
         [0.5, 0.05]
@@ -306,7 +280,7 @@ def cover_later_groups(scheduler: LRScheduler) -> None:
 
 
 def set_peaks(optimizer: Optimizer, scheduler: LRScheduler | None, peaks: Sequence[float]) -> None:
-    """Trains on with other peak learning rates, one a group, at the same point of the schedule.
+    """Sets new peak learning rates, one per group, at the same point of the schedule.
 
     Example:
         >>> import torch
@@ -333,13 +307,14 @@ def set_peaks(optimizer: Optimizer, scheduler: LRScheduler | None, peaks: Sequen
     record_lrs(scheduler)
 
 
-def settings(scheduler: LRScheduler) -> dict[str, Any]:
-    """A scheduler as a run's config records it: with all that it resolved to.
+def scheduler_settings(scheduler: LRScheduler) -> dict[str, Any]:
+    """Returns the settings of a scheduler for a run's config, with all ratios resolved.
 
     Example:
         >>> import torch
         >>> optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)])
-        >>> settings(build_scheduler(optimizer, {"name": "linear"}, total_steps=10))["total_steps"]
+        >>> scheduler = build_scheduler(optimizer, {"name": "linear"}, total_steps=10)
+        >>> scheduler_settings(scheduler)["total_steps"]
         10
     """
     schedule = scheduler.lr_lambdas[0] if isinstance(scheduler, LambdaLR) else None
@@ -350,10 +325,12 @@ def settings(scheduler: LRScheduler) -> dict[str, Any]:
             "total_steps": schedule.total_steps,
             **schedule.arguments,
         }
-    asked = inspect.signature(type(scheduler)).parameters
+    parameters = inspect.signature(type(scheduler)).parameters
     resolved = {
         name: value
         for name, value in vars(scheduler).items()
-        if name in asked and name != "last_epoch" and isinstance(value, bool | int | float | str)
+        if name in parameters
+        and name != "last_epoch"
+        and isinstance(value, bool | int | float | str)
     }
     return {"name": type(scheduler).__name__, **resolved}

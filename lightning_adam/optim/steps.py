@@ -1,4 +1,4 @@
-"""Which steps of an optimizer were taken, and which were skipped."""
+"""Counts the steps that an optimizer took, and those that were skipped."""
 
 from collections.abc import Callable
 
@@ -8,25 +8,25 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_adam.statistics.foreign import takes_gradients
-from lightning_adam.statistics.sharding import holder
+from lightning_adam.statistics.sharding import unwrap_optimizer
 
 
 def steps_taken(optimizer: Optimizer) -> int:
-    """The steps that an optimizer's state has seen.
+    """Returns the number of steps in an optimizer's state.
 
     Example:
         >>> import torch
         >>> steps_taken(torch.optim.Adam([torch.zeros(1, requires_grad=True)]))
         0
     """
-    counted = [*holder(optimizer).state.values(), *optimizer.param_groups]
-    # heavyball has a count in its groups while it steps, and None in between.
+    counted = [*unwrap_optimizer(optimizer).state.values(), *optimizer.param_groups]
+    # heavyball counts in its groups, and sets the count to None between steps.
     counts = (each.get("step") for each in counted)
     return int(max((float(each) for each in counts if each is not None), default=0))
 
 
 def next_due(steps: int, interval: int) -> int:
-    """The first optimizer step after `steps` that is 1 or divisible by an interval.
+    """Returns the first optimizer step after `steps` that is 1 or divisible by an interval.
 
     Example:
         >>> next_due(0, 50), next_due(1, 50), next_due(50, 50)
@@ -36,16 +36,16 @@ def next_due(steps: int, interval: int) -> int:
 
 
 class StepCounter:
-    """Counts an optimizer's steps, taken and skipped, in its own hooks.
+    """Counts the steps of an optimizer, taken and skipped, in the optimizer's own hooks.
 
-    A step is skipped if the GradScaler met an inf, or if no parameter has a gradient, as after a
-    `training_step` that returned None. A fused step that gets the scaler's flag skips on the
-    device: until `settle`, which waits for the device, it counts as taken.
+    A step is skipped if the GradScaler finds an inf, or if no parameter has a gradient, for example
+    after a `training_step` that returned None. A fused step that receives the scaler's flag is
+    skipped on the device. It counts as taken until `settle`, which waits for the device.
 
     Args:
-        optimizer: The raw torch optimizer.
-        is_sharded: Whether a rank may lack gradients because it holds no part of what has one
-            (default: False). Then a step without any counts as taken, on all ranks.
+        optimizer: The torch optimizer.
+        is_sharded: Whether a rank may have no gradients because it holds no part of the parameters
+            that have one (default: False). Then a step without gradients counts as taken.
 
     Example:
         >>> import torch
@@ -64,12 +64,11 @@ class StepCounter:
         self.taken = steps_taken(optimizer)
         self.skipped = 0
         self.flags: Tensor | None = None
-        """How many steps the device has skipped; never changed in place. None if no step got a
-        flag."""
-        self.learned = 0
-        """How many of them are known here, and counted as skipped."""
+        """Number of steps that the device skipped; never changed in place. None without flags."""
+        self.applied_flags = 0
+        """Number of them that the host knows of and counts as skipped."""
         self.flag: Tensor | None = None
-        """Whether the device has skipped the last step; None if it could not."""
+        """Whether the device skipped the last step; None without a flag."""
         self._optimizer = optimizer
         self._is_sharded = is_sharded
         self._depth = 0
@@ -78,37 +77,39 @@ class StepCounter:
         self._hooks: list[RemovableHandle] = []
 
     @property
-    def told_by_device(self) -> tuple[Tensor, ...]:
-        """How many steps the device has skipped, and whether it skipped the last one too.
+    def found_inf_flags(self) -> tuple[Tensor, ...]:
+        """The number of steps that the device skipped, and whether the last one was skipped.
 
-        Empty if no step got a flag.
+        Empty without flags.
         """
         if self.flags is None:
             return ()
         return self.flags, torch.zeros_like(self.flags) if self.flag is None else self.flag
 
     @property
-    def skipped_at_all(self) -> Tensor | float:
-        """The steps skipped so far, those too that are known to the device alone."""
-        return self.skipped if self.flags is None else self.flags + (self.skipped - self.learned)
+    def all_skipped(self) -> Tensor | float:
+        """The number of skipped steps, including those that only the device knows of."""
+        return (
+            self.skipped if self.flags is None else self.flags + (self.skipped - self.applied_flags)
+        )
 
     def attach(
         self,
         after_step: Callable[[], None] = lambda: None,
         guard: Callable[[Callable[[], None]], None] = lambda hook: hook(),
     ) -> None:
-        """Begins to count.
+        """Registers the hooks.
 
         Args:
-            after_step: Called after each step that was not seen to be skipped (default: nothing).
-            guard: What calls the hooks (default: nothing is between them and the optimizer).
+            after_step: Called after each step that is not known to be skipped (default: nothing).
+            guard: Calls the hooks (default: they are called directly).
         """
 
         def leave() -> None:
             if self._is_taken():
                 after_step()
 
-        # A compiled step would be compiled anew at every count.
+        # Otherwise a compiled step is compiled again at each count.
         enter_eagerly = torch.compiler.disable(lambda *_: guard(self._enter))  # type: ignore[no-untyped-call]
         leave_eagerly = torch.compiler.disable(lambda *_: guard(leave))  # type: ignore[no-untyped-call]
         self._hooks = [
@@ -117,41 +118,41 @@ class StepCounter:
         ]
 
     def expect(self) -> None:
-        """Lightning is about to step; a GradScaler may still decide not to call the optimizer."""
+        """Announces a step, which a GradScaler may still skip without calling the optimizer."""
         self.skipped += self._is_expected
         self._is_expected = True
 
     def close(self) -> None:
-        """Between two batches: a step that was expected and has not come was skipped."""
+        """Between two batches: counts an announced step that did not come as skipped."""
         self.skipped += self._is_expected
         self._is_expected = False
-        # A step that raised has left its mark.
+        # A step that raised did not leave its hook.
         self._depth = 0
 
     def settle(self) -> None:
-        """Between two batches: counts what the device has skipped, and waits for it if it must."""
+        """Between two batches: counts the steps that the device skipped, waiting if needed."""
         self.close()
         if self.flags is not None:
-            self.learn(int(self.flags))
+            self.apply_device_skips(int(self.flags))
 
-    def learn(self, flags: int) -> None:
-        """Counts what the device has skipped, as `flags` said after some step."""
-        news = max(flags - self.learned, 0)
-        self.taken -= news
-        self.skipped += news
-        self.learned += news
+    def apply_device_skips(self, flags: int) -> None:
+        """Counts the steps that the device skipped, from the value of `flags` after some step."""
+        new = max(flags - self.applied_flags, 0)
+        self.taken -= new
+        self.skipped += new
+        self.applied_flags += new
 
     def remove(self) -> None:
-        """Lets go of the optimizer."""
+        """Removes the hooks."""
         for hook in self._hooks:
             hook.remove()
 
     def _enter(self) -> None:
-        # A subclass may call `super().step()`, which fires the hooks too.
+        # A subclass may call `super().step()`, which runs the hooks as well.
         self._depth += 1
 
     def _is_taken(self) -> bool:
-        """Counts the step that has just ended."""
+        """Counts the step that just ended."""
         self._depth -= 1
         if self._depth > 0:
             return False
@@ -166,7 +167,7 @@ class StepCounter:
         return True
 
     def _has_gradient(self) -> bool:
-        # The parameter that had one last time most often has one again.
+        # The parameter that had a gradient last time usually has one again.
         if self._seen is None or self._seen.grad is None:
             groups = self._optimizer.param_groups
             parameters = (parameter for group in groups for parameter in group["params"])

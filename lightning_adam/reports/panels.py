@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from lightning_adam.config.errors import type_instead
+from lightning_adam.config.errors import format_override
 from lightning_adam.monitor.log_keys import DENOMINATOR
 from lightning_adam.statistics.catalogue import STATISTICS, Statistic
 from lightning_adam.statistics.histograms import QUANTITIES
@@ -68,8 +68,8 @@ def _of(statistic: Statistic, matters: bool = False) -> Panel:
         definition=statistic.formula,
         source=statistic.source,
         unit=statistic.unit,
-        absent="Not logged; "
-        + type_instead("adam_monitor.statistics", ["headline", statistic.name]),
+        absent="Not logged. Set "
+        + format_override("adam_monitor.statistics", ["headline", statistic.name]),
         matters=matters,
     )
 
@@ -81,9 +81,8 @@ def _section(family: str, first: str = "", beside: Sequence[Panel] = ()) -> list
     return sorted(panels, key=lambda panel: not panel.matters)
 
 
-NO_HISTOGRAMS = (
-    "No histograms in the run, and a CSVLogger keeps none; log to W&B and "
-    + type_instead("adam_monitor.histograms_every_n_steps", 100)
+NO_HISTOGRAMS = "The run has no histograms. Log to W&B or TensorBoard, and set " + format_override(
+    "adam_monitor.histograms_every_n_steps", 100
 )
 EPS_CURVE = Panel(
     title="eps_curve",
@@ -112,8 +111,8 @@ LAYERS = Panel(
     meaning="A statistic by layer and step: which layer goes its own way, and when.",
     keys="|".join(statistic.key for statistic in STATISTICS.values()),
     drawing=Drawing.LAYERS,
-    absent="No layers in the run; "
-    + type_instead("adam_monitor.scopes", ["model", "group", "layer"]),
+    absent="The run has no layers. Set "
+    + format_override("adam_monitor.scopes", ["model", "group", "layer"]),
     matters=True,
 )
 EVENTS = Panel(
@@ -122,8 +121,8 @@ EVENTS = Panel(
     " not finite, or an exception ended the training: which layer went first.",
     keys=LAYERS.keys,
     drawing=Drawing.EVENTS,
-    absent="The flight recorder has written nothing; to have it on, "
-    + type_instead("adam_monitor.flight_recorder", 200),
+    absent="The flight recorder has written nothing. To enable it, set "
+    + format_override("adam_monitor.flight_recorder", 200),
     matters=True,
 )
 

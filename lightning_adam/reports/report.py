@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lightning_adam.config.errors import ConfigError, as_typed
-from lightning_adam.config.schema import Severity
+from lightning_adam.config.errors import ConfigError, format_value
+from lightning_adam.config.monitor import Severity
 from lightning_adam.findings.showing import numbers, typed
 from lightning_adam.reports.comparison import TOLERANCE, config_differences, parting
 from lightning_adam.reports.keys import BASES, Scope, read_key
@@ -112,7 +112,7 @@ def page(runs: Sequence[Run]) -> str:
         typed=typed,
         numbers=numbers,
         data={"runs": names, "panels": drawn, "findings": _marks(runs)},
-        as_typed=as_typed,
+        format_value=format_value,
         plotly=get_plotlyjs(),
     )
 
@@ -149,7 +149,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
     ]
     found: list[str] = []
     for run, optimizer in zip(runs, optimizers, strict=True):
-        told = ", ".join(f"{name}={as_typed(optimizer.get(name))}" for name in telling)
+        told = ", ".join(f"{name}={format_value(optimizer.get(name))}" for name in telling)
         label = f"{run.name} ({told})" if told else run.name
         numbered = (f"{label} #{number}" for number in itertools.count(2))
         found.append(next(each for each in itertools.chain([label], numbered) if each not in found))
@@ -183,7 +183,7 @@ def _described(run: Run) -> str:
 
 
 def _listed(settings: Mapping[str, Any], title: str, names: Iterable[str]) -> str:
-    shown = [f"{name}={as_typed(settings[name])}" for name in names if name in settings]
+    shown = [f"{name}={format_value(settings[name])}" for name in names if name in settings]
     return " ".join(shown).replace(f"{title}=", "", 1)
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 
-from lightning_adam.config.errors import type_instead
+from lightning_adam.config.errors import format_override
 from lightning_adam.statistics.accumulators import ACCUMULATORS, Knowledge
 
 SYMBOLS = """\
@@ -545,7 +545,7 @@ def skipped_steps(skipped_steps: float) -> float | None:
 
 
 def explain_statistic(statistic: Statistic) -> str:
-    """A statistic's key, its meaning, its definition and its source.
+    """Returns the key, the meaning, the definition and the source of a statistic.
 
     Example:
         >>> print(explain_statistic(STATISTICS["exp_avg_sq_lag"]))
@@ -555,8 +555,8 @@ def explain_statistic(statistic: Statistic) -> str:
             = √mean(g̃²/max(ṽ, ε²)) over active elements
             RMS_t of StableAdamW, Wortsman et al. 2023, arXiv 2304.13013
     """
-    selection = type_instead("adam_monitor.statistics", ["headline", statistic.name])
-    default = "logged by default" if statistic.is_headline else selection
+    override = format_override("adam_monitor.statistics", ["headline", statistic.name])
+    default = "logged by default" if statistic.is_headline else f"log with {override}"
     unit = f" [{statistic.unit}]" if statistic.unit else ""
     lines = [f"{statistic.key} ({default})"]
     lines += textwrap.wrap(statistic.meaning, 86, initial_indent=" " * 4, subsequent_indent=" " * 4)

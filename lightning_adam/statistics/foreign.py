@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_adam.statistics.accumulators import Knowledge
-from lightning_adam.statistics.sharding import distributed_tensor, holder
+from lightning_adam.statistics.sharding import distributed_tensor, unwrap_optimizer
 
 Group = Mapping[str, Any]
 State = Mapping[str, Any]
@@ -120,7 +120,7 @@ def library_of(optimizer: Optimizer) -> Library | None:
         >>> library_of(torch.optim.Adam([torch.zeros(2)])) is None
         True
     """
-    kinds = type(holder(optimizer)).__mro__
+    kinds = type(unwrap_optimizer(optimizer)).__mro__
     packages = (kind.__module__.partition(".")[0] for kind in kinds)
     return next((LIBRARIES[each] for each in packages if each in LIBRARIES), None)
 
@@ -157,7 +157,7 @@ def reader_of(optimizer: Optimizer) -> Callable[[Tensor, State], State]:
         >>> reader_of(torch.optim.Adam([weight]))(weight, {})
         {}
     """
-    library, holding = library_of(optimizer), holder(optimizer)
+    library, holding = library_of(optimizer), unwrap_optimizer(optimizer)
     if library is None:
         return holding.state.get
     read = library.state
@@ -177,7 +177,7 @@ def lets_know(optimizer: Optimizer, second_moments: Sequence[Any]) -> Knowledge:
         >>> Knowledge.SECOND_MOMENT in lets_know(nadam, [None])
         False
     """
-    known = (library_of(optimizer) or Library()).lets_know(holder(optimizer))
+    known = (library_of(optimizer) or Library()).lets_know(unwrap_optimizer(optimizer))
     if any(each is None for each in second_moments):
         known &= ~(Knowledge.SECOND_MOMENT | Knowledge.STORAGE)
     if any(map(is_quantised, second_moments)):

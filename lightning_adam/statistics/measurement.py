@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lightning_adam.config.schema import Scope
+from lightning_adam.config.monitor import Scope
 from lightning_adam.statistics.accumulators import ACCUMULATORS, COLUMNS, KINDS, Knowledge, Over
 from lightning_adam.statistics.catalogue import Statistic, key_part
 from lightning_adam.statistics.histograms import QUANTITIES

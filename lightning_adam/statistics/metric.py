@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 from typing_extensions import override
 
-from lightning_adam.config.errors import ConfigError, nearest, refusal
-from lightning_adam.config.schema import Scope
+from lightning_adam.config.errors import ConfigError, ConfigPath, Source, nearest
+from lightning_adam.config.monitor import Scope, parse_monitor
 from lightning_adam.statistics import kernels
 from lightning_adam.statistics.accumulators import Knowledge
 from lightning_adam.statistics.catalogue import STATISTICS, Statistic, key_part, select
@@ -24,7 +24,7 @@ from lightning_adam.statistics.measurement import (
     agreement,
     columns_of,
 )
-from lightning_adam.statistics.selection import read_selection
+from lightning_adam.statistics.selection import check_selection
 from lightning_adam.statistics.sharding import Part, is_sharded, over_ranks, this_rank
 from lightning_adam.statistics.views import (
     Row,
@@ -108,14 +108,17 @@ class AdamStatistics(Metric):
             "layer_depth": layer_depth,
             "kernel": kernel,
         }
-        config = read_selection(arguments, "AdamStatistics")
+        path = ConfigPath("AdamStatistics", source=Source.PYTHON)
+        selection = parse_monitor(arguments, path)
+        check_selection(selection)
+        config = selection.config
         suffix = "" if optimizer_name is None else f"/optimizer/{key_part(optimizer_name)}"
         worst_of = {STATISTICS[name]: tensors for name, tensors in config.worst.items()}
         for name in judged:
             if name not in STATISTICS:
-                expected = f"expected names of statistics, but {name} is none"
+                problem = f"must hold names of statistics, unlike {name}"
                 close = nearest(name, STATISTICS, 1, cutoff=0.0)
-                raise refusal("AdamStatistics", "judged", judged, expected, close)
+                raise (path / "judged").invalid(list(judged), problem, close)
         self.statistics = select(config.statistics)
         self.kernel = config.kernel.value
         self._wanted = Wanted(

@@ -1,63 +1,61 @@
-"""What is asked of a measurement → checked: statistics, scopes, worst tensors, the kernel.
+"""Validates the selection of statistics, tensors and kernel of a measurement."""
 
-Imports neither torch nor lightning.
-"""
-
-from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from lightning_adam.config.errors import ConfigError, nearest, refusal, type_instead, unknown_field
-from lightning_adam.config.forms import typed
-from lightning_adam.config.schema import MonitorConfig
+from lightning_adam.config.errors import nearest
+from lightning_adam.config.monitor import MonitorConfig
+from lightning_adam.config.parsing import Parsed
 from lightning_adam.statistics.catalogue import STATISTICS, select
 
 KERNEL_PACKAGES = {"numba": "'lightning-adam[cpu]'", "triton": "'triton>=3.6'"}
-"""What to install for the kernels that are written in another package, which has their name."""
+"""The packages of the compiled kernels, and what to install for them."""
 
 
-def read_selection(values: Mapping[str, Any], where: str) -> MonitorConfig:
-    """Checks those of the monitor's settings that say what is measured.
+def check_selection(monitor: Parsed[MonitorConfig]) -> None:
+    """Raises if a name does not exist or a kernel is not installed; makes `statistics` a list.
 
     Args:
-        values: The settings, plain.
-        where: The full name of their place.
+        monitor: The monitor's config, of which `statistics`, `worst` and `kernel` are checked.
 
     Raises:
-        ConfigError: If a key is unknown, a value is out of range, or what the kernel is written in
-            is not installed.
+        ConfigError: If a name does not exist, or the package of the kernel is not installed.
 
     Example:
-        >>> read_selection({"statistics": "eps_*"}, "AdamStatistics").statistics
+        >>> from lightning_adam.config.monitor import parse_monitor
+        >>> monitor = parse_monitor({"statistics": "eps_*"})
+        >>> check_selection(monitor)
+        >>> monitor.config.statistics
         ['eps_*']
     """
-    config = typed(values, MonitorConfig, where)
-    config.statistics = _patterns(config.statistics, where)
+    config, path = monitor.config, monitor.path
+    statistics = config.statistics
+    config.statistics = [statistics] if isinstance(statistics, str) else statistics
+    problem = _problem(config.statistics)
+    if problem is not None:
+        raise (path / "statistics").invalid(statistics, *problem)
     for name, tensors in config.worst.items():
+        place = path / "worst" / name
         if name not in STATISTICS:
-            raise unknown_field(f"{where}.worst", name, tensors, STATISTICS)
+            raise place.unknown(tensors, STATISTICS)
         if tensors < 1:
-            expected = "expected the number of tensors to show, at least 1"
-            raise refusal(f"{where}.worst", name, tensors, expected, 5)
+            raise place.invalid(tensors, "must be at least 1, a number of tensors", 5)
     kernel = config.kernel.value
     if kernel in KERNEL_PACKAGES and find_spec(kernel) is None:
-        raise ConfigError(
-            f"{where}.kernel={kernel}: expected its package to be installed; pip install"
-            f" {KERNEL_PACKAGES[kernel]}, or {type_instead(f'{where}.kernel', 'auto')}"
+        place = path / "kernel"
+        raise place.error(
+            f"is not installed: pip install {KERNEL_PACKAGES[kernel]}",
+            place.suggest("auto"),
+            value=kernel,
         )
-    return config
 
 
-def _patterns(statistics: Any, where: str) -> list[str]:
-    """A selection of statistics as a list, each of which means at least one."""
-    patterns = [statistics] if isinstance(statistics, str) else statistics
-    expected = "expected headline, all, or a list of names and globs of statistics"
+def _problem(patterns: Any) -> tuple[str, list[str]] | None:
+    """What is wrong with a selection of statistics, and one that works; None if nothing is."""
     if not isinstance(patterns, list) or not all(isinstance(each, str) for each in patterns):
-        raise refusal(where, "statistics", statistics, expected, ["headline", "eps_*"])
+        return "must be headline, all, or a list of names and globs", ["headline", "eps_*"]
     for pattern in patterns:
         if not select([pattern]):
-            # Without a cutoff there is always something near.
-            (close,) = nearest(pattern.rpartition("/")[2], STATISTICS, 1, cutoff=0.0)
-            expected += f", but {pattern} is none"
-            raise refusal(where, "statistics", statistics, expected, [close])
-    return patterns
+            close = nearest(pattern.rpartition("/")[2], STATISTICS, 1, cutoff=0.0)
+            return f"matches no statistic: {pattern}", close
+    return None

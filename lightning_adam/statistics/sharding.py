@@ -21,12 +21,12 @@ from lightning_adam.config.errors import ConfigError
 ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
 
 
-def holder(optimizer: Optimizer) -> Optimizer:
+def unwrap_optimizer(optimizer: Optimizer) -> Optimizer:
     """The optimizer that holds this rank's state and takes its step.
 
     Example:
         >>> adam = torch.optim.Adam([torch.zeros(2, requires_grad=True)])
-        >>> holder(adam) is adam
+        >>> unwrap_optimizer(adam) is adam
         True
     """
     is_zero = isinstance(optimizer, _loaded(ZERO, "ZeroRedundancyOptimizer"))
@@ -42,7 +42,7 @@ def is_sharded(optimizer: Optimizer) -> bool:
     """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return False
-    return holder(optimizer) is not optimizer or any(
+    return unwrap_optimizer(optimizer) is not optimizer or any(
         is_flat(parameter) or not all(placement.is_replicate() for placement in _placed(parameter))
         for group in optimizer.param_groups
         for parameter in group["params"]
@@ -92,7 +92,11 @@ class Counted:
 
     def __init__(self, optimizer: Optimizer, module: nn.Module | None) -> None:
         self._optimizer = optimizer
-        self._state = holder(optimizer).state if holder(optimizer) is not optimizer else None
+        self._state = (
+            unwrap_optimizer(optimizer).state
+            if unwrap_optimizer(optimizer) is not optimizer
+            else None
+        )
         self._ranks = [0]
         if self._state is not None:
             self._ranks = dist.get_process_group_ranks(optimizer.process_group)  # type: ignore[attr-defined]

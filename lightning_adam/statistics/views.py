@@ -19,7 +19,7 @@ from lightning_adam.statistics.foreign import (
     reader_of,
 )
 from lightning_adam.statistics.names import clean_name, group_name
-from lightning_adam.statistics.sharding import Counted, distributed_tensor, holder, local
+from lightning_adam.statistics.sharding import Counted, distributed_tensor, local, unwrap_optimizer
 
 
 class Settings(NamedTuple):
@@ -122,7 +122,7 @@ def steps_as_adam(optimizer: Optimizer) -> bool:
         >>> steps_as_adam(torch.optim.AdamW(weights)), steps_as_adam(torch.optim.NAdam(weights))
         (True, False)
     """
-    stepping = holder(optimizer)
+    stepping = unwrap_optimizer(optimizer)
     # A subclass with a step of its own may do anything in it. torch wraps `step` at the first
     # construction, which keeps its name.
     step = type(stepping).step

@@ -4,9 +4,10 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
+from lightning_adam.config.tune import PATH
 from lightning_adam.tune.archive import Record
 from lightning_adam.tune.dimensions import DIMENSIONS
-from lightning_adam.tune.plan import PLACE, Plan, Stage
+from lightning_adam.tune.plan import Plan, Stage
 from lightning_adam.tune.point import Point
 from lightning_adam.tune.story import Score, Step
 
@@ -209,6 +210,6 @@ def _at_an_end(stage: Stage, point: Point) -> str:
             if max(near) - min(near) <= NEAR_AN_END * abs(max(near, key=abs)):
                 return (
                     f" It lies at the {end} end of what was searched; a wider range is"
-                    f" {PLACE}.stages.{stage.name}.space.{name}.{end}=VALUE."
+                    f" {PATH}.stages.{stage.name}.space.{name}.{end}=VALUE."
                 )
     return ""

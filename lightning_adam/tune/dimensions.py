@@ -70,18 +70,18 @@ class Dimension:
         low, high = self.bounds
         return low < value < high or (value == 0 and self.may_be_zero and not is_end)
 
-    def expected(self, *, is_end: bool = False) -> str:
-        """What a value has to be, in words.
+    def requirement(self, *, is_end: bool = False) -> str:
+        """Returns what a value must be, as a predicate.
 
         Example:
-            >>> DIMENSIONS["warmup_ratio"].expected()
-            'expected a number above 0 and below 1, or 0'
+            >>> DIMENSIONS["warmup_ratio"].requirement()
+            'must be a number above 0 and below 1, or 0'
         """
         if self.is_switch:
-            return "expected true or false"
+            return "must be true or false"
         low, high = self.bounds
         below = f" and below {high:g}" if math.isfinite(high) else ""
-        return f"expected a number above {low:g}{below}" + (
+        return f"must be a number above {low:g}{below}" + (
             ", or 0" if self.may_be_zero and not is_end else ""
         )
 

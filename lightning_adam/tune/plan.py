@@ -5,15 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from lightning_adam.config.errors import ConfigError, as_typed, nearest, refusal, type_instead
-from lightning_adam.config.schema import StageConfig, When
+from lightning_adam.config.errors import ConfigPath, format_value, nearest
+from lightning_adam.config.tune import PATH, StageConfig, When, parse_tune
 from lightning_adam.tune.dimensions import DIMENSIONS, Dimension
 from lightning_adam.tune.point import Point
 from lightning_adam.tune.story import START, sign_of
 
-PLACE = "hydra.sweeper"
 TIED = "beta1"
 """The value of `beta2` that means the same as beta1."""
 
@@ -57,8 +54,8 @@ class Stage:
                 return (
                     "weight_decay is L2 in the gradient here, where lr times weight_decay is no"
                     f" rate of decay; search weight_decay itself:"
-                    f" {PLACE}.stages.{self.name}.space.{name}=null"
-                    f" '+{PLACE}.stages.{self.name}.space.weight_decay={{low:1e-6,high:1e-2}}'"
+                    f" {PATH}.stages.{self.name}.space.{name}=null"
+                    f" '+{PATH}.stages.{self.name}.space.weight_decay={{low:1e-6,high:1e-2}}'"
                 )
             return f"the optimizer has no {name}"
         return ""
@@ -100,7 +97,7 @@ class Plan:
         stages: In their order, without those that are for larger budgets.
 
     Example:
-        >>> from lightning_adam.config.schema import Direction, TuneConfig
+        >>> from lightning_adam.config.tune import Direction, TuneConfig
         >>> config = TuneConfig(direction=Direction.minimize, study_name="mnist")
         >>> read_plan(vars(config)).n_trials
         40
@@ -137,7 +134,7 @@ class Plan:
             0 if it is too little to come to something.
 
         Example:
-            >>> from lightning_adam.config.schema import Direction, TuneConfig
+            >>> from lightning_adam.config.tune import Direction, TuneConfig
             >>> stages = {
             ...     "lr": {"share": 3, "space": {"lr": {"low": 1e-4, "high": 1e-2}}},
             ...     "amsgrad": {"share": 3, "space": {"amsgrad": [False, True]}},
@@ -176,43 +173,27 @@ def read_plan(given: Mapping[str, Any]) -> Plan:
     Raises:
         ConfigError: If a value cannot work.
     """
-    config: dict[str, Any] = OmegaConf.to_container(  # type: ignore[assignment]
-        OmegaConf.create(dict(given)), resolve=True, enum_to_str=True
-    )
-    if config.get("direction") is None:
-        raise ConfigError(
-            f"{PLACE}.direction: expected which way the number gets better that the app returns,"
-            f" for it is not guessed; type {PLACE}.direction=minimize or {PLACE}.direction=maximize"
+    config = parse_tune(given).config
+    assert config.direction is not None
+    if START in config.stages:
+        raise (PATH / "stages" / START).error(
+            "is the name of the run with the app's own settings",
+            f"Rename the stage, for example to {PATH / 'stages' / 'first'}",
         )
-    for name, example in (("n_trials", 40), ("n_seeds", 2), ("n_jobs", 1)):
-        if config[name] < 1:
-            raise refusal(PLACE, name, config[name], "expected a whole number above 0", example)
-    if not str(config["study_name"]).strip():
-        raise refusal(PLACE, "study_name", config["study_name"], "expected a name", "tune")
-    if START in config["stages"]:
-        raise ConfigError(
-            f"{PLACE}.stages.{START}: expected another name, for the app's own settings are run"
-            f" under this one; call the stage for example {PLACE}.stages.first"
-        )
-    stages = [read_stage(name, stage) for name, stage in config["stages"].items()]
+    stages = [build_stage(name, stage) for name, stage in config.stages.items()]
     searched = [stage for stage in stages if stage.space]
-    n_trials = config["n_trials"]
+    n_trials = config.n_trials
     return Plan(
-        **{
-            name: config[name]
-            for name in (
-                "direction",
-                "n_trials",
-                "n_seeds",
-                "n_jobs",
-                "study_name",
-                "storage",
-                "monitor",
-                "optimizer",
-                "seed_key",
-                "sampler_seed",
-            )
-        },
+        direction=config.direction.value,
+        n_trials=n_trials,
+        n_seeds=config.n_seeds,
+        n_jobs=config.n_jobs,
+        study_name=config.study_name,
+        storage=config.storage,
+        monitor=config.monitor,
+        optimizer=config.optimizer,
+        seed_key=config.seed_key,
+        sampler_seed=config.sampler_seed,
         stages=tuple(stage for stage in searched if stage.trials_from <= n_trials),
         too_large={
             stage.name: f"it takes part from n_trials={stage.trials_from} on"
@@ -222,80 +203,77 @@ def read_plan(given: Mapping[str, Any]) -> Plan:
     )
 
 
-def read_stage(name: str, given: Mapping[str, Any]) -> Stage:
-    """Reads one of the stages.
+def build_stage(name: str, config: StageConfig) -> Stage:
+    """Validates the search space of a stage.
 
     Args:
-        name: What it is called.
-        given: The fields of a `StageConfig`.
+        name: The stage's name.
+        config: Its config.
 
     Raises:
-        ConfigError: If a dimension is unknown, or its choices cannot work.
+        ConfigError: If a dimension is unknown, or its choices are invalid.
 
     Example:
-        >>> read_stage("lr", {"space": {"lr": {"low": 1e-4, "high": 1e-2}}}).share
+        >>> build_stage("lr", StageConfig(space={"lr": {"low": 1e-4, "high": 1e-2}})).share
         1.0
     """
-    place = f"{PLACE}.stages.{name}"
-    config = {**vars(StageConfig()), **given}
-    if not config["share"] > 0:
-        raise refusal(place, "share", config["share"], "expected a number above 0", 1)
+    path = PATH / "stages" / name
     space = {
-        dimension: _choices(f"{place}.space", dimension, choices)
-        for dimension, choices in config["space"].items()
+        dimension: _choices(path / "space" / dimension, dimension, choices)
+        for dimension, choices in config.space.items()
         if choices is not None
     }
-    for values in config["try_first"]:
-        _check_point(f"{place}.try_first", values)
+    for values in config.try_first:
+        _check_point(path / "try_first", values)
     return Stage(
         name=name,
-        trials_from=config["trials_from"],
-        share=config["share"],
-        when=When(config["when"]),
+        trials_from=config.trials_from,
+        share=config.share,
+        when=config.when,
         space=space,
-        try_first=config["try_first"],
+        try_first=config.try_first,
     )
 
 
-def _choices(where: str, name: str, given: object) -> Choices:
-    """What was typed for a dimension, if it can be searched."""
-    dimension = _dimension(where, name)
+def _choices(path: ConfigPath, name: str, given: object) -> Choices:
+    """The choices for a dimension, validated."""
+    dimension = _dimension(path, name)
     if isinstance(given, list) and given:
         for value in given:
             if not dimension.allows(value):
-                raise refusal(where, name, value, dimension.expected(), [dimension.example])
+                problem = f"has {format_value(value)}, which {dimension.requirement()}"
+                raise path.invalid(given, problem, [dimension.example])
         return given
     if dimension.is_switch:
-        raise refusal(where, name, given, "expected a list of truth values", [False, True])
+        raise path.invalid(given, "must be a list of true and false", [False, True])
     ends = {"low": dimension.example / 10, "high": dimension.example}
     if not isinstance(given, Mapping) or set(given) != {"low", "high"}:
-        expected = "expected {low: ..., high: ...} or a list of values"
-        raise refusal(where, name, given, expected, ends)
+        raise path.invalid(given, "must be {low: ..., high: ...} or a list of values", ends)
     for end, example in ends.items():
         if not dimension.allows(given[end], is_end=True):
-            expected = dimension.expected(is_end=True)
-            raise refusal(f"{where}.{name}", end, given[end], expected, example)
+            problem = dimension.requirement(is_end=True)
+            raise (path / end).invalid(given[end], problem, example)
     if not given["low"] < given["high"]:
-        low = given["high"] / 10
-        raise refusal(f"{where}.{name}", "low", given["low"], "expected less than high", low)
+        example = given["high"] / 10
+        raise (path / "low").invalid(given["low"], "must be less than high", example)
     return dict(given)
 
 
-def _check_point(where: str, values: Mapping[str, Any]) -> None:
-    """Refuses a point to begin with that has a value which cannot work."""
+def _check_point(path: ConfigPath, values: Mapping[str, Any]) -> None:
+    """Raises if an initial point has an invalid value."""
     for name, value in values.items():
-        dimension = _dimension(where, name)
-        if dimension.allows(value) or (name, value) == ("beta2", TIED):
-            continue
-        instead = type_instead(where, [{name: dimension.example}])
-        raise ConfigError(f"{where}.{name}={as_typed(value)}: {dimension.expected()}; {instead}")
+        dimension = _dimension(path / name, name)
+        if not dimension.allows(value) and (name, value) != ("beta2", TIED):
+            suggestion = path.suggest([{name: dimension.example}])
+            problem = dimension.requirement()
+            raise (path / name).error(problem, suggestion, value=value)
 
 
-def _dimension(where: str, name: str) -> Dimension:
+def _dimension(path: ConfigPath, name: str) -> Dimension:
     if name not in DIMENSIONS:
         close = nearest(name, DIMENSIONS, 1)
-        instead = f"did you mean {close[0]}?" if close else f"there are {', '.join(DIMENSIONS)}"
-        raise ConfigError(f"{where}.{name}: no such dimension of Adam; {instead}")
+        suggestion = f"Did you mean {close[0]}?" if close else f"Use {', '.join(DIMENSIONS)}"
+        raise path.error("is not a hyperparameter of the search", suggestion)
     return DIMENSIONS[name]
 
 

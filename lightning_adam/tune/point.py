@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_adam.config.errors import ConfigError, as_typed
+from lightning_adam.config.errors import ConfigError, format_value
 
 OPTIMIZER_KEYS = {"lr", "weight_decay_on", "groups", "layer_decay", "resume"}
 """What makes a node an optimizer's config, `adam`, `adamw` or `custom`, wherever it stands."""
@@ -66,7 +66,7 @@ class Places:
             point: Those that are wanted.
         """
         typed = [
-            f"{self.optimizer}.{name}={as_typed(getattr(point, name))}"
+            f"{self.optimizer}.{name}={format_value(getattr(point, name))}"
             for name in (
                 "lr",
                 "betas",
@@ -78,7 +78,7 @@ class Places:
             if getattr(point, name) != getattr(start, name)
         ]
         typed += [
-            f"{self.scheduler}.{name}={as_typed(getattr(point, name))}"
+            f"{self.scheduler}.{name}={format_value(getattr(point, name))}"
             for name in ("warmup_steps", "warmup_ratio")
             if getattr(point, name) != getattr(start, name)
         ]
@@ -96,7 +96,7 @@ def find_places(config: DictConfig, given: str | None) -> Places:
         ConfigError: If there is no optimizer's config, or more than one and none was typed.
 
     Example:
-        >>> from lightning_adam.config.schema import AdamConfig
+        >>> from lightning_adam.config.optimizer import AdamConfig
         >>> config = OmegaConf.create({"model": {"optimizer": OmegaConf.structured(AdamConfig)}})
         >>> find_places(config, None)
         Places(optimizer='model.optimizer', scheduler=None)
@@ -138,7 +138,7 @@ def read_point(config: DictConfig, places: Places) -> Point:
         ConfigError: If the learning rate is missing.
 
     Example:
-        >>> from lightning_adam.config.schema import AdamConfig
+        >>> from lightning_adam.config.optimizer import AdamConfig
         >>> config = OmegaConf.create({"optimizer": OmegaConf.structured(AdamConfig(lr=0.01))})
         >>> read_point(config, Places("optimizer")).lr
         0.01

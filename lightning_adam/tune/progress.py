@@ -7,10 +7,10 @@ together.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from lightning_adam.config.schema import When
+from lightning_adam.config.tune import PATH, When
 from lightning_adam.tune.archive import Record
 from lightning_adam.tune.decision import challenger_of, decide, score_of, step_of, told
-from lightning_adam.tune.plan import PLACE, Plan, Stage
+from lightning_adam.tune.plan import Plan, Stage
 from lightning_adam.tune.point import Point
 from lightning_adam.tune.story import START, Score, Step, Trial
 
@@ -134,7 +134,7 @@ def way_of(plan: Plan, start: Point, known: Known, exhausted: Collection[str] = 
         exhausted: Stages of which no point is left that is not known.
 
     Example:
-        >>> from lightning_adam.config.schema import Direction, TuneConfig
+        >>> from lightning_adam.config.tune import Direction, TuneConfig
         >>> from lightning_adam.tune.plan import read_plan
         >>> config = TuneConfig(direction=Direction.minimize, study_name="mnist")
         >>> (progress,) = way_of(read_plan(vars(config)), Point(1e-3), Known({})).stages
@@ -229,5 +229,5 @@ def _reason_to_skip(stage: Stage, incumbent: Score, seen: Sequence[Record]) -> s
         return ""
     return (
         "nothing calls for it: neither a precision of 16 bits nor a finding about eps was seen"
-        f" ({PLACE}.stages.{stage.name}.when=always searches it all the same)"
+        f" ({PATH}.stages.{stage.name}.when=always searches it all the same)"
     )

@@ -57,7 +57,7 @@ class Search:
         seeds: What seeds a training, for each turn; None where it is not for us to say.
 
     Example:
-        >>> from lightning_adam.config.schema import Direction, TuneConfig
+        >>> from lightning_adam.config.tune import Direction, TuneConfig
         >>> from lightning_adam.tune.plan import read_plan
         >>> stages = {"lr": {"space": {"lr": {"low": 1e-4, "high": 1e-1}}}}
         >>> config = TuneConfig(

@@ -17,12 +17,13 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm.auto import tqdm
 
-from lightning_adam.config.errors import ConfigError, as_typed
+from lightning_adam.config.errors import ConfigError, format_value
+from lightning_adam.config.tune import PATH
 from lightning_adam.config.variables import TRIAL_VARIABLE
 from lightning_adam.tune.alive import Heart
 from lightning_adam.tune.archive import JOURNAL, Archive
 from lightning_adam.tune.job import Identity, Job, NoMetricError, as_metric, in_one_line
-from lightning_adam.tune.plan import PLACE, Plan, read_plan
+from lightning_adam.tune.plan import Plan, read_plan
 from lightning_adam.tune.point import Point, find_places, read_point
 from lightning_adam.tune.report import write_story
 from lightning_adam.tune.search import Begun, Search
@@ -85,7 +86,7 @@ class StagedSweep:
         self.folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self._config, self.folder / "multirun.yaml")
         archive = Archive(self._storage(), self.plan.study_name, self.plan.direction)
-        identity = {f"{PLACE}.direction": self.plan.direction, **_flat(app)}
+        identity = {f"{PATH}.direction": self.plan.direction, **_flat(app)}
         is_known = archive.claim(identity, self._where())
         fixed = [each for each in arguments if not _is_of_hydra(each)]
         search = Search(self.plan, start, archive, seeds)
@@ -165,9 +166,9 @@ class StagedSweep:
             monitor=self.plan.monitor if begun.may_stop else None,
         )
         return [
-            f"hydra.sweep.dir={as_typed(str(self.folder))}",
+            f"hydra.sweep.dir={format_value(str(self.folder))}",
             f"hydra.sweep.subdir={begun.stage}/{begun.number}",
-            f"hydra.job.env_set.{TRIAL_VARIABLE}={as_typed(who.as_variable())}",
+            f"hydra.job.env_set.{TRIAL_VARIABLE}={format_value(who.as_variable())}",
         ]
 
     def _tell(
@@ -247,7 +248,7 @@ def _check_single(arguments: Sequence[str]) -> None:
             raise ConfigError(
                 f"{override.input_line}: expected one value, for adam_tune searches Adam's settings"
                 f" alone; type one value for {key}, or run the search once for each of them with"
-                f" another {PLACE}.study_name"
+                f" another {PATH}.study_name"
             )
 
 
@@ -265,14 +266,14 @@ def _seeds(app: DictConfig, plan: Plan) -> tuple[str, list[int | None]]:
         return key, [base + turn for turn in range(plan.n_seeds)]
     if key != "seed":
         raise ConfigError(
-            f"{PLACE}.seed_key={key}: expected a key of the app's config that holds a whole number,"
-            f" the seed of a training; found {as_typed(base)}"
+            f"{PATH}.seed_key={key}: expected a key of the app's config that holds a whole number,"
+            f" the seed of a training; found {format_value(base)}"
         )
     if plan.n_seeds > 1:
         log.warning(
             f"adam_tune: the app's config has no `seed`, so {plan.n_seeds} trainings of the same"
             " settings differ only by what the app leaves to chance; if its seed stands elsewhere,"
-            f" type {PLACE}.seed_key=KEY; if it has none, type {PLACE}.n_seeds=1"
+            f" type {PATH}.seed_key=KEY; if it has none, type {PATH}.n_seeds=1"
         )
     return key, [None] * plan.n_seeds
 
@@ -285,7 +286,7 @@ def _flat(config: DictConfig) -> dict[str, str]:
             for name, each in node.items():
                 yield from leaves(each, f"{place}.{name}" if place else str(name))
         else:
-            yield place, as_typed(node)
+            yield place, format_value(node)
 
     return dict(leaves(OmegaConf.to_container(config, resolve=False, enum_to_str=True), ""))
 

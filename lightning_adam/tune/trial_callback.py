@@ -7,9 +7,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
-from lightning_adam.config.errors import warn_only
-from lightning_adam.config.schema import Severity
+from lightning_adam.config.monitor import Severity
 from lightning_adam.monitor.callback import AdamMonitor
+from lightning_adam.monitor.failsafe import warn_only
 from lightning_adam.tune.job import Identity, identity, in_one_line
 
 if TYPE_CHECKING:

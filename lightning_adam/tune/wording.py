@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 
-from lightning_adam.config.errors import as_typed
+from lightning_adam.config.errors import format_value
 from lightning_adam.tune.decision import gain_of, told
 from lightning_adam.tune.dimensions import DIMENSIONS
 from lightning_adam.tune.point import Point
@@ -83,7 +83,7 @@ def changes(before: Point, after: Point) -> str:
         'as configured'
     """
     different = [
-        f"{each.name}={as_typed(getattr(after, each.name))}"
+        f"{each.name}={format_value(getattr(after, each.name))}"
         for each in fields(after)
         if getattr(after, each.name) != getattr(before, each.name)
     ]
@@ -116,7 +116,7 @@ def searched_value(name: str, point: Point) -> str:
     if isinstance(value, float):
         # Without the digits that a product makes up.
         return f"{value:.{4 if name.startswith('decay_') else 10}g}"
-    return as_typed(value)
+    return format_value(value)
 
 
 def duration(seconds: float) -> str:

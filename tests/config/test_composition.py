@@ -16,9 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_adam import AdamMonitor, ConfigError
 from lightning_adam.config import schema
-from lightning_adam.config.errors import typed_override
-from lightning_adam.config.reading import CustomScheduler, read_optimizer, read_scheduler
-from lightning_adam.monitor.settings import read_monitor
+from lightning_adam.config.errors import format_override
+from lightning_adam.config.optimizer import parse_optimizer
+from lightning_adam.config.schedule import CustomSchedulerConfig, parse_schedule
+from lightning_adam.monitor.settings import monitor_config
 from tests.support.tables import each_row
 
 DEFAULT_PLACE = """
@@ -68,7 +69,7 @@ def test_presets_are_at_their_default_places(tmp_path: Path) -> None:
 
 
 def test_each_scheduler_preset_is_its_dataclass(tmp_path: Path) -> None:
-    presets = {name: kind for name, kind in schema.SCHEDULERS.items() if name != "custom"}
+    presets = {name: kind for name, kind in schema.SCHEDULES.items() if name != "custom"}
     assert len(presets) == 7
     with each_row() as row:
         for option, config in presets.items():
@@ -131,9 +132,9 @@ OVERRIDDEN: list[Any] = [
     ),
 ]
 READERS: dict[str, Any] = {
-    "optimizer": lambda node: read_optimizer(node)[0],
-    "scheduler": lambda node: read_scheduler(node)[0],
-    "adam_monitor": read_monitor,
+    "optimizer": lambda node: parse_optimizer(node).config,
+    "scheduler": lambda node: parse_schedule(node).config,
+    "adam_monitor": monitor_config,
 }
 
 
@@ -161,7 +162,7 @@ def test_every_field_is_read_as_it_is_overridden(tmp_path: Path) -> None:
                 place, preset = "adam_monitor", "lightning_adam/monitor=default"
             with row(preset):
                 pairs = changed(config).items()
-                line = [typed_override(f"{place}.{name}", value) for name, value in pairs]
+                line = [format_override(f"{place}.{name}", value) for name, value in pairs]
                 cfg = composed(tmp_path, DEFAULT_PLACE, [preset, *shlex.split(" ".join(line))])
                 assert READERS[place](cfg[place]) == config
 
@@ -172,12 +173,12 @@ def test_custom_scheduler_is_read_as_it_is_overridden(tmp_path: Path) -> None:
         " +scheduler.step_size=5 scheduler.interval=epoch scheduler.frequency=2"
         " scheduler.monitor=val/acc scheduler.count_skipped_steps=true"
     )
-    config, where = read_scheduler(composed(tmp_path, DEFAULT_PLACE, line.split()).scheduler)
-    assert isinstance(config, CustomScheduler)
-    assert config.factory.keywords == {"step_size": 5}
-    assert (config.interval, config.frequency) == (schema.Interval.epoch, 2)
-    assert (config.monitor, config.count_skipped_steps) == ("val/acc", True)
-    assert where == "scheduler"
+    parsed = parse_schedule(composed(tmp_path, DEFAULT_PLACE, line.split()).scheduler)
+    assert isinstance(config, CustomSchedulerConfig)
+    assert parsed.config.factory.keywords == {"step_size": 5}
+    assert (parsed.config.interval, parsed.config.frequency) == (schema.Interval.epoch, 2)
+    assert (parsed.config.monitor, parsed.config.count_skipped_steps) == ("val/acc", True)
+    assert str(parsed.path) == "scheduler"
 
 
 def test_adam_preset_has_the_defaults_of_adam(tmp_path: Path) -> None:
@@ -188,15 +189,15 @@ def test_adam_preset_has_the_defaults_of_adam(tmp_path: Path) -> None:
 def test_relocated_presets_are_read_under_their_new_name(tmp_path: Path) -> None:
     cfg = composed(tmp_path, RELOCATED, ["model.optimizer.lr=0.25"])
     assert set(cfg) == {"model", "callbacks"}
-    config, where = read_optimizer(cfg.model.optimizer)
-    assert (config, where) == (schema.AdamConfig(lr=0.25), "model.optimizer")
-    assert read_scheduler(cfg.model.scheduler)[1] == "model.scheduler"
+    parsed = parse_optimizer(cfg.model.optimizer)
+    assert (parsed.config, str(parsed.path)) == (schema.AdamConfig(lr=0.25), "model.optimizer")
+    assert str(parse_schedule(cfg.model.scheduler).path) == "model.scheduler"
     assert isinstance(instantiate(cfg.callbacks.adam_monitor), AdamMonitor)
 
 
 def test_recursive_instantiate_does_not_change_the_optimizer_config(tmp_path: Path) -> None:
     model = instantiate(composed(tmp_path, RELOCATED).model)
-    assert read_optimizer(model.optimizer)[0] == schema.AdamConfig()
+    assert parse_optimizer(model.optimizer).config == schema.AdamConfig()
 
 
 def test_preset_is_used_twice_in_one_config(tmp_path: Path) -> None:
@@ -238,4 +239,4 @@ def test_values_before_the_preset_are_checked_too(tmp_path: Path) -> None:
 def test_added_key_is_refused_when_it_is_read(tmp_path: Path) -> None:
     cfg = composed(tmp_path, DEFAULT_PLACE, ["+optimizer.nesterov=true"])
     with pytest.raises(ConfigError, match="nesterov=true: no such field"):
-        read_optimizer(cfg.optimizer)
+        parse_optimizer(cfg.optimizer)

@@ -7,7 +7,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lightning_adam.config.errors import as_typed, type_instead, unknown_field
+from lightning_adam.config.errors import format_value, type_instead, unknown_field
 
 TEXT = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1).filter(
     lambda text: "${" not in text
@@ -57,7 +57,7 @@ def test_unknown_field_is_suggested_under_the_nearest_name_with_its_value() -> N
 
 
 def test_words_are_typed_as_hydra_reads_them() -> None:
-    assert [as_typed(value) for value in (None, True, 1e-8, "net.*")] == [
+    assert [format_value(value) for value in (None, True, 1e-8, "net.*")] == [
         "null",
         "true",
         "1e-08",

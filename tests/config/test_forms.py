@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
 from lightning_adam import AdamMixin, build_adam
-from lightning_adam.config.schema import AdamConfig, CosineConfig
+from lightning_adam.config.optimizer import AdamConfig
+from lightning_adam.config.schedule import CosineConfig
 from tests.support.pairwise import pairwise_params
 from tests.support.training import Lit, loader, loss_of, network, parameters, trainer
 
@@ -79,7 +80,7 @@ OPTIMIZERS: dict[str, Any] = {
     "dict with a target": BY_TARGET,
     "DictConfig with a target": OmegaConf.create({**BY_TARGET, "_partial_": True}),
 }
-SCHEDULERS: dict[str, Any] = {
+SCHEDULES: dict[str, Any] = {
     "typed node": OmegaConf.merge(OmegaConf.structured(CosineConfig), COSINE),
     "DictConfig": OmegaConf.create(COSINE),
     "dict": COSINE,
@@ -94,7 +95,7 @@ MODULES: dict[str, Any] = {"keywords": Lit, "hparams": FromHparams}
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "scheduler", "module"), pairwise_params(OPTIMIZERS, SCHEDULERS, MODULES)
+    ("optimizer", "scheduler", "module"), pairwise_params(OPTIMIZERS, SCHEDULES, MODULES)
 )
 def test_every_form_trains_bit_identically(
     optimizer: Any, scheduler: Any, module: type[Lit | FromHparams]

@@ -11,10 +11,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from lightning_adam import ConfigError
-from lightning_adam.config.forms import RANGES
-from lightning_adam.config.reading import read_optimizer, read_scheduler
-from lightning_adam.config.schema import AdamConfig, CosineConfig, MonitorConfig, WeightDecayOn
-from lightning_adam.monitor.settings import read_monitor
+from lightning_adam.config.errors import RANGES
+from lightning_adam.config.monitor import MonitorConfig
+from lightning_adam.config.optimizer import AdamConfig, WeightDecayOn, parse_optimizer
+from lightning_adam.config.schedule import CosineConfig, parse_schedule
+from lightning_adam.monitor.settings import monitor_config
 from tests.support.tables import each_row
 
 SETTINGS = {"lr": 0.02, "betas": [0.8, 0.9], "weight_decay_on": "all", "fused": False}
@@ -31,17 +32,17 @@ def test_every_form_reads_the_same() -> None:
     with each_row() as row:
         for name, node in forms.items():
             with row(name):
-                assert read_optimizer(node) == (expected, "optimizer")
+                assert parse_optimizer(node) == (expected, "optimizer")
 
 
 def test_interpolations_are_resolved_in_the_whole_config() -> None:
     root = OmegaConf.create({"peak": 0.5, "model": {"optimizer": {"lr": "${peak}"}}})
-    config, where = read_optimizer(root.model.optimizer)
+    parsed = parse_optimizer(root.model.optimizer)
     assert (config, where) == (AdamConfig(lr=0.5), "model.optimizer")
 
 
 def test_integers_become_floats() -> None:
-    config, _ = read_optimizer({"lr": 1, "betas": [0, 0.9], "weight_decay": 0})
+    config, _ = parse_optimizer({"lr": 1, "betas": [0, 0.9], "weight_decay": 0})
     assert isinstance(config, AdamConfig)
     assert [type(each) for each in (config.lr, *config.betas, config.weight_decay)] == [float] * 4
 
@@ -222,9 +223,9 @@ MONITORS_REFUSED: list[tuple[dict[str, Any], str, str]] = [
 @pytest.mark.parametrize(
     ("read", "table"),
     [
-        pytest.param(read_optimizer, OPTIMIZERS_REFUSED, id="optimizer"),
-        pytest.param(read_scheduler, SCHEDULERS_REFUSED, id="scheduler"),
-        pytest.param(read_monitor, MONITORS_REFUSED, id="monitor"),
+        pytest.param(parse_optimizer, OPTIMIZERS_REFUSED, id="optimizer"),
+        pytest.param(parse_schedule, SCHEDULERS_REFUSED, id="scheduler"),
+        pytest.param(monitor_config, MONITORS_REFUSED, id="monitor"),
     ],
 )
 def test_invalid_value_is_refused_in_one_line_that_names_it(
@@ -249,7 +250,7 @@ def test_every_range_has_a_refused_value() -> None:
 
 def test_unknown_word_is_answered_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"interval=steps: .*type for example .*interval=step$"):
-        read_scheduler({"_target_": "torch.optim.lr_scheduler.StepLR", "interval": "steps"})
+        parse_schedule({"_target_": "torch.optim.lr_scheduler.StepLR", "interval": "steps"})
 
 
 @pytest.mark.parametrize(
@@ -258,7 +259,7 @@ def test_unknown_word_is_answered_with_the_nearest() -> None:
 def test_preset_under_the_name_of_another_is_refused(form: Any) -> None:
     expected = r"name=linear: expected cosine, .*type lightning_adam/scheduler=linear$"
     with pytest.raises(ConfigError, match=expected):
-        read_scheduler(form("linear"))
+        parse_schedule(form("linear"))
 
 
 @pytest.mark.parametrize("form", [dict, OmegaConf.create], ids=["dict", "DictConfig"])
@@ -266,37 +267,37 @@ def test_target_merged_with_a_preset_schedule_is_refused(form: Any) -> None:
     values = {"_target_": "torch.optim.lr_scheduler.StepLR", "name": "cosine", "step_size": 3}
     expected = r"_target_=torch\.optim\.lr_scheduler\.StepLR: .*lightning_adam/scheduler=custom$"
     with pytest.raises(ConfigError, match=expected):
-        read_scheduler(form(values))
+        parse_schedule(form(values))
 
 
 def test_numpy_scalars_are_accepted() -> None:
-    config, _ = read_optimizer({"lr": np.float64(0.5), "weight_decay": np.float32(0)})
+    config, _ = parse_optimizer({"lr": np.float64(0.5), "weight_decay": np.float32(0)})
     assert config == AdamConfig(lr=0.5)
 
 
 def test_typed_node_of_a_schedule_has_its_name() -> None:
-    config, _ = read_scheduler(CosineConfig(warmup_ratio=0.1))
+    config, _ = parse_schedule(CosineConfig(warmup_ratio=0.1))
     assert config == CosineConfig(warmup_ratio=0.1)
 
 
 def test_refusal_names_the_place_in_the_users_config() -> None:
     root = OmegaConf.create({"model": {"optimizer": {"lr": -1}}})
     with pytest.raises(ConfigError, match=r"^model\.optimizer\.lr=-1\.0: .*type for example"):
-        read_optimizer(root.model.optimizer)
+        parse_optimizer(root.model.optimizer)
 
 
 def test_suggested_override_is_one_shell_word_that_works() -> None:
     with pytest.raises(ConfigError) as refused:
-        read_optimizer({"betas": [0.9]})
+        parse_optimizer({"betas": [0.9]})
     typed = shlex.split(str(refused.value).partition("type for example ")[2])
     assert typed == ["optimizer.betas=[0.9,0.999]"]
-    config, _ = read_optimizer(OmegaConf.from_dotlist(typed).optimizer)
+    config, _ = parse_optimizer(OmegaConf.from_dotlist(typed).optimizer)
     assert config == AdamConfig(betas=[0.9, 0.999])
 
 
 def test_value_that_is_no_config_is_refused() -> None:
     with pytest.raises(ConfigError, match="expected a config node, a dict, a dataclass or"):
-        read_optimizer([1e-3])
+        parse_optimizer([1e-3])
 
 
 def test_target_of_the_monitor_is_its_class() -> None:

@@ -87,7 +87,7 @@ FILES = {
 PRESETS = {
     "lightning_adam/monitor": ["default"],
     "lightning_adam/optimizer": ["adam", "adamw", "custom"],
-    "lightning_adam/scheduler": sorted(schema.SCHEDULERS),
+    "lightning_adam/scheduler": sorted(schema.SCHEDULES),
     "lightning_adam/tune": ["default"],
 }
 MERGED = {

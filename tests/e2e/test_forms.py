@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from lightning_adam import AdamMixin, ConfigError
-from lightning_adam.config.schema import AdamConfig
+from lightning_adam.config.optimizer import AdamConfig
 from tests.support.commands import BIN, Finished, run, write_files
 from tests.support.training import loader, loss_of, network
 

@@ -29,7 +29,7 @@ from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lightning_adam import AdamMonitor, ConfigError, build_adam, cli
-from lightning_adam.config.schema import Severity
+from lightning_adam.config.monitor import Severity
 from lightning_adam.config.variables import MONITOR_VARIABLE as VARIABLE
 from lightning_adam.findings import RULES, Cure
 from lightning_adam.findings.finding import Finding

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from lightning_adam.cli import main
-from lightning_adam.config.schema import Severity
+from lightning_adam.config.monitor import Severity
 from lightning_adam.findings import RULES, remedies
 from lightning_adam.findings.rule import Case, Memory, Past, Training
-from lightning_adam.monitor.settings import read_monitor
+from lightning_adam.monitor.settings import monitor_config
 from lightning_adam.statistics.catalogue import STATISTICS
 from tests.support.tables import each_row
 
@@ -157,6 +157,6 @@ def test_full_precision_is_suggested_with_an_eps_for_float32() -> None:
 
 def test_settings_of_rules_are_validated_by_name() -> None:
     given = {"findings": {"eps_dominates": {"threshold": 0.2, "severity": "info"}}}
-    assert read_monitor(given).findings == given["findings"]
-    assert read_monitor({"findings": None}).findings is None
+    assert monitor_config(given).findings == given["findings"]
+    assert monitor_config({"findings": None}).findings is None
     assert Severity("off") is Severity.off

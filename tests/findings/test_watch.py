@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_adam import AdamStatistics
 from lightning_adam.config.errors import ConfigError
-from lightning_adam.config.schema import Severity
+from lightning_adam.config.monitor import Severity
 from lightning_adam.findings import RULES, Cure, rule
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.rule import Training, Warmup

@@ -73,7 +73,7 @@ def log_lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The lines that are logged."""
     lines: list[str] = []
     for place in ("monitor.environment", "monitor.callback"):
-        monkeypatch.setattr(f"lightning_adam.{place}.rank_zero_info", lines.append)
+        monkeypatch.setattr(f"lightning_adam.{place}.log_info", lines.append)
     return lines
 
 

@@ -17,10 +17,10 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from lightning_adam import AdamMonitor, AdamStatistics
-from lightning_adam.config.schema import Severity
+from lightning_adam.config.monitor import Severity
 from lightning_adam.findings.finding import Finding
 from lightning_adam.monitor.finding_reporter import Judge
-from lightning_adam.monitor.settings import read_monitor
+from lightning_adam.monitor.settings import monitor_config
 from lightning_adam.reports.report import page
 from lightning_adam.reports.runs import read_runs
 from lightning_adam.statistics.measurement import Measurement
@@ -65,7 +65,7 @@ def run_training(module: L.LightningModule, steps: int = STEPS, **settings: Any)
     fit = trainer(max_epochs=1, callbacks=[monitor])
     log_lines: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lightning_adam.monitor.finding_reporter.rank_zero_info", log_lines.append)
+        patch.setattr("lightning_adam.monitor.finding_reporter.log_info", log_lines.append)
         fit.fit(module, loader(steps))
     return Run(module, monitor, fit.global_step, log_lines)
 
@@ -283,7 +283,7 @@ def test_loss_after_a_resume_is_compared_with_the_first_loss_of_the_run() -> Non
     """Gradients that eps dominates are no finding if the loss has fallen to nearly nothing."""
     layer = nn.Linear(100, 1, bias=False)
     adam = torch.optim.Adam(layer.parameters())
-    config = read_monitor({"findings": {"eps_dominates": {"persistence": 1}}})
+    config = monitor_config({"findings": {"eps_dominates": {"persistence": 1}}})
 
     def measured(steps: int) -> Measurement:
         for _ in range(steps):

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor, nn
 
 from lightning_adam import AdamMonitor, ConfigError
-from lightning_adam.config.schema import MonitorConfig
+from lightning_adam.config.monitor import MonitorConfig
 from lightning_adam.monitor.flight_recorder.loss_spikes import LossSpikes
 from lightning_adam.monitor.flight_recorder.recorder import MOST_FILES, FlightRecorder
 from lightning_adam.optim.steps import StepCounter
@@ -43,9 +43,7 @@ SPIKE_AT = random.Random(20).randint(70, 90)
 def log_lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The lines that the recorder has logged."""
     lines: list[str] = []
-    monkeypatch.setattr(
-        "lightning_adam.monitor.flight_recorder.recorder.rank_zero_info", lines.append
-    )
+    monkeypatch.setattr("lightning_adam.monitor.flight_recorder.recorder.log_info", lines.append)
     return lines
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW
 
 from lightning_adam import AdamMonitor, AdamStatistics
-from lightning_adam.optim.optimizers import names_of
+from lightning_adam.optim.optimizers import optimizer_names
 from lightning_adam.optim.steps import StepCounter
 from lightning_adam.statistics.catalogue import STATISTICS
 from tests.statistics.cases import reference_tensors
@@ -182,12 +182,12 @@ def test_optimizers_are_named_by_the_shortest_distinct_path(is_compiled: bool) -
                     part.compile(backend="eager")
                 module["nets"] = torch.compile(module["nets"], backend="eager")
             with row(patterns):
-                assert names_of(optimizers, module) == expected
+                assert optimizer_names(optimizers, module) == expected
 
 
 def test_two_optimizers_of_the_same_parameters_have_distinct_names() -> None:
     module = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 1))
-    names = names_of([Adam(module.parameters()), Adam(module[0].parameters())], module)
+    names = optimizer_names([Adam(module.parameters()), Adam(module[0].parameters())], module)
     assert len(set(names)) == 2
 
 

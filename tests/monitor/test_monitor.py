@@ -224,7 +224,7 @@ PLACES = [
     ("optim.steps.StepCounter._enter", "fused", None),
     ("optim.steps.StepCounter._is_taken", "fused", None),
     ("optim.steps.StepCounter._is_taken", "for-loop", None),
-    ("optim.steps.StepCounter.learn", "fused", None),
+    ("optim.steps.StepCounter.apply_device_skips", "fused", None),
 ]
 """The place that fails, the implementation, and the schedule."""
 

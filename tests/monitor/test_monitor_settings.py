@@ -161,7 +161,7 @@ def test_without_a_fast_kernel_one_line_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lines: list[str] = []
-    monkeypatch.setattr("lightning_adam.monitor.callback.rank_zero_info", lines.append)
+    monkeypatch.setattr("lightning_adam.monitor.callback.log_info", lines.append)
     monkeypatch.setattr(kernels, "is_installed", lambda kernel: False)
     run = run_training(Lit(ADAMW), AdamMonitor(1), data=3)
     assert lines == [

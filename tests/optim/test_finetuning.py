@@ -24,7 +24,7 @@ from tests.support.tables import each_row
 from tests.support.training import ADAMW, LR, Lit, loader, loss_of, network, parameters, trainer
 
 BATCHES, EPOCHS = 6, 4
-SCHEDULERS: dict[str, Any] = {
+SCHEDULES: dict[str, Any] = {
     "none": None,
     "linear": {"name": "linear"},
     "warm-up and cosine": {"name": "cosine", "warmup_steps": 15},
@@ -35,11 +35,11 @@ SCHEDULERS: dict[str, Any] = {
     "torch's StepLR": {"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 1},
     "plateau": {"name": "plateau", "patience": 0, "factor": 0.5, "min_lr_ratio": 0.3},
 }
-each_scheduler = pytest.mark.parametrize("scheduler", SCHEDULERS.values(), ids=SCHEDULERS.keys())
+each_scheduler = pytest.mark.parametrize("scheduler", SCHEDULES.values(), ids=SCHEDULES.keys())
 
 
 def schedulers(*names: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("scheduler", [SCHEDULERS[name] for name in names], ids=names)
+    return pytest.mark.parametrize("scheduler", [SCHEDULES[name] for name in names], ids=names)
 
 
 Batch = tuple[Tensor, Tensor]
@@ -397,7 +397,7 @@ def test_search_keeps_the_lr_ratios_of_groups_at_every_step(scheduler: Any) -> N
 
 
 def test_linear_search_keeps_the_lr_ratios_of_groups_at_every_step() -> None:
-    module = Tuned(GROUPED, SCHEDULERS["linear"])
+    module = Tuned(GROUPED, SCHEDULES["linear"])
     _, found = searched(module, mode="linear", early_stop_threshold=None)
     assert_searched(module.rates, found)
 

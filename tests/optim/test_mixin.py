@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_adam import AdamMixin, ConfigError, build_adam
-from lightning_adam.optim.schedulers import settings as scheduler_settings
+from lightning_adam.optim.schedulers import scheduler_settings
 from tests.support.tables import each_row
 from tests.support.training import ADAMW, Lit, loader, loss_of, network, trainer
 

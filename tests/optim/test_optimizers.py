@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.testing._internal.common_optimizers import optim_db
 
 from lightning_adam import ConfigError, build_optimizer
-from lightning_adam.config.schema import AdamConfig
+from lightning_adam.config.optimizer import AdamConfig
 from lightning_adam.optim.optimizers import choose_implementation, describe, settings
 from tests.support.pairwise import pairwise_params
 from tests.support.tables import each_row

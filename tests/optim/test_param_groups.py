@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from lightning_adam import ConfigError
-from lightning_adam.config.schema import AdamConfig, GroupConfig, LayerDecayConfig, WeightDecayOn
-from lightning_adam.optim.param_groups import LR_RATIO, param_groups
+from lightning_adam.config.optimizer import AdamConfig, GroupConfig, LayerDecayConfig, WeightDecayOn
+from lightning_adam.optim.param_groups import LR_SCALE, param_groups
 from tests.support.tables import each_row
 
 
@@ -284,7 +284,7 @@ def test_lr_ratio_of_a_group_in_a_layer_is_the_product_of_both_scales() -> None:
     matrices = GroupConfig(name="linear", match="*.linear.weight", lr_scale=4)
     decay = LayerDecayConfig(pattern="blocks.*", rate=0.5)
     groups = grouped(Transformer(2), groups=[matrices], layer_decay=decay)
-    assert {group["name"]: group[LR_RATIO] for group in groups} == {
+    assert {group["name"]: group[LR_SCALE] for group in groups} == {
         "stem_no_decay": 1 / 8,
         "layer_0_no_decay": 1 / 4,
         "linear_layer_0": 4 / 4,

@@ -9,7 +9,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_adam import ConfigError, build_scheduler
-from lightning_adam.config.schema import PlateauConfig
+from lightning_adam.config.schedule import PlateauConfig
 from lightning_adam.optim.param_groups import peak_lr
 from lightning_adam.optim.schedulers import set_peaks, settings
 from tests.support.tables import each_row

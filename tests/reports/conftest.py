@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pytest
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
-from lightning_adam.config.schema import Scope
+from lightning_adam.config.monitor import Scope
 from tests.reports.logged_training import log_training
 from tests.support.commands import offline_runs
 from tests.support.shared import shared

@@ -79,7 +79,7 @@ def write_csv(
     return Path(logger.log_dir) / "metrics.csv"
 
 
-def values_of(run: Run) -> Values:
+def to_dict(run: Run) -> Values:
     return {
         key: dict(zip(series.steps.tolist(), map(comparable, series.values.tolist()), strict=True))
         for key, series in run.series.items()

@@ -14,7 +14,7 @@ from torch import nn
 
 from lightning_adam import AdamStatistics, ConfigError
 from lightning_adam.cli import main
-from lightning_adam.config.schema import Scope
+from lightning_adam.config.monitor import Scope
 from lightning_adam.reports.inspection.files import read
 from lightning_adam.reports.inspection.numbers import (
     OF_WEIGHTS,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_adam.config.errors import ConfigError
-from lightning_adam.config.schema import Severity
+from lightning_adam.config.monitor import Severity
 from lightning_adam.findings.finding import Finding
 from lightning_adam.reports.panels import SECTIONS
 from lightning_adam.reports.report import labels, write_report

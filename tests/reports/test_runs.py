@@ -34,8 +34,8 @@ from tests.reports.run_files import (
     logged_by_hand,
     records_of,
     rows_of,
+    to_dict,
     values_in,
-    values_of,
     wandb_values,
     write_csv,
     write_wandb,
@@ -118,7 +118,7 @@ def test_numbers_are_those_that_were_logged_and_those_of_wandbs_own_reader(run_f
     assert chunks[-1].end > 5 * BLOCK
     assert {each.kind for each in chunks} == {FULL, FIRST, MIDDLE, LAST}
     run = only(run_file)
-    found = values_of(run)
+    found = to_dict(run)
     assert run.notes == []
     assert found == wandb_values(run_file)
     assert all((np.diff(series.steps) > 0).all() for series in run.series.values())
@@ -131,7 +131,7 @@ def test_numbers_are_those_that_were_logged_and_those_of_wandbs_own_reader(run_f
 
 def test_later_row_of_a_step_counts_and_texts_are_no_numbers(run_file: Path) -> None:
     later = {row[GLOBAL_STEP]: row for row in varied_rows() if KEY in row}
-    found = values_of(only(run_file))
+    found = to_dict(only(run_file))
     assert found[KEY] == {step: comparable(row[KEY]) for step, row in later.items()}
     assert list(found["nested.inner.number"]) == sorted(later)
     assert 100 not in found[KEY]
@@ -186,7 +186,7 @@ def test_histograms_and_tables_of_layers_are_read(tmp_path: Path) -> None:
     assert run.histograms == {
         "adam_histogram/grad": {step: (counts[step], edges) for step in counts}
     }
-    found = {key: values for key, values in values_of(run).items() if "/layer/" in key}
+    found = {key: values for key, values in to_dict(run).items() if "/layer/" in key}
     assert found == {
         "adam_moments/grad_norm/layer/net.0": {0: 1.5, 3: math.inf},
         "adam_moments/grad_norm/layer/net.1": {0: "nan"},
@@ -208,7 +208,7 @@ def test_table_that_cannot_be_read_is_noted(tmp_path: Path) -> None:
                 if content is not None:
                     stored.write_text(content, encoding="utf-8")
                 run = only(file)
-                assert values_of(run)[KEY] == {0: 2.0}
+                assert to_dict(run)[KEY] == {0: 2.0}
                 assert run.notes == [f"mine: a table of layers could not be read: {stored.name}."]
 
 
@@ -224,11 +224,11 @@ def test_record_may_begin_anywhere_in_a_block(tmp_path: Path) -> None:
             {"_step": "2", KEY: "3"},
         ]
         file.write_bytes(logged_by_hand(rows))
-        assert values_of(only(file)) == {KEY: {1: 2.5, 2: 3.0}}
+        assert to_dict(only(file)) == {KEY: {1: 2.5, 2: 3.0}}
         filler = chunks_of(file.read_bytes())[0]
         left.add(BLOCK - filler.end)
         if filler.end == BLOCK - 7:
-            assert values_of(only(file)) == wandb_values(file)
+            assert to_dict(only(file)) == wandb_values(file)
     assert {0, 1, 6, 7, 8} <= left
 
 
@@ -238,7 +238,7 @@ def test_rows_may_come_in_any_order_and_settings_one_by_one(tmp_path: Path) -> N
     file = tmp_path / "run-3xy.wandb"
     file.write_bytes(logged_by_hand(rows, config))
     run = only(file)
-    assert values_of(run) == {KEY: {3: 3.0, 5: 5.0, 1_200: 1_200.0}}
+    assert to_dict(run) == {KEY: {3: 3.0, 5: 5.0, 1_200: 1_200.0}}
     assert list(run.series[KEY].steps) == [3, 5, 1_200]
     assert run.config == {"a": {"b": {"c": 1, "d": 2}}, "e": [3]}
     assert run.notes == ["run-3xy has not ended, or was cut: shown up to step 1,200."]
@@ -274,7 +274,7 @@ def test_table_uses_the_layer_names_of_the_keys(tmp_path: Path) -> None:
     table = wandb.Table(columns=[GLOBAL_STEP, "layer", "update_norm"], data=[[0, "block-1", 2.0]])
     rows: list[dict[str, Any]] = [{f"{LAYER_KEY}/block_1": 1.0}, {"adam_layers": table}]
     written = write_wandb(tmp_path, [{GLOBAL_STEP: 0, **row} for row in rows])
-    found = values_of(only(written))
+    found = to_dict(only(written))
     assert {key: found[key] for key in found if "block" in key} == {
         f"{LAYER_KEY}/block_1": {0: 2.0}
     }
@@ -296,7 +296,7 @@ def test_resumed_run_is_one_run_in_which_the_later_row_of_a_step_counts(tmp_path
     write_wandb(tmp_path / "1", first, run_id="same", name="first", config={"a": {"b": 1, "c": 1}})
     write_wandb(tmp_path / "2", rows(range(4, 8), 2.0), run_id="same", config={"a": {"b": 2}})
     run = only(tmp_path)
-    assert values_of(run) == {
+    assert to_dict(run) == {
         KEY: {step: 1.0 if step < 4 else 2.0 for step in range(8)},
         "only 1.0": {step: float(step) for step in range(6)},
         "only 2.0": {step: float(step) for step in range(4, 8)},
@@ -390,7 +390,7 @@ def test_file_that_is_cut_anywhere_is_read_up_to_its_last_complete_record(
         complete = [each for each in intact.records if each.chunks[-1].end <= length]
         rows = rows_of(complete)
         run = intact.read(intact.content[:length])
-        assert values_of(run) == values_in(rows)
+        assert to_dict(run) == values_in(rows)
         assert run.notes == [cut_note(run.name, [row[GLOBAL_STEP] for row in rows])]
 
 
@@ -421,7 +421,7 @@ def check_damage(intact: IntactRun, start: int, replacement: bytes) -> None:
         for record in intact.records
         if not hit & {chunk.start // BLOCK for chunk in record.chunks}
     ]
-    found = values_of(run)
+    found = to_dict(run)
     for key, values in values_in(rows_of(safe)).items():
         assert values.items() <= found.get(key, {}).items()
     for key, values in found.items():
@@ -469,7 +469,7 @@ def test_file_without_its_first_block_is_called_by_its_name(intact: IntactRun) -
     content[9] ^= 0xFF
     run = intact.read(bytes(content))
     assert run.name == "run"
-    assert values_of(run)
+    assert to_dict(run)
     assert damaged_notes(run) == ["run: its file is damaged in one place; the rest is shown."]
 
 
@@ -518,7 +518,7 @@ def test_csv_run_is_read(tmp_path: Path) -> None:
     assert run.config["name"] == "ü"
     assert list(run.config["nested"]["betas"]) == [0.9, 0.99]
     assert run.histograms == {}
-    assert values_of(run) == {
+    assert to_dict(run) == {
         "loss": {0: 1.5, 2: -math.inf, 3: 7.0},
         "val/loss": {0: 2.0},
         "a, b": {3: 1e-30},
@@ -549,7 +549,7 @@ def test_csv_that_is_cut_anywhere_is_read_up_to_its_last_complete_line(csv_folde
         run = read_csv(csv_folder, TEXT[:length])
         complete = TEXT[:length].decode().count("\n") - 1
         steps = list(range(complete))
-        assert values_of(run) == ({"loss": {step: step / 7 for step in steps}} if steps else {})
+        assert to_dict(run) == ({"loss": {step: step / 7 for step in steps}} if steps else {})
         if complete < 0:
             assert run.notes == [no_steps(csv_folder)]
         else:
@@ -579,7 +579,7 @@ def test_damaged_line_of_a_csv_is_left_out_and_noted(csv_folder: Path) -> None:
         for line in DAMAGED_LINES:
             with row(line):
                 run = read_csv(csv_folder, b"".join([*lines[:10], line, *lines[10:]]))
-                assert values_of(run) == {"loss": {step: step / 7 for step in range(20)}}
+                assert to_dict(run) == {"loss": {step: step / 7 for step in range(20)}}
                 assert run.notes == [csv_note(csv_folder)]
 
 
@@ -599,7 +599,7 @@ def test_overwritten_bytes_of_a_csv_change_only_their_lines(
         TEXT[:end].count(b"\n") - 1 for end in (place, min(place + len(replacement), len(TEXT)))
     )
     untouched = {step: step / 7 for step in range(20) if not first <= step <= last}
-    found = values_of(run).get("loss", {})
+    found = to_dict(run).get("loss", {})
     # Under a step that was overwritten another may have got a second row.
     assert untouched.keys() <= found.keys()
     assert sum(found[step] != value for step, value in untouched.items()) <= 1

@@ -40,7 +40,7 @@ class Fit(NamedTuple):
 def fit(module: L.LightningModule, monitor: AdamMonitor | None = None, **flags: Any) -> Fit:
     lines, warnings = list[str](), list[str]()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lightning_adam.monitor.callback.rank_zero_info", lines.append)
+        patch.setattr("lightning_adam.monitor.callback.log_info", lines.append)
         patch.setattr("lightning_adam.monitor.callback.rank_zero_warn", warnings.append)
         run = run_training(module, monitor, **flags)
     values = {key: float(value) for key, value in run.trainer.callback_metrics.items()}

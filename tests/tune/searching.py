@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lightning_adam.config.schema import Direction, TuneConfig
+from lightning_adam.config.tune import Direction, TuneConfig
 from lightning_adam.tune.archive import Archive
 from lightning_adam.tune.plan import Plan, read_plan
 from lightning_adam.tune.point import Point

@@ -12,7 +12,8 @@ from scipy.stats import ttest_ind
 
 from lightning_adam.tune.archive import Record
 from lightning_adam.tune.decision import challenger_of, decide, gain_of, score_of
-from lightning_adam.tune.plan import read_stage
+from lightning_adam.config.tune import StageConfig
+from lightning_adam.tune.plan import build_stage
 from lightning_adam.tune.point import Point
 from lightning_adam.tune.story import Outcome, Step, Trial
 from tests.support.tables import each_row
@@ -20,7 +21,7 @@ from tests.tune.searching import DEFAULT, LR, plan_of
 from tests.tune.stories import score
 
 OTHER = DEFAULT.with_values(lr=3e-3)
-STAGE = read_stage("lr", LR["lr"])
+STAGE = build_stage("lr", StageConfig(**LR["lr"]))
 
 values = st.lists(st.floats(-100, 100).map(lambda each: round(each, 3)), min_size=1, max_size=5)
 
@@ -136,7 +137,7 @@ def test_best_value_at_an_end_of_the_range_is_reported() -> None:
 
 
 def test_zero_decay_is_at_no_end_of_the_range() -> None:
-    stage = read_stage("it", {"space": {"weight_decay": {"low": 1e-4, "high": 1.0}}})
+    stage = build_stage("it", StageConfig(space={"weight_decay": {"low": 1e-4, "high": 1.0}}))
     point = DEFAULT.with_values(weight_decay=0.0)
     plan = plan_of(LR, n_seeds=1)
     step = decide(plan, stage, score(DEFAULT, 1.0), records(point, 0.5), point)

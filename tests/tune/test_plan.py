@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from lightning_adam.config.errors import ConfigError
 from lightning_adam.tune.dimensions import DIMENSIONS
-from lightning_adam.tune.plan import read_stage
+from lightning_adam.config.tune import StageConfig
+from lightning_adam.tune.plan import build_stage
 from lightning_adam.tune.point import Point
 from tests.support.tables import each_row
 from tests.tune.searching import DEFAULT, plan_of, shipped_stages
@@ -48,7 +49,7 @@ def test_invalid_stage_is_refused() -> None:
         for stage, sentence in REFUSED_STAGES:
             with row(stage):
                 with pytest.raises(ConfigError) as refused:
-                    read_stage("it", stage)
+                    build_stage("it", StageConfig(**stage))
                 assert sentence in str(refused.value)
                 assert "hydra.sweeper.stages.it." in str(refused.value)
 
@@ -71,7 +72,7 @@ def test_dimension_that_is_switched_off_is_left_out() -> None:
 
 
 def test_zero_is_accepted_for_weight_decay_and_beta1() -> None:
-    stage = read_stage("it", {"space": {"weight_decay": [0, 0.1]}, "try_first": [{"beta1": 0}]})
+    stage = build_stage("it", StageConfig(space={"weight_decay": [0, 0.1]}, try_first=[{"beta1": 0}]))
     assert [each.betas for each in stage.first_points(DEFAULT)] == [(0, 0.999)]
     assert stage.alternatives(DEFAULT) is not None
 
@@ -79,7 +80,7 @@ def test_zero_is_accepted_for_weight_decay_and_beta1() -> None:
 def test_first_point_of_a_missing_setting_is_left_out() -> None:
     space = {"lr": {"low": 1e-4, "high": 1e-2}}
     first = [{"beta1": 0.5}, {"beta2": "beta1"}, {"amsgrad": True}, {"lr": 1e-2}]
-    stage = read_stage("it", {"space": space, "try_first": first})
+    stage = build_stage("it", StageConfig(space=space, try_first=first))
     assert stage.first_points(Point(lr=1e-3)) == [Point(lr=1e-2)]
     assert len(stage.first_points(DEFAULT)) == 4
 
@@ -91,16 +92,16 @@ def test_value_that_a_refusal_suggests_is_accepted() -> None:
                 example = dimension.example
                 assert dimension.allows(example)
                 space = {name: [example]}
-                stage = read_stage("it", {"space": space, "try_first": [{name: example}]})
+                stage = build_stage("it", StageConfig(space=space, try_first=[{name: example}]))
                 assert stage.space == space
                 if not dimension.is_switch:
                     ends = {"low": example / 10, "high": example}
-                    assert read_stage("it", {"space": {name: ends}}).space == {name: ends}
+                    assert build_stage("it", StageConfig(space={name: ends})).space == {name: ends}
 
 
 def test_every_combination_of_lists_is_tried_once() -> None:
     space = {"amsgrad": [False, True], "weight_decay": [0.01, 0.1]}
-    stage = read_stage("it", {"space": space, "try_first": [{"amsgrad": True}]})
+    stage = build_stage("it", StageConfig(space=space, try_first=[{"amsgrad": True}]))
     found = stage.alternatives(DEFAULT)
     assert found is not None
     assert DEFAULT not in found
@@ -110,7 +111,7 @@ def test_every_combination_of_lists_is_tried_once() -> None:
         (True, 0.1),
     ]
     assert (
-        read_stage("it", {"space": {**space, "lr": {"low": 1, "high": 2}}}).alternatives(DEFAULT)
+        build_stage("it", StageConfig(space={**space, "lr": {"low": 1, "high": 2}})).alternatives(DEFAULT)
         is None
     )
 

@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_adam.config.errors import ConfigError
-from lightning_adam.config.schema import SCHEDULERS, AdamConfig
+from lightning_adam.config.optimizer import AdamConfig
+from lightning_adam.config.schedule import SCHEDULES
 from lightning_adam.tune.dimensions import DIMENSIONS
 from lightning_adam.tune.point import Places, Point, find_places, read_point
 from tests.support.tables import each_row
 from tests.tune.searching import DEFAULT
 
 ADAM = OmegaConf.structured(AdamConfig(lr=1e-3))
-COSINE = OmegaConf.structured(SCHEDULERS["cosine"]())
+COSINE = OmegaConf.structured(SCHEDULES["cosine"]())
 
 
 def config_of(**nodes: Any) -> DictConfig:
@@ -146,7 +147,7 @@ def test_warmup_in_steps_is_replaced_by_a_ratio() -> None:
 
 
 def test_every_schedule_with_warmup_is_recognized() -> None:
-    for name, schedule in SCHEDULERS.items():
+    for name, schedule in SCHEDULES.items():
         node = OmegaConf.structured(schedule())
         found = find_places(config_of(optimizer=ADAM, scheduler=node), None)
         assert found.scheduler == ("scheduler" if "warmup_ratio" in node else None), name

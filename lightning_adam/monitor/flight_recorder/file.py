@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from lightning_adam.config.schema import Scope
+from lightning_adam.config.monitor import Scope
 from lightning_adam.monitor.log_keys import X_AXIS
 from lightning_adam.statistics.catalogue import STATISTICS
 from lightning_adam.statistics.measurement import Measurement

@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_adam._compat.lightning import logging_step, loss_of_batch
-from lightning_adam.config.schema import MonitorConfig, Scope
+from lightning_adam.config.monitor import MonitorConfig, Scope
 from lightning_adam.monitor.flight_recorder.file import Step, went_first, write
 from lightning_adam.monitor.flight_recorder.loss_spikes import LossSpikes
 from lightning_adam.monitor.log_keys import FLIGHT_RECORDER
 from lightning_adam.monitor.loggers import run_folder
+from lightning_adam.optim.console import log_info
 from lightning_adam.optim.steps import StepCounter
 from lightning_adam.statistics.measurement import Arriving, Copies, Measurement
 from lightning_adam.statistics.metric import AdamStatistics
@@ -160,9 +160,14 @@ class FlightRecorder:
         if abstains:
             statistics.abstain(recording.optimizer, has_failed=has_failed)
             return
-        statistics.update(recording.optimizer, skipped_steps=counter.skipped_at_all)
+        statistics.update(recording.optimizer, skipped_steps=counter.all_skipped)
         if self._keeps:
-            told = (counter.taken, counter.learned, statistics.measurement, counter.told_by_device)
+            told = (
+                counter.taken,
+                counter.applied_flags,
+                statistics.measurement,
+                counter.found_inf_flags,
+            )
             self._taken.append(_Taken(recording, *told))
 
     def after_batch(self, trainer: Trainer, outputs: Any) -> int | None:
@@ -277,7 +282,7 @@ class FlightRecorder:
         self._files += 1
         if self._files > MOST_FILES:
             if self._files == MOST_FILES + 1:
-                rank_zero_info(
+                log_info(
                     f"AdamMonitor's flight recorder has written {MOST_FILES} files, and writes no"
                     f" more of this training; the next were {reason.value} at step {last}."
                 )
@@ -293,7 +298,7 @@ class FlightRecorder:
             place.run.save(str(file), base_path=str(place.folder), policy="now")
         first = went_first(evidence, self._modules)
         parts = [f"the last {len(recordings[0].steps)} steps are in {file}", first, place.look]
-        rank_zero_info(
+        log_info(
             f"AdamMonitor: {reason.value}{what} at step {last}; {'; '.join(filter(None, parts))}"
         )
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_adam._compat.lightning import as_training_gives_it, logging_step
-from lightning_adam.config.errors import ConfigError, warn_only
+from lightning_adam.config.errors import ConfigError, ConfigPath, Source
+from lightning_adam.monitor.failsafe import warn_only
 from lightning_adam.monitor.loggers import log_values, warn_without_logger
 from lightning_adam.monitor.sharpness.curvature import (
     Stability,
@@ -30,12 +30,14 @@ from lightning_adam.monitor.sharpness.held_loss import (
     evaluated,
     own_random_numbers,
 )
-from lightning_adam.optim.optimizers import names_of
+from lightning_adam.optim.console import log_info
 from lightning_adam.optim.steps import StepCounter, next_due
 from lightning_adam.statistics.catalogue import key_part
+from lightning_adam.statistics.names import optimizer_names
 from lightning_adam.statistics.sharding import is_sharded, this_rank
 from lightning_adam.statistics.views import steps_as_adam
 
+PATH = ConfigPath("SharpnessMonitor", source=Source.PYTHON)
 PRECONDITIONED = "adam_sharpness/preconditioned"
 STABILITY_LINE = "adam_sharpness/stability_line"
 EDGE = 1.0
@@ -114,13 +116,14 @@ class SharpnessMonitor(Callback):
             ("iterations", iterations, 20),
         ):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise _refusal(name, value, "expected a whole number of at least 1", instead)
+                raise (PATH / name).invalid(value, "must be an integer, at least 1", instead)
         is_number = isinstance(tolerance, int | float) and not isinstance(tolerance, bool)
         if not is_number or not 0 <= tolerance < 1:
-            raise _refusal("tolerance", tolerance, "expected a number in [0, 1)", 0.001)
+            raise (PATH / "tolerance").invalid(tolerance, "must be a number in [0, 1)", 0.001)
         if loss is not None and not callable(loss):
-            expected = "expected a function of the module and a batch"
-            raise _refusal("loss", loss, expected, "lambda module, batch: ...")
+            problem = "must be a function of the module and a batch"
+            suggestion = "Use for example loss=lambda module, batch: ..."
+            raise (PATH / "loss").error(problem, suggestion, value=loss)
         self.every_n_steps = every_n_steps
         self.batch = batch
         self.loss = loss
@@ -164,7 +167,7 @@ class SharpnessMonitor(Callback):
                     " own, or remove the callback"
                 )
         if others:
-            rank_zero_info(f"SharpnessMonitor does not measure {', '.join(others)}.")
+            log_info(f"SharpnessMonitor does not measure {', '.join(others)}.")
         warn_without_logger("SharpnessMonitor", trainer)
 
     @override
@@ -172,7 +175,7 @@ class SharpnessMonitor(Callback):
         """Hooks into the optimizers; a checkpoint's state has been restored by now."""
         self._is_off = False
         with self._never_harm():
-            names = names_of(trainer.optimizers, pl_module)
+            names = optimizer_names(trainer.optimizers, pl_module)
             for optimizer, name in zip(trainer.optimizers, names, strict=True):
                 if _is_adam(optimizer):
                     self._watch(optimizer, name)
@@ -272,7 +275,7 @@ class SharpnessMonitor(Callback):
         try:
             return self._evaluated(trainer, module, watched, stability)
         except NoLoss:
-            rank_zero_info(
+            log_info(
                 "SharpnessMonitor has nothing to measure at this step: training_step returned no"
                 " loss for the batch that is held."
             )
@@ -342,10 +345,3 @@ def _start(direction: Tensor | None, stability: Sequence[Stability]) -> Tensor:
 
 def _is_adam(optimizer: Any) -> bool:
     return isinstance(optimizer, Optimizer) and steps_as_adam(optimizer)
-
-
-def _refusal(name: str, value: object, expected: str, instead: object) -> ConfigError:
-    return ConfigError(
-        f"SharpnessMonitor({name}={value!r}): {expected}; write for example"
-        f" SharpnessMonitor({name}={instead})"
-    )

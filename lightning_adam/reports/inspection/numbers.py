@@ -125,7 +125,7 @@ def measured(
         change: What is done to each of them before (default: nothing).
 
     Example:
-        >>> from lightning_adam.config.schema import Scope
+        >>> from lightning_adam.config.monitor import Scope
         >>> weight = torch.nn.Parameter(torch.ones(3))
         >>> adam = torch.optim.Adam([weight], eps=1.0)
         >>> weight.grad = torch.ones(3)

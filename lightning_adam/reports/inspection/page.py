@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from lightning_adam.config.schema import Scope
+from lightning_adam.config.monitor import Scope
 from lightning_adam.findings import RULES
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.rule import Training

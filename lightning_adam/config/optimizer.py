@@ -1,0 +1,264 @@
+"""The optimizer's config: Adam, AdamW, or any class with `_target_`."""
+
+import functools
+import re
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any
+
+from annotated_types import Ge, Interval, Len
+from omegaconf import MISSING
+
+from lightning_adam.config.errors import ConfigPath
+from lightning_adam.config.parsing import (
+    Example,
+    Number,
+    Parsed,
+    Positive,
+    PositiveFraction,
+    Validated,
+    Word,
+    check_arguments,
+    locate,
+    merged_with_preset,
+    split_target,
+    target_name,
+    to_dict,
+    validate,
+)
+
+Betas = Annotated[list[Annotated[Number, Interval(ge=0, lt=1)]], Len(2, 2), Example([0.9, 0.999])]
+MATCHERS = ("match", "regex", "module_class")
+
+
+class WeightDecayOn(Word):
+    """Which parameters decay."""
+
+    matrices = "matrices"
+    """Parameters with two or more dimensions, except embeddings and normalization layers."""
+    all = "all"
+    """Every trained parameter."""
+
+
+class Resume(Word):
+    """Which settings apply when a run is resumed from a checkpoint."""
+
+    checkpoint = "checkpoint"
+    """The settings the checkpoint was trained with."""
+    config = "config"
+    """The settings of the current config."""
+
+
+@dataclass
+class GroupConfig(Validated):
+    """A parameter group with its own settings, selected by exactly one matcher.
+
+    Example:
+        >>> GroupConfig(name="head", match="net.head.*", lr_scale=10).lr_scale
+        10
+    """
+
+    name: str = MISSING
+    """Name of the group in tables and metric keys: letters, digits, `_` and `.`. Its parameters
+    that do not decay form the group `<name>_no_decay` (required; torch.optim, param_groups)."""
+    match: str | None = None
+    """Glob over parameter names, such as `net.head.*`; `*` also matches dots (default: null; Python
+    fnmatch)."""
+    regex: Annotated[str | None, Example(r"head\.")] = None
+    """Regular expression that is searched for in parameter names (default: null; Python
+    re.search)."""
+    module_class: str | None = None
+    """Class of the modules that own the parameters, directly or through a submodule: `LayerNorm`,
+    or a full path such as `my_project.layers.Router` (default: null; Python isinstance)."""
+    lr_scale: Annotated[Positive, Example(0.1)] = 1.0
+    """Factor on the learning rate, above 0 (default: 1; Howard & Ruder 2018, arXiv 1801.06146,
+    section 3.2)."""
+    weight_decay: Annotated[Number, Ge(0), Example(0.01)] | None = None
+    """Overrides the optimizer's weight_decay for the parameters that decay (default: null, not
+    overridden; torch.optim, per-parameter options)."""
+    betas: Betas | None = None
+    """Overrides the optimizer's betas (default: null, not overridden; torch.optim, per-parameter
+    options)."""
+    eps: Annotated[Positive, Example(1e-8)] | None = None
+    """Overrides the optimizer's eps (default: null, not overridden; torch.optim, per-parameter
+    options)."""
+
+
+@dataclass
+class LayerDecayConfig(Validated):
+    """Layer-wise learning-rate decay, from the output to the input, for fine-tuning.
+
+    The last layer trains with `rate` times the learning rate, the layer below with `rate**2` times,
+    and so on. Modules registered before the first layer count as one layer below it. All other
+    modules are the head, which trains with the full rate.
+
+    Example:
+        >>> LayerDecayConfig(pattern="net.blocks.*", rate=0.75).rate
+        0.75
+    """
+
+    pattern: str | None = None
+    """Path of the layers, with `*` for the layer's number: `net.blocks.*` (default: null, off; Bao
+    et al. 2022, arXiv 2106.08254)."""
+    rate: Annotated[PositiveFraction, Example(0.75)] | None = None
+    """Factor from a layer to the layer below, above 0 and at most 1 (default: null, off;
+    Clark et al. 2020, arXiv 2003.10555, appendix B; Bao et al. 2022, arXiv 2106.08254)."""
+
+
+Groups = Annotated[
+    list[GroupConfig], Example([{"name": "head", "match": "net.head.*", "lr_scale": 10}])
+]
+
+
+@dataclass
+class AdamConfig(Validated):
+    """Adam and AdamW, with torch's argument names. The presets `adam` and `adamw` differ in decay.
+
+    Example:
+        >>> AdamConfig(lr=3e-4, betas=[0.9, 0.95]).eps
+        1e-08
+    """
+
+    lr: Positive = 1e-3
+    """Peak learning rate, above 0 (default: 1e-3; Kingma & Ba 2015, arXiv 1412.6980, alg. 1)."""
+    betas: Betas = field(default_factory=lambda: [0.9, 0.999])
+    """Decay rates of the first and second moment, each in [0, 1) (default: [0.9, 0.999];
+    Kingma & Ba 2015, arXiv 1412.6980, alg. 1)."""
+    eps: Positive = 1e-8
+    """Added to the denominator, above 0, and not 0 in the parameters' dtype (default: 1e-8;
+    Kingma & Ba 2015, arXiv 1412.6980, alg. 1)."""
+    weight_decay: Annotated[Number, Ge(0), Example(0.01)] = 0.0
+    """Weight decay coefficient, at least 0 (default: 0 for `adam`, 0.01 for `adamw`; Loshchilov &
+    Hutter 2019, arXiv 1711.05101, section 2)."""
+    amsgrad: bool = False
+    """Divide by the largest second moment so far (default: false; Reddi et al. 2018,
+    arXiv 1904.09237, alg. 2)."""
+    maximize: bool = False
+    """Maximize the objective (default: false; torch.optim.Adam)."""
+    decoupled_weight_decay: bool = False
+    """Shrink the weights (AdamW) instead of adding to the gradient (Adam with L2) (default: false
+    for `adam`, true for `adamw`; Loshchilov & Hutter 2019, arXiv 1711.05101, alg. 2)."""
+    fused: bool | None = None
+    """Run the step in one kernel; null uses it wherever it is supported (default: null;
+    torch.optim.Adam)."""
+    foreach: bool | None = None
+    """Run the step in one call for all tensors; null: chosen automatically (default: null;
+    torch.optim.Adam)."""
+    capturable: bool = False
+    """Safe to capture in a CUDA graph (default: false; torch.optim.Adam)."""
+    weight_decay_on: WeightDecayOn = WeightDecayOn.matrices
+    """Which parameters decay: `matrices` (no biases, normalization layers or embeddings) or `all`
+    (default: matrices; Radford et al. 2018, section 4.1, and every GPT since)."""
+    groups: Groups = field(default_factory=list)
+    """Parameter groups with their own settings, `[{name: head, match: net.head.*, lr_scale: 10}]`;
+    the first match wins (default: []; torch.optim, per-parameter options)."""
+    layer_decay: LayerDecayConfig = field(default_factory=LayerDecayConfig)
+    """Layer-wise learning-rate decay (default: off; Clark et al. 2020, arXiv 2003.10555, appendix
+    B)."""
+    resume: Resume = Resume.checkpoint
+    """Which settings and schedule apply if a resumed run's config differs from its checkpoint:
+    `checkpoint` or `config` (default: checkpoint, as in Lightning; lightning_adam)."""
+
+
+@dataclass
+class CustomOptimizerConfig(Validated):
+    """Any Adam-like class by its `_target_`, which receives all other keys.
+
+    `weight_decay_on`, `groups`, `layer_decay` and `resume` work as they do for Adam.
+    """
+
+    factory: functools.partial[Any] = field(init=False)
+    weight_decay_on: WeightDecayOn = WeightDecayOn.matrices
+    groups: Groups = field(default_factory=list)
+    layer_decay: LayerDecayConfig = field(default_factory=LayerDecayConfig)
+    resume: Resume = Resume.checkpoint
+
+
+PLUGIN_KEYS = tuple(entry.name for entry in fields(CustomOptimizerConfig) if entry.init)
+"""The keys of an optimizer's config that are not arguments of the optimizer."""
+
+OptimizerConfig = AdamConfig | CustomOptimizerConfig
+
+
+def parse_optimizer(node: Any, path: ConfigPath | None = None) -> Parsed[OptimizerConfig]:
+    """Parses an optimizer config in any form.
+
+    Args:
+        node: A composed Hydra node, a dict, an `AdamConfig` or a `functools.partial`. A parsed
+            config is returned as it is.
+        path: Its place (default: None, the node's own, or `optimizer`).
+
+    Raises:
+        ConfigError: If a key is unknown or a value is out of range.
+
+    Example:
+        >>> parse_optimizer({"lr": 0.01, "betas": [0.9, 0.95]}).config.betas
+        [0.9, 0.95]
+        >>> parse_optimizer({"lrr": 1})
+        Traceback (most recent call last):
+        lightning_adam.config.errors.ConfigError: lrr=1 is not a setting. Use for example lr=1
+    """
+    if isinstance(node, Parsed):
+        return node
+    path = path or locate(node, "optimizer")
+    split = split_target(node, path, PLUGIN_KEYS)
+    config: OptimizerConfig
+    if split is None:
+        config = validate(AdamConfig, to_dict(node, path), path)
+        if config.fused and config.foreach:
+            raise (path / "foreach").invalid(True, "excludes fused=true", None)
+    else:
+        target, own = split
+        if {entry.name for entry in fields(AdamConfig)} <= {*target.keywords, *own}:
+            raise merged_with_preset(path, target_name(target), "lightning_adam/optimizer")
+        check_arguments(target, path)
+        config = validate(CustomOptimizerConfig, own, path)
+        config.factory = target
+    _check_groups(config.groups, path / "groups")
+    _check_layer_decay(config.layer_decay, path / "layer_decay")
+    return Parsed(config, path)
+
+
+def _check_groups(groups: list[GroupConfig], path: ConfigPath) -> None:
+    taken = ["decay", "no_decay"]
+    for index, group in enumerate(groups):
+        name = path / index / "name"
+        if group.name == MISSING:
+            raise name.required()
+        if not re.fullmatch(r"[A-Za-z0-9_.]+", group.name):
+            raise name.invalid(group.name, "must consist of letters, digits, _ and .", "head")
+        names = [group.name, f"{group.name}_no_decay"]
+        if not set(names).isdisjoint(taken):
+            problem = f"is taken: the groups before it are {', '.join(taken)}"
+            raise name.invalid(group.name, problem, f"{group.name}_{index}")
+        taken += names
+    for index, group in enumerate(groups):
+        _check_matcher(group, path / index)
+
+
+def _check_matcher(group: GroupConfig, path: ConfigPath) -> None:
+    given = [matcher for matcher in MATCHERS if getattr(group, matcher) is not None]
+    if len(given) != 1:
+        remedy = (path / (given[-1] if given else "match")).suggest(None if given else "net.head.*")
+        raise path.error(
+            f"({group.name}) needs exactly one of {', '.join(MATCHERS)}, not"
+            f" {' and '.join(given) or 'none'}",
+            remedy,
+        )
+    if group.regex is not None:
+        try:
+            re.compile(group.regex)
+        except (re.error, OverflowError, RecursionError) as error:
+            problem = f"is not a regular expression: {error}"
+            raise (path / "regex").invalid(group.regex, problem, r"head\.") from error
+
+
+def _check_layer_decay(layer_decay: LayerDecayConfig, path: ConfigPath) -> None:
+    pattern, rate = layer_decay.pattern, layer_decay.rate
+    if pattern is None and rate is not None:
+        raise (path / "pattern").invalid(None, "is required with a rate", "net.blocks.*")
+    if rate is None and pattern is not None:
+        raise (path / "rate").invalid(None, "is required with a pattern", 0.75)
+    if pattern is not None and "*" not in pattern.split("."):
+        example = f"{pattern.rstrip('.')}.*"
+        problem = "must have a * in place of the layer's number"
+        raise (path / "pattern").invalid(pattern, problem, example)

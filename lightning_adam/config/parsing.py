@@ -1,0 +1,371 @@
+"""A config in any form → one typed, validated value with its path.
+
+The forms are a composed Hydra node, typed or not, a dict, a dataclass instance, and the
+`functools.partial` that Hydra makes of a node with `_target_` and `_partial_: true`.
+
+The types of the fields, with their ranges, stand in the dataclasses; pydantic checks them. It is
+imported when the first config is parsed: every Hydra app of the environment loads this file.
+"""
+
+import functools
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Generic,
+    TypeVar,
+    get_args,
+    get_type_hints,
+)
+
+from annotated_types import Ge, Gt, Interval, Lt
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from lightning_adam._compat.omegaconf import full_key
+from lightning_adam.config.errors import UNSET, ConfigError, ConfigPath, Source, nearest
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+Config = TypeVar("Config", covariant=True)
+
+
+PLAIN_WORDS = {
+    "^(Input|Value) should be": "must be",
+    r"^\w+ should have": "must have",
+    ", unable to .*| after validation": "",
+    "a valid (?=[aeiou])": "an ",
+    "a valid ": "a ",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than": "above",
+    "less than": "below",
+}
+"""What is replaced in a message of pydantic."""
+
+
+class _NotBool:
+    """Marks a number: pydantic takes True for 1, and so would hide a mistake."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_before_validator_function(self._check, handler(source))
+
+    @staticmethod
+    def _check(value: Any) -> Any:
+        from pydantic_core import PydanticCustomError
+
+        if isinstance(value, bool):
+            raise PydanticCustomError("not_bool", "Input should be a number")
+        return value
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A value to suggest for a field whose default does not show one."""
+
+    value: Any
+
+
+Number = Annotated[float, _NotBool()]
+Positive = Annotated[Number, Gt(0)]
+NotNegative = Annotated[Number, Ge(0)]
+Fraction = Annotated[Number, Interval(ge=0, le=1)]
+PositiveFraction = Annotated[Number, Interval(gt=0, le=1)]
+Integer = Annotated[int, _NotBool(), Lt(2**63)]
+Count = Annotated[Integer, Ge(1)]
+CountOrZero = Annotated[Integer, Ge(0)]
+
+
+class Validated:
+    """The base of the configs: how pydantic reads them."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {
+        "extra": "forbid",
+        "allow_inf_nan": False,
+        "coerce_numbers_to_str": True,
+    }
+
+
+class Word(str, Enum):
+    """One of several words, which it is shown as."""
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+@dataclass(frozen=True)
+class Parsed(Generic[Config]):
+    """A config that has been parsed, and its place."""
+
+    config: Config
+    path: ConfigPath
+
+
+def locate(node: Any, default: str) -> ConfigPath:
+    """Returns the place of a config.
+
+    Args:
+        node: The config in any form.
+        default: Its usual place, for a config that is not part of a larger one.
+
+    Example:
+        >>> str(locate(OmegaConf.create({"model": {"optimizer": {}}}).model.optimizer, "optimizer"))
+        'model.optimizer'
+        >>> locate({"lr": 0.1}, "optimizer").source.name
+        'PYTHON'
+    """
+    key = full_key(node)
+    is_composed = bool(key) or HydraConfig.initialized()
+    return ConfigPath(key or default, source=Source.HYDRA if is_composed else Source.PYTHON)
+
+
+def to_dict(node: Any, path: ConfigPath) -> dict[str, Any]:
+    """Converts a config to a plain dict, with its interpolations resolved.
+
+    Args:
+        node: A composed Hydra node, typed or not, a dict or a dataclass instance.
+        path: Its place.
+
+    Raises:
+        ConfigError: If it is none of these, or a value is missing or cannot be resolved.
+
+    Example:
+        >>> to_dict(OmegaConf.create({"lr": 0.1, "eps": "${.lr}"}), ConfigPath("optimizer"))
+        {'lr': 0.1, 'eps': 0.1}
+    """
+    if isinstance(node, type) or not (is_dataclass(node) or isinstance(node, Mapping)):
+        given = " ".join(repr(node).split())[:80]
+        problem = "must be a config node, a dict, a dataclass or a functools.partial, not"
+        raise path.error(f"{problem} {given}")
+    try:
+        if is_dataclass(node):
+            node = {entry.name: getattr(node, entry.name) for entry in fields(node) if entry.init}
+        if not isinstance(node, DictConfig):
+            node = OmegaConf.create({name: _scalar(value) for name, value in node.items()})
+        plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise _unresolved(error, path) from None
+    assert isinstance(plain, dict)
+    return {str(name): value for name, value in plain.items()}
+
+
+def validate(schema: type[Config], values: Mapping[str, Any], path: ConfigPath) -> Config:
+    """Builds a dataclass from plain values, with the names, types and ranges checked.
+
+    Args:
+        schema: The dataclass.
+        values: The values by field.
+        path: Their place.
+
+    Raises:
+        ConfigError: If a name is not a field, or a value has the wrong type or range.
+
+    Example:
+        >>> from lightning_adam.config.optimizer import LayerDecayConfig
+        >>> path = ConfigPath("optimizer.layer_decay")
+        >>> validate(LayerDecayConfig, {"pattern": "net.*", "rate": "0.5"}, path)
+        LayerDecayConfig(pattern='net.*', rate=0.5)
+    """
+    from pydantic import ValidationError
+
+    try:
+        config: Config = _adapter(schema).validate_python(values)  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise _invalid(error.errors()[0], schema, values, path) from None
+    return config
+
+
+@functools.cache
+def _adapter(schema: Any) -> "TypeAdapter[Any]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(schema)
+
+
+def _invalid(
+    error: Mapping[str, Any], schema: type[Any], values: Any, path: ConfigPath
+) -> ConfigError:
+    """Turns an error of pydantic into ours: the setting, its value, and a value that works."""
+    location = list(error["loc"])
+    hint: Any = schema
+    default: Any = UNSET
+    while location and is_dataclass(hint):
+        name = location.pop(0)
+        path, values = path / name, values[name]
+        names = [entry.name for entry in fields(hint) if entry.init]
+        if name not in names:
+            return path.unknown(values, names)
+        default = getattr(hint(), name)  # type: ignore[operator]
+        hint = get_type_hints(hint, include_extras=True)[name]
+        configs = [each for each in _parts(hint) if isinstance(each, type) and is_dataclass(each)]
+        if configs and location:
+            if hint is not configs[0]:
+                # One of a list or of a dict of configs.
+                item = location.pop(0)
+                path, values, default = path / item, values[item], UNSET
+            hint = configs[0]
+    problem = error["msg"]
+    for pattern, replacement in PLAIN_WORDS.items():
+        problem = re.sub(pattern, replacement, problem)
+    if location:
+        problem = f"has {error['input']!r}, which {problem}"
+    words = re.findall("'(.*?)'", error.get("ctx", {}).get("expected", ""))
+    examples = [each.value for each in _parts(hint) if isinstance(each, Example)]
+    if words:
+        close = nearest(str(error["input"]), words, 1, cutoff=0.0)
+        examples = [close if isinstance(values, list) else close[0]]
+    elif not examples and default not in (UNSET, None, MISSING):
+        examples = [default]
+    return path.invalid(values, problem, *examples[:1])
+
+
+def _parts(hint: Any) -> Iterator[Any]:
+    """A type, its arguments and its metadata, at any depth."""
+    yield hint
+    for each in (*get_args(hint), *getattr(hint, "__metadata__", ())):
+        yield from _parts(each)
+
+
+def _unresolved(error: OmegaConfBaseException, path: ConfigPath) -> ConfigError:
+    """A value that is missing, or that OmegaConf cannot resolve or hold.
+
+    OmegaConf's error is not raised as its cause: Hydra would print it below the message.
+    """
+    key = re.sub(r"\[(\d+)\]", r".\1", str(error.full_key or ""))
+    place = path / key.removeprefix(str(path)).lstrip(".") if key else path
+    if isinstance(error, MissingMandatoryValue):
+        return place.required()
+    # The lines after the first repeat the key and the type.
+    cause = str(error).partition("\n")[0]
+    return place.error(f"cannot be resolved: {cause}", f"Set {place.override('VALUE')}")
+
+
+def split_target(
+    node: Any, path: ConfigPath, own_fields: Iterable[str]
+) -> tuple[functools.partial[Any], dict[str, Any]] | None:
+    """Separates what a node calls from the fields that belong to this package.
+
+    Args:
+        node: Any form of a config.
+        path: Its place.
+        own_fields: The fields that are not arguments of the target.
+
+    Returns:
+        The target with its arguments, and the values of the own fields; None for a node that has
+        no `_target_` and is not a `functools.partial`.
+
+    Raises:
+        ConfigError: If the target cannot be imported, or does not take an argument.
+
+    Example:
+        >>> node = {"_target_": "fractions.Fraction", "denominator": 4, "groups": []}
+        >>> target, own = split_target(node, ConfigPath("optimizer"), ["groups"])
+        >>> target(3), own
+        (Fraction(3, 4), {'groups': []})
+    """
+    if isinstance(node, functools.partial):
+        target = node
+        own = {name: _plain(node.keywords[name]) for name in own_fields if name in node.keywords}
+    elif isinstance(node, Mapping) and "_target_" in node:
+        arguments = to_dict(node, path)
+        own = {name: arguments.pop(name) for name in own_fields if name in arguments}
+        target = _import(arguments, path)
+    else:
+        return None
+    keywords = {name: _plain(value) for name, value in target.keywords.items() if name not in own}
+    target = functools.partial(target.func, *target.args, **keywords)
+    return target, own
+
+
+def _import(arguments: Mapping[str, Any], path: ConfigPath) -> functools.partial[Any]:
+    try:
+        target = instantiate({**arguments, "_partial_": True, "_convert_": "all"})
+    except (HydraException, ImportError, AttributeError, TypeError) as error:
+        cause = " ".join(str(error.__cause__ or error).split())
+        raise (path / "_target_").error(
+            f"cannot be imported and called: {cause}",
+            f"Set {(path / '_target_').override('package.module.Class')}",
+            value=arguments["_target_"],
+        ) from error
+    assert isinstance(target, functools.partial)
+    return target
+
+
+def check_arguments(target: functools.partial[Any], path: ConfigPath) -> None:
+    """Raises if the target does not take an argument, as far as its signature tells.
+
+    Raises:
+        ConfigError: If there is one.
+
+    Example:
+        >>> from fractions import Fraction
+        >>> check_arguments(functools.partial(Fraction, denominator=4), ConfigPath("optimizer"))
+    """
+    try:
+        parameters = list(inspect.signature(target.func).parameters.values())
+    except (TypeError, ValueError):
+        return
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    # The first is what the target is built over: the parameters, or the optimizer.
+    names = [parameter.name for parameter in parameters][1:]
+    for name, value in target.keywords.items():
+        if name not in names:
+            raise (path / name).unknown(value, names)
+
+
+def target_name(target: functools.partial[Any]) -> str:
+    """Returns the shortest path that leads to the target.
+
+    Example:
+        >>> target_name(functools.partial(OmegaConf))
+        'omegaconf.OmegaConf'
+    """
+    called: Any = target.func
+    name = getattr(called, "__qualname__", type(called).__qualname__)
+    parts = str(called.__module__).split(".")
+    for package in (".".join(parts[:length]) for length in range(1, len(parts))):
+        if getattr(sys.modules.get(package), name, None) is called:
+            return f"{package}.{name}"
+    return f"{called.__module__}.{name}"
+
+
+def merged_with_preset(path: ConfigPath, target: str, preset: str) -> ConfigError:
+    """Returns the error of a `_target_` among the fields of a preset.
+
+    It comes from a config group of the user's with the same name.
+
+    Example:
+        >>> path = ConfigPath("optimizer")
+        >>> print(merged_with_preset(path, "torch.optim.SGD", "lightning_adam/optimizer"))
+        ... # doctest: +ELLIPSIS
+        optimizer._target_=torch.optim.SGD is merged with the fields of lightning_adam/optimizer...
+    """
+    return (path / "_target_").error(
+        f"is merged with the fields of {preset}, which do not belong to it",
+        "Remove one of the two from the defaults list, or, for your own class, use"
+        f" {preset}=custom",
+        value=target,
+    )
+
+
+def _scalar(value: Any) -> Any:
+    """A scalar of numpy as Python's own."""
+    return value.item() if type(value).__module__ == "numpy" and value.ndim == 0 else value
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

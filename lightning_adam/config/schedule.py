@@ -1,0 +1,360 @@
+"""The learning-rate schedule's config: the built-in schedules, or any class with `_target_`."""
+
+import functools
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any
+
+from annotated_types import Ge, Interval
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from lightning_adam.config.errors import ConfigPath, nearest
+from lightning_adam.config.parsing import (
+    Count,
+    CountOrZero,
+    Example,
+    Fraction,
+    Number,
+    Parsed,
+    Positive,
+    PositiveFraction,
+    Validated,
+    Word,
+    check_arguments,
+    locate,
+    merged_with_preset,
+    split_target,
+    target_name,
+    to_dict,
+    validate,
+)
+
+TOTAL_STEPS = "total_steps"
+"""As an argument of a custom scheduler: the number of optimizer steps in the run."""
+
+
+class Decay(Word):
+    """Shape of the final decay of `wsd`."""
+
+    cosine = "cosine"
+    """Half a cosine."""
+    linear = "linear"
+    """A straight line."""
+    sqrt = "sqrt"
+    """One minus the square root of the progress (Hägele et al. 2024, arXiv 2405.18392)."""
+
+
+class Mode(Word):
+    """Whether a metric improves by falling or by rising."""
+
+    min = "min"
+    """Lower is better."""
+    max = "max"
+    """Higher is better."""
+
+
+class ThresholdMode(Word):
+    """Unit of the threshold of `plateau`."""
+
+    rel = "rel"
+    """A fraction of the best value."""
+    abs = "abs"
+    """The metric's own unit."""
+
+
+class SchedulerInterval(Word):
+    """Unit of a scheduler's steps."""
+
+    step = "step"
+    """Optimizer steps."""
+    epoch = "epoch"
+    """Epochs."""
+
+
+MinLRRatio = Annotated[Fraction, Example(0.1)]
+
+
+@dataclass
+class ScheduleConfig(Validated):
+    """The field of every schedule: its name.
+
+    Example:
+        >>> ScheduleConfig("cosine").name
+        'cosine'
+    """
+
+    name: str = MISSING
+    """The schedule (default: the preset's name; lightning_adam)."""
+
+
+@dataclass
+class WarmupScheduleConfig(ScheduleConfig):
+    """A function of the optimizer step: linear warm-up from 0, then the schedule's shape.
+
+    Example:
+        >>> WarmupScheduleConfig("constant", warmup_steps=100).warmup_steps
+        100
+    """
+
+    warmup_steps: Annotated[CountOrZero, Example(100)] | None = None
+    """Optimizer steps of linear warm-up from 0 (default: null, none; Goyal et al. 2017,
+    arXiv 1706.02677, section 2.2)."""
+    warmup_ratio: Annotated[Fraction, Example(0.05)] | None = None
+    """Warm-up as a fraction of all steps, in [0, 1]; excludes `warmup_steps` (default: null;
+    transformers.TrainingArguments)."""
+    total_steps: Annotated[Count, Example(1000)] | None = None
+    """Optimizer steps of the whole schedule (default: null, the steps of the run;
+    torch.optim.lr_scheduler.OneCycleLR)."""
+    count_skipped_steps: bool = False
+    """Whether skipped steps advance the schedule. A step is skipped if a GradScaler finds an inf or
+    if there is no gradient. With false, a fused step under a GradScaler waits for the device, as
+    every other implementation does (default: false; lightning_adam)."""
+
+
+@dataclass
+class ConstantConfig(WarmupScheduleConfig):
+    """The peak learning rate after the warm-up.
+
+    Example:
+        >>> ConstantConfig(warmup_steps=100).name
+        'constant'
+    """
+
+    name: str = "constant"
+
+
+@dataclass
+class LinearConfig(WarmupScheduleConfig):
+    """Linear decay from the peak to `min_lr_ratio` of it.
+
+    Example:
+        >>> LinearConfig().min_lr_ratio
+        0.0
+    """
+
+    name: str = "linear"
+    min_lr_ratio: MinLRRatio = 0.0
+    """Final learning rate as a fraction of the peak, in [0, 1] (default: 0; Bergsma et al. 2025,
+    arXiv 2502.15938)."""
+
+
+@dataclass
+class CosineConfig(WarmupScheduleConfig):
+    """Cosine decay from the peak to `min_lr_ratio` of it, without restarts.
+
+    Example:
+        >>> CosineConfig(warmup_ratio=0.05).warmup_ratio
+        0.05
+    """
+
+    name: str = "cosine"
+    min_lr_ratio: MinLRRatio = 0.0
+    """Final learning rate as a fraction of the peak, in [0, 1] (default: 0; Loshchilov & Hutter
+    2017, arXiv 1608.03983, eq. 5)."""
+
+
+@dataclass
+class PolynomialConfig(WarmupScheduleConfig):
+    """Polynomial decay: a power of the remaining fraction of the steps.
+
+    Example:
+        >>> PolynomialConfig(power=2.0).power
+        2.0
+    """
+
+    name: str = "polynomial"
+    power: Annotated[Positive, Example(2.0)] = 1.0
+    """Exponent, above 0; 1 is linear (default: 1; torch.optim.lr_scheduler.PolynomialLR)."""
+    min_lr_ratio: MinLRRatio = 0.0
+    """Final learning rate as a fraction of the peak, in [0, 1] (default: 0;
+    transformers.get_polynomial_decay_schedule_with_warmup)."""
+
+
+@dataclass
+class InverseSqrtConfig(WarmupScheduleConfig):
+    """Decay with the inverse square root of the step, which needs no total number of steps.
+
+    Example:
+        >>> InverseSqrtConfig(warmup_steps=4000).name
+        'inverse_sqrt'
+    """
+
+    name: str = "inverse_sqrt"
+    timescale: Annotated[Count, Example(10_000)] | None = None
+    """Optimizer steps after which the learning rate is 1/sqrt(2) of the peak, at least 1 (default:
+    null, `warmup_steps`, or 10,000 without a warm-up; Vaswani et al. 2017, arXiv 1706.03762,
+    section 5.3)."""
+
+
+@dataclass
+class WSDConfig(WarmupScheduleConfig):
+    """Warmup-stable-decay: the peak learning rate, then a decay at the end.
+
+    Example:
+        >>> WSDConfig(decay_ratio=0.2).decay
+        <Decay.cosine: 'cosine'>
+    """
+
+    name: str = "wsd"
+    decay_steps: Annotated[Count, Example(100)] | None = None
+    """Optimizer steps of the decay (default: null, `decay_ratio` of all steps; Hu et al. 2024,
+    arXiv 2404.06395, section 4.2)."""
+    decay_ratio: Annotated[PositiveFraction, Example(0.1)] | None = None
+    """The decay as a fraction of all steps, in (0, 1]; excludes `decay_steps` (default: null, which
+    means 0.1 unless `decay_steps` is set; Hu et al. 2024, arXiv 2404.06395, section 4.3)."""
+    decay: Decay = Decay.cosine
+    """Shape of the decay: `cosine`, `linear` or `sqrt` (default: cosine;
+    transformers.get_wsd_schedule)."""
+    min_lr_ratio: MinLRRatio = 0.0
+    """Final learning rate as a fraction of the peak, in [0, 1] (default: 0;
+    transformers.get_wsd_schedule)."""
+
+
+@dataclass
+class PlateauConfig(ScheduleConfig):
+    """Reduces the learning rate when a metric stops improving; checked after each validation.
+
+    Example:
+        >>> PlateauConfig(monitor="val/acc", mode=Mode.max).patience
+        10
+    """
+
+    name: str = "plateau"
+    monitor: str = "val/loss"
+    """Metric that the module logs in validation (default: val/loss; Lightning's lr_scheduler
+    config)."""
+    mode: Mode = Mode.min
+    """Whether the metric improves by falling or rising: `min` or `max` (default: min; torch
+    ReduceLROnPlateau)."""
+    factor: Annotated[Number, Interval(gt=0, lt=1)] = 0.1
+    """Factor of each reduction, above 0 and below 1 (default: 0.1; torch ReduceLROnPlateau)."""
+    patience: CountOrZero = 10
+    """Validations without improvement before a reduction (default: 10; torch
+    ReduceLROnPlateau)."""
+    threshold: Annotated[Number, Ge(0)] = 1e-4
+    """Smallest change that counts as an improvement, at least 0 (default: 1e-4; torch
+    ReduceLROnPlateau)."""
+    threshold_mode: ThresholdMode = ThresholdMode.rel
+    """Whether the threshold is a fraction of the best value or absolute: `rel` or `abs` (default:
+    rel; torch ReduceLROnPlateau)."""
+    cooldown: CountOrZero = 0
+    """Validations to ignore after a reduction (default: 0; torch ReduceLROnPlateau)."""
+    min_lr_ratio: MinLRRatio = 0.0
+    """Smallest learning rate as a fraction of the peak, in [0, 1] (default: 0; torch
+    ReduceLROnPlateau)."""
+
+
+@dataclass
+class CustomSchedulerConfig(ScheduleConfig):
+    """Any scheduler by its `_target_`, which receives all other keys.
+
+    The value `total_steps` stands for the number of optimizer steps in the run:
+    `scheduler.T_max=total_steps`.
+
+    Example:
+        >>> CustomSchedulerConfig(interval=SchedulerInterval.step).frequency
+        1
+    """
+
+    name: str = "custom"
+    interval: SchedulerInterval | None = None
+    """Unit of the scheduler's steps: `step` or `epoch` (default: null, which means `step` if an
+    argument is `total_steps`, each validation for ReduceLROnPlateau, and `epoch` otherwise;
+    Lightning's lr_scheduler config)."""
+    frequency: Count = 1
+    """Number of intervals between two steps of the scheduler, at least 1 (default: 1; Lightning's
+    lr_scheduler config)."""
+    monitor: str = "val/loss"
+    """Metric for ReduceLROnPlateau (default: val/loss; Lightning's lr_scheduler config)."""
+    count_skipped_steps: bool = False
+    """Whether skipped optimizer steps advance a scheduler that counts steps (default: false;
+    lightning_adam)."""
+    factory: functools.partial[Any] = field(init=False)
+
+
+SCHEDULES: dict[str, type[ScheduleConfig]] = {
+    config.name: config
+    for config in (
+        ConstantConfig,
+        LinearConfig,
+        CosineConfig,
+        PolynomialConfig,
+        InverseSqrtConfig,
+        WSDConfig,
+        PlateauConfig,
+        CustomSchedulerConfig,
+    )
+}
+"""The schedules by name."""
+
+
+def parse_schedule(node: Any, path: ConfigPath | None = None) -> Parsed[ScheduleConfig]:
+    """Parses a scheduler config in any form; `name` selects the schedule.
+
+    Args:
+        node: A composed Hydra node, a dict, one of the dataclasses or a `functools.partial`. A
+            parsed config is returned as it is.
+        path: Its place (default: None, the node's own, or `scheduler`).
+
+    Raises:
+        ConfigError: If the name or a key is unknown, or a value is out of range.
+
+    Example:
+        >>> parse_schedule({"name": "cosine", "warmup_steps": 10}).config.warmup_steps
+        10
+    """
+    if isinstance(node, Parsed):
+        return node
+    path = path or locate(node, "scheduler")
+    own_fields = [entry.name for entry in fields(CustomSchedulerConfig) if entry.init]
+    split = split_target(node, path, own_fields)
+    if split is not None:
+        return Parsed(_parse_custom(*split, path), path)
+    values = to_dict(node, path)
+    config = validate(_schema(node, values, path), values, path)
+    for steps, ratio in (("warmup_steps", "warmup_ratio"), ("decay_steps", "decay_ratio")):
+        value = getattr(config, ratio, None)
+        if value is not None and getattr(config, steps) is not None:
+            raise (path / ratio).invalid(value, f"excludes {steps}", None)
+    return Parsed(config, path)
+
+
+def _schema(node: Any, values: dict[str, Any], path: ConfigPath) -> type[ScheduleConfig]:
+    """The dataclass of a schedule, by its name."""
+    name, key = values.get("name"), path / "name"
+    if name is None:
+        problem = f"is required, one of {', '.join(SCHEDULES)}"
+        raise key.error(problem, key.suggest("cosine"))
+    if str(name) not in SCHEDULES:
+        close = nearest(str(name), SCHEDULES, 1)
+        problem = f"must be one of {', '.join(SCHEDULES)}"
+        raise key.invalid(name, problem, close[0] if close else "cosine")
+    given = OmegaConf.get_type(node) if isinstance(node, DictConfig) else type(node)
+    preset = next((each for each, schema in SCHEDULES.items() if schema is given), name)
+    if name != preset:
+        problem = f"does not belong to the fields of {preset}"
+        suggestion = f"Use lightning_adam/scheduler={name}"
+        raise key.error(problem, suggestion, value=name)
+    if name == CustomSchedulerConfig.name:
+        problem, example = "is required", "torch.optim.lr_scheduler.OneCycleLR"
+        raise (path / "_target_").invalid(None, problem, example)
+    return SCHEDULES[str(name)]
+
+
+def _parse_custom(
+    target: functools.partial[Any], own: dict[str, Any], path: ConfigPath
+) -> CustomSchedulerConfig:
+    name = own.get("name", CustomSchedulerConfig.name)
+    if str(name) in SCHEDULES.keys() - {CustomSchedulerConfig.name}:
+        raise merged_with_preset(path, target_name(target), "lightning_adam/scheduler")
+    if name != CustomSchedulerConfig.name:
+        problem = "does not belong to a _target_"
+        raise (path / "name").invalid(name, problem, CustomSchedulerConfig.name)
+    check_arguments(target, path)
+    config = validate(CustomSchedulerConfig, own, path)
+    config.factory = target
+    if TOTAL_STEPS in target.keywords.values():
+        if config.interval is SchedulerInterval.epoch:
+            problem = f"excludes the argument {TOTAL_STEPS}"
+            raise (path / "interval").invalid(config.interval, problem, SchedulerInterval.step)
+        config.interval = SchedulerInterval.step
+    return config

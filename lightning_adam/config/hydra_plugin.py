@@ -56,9 +56,7 @@ def _store_schemas() -> None:
         "adam": AdamConfig,
         "monitor": monitor,
         "tune": TuneConfig,
-        **{
-            name: schema for name, schema in SCHEDULES.items() if name != CustomSchedulerConfig.name
-        },
+        **SCHEDULES,
     }
     # Its preset is an open node: every key but ours goes to the target.
     del schemas[CustomSchedulerConfig.name]

@@ -5,13 +5,13 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
 
-from annotated_types import Ge, Interval, Len
 from omegaconf import MISSING
 
 from lightning_adam.config.errors import ConfigPath
 from lightning_adam.config.parsing import (
     Example,
-    Number,
+    Limits,
+    NotNegative,
     Parsed,
     Positive,
     PositiveFraction,
@@ -26,7 +26,11 @@ from lightning_adam.config.parsing import (
     validate,
 )
 
-Betas = Annotated[list[Annotated[Number, Interval(ge=0, lt=1)]], Len(2, 2), Example([0.9, 0.999])]
+Betas = Annotated[
+    list[Annotated[float, Limits(ge=0, lt=1)]],
+    Limits(min_length=2, max_length=2),
+    Example([0.9, 0.999]),
+]
 MATCHERS = ("match", "regex", "module_class")
 
 
@@ -72,7 +76,7 @@ class GroupConfig(Validated):
     lr_scale: Annotated[Positive, Example(0.1)] = 1.0
     """Factor on the learning rate, above 0 (default: 1; Howard & Ruder 2018, arXiv 1801.06146,
     section 3.2)."""
-    weight_decay: Annotated[Number, Ge(0), Example(0.01)] | None = None
+    weight_decay: Annotated[NotNegative, Example(0.01)] | None = None
     """Overrides the optimizer's weight_decay for the parameters that decay (default: null, not
     overridden; torch.optim, per-parameter options)."""
     betas: Betas | None = None
@@ -126,7 +130,7 @@ class AdamConfig(Validated):
     eps: Positive = 1e-8
     """Added to the denominator, above 0, and not 0 in the parameters' dtype (default: 1e-8;
     Kingma & Ba 2015, arXiv 1412.6980, alg. 1)."""
-    weight_decay: Annotated[Number, Ge(0), Example(0.01)] = 0.0
+    weight_decay: Annotated[NotNegative, Example(0.01)] = 0.0
     """Weight decay coefficient, at least 0 (default: 0 for `adam`, 0.01 for `adamw`; Loshchilov &
     Hutter 2019, arXiv 1711.05101, section 2)."""
     amsgrad: bool = False

@@ -25,7 +25,6 @@ from typing import (
     get_type_hints,
 )
 
-from annotated_types import Ge, Gt, Interval, Lt
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.utils import instantiate
@@ -55,21 +54,32 @@ PLAIN_WORDS = {
 """What is replaced in a message of pydantic."""
 
 
-class _NotBool:
-    """Marks a number: pydantic takes True for 1, and so would hide a mistake."""
+class Limits:
+    """The range or length of a field, as metadata of its type.
+
+    Args:
+        limits: `gt`, `ge`, `lt` and `le` of a number; `min_length` and `max_length` of a list.
+    """
+
+    def __init__(self, **limits: float) -> None:
+        self.limits = limits
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         from pydantic_core import core_schema
 
-        return core_schema.no_info_before_validator_function(self._check, handler(source))
+        schema = {**handler(source), **self.limits}
+        if source not in (float, int):
+            return schema
+        return core_schema.no_info_before_validator_function(_reject_bool, schema)
 
-    @staticmethod
-    def _check(value: Any) -> Any:
-        from pydantic_core import PydanticCustomError
 
-        if isinstance(value, bool):
-            raise PydanticCustomError("not_bool", "Input should be a number")
-        return value
+def _reject_bool(value: Any) -> Any:
+    """Raises for True and False, which pydantic takes for numbers."""
+    from pydantic_core import PydanticCustomError
+
+    if isinstance(value, bool):
+        raise PydanticCustomError("not_bool", "Input should be a number")
+    return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,14 +89,13 @@ class Example:
     value: Any
 
 
-Number = Annotated[float, _NotBool()]
-Positive = Annotated[Number, Gt(0)]
-NotNegative = Annotated[Number, Ge(0)]
-Fraction = Annotated[Number, Interval(ge=0, le=1)]
-PositiveFraction = Annotated[Number, Interval(gt=0, le=1)]
-Integer = Annotated[int, _NotBool(), Lt(2**63)]
-Count = Annotated[Integer, Ge(1)]
-CountOrZero = Annotated[Integer, Ge(0)]
+Positive = Annotated[float, Limits(gt=0)]
+NotNegative = Annotated[float, Limits(ge=0)]
+Fraction = Annotated[float, Limits(ge=0, le=1)]
+PositiveFraction = Annotated[float, Limits(gt=0, le=1)]
+Integer = Annotated[int, Limits(lt=2**63)]
+Count = Annotated[int, Limits(ge=1, lt=2**63)]
+CountOrZero = Annotated[int, Limits(ge=0, lt=2**63)]
 
 
 class Validated:

@@ -4,7 +4,6 @@ import functools
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
 
-from annotated_types import Ge, Interval
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from lightning_adam.config.errors import ConfigPath, nearest
@@ -13,7 +12,8 @@ from lightning_adam.config.parsing import (
     CountOrZero,
     Example,
     Fraction,
-    Number,
+    Limits,
+    NotNegative,
     Parsed,
     Positive,
     PositiveFraction,
@@ -112,24 +112,14 @@ class WarmupScheduleConfig(ScheduleConfig):
 
 @dataclass
 class ConstantConfig(WarmupScheduleConfig):
-    """The peak learning rate after the warm-up.
-
-    Example:
-        >>> ConstantConfig(warmup_steps=100).name
-        'constant'
-    """
+    """The peak learning rate after the warm-up."""
 
     name: str = "constant"
 
 
 @dataclass
 class LinearConfig(WarmupScheduleConfig):
-    """Linear decay from the peak to `min_lr_ratio` of it.
-
-    Example:
-        >>> LinearConfig().min_lr_ratio
-        0.0
-    """
+    """Linear decay from the peak to `min_lr_ratio` of it."""
 
     name: str = "linear"
     min_lr_ratio: MinLRRatio = 0.0
@@ -139,12 +129,7 @@ class LinearConfig(WarmupScheduleConfig):
 
 @dataclass
 class CosineConfig(WarmupScheduleConfig):
-    """Cosine decay from the peak to `min_lr_ratio` of it, without restarts.
-
-    Example:
-        >>> CosineConfig(warmup_ratio=0.05).warmup_ratio
-        0.05
-    """
+    """Cosine decay from the peak to `min_lr_ratio` of it, without restarts."""
 
     name: str = "cosine"
     min_lr_ratio: MinLRRatio = 0.0
@@ -154,12 +139,7 @@ class CosineConfig(WarmupScheduleConfig):
 
 @dataclass
 class PolynomialConfig(WarmupScheduleConfig):
-    """Polynomial decay: a power of the remaining fraction of the steps.
-
-    Example:
-        >>> PolynomialConfig(power=2.0).power
-        2.0
-    """
+    """Polynomial decay: a power of the remaining fraction of the steps."""
 
     name: str = "polynomial"
     power: Annotated[Positive, Example(2.0)] = 1.0
@@ -171,12 +151,7 @@ class PolynomialConfig(WarmupScheduleConfig):
 
 @dataclass
 class InverseSqrtConfig(WarmupScheduleConfig):
-    """Decay with the inverse square root of the step, which needs no total number of steps.
-
-    Example:
-        >>> InverseSqrtConfig(warmup_steps=4000).name
-        'inverse_sqrt'
-    """
+    """Decay with the inverse square root of the step, which needs no total number of steps."""
 
     name: str = "inverse_sqrt"
     timescale: Annotated[Count, Example(10_000)] | None = None
@@ -187,12 +162,7 @@ class InverseSqrtConfig(WarmupScheduleConfig):
 
 @dataclass
 class WSDConfig(WarmupScheduleConfig):
-    """Warmup-stable-decay: the peak learning rate, then a decay at the end.
-
-    Example:
-        >>> WSDConfig(decay_ratio=0.2).decay
-        <Decay.cosine: 'cosine'>
-    """
+    """Warmup-stable-decay: the peak learning rate, then a decay at the end."""
 
     name: str = "wsd"
     decay_steps: Annotated[Count, Example(100)] | None = None
@@ -211,12 +181,7 @@ class WSDConfig(WarmupScheduleConfig):
 
 @dataclass
 class PlateauConfig(ScheduleConfig):
-    """Reduces the learning rate when a metric stops improving; checked after each validation.
-
-    Example:
-        >>> PlateauConfig(monitor="val/acc", mode=Mode.max).patience
-        10
-    """
+    """Reduces the learning rate when a metric stops improving; checked after each validation."""
 
     name: str = "plateau"
     monitor: str = "val/loss"
@@ -225,12 +190,12 @@ class PlateauConfig(ScheduleConfig):
     mode: Mode = Mode.min
     """Whether the metric improves by falling or rising: `min` or `max` (default: min; torch
     ReduceLROnPlateau)."""
-    factor: Annotated[Number, Interval(gt=0, lt=1)] = 0.1
+    factor: Annotated[float, Limits(gt=0, lt=1)] = 0.1
     """Factor of each reduction, above 0 and below 1 (default: 0.1; torch ReduceLROnPlateau)."""
     patience: CountOrZero = 10
     """Validations without improvement before a reduction (default: 10; torch
     ReduceLROnPlateau)."""
-    threshold: Annotated[Number, Ge(0)] = 1e-4
+    threshold: NotNegative = 1e-4
     """Smallest change that counts as an improvement, at least 0 (default: 1e-4; torch
     ReduceLROnPlateau)."""
     threshold_mode: ThresholdMode = ThresholdMode.rel

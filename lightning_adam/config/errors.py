@@ -13,7 +13,14 @@ from hydra.errors import CompactHydraException
 
 from lightning_adam.config.variables import MONITOR_VARIABLE
 
-UNSET: Final = object()
+
+class _Unset(Enum):
+    """An enum, whose member stays the same when an error is pickled."""
+
+    UNSET = "unset"
+
+
+UNSET: Final = _Unset.UNSET
 """Stands for no value, where None is one."""
 
 

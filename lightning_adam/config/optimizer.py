@@ -209,7 +209,8 @@ def parse_optimizer(node: Any, path: ConfigPath | None = None) -> Parsed[Optimiz
     if split is None:
         config = validate(AdamConfig, to_dict(node, path), path)
         if config.fused and config.foreach:
-            raise (path / "foreach").invalid(True, "excludes fused=true", None)
+            problem = f"excludes {(path / 'fused').assignment(True)}"
+            raise (path / "foreach").invalid(True, problem, None)
     else:
         target, own = split
         if {entry.name for entry in fields(AdamConfig)} <= {*target.keywords, *own}:
@@ -229,7 +230,7 @@ def _check_groups(groups: list[GroupConfig], path: ConfigPath) -> None:
         if group.name == MISSING:
             raise name.required()
         if not re.fullmatch(r"[A-Za-z0-9_.]+", group.name):
-            raise name.invalid(group.name, "must consist of letters, digits, _ and .", "head")
+            raise name.invalid(group.name, "must consist of letters, digits, . and _", "head")
         names = [group.name, f"{group.name}_no_decay"]
         if not set(names).isdisjoint(taken):
             problem = f"is taken: the groups before it are {', '.join(taken)}"

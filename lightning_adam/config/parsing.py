@@ -98,8 +98,9 @@ Count = Annotated[int, Limits(ge=1, lt=2**63)]
 CountOrZero = Annotated[int, Limits(ge=0, lt=2**63)]
 
 
+@dataclass
 class Validated:
-    """The base of the configs: how pydantic reads them."""
+    """The base of the configs: how pydantic reads them. LightningCLI requires a dataclass."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {
         "extra": "forbid",

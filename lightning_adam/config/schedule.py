@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from lightning_adam.config.errors import ConfigPath, nearest
+from lightning_adam.config.errors import ConfigPath, Source, nearest
 from lightning_adam.config.parsing import (
     Count,
     CountOrZero,
@@ -288,7 +288,9 @@ def _schema(node: Any, values: dict[str, Any], path: ConfigPath) -> type[Schedul
     name, key = values.get("name"), path / "name"
     if name is None:
         problem = f"is required, one of {', '.join(SCHEDULES)}"
-        raise key.error(problem, key.suggest("cosine"))
+        # Hydra adds a key to a config only after a +.
+        new = "+" if path.source is Source.HYDRA and "name" not in values else ""
+        raise key.error(problem, f"Use for example {new}{key.override('cosine')}")
     if str(name) not in SCHEDULES:
         close = nearest(str(name), SCHEDULES, 1)
         problem = f"must be one of {', '.join(SCHEDULES)}"

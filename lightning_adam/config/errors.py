@@ -131,7 +131,7 @@ class ConfigPath:
         names = list(names)
         close = nearest(self.field.rpartition(".")[2], names, 1)
         if not close:
-            return self.error("is not a setting", f"Use {', '.join(names)}", value)
+            return self.error("is not a setting", f"Use one of {', '.join(names)}", value)
         parent = replace(self, field=self.field.rpartition(".")[0])
         return self.error("is not a setting", (parent / close[0]).suggest(value), value)
 

@@ -1,9 +1,6 @@
-"""Statistics → findings: what is wrong with a training, what proves it, and what to type.
+"""Findings: rules that judge the statistics of a run, their evidence and their suggestions."""
 
-Imports neither torch nor lightning, but for what judges a training (`watch`, `judging`).
-"""
-
-# These two enter the rules.
+# These two register the rules.
 from lightning_adam.findings import preflight as preflight
 from lightning_adam.findings import rules as rules
 from lightning_adam.findings.rule import RULES, Cure, rule

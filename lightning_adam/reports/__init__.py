@@ -1,1 +1,1 @@
-"""What Adam did, to look at: one list of panels, drawn in W&B and in a page of its own."""
+"""Reports on runs and checkpoints: the HTML page, the W&B workspace, `lightning-adam inspect`."""

@@ -1,1 +1,1 @@
-"""The numbers: what each statistic is, which tensors belong to it, and how they are summed up."""
+"""Statistics of Adam: their definitions, the kernels that read tensors, and how they add up."""

@@ -1,1 +1,1 @@
-"""Tunes Adam in stages, judged by what the app returns: `hydra/sweeper=adam_tune`."""
+"""Tune Adam in stages on the metric that an app returns: `hydra/sweeper=adam_tune`."""

@@ -81,7 +81,7 @@ def _section(family: str, first: str = "", beside: Sequence[Panel] = ()) -> list
     return sorted(panels, key=lambda panel: not panel.matters)
 
 
-NO_HISTOGRAMS = "The run has no histograms. Log to W&B or TensorBoard, and set " + format_override(
+NO_HISTOGRAMS = "The run has no histograms. Log to W&B, and set " + format_override(
     "adam_monitor.histograms_every_n_steps", 100
 )
 EPS_CURVE = Panel(

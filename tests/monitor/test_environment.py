@@ -134,19 +134,19 @@ def test_settings_mean_the_same_as_on_a_command_line(monkeypatch: pytest.MonkeyP
 
 
 BAD_VALUES = [
-    ("every_n_steps=0", "every_n_steps=0: expected an integer of at least 1; type"),
-    ("adam_monitor.every_n_step=3", "every_n_step=3: no such field; type"),
-    ("scopes=[tensors]", "expected one of [model, group, layer, tensor]; type"),
-    ("statistics=[epsilon_*]", "statistics=[epsilon_*]: expected headline, all, or"),
-    ("worst={eps_loss:3}", "worst.eps_loss=3: no such field; type"),
-    ("yes", "yes: expected 1, 0, or settings of the monitor"),
-    ("every_n_steps", "every_n_steps: expected 1, 0, or settings"),
-    ("~every_n_steps", "~every_n_steps: expected 1, 0, or settings"),
+    ("every_n_steps=0", "every_n_steps=0 must be at least 1. Use"),
+    ("adam_monitor.every_n_step=3", "every_n_step=3 is not a setting. Use"),
+    ("scopes=[tensors]", "'tensors', which must be 'model', 'group', 'layer' or 'tensor'. Use"),
+    ("statistics=[epsilon_*]", "statistics=[epsilon_*] matches no statistic: epsilon_*. Use"),
+    ("worst={eps_loss:3}", "worst.eps_loss=3 is not a setting. Use"),
+    ("yes", "yes must be 1, 0, or settings of the monitor"),
+    ("every_n_steps", " every_n_steps must be 1, 0, or settings"),
+    ("~every_n_steps", "~every_n_steps must be 1, 0, or settings"),
     ("every_n_steps=1,2", "each with one value"),
     ("statistics=[headline, eps_*]", "no space within"),
     ("statistics='headline", "no space within"),
-    ("a@b=3", "expected 1, 0, or settings"),
-    ("worst={a:1} worst={", "expected 1, 0, or settings"),
+    ("a@b=3", "a@b=3 must be 1, 0, or settings"),
+    ("worst={a:1} worst={", "worst={ must be 1, 0, or settings"),
 ]
 
 
@@ -162,7 +162,7 @@ def test_bad_value_is_one_warning_that_suggests_a_valid_one(
                 (message,) = messages
                 assert message.startswith(f"{VARIABLE} is ignored: ")
                 assert sentence in message
-                _, _, suggestion = message.partition("; type for example ")
+                _, _, suggestion = message.partition(". Use for example ")
                 # As a shell reads it.
                 (assignment,) = shlex.split(suggestion)
                 name, _, value = assignment.partition("=")
@@ -214,7 +214,9 @@ def test_failure_at_the_start_is_a_warning(place: str, monkeypatch: pytest.Monke
 def test_kernel_for_another_device_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "kernel=triton")
     monkeypatch.setattr("lightning_adam.monitor.callback.is_installed", lambda kernel: True)
-    with pytest.warns(UserWarning, match=f"type for example {VARIABLE}=kernel=auto"):
+    with pytest.warns(
+        UserWarning, match=rf"the parameters, cpu\. Use for example {VARIABLE}=kernel=auto"
+    ):
         run_training(Plain(), data=4, accelerator="cpu")
 
 
@@ -241,7 +243,7 @@ def test_module_without_adam_is_reported_in_one_line(
     with warnings_about_callbacks() as messages:
         trainer(max_epochs=1, limit_train_batches=2, logger=MemoryLogger()).fit(module())
     assert messages == []
-    assert log_lines == [f"{VARIABLE}: nothing to measure, for no optimizer is of Adam's family."]
+    assert log_lines == [f"{VARIABLE}: nothing to measure, no optimizer is Adam-like."]
 
 
 @pytest.mark.parametrize("is_of_module", [False, True])
@@ -249,7 +251,7 @@ def test_monitor_of_the_script_takes_precedence(is_of_module: bool, log_lines: l
     own = [AdamMonitor(3)]
     run = run_training(Plain(own), data=4) if is_of_module else run_training(Plain(), *own, data=4)
     assert run.steps_of(KEY) == [0, 2]
-    assert log_lines == [f"{VARIABLE}: the script has an AdamMonitor of its own, which measures."]
+    assert log_lines == [f"{VARIABLE} is ignored: an AdamMonitor in the script takes precedence."]
 
 
 def test_trainer_with_the_callbacks_of_another_measures_once() -> None:
@@ -366,5 +368,7 @@ def test_monitor_measures_only_if_all_processes_do(
     with warnings_about_callbacks() as messages:
         measured = run_training(Plain(), data=4).steps_of(KEY)
     assert bool(measured) == (others == 0)
-    ignored = f"{VARIABLE} is ignored: 2 of 1 processes have this value: expected the same for all"
+    ignored = (
+        f"{VARIABLE} is ignored: Only 2 of 1 processes have this value. Set the variable on every"
+    )
     assert [each.startswith(ignored) for each in messages] == [True] * others

@@ -420,12 +420,13 @@ def test_recording_on_cuda_does_not_wait_for_the_device(
     assert all(row["loss"] for row in read(file))
 
 
-def test_invalid_lengths_are_refused() -> None:
+def test_invalid_lengths_raise() -> None:
     steps: Any
-    message = r"adam_monitor\.flight_recorder=.*flight_recorder=200"
-    for steps in (0, -1, 2.5, "many"):
-        with pytest.raises(ConfigError, match=message):
-            AdamMonitor(flight_recorder=steps)
+    with each_row() as row:
+        for steps in (0, -1, 2.5, "many"):
+            message = f"^flight_recorder={steps!r} must be .* flight_recorder=200$"
+            with row(steps), pytest.raises(ConfigError, match=message):
+                AdamMonitor(flight_recorder=steps)
 
 
 # ---- Loss spikes

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW
 
 from lightning_adam import AdamMonitor, AdamStatistics
-from lightning_adam.optim.optimizers import optimizer_names
 from lightning_adam.optim.steps import StepCounter
 from lightning_adam.statistics.catalogue import STATISTICS
+from lightning_adam.statistics.names import optimizer_names
 from tests.statistics.cases import reference_tensors
 from tests.support.loops import (
     COMPARED,

@@ -196,7 +196,7 @@ def test_adam_beside_another_optimizer_is_measured() -> None:
     assert run.steps_of(f"{KEY}/optimizer/second") == []
 
 
-def test_optimizer_without_moments_is_refused_before_training() -> None:
+def test_optimizer_without_moments_raises_before_training() -> None:
     class Sgd(Lit):
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -305,7 +305,7 @@ def test_wrapper_that_is_no_optimizer_is_a_warning_and_not_measured() -> None:
     assert "no logger" in no_logger
 
 
-def test_flat_parameters_are_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flat_parameters_raise_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_adam.monitor.callback.is_flattened", lambda parameter: True)
     with pytest.raises(ConfigError, match=r"use FSDPStrategy\(use_orig_params=True\)"):
         fit_monitored(AdamMonitor())

@@ -56,7 +56,7 @@ def test_every_statistic_has_one_panel_with_its_explanation() -> None:
                 assert (panel.definition, panel.unit) == (statistic.formula, statistic.unit)
                 assert panel.source == statistic.source
                 override = f"adam_monitor.statistics=[headline,{name}]"
-                assert panel.absent == f"Not logged; type for example '{override}'"
+                assert panel.absent == f"Not logged. Set '{override}'"
                 for similar in (f"{statistic.key}s", f"my/{statistic.key}", statistic.key[:-1]):
                     assert not panel.draws(similar)
                 assert not panel.draws(name)

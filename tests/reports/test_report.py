@@ -197,13 +197,13 @@ def test_panel_without_data_says_how_to_log_it(pages: dict[str, ParsedReport]) -
             assert any(text.startswith(f"Not logged: {title};") for text in absent)
         assert len(absent) == len(missing)
         assert (
-            f"{EVENTS}: The flight recorder has written nothing; to have it on, type for example"
+            f"{EVENTS}: The flight recorder has written nothing. To enable it, set"
             " adam_monitor.flight_recorder=200." in absent
         )
         for title in missing & set(histograms):
             assert (
-                f"{title}: No histograms in the run, and a CSVLogger keeps none; log to W&B and"
-                " type for example adam_monitor.histograms_every_n_steps=100." in absent
+                f"{title}: The run has no histograms. Log to W&B, and set"
+                " adam_monitor.histograms_every_n_steps=100." in absent
             )
 
 

@@ -10,9 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import ttest_ind
 
+from lightning_adam.config.tune import StageConfig
 from lightning_adam.tune.archive import Record
 from lightning_adam.tune.decision import challenger_of, decide, gain_of, score_of
-from lightning_adam.config.tune import StageConfig
 from lightning_adam.tune.plan import build_stage
 from lightning_adam.tune.point import Point
 from lightning_adam.tune.story import Outcome, Step, Trial
@@ -21,7 +21,7 @@ from tests.tune.searching import DEFAULT, LR, plan_of
 from tests.tune.stories import score
 
 OTHER = DEFAULT.with_values(lr=3e-3)
-STAGE = build_stage("lr", StageConfig(**LR["lr"]))
+STAGE = build_stage("lr", StageConfig(space={"lr": {"low": 1e-5, "high": 1e-1}}))
 
 values = st.lists(st.floats(-100, 100).map(lambda each: round(each, 3)), min_size=1, max_size=5)
 

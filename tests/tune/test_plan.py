@@ -1,4 +1,4 @@
-"""The sweeper's config: invalid values are refused with what to type, valid ones make a plan."""
+"""The sweeper's config: an invalid value is an error with a suggestion, valid ones make a plan."""
 
 from typing import Any
 
@@ -7,60 +7,90 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_adam.config.errors import ConfigError
-from lightning_adam.tune.dimensions import DIMENSIONS
 from lightning_adam.config.tune import StageConfig
+from lightning_adam.tune.dimensions import DIMENSIONS
 from lightning_adam.tune.plan import build_stage
 from lightning_adam.tune.point import Point
 from tests.support.tables import each_row
 from tests.tune.searching import DEFAULT, plan_of, shipped_stages
 
-REFUSED_STAGES: list[tuple[dict[str, Any], str]] = [
-    ({"share": 0}, "stages.it.share=0: expected a number above 0"),
-    ({"space": {"momentum": [0.9]}}, "space.momentum: no such dimension of Adam; there are lr, "),
-    ({"space": {"beta_1": [0.9]}}, "did you mean beta1?"),
-    ({"space": {"lr": {"low": 1e-3}}}, "expected {low: ..., high: ...} or a list"),
-    ({"space": {"lr": {"low": 1e-2, "high": 1e-3}}}, "space.lr.low=0.01: expected less than high"),
-    ({"space": {"lr": {"low": "a", "high": 1e-3}}}, "space.lr.low=a: expected a number above 0"),
-    ({"space": {"lr": [True]}}, "space.lr=true: expected a number above 0"),
-    ({"space": {"beta1": [0.9, 1.0]}}, "space.beta1=1.0: expected a number above 0 and below 1"),
-    ({"space": {"beta2": {"low": 0.9, "high": 1}}}, "beta2.high=1: expected a number above 0 and"),
-    ({"space": {"amsgrad": {"low": 0, "high": 1}}}, "expected a list of truth values"),
-    ({"space": {"amsgrad": [0, 1]}}, "space.amsgrad=0: expected true or false"),
-    ({"space": {"amsgrad": []}}, "space.amsgrad=[]: expected a list of truth values"),
-    ({"space": {"lr": []}}, "space.lr=[]: expected {low: ..., high: ...} or a list"),
-    ({"space": {"lr": [0]}}, "type for example 'hydra.sweeper.stages.it.space.lr=[0.001]'"),
-    ({"try_first": [{"beta3": 0.9}]}, "try_first.beta3: no such dimension"),
+INVALID_STAGES: list[tuple[dict[str, Any], str]] = [
+    ({"share": 0}, "share=0 must be above 0. Use for example hydra.sweeper.stages.it.share=1"),
+    (
+        {"space": {"momentum": [0.9]}},
+        "space.momentum is not a hyperparameter of the search. Use lr, ",
+    ),
+    (
+        {"space": {"beta_1": [0.9]}},
+        "space.beta_1 is not a hyperparameter of the search. Did you mean beta1?",
+    ),
+    (
+        {"space": {"lr": {"low": 1e-3}}},
+        "space.lr={low:0.001} must be {low: ..., high: ...} or a list",
+    ),
+    ({"space": {"lr": {"low": 1e-2, "high": 1e-3}}}, "space.lr.low=0.01 must be less than high"),
+    ({"space": {"lr": {"low": "a", "high": 1e-3}}}, "space.lr.low=a must be a number above 0"),
+    ({"space": {"lr": [True]}}, "space.lr=[true] has true, which must be a number above 0"),
+    (
+        {"space": {"beta1": [0.9, 1.0]}},
+        "space.beta1=[0.9,1.0] has 1.0, which must be a number above 0 and below 1",
+    ),
+    (
+        {"space": {"beta2": {"low": 0.9, "high": 1}}},
+        "beta2.high=1 must be a number above 0 and below 1",
+    ),
+    (
+        {"space": {"amsgrad": {"low": 0, "high": 1}}},
+        "space.amsgrad={low:0,high:1} must be a list of true and false",
+    ),
+    ({"space": {"amsgrad": [0, 1]}}, "space.amsgrad=[0,1] has 0, which must be true or false"),
+    ({"space": {"amsgrad": []}}, "space.amsgrad=[] must be a list of true and false"),
+    ({"space": {"lr": []}}, "space.lr=[] must be {low: ..., high: ...} or a list"),
+    ({"space": {"lr": [0]}}, "Use for example 'hydra.sweeper.stages.it.space.lr=[0.001]'"),
+    ({"try_first": [{"beta3": 0.9}]}, "try_first.beta3 is not a hyperparameter of the search"),
     ({"try_first": [{"lr": 0}]}, "'hydra.sweeper.stages.it.try_first=[{lr:0.001}]'"),
-    ({"try_first": [{"lr": "beta1"}]}, "try_first.lr=beta1: expected a number above 0"),
-    ({"try_first": [{"amsgrad": 1}]}, "try_first.amsgrad=1: expected true or false"),
+    ({"try_first": [{"lr": "beta1"}]}, "try_first.lr=beta1 must be a number above 0"),
+    ({"try_first": [{"amsgrad": 1}]}, "try_first.amsgrad=1 must be true or false"),
 ]
-REFUSED_SEARCHES: list[tuple[dict[str, Any], str]] = [
-    ({"direction": None}, "type hydra.sweeper.direction=minimize or hydra.sweeper.direction="),
-    ({"n_trials": 0}, "hydra.sweeper.n_trials=0: expected a whole number above 0"),
-    ({"n_seeds": 0}, "hydra.sweeper.n_seeds=0: expected a whole number above 0"),
-    ({"n_jobs": -1}, "hydra.sweeper.n_jobs=-1: expected a whole number above 0"),
-    ({"study_name": " "}, "expected a name"),
-    ({"stages": {"start": {}}}, "hydra.sweeper.stages.start: expected another name"),
+INVALID_SEARCHES: list[tuple[dict[str, Any], str]] = [
+    ({"direction": None}, "Set hydra.sweeper.direction=minimize or hydra.sweeper.direction="),
+    (
+        {"n_trials": 0},
+        "hydra.sweeper.n_trials=0 must be at least 1. Use for example hydra.sweeper.n_trials=40",
+    ),
+    (
+        {"n_seeds": 0},
+        "hydra.sweeper.n_seeds=0 must be at least 1. Use for example hydra.sweeper.n_seeds=2",
+    ),
+    (
+        {"n_jobs": -1},
+        "hydra.sweeper.n_jobs=-1 must be at least 1. Use for example hydra.sweeper.n_jobs=1",
+    ),
+    ({"study_name": " "}, 'hydra.sweeper.study_name=" " must not be empty. Use'),
+    (
+        {"stages": {"start": {}}},
+        "hydra.sweeper.stages.start is the name of the run with the app's own settings",
+    ),
 ]
 
 
-def test_invalid_stage_is_refused() -> None:
+def test_invalid_stage_raises() -> None:
     with each_row() as row:
-        for stage, sentence in REFUSED_STAGES:
+        for stage, sentence in INVALID_STAGES:
             with row(stage):
-                with pytest.raises(ConfigError) as refused:
-                    build_stage("it", StageConfig(**stage))
-                assert sentence in str(refused.value)
-                assert "hydra.sweeper.stages.it." in str(refused.value)
+                with pytest.raises(ConfigError) as raised:
+                    plan_of({"it": stage})
+                assert sentence in str(raised.value)
+                assert "hydra.sweeper.stages.it." in str(raised.value)
 
 
-def test_invalid_search_is_refused() -> None:
+def test_invalid_search_raises() -> None:
     with each_row() as row:
-        for changes, sentence in REFUSED_SEARCHES:
+        for changes, sentence in INVALID_SEARCHES:
             with row(changes):
-                with pytest.raises(ConfigError) as refused:
+                with pytest.raises(ConfigError) as raised:
                     plan_of(**changes)
-                assert sentence in str(refused.value)
+                assert sentence in str(raised.value)
 
 
 def test_dimension_that_is_switched_off_is_left_out() -> None:
@@ -72,20 +102,26 @@ def test_dimension_that_is_switched_off_is_left_out() -> None:
 
 
 def test_zero_is_accepted_for_weight_decay_and_beta1() -> None:
-    stage = build_stage("it", StageConfig(space={"weight_decay": [0, 0.1]}, try_first=[{"beta1": 0}]))
+    config = StageConfig(space={"weight_decay": [0, 0.1]}, try_first=[{"beta1": 0}])
+    stage = build_stage("it", config)
     assert [each.betas for each in stage.first_points(DEFAULT)] == [(0, 0.999)]
     assert stage.alternatives(DEFAULT) is not None
 
 
 def test_first_point_of_a_missing_setting_is_left_out() -> None:
     space = {"lr": {"low": 1e-4, "high": 1e-2}}
-    first = [{"beta1": 0.5}, {"beta2": "beta1"}, {"amsgrad": True}, {"lr": 1e-2}]
+    first: list[dict[str, Any]] = [
+        {"beta1": 0.5},
+        {"beta2": "beta1"},
+        {"amsgrad": True},
+        {"lr": 1e-2},
+    ]
     stage = build_stage("it", StageConfig(space=space, try_first=first))
     assert stage.first_points(Point(lr=1e-3)) == [Point(lr=1e-2)]
     assert len(stage.first_points(DEFAULT)) == 4
 
 
-def test_value_that_a_refusal_suggests_is_accepted() -> None:
+def test_suggested_value_is_accepted() -> None:
     with each_row() as row:
         for name, dimension in DIMENSIONS.items():
             with row(name):
@@ -110,10 +146,8 @@ def test_every_combination_of_lists_is_tried_once() -> None:
         (False, 0.1),
         (True, 0.1),
     ]
-    assert (
-        build_stage("it", StageConfig(space={**space, "lr": {"low": 1, "high": 2}})).alternatives(DEFAULT)
-        is None
-    )
+    config = StageConfig(space={**space, "lr": {"low": 1, "high": 2}})
+    assert build_stage("it", config).alternatives(DEFAULT) is None
 
 
 @settings(deadline=None, derandomize=True, max_examples=40)

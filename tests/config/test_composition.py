@@ -15,10 +15,32 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_adam import AdamMonitor, ConfigError
-from lightning_adam.config import schema
 from lightning_adam.config.errors import format_override
-from lightning_adam.config.optimizer import parse_optimizer
-from lightning_adam.config.schedule import CustomSchedulerConfig, parse_schedule
+from lightning_adam.config.monitor import Kernel, MonitorConfig, Scope
+from lightning_adam.config.optimizer import (
+    AdamConfig,
+    GroupConfig,
+    LayerDecayConfig,
+    Resume,
+    WeightDecayOn,
+    parse_optimizer,
+)
+from lightning_adam.config.schedule import (
+    SCHEDULES,
+    ConstantConfig,
+    CosineConfig,
+    CustomSchedulerConfig,
+    Decay,
+    InverseSqrtConfig,
+    LinearConfig,
+    Mode,
+    PlateauConfig,
+    PolynomialConfig,
+    SchedulerInterval,
+    ThresholdMode,
+    WSDConfig,
+    parse_schedule,
+)
 from lightning_adam.monitor.settings import monitor_config
 from tests.support.tables import each_row
 
@@ -61,15 +83,15 @@ def composed(folder: Path, config: str, overrides: Sequence[str] = ()) -> DictCo
 def test_presets_are_at_their_default_places(tmp_path: Path) -> None:
     cfg = composed(tmp_path, DEFAULT_PLACE)
     assert set(cfg) == {"optimizer", "scheduler", "adam_monitor"}
-    assert OmegaConf.to_object(cfg.optimizer) == schema.AdamConfig(
+    assert OmegaConf.to_object(cfg.optimizer) == AdamConfig(
         weight_decay=0.01, decoupled_weight_decay=True
     )
-    assert OmegaConf.to_object(cfg.scheduler) == schema.CosineConfig()
-    assert OmegaConf.to_object(cfg.adam_monitor) == schema.MonitorConfig()
+    assert OmegaConf.to_object(cfg.scheduler) == CosineConfig()
+    assert OmegaConf.to_object(cfg.adam_monitor) == MonitorConfig()
 
 
 def test_each_scheduler_preset_is_its_dataclass(tmp_path: Path) -> None:
-    presets = {name: kind for name, kind in schema.SCHEDULES.items() if name != "custom"}
+    presets = {name: kind for name, kind in SCHEDULES.items() if name != "custom"}
     assert len(presets) == 7
     with each_row() as row:
         for option, config in presets.items():
@@ -78,12 +100,12 @@ def test_each_scheduler_preset_is_its_dataclass(tmp_path: Path) -> None:
                 assert OmegaConf.to_object(cfg.scheduler) == config()
 
 
-GROUP = schema.GroupConfig(
+GROUP = GroupConfig(
     name="head", match="net.head.*", lr_scale=10.0, weight_decay=0.5, betas=[0.5, 0.6], eps=1e-4
 )
-STEPWISE: dict[str, Any] = {"warmup_steps": 5, "total_steps": 50, "count_skipped_steps": True}
+WARMUP: dict[str, Any] = {"warmup_steps": 5, "total_steps": 50, "count_skipped_steps": True}
 OVERRIDDEN: list[Any] = [
-    schema.AdamConfig(
+    AdamConfig(
         lr=0.5,
         betas=[0.8, 0.9],
         eps=1e-6,
@@ -94,31 +116,31 @@ OVERRIDDEN: list[Any] = [
         fused=True,
         foreach=False,
         capturable=True,
-        weight_decay_on=schema.WeightDecayOn.all,
+        weight_decay_on=WeightDecayOn.all,
         groups=[GROUP],
-        layer_decay=schema.LayerDecayConfig(pattern="net.blocks.*", rate=0.5),
-        resume=schema.Resume.config,
+        layer_decay=LayerDecayConfig(pattern="net.blocks.*", rate=0.5),
+        resume=Resume.config,
     ),
-    schema.ConstantConfig(warmup_ratio=0.25),
-    schema.LinearConfig(**STEPWISE, min_lr_ratio=0.1),
-    schema.CosineConfig(**STEPWISE, min_lr_ratio=0.1),
-    schema.PolynomialConfig(**STEPWISE, min_lr_ratio=0.1, power=2.0),
-    schema.InverseSqrtConfig(**STEPWISE, timescale=7),
-    schema.WSDConfig(**STEPWISE, min_lr_ratio=0.1, decay_steps=9, decay=schema.Decay.sqrt),
-    schema.WSDConfig(decay_ratio=0.3),
-    schema.PlateauConfig(
+    ConstantConfig(warmup_ratio=0.25),
+    LinearConfig(**WARMUP, min_lr_ratio=0.1),
+    CosineConfig(**WARMUP, min_lr_ratio=0.1),
+    PolynomialConfig(**WARMUP, min_lr_ratio=0.1, power=2.0),
+    InverseSqrtConfig(**WARMUP, timescale=7),
+    WSDConfig(**WARMUP, min_lr_ratio=0.1, decay_steps=9, decay=Decay.sqrt),
+    WSDConfig(decay_ratio=0.3),
+    PlateauConfig(
         monitor="val/acc",
-        mode=schema.Mode.max,
+        mode=Mode.max,
         factor=0.5,
         patience=3,
         threshold=0.1,
-        threshold_mode=schema.ThresholdMode.abs,
+        threshold_mode=ThresholdMode.abs,
         cooldown=2,
         min_lr_ratio=0.1,
     ),
-    schema.MonitorConfig(
+    MonitorConfig(
         every_n_steps=7,
-        scopes=[schema.Scope.layer],
+        scopes=[Scope.layer],
         statistics=["eps_*"],
         layer_depth=2,
         worst={"grad_norm": 3},
@@ -128,10 +150,10 @@ OVERRIDDEN: list[Any] = [
         stop_on=["not_finite"],
         alert=True,
         flight_recorder=20,
-        kernel=schema.Kernel.eager,
+        kernel=Kernel.eager,
     ),
 ]
-READERS: dict[str, Any] = {
+PARSERS: dict[str, Any] = {
     "optimizer": lambda node: parse_optimizer(node).config,
     "scheduler": lambda node: parse_schedule(node).config,
     "adam_monitor": monitor_config,
@@ -144,60 +166,61 @@ def changed(config: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value != getattr(type(config)(), name)}
 
 
-def test_every_field_is_read_as_it_is_overridden(tmp_path: Path) -> None:
+def test_every_field_is_parsed_as_it_is_overridden(tmp_path: Path) -> None:
     tested = {(type(config), name) for config in OVERRIDDEN for name in changed(config)}
     all_fields = {
         (type(config), entry.name)
         for config in OVERRIDDEN
         for entry in fields(config)
-        if entry.name not in ("name", "_target_") and not isinstance(config, schema.ConstantConfig)
+        if entry.name not in ("name", "_target_") and not isinstance(config, ConstantConfig)
     }
     assert all_fields - tested <= {(type(each), "warmup_ratio") for each in OVERRIDDEN}
     with each_row() as row:
         for config in OVERRIDDEN:
             place, preset = "scheduler", f"lightning_adam/scheduler={getattr(config, 'name', '')}"
-            if isinstance(config, schema.AdamConfig):
+            if isinstance(config, AdamConfig):
                 place, preset = "optimizer", "lightning_adam/optimizer=adam"
-            if isinstance(config, schema.MonitorConfig):
+            if isinstance(config, MonitorConfig):
                 place, preset = "adam_monitor", "lightning_adam/monitor=default"
             with row(preset):
                 pairs = changed(config).items()
                 line = [format_override(f"{place}.{name}", value) for name, value in pairs]
                 cfg = composed(tmp_path, DEFAULT_PLACE, [preset, *shlex.split(" ".join(line))])
-                assert READERS[place](cfg[place]) == config
+                assert PARSERS[place](cfg[place]) == config
 
 
-def test_custom_scheduler_is_read_as_it_is_overridden(tmp_path: Path) -> None:
+def test_custom_scheduler_is_parsed_as_it_is_overridden(tmp_path: Path) -> None:
     line = (
         "lightning_adam/scheduler=custom scheduler._target_=torch.optim.lr_scheduler.StepLR"
         " +scheduler.step_size=5 scheduler.interval=epoch scheduler.frequency=2"
         " scheduler.monitor=val/acc scheduler.count_skipped_steps=true"
     )
     parsed = parse_schedule(composed(tmp_path, DEFAULT_PLACE, line.split()).scheduler)
+    config = parsed.config
     assert isinstance(config, CustomSchedulerConfig)
-    assert parsed.config.factory.keywords == {"step_size": 5}
-    assert (parsed.config.interval, parsed.config.frequency) == (schema.Interval.epoch, 2)
-    assert (parsed.config.monitor, parsed.config.count_skipped_steps) == ("val/acc", True)
+    assert config.factory.keywords == {"step_size": 5}
+    assert (config.interval, config.frequency) == (SchedulerInterval.epoch, 2)
+    assert (config.monitor, config.count_skipped_steps) == ("val/acc", True)
     assert str(parsed.path) == "scheduler"
 
 
 def test_adam_preset_has_the_defaults_of_adam(tmp_path: Path) -> None:
     cfg = composed(tmp_path, DEFAULT_PLACE, ["lightning_adam/optimizer=adam"])
-    assert OmegaConf.to_object(cfg.optimizer) == schema.AdamConfig()
+    assert OmegaConf.to_object(cfg.optimizer) == AdamConfig()
 
 
-def test_relocated_presets_are_read_under_their_new_name(tmp_path: Path) -> None:
+def test_relocated_presets_are_parsed_under_their_new_name(tmp_path: Path) -> None:
     cfg = composed(tmp_path, RELOCATED, ["model.optimizer.lr=0.25"])
     assert set(cfg) == {"model", "callbacks"}
     parsed = parse_optimizer(cfg.model.optimizer)
-    assert (parsed.config, str(parsed.path)) == (schema.AdamConfig(lr=0.25), "model.optimizer")
+    assert (parsed.config, str(parsed.path)) == (AdamConfig(lr=0.25), "model.optimizer")
     assert str(parse_schedule(cfg.model.scheduler).path) == "model.scheduler"
     assert isinstance(instantiate(cfg.callbacks.adam_monitor), AdamMonitor)
 
 
 def test_recursive_instantiate_does_not_change_the_optimizer_config(tmp_path: Path) -> None:
     model = instantiate(composed(tmp_path, RELOCATED).model)
-    assert parse_optimizer(model.optimizer).config == schema.AdamConfig()
+    assert parse_optimizer(model.optimizer).config == AdamConfig()
 
 
 def test_preset_is_used_twice_in_one_config(tmp_path: Path) -> None:
@@ -218,15 +241,15 @@ TYPOS = {
 }
 
 
-def test_typos_and_wrong_types_are_refused_when_composed(tmp_path: Path) -> None:
+def test_typos_and_wrong_types_are_errors_of_the_composition(tmp_path: Path) -> None:
     with each_row() as row:
         for (place, config), (override, expected) in itertools.product(
             PLACES.items(), TYPOS.items()
         ):
             with row(f"{place}.{override}"):
-                with pytest.raises(HydraException) as refused:
+                with pytest.raises(HydraException) as invalid:
                     composed(tmp_path, config, [f"{place}.{override}"])
-                messages = f"{refused.value} {refused.value.__cause__}"
+                messages = f"{invalid.value} {invalid.value.__cause__}"
                 assert re.search(expected, messages)
                 assert place in messages
 
@@ -236,7 +259,7 @@ def test_values_before_the_preset_are_checked_too(tmp_path: Path) -> None:
         composed(tmp_path, SELF_FIRST, ["optimizer.lr=abc"])
 
 
-def test_added_key_is_refused_when_it_is_read(tmp_path: Path) -> None:
+def test_added_key_is_an_error_when_it_is_parsed(tmp_path: Path) -> None:
     cfg = composed(tmp_path, DEFAULT_PLACE, ["+optimizer.nesterov=true"])
-    with pytest.raises(ConfigError, match="nesterov=true: no such field"):
+    with pytest.raises(ConfigError, match=r"^optimizer\.nesterov=true is not a setting\. "):
         parse_optimizer(cfg.optimizer)

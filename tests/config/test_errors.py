@@ -1,13 +1,35 @@
-"""The shell and Hydra read a suggested override as the value that was meant."""
+"""How an error writes a setting for each source, and that the suggested line is read back."""
 
+import ast
+import copy
 import math
+import pickle
+import runpy
 import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
-from lightning_adam.config.errors import format_value, type_instead, unknown_field
+from lightning_adam import ConfigError
+from lightning_adam.config.errors import (
+    UNSET,
+    ConfigPath,
+    Source,
+    format_override,
+    format_value,
+)
+from lightning_adam.config.optimizer import GroupConfig, Resume, parse_optimizer
+from lightning_adam.config.schedule import parse_schedule
+from lightning_adam.monitor import environment
+from tests.support.tables import each_row
+
+OPTIMIZER = {source: ConfigPath("model.optimizer", source=source) for source in Source}
 
 TEXT = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1).filter(
     lambda text: "${" not in text
@@ -24,9 +46,16 @@ VALUES = st.recursive(
 )
 
 
-def read_back(typed: str) -> object:
+def read_by_hydra(typed: str) -> object:
     (word,) = shlex.split(typed)
     return OverridesParser.create().parse_override(word).value()
+
+
+def read_from_the_environment(typed: str) -> object:
+    (word,) = shlex.split(typed)
+    name, _, value = word.partition("=")
+    assert name == "LIGHTNING_ADAM_MONITOR"
+    return environment.settings(value)["statistics"]
 
 
 def same(ours: object, theirs: object) -> bool:
@@ -46,20 +75,207 @@ def same(ours: object, theirs: object) -> bool:
 @given(VALUES)
 @example("NULL")
 def test_suggested_value_survives_the_shell_and_hydra(value: object) -> None:
-    assert same(value, read_back(type_instead("key", value).removeprefix("type for example ")))
+    assert same(value, read_by_hydra(format_override("key", value)))
+    assert same(value, read_by_hydra((OPTIMIZER[Source.HYDRA] / "key").override(value)))
 
 
-def test_unknown_field_is_suggested_under_the_nearest_name_with_its_value() -> None:
-    error = unknown_field("optimizer", "beta", [0.9, 0.95], ["lr", "betas"])
-    assert str(error).endswith("type for example 'optimizer.betas=[0.9,0.95]'")
-    error = unknown_field("optimizer", "momentum", 0.9, ["lr", "betas"])
-    assert str(error).endswith("the fields are lr, betas")
+@settings(deadline=None, derandomize=True)
+@given(VALUES)
+@example("it's")
+@example("a b")
+@example(["headline", "eps_*"])
+def test_suggested_value_survives_the_shell_and_the_environment(value: object) -> None:
+    path = environment.PATH / "statistics"
+    assert same(value, read_from_the_environment(path.override(value)))
 
 
-def test_words_are_typed_as_hydra_reads_them() -> None:
+@settings(deadline=None, derandomize=True)
+@given(VALUES)
+def test_suggested_value_is_an_expression_of_python(value: object) -> None:
+    name, _, expression = (OPTIMIZER[Source.PYTHON] / "key").override(value).partition("=")
+    assert (name, ast.literal_eval(expression)) == ("key", value)
+
+
+WRITTEN: list[tuple[Source, str, object, str]] = [
+    (Source.HYDRA, "lr", 1e-8, "model.optimizer.lr=1e-08"),
+    (Source.HYDRA, "fused", None, "model.optimizer.fused=null"),
+    (Source.HYDRA, "resume", Resume.config, "model.optimizer.resume=config"),
+    (Source.HYDRA, "groups.0.betas", (0.9, 0.95), "'model.optimizer.groups.0.betas=[0.9,0.95]'"),
+    (Source.LIGHTNING_CLI, "lr", 1e-8, "--model.optimizer.lr=1e-08"),
+    (Source.LIGHTNING_CLI, "fused", None, "--model.optimizer.fused=null"),
+    (Source.LIGHTNING_CLI, "amsgrad", True, "--model.optimizer.amsgrad=true"),
+    (Source.LIGHTNING_CLI, "resume", Resume.config, "--model.optimizer.resume=config"),
+    (Source.LIGHTNING_CLI, "betas", (0.9, 0.95), "'--model.optimizer.betas=[0.9, 0.95]'"),
+    (Source.PYTHON, "lr", 1e-8, "lr=1e-08"),
+    (Source.PYTHON, "fused", None, "fused=None"),
+    (Source.PYTHON, "amsgrad", True, "amsgrad=True"),
+    (Source.PYTHON, "resume", Resume.config, "resume='config'"),
+    (Source.PYTHON, "groups.0.betas", (0.9, 0.95), "groups.0.betas=[0.9, 0.95]"),
+    (Source.ENVIRONMENT, "alert", True, "LIGHTNING_ADAM_MONITOR=alert=true"),
+    (Source.ENVIRONMENT, "every_n_steps", 10, "LIGHTNING_ADAM_MONITOR=every_n_steps=10"),
+    (Source.ENVIRONMENT, "scopes", ["model"], "LIGHTNING_ADAM_MONITOR='scopes=[model]'"),
+]
+"""A setting with a value, as it is written for a source."""
+
+
+def test_override_is_written_as_its_source_reads_it() -> None:
+    with each_row() as row:
+        for source, field, value, expected in WRITTEN:
+            with row(expected):
+                assert (OPTIMIZER[source] / field).override(value) == expected
+
+
+def test_dataclass_is_written_as_its_fields() -> None:
+    head = GroupConfig("head", match="*")
+    value = format_value([head])
+    assert value.startswith("[{name:head,match:*,regex:null,")
+    assert read_by_hydra(format_override("groups", [head])) == [vars(head)]
+
+
+NAMES = {
+    Source.HYDRA: "model.optimizer.lr",
+    Source.LIGHTNING_CLI: "--model.optimizer.lr",
+    Source.PYTHON: "lr",
+    Source.ENVIRONMENT: "lr",
+}
+SUGGESTED = {
+    Source.HYDRA: "model.optimizer.lr=0.001",
+    Source.LIGHTNING_CLI: "--model.optimizer.lr=0.001",
+    Source.PYTHON: "lr=0.001",
+    Source.ENVIRONMENT: "LIGHTNING_ADAM_MONITOR=lr=0.001",
+}
+
+
+@pytest.mark.parametrize("source", list(Source))
+def test_error_has_its_place_value_problem_and_suggestion(source: Source) -> None:
+    path = OPTIMIZER[source] / "lr"
+    error = path.invalid(-1, "must be above 0", 0.001, 0.01)
+    assert (error.path, error.value) == (path, -1)
+    assert error.problem == "must be above 0"
+    assert error.suggestion == f"Use for example {SUGGESTED[source]}"
+    assert (path.name, str(path)) == (NAMES[source], "model.optimizer.lr")
+    assert str(error) == repr(error) == f"{NAMES[source]}=-1 must be above 0. {error.suggestion}"
+
+
+@pytest.mark.parametrize("source", list(Source))
+def test_error_of_a_whole_config_names_its_place(source: Source) -> None:
+    error = OPTIMIZER[source].error("must be a config node")
+    dashes = "--" if source is Source.LIGHTNING_CLI else ""
+    assert str(error) == f"{dashes}model.optimizer must be a config node"
+    assert (error.value, error.suggestion) == (UNSET, "")
+
+
+def test_error_without_a_place_is_a_sentence() -> None:
+    assert str(ConfigError("Lit has no optimizer config")) == "Lit has no optimizer config"
+    error = ConfigError("Only 1 of 2 processes have this value", "Set it on every node")
+    assert str(error) == "Only 1 of 2 processes have this value. Set it on every node"
+    assert (error.path, error.value) == (None, UNSET)
+    assert str(ConfigError("Is it importable?", "Install it")) == "Is it importable? Install it"
+    assert str(ConfigError("torch: no.", "Use Adam")) == "torch: no. Use Adam"
+
+
+def test_required_setting_has_a_place_for_its_value() -> None:
+    written = {source: (path / "lr").required().suggestion for source, path in OPTIMIZER.items()}
+    assert written == {
+        Source.HYDRA: "Set model.optimizer.lr=VALUE",
+        Source.LIGHTNING_CLI: "Set --model.optimizer.lr=VALUE",
+        Source.PYTHON: "Set lr=VALUE",
+        Source.ENVIRONMENT: "Set LIGHTNING_ADAM_MONITOR=lr=VALUE",
+    }
+
+
+def test_none_is_a_value() -> None:
+    error = (OPTIMIZER[Source.HYDRA] / "lr").invalid(None, "must be a number", 0.1)
+    assert error.value is None
+    assert str(error).startswith("model.optimizer.lr=null must be a number. ")
+
+
+def test_unknown_setting_is_suggested_under_the_nearest_name_with_its_value() -> None:
+    path = ConfigPath("optimizer")
+    error = (path / "beta").unknown([0.9, 0.95], ["lr", "betas"])
+    assert str(error) == (
+        "optimizer.beta=[0.9,0.95] is not a setting. Use for example 'optimizer.betas=[0.9,0.95]'"
+    )
+    nested = (path / "groups" / 0 / "lr_scal").unknown(3, ["lr_scale"])
+    assert nested.suggestion == "Use for example optimizer.groups.0.lr_scale=3"
+    error = (path / "momentum").unknown(0.9, ["lr", "betas"])
+    assert str(error) == "optimizer.momentum=0.9 is not a setting. Use one of lr, betas"
+
+
+def errors() -> list[ConfigError]:
+    path = OPTIMIZER[Source.LIGHTNING_CLI] / "lr"
+    return [
+        path.invalid([1], "must be a number", 0.001),
+        path.invalid(None, "must be a number", 0.001),
+        path.required(),
+        ConfigError("Lit has no optimizer config"),
+        ConfigError("must be above 0", "Use 0.001", path=path, value=-1),
+    ]
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [*(lambda e, p=p: pickle.loads(pickle.dumps(e, p)) for p in (2, 5)), copy.deepcopy],
+    ids=["pickle 2", "pickle 5", "deepcopy"],
+)
+def test_error_is_the_same_in_another_process(copied: Callable[[Any], Any]) -> None:
+    """Launchers of Hydra and processes of Lightning pass errors on."""
+    with each_row() as row:
+        for error in errors():
+            with row(error):
+                other = copied(error)
+                assert type(other) is ConfigError
+                assert (str(other), repr(other)) == (str(error), repr(error))
+                assert vars(other) == vars(error)
+                assert other.args == error.args
+
+
+def test_words_are_written_as_hydra_reads_them() -> None:
     assert [format_value(value) for value in (None, True, 1e-8, "net.*")] == [
         "null",
         "true",
         "1e-08",
         "net.*",
     ]
+
+
+APP = """
+import hydra
+from omegaconf import OmegaConf
+
+from lightning_adam.config.optimizer import parse_optimizer
+
+
+@hydra.main(version_base="1.3", config_path=None)
+def main(cfg):
+    forms = {"dict": dict, "container": OmegaConf.to_container, "node": lambda node: node}
+    parse_optimizer(forms[cfg.form](cfg.optimizer))
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.parametrize("form", ["dict", "container", "node"])
+def test_hydra_app_prints_the_override_and_no_traceback(
+    form: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """While an app runs, a dict too is overridden on the command line."""
+    (tmp_path / "app.py").write_text(APP, encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["app.py", f"+form={form}", "+optimizer.lr=-1"])
+    with pytest.raises(SystemExit, match="1"):
+        runpy.run_path("app.py", run_name="__main__")
+    printed = capsys.readouterr().err.splitlines()
+    assert "optimizer.lr=-1 must be above 0. Use for example optimizer.lr=0.001" in printed
+    assert not any(line.startswith("Traceback") for line in printed)
+
+
+def test_config_of_python_is_written_as_python_outside_an_app() -> None:
+    with pytest.raises(ConfigError, match=r"^lr=-1 must be above 0\. Use for example lr=0\.001$"):
+        parse_optimizer({"lr": -1})
+    with pytest.raises(ConfigError, match=r"^warmup_steps=-1 must be .* warmup_steps=100$"):
+        parse_schedule(OmegaConf.create({"name": "cosine", "warmup_steps": -1}))

@@ -14,7 +14,9 @@ from torch import nn
 
 from lightning_adam import AdamStatistics, ConfigError
 from lightning_adam.cli import main
-from lightning_adam.config.monitor import Scope
+from lightning_adam.config.monitor import MonitorConfig, Scope
+from lightning_adam.config.optimizer import AdamConfig
+from lightning_adam.config.schedule import SCHEDULES, CustomSchedulerConfig
 from lightning_adam.reports.inspection.files import read
 from lightning_adam.reports.inspection.numbers import (
     OF_WEIGHTS,
@@ -390,14 +392,27 @@ def test_non_finite_state_is_found(tmp_path: Path) -> None:
     assert "2 elements are NaN or infinite." in printed
 
 
-def test_hydra_configs_in_hyperparameters_load_without_trust(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "node",
+    [OmegaConf.create(ADAMW), OmegaConf.merge(OmegaConf.structured(AdamConfig), ADAMW)],
+    ids=["DictConfig", "typed node"],
+)
+def test_hydra_configs_in_hyperparameters_load_without_trust(node: Any, tmp_path: Path) -> None:
     class Hyper(Lit):
         def __init__(self, optimizer: Any) -> None:
             super().__init__(optimizer)
             self.save_hyperparameters()
 
-    fit(Hyper(OmegaConf.create(ADAMW)), tmp_path / "last.ckpt")
+    fit(Hyper(node), tmp_path / "last.ckpt")
     assert saved_in(tmp_path / "last.ckpt")[0].is_recorded
+
+
+def test_class_of_every_preset_loads_without_trust(tmp_path: Path) -> None:
+    configs = [AdamConfig, MonitorConfig, *SCHEDULES.values()]
+    nodes = [OmegaConf.structured(each) for each in configs if each is not CustomSchedulerConfig]
+    planted(tmp_path / "state.pt", 1e-2)
+    torch.save({**torch.load("state.pt"), "cfg": nodes}, "typed.pt")
+    assert "Findings" in inspect(tmp_path / "typed.pt")
 
 
 class Foreign:

@@ -20,7 +20,10 @@ ZIPPED = b"PK"
 PLAIN = ("builtins.", "typing.", "collections.")
 CONFIGS = ("omegaconf.base", "omegaconf.nodes", "omegaconf.dictconfig", "omegaconf.listconfig")
 """The modules of what a Hydra config among the hyperparameters is made of."""
-SCHEMA = "lightning_adam.config.schema"
+SCHEMAS = tuple(
+    f"lightning_adam.config.{name}" for name in ("monitor", "optimizer", "schedule", "tune")
+)
+"""The modules of the classes that a typed node of a preset names."""
 BUILTINS = ("dict", "list", "tuple", "set", "int", "float", "bool", "str", "bytes")
 WEIGHTS = ("current_model_state", "state_dict", "model", "model_state_dict", "net", "network")
 """What weights are called; the first is where Lightning's averaging keeps those it trains on."""
@@ -112,7 +115,7 @@ def _unpickled(path: Path, trust: bool, is_zipped: bool) -> Any:
         if trust or "global" not in str(error).lower():
             raise
         others = torch.serialization.get_unsafe_globals_in_checkpoint(path) if is_zipped else []
-        named = [name for name in others if not name.startswith((*PLAIN, *CONFIGS, SCHEMA))]
+        named = [name for name in others if not name.startswith((*PLAIN, *CONFIGS, *SCHEMAS))]
         what = ", ".join(named[:3]) or "objects of its own"
         raise ConfigError(
             f"{path}: beside numbers it holds {what}; unpickling them may run any code: only for a"
@@ -137,9 +140,9 @@ def _configs(path: Path) -> list[Any]:
         module, _, kind = name.rpartition(".")
         is_plain = module == "builtins" and kind in BUILTINS
         is_plain |= name in ("typing.Any", "typing.List", "typing.Dict", "collections.defaultdict")
-        if is_plain or module in (*CONFIGS, SCHEMA):
+        if is_plain or module in (*CONFIGS, *SCHEMAS):
             each = getattr(import_module(module), kind, None)
-            is_data = module == SCHEMA and (dataclasses.is_dataclass(each) or _is_enum(each))
+            is_data = module in SCHEMAS and (dataclasses.is_dataclass(each) or _is_enum(each))
             if is_plain or is_data or (module in CONFIGS and isinstance(each, type)):
                 found.append((each, name))
     return found

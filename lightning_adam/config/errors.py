@@ -24,6 +24,13 @@ UNSET: Final = _Unset.UNSET
 """Stands for no value, where None is one."""
 
 
+class Placeholder(str):
+    """Stands for a value that the user chooses; it is written without quotes."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 class Source(Enum):
     """Where a config comes from, which decides how a setting is written."""
 
@@ -74,14 +81,18 @@ class ConfigPath:
             return f"--{self}"
         return (str(self) if self.source is Source.HYDRA else self.field) or self.config
 
-    def assignment(self, value: object) -> str:
-        """Returns `name=value` as the user writes it, without a shell's quotes."""
+    def format(self, value: object) -> str:
+        """Returns a value as the user writes it, without a shell's quotes."""
         if self.source is Source.PYTHON:
-            return f"{self.name}={_plain(value)!r}"
+            return repr(_plain(value))
         if self.source is Source.LIGHTNING_CLI:
             value = _plain(value)
-            return f"{self.name}={value if isinstance(value, str) else json.dumps(value)}"
-        return f"{self.name}={format_value(value)}"
+            return value if isinstance(value, str) else json.dumps(value, default=str)
+        return format_value(value)
+
+    def assignment(self, value: object) -> str:
+        """Returns `name=value` as the user writes it, without a shell's quotes."""
+        return f"{self.name}={self.format(value)}"
 
     def override(self, value: object) -> str:
         """Returns the assignment with the quotes that the place needs, ready to be pasted."""
@@ -119,7 +130,7 @@ class ConfigPath:
             >>> print((ConfigPath("optimizer") / "lr").required())
             optimizer.lr is required. Set optimizer.lr=VALUE
         """
-        return self.error("is required", f"Set {self.override('VALUE')}")
+        return self.error("is required", f"Set {self.override(Placeholder('VALUE'))}")
 
     def unknown(self, value: object, names: Iterable[str]) -> "ConfigError":
         """Returns the error of a setting that does not exist, beside those that do.
@@ -175,7 +186,7 @@ class ConfigError(ValueError, CompactHydraException):
             sentence = f"{given} {sentence}"
         if not self.suggestion:
             return sentence
-        return f"{sentence}{'' if sentence.endswith('?') else '.'} {self.suggestion}"
+        return f"{sentence}{'' if sentence.endswith(('?', '.')) else '.'} {self.suggestion}"
 
     def __repr__(self) -> str:
         """The message: Hydra's `instantiate` quotes an error by its repr."""

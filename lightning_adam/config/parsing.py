@@ -32,7 +32,14 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from lightning_adam._compat.omegaconf import full_key
-from lightning_adam.config.errors import UNSET, ConfigError, ConfigPath, Source, nearest
+from lightning_adam.config.errors import (
+    UNSET,
+    ConfigError,
+    ConfigPath,
+    Placeholder,
+    Source,
+    nearest,
+)
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -260,7 +267,9 @@ def _unresolved(error: OmegaConfBaseException, path: ConfigPath) -> ConfigError:
         return place.required()
     # The lines after the first repeat the key and the type.
     cause = str(error).partition("\n")[0]
-    return place.error(f"cannot be resolved: {cause}", f"Set {place.override('VALUE')}")
+    return place.error(
+        f"cannot be resolved: {cause}", f"Set {place.override(Placeholder('VALUE'))}"
+    )
 
 
 def split_target(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
-from lightning_adam.config.errors import ConfigError, ConfigPath
+from lightning_adam.config.errors import ConfigError, ConfigPath, Placeholder
 from lightning_adam.config.optimizer import (
     AdamConfig,
     CustomOptimizerConfig,
@@ -132,7 +132,7 @@ def call_target(factory: functools.partial[Any], path: ConfigPath, argument: Any
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         raise (path / "_target_").error(
             f"cannot be called with these arguments: {cause}",
-            f"Set {(path / 'ARGUMENT').override('VALUE')}",
+            f"Set {(path / 'ARGUMENT').override(Placeholder('VALUE'))}",
             value=target_name(factory),
         ) from error
 

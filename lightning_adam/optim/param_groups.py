@@ -126,7 +126,8 @@ def param_groups(
         name = _name(group, layer, is_no_decay)
         if name in groups:
             problem = "is taken by the group of a layer"
-            raise (path / "groups" / index / "name").invalid(group.name, problem, f"{name}_{index}")
+            example = f"{group.name}_{index}"
+            raise (path / "groups" / index / "name").invalid(group.name, problem, example)
         groups[name] = {
             "name": name,
             "params": [each.parameter for each in bucket],

@@ -10,7 +10,7 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from lightning_adam._compat.torch import record_lrs
-from lightning_adam.config.errors import ConfigPath, format_value
+from lightning_adam.config.errors import ConfigPath
 from lightning_adam.config.optimizer import Resume
 from lightning_adam.config.schedule import SchedulerInterval
 from lightning_adam.optim.optimizers import check_eps, unsupported_reason
@@ -269,7 +269,8 @@ def _differences(
             progress = _progress(built.optimizer, group, saved_groups[source])
             for key in now.keys() & then.keys() & built.optimizer.defaults.keys():
                 if now[key] != then[key] and key not in progress:
-                    entry = (key, format_value(now[key]), format_value(then[key]))
+                    path = built.optimizer_path / key
+                    entry = (key, path.format(now[key]), path.format(then[key]))
                     different.setdefault(entry, []).append(group_name(group, index))
     for (key, asked, saved), names in sorted(different.items()):
         where = "" if len(names) == len(groups) else f" (in {', '.join(names)})"
@@ -378,10 +379,9 @@ def _kept_schedule(
     configured = scheduler_settings(scheduler)
     saved = _schedule_settings(state)
     lines = [
-        _difference(
-            built, built.scheduler_path / key, format_value(value), format_value(saved[key])
-        )
+        _difference(built, path, path.format(value), path.format(saved[key]))
         for key, value in configured.items()
+        for path in [built.scheduler_path / key]
         if key in saved and value != saved[key]
     ]
     saved_groups = len(checkpoint["optimizer_states"][0]["param_groups"])

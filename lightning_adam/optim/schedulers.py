@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from lightning_adam._compat.torch import record_lrs
-from lightning_adam.config.errors import ConfigError, ConfigPath
+from lightning_adam.config.errors import ConfigError, ConfigPath, Placeholder, Source
 from lightning_adam.config.parsing import target_name
 from lightning_adam.config.schedule import (
     TOTAL_STEPS,
@@ -185,7 +185,7 @@ def _resolve(config: WarmupScheduleConfig, path: ConfigPath, total_steps: int | 
 def _no_end(path: ConfigPath, value: str, steps: ConfigPath) -> ConfigError:
     return path.error(
         "needs the number of optimizer steps, and the run has no end",
-        f"Set {steps.override('N')}, or give the Trainer max_steps",
+        f"Set {steps.override(Placeholder('N'))}, or give the Trainer max_steps",
         value=value,
     )
 
@@ -241,9 +241,11 @@ def _build_custom(
         example = "torch.optim.lr_scheduler.OneCycleLR"
         raise (path / "_target_").invalid(target, problem, example)
     if betas != [group.get("betas") for group in optimizer.param_groups]:
+        # Hydra adds a key that is not in the config with a +.
+        adding = "+" if path.source is Source.HYDRA else ""
         rank_zero_warn(
             f"{target} cycles the momentum and replaces betas={betas[0]}. To keep them, set"
-            f" +{(path / 'cycle_momentum').override(False)}"
+            f" {adding}{(path / 'cycle_momentum').override(False)}"
         )
     after = [peak_lr(group) for group in optimizer.param_groups]
     if len(set(peaks)) > 1 and len(set(after)) == 1:

@@ -376,8 +376,8 @@ def searched(module: Any, *callbacks: L.Callback, **settings: Any) -> tuple[L.Tr
     run = trainer(
         max_epochs=EPOCHS, callbacks=list(callbacks), logger=MemoryLogger(), num_sanity_val_steps=0
     )
-    asked = {**SEARCH, "num_training": 20, "attr_name": "optimizer_lr", **settings}
-    found = Tuner(run).lr_find(module, loader(BATCHES), loader(1), **asked)
+    arguments = {**SEARCH, "num_training": 20, "attr_name": "optimizer_lr", **settings}
+    found = Tuner(run).lr_find(module, loader(BATCHES), loader(1), **arguments)
     return run, found
 
 
@@ -390,13 +390,13 @@ def assert_searched(rates: list[dict[str, float]], found: Any) -> None:
 
 
 @each_scheduler
-def test_search_keeps_the_lr_ratios_of_groups_at_every_step(scheduler: Any) -> None:
+def test_search_keeps_the_lr_scales_of_groups_at_every_step(scheduler: Any) -> None:
     module = Tuned(GROUPED, scheduler)
     _, found = searched(module, mode="exponential", early_stop_threshold=None)
     assert_searched(module.rates, found)
 
 
-def test_linear_search_keeps_the_lr_ratios_of_groups_at_every_step() -> None:
+def test_linear_search_keeps_the_lr_scales_of_groups_at_every_step() -> None:
     module = Tuned(GROUPED, SCHEDULES["linear"])
     _, found = searched(module, mode="linear", early_stop_threshold=None)
     assert_searched(module.rates, found)
@@ -468,8 +468,8 @@ def test_search_is_not_measured_and_the_run_after_it_is() -> None:
 
 
 def finder(**settings: Any) -> LearningRateFinder:
-    asked = {**SEARCH, "num_training_steps": 20, "attr_name": "optimizer_lr", **settings}
-    return LearningRateFinder(**asked)
+    arguments = {**SEARCH, "num_training_steps": 20, "attr_name": "optimizer_lr", **settings}
+    return LearningRateFinder(**arguments)
 
 
 @schedulers("linear", "torch's StepLR")
@@ -525,7 +525,7 @@ class Milestone(LearningRateFinder):
 
 
 @schedulers("none", "warm-up and cosine")
-def test_search_during_the_run_keeps_the_lr_ratios_of_groups(scheduler: Any) -> None:
+def test_search_during_the_run_keeps_the_lr_scales_of_groups(scheduler: Any) -> None:
     module = Tuned(GROUPED, scheduler)
     fit(module, Milestone(1), limit_val_batches=0, max_epochs=6)
     assert module.optimizer_lr != LR
@@ -534,7 +534,7 @@ def test_search_during_the_run_keeps_the_lr_ratios_of_groups(scheduler: Any) -> 
         assert each["head"] == pytest.approx(5 * each["decay"])
 
 
-def test_search_keeps_the_lr_ratio_of_an_unfrozen_part() -> None:
+def test_search_keeps_the_lr_scale_of_an_unfrozen_part() -> None:
     module = Tuned()
     fit(module, Unfreezing(), Milestone(3), limit_val_batches=0, max_epochs=5)
     assert len(module.rates) > 30, "the steps of the search are among them"

@@ -1,4 +1,4 @@
-"""AdamMixin in a real Trainer: the optimizer and the schedule, their configs, the refusals."""
+"""AdamMixin in a real Trainer: the optimizer and the schedule, their configs and errors."""
 
 import functools
 import logging
@@ -59,7 +59,7 @@ def test_schedule_is_as_long_as_the_run() -> None:
                 assert scheduler.get_last_lr() == [0.0, 0.0]
 
 
-def test_run_without_an_end_is_refused_unless_total_steps_is_set() -> None:
+def test_run_without_an_end_is_an_error_unless_total_steps_is_set() -> None:
     endless_runs: list[tuple[dict[str, Any], Any]] = [
         ({"max_epochs": -1}, loader(4)),
         ({"max_epochs": 3}, endless()),
@@ -68,7 +68,9 @@ def test_run_without_an_end_is_refused_unless_total_steps_is_set() -> None:
         for flags, data in endless_runs:
             with row(flags):
                 fit = trainer(**flags)
-                with pytest.raises(ConfigError, match=r"scheduler\.total_steps=N"):
+                with pytest.raises(
+                    ConfigError, match=r"^name='cosine' needs .*Set total_steps=N, "
+                ):
                     fit.fit(Lit(ADAMW, COSINE), data)
                 assert fit.global_step == 0
     fit = trainer(max_epochs=1, limit_train_batches=6)
@@ -76,8 +78,8 @@ def test_run_without_an_end_is_refused_unless_total_steps_is_set() -> None:
     assert fit.lr_scheduler_configs[0].scheduler.get_last_lr() == [0.0, 0.0]
 
 
-def test_warmup_longer_than_the_run_is_refused() -> None:
-    with pytest.raises(ConfigError, match="within the 4 optimizer steps"):
+def test_warmup_longer_than_the_run_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"^warmup_steps=5 .*has 4 optimizer steps"):
         trainer(max_epochs=1).fit(Lit(ADAMW, {"name": "constant", "warmup_steps": 5}), loader(4))
 
 
@@ -127,7 +129,7 @@ def test_configs_in_hparams_are_used_and_restored_from_a_checkpoint(
 
 
 class Counting:
-    """Another mixin, with a constructor and a keyword of its own."""
+    """Another mixin, with its own constructor and keyword."""
 
     def __init__(self, *args: Any, start: int = 0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -153,21 +155,21 @@ def test_cooperates_with_other_mixins(kind: type[Any]) -> None:
     assert module.configure_optimizers()["optimizer"].defaults["lr"] == 1e-2
 
 
-def test_wrong_order_of_bases_is_refused_when_the_class_is_defined() -> None:
+def test_wrong_order_of_bases_raises_when_the_class_is_defined() -> None:
     with pytest.raises(TypeError, match=r"class Wrong\(AdamMixin, LightningModule\)"):
 
         class Wrong(L.LightningModule, AdamMixin):  # type: ignore[misc]
             pass
 
 
-def test_invalid_config_is_refused_when_the_module_is_built() -> None:
-    with pytest.raises(ConfigError, match=r"optimizer\.lr=-1\.0"):
+def test_invalid_config_raises_when_the_module_is_built() -> None:
+    with pytest.raises(ConfigError, match=r"^lr=-1 must be above 0\. .*lr=0\.001$"):
         Lit({"lr": -1})
-    with pytest.raises(ConfigError, match=r"scheduler\.name=step"):
+    with pytest.raises(ConfigError, match=r"^name='step' must be one of constant, "):
         Lit(ADAMW, {"name": "step"})
 
 
-def test_missing_config_is_refused_before_training() -> None:
+def test_missing_config_raises_before_training() -> None:
     fit = trainer(max_epochs=1)
     with pytest.raises(ConfigError, match="Lit has no optimizer config"):
         fit.fit(Lit(), loader(2))
@@ -191,9 +193,9 @@ def test_fused_is_chosen_with_clipping_and_every_precision() -> None:
                 assert fit.optimizers[0].param_groups[0]["fused"] is True
 
 
-def test_eps_that_rounds_to_0_in_half_precision_is_refused_before_training() -> None:
+def test_eps_that_rounds_to_0_in_half_precision_raises_before_training() -> None:
     fit = trainer(max_epochs=1, precision="16-true")
-    with pytest.raises(ConfigError, match=r"optimizer\.eps=1e-08: .*float16"):
+    with pytest.raises(ConfigError, match=r"^eps=1e-08 rounds to 0 in float16"):
         fit.fit(Lit(ADAMW), loader(3))
 
 
@@ -260,14 +262,14 @@ def test_plateau_is_stepped_after_each_validation(
     assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(expected)
 
 
-def test_plateau_is_refused_where_it_cannot_follow_validation() -> None:
+def test_plateau_is_an_error_where_it_cannot_follow_validation() -> None:
     unsupported: list[dict[str, Any]] = [
         {"val_check_interval": 3, "accumulate_grad_batches": 2},
         {"val_check_interval": 4, "check_val_every_n_epoch": None},
         {"val_check_interval": 3, "check_val_every_n_epoch": 2},
         {"val_check_interval": "00:00:00:01"},
     ]
-    expected = r"scheduler: .*Trainer\(\.\.\., val_check_interval=1\.0"
+    expected = r"^scheduler needs validation .*Use Trainer\(\.\.\., val_check_interval=1\.0"
     with each_row() as row:
         for flags in unsupported:
             fit = trainer(max_epochs=2, **flags)
@@ -275,17 +277,17 @@ def test_plateau_is_refused_where_it_cannot_follow_validation() -> None:
                 fit.fit(Stalled(ADAMW, PLATEAU), loader(6), loader(2))
 
 
-def test_metric_that_validation_does_not_log_is_refused_before_training() -> None:
+def test_metric_that_validation_does_not_log_raises_before_training() -> None:
     fit = trainer(max_epochs=1)
-    expected = r"^scheduler\.monitor=val/los: .*: val/loss, val/acc; .*scheduler\.monitor=val/loss$"
+    expected = r"^monitor='val/los' is not logged .* val/loss, val/acc\. .*monitor='val/loss'$"
     with pytest.raises(ConfigError, match=expected):
         fit.fit(Stalled(ADAMW, {**PLATEAU, "monitor": "val/los"}), loader(6), loader(2))
     assert fit.global_step == 0
 
 
-def test_missing_metric_is_refused_under_its_place_in_the_config() -> None:
+def test_error_of_a_missing_metric_names_its_place_in_the_config() -> None:
     root = OmegaConf.create({"model": {"scheduler": {**PLATEAU, "monitor": "loss/val"}}})
-    with pytest.raises(ConfigError, match=r"^model\.scheduler\.monitor=loss/val: "):
+    with pytest.raises(ConfigError, match=r"^model\.scheduler\.monitor=loss/val is not logged"):
         trainer(max_epochs=1).fit(Stalled(ADAMW, root.model.scheduler), loader(6), loader(2))
 
 
@@ -300,7 +302,7 @@ def test_metric_is_checked_after_the_first_epoch_if_the_sanity_check_logs_nothin
     fit.fit(SilentSanityCheck(ADAMW, PLATEAU), loader(6), loader(2))
     assert fit.global_step == 6
     fit = trainer(max_epochs=3)
-    with pytest.raises(ConfigError, match=r"scheduler\.monitor=val/los"):
+    with pytest.raises(ConfigError, match=r"^monitor='val/los' is not logged"):
         fit.fit(SilentSanityCheck(ADAMW, {**PLATEAU, "monitor": "val/los"}), loader(6), loader(2))
     assert fit.global_step == 6
 
@@ -343,10 +345,10 @@ def test_custom_scheduler_is_stepped_as_in_lightning() -> None:
                 assert len(module.stepped) == steps
 
 
-def test_frequency_above_the_batches_of_an_epoch_is_refused() -> None:
+def test_frequency_above_the_batches_of_an_epoch_is_an_error() -> None:
     """Lightning alone never steps such a scheduler, without a warning."""
     scheduler = {"_target_": f"{TORCH}.StepLR", "step_size": 1, "interval": "step"}
-    with pytest.raises(ConfigError, match=r"scheduler\.frequency=10: expected at most the 8 batch"):
+    with pytest.raises(ConfigError, match=r"^frequency=10 is more than the 8 batches"):
         trainer(max_epochs=2).fit(Lit(ADAMW, {**scheduler, "frequency": 10}), loader(8))
     fit = trainer(max_epochs=2)
     fit.fit(Lit(ADAMW, {**scheduler, "frequency": 8}), loader(8))
@@ -354,7 +356,7 @@ def test_frequency_above_the_batches_of_an_epoch_is_refused() -> None:
 
 
 def test_custom_plateau_has_a_metric_and_no_frequency() -> None:
-    with pytest.raises(ConfigError, match=r"scheduler\.frequency=2: expected 1, .*validation"):
+    with pytest.raises(ConfigError, match=r"^frequency=2 must be 1 .*validation\. .*=1$"):
         build_adam(network(), ADAMW, {**TORCHS_PLATEAU, "frequency": 2})
     built = build_adam(network(), ADAMW, TORCHS_PLATEAU)
     assert built["lr_scheduler"]["monitor"] == "val/loss"

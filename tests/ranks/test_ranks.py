@@ -29,7 +29,7 @@ PLACES: dict[str, tuple[Any, str, int]] = {
     "logging": (MemoryLogger, "log_metrics", 2),
     "judging": (Judge, "judge", 2),
 }
-"""What can fail, and at which of its calls it does."""
+"""Functions, and the call at which each fails."""
 
 Fits = Callable[[str], list[dict[str, Any]]]
 
@@ -80,7 +80,7 @@ def fit_in_halves(kind: str, is_monitored: bool) -> dict[str, Any]:
 
 
 def steps_until_statistic(kind: str) -> int:
-    """Trains until early stopping on a statistic ends it."""
+    """Trains until early stopping on a statistic."""
     stop = EarlyStopping(
         "adam_schedule/step", stopping_threshold=2.5, mode="max", check_on_train_epoch_end=True
     )
@@ -92,7 +92,7 @@ def steps_until_statistic(kind: str) -> int:
 
 
 def steps_until_finding(kind: str) -> int:
-    """Trains until a finding ends it that the last rank alone has."""
+    """Trains until a finding that only the last rank has stops it."""
     is_last = dist.get_rank() == dist.get_world_size() - 1
     severity = {"warmup_short": {"severity": "warning" if is_last else "off"}}
     monitor = AdamMonitor(every_n_steps=2, findings=severity, stop_on=["warmup_short"])
@@ -127,7 +127,7 @@ fsdp2_and_others = pytest.mark.parametrize(
     "kind",
     [pytest.param(kind, marks=() if kind == "FSDP2" else pytest.mark.slow) for kind in KINDS],
 )
-"""Where one kind is enough for the default tier."""
+"""For tests of which the default tier runs one kind alone."""
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +206,7 @@ def test_four_ranks_of_data_and_tensor_parallelism_measure_like_one_process(
 def test_ranks_log_the_same_after_a_resume(
     ranks: Ranks, fits: Fits, kind: str, is_monitored: bool
 ) -> None:
-    """Also where the checkpoint is of a training without the monitor."""
+    """Also if the checkpoint is of a run without the monitor."""
     for fit, halves in zip(fits(kind), ranks.run(fit_in_halves, kind, is_monitored), strict=True):
         straight = fit["monitored"]
         pairs = zip(straight["parameters"], halves["parameters"], strict=True)
@@ -242,7 +242,7 @@ def test_fault_on_one_rank_ends_monitoring_and_not_training(
         assert are_same(result["parameters"], fit["plain"]["parameters"])
     if kind == "DDP":
         return
-    # Ranks that measure together end together, and the one that fails says why.
+    # Ranks that measure together stop together, and the one that fails gives the reason.
     reports = [result["warnings"] for result in results]
     (report,) = reports[failing]
     assert "ZeroDivisionError: planted" in report

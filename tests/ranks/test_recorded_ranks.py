@@ -1,4 +1,4 @@
-"""The flight recorder on two ranks writes once, and what one process would write."""
+"""The flight recorder on two ranks writes one file, with what one process would write."""
 
 import itertools
 import warnings
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 
 class FailingAtTheEnd(L.Callback):
-    """Raises at the end of the training, on all ranks."""
+    """Raises at the end of the run, on all ranks."""
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         raise ZeroDivisionError("planted")

@@ -38,7 +38,7 @@ class Net(nn.Module):
         torch.manual_seed(0)
         self.wide = nn.Linear(6, 8, dtype=dtype)
         self.norm = nn.LayerNorm(8, dtype=dtype)
-        # Else the gradients behind it would cancel out, but for rounding.
+        # Otherwise the gradients behind it would cancel out, except for rounding.
         nn.init.uniform_(self.norm.weight, 0.5, 1.5)
         self.narrow = nn.Linear(8, 5, dtype=dtype)
         self.one = nn.Linear(5, 1, dtype=dtype)
@@ -237,7 +237,7 @@ def find_flat_parameters() -> dict[bool, list[bool]]:
 
 
 def measure_without_wrapper() -> str:
-    """Returns the error for a module from which FSDP1's parts cannot be told."""
+    """Returns the error for a module in which FSDP1's shards cannot be identified."""
     net = Net(torch.float32)
     sharded = adamw(fsdp1(net))
     take_steps(sharded, torch.float32)
@@ -295,12 +295,12 @@ def test_nan_and_large_counts_reach_all_ranks(ranks: Ranks) -> None:
         assert exponents.item() == 2**40 * ranks.world
 
 
-def test_flat_parameters_are_told_from_original_ones(ranks: Ranks) -> None:
+def test_flat_parameters_are_distinguished_from_original_ones(ranks: Ranks) -> None:
     for flat in ranks.run(find_flat_parameters):
         assert not any(flat[True])
         assert flat[False] == [True]
 
 
-def test_module_without_the_wrapper_of_fsdp1_is_refused(ranks: Ranks) -> None:
+def test_module_without_the_wrapper_of_fsdp1_is_an_error(ranks: Ranks) -> None:
     for error in ranks.run(measure_without_wrapper):
         assert error.endswith("got Net; write AdamStatistics(module=wrapped)")

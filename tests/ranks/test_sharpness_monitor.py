@@ -1,4 +1,4 @@
-"""SharpnessMonitor on two ranks: the number of the first, on all, and what one process logs."""
+"""SharpnessMonitor on two ranks logs the value of rank 0 on both, as one process does."""
 
 import warnings
 from typing import Any
@@ -60,12 +60,12 @@ def fit_monitored(has_batch: bool, failing: int | None) -> dict[str, Any]:
 
 
 def steps_until_stop() -> int:
-    """Trains until the first measurement ends it."""
+    """Trains until the first measurement stops the run."""
     stop = EarlyStopping(KEY, stopping_threshold=0.0, mode="max", check_on_train_epoch_end=True)
     return fit_ranks("DDP", [SharpnessMonitor(1), stop])[0].global_step
 
 
-def refusal_of_shards() -> str:
+def error_of_shards() -> str:
     try:
         fit_ranks("FSDP2", [SharpnessMonitor()])
     except ConfigError as error:
@@ -115,6 +115,6 @@ def test_sharpness_stops_all_ranks_at_the_same_step(ranks: Ranks) -> None:
     assert ranks.run(steps_until_stop) == [3, 3]
 
 
-def test_sharded_parameters_are_refused(ranks: Ranks) -> None:
-    for error in ranks.run(refusal_of_shards):
+def test_sharded_parameters_are_an_error(ranks: Ranks) -> None:
+    for error in ranks.run(error_of_shards):
         assert "they are sharded; train with DDPStrategy" in error

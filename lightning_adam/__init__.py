@@ -1,7 +1,7 @@
 """Adam for PyTorch Lightning: configured from Hydra, measured at the optimizer step.
 
 The public names are loaded when they are first used (PEP 562): `import lightning_adam` and
-`lightning_adam.config.schema`, which every Hydra app loads, cost neither torch nor lightning.
+`lightning_adam.config`, which every Hydra app loads, import neither torch nor lightning.
 """
 
 import importlib

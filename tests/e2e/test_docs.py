@@ -10,7 +10,7 @@ import pytest
 
 import lightning_adam
 from lightning_adam import findings
-from lightning_adam.config import schema
+from lightning_adam.config import monitor, optimizer, schedule, tune
 from lightning_adam.config.explain import TOPICS
 from lightning_adam.findings import RULES
 from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS
@@ -178,11 +178,15 @@ def test_every_public_name_is_documented(pages: dict[str, SitePage]) -> None:
     api = [page for path, page in pages.items() if path.startswith("api/")]
     public = {f"lightning_adam.{name}" for name in lightning_adam.__all__}
     public |= {f"lightning_adam.findings.rule.{name}" for name in findings.__all__}
-    public |= {
-        f"lightning_adam.config.schema.{name}"
-        for name, value in vars(schema).items()
-        if isinstance(value, type) and value.__module__ == schema.__name__ and name[0] != "_"
-    }
+    for module in (optimizer, schedule, monitor, tune):
+        configs = {
+            f"{module.__name__}.{name}"
+            for name, value in vars(module).items()
+            if isinstance(value, type) and value.__module__ == module.__name__
+        }
+        assert configs
+        public |= configs
+    public |= {f"lightning_adam.config.errors.{name}" for name in ("ConfigPath", "Source")}
     assert not public - {anchor for page in api for anchor in page.anchors}
 
 

@@ -1,4 +1,4 @@
-"""The recipe that is a folder to copy: it trains anywhere, and Adam is tuned in it."""
+"""The recipe that is a folder to copy: it trains in any place, and its Adam can be tuned."""
 
 import shutil
 from pathlib import Path
@@ -19,7 +19,7 @@ CHANCE = 1 / 10
 
 
 def train(folder: Path, *overrides: str) -> Finished:
-    """Runs the command of the project in a copy of it, with a Python that starts as a user's."""
+    """Runs the project's command in a copy of the project, in a fresh Python process."""
     shutil.copytree(REPOSITORY / "recipes" / "bring_your_own", folder / "mine")
     finished = run([BIN / "python", "train.py", *overrides], folder / "mine", cold=True)
     assert finished.returncode == 0, finished.output

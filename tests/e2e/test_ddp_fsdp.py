@@ -57,7 +57,7 @@ SLURM = {
 }
 """The variables that SLURM sets for a job of two processes."""
 SECONDS = 240
-"""More than any of these runs takes: one that takes longer hangs."""
+"""More than any of these runs takes; a run that takes longer hangs."""
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def run_in_time(command: Sequence[str], variables: dict[str, str]) -> Finished:
 
 
 def assert_equal(row: Mapping[str, float], expected: Mapping[str, float]) -> None:
-    """To 1e-5; a mean of both signs, to 1e-5 of what it is a mean of."""
+    """To 1e-5; a mean of values with both signs, to 1e-5 of their size."""
     assert row.keys() == expected.keys()
     for key, value in expected.items():
         size = expected[key.replace("exp_avg_mean", "exp_avg_rms")]
@@ -154,8 +154,8 @@ def test_replicas_of_a_sharded_model_are_measured_once(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sweep_that_would_start_itself_in_each_process_is_refused(tmp_path: Path) -> None:
+def test_sweep_that_would_start_itself_in_each_process_is_an_error(tmp_path: Path) -> None:
     command = [*shlex.split(LIGHTNING), "-m", "optimizer.lr=1e-3,1e-4"]
-    refused = run([*command, f"hydra.sweep.dir={tmp_path}"])
-    assert refused.returncode == 1
-    assert "-m: expected a launcher that starts all processes of each job" in refused.output
+    failed = run([*command, f"hydra.sweep.dir={tmp_path}"])
+    assert failed.returncode == 1
+    assert "-m: expected a launcher that starts all processes of each job" in failed.output

@@ -1,4 +1,4 @@
-"""The recipe of a GAN: two Adams with their own settings, and digits that can be read."""
+"""The recipe of a GAN: two Adams with their own settings, and digits that can be recognized."""
 
 import re
 from pathlib import Path
@@ -47,9 +47,9 @@ def test_two_adams_have_own_settings_and_statistics_and_generate_digits(tmp_path
 
 
 def assert_recorded(offline_run: Path) -> None:
-    trained = run_config(offline_run)["optimizer"]
-    assert (trained["generator"]["lr"], trained["generator"]["betas"][0]) == (1e-3, 0.5)
-    assert trained["discriminator"]["betas"] == [0.6, 0.99]
+    recorded = run_config(offline_run)["optimizer"]
+    assert (recorded["generator"]["lr"], recorded["generator"]["betas"][0]) == (1e-3, 0.5)
+    assert recorded["discriminator"]["betas"] == [0.6, 0.99]
 
 
 def assert_measured(offline_run: Path) -> None:

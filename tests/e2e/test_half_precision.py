@@ -1,4 +1,4 @@
-"""The recipe of half precision: the findings in its table, and the losses after their remedies."""
+"""The recipe of half precision: its table of findings, and the losses with their suggestions."""
 
 import math
 import re
@@ -56,7 +56,7 @@ def train(folder: Path, *cases: str) -> list[Row]:
 
 
 @pytest.mark.slow
-def test_vanished_eps_is_found_before_training_and_both_remedies_train(tmp_path: Path) -> None:
+def test_vanishing_eps_is_found_before_training_and_both_remedies_train(tmp_path: Path) -> None:
     rows = train(tmp_path, NO_EPS)
     assert [row.typed for row in rows] == [NO_EPS, MIXED_16, "+ optimizer.eps=0.0001"]
     vanished, mixed, larger_eps = rows
@@ -65,7 +65,7 @@ def test_vanished_eps_is_found_before_training_and_both_remedies_train(tmp_path:
     assert math.isnan(float(vanished.loss))
     assert (mixed.foreseen, mixed.found) == ("nothing", "nothing")
     assert math.isfinite(float(mixed.loss))
-    # It trains, although v is 0: the second remedy is the lesser one.
+    # It trains although v is 0, so this remedy comes second.
     assert (larger_eps.precision, larger_eps.eps) == ("16-true", "0.0001")
     assert larger_eps.found == "exp_avg_sq_underflow"
 

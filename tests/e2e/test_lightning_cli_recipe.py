@@ -1,4 +1,4 @@
-"""The recipe for LightningCLI: its settings, its statistics and the config file that it keeps."""
+"""The recipe for LightningCLI: its settings, statistics and saved config file."""
 
 import csv
 from pathlib import Path
@@ -9,7 +9,7 @@ import yaml
 from tests.support.commands import BIN, REPOSITORY, Command, run
 
 STEPS, LR = 50, 3e-3
-TYPED = (
+ARGUMENTS = (
     f"--model.optimizer.lr={LR}",
     "--model.optimizer.betas=[0.9,0.95]",
     "--model.scheduler.name=cosine",
@@ -24,8 +24,8 @@ CHANCE = 1 / 10
 
 
 @pytest.mark.slow
-def test_settings_of_the_command_are_trained_with_logged_and_saved(tmp_path: Path) -> None:
-    command: Command = [BIN / "python", "-m", "recipes.lightning_cli", "fit", *TYPED]
+def test_settings_of_the_command_are_used_logged_and_saved(tmp_path: Path) -> None:
+    command: Command = [BIN / "python", "-m", "recipes.lightning_cli", "fit", *ARGUMENTS]
     finished = run([*command, f"--trainer.logger.init_args.save_dir={tmp_path}"], REPOSITORY)
     assert finished.returncode == 0, finished.output
     assert float(finished.after("validation accuracy: ")) > 4 * CHANCE

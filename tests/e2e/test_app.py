@@ -1,4 +1,4 @@
-"""A Hydra app of a user: its help, completions and refusals; and `lightning-adam explain`."""
+"""A Hydra app of a user: its help, completions and errors; and `lightning-adam explain`."""
 
 import contextlib
 import functools
@@ -15,9 +15,13 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+import lightning_adam
 from lightning_adam import __version__, cli
-from lightning_adam.config import schema
+from lightning_adam.config import monitor, optimizer, schedule, tune
 from lightning_adam.config.explain import TOPICS
+from lightning_adam.config.monitor import MonitorConfig
+from lightning_adam.config.optimizer import AdamConfig
+from lightning_adam.config.schedule import SCHEDULES
 from lightning_adam.statistics.catalogue import STATISTICS
 from lightning_adam.statistics.histograms import QUANTITIES
 from tests.support.commands import (
@@ -87,7 +91,7 @@ FILES = {
 PRESETS = {
     "lightning_adam/monitor": ["default"],
     "lightning_adam/optimizer": ["adam", "adamw", "custom"],
-    "lightning_adam/scheduler": sorted(schema.SCHEDULES),
+    "lightning_adam/scheduler": sorted(SCHEDULES),
     "lightning_adam/tune": ["default"],
 }
 MERGED = {
@@ -95,10 +99,11 @@ MERGED = {
     "scheduler": ("torch.optim.lr_scheduler.StepLR", "CosineConfig"),
 }
 """The target of a user's own node, and the type of ours it is merged with."""
-SCHEMAS: dict[str, type] = {
+CONFIGS: dict[str, type] = {
     name: each
-    for name, each in vars(schema).items()
-    if is_dataclass(each) and isinstance(each, type)
+    for module in (optimizer, schedule, monitor, tune)
+    for name, each in vars(module).items()
+    if is_dataclass(each) and isinstance(each, type) and each.__module__ == module.__name__
 }
 HYDRA_1_4 = "hydra-core==1.4.0rc3"
 
@@ -146,12 +151,17 @@ def printed(main: Callable[[], object]) -> Finished:
 def test_help_lists_the_presets_beside_the_users_groups_and_no_schemas(show: Shown) -> None:
     shown = show("--help")
     assert shown.returncode == 0, shown.output
-    groups = dict(re.findall(r"^([\w/]+): ([\w, ]+)$", shown.output, re.MULTILINE))
-    ours = {name: options for name, options in groups.items() if name.startswith("lightning_adam")}
-    assert {name: options.split(", ") for name, options in ours.items()} == PRESETS
-    own = {"data": "large, small", "optimizer": "sgd", "scheduler": "step"}
-    assert groups | own == groups
+    listed = re.findall(r"^([\w/]+): ([\w, ]+)$", shown.output, re.MULTILINE)
+    groups = {name: options.split(", ") for name, options in listed}
+    own = {"data": ["large", "small"], "optimizer": ["sgd"], "scheduler": ["step"]}
+    assert groups == PRESETS | own
     assert "lightning_adam_" not in shown.output
+
+
+def test_editable_install_offers_what_the_wheel_does() -> None:
+    """Every app of the environment has all of `conf` in its search path, and in its help."""
+    assert Path(lightning_adam.__file__).parents[1] == REPOSITORY
+    assert {each.name for each in (REPOSITORY / "conf").iterdir()} == {"hydra", "lightning_adam"}
 
 
 COMPLETIONS = {
@@ -178,7 +188,7 @@ def test_tab_key_completes_groups_options_and_fields(show: Shown) -> None:
             with row(typed):
                 assert completions(show, typed) == expected
     offered = {each.rstrip("=.") for each in completions(show, "optimizer.")}
-    assert offered == {f"optimizer.{each.name}" for each in fields(schema.AdamConfig)}
+    assert offered == {f"optimizer.{each.name}" for each in fields(AdamConfig)}
 
 
 def test_completions_of_a_word_compose(show: Shown) -> None:
@@ -211,32 +221,39 @@ def defaults(kind: str, package: str, *, own_last: bool) -> str:
     return "\n".join(["defaults:", *entries, "  - data: small", "  - _self_", ""])
 
 
-def refused_merge(app: Path, show: Shown, defaults_list: str) -> Finished:
+def failed_merge(app: Path, show: Shown, defaults_list: str) -> Finished:
     (app / "conf" / "merged.yaml").write_text(defaults_list)
-    refused = show("--config-name=merged")
-    assert refused.returncode == 1
-    assert "Traceback" not in refused.output
-    return refused
+    failed = show("--config-name=merged")
+    assert failed.returncode == 1
+    assert "Traceback" not in failed.output
+    return failed
 
 
-def test_users_group_over_a_preset_is_refused_when_composed(app: Path, show: Shown) -> None:
+def test_users_group_over_a_preset_is_an_error_of_the_composition(app: Path, show: Shown) -> None:
     with each_row() as row:
         for kind, package in itertools.product(MERGED, ["", "model."]):
             with row(f"{package}{kind}"):
-                refused = refused_merge(app, show, defaults(kind, package, own_last=True))
-                assert f"Key '_target_' not in '{MERGED[kind][1]}'" in refused.lines
-                assert f"full_key: {package}{kind}._target_" in refused.lines
+                failed = failed_merge(app, show, defaults(kind, package, own_last=True))
+                assert f"Key '_target_' not in '{MERGED[kind][1]}'" in failed.lines
+                assert f"full_key: {package}{kind}._target_" in failed.lines
 
 
 @pytest.mark.parametrize(("kind", "package"), [("optimizer", ""), ("scheduler", "model.")])
-def test_users_group_under_a_preset_is_refused_by_the_module(
+def test_users_group_under_a_preset_is_an_error_of_the_module(
     kind: str, package: str, app: Path, show: Shown
 ) -> None:
-    refused = refused_merge(app, show, defaults(kind, package, own_last=False))
+    failed = failed_merge(app, show, defaults(kind, package, own_last=False))
     target = MERGED[kind][0]
-    (sentence,) = [line for line in refused.lines if f"{package}{kind}._target_={target}: " in line]
-    assert f"expected the fields of lightning_adam/{kind} alone" in sentence
-    assert f"lightning_adam/{kind}=custom" in sentence
+    (message,) = [line for line in failed.lines if f"{package}{kind}._target_={target} " in line]
+    assert f"is merged with the fields of lightning_adam/{kind}, which do not belong" in message
+    assert message.endswith(f"use lightning_adam/{kind}=custom")
+
+
+def test_invalid_value_is_an_error_with_a_suggestion(show: Shown) -> None:
+    failed = show("optimizer.lr=-1")
+    assert failed.returncode == 1
+    assert "optimizer.lr=-1.0 must be above 0. Use for example optimizer.lr=0.001" in failed.lines
+    assert "Traceback" not in failed.output
 
 
 @functools.cache
@@ -259,9 +276,9 @@ def test_every_field_is_explained_with_a_default_and_a_source() -> None:
             assert explanations, topic
             for name, text in explanations.items():
                 with row(name):
-                    end = re.sub(r".*\((?=default|no default)", "", text)
+                    end = re.sub(r".*\((?=default|required)", "", text)
                     default, _, source = end.partition("; ")
-                    assert default.startswith(("default: ", "no default"))
+                    assert default.startswith("default: ") or default == "required"
                     assert re.fullmatch(r".+\)\.", source)
 
 
@@ -288,7 +305,7 @@ DEFAULTS_IN_WORDS = {
 
 def test_every_field_of_every_config_is_explained() -> None:
     with each_row() as row:
-        for name, config in SCHEMAS.items():
+        for name, config in CONFIGS.items():
             with row(name):
                 topic, place = TOPIC_AND_PLACE.get(name, ("scheduler", "scheduler"))
                 explanations = entries(explained(topic))
@@ -298,6 +315,7 @@ def test_every_field_of_every_config_is_explained() -> None:
 
 TOPIC_AND_PLACE = {
     "AdamConfig": ("optimizer", "optimizer"),
+    "CustomOptimizerConfig": ("optimizer", "optimizer"),
     "GroupConfig": ("optimizer", "optimizer.groups.0"),
     "LayerDecayConfig": ("optimizer", "optimizer.layer_decay"),
     "MonitorConfig": ("monitor", "adam_monitor"),
@@ -314,13 +332,14 @@ def introduced(config: type) -> set[str]:
 
 
 def names(config: Any) -> set[str]:
-    return {field.name for field in fields(config)}
+    """The fields that can be set."""
+    return {field.name for field in fields(config) if field.init}
 
 
 def test_explained_fields_are_overrides_with_their_defaults(show: Shown) -> None:
     everything = "\n".join(map(explained, TOPICS))
     overrides = re.findall(r"^  ((?:optimizer|adam_monitor)\.\w+=.*)$", everything, re.MULTILINE)
-    assert len(overrides) == len(fields(schema.AdamConfig)) + len(fields(schema.MonitorConfig))
+    assert len(overrides) == len(fields(AdamConfig)) + len(fields(MonitorConfig))
     adam = "lightning_adam/optimizer=adam"
     overridden, plain = (show("--cfg", "job", adam, *each) for each in (overrides, []))
     assert (overridden.returncode, overridden.output) == (0, plain.output)
@@ -341,11 +360,11 @@ def test_statistics_and_histograms_are_explained() -> None:
         assert [part for part in parts if part not in explained(topic)] == []
 
 
-def test_unknown_topic_is_refused_with_the_choices() -> None:
-    refused = printed(lambda: cli.main(["explain", "betas"]))
-    assert refused.returncode == 2
-    (sentence,) = [line for line in refused.lines if "betas" in line]
-    assert all(topic in sentence for topic in ("optimizer", "scheduler", "monitor"))
+def test_unknown_topic_is_an_error_with_the_choices() -> None:
+    failed = printed(lambda: cli.main(["explain", "betas"]))
+    assert failed.returncode == 2
+    (message,) = [line for line in failed.lines if "betas" in line]
+    assert all(topic in message for topic in ("optimizer", "scheduler", "monitor"))
 
 
 @pytest.mark.slow
@@ -390,17 +409,17 @@ def test_app_trains_under_hydra_1_4_without_a_warning_about_the_package(sweep: F
 
 
 @pytest.mark.slow
-def test_value_out_of_range_is_refused_under_hydra_1_4(sweep: Finished) -> None:
+def test_invalid_value_is_an_error_under_hydra_1_4(sweep: Finished) -> None:
     assert sweep.returncode == 1
-    sentence = "optimizer.lr=-1.0: expected a finite number above 0; type for example"
-    assert sentence in sweep.lines[-1]
+    message = "optimizer.lr=-1.0 must be above 0. Use for example optimizer.lr=0.001"
+    assert message in sweep.lines[-1]
 
 
 @pytest.mark.slow
 def test_composition_and_custom_classes_work_under_hydra_1_4(hydra_1_4: dict[str, str]) -> None:
     command: Command = [BIN / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     files = ["tests/config", "tests/optim/test_optimizers.py"]
-    chosen = ["-k", "composition or custom or refused"]
+    chosen = ["-k", "composition or custom or error"]
     variables = environment(BIN, **hydra_1_4)
     finished = run([*command, *files, *chosen], REPOSITORY, variables, cold=True)
     assert finished.returncode == 0, finished.output

@@ -49,7 +49,7 @@ MUTANTS = (
     ),
     Mutant(
         "optim/steps",
-        "self.flags + (self.skipped - self.learned)",
+        "self.flags + (self.skipped - self.applied_flags)",
         "self.flags + self.skipped",
         "skips that the host already counted are counted twice",
     ),
@@ -61,8 +61,8 @@ MUTANTS = (
     ),
     Mutant(
         "optim/steps",
-        "news = max(flags - self.learned, 0)",
-        "news = flags",
+        "new = max(flags - self.applied_flags, 0)",
+        "new = flags",
         "all of the device's skips are counted again at each reading",
     ),
     Mutant(
@@ -168,16 +168,13 @@ MUTANTS = (
     ),
     Mutant(
         "optim/mixin",
-        '            group["lr"] *= group.get(LR_RATIO, 1.0)',
+        '            group["lr"] *= group.get(LR_SCALE, 1.0)',
         "            pass",
         "lr_find gives all groups one learning rate",
     ),
     Mutant(
         "optim/mixin",
-        (
-            '        settle_unscaling(built.optimizer, loaded["param_groups"][0].get("fused")'
-            ", self.trainer)\n"
-        ),
+        "        configure_amp_unscaling(built.optimizer, fused, self.trainer)\n",
         "",
         "a resumed optimizer keeps the unscaling of the one that was built",
     ),
@@ -245,7 +242,7 @@ MUTANTS = (
         "optim/schedulers",
         "if steps is not None and warmup_steps > steps:",
         "if steps is not None and warmup_steps >= steps:",
-        "a warm-up as long as the run is refused",
+        "a warm-up as long as the run is rejected",
     ),
     Mutant(
         "optim/schedulers",
@@ -255,8 +252,8 @@ MUTANTS = (
     ),
     Mutant(
         "optim/schedulers",
-        "return min_lr_ratio + (1 - min_lr_ratio) * left",
-        "return min_lr_ratio + left",
+        "return min_lr_ratio + (1 - min_lr_ratio) * decay(progress)",
+        "return min_lr_ratio + decay(progress)",
         "the lowest learning rate is added on top of the decay",
     ),
     Mutant(
@@ -285,13 +282,13 @@ MUTANTS = (
     ),
     Mutant(
         "optim/param_groups",
-        "isinstance(owner, EMBEDDINGS + NORMALISATIONS)",
-        "isinstance(owner, NORMALISATIONS)",
+        "isinstance(owner, EMBEDDINGS + NORMALIZATIONS)",
+        "isinstance(owner, NORMALIZATIONS)",
         "embeddings decay",
     ),
     Mutant(
         "optim/param_groups",
-        "free = [position for position in matched if chosen[position] == REST]",
+        "free = [position for position in matched if group_of[position] == DEFAULT_GROUP]",
         "free = matched",
         "a later group takes what an earlier one has matched",
     ),
@@ -303,13 +300,13 @@ MUTANTS = (
     ),
     Mutant(
         "optim/param_groups",
-        '"initial_lr": group["lr"] / share if share else group["lr"]}',
+        '"initial_lr": group["lr"] / factor if factor else group["lr"]}',
         '"initial_lr": group["lr"]}',
         "a group added in the middle of a schedule takes its current lr as its peak",
     ),
     Mutant(
         "optim/param_groups",
-        "0.0 if spared else weight_decay",
+        "0.0 if is_no_decay else weight_decay",
         "weight_decay",
         "biases and norms decay",
     ),
@@ -321,9 +318,9 @@ MUTANTS = (
     ),
     Mutant(
         "optim/param_groups",
-        "LR_RATIO: group.lr_scale * layer.lr_scale,",
-        "LR_RATIO: group.lr_scale,",
-        "the lr ratio that lr_find restores lacks the layer's scale",
+        "LR_SCALE: group.lr_scale * layer.lr_scale,",
+        "LR_SCALE: group.lr_scale,",
+        "the lr scale that lr_find restores lacks the layer's scale",
     ),
     Mutant(
         "optim/resume",
@@ -333,7 +330,7 @@ MUTANTS = (
     ),
     Mutant(
         "optim/resume",
-        'yield {**own, "lr": peak_lr(own) * schedule_share(saved_groups[0])}',
+        'yield {**own, "lr": peak_lr(own) * lr_factor(saved_groups[0])}',
         "yield own",
         "a group that the checkpoint lacks restarts its schedule",
     ),
@@ -797,7 +794,7 @@ MUTANTS = (
         "an unknown number of skipped steps is logged as NaN",
     ),
     Mutant(
-        "optim/optimizers",
+        "statistics/names",
         "return named if len(set(named)) == len(named) else numbers",
         "return named",
         "two optimizers may have one name",
@@ -812,46 +809,46 @@ MUTANTS = (
         "optim/optimizers",
         "return known | factory.keywords",
         "return factory.keywords | known",
-        "the defaults of a class win over the arguments of the config",
+        "the defaults of a class take precedence over the arguments of the config",
     ),
     Mutant(
         "optim/optimizers",
-        'eps, place = group.get("eps", config.eps), where',
-        "eps, place = config.eps, where",
+        'eps, place = group.get("eps", config.eps), path',
+        "eps, place = config.eps, path",
         "a group's own eps may be 0 in its dtype",
     ),
     Mutant(
-        "config/reading",
+        "config/optimizer",
         "        taken += names\n",
         "        taken.append(group.name)\n",
         "a group may have the name of another group's no_decay part",
     ),
     Mutant(
-        "config/reading",
-        "interval = Interval.step if counts_steps else config.interval",
-        "interval = config.interval",
+        "config/schedule",
+        "        config.interval = SchedulerInterval.step\n",
+        "",
         "a scheduler that counts steps is stepped by epochs",
     ),
     Mutant(
-        "config/forms",
-        "len(betas) == 2 and all(0 <= beta < 1 for beta in betas)",
-        "len(betas) == 2 and all(0 <= beta <= 1 for beta in betas)",
+        "config/optimizer",
+        "list[Annotated[float, Limits(ge=0, lt=1)]]",
+        "list[Annotated[float, Limits(ge=0, le=1)]]",
         "a beta of 1 is accepted",
     ),
     Mutant(
-        "config/forms",
+        "config/parsing",
         (
             "    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):\n"
             "        return\n"
         ),
         "",
-        "a target with **kwargs refuses arguments that it takes",
+        "a target with **kwargs rejects arguments that it takes",
     ),
     Mutant(
-        "config/forms",
-        "return value.item() if isinstance(value, np.generic) else value",
+        "config/parsing",
+        'return value.item() if type(value).__module__ == "numpy" and value.ndim == 0 else value',
         "return value",
-        "scalars of numpy are refused",
+        "scalars of numpy are rejected",
     ),
     Mutant(
         "monitor/loggers",
@@ -941,46 +938,47 @@ MUTANTS = (
         "one bad batch is a spike",
     ),
     Mutant(
-        "config/reading",
-        "counts_steps = TOTAL_STEPS in factory.keywords.values()",
-        'counts_steps = factory.keywords.get("T_max") == TOTAL_STEPS',
+        "config/schedule",
+        "if TOTAL_STEPS in target.keywords.values():",
+        'if target.keywords.get("T_max") == TOTAL_STEPS:',
         "only one argument of a scheduler may ask for total_steps",
     ),
     Mutant(
-        "config/reading",
-        "if {entry.name for entry in fields(AdamConfig)} <= {*factory.keywords, *ours}:",
-        "if {entry.name for entry in fields(AdamConfig)} <= {*factory.keywords}:",
+        "config/optimizer",
+        "if {entry.name for entry in fields(AdamConfig)} <= {*target.keywords, *own}:",
+        "if {entry.name for entry in fields(AdamConfig)} <= {*target.keywords}:",
         "a custom class merged into a preset is used as the target",
     ),
     Mutant(
-        "config/reading",
+        "config/optimizer",
         "    if rate is None and pattern is not None:\n"
-        '        raise refusal(where, "rate", None, "expected one beside a pattern", 0.75)\n',
+        '        raise (path / "rate").invalid(None, "is required with a pattern", 0.75)\n',
         "",
         "a layer decay without a rate is accepted",
     ),
     Mutant(
-        "config/forms",
-        "elif value is not None and not limits.accepts(value):",
-        "elif value and not limits.accepts(value):",
-        "0 is accepted everywhere",
+        "config/parsing",
+        "schema = {**handler(source), **self.limits}",
+        'schema = {**handler(source), **{name.replace("gt", "ge"): limit for name, limit in'
+        " self.limits.items()}}",
+        "0 is accepted where a number above 0 is required",
     ),
     Mutant(
-        "config/forms",
-        "if not key.startswith(where):",
-        "if not key:",
+        "config/parsing",
+        'place = path / key.removeprefix(str(path)).lstrip(".") if key else path',
+        "place = ConfigPath(key) if key else path",
         "an error names a field without its path",
     ),
     Mutant(
-        "config/schema",
-        "weight_decay_on: WeightDecayOn = WeightDecayOn.matrices",
-        "weight_decay_on: WeightDecayOn = WeightDecayOn.all",
+        "config/optimizer",
+        'weight_decay_on: WeightDecayOn = WeightDecayOn.matrices\n    """Which',
+        'weight_decay_on: WeightDecayOn = WeightDecayOn.all\n    """Which',
         "all parameters decay by default",
     ),
     Mutant(
-        "config/schema",
-        "    threshold: float = 1e-4",
-        "    threshold: float = 1e-3",
+        "config/schedule",
+        "    threshold: NotNegative = 1e-4",
+        "    threshold: NotNegative = 1e-3",
         "a plateau's default threshold is not the documented one",
     ),
     Mutant(
@@ -991,8 +989,62 @@ MUTANTS = (
     ),
     Mutant(
         "optim/param_groups",
-        'settings["lr"] = hyperparameters["lr"] * lr_scale',
-        'settings["lr"] = hyperparameters["lr"] * group.lr_scale',
+        'settings["lr"] = lr * lr_scale',
+        'settings["lr"] = lr * group.lr_scale',
         "layer decay scales no learning rate",
+    ),
+    Mutant(
+        "config/parsing",
+        "    if isinstance(value, bool):\n        raise",
+        "    if value is None:\n        raise",
+        "True is accepted as the number 1",
+    ),
+    Mutant(
+        "config/parsing",
+        "is_composed = bool(key) or HydraConfig.initialized()",
+        "is_composed = bool(key)",
+        "in a Hydra app an error names a setting of an instantiated config as in Python",
+    ),
+    Mutant(
+        "config/errors",
+        "        return shlex.quote(assignment)",
+        "        return assignment",
+        "a suggestion with spaces is not one word of the shell",
+    ),
+    Mutant(
+        "config/errors",
+        'return f"--{self}"',
+        "return str(self)",
+        "an error of LightningCLI names a setting without the dashes",
+    ),
+    Mutant(
+        "config/errors",
+        "word = assignment if is_one_word else shlex.quote(assignment)",
+        "word = assignment",
+        "a suggestion for the environment variable loses its quotes",
+    ),
+    Mutant(
+        "config/monitor",
+        'path = path or locate(node, "adam_monitor")',
+        'path = locate(node, "adam_monitor")',
+        "an error of the environment variable names another place",
+    ),
+    Mutant(
+        "config/tune",
+        "if not config.study_name.strip():",
+        "if not config.study_name:",
+        "the name of a study may be blank",
+    ),
+    Mutant(
+        "config/schedule",
+        "if value is not None and getattr(config, steps) is not None:",
+        "if value and getattr(config, steps) is not None:",
+        "a ratio of 0 beside its steps is accepted",
+    ),
+    Mutant(
+        "optim/console",
+        "        if not logging.getLogger().handlers:\n",
+        "        if True:\n",
+        "an app that configures logging prints each line twice",
     ),
 )

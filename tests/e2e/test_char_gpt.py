@@ -1,4 +1,4 @@
-"""The recipe of a GPT: its text, its perplexity, the sample that it writes, and what it refuses."""
+"""The recipe of a GPT: its text, its perplexity, the sample that it writes, and its errors."""
 
 import math
 from pathlib import Path
@@ -43,7 +43,7 @@ BRIEFLY = (
 PROMPT = "the step of "
 SENTENCE = "Adam divides the step of each parameter by the root of its second moment.\n"
 
-REFUSALS = {
+INVALID = {
     "text=none.txt": "text=none.txt: expected a file, found none at ",
     "text=short.txt": "text=short.txt: expected at least 1,040 bytes, 16 times context=64 and one,"
     " found 74; type the path of a longer text, for example text=README.md, or a smaller context",
@@ -149,17 +149,17 @@ def test_diverged_network_writes_only_the_prompt() -> None:
     assert sample_text(net, "def ", 20, 1.0, 0) == "def "
 
 
-def test_invalid_settings_are_refused_before_training(tmp_path: Path) -> None:
+def test_invalid_settings_raise_before_training(tmp_path: Path) -> None:
     Path("short.txt").write_text(SENTENCE, encoding="utf-8")
     job = f"hydra.runtime.output_dir={tmp_path}/job"
     with each_row() as row:
-        for override, beginning in REFUSALS.items():
+        for override, beginning in INVALID.items():
             with row(override):
                 with initialize_config_dir(str(REPOSITORY / "recipes/conf"), version_base="1.3"):
                     config = compose("char_gpt", [override, job], return_hydra_config=True)
-                with pytest.raises(ConfigError) as refused:
+                with pytest.raises(ConfigError) as raised:
                     char_gpt.main(config)
-                (sentence,) = str(refused.value).splitlines()
+                (sentence,) = str(raised.value).splitlines()
                 assert sentence.startswith(beginning)
                 assert "; type " in sentence
                 assert not Path(tmp_path, "job").exists()

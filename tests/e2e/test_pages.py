@@ -74,6 +74,7 @@ from tests.support.training import ADAMW, Lit, loader, network, trainer
 from tests.support.wandb_server import ENTITY, WandbServer
 
 TABLE = ("text", "AdamW, ")
+HYDRA_PREFIX = r"(?m)^\[[-\d]+ [:,\d]+\]\[lightning_adam\]\[INFO\] - "
 FINDING = ("text", "AdamMonitor: eps_dominates")
 MEASURE = ("python", "# measure.py\n")
 MODULE = ("python", "# src/models/digits_module.py\n")
@@ -93,9 +94,9 @@ IN_THIRD_PARTY = [
 """The blocks that test_third_party.py trains with."""
 IMPORTS = ("python", "from lightning_adam")
 REPORT = ("python", "from pathlib import Path\n")
-REFUSAL = ("text", "optimizer.eps=1e-08: expected ")
+EPS_ERROR = ("text", "optimizer.eps=1e-08 rounds to 0 ")
 INSPECTED = ("text", "dtype ")
-BLOCKS = [IMPORTS, REPORT, REFUSAL, INSPECTED, TABLE, FINDING, TRAIN, CONFIG, MEASURE, MODULE]
+BLOCKS = [IMPORTS, REPORT, EPS_ERROR, INSPECTED, TABLE, FINDING, TRAIN, CONFIG, MEASURE, MODULE]
 BLOCKS += [EXPERIMENT, CLI, CLI_FILE, *IN_THIRD_PARTY]
 BLOCKS += [("python", beginning) for beginning in EXTENSIONS]
 
@@ -127,7 +128,7 @@ PRINTED = {
     "adam_monitor.findings.": ["AdamMonitor has found nothing wrong in "],
     "optimi.AdamW": ["AdamMonitor measures of AdamW what its state tells, not "],
     "weight_decay_on=all": ["0.01 "],
-    "resume=config": ["optimizer.lr=0.001: from here on, after the checkpoint's 0.002"],
+    "resume=config": ["optimizer.lr=0.001 replaces the checkpoint's 0.002"],
 }
 """What is printed where a command holds these words."""
 LOGGED = {
@@ -212,7 +213,10 @@ def test_every_block_and_every_command_is_of_one_tested_kind() -> None:
 def test_project_of_the_readme_logs_what_the_readme_says(tmp_path: Path) -> None:
     training, offline_run = follow_the_readme(tmp_path / "my project")
     config = run_config(offline_run)
-    assert block(*TABLE) in training.output
+    (log,) = (tmp_path / "my project").glob("outputs/*/*/train.log")
+    for printed in (training.output, log.read_text(encoding="utf-8")):
+        assert re.search(f"{HYDRA_PREFIX}AdamW, ", printed)
+        assert block(*TABLE) in re.sub(HYDRA_PREFIX, "", printed)
     assert keys(logged_rows(offline_run)) == promised_keys(*PROJECT_KEYS)
     assert (config["optimizer"]["lr"], config["optimizer"]["betas"]) == (3e-4, [0.9, 0.95])
     assert config["scheduler"]["warmup_steps"] == 500
@@ -401,11 +405,12 @@ def test_each_command_of_a_recipe_configures_its_jobs() -> None:
                     assert vars(optimizer) | values == vars(optimizer)
 
 
-def test_eps_that_float16_cannot_hold_is_refused_as_in_the_guide() -> None:
+def test_eps_that_rounds_to_0_in_float16_raises_as_in_the_guide() -> None:
     fit = trainer(max_epochs=1, precision="16-true")
-    with pytest.raises(ConfigError) as refused:
-        fit.fit(Lit(ADAMW | {"eps": 1e-8}), loader(1))
-    assert block(*REFUSAL).partition(", the dtype")[0] in str(refused.value)
+    app = OmegaConf.create({"optimizer": ADAMW | {"eps": 1e-8}})
+    with pytest.raises(ConfigError) as error:
+        fit.fit(Lit(app.optimizer), loader(1))
+    assert block(*EPS_ERROR) == f"{error.value}\n"
 
 
 def write_run(name: str) -> None:

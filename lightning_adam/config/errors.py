@@ -106,9 +106,20 @@ class ConfigPath:
             return f"{MONITOR_VARIABLE}={shlex.quote(word)}"
         return shlex.quote(assignment)
 
-    def suggest(self, value: object) -> str:
-        """Returns the suggestion of a value that works."""
-        return f"Use for example {self.override(value)}"
+    def suggest(self, value: object, verb: str = "Use for example") -> str:
+        """Returns the suggestion of a value that works.
+
+        Example:
+            >>> (ConfigPath("optimizer") / "lr").suggest(0.001)
+            'Use for example optimizer.lr=0.001'
+        """
+        item = re.fullmatch(r"(.+)\.(\d+)\.([^.]+)", self.field)
+        if item is not None and self.source is Source.LIGHTNING_CLI:
+            # LightningCLI has no option for a part of a list.
+            given = replace(self, field=item[1]).name
+            setting = f"{item[3]}: {self.format(value)}"
+            return f"In item {item[2]} of {given}, {verb[0].lower()}{verb[1:]} {setting}"
+        return f"{verb} {self.override(value)}"
 
     def error(self, problem: str, suggestion: str = "", value: object = UNSET) -> "ConfigError":
         """Returns the error of the setting; see `ConfigError`."""
@@ -130,7 +141,7 @@ class ConfigPath:
             >>> print((ConfigPath("optimizer") / "lr").required())
             optimizer.lr is required. Set optimizer.lr=VALUE
         """
-        return self.error("is required", f"Set {self.override(Placeholder('VALUE'))}")
+        return self.error("is required", self.suggest(Placeholder("VALUE"), "Set"))
 
     def unknown(self, value: object, names: Iterable[str]) -> "ConfigError":
         """Returns the error of a setting that does not exist, beside those that do.

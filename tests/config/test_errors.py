@@ -184,6 +184,18 @@ def test_required_setting_has_a_place_for_its_value() -> None:
     }
 
 
+def test_part_of_a_list_is_suggested_in_words_for_lightning_cli() -> None:
+    """LightningCLI has no option for it."""
+    group = OPTIMIZER[Source.LIGHTNING_CLI] / "groups" / 1
+    invalid = (group / "match").invalid("a", "matches nothing", "net.*")
+    assert str(invalid) == (
+        "--model.optimizer.groups.1.match=a matches nothing."
+        " In item 1 of --model.optimizer.groups, use for example match: net.*"
+    )
+    required = (group / "name").required()
+    assert required.suggestion == "In item 1 of --model.optimizer.groups, set name: VALUE"
+
+
 def test_none_is_a_value() -> None:
     error = (OPTIMIZER[Source.HYDRA] / "lr").invalid(None, "must be a number", 0.1)
     assert error.value is None

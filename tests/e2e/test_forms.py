@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from lightning_adam import AdamMixin, ConfigError
+from lightning_adam.config.errors import Source
 from lightning_adam.config.optimizer import AdamConfig
 from tests.support.commands import BIN, Finished, run, write_files
+from tests.support.tables import each_row
 from tests.support.training import loader, loss_of, network
 
 QUIET = {
@@ -117,7 +121,7 @@ def test_lightning_cli_trains_with_a_file_and_groups(
     assert (groups[0]["betas"], fit.global_step) == ((0.8, 0.9), 5)
 
 
-def test_lightning_cli_refuses_an_unknown_key(
+def test_lightning_cli_rejects_an_unknown_key(
     command_line: CommandLine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
@@ -125,12 +129,85 @@ def test_lightning_cli_refuses_an_unknown_key(
     assert "model.optimizer.lrr" in capsys.readouterr().err
 
 
-def test_value_out_of_range_is_refused_by_the_module(
-    command_line: CommandLine,
-) -> None:
-    with pytest.raises(ConfigError) as refused:
-        command_line(Typed, "--model.optimizer.lr=-0.5")
-    assert str(refused.value).startswith("optimizer.lr=-0.5: expected a finite number above 0")
+COSINE = ("--model.optimizer.lr=0.1", "--model.scheduler.name=cosine")
+INVALID: dict[tuple[str, ...], str] = {
+    ("--model.optimizer.lr=-0.5",): "--model.optimizer.lr=-0.5 must be above 0.",
+    ("--model.optimizer.betas=[0.9]",): "--model.optimizer.betas=[0.9] must have at least 2 items",
+    ("--model.optimizer.layer_decay.rate=0.5",): (
+        "--model.optimizer.layer_decay.pattern=null is required with a rate."
+    ),
+    (COSINE[0], "--model.scheduler.warmup_steps=2"): "--model.scheduler.name is required,",
+    (*COSINE, "--model.scheduler.warmup_steps=50"): (
+        "--model.scheduler.warmup_steps=50 is longer than the run, which has 5 optimizer steps."
+    ),
+}
+"""Options, and the beginning of the first error."""
+EXAMPLE = "Use for example "
+
+
+def test_suggestions_of_errors_work_as_options(command_line: CommandLine) -> None:
+    with each_row() as row:
+        for options, beginning in INVALID.items():
+            with row(options):
+                errors = errors_until_it_trains(command_line, options)
+                assert str(errors[0]).startswith(beginning)
+                assert {error.path.source for error in errors if error.path} == {
+                    Source.LIGHTNING_CLI
+                }
+
+
+def errors_until_it_trains(
+    command_line: CommandLine, options: tuple[str, ...]
+) -> list[ConfigError]:
+    """The errors of a command line whose suggestions are followed one after the other."""
+    errors: list[ConfigError] = []
+    while True:
+        try:
+            fit = command_line(Typed, *options)
+        except ConfigError as error:
+            if str(error) in map(str, errors):
+                raise
+            errors.append(error)
+            options = corrected(options, error)
+        else:
+            assert fit.global_step == 5
+            return errors
+
+
+def corrected(options: tuple[str, ...], error: ConfigError) -> tuple[str, ...]:
+    """The options as the error suggests."""
+    assert error.suggestion.startswith(EXAMPLE)
+    assert error.path
+    (suggested,) = shlex.split(error.suggestion.removeprefix(EXAMPLE))
+    obsolete = {suggested.partition("=")[0]}
+    if error.problem == "is not a setting":
+        obsolete.add(error.path.name)
+    return (*(each for each in options if each.partition("=")[0] not in obsolete), suggested)
+
+
+def test_invalid_group_is_named_by_its_item_of_the_list(command_line: CommandLine) -> None:
+    first = {"name": "first", "match": "net.0.*"}
+    groups = json.dumps([first, {**HEAD, "match": "net.9.weight"}])
+    with pytest.raises(ConfigError) as invalid:
+        command_line(Typed, f"--model.optimizer.groups={groups}")
+    beginning = "--model.optimizer.groups.1.match=net.9.weight matches nothing"
+    assert str(invalid.value).startswith(beginning)
+    suggestion = r"In item 1 of --model\.optimizer\.groups, use for example match: (.*)"
+    found = re.fullmatch(suggestion, invalid.value.suggestion)
+    assert found
+    groups = json.dumps([first, {**HEAD, "match": found[1]}])
+    fit = command_line(Typed, f"--model.optimizer.groups={groups}")
+    assert "head" in {group["name"] for group in fit.optimizers[0].param_groups}
+
+
+def test_dict_without_types_is_an_error_of_the_same_form(command_line: CommandLine) -> None:
+    with pytest.raises(ConfigError) as invalid:
+        command_line(Untyped, "--model.optimizer.lrr=0.5")
+    assert str(invalid.value) == (
+        "--model.optimizer.lrr=0.5 is not a setting. Use for example --model.optimizer.lr=0.5"
+    )
+    fit = command_line(Untyped, *corrected(("--model.optimizer.lrr=0.5",), invalid.value))
+    assert fit.optimizers[0].param_groups[0]["lr"] == 0.5
 
 
 def test_lightning_cli_trains_with_a_custom_class(command_line: CommandLine) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 
 from tests.support.browser import Visits, chromium
 
@@ -66,6 +67,9 @@ def _own_folder_and_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("LIGHTNING_ADAM_MONITOR", raising=False)
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
+    # An app that runs in this process leaves its config behind, and errors would name overrides.
+    hydra_config = HydraConfig.instance()
+    monkeypatch.setattr(hydra_config, "cfg", hydra_config.cfg)
     # Hydra's logging config closes all handlers, and absl's would close pytest's own stderr.
     monkeypatch.setattr(logging, "shutdown", lambda *handlers: None)
     torch.manual_seed(0)

@@ -262,7 +262,8 @@ def _unresolved(error: OmegaConfBaseException, path: ConfigPath) -> ConfigError:
     OmegaConf's error is not raised as its cause: Hydra would print it below the message.
     """
     key = re.sub(r"\[(\d+)\]", r".\1", str(error.full_key or ""))
-    place = path / key.removeprefix(str(path)).lstrip(".") if key else path
+    field = f"{key}.".removeprefix(f"{path}.").rstrip(".")
+    place = path / field if field else path
     if isinstance(error, MissingMandatoryValue):
         return place.required()
     # The lines after the first repeat the key and the type.

@@ -14,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from lightning_adam import ConfigError
-from lightning_adam.config.errors import Source
+from lightning_adam.config.errors import ConfigPath, Source
 from lightning_adam.config.monitor import MonitorConfig
 from lightning_adam.config.optimizer import (
     AdamConfig,
@@ -45,6 +45,23 @@ def test_every_form_is_parsed_alike() -> None:
                 parsed = parse_optimizer(node)
                 assert (parsed.config, str(parsed.path)) == (expected, "optimizer")
                 assert parsed.path.source is Source.PYTHON
+
+
+def test_missing_value_is_named_with_its_path() -> None:
+    root = OmegaConf.create({"model": {"optimizer": {"lr": "???"}}})
+    cli = ConfigPath("model.optimizer", source=Source.LIGHTNING_CLI)
+    table: list[tuple[Any, ConfigPath | None, str]] = [
+        (root.model.optimizer, None, "model.optimizer.lr"),
+        ({"lr": "???"}, cli, "--model.optimizer.lr"),
+        ({"layer_decay": {"rate": "???"}}, cli, "--model.optimizer.layer_decay.rate"),
+        ({"_target_": "torch.optim.NAdam", "optimizer_lr": "???"}, None, "optimizer_lr"),
+    ]
+    with each_row() as row:
+        for node, path, name in table:
+            with row(name):
+                with pytest.raises(ConfigError) as raised:
+                    parse_optimizer(node, path)
+                assert str(raised.value) == f"{name} is required. Set {name}=VALUE"
 
 
 def test_parsed_config_is_returned_as_it_is() -> None:
@@ -273,6 +290,11 @@ INVALID_SCHEDULES: list[tuple[dict[str, Any], str, str]] = [
     (
         {"name": "linear", "warmup_steps": 1, "warmup_ratio": 0.1},
         "warmup_ratio=0.1 excludes warmup_steps",
+        "warmup_ratio=None",
+    ),
+    (
+        {"name": "linear", "warmup_steps": 1, "warmup_ratio": 0.0},
+        "warmup_ratio=0.0 excludes warmup_steps",
         "warmup_ratio=None",
     ),
     (

@@ -965,8 +965,8 @@ MUTANTS = (
     ),
     Mutant(
         "config/parsing",
-        'place = path / key.removeprefix(str(path)).lstrip(".") if key else path',
-        "place = ConfigPath(key) if key else path",
+        "place = path / field if field else path",
+        "place = ConfigPath(field) if field else path",
         "an error names a field without its path",
     ),
     Mutant(

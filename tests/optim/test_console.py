@@ -37,6 +37,15 @@ def test_table_is_printed_once_as_logging_is_configured(name: str, tmp_path: Pat
     assert finished.output.count("AdamW, fused") == bool(beginning)
 
 
+def test_line_is_printed_unless_the_root_logger_has_a_handler(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for handlers in ([], [logging.NullHandler()]):
+        monkeypatch.setattr(logging.getLogger(), "handlers", handlers)
+        log_info(f"{len(handlers)} handlers")
+    assert capsys.readouterr().err == "0 handlers\n"
+
+
 def test_rank_zero_alone_logs(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

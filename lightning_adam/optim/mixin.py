@@ -1,7 +1,7 @@
 """`AdamMixin`: the optimizer and the scheduler in Lightning's hooks."""
 
 import math
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule as _Base
 else:
     _Base = object
+
+
+Configs: TypeAlias = tuple[Parsed[OptimizerConfig] | None, Parsed[ScheduleConfig] | None]
 
 
 class AdamMixin(_Base):
@@ -74,9 +77,7 @@ class AdamMixin(_Base):
     ) -> None:
         super().__init__(*args, **kwargs)
         self._is_from_cli = is_created_by_cli()
-        self._optimizer_config = self._parse_optimizer(optimizer)
-        self._scheduler_config = self._parse_scheduler(scheduler)
-        self._has_arguments = (optimizer is not None, scheduler is not None)
+        self._arguments = self._configs = self._parse(optimizer, scheduler)
         self._found_lr: float | None = None
         self._is_found_lr_due = False
         self._built: Built | None = None
@@ -93,12 +94,12 @@ class AdamMixin(_Base):
         """
         if self._found_lr is not None:
             return self._found_lr
-        parsed = self._configs()[0]
-        if parsed is None:
+        optimizer = self._parsed()[0]
+        if optimizer is None:
             return math.nan
-        if isinstance(parsed.config, AdamConfig):
-            return parsed.config.lr
-        return float(hyperparameters(parsed.config.factory).get("lr", math.nan))
+        if isinstance(optimizer.config, AdamConfig):
+            return optimizer.config.lr
+        return float(hyperparameters(optimizer.config.factory).get("lr", math.nan))
 
     @optimizer_lr.setter
     def optimizer_lr(self, lr: float) -> None:
@@ -111,8 +112,9 @@ class AdamMixin(_Base):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds the optimizer and the scheduler for the trainer's device, precision and length."""
-        # Hyperparameters may have changed since they were last parsed.
-        optimizer, scheduler = self._configs(reparse=True)
+        # The hyperparameters may have changed since they were parsed.
+        self._configs = self._arguments
+        optimizer, scheduler = self._parsed()
         if optimizer is None:
             raise ConfigError(
                 f"{type(self).__name__} has no optimizer config",
@@ -129,13 +131,9 @@ class AdamMixin(_Base):
         super().on_fit_start()
         checkpoint, built = loaded_checkpoint(self.trainer), self._in_use()
         schedulers = self.trainer.lr_scheduler_configs
-        optimizer = self._optimizer_config
-        if (
-            built is None
-            or optimizer is None
-            or len(schedulers) > 1
-            or "optimizer_states" not in checkpoint
-        ):
+        optimizer = self._configs[0]
+        is_resumed = "optimizer_states" in checkpoint and len(schedulers) < 2
+        if built is None or optimizer is None or not is_resumed:
             return
         resumed = Resumed(
             optimizer=built.optimizer,
@@ -212,35 +210,34 @@ class AdamMixin(_Base):
     @property
     def config_paths(self) -> tuple[str, str]:
         """The places of the optimizer's and the scheduler's config, as they are overridden."""
-        optimizer = self._configs()[0]
+        optimizer = self._parsed()[0]
         path = "optimizer" if optimizer is None else str(optimizer.path)
         return path, str(self._scheduler_path())
 
-    def _configs(
-        self, reparse: bool = False
-    ) -> tuple[Parsed[OptimizerConfig] | None, Parsed[ScheduleConfig] | None]:
+    def _parsed(self) -> Configs:
         """The constructor's configs, otherwise those in the hyperparameters."""
-        has_optimizer, has_scheduler = self._has_arguments
-        if not has_optimizer and (reparse or self._optimizer_config is None):
-            self._optimizer_config = self._parse_optimizer(self.hparams.get("optimizer"))
-        if not has_scheduler and (reparse or self._scheduler_config is None):
-            self._scheduler_config = self._parse_scheduler(self.hparams.get("scheduler"))
-        return self._optimizer_config, self._scheduler_config
+        if None in self._configs:
+            given = [self.hparams.get(name) for name in ("optimizer", "scheduler")]
+            self._configs = self._parse(
+                *(config or node for config, node in zip(self._configs, given, strict=True))
+            )
+        return self._configs
 
-    def _parse_optimizer(self, node: Any) -> Parsed[OptimizerConfig] | None:
-        return None if node is None else parse_optimizer(node, self._cli_path("optimizer"))
-
-    def _parse_scheduler(self, node: Any) -> Parsed[ScheduleConfig] | None:
-        return None if node is None else parse_schedule(node, self._cli_path("scheduler"))
-
-    def _cli_path(self, name: str) -> ConfigPath | None:
-        """The place of a config in LightningCLI's arguments; None without it."""
-        if not self._is_from_cli:
-            return None
-        return ConfigPath(f"model.{name}", source=Source.LIGHTNING_CLI)
+    def _parse(self, optimizer: Any, scheduler: Any) -> Configs:
+        """Parses what is given; a parsed config stays as it is."""
+        paths: list[ConfigPath | None] = [None, None]
+        if self._is_from_cli:
+            paths = [
+                ConfigPath(f"model.{name}", source=Source.LIGHTNING_CLI)
+                for name in ("optimizer", "scheduler")
+            ]
+        return (
+            None if optimizer is None else parse_optimizer(optimizer, paths[0]),
+            None if scheduler is None else parse_schedule(scheduler, paths[1]),
+        )
 
     def _scheduler_path(self) -> ConfigPath:
-        scheduler = self._configs()[1]
+        scheduler = self._parsed()[1]
         return ConfigPath("scheduler") if scheduler is None else scheduler.path
 
     def _in_use(self) -> Built | None:

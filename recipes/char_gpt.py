@@ -63,7 +63,7 @@ class LitGPT(AdamMixin, L.LightningModule):
 
 
 def text_of(path: str | None, context: int) -> bytearray:
-    """The text of a file, or of Python's own library; one that is too short is refused."""
+    """The text of a file, or of Python's own library; one that is too short is an error."""
     if path is not None and not Path(path).expanduser().is_file():
         raise ConfigError(
             f"text={path}: expected a file, found none at {Path(path).expanduser().absolute()};"

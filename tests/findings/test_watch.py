@@ -200,7 +200,7 @@ def test_tensor_with_a_nan_statistic_is_named_first_among_the_worst() -> None:
     assert list(found.worst) == ["b.weight", "a.weight"]
 
 
-def test_custom_rule_with_a_taken_name_or_an_unknown_statistic_is_refused() -> None:
+def test_custom_rule_with_a_taken_name_or_an_unknown_statistic_raises() -> None:
     given: dict[str, Any] = {
         "severity": Severity.info,
         "sentence": "",

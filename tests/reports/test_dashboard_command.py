@@ -29,7 +29,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
         wandb.teardown()
 
 
-def refusal(capsys: pytest.CaptureFixture[str], project: str = PROJECT) -> str:
+def error_of(capsys: pytest.CaptureFixture[str], project: str = PROJECT) -> str:
     with pytest.raises(SystemExit, match=r"^1$"):
         main(["dashboard", project])
     beginning = f"lightning-adam dashboard: {project}: "
@@ -68,7 +68,7 @@ def test_existing_workspace_is_updated_and_keeps_the_filter_of_the_runs(
     assert len(server.charts) == 1
 
 
-def test_missing_project_permission_or_login_is_refused(
+def test_missing_project_permission_or_login_is_an_error(
     server: WandbServer,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -77,17 +77,17 @@ def test_missing_project_permission_or_login_is_refused(
     with each_row() as row:
         with row("another project"):
             sentence = "Train first with WandbLogger(project='another')"
-            assert sentence in refusal(capsys, f"{ENTITY}/another")
+            assert sentence in error_of(capsys, f"{ENTITY}/another")
         for each in Refusal:
             with row(each):
                 server.refusal = each
-                assert "type wandb login as one who may write there" in refusal(capsys)
+                assert "type wandb login as one who may write there" in error_of(capsys)
                 assert not server.views
         with row("not logged in"):
             monkeypatch.setenv("WANDB_API_KEY", "")
             monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
             wandb.teardown()
-            assert refusal(capsys).endswith("type wandb login")
+            assert error_of(capsys).endswith("type wandb login")
 
 
 @pytest.mark.slow

@@ -455,19 +455,19 @@ UNUSABLE: list[tuple[Callable[[Path], object], str]] = [
 """What makes a file, and its error."""
 
 
-def test_unusable_files_are_refused(tmp_path: Path) -> None:
+def test_unusable_files_raise(tmp_path: Path) -> None:
     with each_row() as row:
         for number, (make, message) in enumerate(UNUSABLE):
             path = tmp_path / f"{number}.pt"
             with row((number, message)):
                 make(path)
-                with pytest.raises(ConfigError, match=re.escape(message)) as refused:
+                with pytest.raises(ConfigError, match=re.escape(message)) as raised:
                     inspect(path)
-                assert "\n" not in str(refused.value)
-                assert str(refused.value).startswith(str(path))
+                assert "\n" not in str(raised.value)
+                assert str(raised.value).startswith(str(path))
 
 
-def test_command_prints_findings_and_refuses_a_missing_file(
+def test_command_prints_findings_and_fails_for_a_missing_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     planted(tmp_path / "state.pt", 1e-9)
@@ -476,9 +476,9 @@ def test_command_prints_findings_and_refuses_a_missing_file(
     assert captured.err == ""
     assert captured.out.startswith("state.pt: a file of torch.save\n\nAdamW, 6 tensors")
     assert "type:    optimizer.eps=" in captured.out
-    with pytest.raises(SystemExit) as refused:
+    with pytest.raises(SystemExit) as raised:
         main(["inspect", "nowhere.ckpt"])
-    assert refused.value.code == 1
+    assert raised.value.code == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     (line,) = captured.err.splitlines()

@@ -352,12 +352,12 @@ def test_name_that_is_no_valid_unicode_can_be_written(tmp_path: Path) -> None:
 # ---- Refusals
 
 
-def test_runs_without_keys_of_the_monitor_are_refused(tmp_path: Path) -> None:
+def test_runs_without_keys_of_the_monitor_raise(tmp_path: Path) -> None:
     runs = [run_of({"train/loss": {0: 1.0}}, name) for name in ("a", "b")]
     runs[1].notes.append("b has not ended.")
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(ConfigError) as raised:
         write_report(runs, tmp_path / "report.html")
-    assert str(refused.value) == (
+    assert str(raised.value) == (
         "a, b: expected a run with keys that begin with adam_; train with"
         " callbacks=[AdamMonitor()]. b has not ended."
     )
@@ -365,14 +365,14 @@ def test_runs_without_keys_of_the_monitor_are_refused(tmp_path: Path) -> None:
     write_report([*runs, run_of({KEY: {0: 1.0}})], tmp_path / "report.html")
 
 
-def test_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+def test_file_that_cannot_be_written_raises(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with each_row() as row:
         for place in ("missing/report.html", "", "file/report.html"):
             with row(place):
-                with pytest.raises(ConfigError) as refused:
+                with pytest.raises(ConfigError) as raised:
                     write_report([run_of({KEY: {0: 1.0}})], tmp_path / place)
-                sentence = str(refused.value)
+                sentence = str(raised.value)
                 assert sentence.startswith(
                     f"{tmp_path / place}: expected a file that can be written ("
                 )

@@ -17,7 +17,7 @@ REFUSED = {
     ("csv",): "csv/lightning_logs/version_0: expected a run with keys that begin with adam_;",
     ("ours", "-o", "nowhere/page.html"): "nowhere/page.html: expected a file that can be",
 }
-"""Arguments, and a part of the sentence that refuses them."""
+"""Arguments, and a part of their error."""
 
 
 @pytest.mark.slow
@@ -48,7 +48,7 @@ def test_report_of_several_runs_names_what_could_not_be_read(
     assert not (tmp_path / "report.html").exists()
 
 
-def test_refusal_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     write_csv(tmp_path / "csv", [(0, {"loss": 1.0})])
     write_csv(tmp_path / "ours", [(0, {"adam_update/update_norm": 1.0})])

@@ -310,17 +310,15 @@ def test_resumed_run_is_one_run_in_which_the_later_row_of_a_step_counts(tmp_path
     assert run.notes == []
 
 
-def test_missing_run_is_refused_with_what_was_expected(tmp_path: Path) -> None:
+def test_missing_run_raises_with_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere: there is no such run; expected the folder"):
         read_runs([tmp_path / "nowhere"])
     (tmp_path / "metrics.txt").touch()
     for path in (tmp_path, tmp_path / "metrics.txt"):
-        with pytest.raises(ConfigError) as refused:
+        with pytest.raises(ConfigError) as raised:
             read_runs([path])
-        assert str(refused.value).startswith(
-            f"{path}: there is no run below; expected .wandb files"
-        )
-        assert "\n" not in str(refused.value)
+        assert str(raised.value).startswith(f"{path}: there is no run below; expected .wandb files")
+        assert "\n" not in str(raised.value)
 
 
 def test_folder_or_link_with_the_name_of_a_run_is_ignored(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_heat_map_has_a_column_for_each_placeholder(spec: dict[str, Any]) -> Non
     assert set(heat_map["fieldSettings"]) == placeholders
 
 
-def test_invalid_project_is_refused() -> None:
+def test_invalid_project_raises() -> None:
     with each_row() as row:
         for project in ("project", "team/", "/project", "team/project/runs", ""):
             with (

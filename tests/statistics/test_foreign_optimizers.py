@@ -333,7 +333,7 @@ def test_optimizer_with_unknown_state_is_reported_and_not_logged(
     assert expected in line
 
 
-def test_an_optimizer_without_betas_is_refused() -> None:
+def test_optimizer_without_betas_raises() -> None:
     module = Built(lambda net: torch.optim.SGD(net.parameters(), lr=0.1))
     with pytest.raises(ConfigError, match="trains with SGD; "):
         fit(module, AdamMonitor())

@@ -113,13 +113,13 @@ def test_trial_in_the_worst_quarter_at_its_step_is_pruned() -> None:
         assert not archive.should_stop("lr", early, 5, sign * 0.9)
 
 
-def test_search_with_other_settings_under_the_same_name_is_refused(place: str) -> None:
+def test_search_with_other_settings_under_the_same_name_raises(place: str) -> None:
     identity = {"model.width": "8", "optimizer.eps": "1e-8"}
     assert not opened(place).claim(identity, "multirun/a")
     assert opened(place).claim(identity, "multirun/a")
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(ConfigError) as raised:
         opened(place).claim({"model.width": "9", "optimizer.eps": "1e-8", "new": "1"}, "multirun/a")
-    sentence = str(refused.value)
+    sentence = str(raised.value)
     assert "model.width was 8, now 9" in sentence
     assert "new was None, now 1" in sentence
     assert "optimizer.eps" not in sentence
@@ -161,7 +161,7 @@ def test_processes_that_write_at_the_same_time_lose_nothing(place: str, tmp_path
     assert all(each.trial.value == each.turn for each in found)
 
 
-def test_invalid_storage_is_refused() -> None:
+def test_invalid_storage_raises() -> None:
     for place in ("nonsense", "postgresql://localhost:1/tune"):
         with pytest.raises(ConfigError, match=re.escape(f"hydra.sweeper.storage={place}: ")):
             open_storage(place)

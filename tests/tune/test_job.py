@@ -62,7 +62,7 @@ def test_number_of_any_library_is_a_metric(
     assert type(as_metric(np.float64(0.5))) is float
 
 
-def test_value_that_is_no_number_is_refused_with_what_to_return(
+def test_value_that_is_no_number_raises_with_what_to_return(
     archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values: list[Any] = [None, "0.25", True, {"val/loss": 0.25}, torch.zeros(2), []]

@@ -149,7 +149,7 @@ def _topic(name: str) -> str:
         topics = [*TOPICS, "statistics", "histograms", "findings"]
         close = nearest(name, [*topics, *STATISTICS, *RULES], 1)
         raise argparse.ArgumentTypeError(
-            f"{name}: expected {', '.join(topics)} or the name of a statistic or of a finding; type"
+            f"{name} is neither {', '.join(topics)} nor the name of a statistic or a finding. Use"
             f" for example lightning-adam explain {(close or ['statistics'])[0]}"
         )
     return "\n\n".join([*map(explained, rules), *map(explain_statistic, chosen), SYMBOLS])

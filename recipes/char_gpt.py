@@ -66,17 +66,16 @@ def text_of(path: str | None, context: int) -> bytearray:
     """The text of a file, or of Python's own library; one that is too short is an error."""
     if path is not None and not Path(path).expanduser().is_file():
         raise ConfigError(
-            f"text={path}: expected a file, found none at {Path(path).expanduser().absolute()};"
-            " type the path of a text, for example text=README.md, or text=null for Python's"
-            " own library"
+            f"text={path} does not exist: {Path(path).expanduser().absolute()}",
+            "Use the path of a text, for example text=README.md, or text=null for Python's library",
         )
     text = library_text() if path is None else bytearray(Path(path).expanduser().read_bytes())
     enough = VALIDATION_SHARE * (context + 1)
     if len(text) < enough:
         raise ConfigError(
-            f"text={'null' if path is None else path}: expected at least {enough:,} bytes,"
-            f" {VALIDATION_SHARE} times context={context} and one, found {len(text):,}; type the"
-            " path of a longer text, for example text=README.md, or a smaller context"
+            f"text={'null' if path is None else path} has {len(text):,} bytes, fewer than"
+            f" {enough:,}, which are {VALIDATION_SHARE} * (context + 1)",
+            "Use a longer text, for example text=README.md, or a smaller context",
         )
     return text
 
@@ -95,16 +94,15 @@ def text_loaders(
 
 
 def check_sample(sample: DictConfig) -> None:
-    """Refuses before the training what would fail after it."""
+    """Raises before the run for what would fail after it."""
     if not str(sample.prompt):
         raise ConfigError(
-            "sample.prompt='': expected a byte or more to go on from; type for example"
-            " sample.prompt=import"
+            "sample.prompt='' must have at least one byte", "Use for example sample.prompt=import"
         )
     if not sample.temperature > 0:
         raise ConfigError(
-            f"sample.temperature={sample.temperature}: expected a number above 0; type for example"
-            " sample.temperature=0.1"
+            f"sample.temperature={sample.temperature} must be above 0",
+            "Use for example sample.temperature=0.1",
         )
 
 

@@ -43,8 +43,8 @@ class LitShardedGPT(LitGPT):
         processes = self.trainer.world_size
         if processes % self.replicas:
             raise ConfigError(
-                f"replicas={self.replicas}: expected a divisor of the {processes} processes; type"
-                " for example replicas=1"
+                f"replicas={self.replicas} must divide the number of processes, {processes}",
+                "Use for example replicas=1",
             )
         shape, names = (self.replicas, processes // self.replicas), ("replicas", "shards")
         mesh = init_device_mesh(strategy.root_device.type, shape, mesh_dim_names=names)
@@ -70,8 +70,9 @@ def main(cfg: DictConfig) -> float:
     is_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     if is_sweep and not trainer.strategy.cluster_environment.creates_processes_externally:
         raise ConfigError(
-            "-m: expected a launcher that starts all processes of each job, such as submitit, for"
-            " Lightning would start the whole sweep in each; type one job after the other"
+            "-m needs a launcher that starts all processes of a job, such as submitit: otherwise"
+            " Lightning starts the whole sweep in each of them",
+            "Run the jobs one by one",
         )
     net = SmallGPT(cfg.layers, cfg.width, cfg.heads)
     module = LitShardedGPT(net, cfg.optimizer, cfg.scheduler, cfg.replicas)

@@ -38,8 +38,8 @@ def validated(trainer: L.Trainer, metric: str, resumed_from: str | None, epochs:
     """
     if metric not in trainer.callback_metrics:
         raise ConfigError(
-            f"trainer.max_epochs={trainer.max_epochs}: expected more epochs than {resumed_from}"
-            f" has behind it; type trainer.max_epochs={trainer.current_epoch + epochs}"
+            f"trainer.max_epochs={trainer.max_epochs} is no more than {resumed_from} has done",
+            f"Use for example trainer.max_epochs={trainer.current_epoch + epochs}",
         )
     return float(trainer.callback_metrics[metric])
 

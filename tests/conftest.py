@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # Two test processes share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+# The client reads its mode once per process, whichever test comes first.
+os.environ["WANDB_MODE"] = "offline"
 
 TIERS = {"nightly": "make test-nightly", "slow": "make test-ci"}
 """The marks of the tests that `make test` leaves out, and the command that runs them."""

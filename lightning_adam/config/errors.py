@@ -143,8 +143,10 @@ class ConfigPath:
         """
         return self.error("is required", self.suggest(Placeholder("VALUE"), "Set"))
 
-    def unknown(self, value: object, names: Iterable[str]) -> "ConfigError":
-        """Returns the error of a setting that does not exist, beside those that do.
+    def unknown(
+        self, value: object, names: Iterable[str], kind: str = "a setting"
+    ) -> "ConfigError":
+        """Returns the error of a name that does not exist, beside those that do.
 
         Example:
             >>> print((ConfigPath("optimizer") / "lrr").unknown(0.01, ["lr", "betas"]))
@@ -153,9 +155,9 @@ class ConfigPath:
         names = list(names)
         close = nearest(self.field.rpartition(".")[2], names, 1)
         if not close:
-            return self.error("is not a setting", f"Use one of {', '.join(names)}", value)
+            return self.error(f"is not {kind}", f"Use one of {', '.join(names)}", value)
         parent = replace(self, field=self.field.rpartition(".")[0])
-        return self.error("is not a setting", (parent / close[0]).suggest(value), value)
+        return self.error(f"is not {kind}", (parent / close[0]).suggest(value), value)
 
 
 class ConfigError(ValueError, CompactHydraException):

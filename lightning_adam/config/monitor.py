@@ -79,7 +79,7 @@ class MonitorConfig(Validated):
     layer_depth: Annotated[Count, Example(2)] | None = None
     """Number of parts of a module's path that form a layer's name: 2 gives `net.blocks` for
     `net.blocks.3.fc` (default: null, all; lightning_adam)."""
-    worst: dict[str, Integer] = field(default_factory=dict)
+    worst: Annotated[dict[str, Integer], Example({"grad_norm": 5})] = field(default_factory=dict)
     """Number of tensors to log with the largest values of a statistic, whatever the scopes:
     `{eps_energy_loss:5}` (default: {}; lightning_adam)."""
     histograms_every_n_steps: Annotated[Count, Example(500)] | None = None

@@ -245,8 +245,8 @@ def rule(
         others = RULES.get(code)
         if others is not None and others.condition.__module__ != condition.__module__:
             raise ConfigError(
-                f"@rule {code}: expected a name that no rule has; {others.condition.__module__}"
-                f" has it; write for example def my_{code}(...)"
+                f"@rule {code}: {others.condition.__module__} defines a rule of this name",
+                f"Rename the function, for example to my_{code}",
             )
         parameters = inspect.signature(condition).parameters.values()
         by_position = [each.name for each in parameters if each.kind is not each.KEYWORD_ONLY]
@@ -255,9 +255,8 @@ def rule(
         for name in (*statistics, *evidence):
             if name not in STATISTICS:
                 raise ConfigError(
-                    f"@rule {code}: expected statistics of the catalogue, or one of"
-                    f" {', '.join(ASKABLE)}, but {name} is none; lightning-adam explain statistics"
-                    " lists them"
+                    f"@rule {code}: {name} is neither a statistic nor one of {', '.join(ASKABLE)}",
+                    "Run lightning-adam explain statistics for the names",
                 )
         RULES[code] = Rule(
             code=code,

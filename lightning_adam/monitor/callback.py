@@ -233,20 +233,20 @@ class AdamMonitor(Callback):
         wrapped = [each for each in trainer.optimizers if not isinstance(each, Optimizer)]
         if wrapped:
             rank_zero_warn(
-                f"AdamMonitor measures nothing of {type(wrapped[0]).__name__}, which is no torch"
-                " optimizer: DeepSpeed keeps parameters, gradients and state in partitions of its"
-                " own. What FSDP2 shards (ModelParallelStrategy) is measured whole."
+                f"AdamMonitor cannot measure {type(wrapped[0]).__name__}, which is not a torch"
+                " optimizer: DeepSpeed keeps parameters, gradients and state in its own partitions."
+                " FSDP2 (ModelParallelStrategy) is supported."
             )
         elif len(others) == len(trainer.optimizers):
             raise ConfigError(
-                "AdamMonitor: expected an optimizer of Adam's family, with betas, but the model"
-                f" trains with {', '.join(others) or 'no optimizer'}; train with torch.optim.Adam"
-                " or AdamW (AdamMixin builds them), or remove the callback"
+                "AdamMonitor needs an Adam-like optimizer, with betas. The model trains with"
+                f" {', '.join(others) or 'no optimizer'}",
+                "Use torch.optim.Adam or AdamW (AdamMixin builds them), or remove the callback",
             )
         if any(map(is_flattened, _parameters(trainer.optimizers))):
             raise ConfigError(
-                "AdamMonitor: expected the parameters themselves, but FSDP1 trains flat ones; use"
-                " FSDPStrategy(use_orig_params=True), or remove the callback"
+                "AdamMonitor needs the original parameters, and FSDP1 trains flat ones",
+                "Use FSDPStrategy(use_orig_params=True), or remove the callback",
             )
         self._check_kernel(trainer)
         if others and not wrapped:

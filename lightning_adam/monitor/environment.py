@@ -193,7 +193,7 @@ class EnvironmentMonitor(AdamMonitor):
         measuring = trainer.world_size if store is None else store.add(self._ballot, 0)
         if measuring != trainer.world_size:
             raise ConfigError(
-                f"Only {measuring} of {trainer.world_size} processes have this value",
+                f"only {measuring} of {trainer.world_size} processes have this value",
                 f"Set the variable on every node, for example with mpirun -x {VARIABLE}",
             )
 

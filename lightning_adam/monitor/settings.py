@@ -46,7 +46,7 @@ def _rule_settings(findings: Any, path: ConfigPath) -> dict[str, Any] | None:
         return None
     for code, settings in findings.items():
         if code not in RULES:
-            raise (path / code).unknown(settings, RULES)
+            raise (path / code).unknown(settings, RULES, "a finding")
         own = RULES[code].settings
         if not isinstance(settings, Mapping):
             raise (path / code).invalid(settings, "must be settings of the rule", own)

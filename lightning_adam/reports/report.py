@@ -60,21 +60,21 @@ def write_report(runs: Sequence[Run], file: Path) -> None:
         ... # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        lightning_adam.config.errors.ConfigError: baseline: expected a run with keys ...
+        lightning_adam.config.errors.ConfigError: baseline: no run has keys ...
     """
     if not any(run.is_monitored for run in runs):
         notes = " ".join(note for run in runs for note in run.notes)
         raise ConfigError(
-            f"{', '.join(str(run.path) for run in runs)}: expected a run with keys that begin with"
-            f" adam_; train with callbacks=[AdamMonitor()]. {notes}".rstrip()
+            f"{', '.join(str(run.path) for run in runs)}: no run has keys that begin with adam_",
+            f"Train with callbacks=[AdamMonitor()]. {notes}".rstrip(" ."),
         )
     try:
         # A name that the filesystem has no text for can be written all the same.
         file.write_bytes(page(runs).encode("utf-8", errors="backslashreplace"))
     except OSError as error:
         raise ConfigError(
-            f"{file}: expected a file that can be written ({error.strerror}); type for example"
-            " -o report.html"
+            f"{file} cannot be written: {error.strerror}",
+            "Use for example -o report.html",
         ) from error
 
 

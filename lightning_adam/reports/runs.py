@@ -113,16 +113,18 @@ def _find(path: Path) -> list[Path]:
         return [path.resolve()]
     if not path.exists():
         raise ConfigError(
-            f"{path}: there is no such run; expected the folder that is named when a training ends,"
-            f" such as wandb/offline-run-…, or a folder with runs below"
+            f"{path} does not exist",
+            "Pass the folder that is printed when a run ends, such as wandb/offline-run-…, or a"
+            " folder that contains runs",
         )
     # Resolved, so that a link, as W&B's latest-run, is not a second run.
     names = ("*.wandb", "metrics.csv")
     found = {each.resolve() for name in names for each in path.rglob(name) if each.is_file()}
     if not found:
         raise ConfigError(
-            f"{path}: there is no run below; expected .wandb files, which WandbLogger(offline=True)"
-            " leaves, or a CSVLogger's metrics.csv; train with one of them"
+            f"{path} contains no run: neither .wandb files of WandbLogger(offline=True) nor"
+            " metrics.csv of CSVLogger",
+            "Train with one of these loggers",
         )
     return sorted(found)
 

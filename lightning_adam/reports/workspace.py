@@ -109,8 +109,9 @@ def _split(project: str) -> tuple[str, str]:
     entity, separator, name = project.partition("/")
     if not (entity and separator and name) or "/" in name:
         raise ConfigError(
-            f"{project}: expected ENTITY/PROJECT, as in the project's address; type for example"
-            f" lightning-adam dashboard {entity or 'my-team'}/{name.rpartition('/')[2] or 'mnist'}"
+            f"{project} must be ENTITY/PROJECT, as in the project's address",
+            f"Use for example lightning-adam dashboard {entity or 'my-team'}/"
+            f"{name.rpartition('/')[2] or 'mnist'}",
         )
     return entity, name
 
@@ -248,14 +249,15 @@ def _said_plainly(project: str) -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        raise ConfigError(f"{project}: {str(error).rstrip('.')}; type wandb login") from None
+        raise ConfigError(f"{project}: {str(error).rstrip('.')}", "Run wandb login") from None
     except ValueError as error:
         raise ConfigError(
-            f"{project}: {error} Train first with WandbLogger(project='{_split(project)[1]}'), or"
-            " type ENTITY/PROJECT as in the project's address"
+            f"{project}: {str(error).rstrip('.')}",
+            f"Train with WandbLogger(project='{_split(project)[1]}') first, or use ENTITY/PROJECT"
+            " as in the project's address",
         ) from None
     except (wandb.Error, WandbApiFailedError) as error:
         raise ConfigError(
-            f"{project}: W&B did not answer, or refused ({str(error).strip().rstrip('.')}); type"
-            " wandb login as one who may write there, or --json for the workspace's spec alone"
+            f"{project}: W&B did not answer or denied access ({str(error).strip().rstrip('.')})",
+            "Run wandb login as a user who may write there, or use --json for the spec alone",
         ) from None

@@ -319,8 +319,8 @@ class AdamStatistics(Metric):
         """
         if scope not in list(Scope):
             raise ConfigError(
-                f"AdamStatistics.table: expected group, layer or tensor, but got {scope}; call"
-                ' table("layer")'
+                f"AdamStatistics.table: scope={scope!r} must be 'group', 'layer' or 'tensor'",
+                'Use for example table("layer")',
             )
         self._check()
         return self.measurement.table(Scope(scope))

@@ -44,13 +44,13 @@ def plot_statistics(
     }
     panels = {name: lines for name, lines in panels.items() if lines}
     if not panels:
-        raise ValueError("nothing to plot: expected measurements; call update(optimizer) first")
+        raise ValueError("There is nothing to plot. Call update(optimizer) first")
     figure: Figure | SubFigure
     if ax is not None:
         if len(panels) > 1:
             raise ValueError(
-                f"ax: expected one statistic to draw in it, but there are {len(panels)}; choose one"
-                f" with AdamStatistics(statistics=['{next(iter(panels))}'])"
+                f"ax holds one statistic, and there are {len(panels)}. Choose one with"
+                f" AdamStatistics(statistics=['{next(iter(panels))}'])"
             )
         figure, axes = ax.figure, [ax]
     else:

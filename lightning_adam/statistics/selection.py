@@ -37,7 +37,7 @@ def check_selection(monitor: Parsed[MonitorConfig]) -> None:
     for name, tensors in config.worst.items():
         place = path / "worst" / name
         if name not in STATISTICS:
-            raise place.unknown(tensors, STATISTICS)
+            raise place.unknown(tensors, STATISTICS, "a statistic")
         if tensors < 1:
             raise place.invalid(tensors, "must be at least 1, a number of tensors", 5)
     kernel = config.kernel.value

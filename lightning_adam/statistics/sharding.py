@@ -123,8 +123,9 @@ class Counted:
         if id(parameter) not in self._flat:
             given = "None" if self._module is None else type(self._module).__name__
             raise ConfigError(
-                "AdamStatistics: expected the module as FSDP1 wraps it, with use_orig_params=True,"
-                f" but got {given}; write AdamStatistics(module=wrapped)"
+                f"AdamStatistics: module={given} is not the module that FSDP1 wrapped, with"
+                " use_orig_params=True",
+                "Use AdamStatistics(module=wrapped)",
             )
         return self._flat[id(parameter)]
 

@@ -102,8 +102,8 @@ def open_storage(place: str, must_exist: bool = False) -> BaseStorage:
                 continue
             said = str(error).splitlines()[0]
             raise ConfigError(
-                f"hydra.sweeper.storage={place}: expected the URL of a database that can be reached"
-                f" ({said}); type for example hydra.sweeper.storage=sqlite:///tune.db"
+                f"hydra.sweeper.storage={place} cannot be reached: {said.rstrip('.')}",
+                "Use for example hydra.sweeper.storage=sqlite:///tune.db",
             ) from error
     raise AssertionError
 
@@ -157,9 +157,10 @@ class Archive:
             ]
             differences = "; ".join([*told[:4], *(["..."] if len(told) > 4 else [])])
             raise ConfigError(
-                f"hydra.sweeper.study_name={self.name}: {folder} holds a search of other settings"
-                f" ({differences}); go on with those, or begin another:"
-                f" type hydra.sweeper.study_name={self.name}_2"
+                f"hydra.sweeper.study_name={self.name}: the search in {folder} has other settings"
+                f" ({differences})",
+                "Use the same settings, or start another search with"
+                f" hydra.sweeper.study_name={self.name}_2",
             )
         return True
 

@@ -38,8 +38,8 @@ class AdamTune(Sweeper):
             from lightning_adam.tune.sweeper import StagedSweep
         except ModuleNotFoundError as error:
             raise ConfigError(
-                f"hydra/sweeper=adam_tune searches with optuna ({error}):"
-                " pip install 'lightning-adam[tune]'"
+                f"hydra/sweeper=adam_tune needs optuna ({error})",
+                "Run pip install 'lightning-adam[tune]'",
             ) from error
 
         self.staged = StagedSweep(self.settings, hydra_context, task_function, config)

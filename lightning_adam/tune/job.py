@@ -146,7 +146,7 @@ def as_metric(result: object) -> float:
         >>> as_metric("0.41")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
-        lightning_adam.tune.job.NoMetricError: the app returned '0.41': expected the validation...
+        lightning_adam.tune.job.NoMetricError: The app returned '0.41', not the validation...
     """
     is_number = hasattr(result, "__float__") and not isinstance(result, bool)
     try:
@@ -155,8 +155,8 @@ def as_metric(result: object) -> float:
     except (TypeError, ValueError, RuntimeError):
         pass
     raise NoMetricError(
-        f"the app returned {result!r}: expected the validation metric as a number; end its function"
-        ' for example with `return trainer.callback_metrics["val/loss"].item()`'
+        f"The app returned {result!r}, not the validation metric as a number",
+        'End its function with, for example, `return trainer.callback_metrics["val/loss"].item()`',
     )
 
 

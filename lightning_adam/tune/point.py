@@ -103,21 +103,21 @@ def find_places(config: DictConfig, given: str | None) -> Places:
     """
     optimizers = _nodes_with(config, OPTIMIZER_KEYS)
     if given is not None and given not in optimizers:
-        found = ", ".join(optimizers) or "there is none"
+        found = ", ".join(optimizers) or "none"
         raise ConfigError(
-            f"hydra.sweeper.optimizer={given}: expected the place of an optimizer's config:"
-            f" {found}" + (f"; type hydra.sweeper.optimizer={optimizers[0]}" if optimizers else "")
+            f"hydra.sweeper.optimizer={given} is not the path of an optimizer's config, which are:"
+            f" {found}",
+            f"Use for example hydra.sweeper.optimizer={optimizers[0]}" if optimizers else "",
         )
     if not optimizers:
         raise ConfigError(
-            "there is no optimizer to tune in the config: expected one of the group"
-            " lightning_adam/optimizer; add to the defaults list, for example,"
-            " `- lightning_adam/optimizer: adamw`"
+            "The config has no optimizer of the group lightning_adam/optimizer to tune",
+            "Add it to the defaults list, for example `- lightning_adam/optimizer: adamw`",
         )
     if given is None and len(optimizers) > 1:
         raise ConfigError(
-            f"there are several optimizers in the config: {', '.join(optimizers)};"
-            f" type the one to tune: hydra.sweeper.optimizer={optimizers[0]}"
+            f"The config has several optimizers: {', '.join(optimizers)}",
+            f"Choose one, for example hydra.sweeper.optimizer={optimizers[0]}",
         )
     schedules = _nodes_with(config, SCHEDULER_KEYS)
     optimizer = given or optimizers[0]
@@ -146,8 +146,8 @@ def read_point(config: DictConfig, places: Places) -> Point:
     node = OmegaConf.select(config, places.optimizer)
     if OmegaConf.is_missing(node, "lr") or node.lr is None:
         raise ConfigError(
-            f"{places.optimizer}.lr: expected a number to start from;"
-            f" type for example {places.optimizer}.lr=1e-3"
+            f"{places.optimizer}.lr is required as the start of the search",
+            f"Use for example {places.optimizer}.lr=1e-3",
         )
     betas = node.get("betas")
     ratio, steps = None, None

@@ -232,7 +232,7 @@ def _check_hope(trials: Sequence[Trial]) -> None:
     crashed = [each for each in over if each.error and not each.error.startswith("diverged")]
     if len(over) == len(crashed) >= HOPELESS:
         raise ConfigError(
-            f"all of the first {len(crashed)} trials have failed, the last one of"
-            f" {crashed[-1].error}; run the app once without -m to see it alone, and"
-            " with hydra/launcher=basic to see the search without its launcher"
+            f"All of the first {len(crashed)} trials failed, the last one with"
+            f" {crashed[-1].error.rstrip('.')}",
+            "Run the app once without -m, then the search with hydra/launcher=basic",
         )

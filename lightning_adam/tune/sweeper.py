@@ -118,8 +118,8 @@ class StagedSweep:
             raise SystemExit("adam_tune: interrupted; the same command goes on from here") from None
         if not math.isfinite(story.incumbent.mean):
             raise ConfigError(
-                f"none of {len(story.trials)} trials has ended with a finite metric; why stands in"
-                f" {shlex.quote(self._where())}/tune.md"
+                f"None of {len(story.trials)} trials returned a finite metric",
+                f"See {shlex.quote(self._where())}/tune.md for the reasons",
             )
         _print_end(story, self.folder)
         return story.incumbent.point
@@ -246,9 +246,9 @@ def _check_single(arguments: Sequence[str]) -> None:
         if override.is_sweep_override():
             key = override.get_key_element()
             raise ConfigError(
-                f"{override.input_line}: expected one value, for adam_tune searches Adam's settings"
-                f" alone; type one value for {key}, or run the search once for each of them with"
-                f" another {PATH}.study_name"
+                f"{override.input_line} must be one value: adam_tune searches Adam's settings only",
+                f"Use one value for {key}, or run one search for each, with another"
+                f" {PATH}.study_name",
             )
 
 
@@ -266,14 +266,14 @@ def _seeds(app: DictConfig, plan: Plan) -> tuple[str, list[int | None]]:
         return key, [base + turn for turn in range(plan.n_seeds)]
     if key != "seed":
         raise ConfigError(
-            f"{PATH}.seed_key={key}: expected a key of the app's config that holds a whole number,"
-            f" the seed of a training; found {format_value(base)}"
+            f"{PATH}.seed_key={key} must be a key of the app's config with an integer, the seed of"
+            f" a run, not {format_value(base)}"
         )
     if plan.n_seeds > 1:
         log.warning(
-            f"adam_tune: the app's config has no `seed`, so {plan.n_seeds} trainings of the same"
-            " settings differ only by what the app leaves to chance; if its seed stands elsewhere,"
-            f" type {PATH}.seed_key=KEY; if it has none, type {PATH}.n_seeds=1"
+            f"adam_tune: the app's config has no `seed`, so {plan.n_seeds} runs of the same"
+            f" settings differ only by what the app leaves to chance. Set {PATH}.seed_key=KEY if"
+            f" the seed has another key, or {PATH}.n_seeds=1 if there is none"
         )
     return key, [None] * plan.n_seeds
 

@@ -84,8 +84,8 @@ class TrialCallback(Callback):
             self._is_off = True
             known = ", ".join(sorted(map(str, trainer.callback_metrics))) or "nothing"
             warn_only(
-                f"hydra.sweeper.monitor={monitor}: expected a metric that is logged in validation,"
-                f" which are {known}; no trial is stopped early."
+                f"hydra.sweeper.monitor={monitor} is not logged in validation, which logs {known}."
+                " No trial is pruned."
             )
             return False
         value, step = float(trainer.callback_metrics[monitor]), trainer.global_step

@@ -44,12 +44,12 @@ PROMPT = "the step of "
 SENTENCE = "Adam divides the step of each parameter by the root of its second moment.\n"
 
 INVALID = {
-    "text=none.txt": "text=none.txt: expected a file, found none at ",
-    "text=short.txt": "text=short.txt: expected at least 1,040 bytes, 16 times context=64 and one,"
-    " found 74; type the path of a longer text, for example text=README.md, or a smaller context",
-    "sample.prompt=''": "sample.prompt='': expected a byte or more to go on from; type for example"
+    "text=none.txt": "text=none.txt does not exist: ",
+    "text=short.txt": "text=short.txt has 74 bytes, fewer than 1,040, which are 16 * (context + 1)."
+    " Use a longer text, for example text=README.md, or a smaller context",
+    "sample.prompt=''": "sample.prompt='' must have at least one byte. Use for example"
     " sample.prompt=import",
-    "sample.temperature=0": "sample.temperature=0: expected a number above 0; type for example"
+    "sample.temperature=0": "sample.temperature=0 must be above 0. Use for example"
     " sample.temperature=0.1",
 }
 """Overrides, and how the error about each begins."""
@@ -161,7 +161,7 @@ def test_invalid_settings_raise_before_training(tmp_path: Path) -> None:
                     char_gpt.main(config)
                 (sentence,) = str(raised.value).splitlines()
                 assert sentence.startswith(beginning)
-                assert "; type " in sentence
+                assert ". Use " in sentence
                 assert not Path(tmp_path, "job").exists()
 
 
@@ -169,5 +169,5 @@ def test_resuming_a_finished_run_names_the_epochs_to_type() -> None:
     """The recipes that can be resumed share this."""
     finished = L.Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False)
     finished.fit_loop.epoch_progress.current.completed = 2
-    with pytest.raises(ConfigError, match=r"type trainer\.max_epochs=6"):
+    with pytest.raises(ConfigError, match=r"Use for example trainer\.max_epochs=6$"):
         validated(finished, "val/loss", "last.ckpt", epochs=4)

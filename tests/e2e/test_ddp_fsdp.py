@@ -158,4 +158,4 @@ def test_sweep_that_would_start_itself_in_each_process_is_an_error(tmp_path: Pat
     command = [*shlex.split(LIGHTNING), "-m", "optimizer.lr=1e-3,1e-4"]
     failed = run([*command, f"hydra.sweep.dir={tmp_path}"])
     assert failed.returncode == 1
-    assert "-m: expected a launcher that starts all processes of each job" in failed.output
+    assert "-m needs a launcher that starts all processes of a job" in failed.output

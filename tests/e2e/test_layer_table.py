@@ -86,7 +86,7 @@ INVALID = {
         "Invalid value 'layr', expected one of [model, group, layer, tensor]"
     ),
     "adam_monitor.worst={eps_energy_los:2}": (
-        "adam_monitor.worst.eps_energy_los=2 is not a setting. Use for example"
+        "adam_monitor.worst.eps_energy_los=2 is not a statistic. Use for example"
         " adam_monitor.worst.eps_energy_loss=2"
     ),
     "adam_monitor.histograms_every_n_steps=0": (

@@ -40,7 +40,7 @@ def test_processes_measure_together_or_none_of_them_does(tmp_path: Path) -> None
     both, one = tmp_path / "both", tmp_path / "one"
     train_sharded(both, ["every_n_steps=5", "every_n_steps=5"])
     printed = train_sharded(one, ["every_n_steps=5", None])
-    assert f"{VARIABLE} is ignored: Only 1 of 2 processes have this value" in printed
+    assert f"{VARIABLE} is ignored: only 1 of 2 processes have this value" in printed
     assert [sorted(our_rows(logged(folder), "step")) for folder in (both, one)] == [[0, 4], []]
     assert_same_parameters(both, one)
 

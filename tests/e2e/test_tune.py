@@ -89,7 +89,7 @@ def test_app_that_returns_nothing_fails_at_its_first_trial(app: Path) -> None:
     change_app(app, "return (math", "(math")
     tuned = tune(app, MINIMIZE)
     assert tuned.returncode == 1
-    assert "the app returned None: expected the validation metric as a number" in tuned.output
+    assert "The app returned None, not the validation metric as a number" in tuned.output
     assert len(trained_settings(app)) == 1
 
 

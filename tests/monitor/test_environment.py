@@ -138,7 +138,7 @@ BAD_VALUES = [
     ("adam_monitor.every_n_step=3", "every_n_step=3 is not a setting. Use"),
     ("scopes=[tensors]", "'tensors', which must be 'model', 'group', 'layer' or 'tensor'. Use"),
     ("statistics=[epsilon_*]", "statistics=[epsilon_*] matches no statistic: epsilon_*. Use"),
-    ("worst={eps_loss:3}", "worst.eps_loss=3 is not a setting. Use"),
+    ("worst={eps_loss:3}", "worst.eps_loss=3 is not a statistic. Use"),
     ("yes", "yes must be 1, 0, or settings of the monitor"),
     ("every_n_steps", " every_n_steps must be 1, 0, or settings"),
     ("~every_n_steps", "~every_n_steps must be 1, 0, or settings"),
@@ -369,6 +369,6 @@ def test_monitor_measures_only_if_all_processes_do(
         measured = run_training(Plain(), data=4).steps_of(KEY)
     assert bool(measured) == (others == 0)
     ignored = (
-        f"{VARIABLE} is ignored: Only 2 of 1 processes have this value. Set the variable on every"
+        f"{VARIABLE} is ignored: only 2 of 1 processes have this value. Set the variable on every"
     )
     assert [each.startswith(ignored) for each in messages] == [True] * others

@@ -203,7 +203,7 @@ def test_optimizer_without_moments_raises_before_training() -> None:
 
     module = Sgd()
     before = parameters(module)
-    with pytest.raises(ConfigError, match=r"trains with SGD; train with torch\.optim\.Adam"):
+    with pytest.raises(ConfigError, match=r"trains with SGD\. Use torch\.optim\.Adam"):
         fit_monitored(AdamMonitor(), module)
     assert all(torch.equal(a, b) for a, b in zip(before, parameters(module), strict=True))
 
@@ -301,13 +301,13 @@ def test_wrapper_that_is_no_optimizer_is_a_warning_and_not_measured() -> None:
         monitor.on_train_batch_end(trainer, module, None, None, 0)
         monitor.on_train_end(trainer, module)
     first, no_logger = messages
-    assert first.startswith("AdamMonitor measures nothing of DeepSpeedZeroOptimizer, which is no")
+    assert first.startswith("AdamMonitor cannot measure DeepSpeedZeroOptimizer, which is not")
     assert "no logger" in no_logger
 
 
 def test_flat_parameters_raise_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_adam.monitor.callback.is_flattened", lambda parameter: True)
-    with pytest.raises(ConfigError, match=r"use FSDPStrategy\(use_orig_params=True\)"):
+    with pytest.raises(ConfigError, match=r"Use FSDPStrategy\(use_orig_params=True\)"):
         fit_monitored(AdamMonitor())
 
 

@@ -342,7 +342,7 @@ def test_loss_without_a_second_derivative_is_reported_without_traceback() -> Non
     (report,) = messages
     assert "Traceback" not in report
     assert "once_differentiable" in report
-    assert "write SharpnessMonitor(loss=...)" in report
+    assert "Use SharpnessMonitor(loss=...)" in report
     assert run.steps_of(KEY) == []
 
 
@@ -398,7 +398,7 @@ def test_module_that_cannot_be_copied_is_reported_without_traceback() -> None:
     with warned() as messages:
         fit(module, SharpnessMonitor(1))
     (report,) = messages
-    assert "expected a module that can be copied, but TypeError: cannot pickle" in report
+    assert "cannot copy the module: TypeError: cannot pickle" in report
     assert "Traceback" not in report
 
 
@@ -473,14 +473,14 @@ def mixed(net: nn.Sequential) -> torch.optim.Optimizer:
 UNSUITABLE: list[tuple[L.LightningModule, str]] = [
     (
         Built(lambda net: torch.optim.SGD(net.parameters(), lr=0.1)),
-        r"expected torch\.optim\.Adam or AdamW, but the model trains with SGD; train with",
+        r"needs torch\.optim\.Adam or AdamW\. The model trains with SGD\. Use",
     ),
     (
         Built(lambda net: torch.optim.NAdam(net.parameters(), lr=0.1)),
-        r"but the model trains with NAdam",
+        r"The model trains with NAdam",
     ),
-    (TwoOptimizers(torch.optim.Adam), r"write SharpnessMonitor\(loss=lambda module"),
-    (Built(mixed), r"groups that all minimize, or all maximize"),
+    (TwoOptimizers(torch.optim.Adam), r"Use SharpnessMonitor\(loss=lambda module"),
+    (Built(mixed), r"some groups of Adam minimize and others maximize"),
 ]
 """Modules, and the error when training starts."""
 
@@ -513,7 +513,7 @@ def test_sharded_parameters_raise_before_training(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(
         "lightning_adam.monitor.sharpness.callback.is_sharded", lambda optimizer: True
     )
-    with pytest.raises(ConfigError, match="they are sharded; train with DDPStrategy"):
+    with pytest.raises(ConfigError, match=r"they are sharded\. Use DDPStrategy"):
         fit(Lit(ADAMW), SharpnessMonitor())
 
 

@@ -303,4 +303,4 @@ def test_flat_parameters_are_distinguished_from_original_ones(ranks: Ranks) -> N
 
 def test_module_without_the_wrapper_of_fsdp1_is_an_error(ranks: Ranks) -> None:
     for error in ranks.run(measure_without_wrapper):
-        assert error.endswith("got Net; write AdamStatistics(module=wrapped)")
+        assert error.endswith("use_orig_params=True. Use AdamStatistics(module=wrapped)")

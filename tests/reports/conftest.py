@@ -28,8 +28,7 @@ def logged_run(tmp_path_factory: pytest.TempPathFactory) -> LoggedRun:
 
 
 def run_training(folder: Path) -> None:
-    # W&B reads the variable that `offline` sets only before its first run of the process.
-    to_wandb = WandbLogger(offline=True, mode="offline", save_dir=folder, name="trained")
+    to_wandb = WandbLogger(offline=True, save_dir=folder, name="trained")
     loggers = [to_wandb, CSVLogger(folder)]
     groups = [{"name": "net.head", "match": "net.3.*", "lr_scale": 2.0}]
     scopes = list(Scope)

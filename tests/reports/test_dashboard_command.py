@@ -76,18 +76,18 @@ def test_missing_project_permission_or_login_is_an_error(
 ) -> None:
     with each_row() as row:
         with row("another project"):
-            sentence = "Train first with WandbLogger(project='another')"
+            sentence = "Train with WandbLogger(project='another') first"
             assert sentence in error_of(capsys, f"{ENTITY}/another")
         for each in Refusal:
             with row(each):
                 server.refusal = each
-                assert "type wandb login as one who may write there" in error_of(capsys)
+                assert "Run wandb login as a user who may write there" in error_of(capsys)
                 assert not server.views
         with row("not logged in"):
             monkeypatch.setenv("WANDB_API_KEY", "")
             monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
             wandb.teardown()
-            assert error_of(capsys).endswith("type wandb login")
+            assert error_of(capsys).endswith("Run wandb login")
 
 
 @pytest.mark.slow

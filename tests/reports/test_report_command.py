@@ -12,10 +12,10 @@ from tests.support.commands import run
 from tests.support.tables import each_row
 
 REFUSED = {
-    ("nowhere",): "nowhere: there is no such run; expected the folder that is named",
-    (".",): ".: there is no run below; expected .wandb files, which",
-    ("csv",): "csv/lightning_logs/version_0: expected a run with keys that begin with adam_;",
-    ("ours", "-o", "nowhere/page.html"): "nowhere/page.html: expected a file that can be",
+    ("nowhere",): "nowhere does not exist. Pass the folder that is printed",
+    (".",): ". contains no run: neither .wandb files",
+    ("csv",): "csv/lightning_logs/version_0: no run has keys that begin with adam_.",
+    ("ours", "-o", "nowhere/page.html"): "nowhere/page.html cannot be written",
 }
 """Arguments, and a part of their error."""
 

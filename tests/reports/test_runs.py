@@ -311,13 +311,13 @@ def test_resumed_run_is_one_run_in_which_the_later_row_of_a_step_counts(tmp_path
 
 
 def test_missing_run_raises_with_what_was_expected(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere: there is no such run; expected the folder"):
+    with pytest.raises(ConfigError, match=r"nowhere does not exist. Pass the folder"):
         read_runs([tmp_path / "nowhere"])
     (tmp_path / "metrics.txt").touch()
     for path in (tmp_path, tmp_path / "metrics.txt"):
         with pytest.raises(ConfigError) as raised:
             read_runs([path])
-        assert str(raised.value).startswith(f"{path}: there is no run below; expected .wandb files")
+        assert str(raised.value).startswith(f"{path} contains no run: neither .wandb files")
         assert "\n" not in str(raised.value)
 
 

@@ -112,7 +112,7 @@ def test_invalid_project_raises() -> None:
         for project in ("project", "team/", "/project", "team/project/runs", ""):
             with (
                 row(project),
-                pytest.raises(ConfigError, match=r"expected ENTITY/PROJECT.*dashboard [\w-]+/\w+"),
+                pytest.raises(ConfigError, match=r"must be ENTITY/PROJECT.*dashboard [\w-]+/\w+"),
             ):
                 workspace_spec(project)
 

@@ -335,7 +335,7 @@ def test_optimizer_with_unknown_state_is_reported_and_not_logged(
 
 def test_optimizer_without_betas_raises() -> None:
     module = Built(lambda net: torch.optim.SGD(net.parameters(), lr=0.1))
-    with pytest.raises(ConfigError, match="trains with SGD; "):
+    with pytest.raises(ConfigError, match=r"trains with SGD\. "):
         fit(module, AdamMonitor())
 
 

@@ -64,7 +64,7 @@ def test_one_of_several_optimizers_is_chosen_by_an_override() -> None:
         critic__optimizer=ADAM,
         critic__scheduler=COSINE,
     )
-    with pytest.raises(ConfigError, match=r"generator\.optimizer, critic\.optimizer; type the one"):
+    with pytest.raises(ConfigError, match=r"generator\.optimizer, critic\.optimizer\. Choose one"):
         find_places(config, None)
     assert find_places(config, "critic.optimizer") == Places("critic.optimizer", "critic.scheduler")
     with pytest.raises(ConfigError, match=r"hydra\.sweeper\.optimizer=generator\.optimizer$"):

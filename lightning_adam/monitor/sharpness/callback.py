@@ -144,27 +144,27 @@ class SharpnessMonitor(Callback):
         others = [type(each).__name__ for each in trainer.optimizers if not _is_adam(each)]
         if not optimizers:
             raise ConfigError(
-                "SharpnessMonitor: expected torch.optim.Adam or AdamW, but the model trains with"
-                f" {', '.join(others) or 'no optimizer'}; train with one of them (AdamMixin builds"
-                " them), or remove the callback"
+                "SharpnessMonitor needs torch.optim.Adam or AdamW. The model trains with"
+                f" {', '.join(others) or 'no optimizer'}",
+                "Use one of them (AdamMixin builds them), or remove the callback",
             )
         if any(map(is_sharded, optimizers)):
             raise ConfigError(
-                "SharpnessMonitor: expected each process to hold all parameters and their state,"
-                " but they are sharded; train with DDPStrategy, or remove the callback"
+                "SharpnessMonitor needs all parameters on each rank, and they are sharded",
+                "Use DDPStrategy, or remove the callback",
             )
         if not pl_module.automatic_optimization and self.loss is None:
             raise ConfigError(
-                "SharpnessMonitor: expected a loss beside manual optimization, whose training_step"
-                " steps the optimizers itself; write SharpnessMonitor(loss=lambda module, batch:"
-                " ...)"
+                "SharpnessMonitor needs a loss function with manual optimization, where"
+                " training_step steps the optimizers",
+                "Use SharpnessMonitor(loss=lambda module, batch: ...)",
             )
         for optimizer in optimizers:
             if len({group["maximize"] for group in optimizer.param_groups}) > 1:
                 raise ConfigError(
-                    "SharpnessMonitor: expected groups that all minimize, or all maximize, but of"
-                    f" {type(optimizer).__name__} some do either; give them optimizers of their"
-                    " own, or remove the callback"
+                    f"SharpnessMonitor: some groups of {type(optimizer).__name__} minimize and"
+                    " others maximize",
+                    "Give them separate optimizers, or remove the callback",
                 )
         if others:
             log_info(f"SharpnessMonitor does not measure {', '.join(others)}.")
@@ -259,8 +259,8 @@ class SharpnessMonitor(Callback):
                 return Held(copied_batch(as_training_gives_it(trainer, module, self.batch)), 0)
         if batch is None:
             raise ConfigError(
-                "SharpnessMonitor: expected a batch, but training_step takes them from an iterator"
-                " itself; write SharpnessMonitor(batch=..., loss=lambda module, batch: ...)"
+                "SharpnessMonitor needs a batch, and training_step takes an iterator",
+                "Use SharpnessMonitor(batch=..., loss=lambda module, batch: ...)",
             )
         return Held(copied_batch(batch), batch_idx)
 

@@ -147,9 +147,8 @@ def _twice() -> Iterator[None]:
     except RuntimeError as error:
         cause = " ".join(str(error).split())
         raise ConfigError(
-            "SharpnessMonitor: expected a loss that can be differentiated twice by the parameters,"
-            f" but {cause}; write SharpnessMonitor(loss=...) with one that is computed from other"
-            " operations, or remove the callback"
+            f"SharpnessMonitor cannot differentiate the loss twice: {cause}",
+            "Use SharpnessMonitor(loss=...) with other operations, or remove the callback",
         ) from error
 
 

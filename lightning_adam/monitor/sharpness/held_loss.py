@@ -134,9 +134,8 @@ def _copied(trainer: Trainer, module: LightningModule) -> tuple[LightningModule,
         raise
     except Exception as error:
         raise ConfigError(
-            "SharpnessMonitor: expected a module that can be copied, but"
-            f" {type(error).__name__}: {error}; keep what cannot be outside of the module, or"
-            " remove the callback"
+            f"SharpnessMonitor cannot copy the module: {type(error).__name__}: {error}",
+            "Keep what cannot be copied outside of the module, or remove the callback",
         ) from error
     for part in copied.modules():
         if isinstance(part, LightningModule):
@@ -175,8 +174,9 @@ def _training_loss(batch_idx: int) -> Loss:
             raise NoLoss
         if not isinstance(loss, Tensor):
             raise ConfigError(
-                "SharpnessMonitor: expected training_step to return a loss, but got"
-                f" {type(loss).__name__}; write SharpnessMonitor(loss=lambda module, batch: ...)"
+                "SharpnessMonitor needs a loss from training_step, which returns"
+                f" {type(loss).__name__}",
+                "Use SharpnessMonitor(loss=lambda module, batch: ...)",
             )
         return loss
 

@@ -58,15 +58,16 @@ def read(path: Path, trust: bool = False) -> Content:
     content = _load(path, trust)
     if not isinstance(content, Mapping):
         raise ConfigError(
-            f"{path}: expected a checkpoint, or an optimizer's state_dict, but it is of the class"
-            f" {type(content).__name__}; save with torch.save(optimizer.state_dict(), path)"
+            f"{path} is neither a checkpoint nor an optimizer's state_dict, but of the class"
+            f" {type(content).__name__}",
+            "Save it with torch.save(optimizer.state_dict(), path)",
         )
     optimizers = _optimizers(content)
     if not optimizers:
         raise ConfigError(
-            f"{path}: it has no state of an optimizer, only {', '.join(map(str, content))}; save"
-            " with ModelCheckpoint(save_weights_only=False), or with torch.save({'model':"
-            " model.state_dict(), 'optimizer': optimizer.state_dict()}, path)"
+            f"{path} has no optimizer state, only {', '.join(map(str, content))}",
+            "Save it with ModelCheckpoint(save_weights_only=False), or with torch.save({'model':"
+            " model.state_dict(), 'optimizer': optimizer.state_dict()}, path)",
         )
     return Content(
         title=_title(content),
@@ -81,9 +82,9 @@ def read(path: Path, trust: bool = False) -> Content:
 def _load(path: Path, trust: bool) -> Any:
     if path.is_dir():
         raise ConfigError(
-            f"{path}: expected a file, but it is a folder, as sharded strategies leave; type python"
-            f" -m lightning.pytorch.utilities.consolidate_checkpoint {path}, then lightning-adam"
-            f" inspect {path}.consolidated"
+            f"{path} is a folder, the checkpoint of a sharded strategy",
+            f"Run python -m lightning.pytorch.utilities.consolidate_checkpoint {path}, then"
+            f" lightning-adam inspect {path}.consolidated",
         )
     try:
         with path.open("rb") as file:
@@ -91,8 +92,8 @@ def _load(path: Path, trust: bool) -> Any:
         return _unpickled(path, trust, is_zipped)
     except FileNotFoundError as error:
         raise ConfigError(
-            f"{path}: there is no such file; expected a checkpoint, as a training with"
-            " ModelCheckpoint(save_last=True) leaves in its folder checkpoints"
+            f"{path} does not exist",
+            "Pass a checkpoint, such as checkpoints/last.ckpt of ModelCheckpoint(save_last=True)",
         ) from error
     except ConfigError:
         raise
@@ -100,8 +101,8 @@ def _load(path: Path, trust: bool) -> Any:
         # Whatever a damaged file brings about: there is no end of what torch and pickle raise.
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
-            f"{path}: expected a file of torch.save, whole, but it cannot be read ({cause[:80]});"
-            " take another checkpoint of the training"
+            f"{path} cannot be read: it is damaged, or not a file of torch.save ({cause[:80]})",
+            "Use another checkpoint of the run",
         ) from error
 
 
@@ -118,13 +119,13 @@ def _unpickled(path: Path, trust: bool, is_zipped: bool) -> Any:
         named = [name for name in others if not name.startswith((*PLAIN, *CONFIGS, *SCHEMAS))]
         what = ", ".join(named[:3]) or "objects of its own"
         raise ConfigError(
-            f"{path}: beside numbers it holds {what}; unpickling them may run any code: only for a"
-            f" file that you trust, type lightning-adam inspect --trust {path}"
+            f"{path} holds {what}, and unpickling them may run any code",
+            f"If you trust the file, run lightning-adam inspect --trust {path}",
         ) from error
     except (ImportError, AttributeError) as error:
         raise ConfigError(
-            f"{path}: it holds objects whose classes are not found here ({error}); type the"
-            " command in the folder of the training, in its environment"
+            f"{path} holds objects of classes that cannot be imported here ({error})",
+            "Run the command in the folder and the environment of the run",
         ) from error
 
 

@@ -88,16 +88,15 @@ def optimizers_of(content: Content) -> tuple[list[Saved], list[str]]:
 
 
 def _unlike_adam(state: State) -> str | None:
-    """Why a state is not one of Adam's family."""
-    expected = "expected the state of Adam or AdamW, but"
+    """Why a state is not that of an Adam-like optimizer; None if it is."""
     entries = [each for each in state["state"].values() if isinstance(each, Mapping)]
     if not entries:
-        return f"{expected} it is empty: no step was taken yet; take a later checkpoint"
+        return "the optimizer state is empty, before the first step. Use a later checkpoint"
     names = sorted({str(key) for each in entries for key in each})
     has_moments = any(isinstance(each.get("exp_avg"), Tensor) for each in entries)
     if not has_moments or not all("betas" in group for group in state["param_groups"]):
         keeps = ", ".join(names) or "no numbers"
-        return f"{expected} it keeps {keeps}; only the moments of Adam's family are measured"
+        return f"not the state of an Adam-like optimizer: it has {keeps}"
     return None
 
 

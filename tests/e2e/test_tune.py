@@ -98,7 +98,7 @@ def test_search_in_which_every_trial_diverges_fails_and_names_its_report(app: Pa
     change_app(app, "return (math", "return math.nan; (math")
     tuned = tune(app, MINIMIZE, "hydra.sweeper.n_trials=3")
     assert tuned.returncode == 1
-    assert "none of 2 trials has ended with a finite metric" in tuned.output
+    assert "None of 2 trials returned a finite metric" in tuned.output
     assert "type: " not in tuned.output
     report = app / "multirun/adam_tune_train/tune.md"
     assert str(report.relative_to(app)) in tuned.output

@@ -117,4 +117,4 @@ def test_sharpness_stops_all_ranks_at_the_same_step(ranks: Ranks) -> None:
 
 def test_sharded_parameters_are_an_error(ranks: Ranks) -> None:
     for error in ranks.run(error_of_shards):
-        assert r"they are sharded. Use DDPStrategy" in error
+        assert "they are sharded. Use DDPStrategy" in error

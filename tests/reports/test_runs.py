@@ -1,6 +1,7 @@
 """Runs read back: the same numbers as W&B's own reader, also from damaged files."""
 
 import functools
+import json
 import math
 import random
 from collections.abc import Collection, Iterable
@@ -17,6 +18,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lightning_adam.config.errors import ConfigError
+from lightning_adam.config.monitor import Severity
+from lightning_adam.findings.finding import Finding
 from lightning_adam.reports.runs import Run, read_runs
 from tests.reports.run_files import (
     BLOCK,
@@ -308,6 +311,20 @@ def test_resumed_run_is_one_run_in_which_the_later_row_of_a_step_counts(tmp_path
     assert run.config == {"a": {"b": 2, "c": 1}}
     assert run.name == "first"
     assert run.notes == []
+
+
+def test_findings_of_a_resumed_run_are_those_of_the_last_part_that_has_some(tmp_path: Path) -> None:
+    found = [
+        Finding("eps_dominates", Severity.warning, "model", step, "", {}, {}, (), "")
+        for step in (3, 5)
+    ]
+    for part, findings in (("1", found[:1]), ("2", found), ("3", None)):
+        file = write_wandb(tmp_path / part, [{GLOBAL_STEP: int(part), KEY: 1.0}], run_id="same")
+        if findings is not None:
+            rows = json.dumps([each.as_row() for each in findings])
+            (file.parent / "files").mkdir(exist_ok=True)
+            (file.parent / "files/adam_findings.json").write_text(rows, encoding="utf-8")
+    assert only(tmp_path).findings == found
 
 
 def test_missing_run_raises_with_what_was_expected(tmp_path: Path) -> None:

@@ -26,8 +26,11 @@ SBATCH = """#!/usr/bin/env bash
 last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1")
 export SLURM_JOB_ID=$$ SLURM_ARRAY_JOB_ID=$$ SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1
 export SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0
+# submitit moves the script as soon as it is submitted, so a copy is run, as SLURM does.
+script=$(mktemp)
+cp "$1" "$script"
 for task in $(seq 0 "$last"); do
-  SLURM_ARRAY_TASK_ID=$task bash "$1" >/dev/null 2>&1 &
+  SLURM_ARRAY_TASK_ID=$task bash "$script" >/dev/null 2>&1 &
 done
 echo "Submitted batch job $$"
 """

@@ -227,7 +227,7 @@ def format_override(key: str, value: object) -> str:
 
 
 def format_value(value: object) -> str:
-    """Returns a value as it is typed on Hydra's command line.
+    """Returns a value in the syntax of Hydra's command line.
 
     Example:
         >>> print(format_value({"match": "*.head.*", "betas": [0.9, None], "fused": True}))

@@ -3,8 +3,8 @@
 The forms are a composed Hydra node, typed or not, a dict, a dataclass instance, and the
 `functools.partial` that Hydra makes of a node with `_target_` and `_partial_: true`.
 
-The types of the fields, with their ranges, stand in the dataclasses; pydantic checks them. It is
-imported when the first config is parsed: every Hydra app of the environment loads this file.
+The dataclasses declare the types and the ranges of their fields, and pydantic validates them. It is
+imported when the first config is parsed, because every Hydra app of the environment loads this file.
 """
 
 import functools

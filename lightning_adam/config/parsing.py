@@ -4,7 +4,7 @@ The forms are a composed Hydra node, typed or not, a dict, a dataclass instance,
 `functools.partial` that Hydra makes of a node with `_target_` and `_partial_: true`.
 
 The dataclasses declare the types and the ranges of their fields, and pydantic validates them. It is
-imported when the first config is parsed, because every Hydra app of the environment loads this file.
+imported with the first config that is parsed: every Hydra app of the environment loads this file.
 """
 
 import functools

@@ -1,15 +1,50 @@
-"""Private names of lightning, and what it does without saying so, seen in 2.6.6."""
+"""Private names of lightning, and what it does without saying so, seen in 2.6.6.
 
+`lightning.pytorch` and `pytorch_lightning` are two copies of the same code, so that an object of
+one is never an instance of a class of the other. Attributes are the same in both. Annotations name
+the classes of `lightning.pytorch` and mean those of either package.
+"""
+
+import sys
 from collections.abc import Mapping
 from typing import Any
 
+import lightning_utilities
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
-from lightning.pytorch.strategies import FSDPStrategy
-from lightning.pytorch.tuner.lr_finder import _ExponentialLR, _LinearLR
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
+
+PACKAGES = ("lightning.pytorch", "pytorch_lightning")
+
+
+def either(name: str) -> tuple[Any, ...]:
+    """Returns a class of `lightning.pytorch`, and that of `pytorch_lightning` if it is imported.
+
+    Args:
+        name: Its path below the package.
+
+    Example:
+        >>> isinstance(Trainer(barebones=True), either("Trainer"))
+        True
+        >>> [each.__module__ for each in either("callbacks.ModelCheckpoint")][0]
+        'lightning.pytorch.callbacks.model_checkpoint'
+    """
+    path, _, attribute = name.rpartition(".")
+    places = [f"{package}.{path}".rstrip(".") for package in PACKAGES]
+    # What is not imported has no instances.
+    return tuple(getattr(sys.modules[each], attribute) for each in places if each in sys.modules)
+
+
+def is_overridden(name: str, module: nn.Module) -> bool:
+    """Returns whether a LightningModule overrides a method; False for another module.
+
+    Example:
+        >>> is_overridden("configure_gradient_clipping", LightningModule())
+        False
+    """
+    parents = [each for each in either("LightningModule") if isinstance(module, each)]
+    return any(lightning_utilities.is_overridden(name, module, parent) for parent in parents)
 
 
 def attached_trainer(module: LightningModule) -> Trainer | None:
@@ -19,13 +54,16 @@ def attached_trainer(module: LightningModule) -> Trainer | None:
 
 def is_created_by_cli() -> bool:
     """Returns whether LightningCLI is calling the constructor of a module."""
-    hparams = _given_hyperparameters.get() or {}
-    return hparams.get("_instantiator") == "lightning.pytorch.cli.instantiate_module"
+    instantiators = {f"{package}.cli.instantiate_module" for package in PACKAGES}
+    return any(
+        (given.get() or {}).get("_instantiator") in instantiators
+        for given in either("core.mixins.hparams_mixin._given_hyperparameters")
+    )
 
 
 def holder_of_parameters(trainer: Trainer, module: LightningModule) -> nn.Module:
     """The module; under FSDP1 what wraps it, where the flat parameters are."""
-    is_flat = isinstance(trainer.strategy, FSDPStrategy)
+    is_flat = isinstance(trainer.strategy, either("strategies.FSDPStrategy"))
     return (trainer.strategy.model if is_flat else None) or module
 
 
@@ -68,7 +106,8 @@ def loaded_checkpoint(trainer: Trainer) -> dict[str, Any]:
 
 def is_of_lr_find(scheduler: LRScheduler) -> bool:
     """Whether `lr_find` has put the scheduler in the place of the training's own."""
-    return isinstance(scheduler, _ExponentialLR | _LinearLR)
+    names = ("_ExponentialLR", "_LinearLR")
+    return any(isinstance(scheduler, either(f"tuner.lr_finder.{name}")) for name in names)
 
 
 def attach(module: LightningModule, trainer: Any) -> None:

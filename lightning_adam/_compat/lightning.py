@@ -11,9 +11,10 @@ from typing import Any
 
 import lightning_utilities
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
+from typing_extensions import Self
 
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
@@ -34,6 +35,34 @@ def either(name: str) -> tuple[Any, ...]:
     places = [f"{package}.{path}".rstrip(".") for package in PACKAGES]
     # What is not imported has no instances.
     return tuple(getattr(sys.modules[each], attribute) for each in places if each in sys.modules)
+
+
+class AnyCallback(Callback):
+    """Base of a callback for the Trainers of both packages.
+
+    A Trainer and a LightningCLI check that a callback is of a subclass of their own Callback. As
+    `pytorch_lightning` may be imported at any time, its class joins the bases when a subclass is
+    defined or an instance is made.
+
+    Example:
+        >>> class Own(AnyCallback):
+        ...     pass
+        >>> isinstance(Own(), either("Callback"))
+        True
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _join_bases()
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        _join_bases()
+        return super().__new__(cls)
+
+
+def _join_bases() -> None:
+    missing = [each for each in either("Callback") if not issubclass(AnyCallback, each)]
+    AnyCallback.__bases__ += tuple(missing)
 
 
 def is_overridden(name: str, module: nn.Module) -> bool:

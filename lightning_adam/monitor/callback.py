@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_adam._compat.lightning import (
+    AnyCallback,
     holder_of_parameters,
     log_every_n_steps,
     logging_step,
@@ -35,6 +35,7 @@ from lightning_adam.monitor.log_keys import X_AXIS
 from lightning_adam.monitor.loggers import (
     ROWS_AT_ONCE,
     LayerTable,
+    is_wandb,
     log_exponents,
     log_values,
     takes_histograms,
@@ -117,7 +118,7 @@ class _Row(NamedTuple):
         return all(each.arriving.has_arrived() for each in self.sent)
 
 
-class AdamMonitor(Callback):
+class AdamMonitor(AnyCallback):
     """Measures Adam right after its steps, and logs to every logger of the trainer.
 
     It reads the clipped, unscaled gradient, the new parameters and the new state in the optimizer's
@@ -258,9 +259,7 @@ class AdamMonitor(Callback):
             and not any(map(takes_histograms, trainer.loggers))
         ):
             rank_zero_warn("AdamMonitor's histograms need a WandbLogger or a TensorBoardLogger.")
-        if self.config.layer_table and not any(
-            isinstance(logger, WandbLogger) for logger in trainer.loggers
-        ):
+        if self.config.layer_table and not any(map(is_wandb, trainer.loggers)):
             rank_zero_warn("AdamMonitor's layer_table needs a WandbLogger.")
 
     @override
@@ -694,5 +693,5 @@ def _log_settings(trainer: Trainer, names: Sequence[str]) -> None:
     }
     for logger in trainer.loggers:
         logger.log_hyperparams({"lightning_adam": config})
-        if isinstance(logger, WandbLogger):
+        if is_wandb(logger):
             logger.experiment.define_metric("adam_*", step_metric=X_AXIS)

@@ -111,10 +111,6 @@ class EnvironmentMonitor(AdamMonitor):
         10
     """
 
-    # Lightning rejects two callbacks with the same state key, which occur if a script passes the
-    # callbacks of one Trainer to another.
-    state_dict = Callback.state_dict
-
     config_path = PATH
     _is_on = False
     _ballot = ""
@@ -151,6 +147,16 @@ class EnvironmentMonitor(AdamMonitor):
         """Registers the optimizer hooks, without which the other hooks do nothing."""
         if self._is_on:
             super().on_train_start(trainer, pl_module)
+
+    @property
+    def state_key(self) -> str:
+        """Unique: a script may pass the callbacks of one Trainer to another, which adds its own."""
+        return f"{type(self).__qualname__}{id(self)}"
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """Empty, so that Lightning does not store it."""
+        return {}
 
     @override
     def on_save_checkpoint(

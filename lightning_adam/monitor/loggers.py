@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
+from lightning_adam._compat.lightning import either
 from lightning_adam.monitor.log_keys import DENOMINATOR, EPS_CURVE, FINDINGS, LAYERS
 from lightning_adam.statistics.histograms import (
     EPS_SHOWN,
@@ -66,6 +67,15 @@ def log_values(trainer: Trainer, values: Mapping[str, float], step: int) -> None
         logger.log_metrics(values, step=step)  # type: ignore[arg-type]
 
 
+def is_wandb(logger: Logger) -> TypeGuard[WandbLogger]:
+    """Returns whether a logger is W&B's, of `lightning` or of `pytorch_lightning`."""
+    return isinstance(logger, either("loggers.WandbLogger"))
+
+
+def _is_tensorboard(logger: Logger) -> TypeGuard[TensorBoardLogger]:
+    return isinstance(logger, either("loggers.TensorBoardLogger"))
+
+
 def takes_histograms(logger: Logger) -> bool:
     """Whether `log_exponents` has something for a logger.
 
@@ -74,7 +84,7 @@ def takes_histograms(logger: Logger) -> bool:
         >>> takes_histograms(CSVLogger("."))
         False
     """
-    return isinstance(logger, WandbLogger | TensorBoardLogger)
+    return is_wandb(logger) or _is_tensorboard(logger)
 
 
 def log_exponents(logger: Logger, exponents: Mapping[str, Sequence[int]], step: int) -> None:
@@ -87,7 +97,7 @@ def log_exponents(logger: Logger, exponents: Mapping[str, Sequence[int]], step: 
         exponents: What `AdamStatistics.compute_exponents` returned.
         step: The step of the x-axis.
     """
-    if isinstance(logger, WandbLogger):
+    if is_wandb(logger):
         import wandb
 
         histograms = {
@@ -100,7 +110,7 @@ def log_exponents(logger: Logger, exponents: Mapping[str, Sequence[int]], step: 
         for key, curve in curves.items():
             _keep_as_file(curve.table, logger, f"{key}_table")
         logger.log_metrics({**histograms, **curves}, step)  # type: ignore[dict-item]
-    elif isinstance(logger, TensorBoardLogger):
+    elif _is_tensorboard(logger):
         for key, shown in _folded(exponents).items():
             _log_to_tensorboard(logger, key, shown, step)
 
@@ -148,7 +158,7 @@ def log_findings(logger: Logger, rows: Sequence[Mapping[str, Any]], step: int) -
         unfinished = file.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(rows, indent=1), encoding="utf-8")
         unfinished.replace(file)
-    if isinstance(logger, WandbLogger):
+    if is_wandb(logger):
         import wandb
 
         table = wandb.Table(columns=[*rows[0]], data=[_cells(row) for row in rows])
@@ -173,7 +183,7 @@ def run_folder(logger: Logger) -> Path | None:
         >>> run_folder(CSVLogger("logs", version="a_run")).name
         'a_run'
     """
-    if isinstance(logger, WandbLogger):
+    if is_wandb(logger):
         run = logger.experiment
         return None if getattr(run, "disabled", False) else Path(run.dir)
     folder = getattr(logger, "log_dir", None)
@@ -183,7 +193,7 @@ def run_folder(logger: Logger) -> Path | None:
 @rank_zero_only
 def alert(logger: Logger, title: str, text: str) -> None:
     """Sends a W&B alert, if the run is online."""
-    if isinstance(logger, WandbLogger) and not logger.experiment.offline:
+    if is_wandb(logger) and not logger.experiment.offline:
         logger.experiment.alert(title=title, text=text)
 
 
@@ -244,7 +254,7 @@ class LayerTable:
         """
         rows, self.rows = self.rows, []
         for logger in loggers:
-            if isinstance(logger, WandbLogger):
+            if is_wandb(logger):
                 import wandb
 
                 # W&B cuts a table that is longer.

@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
+from lightning_adam._compat.lightning import AnyCallback
 from lightning_adam.config.monitor import Severity
 from lightning_adam.monitor.callback import AdamMonitor
 from lightning_adam.monitor.failsafe import warn_only
@@ -27,7 +28,7 @@ def trial_callbacks() -> list[Callback]:
     return [] if who is None else [TrialCallback(who)]
 
 
-class TrialCallback(Callback):
+class TrialCallback(AnyCallback):
     """Attached by Lightning to the trainers of a trial; the app does not know of it.
 
     After each validation it writes down the metric `monitor`, and ends the training where that is

@@ -10,16 +10,15 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_adam._compat.lightning import logging_step, loss_of_batch
+from lightning_adam._compat.lightning import either, logging_step, loss_of_batch
 from lightning_adam.config.monitor import MonitorConfig, Scope
 from lightning_adam.monitor.flight_recorder.file import Step, went_first, write
 from lightning_adam.monitor.flight_recorder.loss_spikes import LossSpikes
 from lightning_adam.monitor.log_keys import FLIGHT_RECORDER
-from lightning_adam.monitor.loggers import run_folder
+from lightning_adam.monitor.loggers import is_wandb, run_folder
 from lightning_adam.optim.console import log_info
 from lightning_adam.optim.steps import StepCounter
 from lightning_adam.statistics.measurement import Arriving, Copies, Measurement
@@ -318,9 +317,10 @@ def _place(trainer: Trainer) -> _Place:
     for logger in trainer.loggers:
         folder = run_folder(logger)
         if folder is not None:
-            if isinstance(logger, WandbLogger):
+            if is_wandb(logger):
                 return _Place(folder, _look(folder.parent), logger.experiment)
-            return _Place(folder, _look(folder) if isinstance(logger, CSVLogger) else "")
+            has_page = isinstance(logger, either("loggers.CSVLogger"))
+            return _Place(folder, _look(folder) if has_page else "")
     return _Place(Path(trainer.default_root_dir), "")
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_adam._compat.lightning import as_training_gives_it, logging_step
+from lightning_adam._compat.lightning import AnyCallback, as_training_gives_it, logging_step
 from lightning_adam.config.errors import ConfigError, ConfigPath, Source
 from lightning_adam.monitor.failsafe import warn_only
 from lightning_adam.monitor.loggers import log_values, warn_without_logger
@@ -60,7 +60,7 @@ class _Watched:
     """The one in which the loss was curved most, the last time."""
 
 
-class SharpnessMonitor(Callback):
+class SharpnessMonitor(AnyCallback):
     """Logs the sharpness that Adam sees, in units in which 1 is the edge of its stability.
 
     That is λ₁(P⁻¹H)·η(1-β1)/(2+2β1), of the Hessian H of the loss on one batch, and of Adam's

@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_adam._compat.lightning import attach, compiler_context, leave_uncompiled
+from lightning_adam._compat.lightning import attach, compiler_context, either, leave_uncompiled
 from lightning_adam.config.errors import ConfigError
 
 Loss = Callable[[LightningModule, Any], Tensor]
@@ -84,7 +83,7 @@ def evaluated(
         contexts.enter_context(torch.compiler.set_stance("force_eager"))
         if any(isinstance(each, nn.RNNBase) for each in module.modules()):
             contexts.enter_context(torch.backends.cudnn.flags(enabled=False))
-        if isinstance(trainer.precision_plugin, DoublePrecision):
+        if isinstance(trainer.precision_plugin, either("plugins.precision.DoublePrecision")):
             contexts.enter_context(trainer.precision_plugin.train_step_context())
         copied, parameters = _copied(trainer, module)
         batch = copied_batch(held.batch)
@@ -138,11 +137,11 @@ def _copied(trainer: Trainer, module: LightningModule) -> tuple[LightningModule,
             "Keep what cannot be copied outside of the module, or remove the callback",
         ) from error
     for part in copied.modules():
-        if isinstance(part, LightningModule):
+        if isinstance(part, either("LightningModule")):
             attach(part, _Unlogged(trainer))
             leave_uncompiled(part)
             # A method of the instance goes before those of its classes.
-            part.log = part.log_dict = part.print = _drop  # type: ignore[method-assign]
+            part.log = part.log_dict = part.print = _drop
     return copied, parameters
 
 

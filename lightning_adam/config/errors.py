@@ -38,6 +38,8 @@ class Source(Enum):
     """A composed config: `optimizer.lr=0.001`."""
     LIGHTNING_CLI = "lightning_cli"
     """Arguments of LightningCLI: `--model.optimizer.lr=0.001`."""
+    OMEGACONF = "omegaconf"
+    """A config that is built in code: `cfg.optimizer.lr=0.001`."""
     PYTHON = "python"
     """Arguments of a function: `lr=0.001`."""
     ENVIRONMENT = "environment"
@@ -53,6 +55,8 @@ class ConfigPath:
         field: Path of the setting in its config, such as `groups.0.lr_scale` (default: empty, the
             config itself).
         source: Where the config comes from (default: Source.HYDRA).
+        keys: The settings that the config has, which Hydra overrides without a `+` (default: None,
+            every setting).
 
     Example:
         >>> lr = ConfigPath("model.optimizer") / "lr"
@@ -62,11 +66,14 @@ class ConfigPath:
         'betas=[0.9, 0.95]'
         >>> (ConfigPath("model.optimizer", source=Source.LIGHTNING_CLI) / "fused").override(None)
         '--model.optimizer.fused=null'
+        >>> (ConfigPath("optimizer", keys=frozenset(["lr"])) / "eps").override(1e-6)
+        '+optimizer.eps=1e-06'
     """
 
     config: str
     field: str = ""
     source: Source = Source.HYDRA
+    keys: frozenset[str] | None = None
 
     def __truediv__(self, name: object) -> "ConfigPath":
         return replace(self, field=f"{self.field}.{name}".lstrip("."))
@@ -79,14 +86,16 @@ class ConfigPath:
         """The setting as the user calls it."""
         if self.source is Source.LIGHTNING_CLI:
             return f"--{self}"
+        if self.source is Source.OMEGACONF:
+            return re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", f"cfg.{self}")
         return (str(self) if self.source is Source.HYDRA else self.field) or self.config
 
     def format(self, value: object) -> str:
         """Returns a value as the user writes it, without a shell's quotes."""
-        if self.source is Source.PYTHON:
-            return repr(_plain(value))
+        if self.source in (Source.OMEGACONF, Source.PYTHON):
+            return repr(plain(value))
         if self.source is Source.LIGHTNING_CLI:
-            value = _plain(value)
+            value = plain(value)
             return value if isinstance(value, str) else json.dumps(value, default=str)
         return format_value(value)
 
@@ -97,14 +106,20 @@ class ConfigPath:
     def override(self, value: object) -> str:
         """Returns the assignment with the quotes that the place needs, ready to be pasted."""
         assignment = self.assignment(value)
-        if self.source is Source.PYTHON:
+        if self.source in (Source.OMEGACONF, Source.PYTHON):
             return assignment
         if self.source is Source.ENVIRONMENT:
             # The shell removes one pair of quotes, and parsing the variable another.
             is_one_word = shlex.split(assignment) == [assignment]
             word = assignment if is_one_word else shlex.quote(assignment)
             return f"{MONITOR_VARIABLE}={shlex.quote(word)}"
-        return shlex.quote(assignment)
+        return shlex.quote(f"{'+' if self.is_new else ''}{assignment}")
+
+    @property
+    def is_new(self) -> bool:
+        """Whether Hydra has to add the setting to the config."""
+        known = self.keys is None or not self.field or self.field in self.keys
+        return self.source is Source.HYDRA and not known
 
     def suggest(self, value: object, verb: str = "Use for example") -> str:
         """Returns the suggestion of a value that works.
@@ -235,7 +250,7 @@ def format_value(value: object) -> str:
         >>> print(format_value("a (b)"))
         "a (b)"
     """
-    value = _plain(value)
+    value = plain(value)
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -252,14 +267,19 @@ def format_value(value: object) -> str:
     return str(value)
 
 
-def _plain(value: object) -> Any:
-    """A value without enums, dataclasses and tuples."""
+def plain(value: object) -> Any:
+    """Returns a value without enums, dataclasses and tuples.
+
+    Example:
+        >>> plain({"betas": (0.9, 0.95), "source": Source.HYDRA})
+        {'betas': [0.9, 0.95], 'source': 'hydra'}
+    """
     if isinstance(value, Enum):
         return value.value
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     return value

@@ -28,10 +28,17 @@ from typing import (
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.utils import instantiate
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from lightning_adam._compat.omegaconf import full_key
+from lightning_adam._compat.hydra import (
+    Call,
+    app_config,
+    is_composed,
+    partial_key,
+    running_call,
+)
+from lightning_adam._compat.omegaconf import full_key, root_of
 from lightning_adam.config.errors import (
     UNSET,
     ConfigError,
@@ -39,6 +46,7 @@ from lightning_adam.config.errors import (
     Placeholder,
     Source,
     nearest,
+    plain,
 )
 
 if TYPE_CHECKING:
@@ -132,21 +140,157 @@ class Parsed(Generic[Config]):
 
 
 def locate(node: Any, default: str) -> ConfigPath:
-    """Returns the place of a config.
+    """Returns the place of a config, also of one that Hydra has taken out of its parent.
+
+    The place is known while `instantiate` is calling a constructor, and in a Hydra app. Keep it:
+    an error that is raised later needs it too.
 
     Args:
         node: The config in any form.
         default: Its usual place, for a config that is not part of a larger one.
 
     Example:
-        >>> str(locate(OmegaConf.create({"model": {"optimizer": {}}}).model.optimizer, "optimizer"))
-        'model.optimizer'
-        >>> locate({"lr": 0.1}, "optimizer").source.name
-        'PYTHON'
+        >>> cfg = OmegaConf.create({"model": {"optimizer": {"lr": -1}}})
+        >>> (locate(cfg.model.optimizer, "optimizer") / "lr").override(0.001)
+        'cfg.model.optimizer.lr=0.001'
+        >>> (locate({"lr": -1}, "optimizer") / "lr").override(0.001)
+        'lr=0.001'
     """
-    key = full_key(node)
-    is_composed = bool(key) or HydraConfig.initialized()
-    return ConfigPath(key or default, source=Source.HYDRA if is_composed else Source.PYTHON)
+    root, key = _origin(node, running_call())
+    app = app_config()
+    if app is not None:
+        root, key = app, _place_in_app(app, node, key, default)
+        is_hydra = bool(key)
+    else:
+        is_hydra = HydraConfig.initialized() or (bool(key) and is_composed(root))
+    written = _select(root, key) if root is not None and key else None
+    if written is not None:
+        # An interpolation leads to the place of what it stands for.
+        node, key = written, full_key(written) or key
+    source = Source.HYDRA if is_hydra else Source.OMEGACONF if key else Source.PYTHON
+    return ConfigPath(key or default, source=source, keys=frozenset(_keys(_content(node))))
+
+
+def locate_argument(name: str) -> ConfigPath | None:
+    """Returns the place of an argument of the constructor that `instantiate` is calling.
+
+    Args:
+        name: Name of the argument.
+
+    Returns:
+        The place, None if Hydra calls no constructor, or one without such an argument.
+
+    Example:
+        >>> locate_argument("optimizer") is None
+        True
+    """
+    call = running_call()
+    node = None if call is None else call.arguments.get(name)
+    return None if node is None else locate(node, name)
+
+
+def _origin(node: Any, call: Call | None) -> tuple[DictConfig | None, str]:
+    """The config that a node comes from, and its place there; empty if it is not known."""
+    if call is not None:
+        key = _place_within(call.arguments, node)
+        name, _, rest = key.partition(".")
+        if name in call.given and call.place == full_key(call.config):
+            # The code has put it in the place of what the config has.
+            root, key = _origin(call.given[name], None)
+            return root, f"{key}.{rest}".strip(".") if key else ""
+        if key:
+            return root_of(call.config), f"{call.place}.{key}".lstrip(".")
+        if isinstance(node, dict) and call.arguments and call.arguments.keys() <= node.keys():
+            # The target's arguments are the settings.
+            return root_of(call.config), call.place
+    return root_of(node), full_key(node) or partial_key(node)
+
+
+def _place_in_app(app: DictConfig, node: Any, key: str, default: str) -> str:
+    """The place of a config in that of the running app; empty if it is not from there."""
+    at_key = _select(app, key) if key else None
+    if at_key is not None:
+        key = full_key(at_key)
+    settings = _settings(node)
+    alike = [full_key(each) for each in _nodes(app) if settings and _settings(each) == settings]
+    if key in alike or (at_key is not None and not alike):
+        return key
+    name = (key or default).rpartition(".")[2]
+    named = [place for place in alike if place.rpartition(".")[2] == name]
+    return next(iter(named or alike), "")
+
+
+def _select(root: DictConfig, key: str) -> DictConfig | None:
+    """The node at a place, with interpolations followed; None if there is none."""
+    try:
+        node = OmegaConf.select(root, key)
+    except OmegaConfBaseException:
+        return None
+    return node if isinstance(node, DictConfig) else None
+
+
+def _place_within(values: Any, node: Any) -> str:
+    """The place of a node in nested values; empty if it is not among them."""
+    for name, value in _children(values):
+        if value is node:
+            return name
+        place = _place_within(value, node)
+        if place:
+            return f"{name}.{place}"
+    return ""
+
+
+def _nodes(config: Any) -> Iterator[DictConfig]:
+    """The nodes of a config, at any depth."""
+    for _, child in _children(config):
+        if isinstance(child, DictConfig):
+            yield child
+        yield from _nodes(child)
+
+
+def _children(value: Any) -> Iterator[tuple[str, Any]]:
+    """What a container holds, by name or index, without interpolations and missing values."""
+    names: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        names = value
+    elif isinstance(value, list | tuple | ListConfig):
+        names = range(len(value))
+    for name in names:
+        is_read = OmegaConf.is_config(value) and (
+            OmegaConf.is_missing(value, name) or OmegaConf.is_interpolation(value, name)
+        )
+        if not is_read:
+            yield str(name), value[name]
+
+
+def _content(node: Any, resolve: bool = False) -> Any:
+    """A config in any form as plain values."""
+    if isinstance(node, functools.partial):
+        node = {"_target_": node.func, "_partial_": True, **node.keywords}
+    elif is_dataclass(node):
+        node = {entry.name: getattr(node, entry.name) for entry in fields(node) if entry.init}
+    elif OmegaConf.is_config(node):
+        node = OmegaConf.to_container(node, resolve=resolve)
+    return plain(node)
+
+
+def _settings(node: Any) -> dict[str, Any]:
+    """The settings of a config, without what Hydra reads itself."""
+    try:
+        content = _content(node, resolve=True)
+    except OmegaConfBaseException:
+        return {}
+    values = content if isinstance(content, dict) else {}
+    return {str(name): each for name, each in values.items() if not str(name).startswith("_")}
+
+
+def _keys(content: Any) -> Iterator[str]:
+    """The paths of all values in plain containers."""
+    if isinstance(content, dict | list):
+        pairs = content.items() if isinstance(content, dict) else enumerate(content)
+        for name, value in pairs:
+            yield str(name)
+            yield from (f"{name}.{key}" for key in _keys(value))
 
 
 def to_dict(node: Any, path: ConfigPath) -> dict[str, Any]:

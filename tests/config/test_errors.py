@@ -106,6 +106,9 @@ WRITTEN: list[tuple[Source, str, object, str]] = [
     (Source.LIGHTNING_CLI, "amsgrad", True, "--model.optimizer.amsgrad=true"),
     (Source.LIGHTNING_CLI, "resume", Resume.config, "--model.optimizer.resume=config"),
     (Source.LIGHTNING_CLI, "betas", (0.9, 0.95), "'--model.optimizer.betas=[0.9, 0.95]'"),
+    (Source.OMEGACONF, "lr", 1e-8, "cfg.model.optimizer.lr=1e-08"),
+    (Source.OMEGACONF, "fused", None, "cfg.model.optimizer.fused=None"),
+    (Source.OMEGACONF, "groups.0.betas", (0.9, 1), "cfg.model.optimizer.groups[0].betas=[0.9, 1]"),
     (Source.PYTHON, "lr", 1e-8, "lr=1e-08"),
     (Source.PYTHON, "fused", None, "fused=None"),
     (Source.PYTHON, "amsgrad", True, "amsgrad=True"),
@@ -125,6 +128,28 @@ def test_override_is_written_as_its_source_reads_it() -> None:
                 assert (OPTIMIZER[source] / field).override(value) == expected
 
 
+def test_key_that_the_config_lacks_is_added_on_the_command_line() -> None:
+    keys = frozenset(["lr", "groups", "groups.0", "groups.0.name"])
+    lacking: dict[Source, str] = {
+        Source.HYDRA: "+model.optimizer.eps=1e-06",
+        Source.LIGHTNING_CLI: "--model.optimizer.eps=1e-06",
+        Source.OMEGACONF: "cfg.model.optimizer.eps=1e-06",
+        Source.PYTHON: "eps=1e-06",
+        Source.ENVIRONMENT: "LIGHTNING_ADAM_MONITOR=eps=1e-06",
+    }
+    with each_row() as row:
+        for source, expected in lacking.items():
+            with row(source):
+                path = ConfigPath("model.optimizer", source=source, keys=keys)
+                assert (path / "eps").override(1e-6) == expected
+    path = ConfigPath("optimizer", keys=keys)
+    assert (path / "lr").override(1) == "optimizer.lr=1"
+    assert (path / "groups" / 0 / "name").override("a") == "optimizer.groups.0.name=a"
+    assert (path / "groups" / 0 / "betas").override([0, 0]) == "'+optimizer.groups.0.betas=[0,0]'"
+    error = (path / "eps").invalid(-1, "must be above 0", 1e-8)
+    assert str(error) == "optimizer.eps=-1 must be above 0. Use for example +optimizer.eps=1e-08"
+
+
 def test_dataclass_is_written_as_its_fields() -> None:
     head = GroupConfig("head", match="*")
     value = format_value([head])
@@ -135,12 +160,14 @@ def test_dataclass_is_written_as_its_fields() -> None:
 NAMES = {
     Source.HYDRA: "model.optimizer.lr",
     Source.LIGHTNING_CLI: "--model.optimizer.lr",
+    Source.OMEGACONF: "cfg.model.optimizer.lr",
     Source.PYTHON: "lr",
     Source.ENVIRONMENT: "lr",
 }
 SUGGESTED = {
     Source.HYDRA: "model.optimizer.lr=0.001",
     Source.LIGHTNING_CLI: "--model.optimizer.lr=0.001",
+    Source.OMEGACONF: "cfg.model.optimizer.lr=0.001",
     Source.PYTHON: "lr=0.001",
     Source.ENVIRONMENT: "LIGHTNING_ADAM_MONITOR=lr=0.001",
 }
@@ -160,8 +187,8 @@ def test_error_has_its_place_value_problem_and_suggestion(source: Source) -> Non
 @pytest.mark.parametrize("source", list(Source))
 def test_error_of_a_whole_config_names_its_place(source: Source) -> None:
     error = OPTIMIZER[source].error("must be a config node")
-    dashes = "--" if source is Source.LIGHTNING_CLI else ""
-    assert str(error) == f"{dashes}model.optimizer must be a config node"
+    before = {Source.LIGHTNING_CLI: "--", Source.OMEGACONF: "cfg."}.get(source, "")
+    assert str(error) == f"{before}model.optimizer must be a config node"
     assert (error.value, error.suggestion) == (UNSET, "")
 
 
@@ -179,6 +206,7 @@ def test_required_setting_has_a_place_for_its_value() -> None:
     assert written == {
         Source.HYDRA: "Set model.optimizer.lr=VALUE",
         Source.LIGHTNING_CLI: "Set --model.optimizer.lr=VALUE",
+        Source.OMEGACONF: "Set cfg.model.optimizer.lr=VALUE",
         Source.PYTHON: "Set lr=VALUE",
         Source.ENVIRONMENT: "Set LIGHTNING_ADAM_MONITOR=lr=VALUE",
     }

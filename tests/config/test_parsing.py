@@ -2,7 +2,6 @@
 
 import ast
 import functools
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -51,7 +50,7 @@ def test_missing_value_is_named_with_its_path() -> None:
     root = OmegaConf.create({"model": {"optimizer": {"lr": "???"}}})
     cli = ConfigPath("model.optimizer", source=Source.LIGHTNING_CLI)
     table: list[tuple[Any, ConfigPath | None, str]] = [
-        (root.model.optimizer, None, "model.optimizer.lr"),
+        (root.model.optimizer, None, "cfg.model.optimizer.lr"),
         ({"lr": "???"}, cli, "--model.optimizer.lr"),
         ({"layer_decay": {"rate": "???"}}, cli, "--model.optimizer.layer_decay.rate"),
         ({"_target_": "torch.optim.NAdam", "optimizer_lr": "???"}, None, "optimizer_lr"),
@@ -75,7 +74,7 @@ def test_interpolations_are_resolved_in_the_whole_config() -> None:
     root = OmegaConf.create({"peak": 0.5, "model": {"optimizer": {"lr": "${peak}"}}})
     parsed = parse_optimizer(root.model.optimizer)
     assert (parsed.config, str(parsed.path)) == (AdamConfig(lr=0.5), "model.optimizer")
-    assert parsed.path.source is Source.HYDRA
+    assert parsed.path.source is Source.OMEGACONF
 
 
 def test_integers_become_floats() -> None:
@@ -533,27 +532,12 @@ def test_typed_node_of_a_schedule_has_its_name() -> None:
     assert config == CosineConfig(warmup_ratio=0.1)
 
 
-def test_error_names_the_place_in_the_users_config() -> None:
-    root = OmegaConf.create({"model": {"optimizer": {"lr": -1}}})
-    with pytest.raises(ConfigError) as invalid:
-        parse_optimizer(root.model.optimizer)
-    suggestion = "Use for example model.optimizer.lr=0.001"
-    assert str(invalid.value) == f"model.optimizer.lr=-1 must be above 0. {suggestion}"
-
-
 def test_missing_name_of_a_schedule_is_suggested_as_a_new_key() -> None:
     root = OmegaConf.create({"scheduler": {"warmup_steps": 3}})
+    # As a config is that Hydra has composed.
+    OmegaConf.set_struct(root, True)
     with pytest.raises(ConfigError, match=r"^scheduler\.name is required, .*\+scheduler\.name=co"):
         parse_schedule(root.scheduler)
-
-
-def test_suggested_override_is_one_shell_word_that_works() -> None:
-    with pytest.raises(ConfigError) as invalid:
-        parse_optimizer(OmegaConf.create({"optimizer": {"betas": [0.9]}}).optimizer)
-    overrides = shlex.split(str(invalid.value).partition(EXAMPLE)[2])
-    assert overrides == ["optimizer.betas=[0.9,0.999]"]
-    config = parse_optimizer(OmegaConf.from_dotlist(overrides).optimizer).config
-    assert config == AdamConfig(betas=[0.9, 0.999])
 
 
 def test_value_that_is_no_config_is_an_error() -> None:

@@ -1001,8 +1001,8 @@ MUTANTS = (
     ),
     Mutant(
         "config/parsing",
-        "is_composed = bool(key) or HydraConfig.initialized()",
-        "is_composed = bool(key)",
+        "is_hydra = HydraConfig.initialized() or (bool(key) and is_composed(root))",
+        "is_hydra = bool(key) and is_composed(root)",
         "in a Hydra app an error names a setting of an instantiated config as in Python",
     ),
     Mutant(

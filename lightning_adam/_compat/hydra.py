@@ -1,0 +1,69 @@
+"""Private names of Hydra, and its calls on the stack, seen in 1.3.8 and 1.4.0rc3."""
+
+import functools
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+INSTANTIATE = "hydra._internal.instantiate._instantiate2"
+JOB = "hydra.core.utils"
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a `_target_` that is being made by `instantiate`."""
+
+    place: str
+    """Place of the node that is instantiated, in the config it belongs to."""
+    arguments: Mapping[str, Any]
+    """The keyword arguments of the target."""
+    config: Any
+    """What `instantiate` was given."""
+    given: Mapping[str, Any]
+    """The keyword arguments that `instantiate` was given beside the config."""
+
+
+def running_call() -> Call | None:
+    """Returns the innermost call that `instantiate` is making; None without one."""
+    called: Mapping[str, Any] | None = None
+    for name, variables in _frames(INSTANTIATE):
+        if name == "_call_target" and {"full_key", "kwargs"} <= variables.keys():
+            called = variables
+        elif name == "instantiate" and called is not None:
+            return Call(
+                place=str(called["full_key"] or ""),
+                arguments=called["kwargs"],
+                config=variables.get("config"),
+                given=variables.get("kwargs", {}),
+            )
+    return None
+
+
+def app_config() -> DictConfig | None:
+    """Returns the config of the app that is running in this thread; None without one."""
+    configs = (v.get("task_cfg") for name, v in _frames(JOB) if name == "run_job")
+    config = next(configs, None)
+    return config if isinstance(config, DictConfig) else None
+
+
+def partial_key(node: Any) -> str:
+    """Returns the place of the node that a partial was made of; empty if it is not known."""
+    key = getattr(node, "_hydra_full_key", "") if isinstance(node, functools.partial) else ""
+    return str(key or "")
+
+
+def is_composed(config: Any) -> bool:
+    """Returns whether a config is a composed one, to which Hydra adds keys only after a +."""
+    return OmegaConf.is_config(config) and bool(OmegaConf.is_struct(config))
+
+
+def _frames(module: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The functions of a module that are running, the innermost first, and their variables."""
+    frame = sys._getframe()
+    while (caller := frame.f_back) is not None:
+        frame = caller
+        if frame.f_globals.get("__name__") == module:
+            yield frame.f_code.co_name, frame.f_locals

@@ -93,9 +93,9 @@ class ConfigPath:
     def format(self, value: object) -> str:
         """Returns a value as the user writes it, without a shell's quotes."""
         if self.source in (Source.OMEGACONF, Source.PYTHON):
-            return repr(plain(value))
+            return repr(_plain(value))
         if self.source is Source.LIGHTNING_CLI:
-            value = plain(value)
+            value = _plain(value)
             return value if isinstance(value, str) else json.dumps(value, default=str)
         return format_value(value)
 
@@ -250,7 +250,7 @@ def format_value(value: object) -> str:
         >>> print(format_value("a (b)"))
         "a (b)"
     """
-    value = plain(value)
+    value = _plain(value)
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -267,19 +267,14 @@ def format_value(value: object) -> str:
     return str(value)
 
 
-def plain(value: object) -> Any:
-    """Returns a value without enums, dataclasses and tuples.
-
-    Example:
-        >>> plain({"betas": (0.9, 0.95), "source": Source.HYDRA})
-        {'betas': [0.9, 0.95], 'source': 'hydra'}
-    """
+def _plain(value: object) -> Any:
+    """A value without enums, dataclasses and tuples."""
     if isinstance(value, Enum):
         return value.value
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, Mapping):
-        return {key: plain(each) for key, each in value.items()}
+        return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
+        return [_plain(each) for each in value]
     return value

@@ -46,7 +46,6 @@ from lightning_adam.config.errors import (
     Placeholder,
     Source,
     nearest,
-    plain,
 )
 
 if TYPE_CHECKING:
@@ -156,6 +155,8 @@ def locate(node: Any, default: str) -> ConfigPath:
         >>> (locate({"lr": -1}, "optimizer") / "lr").override(0.001)
         'lr=0.001'
     """
+    if isinstance(node, Parsed):
+        return node.path
     root, key = _origin(node, running_call())
     app = app_config()
     if app is not None:
@@ -168,7 +169,7 @@ def locate(node: Any, default: str) -> ConfigPath:
         # An interpolation leads to the place of what it stands for.
         node, key = written, full_key(written) or key
     source = Source.HYDRA if is_hydra else Source.OMEGACONF if key else Source.PYTHON
-    return ConfigPath(key or default, source=source, keys=frozenset(_keys(_content(node))))
+    return ConfigPath(key or default, source=source, keys=frozenset(_keys(plain(node))))
 
 
 def locate_argument(name: str) -> ConfigPath | None:
@@ -263,24 +264,11 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
             yield str(name), value[name]
 
 
-def _content(node: Any, resolve: bool = False) -> Any:
-    """A config in any form as plain values."""
-    if isinstance(node, functools.partial):
-        node = {"_target_": node.func, "_partial_": True, **node.keywords}
-    elif is_dataclass(node):
-        node = {entry.name: getattr(node, entry.name) for entry in fields(node) if entry.init}
-    elif OmegaConf.is_config(node):
-        node = OmegaConf.to_container(node, resolve=resolve)
-    return plain(node)
-
-
 def _settings(node: Any) -> dict[str, Any]:
     """The settings of a config, without what Hydra reads itself."""
-    try:
-        content = _content(node, resolve=True)
-    except OmegaConfBaseException:
+    values = plain(node)
+    if not isinstance(values, dict):
         return {}
-    values = content if isinstance(content, dict) else {}
     return {str(name): each for name, each in values.items() if not str(name).startswith("_")}
 
 
@@ -524,6 +512,32 @@ def merged_with_preset(path: ConfigPath, target: str, preset: str) -> ConfigErro
         f" {preset}=custom",
         value=target,
     )
+
+
+def plain(value: Any) -> Any:
+    """Returns a config in any form, and all that it contains, as dicts, lists and scalars.
+
+    A `functools.partial` becomes the node of which Hydra would make it. Other objects stay as they
+    are.
+
+    Example:
+        >>> plain([functools.partial(dict, lr=0.1), OmegaConf.create([1])])
+        [{'_target_': 'builtins.dict', '_partial_': True, 'lr': 0.1}, [1]]
+    """
+    if OmegaConf.is_config(value):
+        try:
+            value = OmegaConf.to_container(value, resolve=True)
+        except OmegaConfBaseException:
+            value = OmegaConf.to_container(value)
+    if isinstance(value, functools.partial) and not value.args:
+        value = {"_target_": target_name(value), "_partial_": True, **value.keywords}
+    elif is_dataclass(value) and not isinstance(value, type):
+        value = {entry.name: getattr(value, entry.name) for entry in fields(value) if entry.init}
+    if isinstance(value, Enum):
+        return value.value
+    if type(value) is dict:
+        return {name: plain(each) for name, each in value.items()}
+    return [plain(each) for each in value] if type(value) is list else value
 
 
 def _scalar(value: Any) -> Any:

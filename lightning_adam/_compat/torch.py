@@ -1,12 +1,21 @@
 """Private names of torch, seen in 2.13.0."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.ao.quantization import QuantWrapper
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
+
+WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""The attributes of torch.compile, FSDP1, and activation checkpointing and offloading."""
+WRAPPERS = (DistributedDataParallel, DataParallel, AveragedModel, QuantWrapper)
+"""The classes that hold what they wrap in an attribute `module`, which may also be a user's."""
 
 
 def let_unscale(optimizer: Optimizer, itself: bool) -> None:
@@ -45,10 +54,7 @@ def is_flattened(parameter: Tensor) -> bool:
 def flat_replicas(module: nn.Module | None) -> dict[int, bool]:
     """By the ids of FSDP1's original parameters, whether this rank's part is the first replica."""
     replicas: dict[int, bool] = {}
-    for each in () if module is None else module.modules():
-        handle: Any = getattr(each, "_handle", None)
-        if handle is None or not hasattr(handle, "flat_param"):
-            continue
+    for each, handle in _handles(module):
         # The ranks that hold the same part, under HYBRID_SHARD.
         group = getattr(each, "_inter_node_pg", None)
         if not handle.uses_sharded_strategy:
@@ -60,6 +66,24 @@ def flat_replicas(module: nn.Module | None) -> dict[int, bool]:
         # None without use_orig_params.
         replicas |= {id(parameter): is_first for parameter in handle.flat_param._params or ()}
     return replicas
+
+
+def flat_shapes(module: nn.Module | None) -> dict[int, torch.Size]:
+    """By the ids of FSDP1's original parameters, their shapes before they were sharded."""
+    shapes: dict[int, torch.Size] = {}
+    for _, handle in _handles(module):
+        flat = handle.flat_param
+        # None without use_orig_params.
+        shapes |= zip(map(id, flat._params or ()), flat._shapes, strict=False)
+    return shapes
+
+
+def _handles(module: nn.Module | None) -> Iterator[tuple[nn.Module, Any]]:
+    """FSDP1's wrappers, and what holds the flat parameter of each."""
+    for each in () if module is None else module.modules():
+        handle: Any = getattr(each, "_handle", None)
+        if handle is not None and hasattr(handle, "flat_param"):
+            yield each, handle
 
 
 def shared_store() -> Any:

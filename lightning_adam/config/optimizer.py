@@ -32,13 +32,44 @@ Betas = Annotated[
     Example([0.9, 0.999]),
 ]
 MATCHERS = ("match", "regex", "module_class")
+POSITIONS_AND_TOKENS = (
+    "*pos_emb*",
+    "*pos_enc*",
+    "*position*_emb*",
+    "*position*_enc*",
+    "*rel_pos*",
+    "*relative_position*",
+    "*attention_biases",
+    "pos_bias_[uv]",
+    "class_embedding",
+    "cls_emb*",
+    "*_token",
+    "*_token[0-9]",
+    "*_tokens",
+)
+"""Names of position embeddings and of class, distillation, register, mask and query tokens."""
+NO_DECAY = (
+    *POSITIONS_AND_TOKENS,
+    "gamma",
+    "gamma_*",
+    "gamma[0-9]",
+    "lambda_[0-9]",
+    "lambda[0-9]",
+    "ls[0-9]",
+    "*layer_scale*",
+    "*layerscale*",
+    "*logit_scale*",
+)
+"""The default of `no_decay`: these, layer scales and logit scales."""
 
 
 class WeightDecayOn(Word):
     """Which parameters decay."""
 
     matrices = "matrices"
-    """Parameters with two or more dimensions, except embeddings and normalization layers."""
+    """Parameters with at least two dimensions larger than 1, and the weights of linear, convolution
+    and recurrent layers; not embeddings, normalization layers, biases, what a module's
+    `no_weight_decay()` names, or what matches `no_decay`."""
     all = "all"
     """Every trained parameter."""
 
@@ -77,8 +108,12 @@ class GroupConfig(Validated):
     """Factor on the learning rate, above 0 (default: 1; Howard & Ruder 2018, arXiv 1801.06146,
     section 3.2)."""
     weight_decay: Annotated[NotNegative, Example(0.01)] | None = None
-    """Overrides the optimizer's weight_decay for the parameters that decay (default: null, not
-    overridden; torch.optim, per-parameter options)."""
+    """Overrides the optimizer's weight_decay for the parameters of the group that decay. Biases and
+    others in `<name>_no_decay` keep 0, unless `weight_decay_on=all` (default: null, not overridden;
+    torch.optim, per-parameter options)."""
+    weight_decay_on: WeightDecayOn | None = None
+    """Overrides the optimizer's weight_decay_on: with `all`, the biases of the group decay too
+    (default: null, not overridden; torch.optim, per-parameter options)."""
     betas: Betas | None = None
     """Overrides the optimizer's betas (default: null, not overridden; torch.optim, per-parameter
     options)."""
@@ -92,8 +127,10 @@ class LayerDecayConfig(Validated):
     """Layer-wise learning-rate decay, from the output to the input, for fine-tuning.
 
     The last layer trains with `rate` times the learning rate, the layer below with `rate**2` times,
-    and so on. Modules registered before the first layer count as one layer below it. All other
-    modules are the head, which trains with the full rate.
+    and so on. The stem counts as one layer below the first: position embeddings and tokens beside
+    the layers, and modules that are registered before the layers in the module that contains them.
+    All other parameters are the head, which trains with the full rate. What belongs to the stem and
+    to the head is logged.
 
     Example:
         >>> LayerDecayConfig(pattern="net.blocks.*", rate=0.75).rate
@@ -108,6 +145,7 @@ class LayerDecayConfig(Validated):
     Clark et al. 2020, arXiv 2003.10555, appendix B; Bao et al. 2022, arXiv 2106.08254)."""
 
 
+NoDecay = Annotated[list[str], Example(["*_token", "*pos_embed*"])]
 Groups = Annotated[
     list[GroupConfig], Example([{"name": "head", "match": "net.head.*", "lr_scale": 10}])
 ]
@@ -150,8 +188,13 @@ class AdamConfig(Validated):
     capturable: bool = False
     """Safe to capture in a CUDA graph (default: false; torch.optim.Adam)."""
     weight_decay_on: WeightDecayOn = WeightDecayOn.matrices
-    """Which parameters decay: `matrices` (no biases, normalization layers or embeddings) or `all`
-    (default: matrices; Radford et al. 2018, section 4.1, and every GPT since)."""
+    """Which parameters decay: `matrices` (no biases, normalization layers, embeddings, tokens or
+    scales) or `all` (default: matrices; Radford et al. 2018, section 4.1, and every GPT since)."""
+    no_decay: NoDecay = field(default_factory=lambda: list(NO_DECAY))
+    """Globs over the names of parameters that do not decay under `matrices`. A pattern without a
+    dot is compared with the last part of a name, and one with a dot with all of it (default: the
+    usual names of position embeddings, tokens, layer scales and logit scales; timm,
+    no_weight_decay)."""
     groups: Groups = field(default_factory=list)
     """Parameter groups with their own settings, `[{name: head, match: net.head.*, lr_scale: 10}]`;
     the first match wins (default: []; torch.optim, per-parameter options)."""
@@ -167,11 +210,15 @@ class AdamConfig(Validated):
 class CustomOptimizerConfig(Validated):
     """Any Adam-like class by its `_target_`, which receives all other keys.
 
-    `weight_decay_on`, `groups`, `layer_decay` and `resume` work as they do for Adam.
+    `weight_decay_on` is `all` by default, as in torch. `matrices`, `no_decay`, `groups`,
+    `layer_decay` and `resume` work as they do for Adam.
     """
 
     factory: functools.partial[Any] = field(init=False)
-    weight_decay_on: WeightDecayOn = WeightDecayOn.matrices
+    weight_decay_on: WeightDecayOn = WeightDecayOn.all
+    """Which parameters decay: `all`, or `matrices` (no biases, normalization layers, embeddings,
+    tokens or scales) (default: all; torch.optim)."""
+    no_decay: NoDecay = field(default_factory=lambda: list(NO_DECAY))
     groups: Groups = field(default_factory=list)
     layer_decay: LayerDecayConfig = field(default_factory=LayerDecayConfig)
     resume: Resume = Resume.checkpoint
@@ -219,8 +266,20 @@ def parse_optimizer(node: Any, path: ConfigPath | None = None) -> Parsed[Optimiz
         config = validate(CustomOptimizerConfig, own, path)
         config.factory = target
     _check_groups(config.groups, path / "groups")
+    _check_no_decay(config, path)
     _check_layer_decay(config.layer_decay, path / "layer_decay")
     return Parsed(config, path)
+
+
+def _check_no_decay(config: OptimizerConfig, path: ConfigPath) -> None:
+    """Raises if patterns are given although everything decays."""
+    choices = {config.weight_decay_on, *(group.weight_decay_on for group in config.groups)}
+    if WeightDecayOn.matrices not in choices and config.no_decay != list(NO_DECAY):
+        raise (path / "no_decay").error(
+            f"has no effect with {(path / 'weight_decay_on').assignment('all')}",
+            (path / "weight_decay_on").suggest("matrices"),
+            config.no_decay,
+        )
 
 
 def _check_groups(groups: list[GroupConfig], path: ConfigPath) -> None:

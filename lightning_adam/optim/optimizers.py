@@ -2,23 +2,26 @@
 
 import functools
 import inspect
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
-from lightning_adam.config.errors import ConfigError, ConfigPath, Placeholder
+from lightning_adam.config.calls import call_error
+from lightning_adam.config.errors import ConfigError, ConfigPath
 from lightning_adam.config.optimizer import (
     AdamConfig,
     CustomOptimizerConfig,
-    WeightDecayOn,
     parse_optimizer,
 )
 from lightning_adam.config.parsing import target_name
 from lightning_adam.optim.console import group_table, log_info
-from lightning_adam.optim.param_groups import later_groups, param_groups
+from lightning_adam.optim.param_groups import LR_SCALE, Plan, make_plan
 from lightning_adam.statistics.dtypes import dtype_name, rounds_to_0
 from lightning_adam.statistics.names import group_name
 from lightning_adam.statistics.sharding import distributed_tensor
@@ -32,16 +35,18 @@ class Implementation(NamedTuple):
     reason: str
 
 
-def build_optimizer(module: nn.Module, optimizer: Any) -> Optimizer:
+def build_optimizer(module: nn.Module, optimizer: Any, root: nn.Module | None = None) -> Optimizer:
     """Builds an Adam-like optimizer over the named parameter groups of a module.
 
     Logs the implementation and a table of the groups. Groups that are added later, for example by
-    `BaseFinetuning`, are split into decay and no decay as well.
+    `BaseFinetuning`, get the settings of the same plan.
 
     Args:
         module: The module to train, with its parameters on the device of the training.
         optimizer: The optimizer config: a composed Hydra node, a dict, an `AdamConfig`, or any
             class that takes parameter groups, by its `_target_` or as a `functools.partial`.
+        root: What holds FSDP1's wrappers, if they are outside of the module (default: None, the
+            module).
 
     Returns:
         `torch.optim.AdamW` for decoupled decay, otherwise `torch.optim.Adam`, or the class that the
@@ -56,7 +61,7 @@ def build_optimizer(module: nn.Module, optimizer: Any) -> Optimizer:
         >>> type(built).__name__, [group["name"] for group in built.param_groups]
         ('AdamW', ['decay', 'no_decay'])
         >>> node = {"_target_": "torch.optim.NAdam", "weight_decay": 0.1}
-        >>> built = build_optimizer(nn.Linear(3, 4), node)
+        >>> built = build_optimizer(nn.Linear(3, 4), {**node, "weight_decay_on": "matrices"})
         >>> type(built).__name__, [group["weight_decay"] for group in built.param_groups]
         ('NAdam', [0.1, 0.0])
     """
@@ -67,23 +72,45 @@ def build_optimizer(module: nn.Module, optimizer: Any) -> Optimizer:
             f"{path.name} needs a torch.nn.Module to train, not {type(module).__name__}",
             "Pass the module, not its parameters",
         )
+    make = functools.partial(make_plan, module, config, path, root=root)
     built: Optimizer
     if isinstance(config, CustomOptimizerConfig):
-        built, reason = _build_custom(module, config, path), "arguments from the config"
+        plan = make(hyperparameters(config.factory))
+        built, reason = _build_custom(plan, config), "arguments from the config"
     else:
-        built, reason = _build_adam(module, config, path)
-    _split_later_groups(built, module, config.weight_decay_on)
-    log_info(f"{type(built).__name__}, {reason}\n{group_table(built)}")
+        plan = make({"lr": config.lr, "weight_decay": config.weight_decay})
+        built, reason = _build_adam(plan, config)
+    _PLANS[built] = plan
+    _plan_later_groups(built, make)
+    _follow_last_group(built)
+    log_info(
+        "\n".join([f"{type(built).__name__}, {reason}", group_table(built), *plan.layer_lines()])
+    )
     return built
 
 
-def _build_adam(module: nn.Module, config: AdamConfig, path: ConfigPath) -> tuple[Adam, str]:
-    groups = param_groups(
-        module, config, path, {"lr": config.lr, "weight_decay": config.weight_decay}
-    )
-    _check_eps_of_groups(config, path, groups)
+_PLANS: WeakKeyDictionary[Optimizer, Plan] = WeakKeyDictionary()
+
+
+def plan_of(optimizer: Optimizer) -> Plan:
+    """Returns the plan from which `build_optimizer` has built an optimizer.
+
+    Raises:
+        KeyError: If something else has built it.
+
+    Example:
+        >>> plan_of(build_optimizer(nn.Linear(3, 4), {})).names
+        ['weight', 'bias']
+    """
+    return _PLANS[optimizer]
+
+
+def _build_adam(plan: Plan, config: AdamConfig) -> tuple[Adam, str]:
+    groups = plan.first_groups()
+    for group in groups:
+        check_eps(group, group.get("eps", config.eps), plan.path_of(group["params"][0], "eps"))
     parameters = [parameter for group in groups for parameter in group["params"]]
-    implementation = choose_implementation(config, path, parameters)
+    implementation = choose_implementation(config, plan.path, parameters)
     adam = AdamW if config.decoupled_weight_decay else Adam
     built = adam(
         groups,
@@ -100,41 +127,35 @@ def _build_adam(module: nn.Module, config: AdamConfig, path: ConfigPath) -> tupl
     return built, implementation.reason
 
 
-def _build_custom(module: nn.Module, config: CustomOptimizerConfig, path: ConfigPath) -> Optimizer:
+def _build_custom(plan: Plan, config: CustomOptimizerConfig) -> Optimizer:
     target = target_name(config.factory)
-    groups = param_groups(module, config, path, hyperparameters(config.factory))
-    built = call_target(config.factory, path, groups)
+    built = call_target(config.factory, plan.path, plan.first_groups())
     if not isinstance(built, Optimizer):
         problem = "must be a torch.optim.Optimizer"
-        raise (path / "_target_").invalid(target, problem, "torch.optim.NAdam")
+        raise (plan.path / "_target_").invalid(target, problem, "torch.optim.NAdam")
     for index, group in enumerate(config.groups):
         for name in ("weight_decay", "betas", "eps"):
             value = getattr(group, name)
             if value is not None and name not in built.defaults:
                 problem = f"is not a setting of {target}, which has {', '.join(built.defaults)}"
-                raise (path / "groups" / index / name).invalid(value, problem, None)
+                raise (plan.path / "groups" / index / name).invalid(value, problem, None)
     return built
 
 
-def call_target(factory: functools.partial[Any], path: ConfigPath, argument: Any) -> Any:
+def call_target(factory: functools.partial[Any], path: ConfigPath, *arguments: Any) -> Any:
     """Calls the target of a config.
 
     Raises:
-        ConfigError: If the call fails.
+        ConfigError: If the call fails. It names the argument at fault if the target's error does.
 
     Example:
         >>> call_target(functools.partial(int), ConfigPath("optimizer"), "3")
         3
     """
     try:
-        return factory(argument)
+        return factory(*arguments)
     except Exception as error:
-        cause = " ".join(f"{type(error).__name__}: {error}".split())
-        raise (path / "_target_").error(
-            f"cannot be called with these arguments: {cause}",
-            f"Set {(path / 'ARGUMENT').override(Placeholder('VALUE'))}",
-            value=target_name(factory),
-        ) from error
+        raise call_error(factory, path, arguments, error) from error
 
 
 def hyperparameters(factory: functools.partial[Any]) -> dict[str, Any]:
@@ -243,30 +264,52 @@ def unsupported_reason(parameters: Sequence[Tensor], capturable: bool, **flags: 
     return None
 
 
-def _split_later_groups(
-    optimizer: Optimizer, module: nn.Module, weight_decay_on: WeightDecayOn
-) -> None:
-    """Makes `add_param_group` split, name and schedule a group as the first ones are."""
+def _plan_later_groups(optimizer: Optimizer, make: Callable[..., Plan]) -> None:
+    """Makes `add_param_group` split, name and schedule a group as the first ones are.
+
+    Args:
+        optimizer: The optimizer.
+        make: Makes the plan again, for parameters that the module has got since.
+    """
     add = optimizer.add_param_group
 
-    def add_split(group: dict[str, Any]) -> None:
-        for each in later_groups(module, optimizer, group, weight_decay_on):
+    def add_planned(group: dict[str, Any]) -> None:
+        params = group["params"]
+        params = [params] if isinstance(params, Tensor) else list(params)
+        plan = _PLANS[optimizer]
+        if not plan.has_all(params):
+            plan = _PLANS[optimizer] = make(plan.hyperparameters)
+        for each in plan.later_groups(optimizer, {**group, "params": params}):
+            if isinstance(plan.config, AdamConfig):
+                eps = each.get("eps", optimizer.defaults["eps"])
+                check_eps(each, eps, plan.path_of(each["params"][0], "eps"))
             add(each)
 
-    optimizer.add_param_group = add_split  # type: ignore[method-assign,assignment]
+    optimizer.add_param_group = add_planned  # type: ignore[method-assign,assignment]
 
 
-def _check_eps_of_groups(
-    config: AdamConfig, path: ConfigPath, groups: Sequence[Mapping[str, Any]]
-) -> None:
-    for group in groups:
-        eps, place = group.get("eps", config.eps), path
-        if "eps" in group:
-            own = (
-                group["name"].startswith(each.name) and each.eps == eps for each in config.groups
-            )
-            place = path / "groups" / list(own).index(True)
-        check_eps(group, eps, place)
+def _follow_last_group(optimizer: Optimizer) -> None:
+    """Keeps the ratios of the learning rates of a group that `add_param_group` has split.
+
+    `BackboneFinetuning` sets the rate of the group that it has added, which is the last one. The
+    parts are found by their names: loading a state or resuming the callback replaces the groups.
+    """
+    last: list[float] = []
+
+    def follow(*_: Any) -> None:
+        groups = optimizer.param_groups
+        start = re.match(r"group_(\d+)_", groups[-1].get("name", ""))
+        if start is None or not all(LR_SCALE in each for each in groups[int(start[1]) :]):
+            return
+        lr, scale = float(groups[-1]["lr"]), groups[-1][LR_SCALE]
+        if last and last[0] != lr:
+            for each in groups[int(start[1]) : -1]:
+                rate = lr * (each[LR_SCALE] / scale)
+                if not math.isclose(each["lr"], rate):
+                    each["lr"] = rate
+        last[:] = [lr]
+
+    optimizer.register_step_pre_hook(torch.compiler.disable(follow))  # type: ignore[no-untyped-call]
 
 
 def check_eps(group: Mapping[str, Any], eps: float, path: ConfigPath) -> None:

@@ -1,4 +1,4 @@
-"""Module → named parameter groups: which parameters share settings, and which ones decay."""
+"""Module → a plan: the group, layer and settings of each parameter, frozen ones included."""
 
 import fnmatch
 import re
@@ -13,34 +13,30 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from lightning_adam._compat.torch import flat_shapes, is_flat, is_flattened
 from lightning_adam.config.errors import ConfigError, ConfigPath, nearest
 from lightning_adam.config.optimizer import (
+    NO_DECAY,
+    POSITIONS_AND_TOKENS,
     GroupConfig,
     LayerDecayConfig,
     OptimizerConfig,
     WeightDecayOn,
 )
-from lightning_adam.statistics.names import clean_name, group_name
-
-EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-NORMALIZATIONS = (
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.GroupNorm,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
-    nn.LayerNorm,
-    nn.RMSNorm,
-    nn.SyncBatchNorm,
-)
-
+from lightning_adam.optim.console import log_info
+from lightning_adam.optim.weight_decay import is_matrix, matches, no_decay
+from lightning_adam.statistics.names import group_name, named_parameters
 
 LR_SCALE = "lr_scale"
 """Key of a group's learning rate as a multiple of the optimizer's."""
 DEFAULT_GROUP = -1
 """The index of parameters that none of the config's `groups` matches."""
+HEAD_NAME = re.compile(
+    r"(^|_)(heads?|classifier|fc|decoder|out|outputs?|logits?|unembed|loss|criterion)(_|$)"
+)
+"""Names of modules that are not part of the stem, wherever they are registered."""
+INPUT_NAME = re.compile(r"emb|stem|patch|wte|wpe|conv_in|(^|_)inputs?(_|$)")
+"""Names of modules that are part of the stem although they are not beside the layers."""
 
 
 def peak_lr(group: Mapping[str, Any]) -> Any:
@@ -64,155 +60,21 @@ def lr_factor(group: Mapping[str, Any]) -> Any:
     return group["lr"] / peak if peak else 0.0
 
 
-def param_groups(
-    module: nn.Module,
-    config: OptimizerConfig,
-    path: ConfigPath,
-    hyperparameters: Mapping[str, Any],
-) -> list[dict[str, Any]]:
-    """Sorts the trained parameters of a module into named groups.
+class _Layer(NamedTuple):
+    """A layer between input and output, and its factor on the learning rate."""
 
-    Without `groups` and `layer_decay` the groups are `decay` and `no_decay`. They depend on the
-    module and on `weight_decay_on` alone, not on the value of weight_decay, so that runs with and
-    without decay have the same metric keys and can load each other's state. Each entry of `groups`
-    forms a group of its own; its parameters that do not decay form `<name>_no_decay`. With
-    `layer_decay` each layer has its own pair, `layer_<number>`, and so have the modules below the
-    first layer, `stem`.
-
-    A shared parameter belongs to one group, under its first name. It is matched by any of its
-    names, and does not decay if any of its owners is an embedding or a normalization layer. Frozen
-    parameters belong to no group.
-
-    Args:
-        module: The module to train.
-        config: The config; `weight_decay_on`, `groups` and `layer_decay` are used.
-        path: Its place, for errors.
-        hyperparameters: The optimizer's arguments; `lr` and `weight_decay` are used.
-
-    Returns:
-        Groups for a torch optimizer, each with its `name`, its `params` and their `param_names`.
-        Empty groups are omitted.
-
-    Raises:
-        ConfigError: If nothing is trained, a parameter is uninitialized, or a group or the layer
-            decay matches no parameter.
-
-    Example:
-        >>> from lightning_adam.config.optimizer import AdamConfig
-        >>> net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
-        >>> path = ConfigPath("optimizer")
-        >>> groups = param_groups(net, AdamConfig(), path, {"weight_decay": 0.1})
-        >>> [(group["name"], group["param_names"]) for group in groups]
-        [('decay', ['0.weight']), ('no_decay', ['0.bias', '1.weight', '1.bias'])]
-    """
-    parameters = _parameters(module)
-    if not any(each.is_trained for each in parameters):
-        raise ConfigError(
-            f"{type(module).__name__} has no parameter with requires_grad=True",
-            "Unfreeze at least one parameter",
-        )
-    no_decay = _no_decay(module, config.weight_decay_on)
-    group_of = _match_groups(parameters, config.groups, path / "groups")
-    layers = _layers(parameters, config.layer_decay, path / "layer_decay")
-    buckets: dict[tuple[int, _Layer, bool], list[_Parameter]] = defaultdict(list)
-    for each, index, layer in zip(parameters, group_of, layers, strict=True):
-        if each.is_trained:
-            buckets[index, layer, id(each.parameter) in no_decay].append(each)
-    _check_decay(buckets, config.groups, path)
-    groups: dict[str, dict[str, Any]] = {}
-    for index, layer, is_no_decay in sorted(buckets):
-        group = GroupConfig(name="") if index == DEFAULT_GROUP else config.groups[index]
-        bucket = buckets[index, layer, is_no_decay]
-        name = _name(group, layer, is_no_decay)
-        if name in groups:
-            problem = "is taken by the group of a layer"
-            example = f"{group.name}_{index}"
-            raise (path / "groups" / index / "name").invalid(group.name, problem, example)
-        groups[name] = {
-            "name": name,
-            "params": [each.parameter for each in bucket],
-            "param_names": [each.names[0] for each in bucket],
-            LR_SCALE: group.lr_scale * layer.lr_scale,
-            **_settings(group, layer, is_no_decay, hyperparameters, path),
-        }
-    return list(groups.values())
+    depth: int
+    name: str
+    lr_scale: float
 
 
-def later_groups(
-    module: nn.Module,
-    optimizer: Optimizer,
-    group: Mapping[str, Any],
-    weight_decay_on: WeightDecayOn,
-) -> list[dict[str, Any]]:
-    """Names and splits a group for `add_param_group`.
+class _Bucket(NamedTuple):
+    """What the parameters of a group have in common."""
 
-    Args:
-        module: The module to train.
-        optimizer: The optimizer with the first groups.
-        group: The argument of `add_param_group`. Its `lr` is the current learning rate, from which
-            the schedule continues.
-        weight_decay_on: Which parameters decay, unless the group has its own weight_decay.
-
-    Returns:
-        The group, and a second one for the parameters that do not decay, if any.
-
-    Example:
-        >>> net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
-        >>> from torch.optim import AdamW
-        >>> adam = AdamW([{"params": net[0].parameters(), "name": "decay"}])
-        >>> groups = later_groups(net, adam, {"params": net[1].parameters()}, "matrices")
-        >>> [(each["name"], each["param_names"]) for each in groups]
-        [('group_1', ['1.weight']), ('group_1_no_decay', ['1.bias'])]
-    """
-    params = group["params"]
-    params = [params] if isinstance(params, Tensor) else list(params)
-    if not all(isinstance(each, Tensor) for each in params):
-        return [{**group, "params": params}]
-    names = {id(each): clean_name(name) for name, each in module.named_parameters()}
-    name = group_name(group, len(optimizer.param_groups))
-    common = _with_schedule(optimizer, group)
-    if common.get("lr") == 0:
-        rank_zero_warn(
-            f"{name} is added with lr=0, and its learning rate will stay 0. Add it after the first"
-            " step of the warm-up, or set its lr."
-        )
-    is_decay_set = "weight_decay" in group or "weight_decay" not in optimizer.defaults
-    no_decay = set() if is_decay_set else _no_decay(module, weight_decay_on)
-    buckets = [
-        (name, [each for each in params if id(each) not in no_decay], {}),
-        (
-            f"{name}_no_decay",
-            [each for each in params if id(each) in no_decay],
-            {"weight_decay": 0.0},
-        ),
-    ]
-    return [
-        {
-            **common,
-            **own,
-            "name": name,
-            "params": bucket,
-            "param_names": [
-                names.get(id(each), f"{name}.{position}") for position, each in enumerate(bucket)
-            ],
-        }
-        for name, bucket, own in buckets
-        if bucket
-    ]
-
-
-def _with_schedule(optimizer: Optimizer, group: Mapping[str, Any]) -> dict[str, Any]:
-    """A group with its place in the schedule of the optimizer's first group."""
-    first, lr = optimizer.param_groups[0], optimizer.defaults.get("lr")
-    if lr is None:
-        return dict(group)
-    factor = lr_factor(first)
-    if "lr" not in group:
-        scheduled = {**group, "lr": lr * factor, "initial_lr": lr}
-    else:
-        scheduled = {**group, "initial_lr": group["lr"] / factor if factor else group["lr"]}
-    scheduled[LR_SCALE] = scheduled["initial_lr"] / lr
-    return scheduled
+    group: int
+    """The index of the group in the config's `groups`, or DEFAULT_GROUP."""
+    layer: _Layer
+    is_no_decay: bool
 
 
 @dataclass(frozen=True)
@@ -228,40 +90,356 @@ class _Parameter:
         return self.parameter.requires_grad
 
 
-class _Layer(NamedTuple):
-    """A layer between input and output, and its factor on the learning rate."""
+@dataclass(frozen=True)
+class Plan:
+    """The group, layer and settings of each parameter of a module; `make_plan` makes it."""
 
-    depth: int
-    name: str
-    lr_scale: float
+    config: OptimizerConfig
+    path: ConfigPath
+    hyperparameters: Mapping[str, Any]
+    parameters: list[_Parameter]
+    buckets: dict[int, _Bucket]
+    """By the ids of the parameters."""
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all parameters, in the order of `module.parameters()`."""
+        return [each.names[0] for each in self.parameters]
+
+    def has_all(self, params: Iterable[Any]) -> bool:
+        """Whether the parameters, or pairs of a name and a parameter, are those of the module."""
+        parameters = (each[1] if isinstance(each, tuple) else each for each in params)
+        return all(id(each) in self.buckets for each in parameters)
+
+    def path_of(self, parameter: Tensor, name: str) -> ConfigPath:
+        """Returns the place of the config that sets `name` for a parameter: its group's or ours."""
+        bucket = self.buckets.get(id(parameter))
+        index = DEFAULT_GROUP if bucket is None else bucket.group
+        if index != DEFAULT_GROUP and getattr(self.config.groups[index], name) is not None:
+            return self.path / "groups" / index
+        return self.path
+
+    def first_groups(self) -> list[dict[str, Any]]:
+        """Returns the groups of the parameters that are trained from the start.
+
+        Without `groups` and `layer_decay` they are `decay` and `no_decay`. They depend on the
+        module and on `weight_decay_on` alone, not on the value of weight_decay, so that runs with
+        and without decay have the same metric keys and can load each other's state. Each entry of
+        the config's `groups` forms a group of its own; its parameters that do not decay form
+        `<name>_no_decay`. With `layer_decay` each layer has its own pair, `layer_<number>`, and so
+        has what is below the first layer, `stem`.
+
+        Returns:
+            Groups for a torch optimizer, each with its `name`, its `params` and their
+            `param_names`. Empty groups are omitted.
+
+        Raises:
+            ConfigError: If two groups have the same name.
+        """
+        buckets: dict[_Bucket, list[_Parameter]] = defaultdict(list)
+        for each in self.parameters:
+            if each.is_trained:
+                buckets[self.buckets[id(each.parameter)]].append(each)
+        groups: dict[str, dict[str, Any]] = {}
+        for bucket in sorted(buckets):
+            name = "_".join(self._parts(bucket)) or "decay"
+            if name in groups:
+                given = self.config.groups[bucket.group].name
+                problem, example = "is taken by the group of a layer", f"{given}_{bucket.group}"
+                path = self.path / "groups" / bucket.group / "name"
+                raise path.invalid(given, problem, example)
+            lr_scale = self._lr_scale(bucket)
+            groups[name] = {
+                "name": name,
+                "params": [each.parameter for each in buckets[bucket]],
+                "param_names": [each.names[0] for each in buckets[bucket]],
+                LR_SCALE: lr_scale,
+                **self._lr(lr_scale),
+                **self._weight_decay(bucket),
+                **self._settings(bucket),
+            }
+        return list(groups.values())
+
+    def later_groups(self, optimizer: Optimizer, group: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Splits and names a group for `add_param_group`, and gives it the planned settings.
+
+        Each part has the learning rate of its layer, and betas, eps and weight_decay of its group
+        in the config, unless the group has these keys itself. With an `lr`, the uppermost layer in
+        the group trains with it, and the schedule continues from it; the layers below keep their
+        ratio to that layer.
+
+        Args:
+            optimizer: The optimizer with the first groups.
+            group: The argument of `add_param_group`.
+
+        Returns:
+            The parts. There are several if the group has parameters that decay and others that do
+            not, or parameters of several layers or of several groups of the config.
+
+        Example:
+            >>> from torch.optim import AdamW
+            >>> from lightning_adam.config.optimizer import AdamConfig
+            >>> net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+            >>> adam = AdamW([{"params": net[0].parameters(), "name": "decay"}])
+            >>> plan = make_plan(net, AdamConfig(), ConfigPath("optimizer"), {})
+            >>> groups = plan.later_groups(adam, {"params": net[1].parameters()})
+            >>> [(each["name"], each["param_names"]) for each in groups]
+            [('group_1', ['1.weight']), ('group_1_no_decay', ['1.bias'])]
+        """
+        params = group["params"]
+        params = [params] if isinstance(params, Tensor) else list(params)
+        given = [each if isinstance(each, tuple) else (None, each) for each in params]
+        if not all(isinstance(each, Tensor) for _, each in given):
+            return [{**group, "params": params}]
+        name = group_name(group, len(optimizer.param_groups))
+        is_decay_set = "weight_decay" in group or "weight_decay" not in optimizer.defaults
+        names = {id(each.parameter): each.names[0] for each in self.parameters}
+        buckets: dict[_Bucket, list[tuple[str, Tensor]]] = defaultdict(list)
+        for position, (own, parameter) in enumerate(given):
+            bucket = self._bucket_of(parameter)
+            known = names.get(id(parameter), own or f"{name}.{position}")
+            bucket = bucket._replace(is_no_decay=bucket.is_no_decay and not is_decay_set)
+            buckets[bucket].append((known, parameter))
+        places = {(bucket.group, bucket.layer) for bucket in buckets}
+        scales = [self._lr_scale(bucket) for bucket in buckets]
+        parts = []
+        for bucket in sorted(buckets):
+            own_parts = self._parts(bucket)
+            if len(places) == 1:
+                own_parts = ["no_decay"] if bucket.is_no_decay else []
+            scale = self._lr_scale(bucket)
+            lr = _scheduled(optimizer, group, scale, max(scales))
+            part = {
+                **({} if is_decay_set else self._later_weight_decay(bucket)),
+                **self._settings(bucket),
+                **group,
+                **lr,
+                "name": "_".join([name, *own_parts]),
+                "params": [parameter for _, parameter in buckets[bucket]],
+                "param_names": [each for each, _ in buckets[bucket]],
+            }
+            if part.get("lr") == 0:
+                rank_zero_warn(
+                    f"{part['name']} is added with lr=0, and its learning rate will stay 0. Add it"
+                    " after the first step of the warm-up, or set its lr."
+                )
+            parts.append(part)
+        return parts
+
+    def layer_lines(self) -> list[str]:
+        """Returns what `layer_decay` takes for the stem and for the head; empty if it is off.
+
+        Example:
+            >>> from lightning_adam.config.optimizer import AdamConfig
+            >>> net = nn.ModuleDict({"stem": nn.Linear(1, 2), "head": nn.Linear(2, 1)})
+            >>> net["layers"] = nn.ModuleList(nn.Linear(2, 2) for _ in range(2))
+            >>> config = AdamConfig(layer_decay=LayerDecayConfig("layers.*", 0.5))
+            >>> plan = make_plan(net, config, ConfigPath("optimizer"), {"lr": 0.1})
+            >>> plan.layer_lines()
+            ['layer_decay: stem (lr * 0.125): stem', 'layer_decay: head (lr * 1): head']
+        """
+        pattern = self.config.layer_decay.pattern
+        if pattern is None:
+            return []
+        found: dict[_Layer, dict[str, None]] = defaultdict(dict)
+        for each in self.parameters:
+            layer = self.buckets[id(each.parameter)].layer
+            if layer.name in ("stem", ""):
+                found[layer][_member(each.names[0], _container(pattern))] = None
+        return [
+            f"layer_decay: {layer.name or 'head'} (lr * {layer.lr_scale:.3g}): {', '.join(members)}"
+            for layer, members in sorted(found.items())
+        ]
+
+    def _bucket_of(self, parameter: Tensor) -> _Bucket:
+        """A parameter that is not in the module is in no layer, and decays if it is a matrix."""
+        is_matrices = self.config.weight_decay_on == WeightDecayOn.matrices
+        is_no_decay = is_matrices and not is_matrix(parameter.shape)
+        default = _Bucket(DEFAULT_GROUP, _Layer(0, "", 1.0), is_no_decay)
+        return self.buckets.get(id(parameter), default)
+
+    def _group(self, bucket: _Bucket) -> GroupConfig:
+        if bucket.group == DEFAULT_GROUP:
+            return GroupConfig(name="")
+        return self.config.groups[bucket.group]
+
+    def _parts(self, bucket: _Bucket) -> list[str]:
+        parts = (
+            self._group(bucket).name,
+            bucket.layer.name,
+            "no_decay" if bucket.is_no_decay else "",
+        )
+        return [each for each in parts if each]
+
+    def _lr_scale(self, bucket: _Bucket) -> float:
+        return self._group(bucket).lr_scale * bucket.layer.lr_scale
+
+    def _lr(self, lr_scale: float) -> dict[str, Any]:
+        if lr_scale == 1:
+            return {}
+        lr = self.hyperparameters.get("lr")
+        if not isinstance(lr, int | float):
+            problem = "must be a number, which groups and layer_decay scale"
+            raise (self.path / "lr").invalid(lr, problem, 0.001)
+        return {"lr": lr * lr_scale}
+
+    def _weight_decay(self, bucket: _Bucket) -> dict[str, Any]:
+        own = self._group(bucket).weight_decay
+        weight_decay = self.hyperparameters.get("weight_decay") if own is None else own
+        if weight_decay is None:
+            return {}
+        return {"weight_decay": 0.0 if bucket.is_no_decay else weight_decay}
+
+    def _later_weight_decay(self, bucket: _Bucket) -> dict[str, Any]:
+        own = 0.0 if bucket.is_no_decay else self._group(bucket).weight_decay
+        return {} if own is None else {"weight_decay": own}
+
+    def _settings(self, bucket: _Bucket) -> dict[str, Any]:
+        """The other settings of the config's group."""
+        group, settings = self._group(bucket), dict[str, Any]()
+        if group.betas is not None:
+            settings["betas"] = (group.betas[0], group.betas[1])
+        if group.eps is not None:
+            settings["eps"] = group.eps
+        return settings
+
+
+def make_plan(
+    module: nn.Module,
+    config: OptimizerConfig,
+    path: ConfigPath,
+    hyperparameters: Mapping[str, Any],
+    root: nn.Module | None = None,
+) -> Plan:
+    """Assigns all parameters of a module, frozen ones included, to groups and layers.
+
+    A shared parameter belongs to one group, under its first name. It is matched by any of its
+    names, and does not decay if one of its owners says so.
+
+    Args:
+        module: The module to train.
+        config: The config; `weight_decay_on`, `no_decay`, `groups` and `layer_decay` are used.
+        path: Its place, for errors.
+        hyperparameters: The optimizer's arguments; `lr` and `weight_decay` are used.
+        root: What holds FSDP1's wrappers (default: None, the module).
+
+    Raises:
+        ConfigError: If nothing is trained, a parameter is uninitialized, a group or the layer decay
+            matches no parameter, or FSDP1 hides the shapes.
+
+    Example:
+        >>> from lightning_adam.config.optimizer import AdamConfig
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+        >>> plan = make_plan(net, AdamConfig(), ConfigPath("optimizer"), {"weight_decay": 0.1})
+        >>> [(group["name"], group["param_names"]) for group in plan.first_groups()]
+        [('decay', ['0.weight']), ('no_decay', ['0.bias', '1.weight', '1.bias'])]
+        >>> plan.names
+        ['0.weight', '0.bias', '1.weight', '1.bias']
+    """
+    parameters = _parameters(module)
+    if not any(each.is_trained for each in parameters):
+        raise ConfigError(
+            f"{type(module).__name__} has no parameter with requires_grad=True",
+            "Unfreeze at least one parameter",
+        )
+    choices = {
+        DEFAULT_GROUP: config.weight_decay_on,
+        **{
+            index: group.weight_decay_on or config.weight_decay_on
+            for index, group in enumerate(config.groups)
+        },
+    }
+    undecayed: set[int] = set()
+    if WeightDecayOn.matrices in choices.values():
+        shapes = _shapes(parameters, module if root is None else root, path)
+        names = {id(each.parameter): each.names for each in parameters}
+        undecayed = no_decay(module, config.no_decay, names, shapes)
+        _check_patterns(config, parameters, path)
+    elif config.groups or config.layer_decay.pattern is not None:
+        _check_unflattened(parameters, path)
+    group_of = _match_groups(parameters, config.groups, path / "groups")
+    layers = _layers(parameters, config.layer_decay, path / "layer_decay")
+    buckets = {}
+    for each, index, layer in zip(parameters, group_of, layers, strict=True):
+        is_matrices = choices[index] == WeightDecayOn.matrices
+        is_no_decay = is_matrices and id(each.parameter) in undecayed
+        buckets[id(each.parameter)] = _Bucket(index, layer, is_no_decay)
+    _check_decay(buckets.values(), config, path)
+    return Plan(config, path, hyperparameters, parameters, buckets)
+
+
+def _scheduled(
+    optimizer: Optimizer, group: Mapping[str, Any], scale: float, largest: float
+) -> dict[str, Any]:
+    """The learning rate of a part of a group, at the place of the optimizer's first group."""
+    base = optimizer.defaults.get("lr")
+    if base is None:
+        return {}
+    factor = lr_factor(optimizer.param_groups[0])
+    if "lr" not in group:
+        scale = group.get(LR_SCALE, scale)
+        return {"lr": base * scale * factor, "initial_lr": base * scale, LR_SCALE: scale}
+    lr = group["lr"] * (1.0 if LR_SCALE in group else scale / largest)
+    peak = lr / factor if factor else lr
+    return {"lr": lr, "initial_lr": peak, LR_SCALE: peak / base}
 
 
 def _parameters(module: nn.Module) -> list[_Parameter]:
     parameters: dict[int, _Parameter] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
+    for name, parameter in named_parameters(module):
         if is_lazy(parameter):
             raise ConfigError(
                 f"{name} is uninitialized",
                 "Run one batch through the model in `setup` or `configure_model`",
             )
         entry = parameters.setdefault(id(parameter), _Parameter(parameter, [], []))
-        entry.names.append(clean_name(name))
+        entry.names.append(name)
     for owner in module.modules():
         for parameter in owner.parameters():
             parameters[id(parameter)].modules.append(owner)
     return list(parameters.values())
 
 
-def _no_decay(module: nn.Module, weight_decay_on: WeightDecayOn) -> set[int]:
-    """The ids of the parameters that do not decay."""
-    if weight_decay_on == WeightDecayOn.all:
-        return set()
-    return {
-        id(parameter)
-        for owner in module.modules()
-        for parameter in owner.parameters(recurse=False)
-        if parameter.ndim < 2 or isinstance(owner, EMBEDDINGS + NORMALIZATIONS)
-    }
+def _shapes(parameters: list[_Parameter], root: nn.Module, path: ConfigPath) -> dict[int, Any]:
+    """The shapes of sharded parameters before they were sharded."""
+    _check_unflattened(parameters, path)
+    shapes: dict[int, Any] = flat_shapes(root)
+    for each in parameters:
+        key = id(each.parameter)
+        # DeepSpeed's ZeRO stage 3 leaves an empty vector in place of a parameter.
+        if hasattr(each.parameter, "ds_shape"):
+            shapes[key] = each.parameter.ds_shape
+        if is_flat(each.parameter) and key not in shapes:
+            raise path.error(
+                f"cannot tell which parameters decay: FSDP1 has sharded {each.names[0]}, and its"
+                " wrapper is outside of the module",
+                "Use build_optimizer(module, optimizer, root=wrapped)",
+            )
+    return shapes
+
+
+def _check_unflattened(parameters: list[_Parameter], path: ConfigPath) -> None:
+    flattened = [each.names[0] for each in parameters if is_flattened(each.parameter)]
+    if flattened:
+        raise path.error(
+            "cannot tell which parameters decay or form a group: FSDP1 with use_orig_params=False"
+            f" joins them into {flattened[0]}",
+            "Use FullyShardedDataParallel(..., use_orig_params=True)",
+        )
+
+
+def _check_patterns(
+    config: OptimizerConfig, parameters: list[_Parameter], path: ConfigPath
+) -> None:
+    """Warns of a pattern of the user's that matches nothing."""
+    names = [name for each in parameters for name in each.names]
+    for pattern in config.no_decay:
+        if pattern not in NO_DECAY and not any(matches(name, [pattern]) for name in names):
+            close = nearest(pattern.replace("*", ""), names, 3, cutoff=0.0)
+            rank_zero_warn(
+                f"{(path / 'no_decay').name}: {pattern} matches nothing; the nearest are"
+                f" {', '.join(close)}"
+            )
 
 
 def _match_groups(
@@ -272,19 +450,17 @@ def _match_groups(
     for index, group in enumerate(groups):
         place = path / index
         matched = _matches(parameters, group, place)
-        if not any(parameters[position].is_trained for position in matched):
-            rank_zero_warn(
-                f"{place.name} ({group.name}) matches only frozen parameters, such as"
-                f" {parameters[matched[0]].names[0]}. It has no effect."
-            )
-            continue
         free = [position for position in matched if group_of[position] == DEFAULT_GROUP]
-        if not any(parameters[position].is_trained for position in free):
-            taken = set(matched) - set(free)
-            earlier = ", ".join(sorted({groups[group_of[position]].name for position in taken}))
+        if not free:
+            earlier = ", ".join(sorted({groups[group_of[position]].name for position in matched}))
             raise place.error(
                 f"({group.name}) matches only parameters that belong to {earlier}",
                 f"Put {group.name} before {earlier}",
+            )
+        if not any(parameters[position].is_trained for position in free):
+            log_info(
+                f"{place.name} ({group.name}) has only frozen parameters, such as"
+                f" {parameters[free[0]].names[0]}. It has no effect until they are trained."
             )
         for position in free:
             group_of[position] = index
@@ -342,16 +518,55 @@ def _layers(
         numbered = [re.sub(r"\.\d+\..*", ".*", name) for name in names]
         known = [name for name in numbered if name.endswith(".*")]
         raise _no_match(path / "pattern", layer_decay.pattern, known)
-    first = next(position for position, number in enumerate(numbers) if number)
+    matched = [position for position, number in enumerate(numbers) if number]
+    container = _container(layer_decay.pattern)
     head = len(layers) + 1
-    result = []
-    for position, number in enumerate(numbers):
-        if number:
+    latest, result = layers[0], []
+    for position, (each, number) in enumerate(zip(parameters, numbers, strict=True)):
+        if number is None and matched[0] < position < matched[-1]:
+            # Between two layers of one container, such as what reduces the size of images.
+            is_inside = each.names[0].split(".")[: len(container)] == container
+            number = latest if is_inside else None
+        if number is not None:
+            latest = number
             depth, name = layers.index(number) + 1, "_".join(map(str, ("layer", *number)))
         else:
-            depth, name = (0, "stem") if position < first else (head, "")
+            is_stem = any(_is_stem(name, container, position < matched[0]) for name in each.names)
+            depth, name = (0, "stem") if is_stem else (head, "")
         result.append(_Layer(depth, name, layer_decay.rate ** (head - depth)))
     return result
+
+
+def _container(pattern: str) -> list[str]:
+    """The path of the module that contains the layers."""
+    parts = pattern.split(".")
+    return parts[: parts.index("*")]
+
+
+def _is_stem(name: str, container: list[str], is_before: bool) -> bool:
+    """Whether a parameter that is in no layer is below the first layer.
+
+    Args:
+        name: Its name.
+        container: The path of the module that contains the layers.
+        is_before: Whether it is registered before the first layer.
+    """
+    member = _member(name, container)
+    own = member.rpartition(".")[2]
+    is_beside = "." in member or len(container) <= 1
+    if is_beside and matches(own, POSITIONS_AND_TOKENS):
+        return True
+    if member == name or not is_before or HEAD_NAME.search(own):
+        return False
+    return is_beside or bool(INPUT_NAME.search(own))
+
+
+def _member(name: str, container: list[str]) -> str:
+    """The largest module or parameter that holds a parameter, but not the layers."""
+    parts, shared = name.split("."), 0
+    while shared < min(len(parts) - 1, len(container)) and parts[shared] == container[shared]:
+        shared += 1
+    return ".".join(parts[: shared + 1])
 
 
 def _no_match(path: ConfigPath, pattern: str, known: list[str]) -> ConfigError:
@@ -361,49 +576,15 @@ def _no_match(path: ConfigPath, pattern: str, known: list[str]) -> ConfigError:
     return path.invalid(pattern, problem, close[0] if close else None)
 
 
-def _name(group: GroupConfig, layer: _Layer, is_no_decay: bool) -> str:
-    parts = (group.name, layer.name, "no_decay" if is_no_decay else "")
-    return "_".join(filter(None, parts)) or "decay"
-
-
-def _settings(
-    group: GroupConfig,
-    layer: _Layer,
-    is_no_decay: bool,
-    hyperparameters: Mapping[str, Any],
-    path: ConfigPath,
-) -> dict[str, Any]:
-    """The settings of a group that differ from the optimizer's."""
-    settings: dict[str, Any] = {}
-    lr_scale = group.lr_scale * layer.lr_scale
-    if lr_scale != 1:
-        lr = hyperparameters.get("lr")
-        if not isinstance(lr, int | float):
-            problem = "must be a number, which groups and layer_decay scale"
-            raise (path / "lr").invalid(lr, problem, 0.001)
-        settings["lr"] = lr * lr_scale
-    weight_decay = group.weight_decay
-    if weight_decay is None:
-        weight_decay = hyperparameters.get("weight_decay")
-    if weight_decay is not None:
-        settings["weight_decay"] = 0.0 if is_no_decay else weight_decay
-    if group.betas is not None:
-        settings["betas"] = (group.betas[0], group.betas[1])
-    if group.eps is not None:
-        settings["eps"] = group.eps
-    return settings
-
-
-def _check_decay(
-    buckets: Iterable[tuple[int, _Layer, bool]], groups: Sequence[GroupConfig], path: ConfigPath
-) -> None:
+def _check_decay(buckets: Iterable[_Bucket], config: OptimizerConfig, path: ConfigPath) -> None:
     """Raises if a group has its own weight_decay and no parameter that decays."""
-    decaying = {index for index, _, is_no_decay in buckets if not is_no_decay}
-    for index in {index for index, _, _ in buckets} - decaying - {DEFAULT_GROUP}:
-        group = groups[index]
+    buckets = list(buckets)
+    decaying = {bucket.group for bucket in buckets if not bucket.is_no_decay}
+    for index in {bucket.group for bucket in buckets} - decaying - {DEFAULT_GROUP}:
+        group, place = config.groups[index], path / "groups" / index
         if group.weight_decay:
-            raise (path / "groups" / index / "weight_decay").error(
+            raise (place / "weight_decay").error(
                 f"has no effect: with weight_decay_on=matrices no parameter of {group.name} decays",
-                (path / "weight_decay_on").suggest("all"),
+                (place / "weight_decay_on").suggest("all"),
                 value=group.weight_decay,
             )

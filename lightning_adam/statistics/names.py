@@ -1,21 +1,48 @@
 """Names of parameters, parameter groups and optimizers."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_adam._compat.torch import WRAPPED, WRAPPERS
+
 
 def clean_name(name: str) -> str:
-    """A parameter's name as the user wrote it, without what `torch.compile` and FSDP1 add.
+    """A parameter's name as the user wrote it, without the attributes of torch's wrappers.
+
+    These are `torch.compile`, FSDP1, and activation checkpointing and offloading. DDP's `module`
+    may be a name of the user's, which only `named_parameters` can tell.
 
     Example:
-        >>> clean_name("net._orig_mod.0.weight")
+        >>> clean_name("net._orig_mod.0._checkpoint_wrapped_module.weight")
         'net.0.weight'
     """
-    return name.replace("_orig_mod.", "").replace("_fsdp_wrapped_module.", "")
+    return ".".join(part for part in name.split(".") if part not in WRAPPED)
+
+
+def named_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yields the parameters of a module under all their names, without those of torch's wrappers.
+
+    Example:
+        >>> net = nn.Sequential(nn.DataParallel(nn.Linear(2, 3)), nn.ModuleDict())
+        >>> net[1]["module"] = nn.Linear(3, 1, bias=False)
+        >>> [name for name, _ in named_parameters(net)]
+        ['0.weight', '0.bias', '1.module.weight']
+    """
+    modules: dict[str, nn.Module] = {}
+    paths = {"": ""}
+    for path, owner in module.named_modules(remove_duplicate=False):
+        modules[path] = owner
+        if path:
+            parent, _, name = path.rpartition(".")
+            is_wrapped = name == "module" and isinstance(modules[parent], WRAPPERS)
+            own = "" if is_wrapped else clean_name(name)
+            paths[path] = ".".join(filter(None, (paths[parent], own)))
+        for name, parameter in owner.named_parameters(recurse=False, remove_duplicate=False):
+            yield ".".join(filter(None, (paths[path], clean_name(name)))), parameter
 
 
 def group_name(group: Mapping[str, Any], index: int) -> str:
@@ -46,7 +73,7 @@ def optimizer_names(optimizers: Sequence[Optimizer], module: nn.Module) -> list[
     """
     if len(optimizers) == 1:
         return [""]
-    names = {id(each): clean_name(name).split(".") for name, each in module.named_parameters()}
+    names = {id(each): name.split(".") for name, each in reversed([*named_parameters(module)])}
     paths = []
     for optimizer in optimizers:
         parameters = (each for group in optimizer.param_groups for each in group["params"])

@@ -281,9 +281,9 @@ MUTANTS = (
         "AMSGrad's maximum is ignored in the denominator",
     ),
     Mutant(
-        "optim/param_groups",
-        "isinstance(owner, EMBEDDINGS + NORMALIZATIONS)",
-        "isinstance(owner, NORMALIZATIONS)",
+        "optim/weight_decay",
+        "            or isinstance(owner, EMBEDDINGS)\n",
+        "",
         "embeddings decay",
     ),
     Mutant(
@@ -294,32 +294,32 @@ MUTANTS = (
     ),
     Mutant(
         "optim/param_groups",
-        '(0, "stem") if position < first else (head, "")',
+        '(0, "stem") if is_stem else (head, "")',
         '(head, "")',
         "layer decay leaves out parameters below the first layer",
     ),
     Mutant(
         "optim/param_groups",
-        '"initial_lr": group["lr"] / factor if factor else group["lr"]}',
-        '"initial_lr": group["lr"]}',
+        "peak = lr / factor if factor else lr",
+        "peak = lr",
         "a group added in the middle of a schedule takes its current lr as its peak",
     ),
     Mutant(
         "optim/param_groups",
-        "0.0 if is_no_decay else weight_decay",
-        "weight_decay",
+        '{"weight_decay": 0.0 if bucket.is_no_decay else weight_decay}',
+        '{"weight_decay": weight_decay}',
         "biases and norms decay",
     ),
     Mutant(
         "optim/param_groups",
-        "module.named_parameters(remove_duplicate=False)",
-        "module.named_parameters()",
+        "entry.names.append(name)",
+        "entry.names[:] = entry.names or [name]",
         "a tied parameter is matched by its first name alone",
     ),
     Mutant(
         "optim/param_groups",
-        "LR_SCALE: group.lr_scale * layer.lr_scale,",
-        "LR_SCALE: group.lr_scale,",
+        "                LR_SCALE: lr_scale,\n",
+        "                LR_SCALE: self._group(bucket).lr_scale,\n",
         "the lr scale that lr_find restores lacks the layer's scale",
     ),
     Mutant(
@@ -813,8 +813,8 @@ MUTANTS = (
     ),
     Mutant(
         "optim/optimizers",
-        'eps, place = group.get("eps", config.eps), path',
-        "eps, place = config.eps, path",
+        'check_eps(group, group.get("eps", config.eps), ',
+        "check_eps(group, config.eps, ",
         "a group's own eps may be 0 in its dtype",
     ),
     Mutant(
@@ -989,8 +989,8 @@ MUTANTS = (
     ),
     Mutant(
         "optim/param_groups",
-        'settings["lr"] = lr * lr_scale',
-        'settings["lr"] = lr * group.lr_scale',
+        'return {"lr": lr * lr_scale}',
+        'return {"lr": lr}',
         "layer decay scales no learning rate",
     ),
     Mutant(

@@ -266,15 +266,19 @@ def test_torch_has_inputs_to_test_with() -> None:
 
 
 NADAM = {"_target_": "torch.optim.NAdam", "_partial_": True, "lr": 0.02, "betas": [0.8, 0.9]}
+MATRICES = {**NADAM, "weight_decay": 0.1, "weight_decay_on": "matrices"}
 
 
 @pytest.mark.parametrize(
     "node",
     [
-        {**NADAM, "weight_decay": 0.1},
-        OmegaConf.create({**NADAM, "weight_decay": 0.1}),
-        functools.partial(torch.optim.NAdam, lr=0.02, betas=(0.8, 0.9), weight_decay=0.1),
-        instantiate({**NADAM, "weight_decay": 0.1, "weight_decay_on": "matrices"}),
+        MATRICES,
+        OmegaConf.create(MATRICES),
+        functools.partial(
+            torch.optim.NAdam,
+            **{"lr": 0.02, "betas": (0.8, 0.9), "weight_decay": 0.1, "weight_decay_on": "matrices"},
+        ),
+        instantiate(MATRICES),
     ],
     ids=["dict", "DictConfig", "functools.partial", "instantiated"],
 )
@@ -324,7 +328,7 @@ def test_group_keys_work_for_a_custom_class() -> None:
 def test_groups_scale_the_default_lr_of_a_custom_class() -> None:
     groups = [{"name": "head", "match": "3.*", "lr_scale": 10}]
     optimizer = build_optimizer(network(), {"_target_": "torch.optim.RAdam", "groups": groups})
-    assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1e-3, 1e-2, 1e-2]
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1e-2]
 
 
 def test_custom_class_without_weight_decay_gets_none() -> None:

@@ -259,10 +259,10 @@ def test_callback_is_one_of_both_packages_in_either_order_of_imports() -> None:
                 AnyCallback.__bases__ = (lp.Callback,)
                 assert not issubclass(kind, pl.Callback)
                 callback = kind(**arguments)
-                assert pl.Trainer(callbacks=callback, logger=False).callbacks[0] is callback
+                assert trainer("pytorch_lightning", callbacks=callback).callbacks[0] is callback
                 overrides = pl.utilities.model_helpers.is_overridden
                 assert overrides("state_dict", instance=callback) == (kind is AdamMonitor)
-                assert lp.Trainer(callbacks=callback, logger=False).callbacks[0] is callback
+                assert trainer("lightning.pytorch", callbacks=callback).callbacks[0] is callback
 
 
 @pytest.mark.parametrize("package", PACKAGES)

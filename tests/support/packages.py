@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_adam import AdamMixin
+from lightning_adam.config.optimizer import AdamConfig
 from tests.support.training import LR, loss_of, network
 
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")
@@ -43,3 +45,25 @@ def plain_module(package: str, nan_at: int | None = None) -> Any:
             return loss * torch.nan if batch_idx == nan_at else loss
 
     return Plain()
+
+
+def mixin_module(package: str) -> Any:
+    """Returns a class of a package with the mixin, which records the learning rates of steps."""
+    base: Any = import_module(package).LightningModule
+
+    class Lit(AdamMixin, base):  # type: ignore[misc]
+        def __init__(self, optimizer: AdamConfig, scheduler: dict[str, Any] | None = None) -> None:
+            super().__init__(optimizer=optimizer, scheduler=scheduler)
+            net = network()
+            self.backbone, self.head = net[:3], net[3]
+            self.rates: list[list[float]] = []
+
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            groups = self.trainer.optimizers[0].param_groups
+            self.rates.append([float(group["lr"]) for group in groups])
+            return loss_of(nn.Sequential(self.backbone, self.head), batch)
+
+        def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+            self.log("val/loss", loss_of(nn.Sequential(self.backbone, self.head), batch))
+
+    return Lit

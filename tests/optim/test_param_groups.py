@@ -1,15 +1,25 @@
 """Parameter groups: which tensors decay, and which train with their own settings."""
 
 import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.ao.quantization import QuantWrapper
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    checkpoint_wrapper,
+    offload_wrapper,
+)
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim import AdamW
+from torch.optim.swa_utils import AveragedModel
 
-from lightning_adam import ConfigError
+from lightning_adam import ConfigError, build_optimizer
 from lightning_adam.config.errors import ConfigPath
 from lightning_adam.config.optimizer import AdamConfig, GroupConfig, LayerDecayConfig, WeightDecayOn
+from lightning_adam.optim.optimizers import plan_of
 from lightning_adam.optim.param_groups import LR_SCALE, make_plan
 from tests.support.tables import each_row
 
@@ -85,9 +95,42 @@ def test_groups_are_the_same_without_weight_decay() -> None:
     ]
 
 
-def test_compiled_modules_keep_their_names() -> None:
-    net = nn.ModuleDict({"0": torch.compile(nn.Linear(2, 3))})  # type: ignore[dict-item]
-    assert names(net) == {"decay": {"0.weight"}, "no_decay": {"0.bias"}}
+WRAPPERS: dict[str, Callable[[nn.Module], Any]] = {
+    "torch.compile": torch.compile,
+    "activation checkpointing": checkpoint_wrapper,
+    "activation offloading": offload_wrapper,
+    "DataParallel": DataParallel,
+    "DistributedDataParallel": DistributedDataParallel,
+    "AveragedModel": AveragedModel,
+    "QuantWrapper": QuantWrapper,
+    "two": lambda module: torch.compile(checkpoint_wrapper(module)),
+    "three": lambda module: DistributedDataParallel(torch.compile(checkpoint_wrapper(module))),  # type: ignore[arg-type]
+}
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    store = distributed.HashStore()  # type: ignore[attr-defined]
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+def test_wrapped_modules_keep_their_names() -> None:
+    expected = {"decay": {"net.0.weight"}, "no_decay": {"net.0.bias"}}
+    with each_row() as row:
+        for name, wrap in WRAPPERS.items():
+            with row(name):
+                part = nn.ModuleDict({"net": nn.Sequential(wrap(nn.Linear(2, 3)))})
+                assert names(part) == expected
+                whole = wrap(nn.ModuleDict({"net": nn.Sequential(nn.Linear(2, 3))}))
+                assert names(whole) == expected
+
+
+def test_names_that_resemble_those_of_wrappers_are_kept() -> None:
+    net = nn.ModuleDict({"module": nn.ModuleDict({"my_orig_mod": nn.Linear(2, 3)})})
+    assert names(net)["decay"] == {"module.my_orig_mod.weight"}
 
 
 def test_module_without_trainable_parameters_is_an_error() -> None:
@@ -334,3 +377,232 @@ def test_every_trained_parameter_is_in_exactly_one_group() -> None:
     assert sorted(found) == sorted(name for name, _ in net.named_parameters())
     ids = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(ids) == sorted(id(parameter) for parameter in net.parameters())
+
+
+class Backbone(nn.Module):
+    """A head and a scale that are registered before the layers, and what is between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.ones(()))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 4))
+        self.head = nn.Linear(4, 2, bias=False)
+        self.patch_embed = nn.Conv2d(3, 4, 2, bias=False)
+        self.stages = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    "blocks": nn.ModuleList(nn.Linear(4, 4, bias=False) for _ in range(2)),
+                    "downsample": nn.Linear(4, 4, bias=False),
+                }
+            )
+            for _ in range(2)
+        )
+        self.norm = nn.LayerNorm(4, bias=False)
+
+
+class Task(nn.Module):
+    """A module as it is trained: with parameters around the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.ones(()))
+        self.probe = nn.Linear(4, 2, bias=False)
+        self.net = Backbone()
+        self.proj = nn.Linear(4, 2, bias=False)
+
+
+class Bert(nn.Module):
+    """The embeddings are not beside the layers, but one level above."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(4, 2, bias=False)
+        self.embeddings = nn.Embedding(9, 4)
+        layers = nn.ModuleList(nn.Linear(4, 4, bias=False) for _ in range(2))
+        self.encoder = nn.ModuleDict({"layer": layers})
+        self.pooler = nn.Linear(4, 4, bias=False)
+
+
+def layers(module: nn.Module, pattern: str) -> dict[str, str]:
+    """The layer of each parameter."""
+    decay = LayerDecayConfig(pattern=pattern, rate=0.5)
+    groups = grouped(module, layer_decay=decay, weight_decay_on=WeightDecayOn.all)
+    return {
+        name: group["name"].replace("decay", "head")
+        for group in groups
+        for name in group["param_names"]
+    }
+
+
+def test_what_is_in_no_layer_is_stem_or_head() -> None:
+    layer = "layer_{}_{}".format
+    backbone = {
+        "logit_scale": "head",
+        "cls_token": "stem",
+        "head.weight": "head",
+        "patch_embed.weight": "stem",
+        **{
+            f"stages.{stage}.blocks.{block}.weight": layer(stage, block)
+            for stage in range(2)
+            for block in range(2)
+        },
+        "stages.0.downsample.weight": layer(0, 1),
+        "stages.1.downsample.weight": "head",
+        "norm.weight": "head",
+    }
+    around = {"logit_scale": "head", "probe.weight": "head", "proj.weight": "head"}
+    inside = {f"net.{name}": layer for name, layer in backbone.items()}
+    assert layers(Backbone(), "stages.*.blocks.*") == backbone
+    assert layers(Task(), "net.stages.*.blocks.*") == {**around, **inside}
+
+
+def test_embeddings_above_the_layers_are_stem() -> None:
+    bert = Bert()
+    expected = {
+        "classifier.weight": "head",
+        "embeddings.weight": "stem",
+        "encoder.layer.0.weight": "layer_0",
+        "encoder.layer.1.weight": "layer_1",
+        "pooler.weight": "head",
+    }
+    assert layers(bert, "encoder.layer.*") == expected
+    held = {f"bert.{name}": layer for name, layer in expected.items()}
+    assert layers(nn.ModuleDict({"bert": bert}), "bert.encoder.layer.*") == held
+
+
+def test_stem_and_head_of_the_layer_decay_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    layer_decay = {"pattern": "net.stages.*.blocks.*", "rate": 0.5}
+    build_optimizer(Task(), {"layer_decay": layer_decay})
+    lines = [line for line in caplog.text.splitlines() if line.startswith("layer_decay")]
+    assert lines == [
+        "layer_decay: stem (lr * 0.0312): net.cls_token, net.patch_embed",
+        "layer_decay: head (lr * 1): logit_scale, probe, net.logit_scale, net.head,"
+        " net.stages.1, net.norm, proj",
+    ]
+
+
+LAYERED = {
+    "lr": 1e-3,
+    "weight_decay": 0.1,
+    "groups": [{"name": "linear", "match": "*.linear.*", "lr_scale": 4, "eps": 1e-5}],
+    "layer_decay": {"pattern": "blocks.*", "rate": 0.5},
+}
+
+
+def frozen_below_the_head() -> tuple[Transformer, torch.optim.Optimizer]:
+    net = Transformer(2)
+    net.requires_grad_(False)
+    net.head.requires_grad_(True)
+    return net, build_optimizer(net, LAYERED)
+
+
+def added(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> list[tuple[Any, ...]]:
+    first = len(optimizer.param_groups)
+    optimizer.add_param_group(group)
+    keys = ("name", "lr", "eps", "weight_decay")
+    return [tuple(each[key] for key in keys) for each in optimizer.param_groups[first:]]
+
+
+def test_parameters_unfrozen_later_get_the_rate_of_their_layer_and_the_eps_of_their_group() -> None:
+    net, optimizer = frozen_below_the_head()
+    net.requires_grad_(True)
+    everything = [each for part in (net.tokens, net.blocks) for each in part.parameters()]
+    assert added(optimizer, {"params": everything}) == [
+        ("group_2_stem_no_decay", 1e-3 / 8, 1e-8, 0.0),
+        ("group_2_layer_0_no_decay", 1e-3 / 4, 1e-8, 0.0),
+        ("group_2_layer_1_no_decay", 1e-3 / 2, 1e-8, 0.0),
+        ("group_2_linear_layer_0", 1e-3, 1e-5, 0.1),
+        ("group_2_linear_layer_0_no_decay", 1e-3, 1e-5, 0.0),
+        ("group_2_linear_layer_1", 1e-3 * 2, 1e-5, 0.1),
+        ("group_2_linear_layer_1_no_decay", 1e-3 * 2, 1e-5, 0.0),
+    ]
+    found = [name for group in optimizer.param_groups for name in group["param_names"]]
+    assert sorted([*found, "norm.weight", "norm.bias"]) == sorted(plan_of(optimizer).names)
+
+
+def test_keys_of_a_later_group_take_precedence() -> None:
+    table: list[tuple[dict[str, Any], list[tuple[Any, ...]]]] = [
+        ({"lr": 0.5, "eps": 1e-3}, [("group_2", 0.5, 1e-3, 0.1)]),
+        ({"weight_decay": 0.3}, [("group_2", 1e-3, 1e-5, 0.3)]),
+        ({"name": "late"}, [("late", 1e-3, 1e-5, 0.1)]),
+        ({"lr_scale": 3.0}, [("group_2", 1e-3 * 3, 1e-5, 0.1)]),
+    ]
+    with each_row() as row:
+        for group, expected in table:
+            with row(group):
+                net, optimizer = frozen_below_the_head()
+                params = net.blocks[0].linear.weight.requires_grad_(True)
+                assert added(optimizer, {"params": params, **group}) == expected
+
+
+def test_lr_of_a_later_group_is_that_of_its_uppermost_layer() -> None:
+    for named in (False, True):
+        net, optimizer = frozen_below_the_head()
+        parts = [net.blocks[index].norm for index in range(2)]
+        params: list[Any] = [part.weight.requires_grad_(True) for part in parts]
+        if named:
+            params = [(str(index), each) for index, each in enumerate(params)]
+        assert added(optimizer, {"params": params, "lr": 0.1}) == [
+            ("group_2_layer_0_no_decay", 0.05, 1e-8, 0.0),
+            ("group_2_layer_1_no_decay", 0.1, 1e-8, 0.0),
+        ]
+        assert optimizer.param_groups[2]["param_names"] == ["blocks.0.norm.weight"]
+
+
+def test_parameters_of_a_group_that_starts_frozen_join_it_later() -> None:
+    net = Transformer()
+    net.tokens.requires_grad_(False)
+    tokens = {"name": "tokens", "match": "tokens.*", "lr_scale": 0.1, "weight_decay_on": "all"}
+    optimizer = build_optimizer(net, {"lr": 1e-3, "weight_decay": 0.1, "groups": [tokens]})
+    net.tokens.requires_grad_(True)
+    assert added(optimizer, {"params": net.tokens.parameters()}) == [("group_2", 1e-4, 1e-8, 0.1)]
+
+
+def test_modules_registered_later_are_planned_and_other_tensors_named_by_position() -> None:
+    net = Transformer()
+    optimizer = build_optimizer(net, {"weight_decay": 0.1})
+    net.extra = nn.Linear(4, 4)
+    loose = [nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(1, 4))]
+    optimizer.add_param_group({"params": [*net.extra.parameters(), *loose]})
+    assert [(each["name"], each["param_names"]) for each in optimizer.param_groups[2:]] == [
+        ("group_2", ["extra.weight", "group_2.2"]),
+        ("group_2_no_decay", ["extra.bias", "group_2.3"]),
+    ]
+    assert plan_of(optimizer).names == [name for name, _ in net.named_parameters()]
+
+
+def test_eps_of_a_later_group_that_rounds_to_0_is_an_error() -> None:
+    net, _ = frozen_below_the_head()
+    net.blocks.to(torch.float16)
+    expected = r"^groups\.0\.eps=1e-08 rounds to 0 in float16 \(blocks\.0\.linear\.weight\)"
+    config = {**LAYERED, "groups": [{**LAYERED["groups"][0], "eps": 1e-8}]}  # type: ignore[index]
+    optimizer = build_optimizer(net, config)
+    with pytest.raises(ConfigError, match=expected):
+        optimizer.add_param_group({"params": net.blocks[0].linear.weight.requires_grad_(True)})
+
+
+def test_eps_that_rounds_to_0_is_named_by_the_group_that_sets_it() -> None:
+    """One group's name begins with the other's, and both have the same eps."""
+    net = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2).half()})
+    groups = [
+        {"name": "head", "match": "a.*", "eps": 1e-9},
+        {"name": "head_b", "match": "b.*", "eps": 1e-9},
+    ]
+    with pytest.raises(ConfigError, match=r"^groups\.1\.eps=1e-09 .*float16 \(b\.weight\)"):
+        build_optimizer(net, {"groups": groups})
+
+
+def test_plan_names_all_parameters_in_the_order_in_which_torch_numbers_them() -> None:
+    net = Transformer(2)
+    net.tokens.requires_grad_(False)
+    net.head.weight = net.tokens.weight
+    plan = plan_of(build_optimizer(net, LAYERED))
+    assert plan.names == [name for name, _ in net.named_parameters()]
+    assert len(plan.names) == len(AdamW(net.parameters()).param_groups[0]["params"])
+
+
+def test_state_holds_nothing_but_names_and_settings() -> None:
+    optimizer = build_optimizer(Transformer(2), LAYERED)
+    by_torch = AdamW(Transformer(2).named_parameters()).state_dict()["param_groups"][0]
+    for group in optimizer.state_dict()["param_groups"]:
+        assert set(group) == {*by_torch, "name", LR_SCALE}

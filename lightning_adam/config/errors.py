@@ -57,6 +57,7 @@ class ConfigPath:
         source: Where the config comes from (default: Source.HYDRA).
         keys: The settings that the config has, which Hydra overrides without a `+` (default: None,
             every setting).
+        added: The settings that the command line has added with a `+` (default: none).
 
     Example:
         >>> lr = ConfigPath("model.optimizer") / "lr"
@@ -74,6 +75,7 @@ class ConfigPath:
     field: str = ""
     source: Source = Source.HYDRA
     keys: frozenset[str] | None = None
+    added: frozenset[str] = frozenset()
 
     def __truediv__(self, name: object) -> "ConfigPath":
         return replace(self, field=f"{self.field}.{name}".lstrip("."))
@@ -113,13 +115,17 @@ class ConfigPath:
             is_one_word = shlex.split(assignment) == [assignment]
             word = assignment if is_one_word else shlex.quote(assignment)
             return f"{MONITOR_VARIABLE}={shlex.quote(word)}"
-        return shlex.quote(f"{'+' if self.is_new else ''}{assignment}")
+        return shlex.quote(f"{self._prefix}{assignment}")
 
     @property
-    def is_new(self) -> bool:
-        """Whether Hydra has to add the setting to the config."""
-        known = self.keys is None or not self.field or self.field in self.keys
-        return self.source is Source.HYDRA and not known
+    def _prefix(self) -> str:
+        """What Hydra needs before a setting that the config does not have."""
+        if self.source is not Source.HYDRA or not self.field:
+            return ""
+        if self.field in self.added:
+            # It works in the place of the given override and behind it.
+            return "++"
+        return "" if self.keys is None or self.field in self.keys else "+"
 
     def suggest(self, value: object, verb: str = "Use for example") -> str:
         """Returns the suggestion of a value that works.

@@ -169,7 +169,8 @@ def locate(node: Any, default: str) -> ConfigPath:
         # An interpolation leads to the place of what it stands for.
         node, key = written, full_key(written) or key
     source = Source.HYDRA if is_hydra else Source.OMEGACONF if key else Source.PYTHON
-    return ConfigPath(key or default, source=source, keys=frozenset(_keys(plain(node))))
+    place = key or default
+    return ConfigPath(place, "", source, frozenset(_keys(plain(node))), _added(place))
 
 
 def locate_argument(name: str) -> ConfigPath | None:
@@ -270,6 +271,13 @@ def _settings(node: Any) -> dict[str, Any]:
     if not isinstance(values, dict):
         return {}
     return {str(name): each for name, each in values.items() if not str(name).startswith("_")}
+
+
+def _added(place: str) -> frozenset[str]:
+    """The settings of a config that the command line of the app adds with a +."""
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    keys = (each.lstrip("+").partition("=")[0] for each in overrides if each.startswith("+"))
+    return frozenset(key.removeprefix(f"{place}.") for key in keys if key.startswith(f"{place}."))
 
 
 def _keys(content: Any) -> Iterator[str]:

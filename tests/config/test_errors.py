@@ -310,7 +310,7 @@ def test_hydra_app_prints_the_override(
     with pytest.raises(SystemExit, match="1"):
         runpy.run_path("app.py", run_name="__main__")
     printed = capsys.readouterr().err.splitlines()
-    message = "optimizer.lr=-1 must be above 0. Use for example optimizer.lr=0.001"
+    message = "optimizer.lr=-1 must be above 0. Use for example ++optimizer.lr=0.001"
     # Hydra 1.4 prints the class before it.
     assert any(line.endswith(message) for line in printed)
 

@@ -39,29 +39,29 @@ INVALID = {
     "~optimizer +optimizer={lr:[1]}": "optimizer.lr=[1] must be a number. Use for example",
     "scheduler.name=custom": "scheduler.name=custom does not belong to the fields of cosine. Use",
     f"{CLASS}.NAdam optimizer.lr=0.1 +optimizer.betas=[0.5]": (
-        "optimizer._target_=torch.optim.NAdam cannot be called with these arguments: IndexError"
+        "optimizer.betas=[0.5] is not accepted by torch.optim.NAdam: list index out of range. Use"
     ),
     f"{CLASS}.Rprop optimizer.lr=0.1 +optimizer.etas=[1]": (
-        "optimizer._target_=torch.optim.Rprop cannot be called with these arguments: IndexError"
+        "optimizer.etas=[1] is not accepted by torch.optim.Rprop: list index out of range. Use"
     ),
     f"{CLASS}.Adam optimizer.lr=0.1 +optimizer.betas=[[0.5],0.9]": (
-        "optimizer._target_=torch.optim.Adam cannot be called with these arguments: TypeError"
+        "optimizer.betas=[[0.5],0.9] is not accepted by torch.optim.Adam: '<=' not supported"
     ),
     f"{CLASS}.Adam optimizer.lr=0.1 +optimizer.fused=true +optimizer.foreach=true": (
-        "optimizer._target_=torch.optim.Adam cannot be called with these arguments: RuntimeError"
+        "optimizer.foreach=true is not accepted by torch.optim.Adam: `fused` and `foreach` cannot"
     ),
     f"{CLASS}.NAdam optimizer.lr=0.1 +optimizer.bogus=1": (
         "optimizer.bogus=1 is not a setting. Use one of lr, betas, "
     ),
     f"{SCHEDULER_CLASS}.StepLR +scheduler.step_size=2 +scheduler.last_epoch=5": (
-        "scheduler._target_=torch.optim.lr_scheduler.StepLR cannot be called with these arguments:"
+        "scheduler.last_epoch=5 is not accepted by torch.optim.lr_scheduler.StepLR: param"
     ),
     f"{SCHEDULER_CLASS}.LinearLR +scheduler.bogus=1": (
         "scheduler.bogus=1 is not a setting. Use one of start_factor, "
     ),
     f"{SCHEDULER_CLASS}.CyclicLR +scheduler.base_lr=0.1 +scheduler.max_lr=1"
     " +scheduler.step_size_up=0": (
-        "scheduler._target_=torch.optim.lr_scheduler.CyclicLR cannot be called with these arguments"
+        "scheduler.step_size_up=0 is not accepted by torch.optim.lr_scheduler.CyclicLR: float"
     ),
 }
 """Lines, and the beginning of the error of each."""
@@ -216,7 +216,7 @@ def corrected(overrides: list[str], message: str) -> list[str]:
     suggestion = re.search(r"[.?] Use (for example )?", message)
     assert suggestion
     (override,) = shlex.split(message[suggestion.end() :])
-    obsolete = {override.partition("=")[0]}
+    obsolete = {override.lstrip("+").partition("=")[0]}
     if "is not a setting" in message or override.startswith("lightning_adam/"):
         obsolete.add(FIELD.match(message)[0])  # type: ignore[index]
     kept = [each for each in overrides if each.lstrip("+~").partition("=")[0] not in obsolete]

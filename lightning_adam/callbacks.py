@@ -1,7 +1,8 @@
-"""Entry point of Lightning's `callbacks_factory`: the callbacks that are added to every Trainer.
+"""Entry point of both `callbacks_factory` groups: the callbacks that are added to every Trainer.
 
-Lightning loads this file in every process of the environment, so it imports a library only when an
-environment variable asks for a callback.
+A Trainer of `lightning` loads one of them, a Trainer of `pytorch_lightning` the other, in every
+process of the environment. So this file imports a library only when an environment variable asks
+for a callback.
 """
 
 import os

@@ -11,18 +11,25 @@ import torch
 
 from lightning_adam.config.variables import MONITOR_VARIABLE as VARIABLE
 from tests.support.commands import BIN, environment, our_rows, run
+from tests.support.packages import PACKAGES
 
 SCRIPTS = Path(__file__).parent
 SETTINGS = "every_n_steps=10 statistics=all scopes=[model,layer]"
 UPDATE = "adam_update/update_norm"
 
 
-def test_script_is_measured_and_trains_bit_identically(tmp_path: Path) -> None:
+@pytest.mark.parametrize("package", PACKAGES)
+def test_script_is_measured_and_trains_bit_identically(package: str, tmp_path: Path) -> None:
+    script = (SCRIPTS / "plain_classifier.py").read_text(encoding="utf-8")
+    if package == "pytorch_lightning":
+        script = script.replace("import lightning as L", "import pytorch_lightning as L")
+        script = script.replace("lightning.pytorch", package)
+    (tmp_path / "plain_classifier.py").write_text(script, encoding="utf-8")
     without, measured = tmp_path / "without", tmp_path / "with it"
-    unset = train("classifier", without, {})
+    unset = train("classifier", without, {}, tmp_path)
     assert VARIABLE not in unset
     assert "EnvironmentMonitor" not in unset
-    assert "EnvironmentMonitor" in train("classifier", measured, {VARIABLE: SETTINGS})
+    assert "EnvironmentMonitor" in train("classifier", measured, {VARIABLE: SETTINGS}, tmp_path)
     assert_same_parameters(without, measured)
     rows = our_rows(logged(measured), "step")
     assert sorted(rows) == [0, 9, 19, 29]
@@ -45,9 +52,9 @@ def test_processes_measure_together_or_none_of_them_does(tmp_path: Path) -> None
     assert_same_parameters(both, one)
 
 
-def train(name: str, folder: Path, variables: Mapping[str, str]) -> str:
+def train(name: str, folder: Path, variables: Mapping[str, str], scripts: Path = SCRIPTS) -> str:
     folder.mkdir(exist_ok=True)
-    script = SCRIPTS / f"plain_{name}.py"
+    script = scripts / f"plain_{name}.py"
     finished = run([BIN / "python", script], folder, environment() | dict(variables))
     assert finished.returncode == 0, finished.output
     return finished.output

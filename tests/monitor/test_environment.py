@@ -100,7 +100,7 @@ def test_no_monitor_is_attached_unless_requested(monkeypatch: pytest.MonkeyPatch
 
 def test_script_without_the_variable_imports_no_library(tmp_path: Path) -> None:
     """Lightning loads the file at every Trainer of the environment."""
-    heavy = "{'hydra', 'lightning', 'numpy', 'omegaconf', 'torch'}"
+    heavy = "{'hydra', 'lightning', 'numpy', 'omegaconf', 'pytorch_lightning', 'torch'}"
     lines = (
         "import sys, lightning_adam.callbacks as ours",
         f"print(ours.callbacks(), {heavy} & {{*sys.modules}})",

@@ -13,6 +13,8 @@ from lightning_adam.config.variables import TRIAL_VARIABLE
 from lightning_adam.tune.archive import Archive, Record
 from lightning_adam.tune.job import Identity
 from lightning_adam.tune.trial_callback import TrialCallback
+from tests.support import packages
+from tests.support.packages import PACKAGES, plain_module
 from tests.support.training import ADAMW, Lit, loader, loss_of, parameters, trainer
 from tests.tune.searching import DEFAULT
 
@@ -95,6 +97,24 @@ def test_missing_metric_warns_once_and_prunes_nothing(
     ) as warned:
         assert fit(Validated()).global_step == EPOCHS * BATCHES
     assert len([each for each in warned if "hydra.sweeper.monitor" in str(each.message)]) == 1
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_trials_of_both_packages_are_noted_and_pruned(
+    package: str, archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = iter([0.0, 0.5, math.nan])  # The first is that of the sanity check.
+
+    def validation_step(module: Any, batch: Any, batch_idx: int) -> None:
+        module.log("val/loss", next(metrics))
+
+    number = begin(archive, monkeypatch, "val/loss")
+    module = plain_module(package)
+    type(module).validation_step = validation_step
+    fitting = packages.trainer(package, max_epochs=EPOCHS)
+    fitting.fit(module, loader(BATCHES), loader(1))
+    assert fitting.global_step == 2 * BATCHES
+    assert record(archive, number).precision == "32-true float32"
 
 
 PRECISIONS = {

@@ -174,3 +174,36 @@ def restore_loaders(trainer: Trainer) -> None:
     if getattr(loop, "_combined_loader_states_to_load", None) and loop._data_fetcher is not None:
         loop._load_combined_loader_states()
         iter(loop._data_fetcher)
+
+
+def logged_metrics(trainer: Trainer) -> dict[str, Any]:
+    """The metrics that the loop that runs now has logged for callbacks, without earlier ones."""
+    return dict(trainer._logger_connector.metrics["callback"])
+
+
+def unscale_before_clipping(trainer: Trainer) -> None:
+    """Has `clip_gradients` clip unscaled gradients in manual optimization under a GradScaler.
+
+    Lightning unscales in the optimizer's step, which comes after it.
+    """
+    precision: Any = trainer.precision_plugin
+    scaler: Any = getattr(precision, "scaler", None)
+    if scaler is None or "clip_gradients" in vars(precision):
+        return
+    clip, unscale = precision.clip_gradients, scaler.unscale_
+
+    def unscale_once(optimizer: Any) -> None:
+        if not scaler._per_optimizer_states[id(optimizer)]["stage"].value:
+            unscale(optimizer)
+
+    def clip_unscaled(optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        scaler.unscale_(getattr(optimizer, "optimizer", optimizer))
+        clip(optimizer, *args, **kwargs)
+
+    scaler.unscale_ = unscale_once
+    precision.clip_gradients = clip_unscaled
+
+
+def averaged_lr(callback: Any) -> float | None:
+    """The one learning rate that StochasticWeightAveraging sets for all groups; None if several."""
+    return callback._swa_lrs if isinstance(callback._swa_lrs, float) else None

@@ -43,6 +43,15 @@ class Decay(Word):
     """One minus the square root of the progress (Hägele et al. 2024, arXiv 2405.18392)."""
 
 
+class Anneal(Word):
+    """Shape of the rise and of the fall of `one_cycle`."""
+
+    cosine = "cosine"
+    """Half a cosine."""
+    linear = "linear"
+    """A straight line."""
+
+
 class Mode(Word):
     """Whether a metric improves by falling or by rising."""
 
@@ -70,9 +79,6 @@ class SchedulerInterval(Word):
     """Epochs."""
 
 
-MinLRRatio = Annotated[Fraction, Example(0.1)]
-
-
 @dataclass
 class ScheduleConfig(Validated):
     """The field of every schedule: its name.
@@ -87,8 +93,28 @@ class ScheduleConfig(Validated):
 
 
 @dataclass
-class WarmupScheduleConfig(ScheduleConfig):
-    """A function of the optimizer step: linear warm-up from 0, then the schedule's shape.
+class StepScheduleConfig(ScheduleConfig):
+    """A function of the optimizer step.
+
+    Example:
+        >>> StepScheduleConfig("one_cycle", total_steps=100).total_steps
+        100
+    """
+
+    total_steps: Annotated[Count, Example(1000)] | None = None
+    """Optimizer steps of the whole schedule (default: null, the steps of the run;
+    torch.optim.lr_scheduler.OneCycleLR)."""
+    count_skipped_steps: bool = False
+    """Whether skipped steps advance the schedule. A step is skipped if a GradScaler finds an inf or
+    if there is no gradient (default: false; lightning_adam)."""
+
+
+@dataclass
+class WarmupScheduleConfig(StepScheduleConfig):
+    """Linear warm-up, then the schedule's shape.
+
+    With `w` steps of warm-up the first step trains with `1/(w + 1)` of the peak, and the step after
+    the warm-up with the peak. A warm-up that is longer than the run ends with it.
 
     Example:
         >>> WarmupScheduleConfig("constant", warmup_steps=100).warmup_steps
@@ -96,18 +122,30 @@ class WarmupScheduleConfig(ScheduleConfig):
     """
 
     warmup_steps: Annotated[CountOrZero, Example(100)] | None = None
-    """Optimizer steps of linear warm-up from 0 (default: null, none; Goyal et al. 2017,
-    arXiv 1706.02677, section 2.2)."""
+    """Optimizer steps of linear warm-up (default: null, none; Goyal et al. 2017, arXiv 1706.02677,
+    section 2.2)."""
     warmup_ratio: Annotated[Fraction, Example(0.05)] | None = None
     """Warm-up as a fraction of all steps, in [0, 1]; excludes `warmup_steps` (default: null;
     transformers.TrainingArguments)."""
-    total_steps: Annotated[Count, Example(1000)] | None = None
-    """Optimizer steps of the whole schedule (default: null, the steps of the run;
-    torch.optim.lr_scheduler.OneCycleLR)."""
-    count_skipped_steps: bool = False
-    """Whether skipped steps advance the schedule. A step is skipped if a GradScaler finds an inf or
-    if there is no gradient. With false, a fused step under a GradScaler waits for the device, as
-    every other implementation does (default: false; lightning_adam)."""
+    warmup_epochs: Annotated[NotNegative, Example(5)] | None = None
+    """Warm-up in epochs, at least 0; excludes `warmup_steps` (default: null; timm.scheduler)."""
+
+
+@dataclass
+class DecayScheduleConfig(WarmupScheduleConfig):
+    """Warm-up, then a decay towards a final learning rate.
+
+    Example:
+        >>> DecayScheduleConfig("linear", min_lr=1e-6).min_lr
+        1e-06
+    """
+
+    min_lr_ratio: Annotated[Fraction, Example(0.1)] = 0.0
+    """Final learning rate as a fraction of the peak, in [0, 1] (default: 0; Bergsma et al. 2025,
+    arXiv 2502.15938)."""
+    min_lr: Annotated[NotNegative, Example(1e-6)] | None = None
+    """Final learning rate, at least 0; groups with an `lr_scale` have it scaled. Excludes
+    `min_lr_ratio` (default: null; torch.optim.lr_scheduler.CosineAnnealingLR, eta_min)."""
 
 
 @dataclass
@@ -118,35 +156,39 @@ class ConstantConfig(WarmupScheduleConfig):
 
 
 @dataclass
-class LinearConfig(WarmupScheduleConfig):
-    """Linear decay from the peak to `min_lr_ratio` of it."""
+class LinearConfig(DecayScheduleConfig):
+    """Linear decay."""
 
     name: str = "linear"
-    min_lr_ratio: MinLRRatio = 0.0
-    """Final learning rate as a fraction of the peak, in [0, 1] (default: 0; Bergsma et al. 2025,
-    arXiv 2502.15938)."""
 
 
 @dataclass
-class CosineConfig(WarmupScheduleConfig):
-    """Cosine decay from the peak to `min_lr_ratio` of it, without restarts."""
+class CosineConfig(DecayScheduleConfig):
+    """Half a cosine, without restarts (Loshchilov & Hutter 2017, arXiv 1608.03983, eq. 5)."""
 
     name: str = "cosine"
-    min_lr_ratio: MinLRRatio = 0.0
-    """Final learning rate as a fraction of the peak, in [0, 1] (default: 0; Loshchilov & Hutter
-    2017, arXiv 1608.03983, eq. 5)."""
 
 
 @dataclass
-class PolynomialConfig(WarmupScheduleConfig):
-    """Polynomial decay: a power of the remaining fraction of the steps."""
+class CosineRestartsConfig(DecayScheduleConfig):
+    """Half a cosine, several times (Loshchilov & Hutter 2017, arXiv 1608.03983)."""
+
+    name: str = "cosine_restarts"
+    num_cycles: Annotated[Count, Example(4)] = 4
+    """Number of times that the learning rate falls, at least 1 (default: 4;
+    transformers.get_cosine_with_hard_restarts_schedule_with_warmup)."""
+    cycle_mult: Annotated[Positive, Example(2.0)] = 1.0
+    """Length of a cycle in units of the one before, above 0 (default: 1;
+    torch.optim.lr_scheduler.CosineAnnealingWarmRestarts, T_mult)."""
+
+
+@dataclass
+class PolynomialConfig(DecayScheduleConfig):
+    """A power of the remaining fraction of the steps."""
 
     name: str = "polynomial"
     power: Annotated[Positive, Example(2.0)] = 1.0
     """Exponent, above 0; 1 is linear (default: 1; torch.optim.lr_scheduler.PolynomialLR)."""
-    min_lr_ratio: MinLRRatio = 0.0
-    """Final learning rate as a fraction of the peak, in [0, 1] (default: 0;
-    transformers.get_polynomial_decay_schedule_with_warmup)."""
 
 
 @dataclass
@@ -161,7 +203,56 @@ class InverseSqrtConfig(WarmupScheduleConfig):
 
 
 @dataclass
-class WSDConfig(WarmupScheduleConfig):
+class ExponentialConfig(DecayScheduleConfig):
+    """A constant factor on the learning rate for each epoch, applied at each step."""
+
+    name: str = "exponential"
+    gamma: Annotated[PositiveFraction, Example(0.95)] = 0.95
+    """Factor per `decay_steps`, above 0 and at most 1 (default: 0.95;
+    torch.optim.lr_scheduler.ExponentialLR)."""
+    decay_steps: Annotated[Count, Example(1000)] | None = None
+    """Optimizer steps in which the learning rate falls by `gamma`, at least 1 (default: null, one
+    epoch; optax.exponential_decay, transition_steps)."""
+
+
+@dataclass
+class MultiStepConfig(WarmupScheduleConfig):
+    """A drop of the learning rate at each milestone."""
+
+    name: str = "multistep"
+    milestones: Annotated[list[Positive], Example([0.5, 0.75])] = field(
+        default_factory=lambda: [0.5, 0.75]
+    )
+    """Where the learning rate drops: fractions of all steps where below 1, else optimizer steps
+    (default: [0.5, 0.75]; He et al. 2016, arXiv 1512.03385, section 4.2)."""
+    gamma: Annotated[PositiveFraction, Example(0.1)] = 0.1
+    """Factor of each drop, above 0 and at most 1 (default: 0.1;
+    torch.optim.lr_scheduler.MultiStepLR)."""
+
+
+@dataclass
+class OneCycleConfig(StepScheduleConfig):
+    """A rise to the peak, then a fall far below the start. The betas are left alone.
+
+    The learning rate is that of `torch.optim.lr_scheduler.OneCycleLR` (Smith & Topin 2017,
+    arXiv 1708.07120).
+    """
+
+    name: str = "one_cycle"
+    pct_start: Annotated[float, Limits(gt=0, lt=1), Example(0.3)] = 0.3
+    """Fraction of all steps in which the learning rate rises, above 0 and below 1 (default: 0.3;
+    torch OneCycleLR)."""
+    div_factor: Annotated[float, Limits(ge=1), Example(25.0)] = 25.0
+    """Peak divided by the first learning rate, at least 1 (default: 25; torch OneCycleLR)."""
+    final_div_factor: Annotated[float, Limits(ge=1), Example(1e4)] = 1e4
+    """First learning rate divided by the last, at least 1 (default: 1e4; torch OneCycleLR)."""
+    anneal: Anneal = Anneal.cosine
+    """Shape of the rise and of the fall: `cosine` or `linear` (default: cosine; torch
+    OneCycleLR)."""
+
+
+@dataclass
+class WSDConfig(DecayScheduleConfig):
     """Warmup-stable-decay: the peak learning rate, then a decay at the end."""
 
     name: str = "wsd"
@@ -174,19 +265,22 @@ class WSDConfig(WarmupScheduleConfig):
     decay: Decay = Decay.cosine
     """Shape of the decay: `cosine`, `linear` or `sqrt` (default: cosine;
     transformers.get_wsd_schedule)."""
-    min_lr_ratio: MinLRRatio = 0.0
-    """Final learning rate as a fraction of the peak, in [0, 1] (default: 0;
-    transformers.get_wsd_schedule)."""
 
 
 @dataclass
-class PlateauConfig(ScheduleConfig):
-    """Reduces the learning rate when a metric stops improving; checked after each validation."""
+class PlateauConfig(DecayScheduleConfig):
+    """Warm-up, then a reduction whenever a metric has stopped improving.
+
+    The metric is compared after each validation, whenever the Trainer validates, or, if training
+    logs it, after each epoch. Nothing is compared during the warm-up.
+    """
 
     name: str = "plateau"
     monitor: str = "val/loss"
-    """Metric that the module logs in validation (default: val/loss; Lightning's lr_scheduler
-    config)."""
+    """Metric that the module logs (default: val/loss; Lightning's lr_scheduler config)."""
+    strict: bool = True
+    """Whether a metric that is not logged is an error; false: it is ignored (default: true;
+    Lightning's lr_scheduler config)."""
     mode: Mode = Mode.min
     """Whether the metric improves by falling or rising: `min` or `max` (default: min; torch
     ReduceLROnPlateau)."""
@@ -203,9 +297,6 @@ class PlateauConfig(ScheduleConfig):
     rel; torch ReduceLROnPlateau)."""
     cooldown: CountOrZero = 0
     """Validations to ignore after a reduction (default: 0; torch ReduceLROnPlateau)."""
-    min_lr_ratio: MinLRRatio = 0.0
-    """Smallest learning rate as a fraction of the peak, in [0, 1] (default: 0; torch
-    ReduceLROnPlateau)."""
 
 
 @dataclass
@@ -230,6 +321,9 @@ class CustomSchedulerConfig(ScheduleConfig):
     lr_scheduler config)."""
     monitor: str = "val/loss"
     """Metric for ReduceLROnPlateau (default: val/loss; Lightning's lr_scheduler config)."""
+    strict: bool = True
+    """Whether a metric that is not logged is an error (default: true; Lightning's lr_scheduler
+    config)."""
     count_skipped_steps: bool = False
     """Whether skipped optimizer steps advance a scheduler that counts steps (default: false;
     lightning_adam)."""
@@ -242,14 +336,24 @@ SCHEDULES: dict[str, type[ScheduleConfig]] = {
         ConstantConfig,
         LinearConfig,
         CosineConfig,
+        CosineRestartsConfig,
         PolynomialConfig,
         InverseSqrtConfig,
+        ExponentialConfig,
+        MultiStepConfig,
+        OneCycleConfig,
         WSDConfig,
         PlateauConfig,
         CustomSchedulerConfig,
     )
 }
 """The schedules by name."""
+ALTERNATIVES = (
+    ("warmup_steps", "warmup_ratio", "warmup_epochs"),
+    ("decay_steps", "decay_ratio"),
+    ("min_lr_ratio", "min_lr"),
+)
+"""Fields that exclude each other."""
 
 
 def parse_schedule(node: Any, path: ConfigPath | None = None) -> Parsed[ScheduleConfig]:
@@ -276,11 +380,33 @@ def parse_schedule(node: Any, path: ConfigPath | None = None) -> Parsed[Schedule
         return Parsed(_parse_custom(*split, path), path)
     values = to_dict(node, path)
     config = validate(_schema(node, values, path), values, path)
-    for steps, ratio in (("warmup_steps", "warmup_ratio"), ("decay_steps", "decay_ratio")):
-        value = getattr(config, ratio, None)
-        if value is not None and getattr(config, steps) is not None:
-            raise (path / ratio).invalid(value, f"excludes {steps}", None)
+    for alternatives in ALTERNATIVES:
+        given = {name: getattr(config, name, None) for name in alternatives}
+        # A ratio of 0 is the default.
+        names = [
+            name
+            for name, value in given.items()
+            if value is not None and (name, value) != ("min_lr_ratio", 0)
+        ]
+        if len(names) > 1:
+            raise (path / names[1]).invalid(given[names[1]], f"excludes {names[0]}", None)
     return Parsed(config, path)
+
+
+def uses_total_steps(value: Any) -> bool:
+    """Returns whether an argument of a target, or of one of its children, is `total_steps`.
+
+    Example:
+        >>> uses_total_steps(functools.partial(dict, T_max="total_steps"))
+        True
+        >>> uses_total_steps(functools.partial(dict, schedulers=[functools.partial(dict, T_max=9)]))
+        False
+    """
+    if isinstance(value, functools.partial):
+        return any(map(uses_total_steps, value.keywords.values()))
+    if isinstance(value, list | tuple):
+        return any(map(uses_total_steps, value))
+    return isinstance(value, str) and value == TOTAL_STEPS
 
 
 def _schema(node: Any, values: dict[str, Any], path: ConfigPath) -> type[ScheduleConfig]:
@@ -319,7 +445,7 @@ def _parse_custom(
     check_arguments(target, path)
     config = validate(CustomSchedulerConfig, own, path)
     config.factory = target
-    if TOTAL_STEPS in target.keywords.values():
+    if uses_total_steps(target):
         if config.interval is SchedulerInterval.epoch:
             problem = f"excludes the argument {TOTAL_STEPS}"
             raise (path / "interval").invalid(config.interval, problem, SchedulerInterval.step)

@@ -1,30 +1,19 @@
-"""`AdamMixin`: the optimizer and the scheduler in Lightning's hooks."""
+"""`AdamMixin`: the optimizer and the schedule of a LightningModule, from Hydra configs."""
 
 import math
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from lightning.pytorch import LightningModule
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
-from lightning_adam._compat.lightning import (
-    attached_trainer,
-    is_created_by_cli,
-    is_of_lr_find,
-    loaded_checkpoint,
-    restore_loaders,
-)
-from lightning_adam.config.errors import ConfigError, ConfigPath, Source, nearest
+from lightning_adam._compat.lightning import either, is_created_by_cli
+from lightning_adam.config.errors import ConfigError, ConfigPath, Source
 from lightning_adam.config.optimizer import AdamConfig, OptimizerConfig, parse_optimizer
-from lightning_adam.config.parsing import Parsed
+from lightning_adam.config.parsing import Parsed, locate, locate_argument, plain
 from lightning_adam.config.schedule import ScheduleConfig, parse_schedule
-from lightning_adam.optim.build import Built, build, configure_amp_unscaling
+from lightning_adam.optim.build import Built, build
 from lightning_adam.optim.console import log_info
 from lightning_adam.optim.optimizers import hyperparameters
-from lightning_adam.optim.param_groups import LR_SCALE
-from lightning_adam.optim.resume import Resumed, reconcile, record
-from lightning_adam.optim.schedulers import set_peaks
-from lightning_adam.optim.steps import steps_taken
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule as _Base
@@ -62,24 +51,32 @@ class AdamMixin(_Base):
         0.01
     """
 
+    # Otherwise TorchScript would compile them.
+    __jit_unused_properties__ = [  # noqa: RUF012
+        *LightningModule.__jit_unused_properties__,
+        "optimizer_lr",
+        "config_paths",
+    ]
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         order = cls.__mro__
-        if LightningModule in order and order.index(LightningModule) < order.index(AdamMixin):
-            raise TypeError(
-                f"{cls.__name__} lists LightningModule before AdamMixin, so that AdamMixin's"
-                " configure_optimizers is never called. Use class"
-                f" {cls.__name__}(AdamMixin, LightningModule)"
-            )
+        for base in either("LightningModule"):
+            if base in order and order.index(base) < order.index(AdamMixin):
+                raise TypeError(
+                    f"{cls.__name__} lists LightningModule before AdamMixin, so that AdamMixin's"
+                    " configure_optimizers is never called. Use class"
+                    f" {cls.__name__}(AdamMixin, LightningModule)"
+                )
 
     def __init__(
         self, *args: Any, optimizer: Any = None, scheduler: Any = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._is_from_cli = is_created_by_cli()
+        # The place of the arguments is known only while Hydra calls the constructor.
+        self._paths = _place("optimizer", optimizer), _place("scheduler", scheduler)
         self._arguments = self._configs = self._parse(optimizer, scheduler)
         self._found_lr: float | None = None
-        self._is_found_lr_due = False
         self._built: Built | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -104,11 +101,8 @@ class AdamMixin(_Base):
     @optimizer_lr.setter
     def optimizer_lr(self, lr: float) -> None:
         self._found_lr = lr
-        self._set_found_lr()
         if self._built is not None:
-            # `lr_find` is about to set this rate for all groups; a hook cannot remove itself.
-            self._is_found_lr_due = True
-            self._built.optimizer.register_step_pre_hook(lambda *_: self._set_found_lr_again())
+            self._built.set_peak(lr)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds the optimizer and the scheduler for the trainer's device, precision and length."""
@@ -120,92 +114,22 @@ class AdamMixin(_Base):
                 f"{type(self).__name__} has no optimizer config",
                 "Pass it to super().__init__(optimizer=...), or call self.save_hyperparameters()",
             )
-        self._built = build(self, optimizer, scheduler, None, attached_trainer(self))
+        self._built = build(self, optimizer, scheduler, None, None)
         if self._found_lr is not None:
-            self._set_found_lr()
+            self._built.set_peak(self._found_lr)
             log_info(f"Using lr={self._found_lr:g} (set by optimizer_lr)")
         return cast("OptimizerLRScheduler", self._built.as_lightning())
 
-    def on_fit_start(self) -> None:
-        """Reconciles a checkpoint, if there is one, with the config."""
-        super().on_fit_start()
-        checkpoint, built = loaded_checkpoint(self.trainer), self._in_use()
-        schedulers = self.trainer.lr_scheduler_configs
-        optimizer = self._configs[0]
-        is_resumed = "optimizer_states" in checkpoint and len(schedulers) < 2
-        if built is None or optimizer is None or not is_resumed:
-            return
-        resumed = Resumed(
-            optimizer=built.optimizer,
-            scheduler=schedulers[0].scheduler if schedulers else None,
-            interval=schedulers[0].interval if schedulers else "",
-            resume=optimizer.config.resume,
-            optimizer_path=optimizer.path,
-            scheduler_path=self._scheduler_path(),
-        )
-        for line in reconcile(checkpoint, resumed):
-            log_info(f"resuming: {line}")
-        (loaded,) = checkpoint["optimizer_states"]
-        fused = loaded["param_groups"][0].get("fused")
-        configure_amp_unscaling(built.optimizer, fused, self.trainer)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Records the class of the optimizer."""
-        super().on_save_checkpoint(checkpoint)
-        built = self._in_use()
-        if built is not None:
-            record(checkpoint, built.optimizer)
+        """Turns configs among the hyperparameters into plain containers.
 
-    def on_train_start(self) -> None:
-        """Restores loaders, step counts and learning rates, after a resume or `lr_find`."""
-        super().on_train_start()
-        restore_loaders(self.trainer)
-        built = self._in_use()
-        if built is None:
-            return
-        if built.counter is not None:
-            # A checkpoint has been loaded since the counter was built.
-            built.counter.taken = built.steps = steps_taken(built.optimizer)
-        if self._is_searching():
-            self._scale_lrs(built)
-        else:
-            self._set_found_lr()
-
-    def on_train_epoch_start(self) -> None:
-        """Copies the rate that `BackboneFinetuning` sets on the second half of a split group."""
-        super().on_train_epoch_start()
-        built = self._in_use()
-        groups = built.optimizer.param_groups if built is not None else []
-        if len(groups) > 2 and groups[-1].get("name") == f"group_{len(groups) - 2}_no_decay":
-            groups[-2]["lr"] = groups[-1]["lr"]
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Advances the schedule, unless the optimizer's step was skipped."""
-        built = self._in_use()
-        if built is not None and built.counter is not None and scheduler is built.scheduler:
-            built.counter.settle()
-            if built.counter.taken == built.steps:
-                return
-            built.steps = built.counter.taken
-        super().lr_scheduler_step(scheduler, metric)
-        if built is not None and is_of_lr_find(scheduler):
-            self._scale_lrs(built)
-
-    def on_validation_end(self) -> None:
-        """Raises if validation does not log the scheduler's metric.
-
-        A module that logs nothing in the sanity check is checked at its first validation.
+        torch's `load` accepts them with `weights_only`, which is Lightning's default.
         """
-        super().on_validation_end()
-        available = list(self.trainer.callback_metrics)
-        if self.trainer.state.fn is not TrainerFn.FITTING or not available:
-            return
-        for entry in self.trainer.lr_scheduler_configs:
-            if entry.reduce_on_plateau and entry.monitor not in available:
-                problem = f"is not logged in validation, which logs {', '.join(available)}"
-                close = nearest(str(entry.monitor), available, 1, cutoff=0.0)
-                path = self._scheduler_path() / "monitor"
-                raise path.invalid(entry.monitor, problem, close[0])
+        super().on_save_checkpoint(checkpoint)
+        key = self.CHECKPOINT_HYPER_PARAMS_KEY
+        if key in checkpoint:
+            checkpoint[key] = {name: plain(each) for name, each in checkpoint[key].items()}
+            checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_TYPE, None)
 
     @property
     def config_paths(self) -> tuple[str, str]:
@@ -225,43 +149,18 @@ class AdamMixin(_Base):
 
     def _parse(self, optimizer: Any, scheduler: Any) -> Configs:
         """Parses what is given; a parsed config stays as it is."""
-        paths: list[ConfigPath | None] = [None, None]
-        if self._is_from_cli:
-            paths = [
-                ConfigPath(f"model.{name}", source=Source.LIGHTNING_CLI)
-                for name in ("optimizer", "scheduler")
-            ]
         return (
-            None if optimizer is None else parse_optimizer(optimizer, paths[0]),
-            None if scheduler is None else parse_schedule(scheduler, paths[1]),
+            None if optimizer is None else parse_optimizer(optimizer, self._paths[0]),
+            None if scheduler is None else parse_schedule(scheduler, self._paths[1]),
         )
 
     def _scheduler_path(self) -> ConfigPath:
         scheduler = self._parsed()[1]
         return ConfigPath("scheduler") if scheduler is None else scheduler.path
 
-    def _in_use(self) -> Built | None:
-        """What was built, unless the module or the strategy has replaced the optimizer."""
-        built = self._built
-        return built if built is not None and built.optimizer in self.trainer.optimizers else None
 
-    def _scale_lrs(self, built: Built) -> None:
-        """Applies the groups' scales to the one learning rate that `lr_find` sets for all."""
-        for group in built.optimizer.param_groups:
-            group["lr"] *= group.get(LR_SCALE, 1.0)
-
-    def _is_searching(self) -> bool:
-        return any(is_of_lr_find(entry.scheduler) for entry in self.trainer.lr_scheduler_configs)
-
-    def _set_found_lr(self) -> None:
-        built, found = self._built, self._found_lr
-        if built is not None and found is not None:
-            built.optimizer.defaults["lr"] = found
-            groups = built.optimizer.param_groups
-            peaks = [found * group.get(LR_SCALE, 1.0) for group in groups]
-            set_peaks(built.optimizer, built.scheduler, peaks)
-
-    def _set_found_lr_again(self) -> None:
-        if self._is_found_lr_due and not self._is_searching():
-            self._is_found_lr_due = False
-            self._set_found_lr()
+def _place(name: str, node: Any) -> ConfigPath | None:
+    """The place of an argument of the module's constructor; None if it is not known yet."""
+    if is_created_by_cli():
+        return ConfigPath(f"model.{name}", source=Source.LIGHTNING_CLI)
+    return locate_argument(name) if node is None else locate(node, name)

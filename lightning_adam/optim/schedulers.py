@@ -1,116 +1,415 @@
-"""Config → learning-rate scheduler."""
+"""Config → learning-rate scheduler, whose state is its step count; all else is recomputed."""
 
 import functools
 import inspect
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lightning_adam._compat.torch import record_lrs
-from lightning_adam.config.errors import ConfigError, ConfigPath, Placeholder, Source
+from lightning_adam.config.errors import ConfigPath, Source
 from lightning_adam.config.parsing import target_name
 from lightning_adam.config.schedule import (
     TOTAL_STEPS,
     CustomSchedulerConfig,
-    Decay,
-    InverseSqrtConfig,
     PlateauConfig,
-    WarmupScheduleConfig,
-    WSDConfig,
+    StepScheduleConfig,
     parse_schedule,
+    uses_total_steps,
 )
+from lightning_adam.optim.console import log_info
 from lightning_adam.optim.optimizers import call_target
-from lightning_adam.optim.param_groups import peak_lr
+from lightning_adam.optim.param_groups import LR_SCALE, peak_lr
+from lightning_adam.optim.shapes import Curve, RunLength, curve, no_end
+from lightning_adam.optim.steps import StepCounter, steps_taken
 
-ENDLESS = ("constant", "inverse_sqrt")
-"""The schedules that do not depend on the total number of steps."""
-
-
-DECAYS: dict[str, Callable[[float], float]] = {
-    Decay.cosine.value: lambda progress: (1 + math.cos(math.pi * progress)) / 2,
-    Decay.linear.value: lambda progress: 1 - progress,
-    Decay.sqrt.value: lambda progress: 1 - math.sqrt(progress),
-}
-"""How a decay falls from 1 to 0 with its progress."""
+PLATEAU_PROGRESS = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
+"""What `ReduceLROnPlateau` knows of the metrics so far."""
+PLATEAU_EPS = 1e-8
+"""A smaller reduction is none (torch ReduceLROnPlateau, eps)."""
 
 
-def _decay(
-    decay: Callable[[float], float], step: float, length: float, min_lr_ratio: float
-) -> float:
-    """The factor at a step of a decay from 1 to `min_lr_ratio`."""
-    progress = 1.0 if step >= length else max(0.0, step / length)
-    return min_lr_ratio + (1 - min_lr_ratio) * decay(progress)
+if TYPE_CHECKING:
+    _Scheduler = LRScheduler
+else:
+    _Scheduler = object
 
 
-def constant(step: float, length: float) -> float:
-    """The peak learning rate."""
-    return 1.0
+class Schedule(LRScheduler):
+    """Learning rates that are a function of the step: a group's peak times a factor.
 
+    The state is the number of steps, and for `plateau` what its metric has done. A schedule that
+    goes on with another length, peak or shape is at the same step of the new curve.
 
-def linear(step: float, length: float, min_lr_ratio: float) -> float:
-    """Linear decay."""
-    return _decay(DECAYS["linear"], step, length, min_lr_ratio)
-
-
-def cosine(step: float, length: float, min_lr_ratio: float) -> float:
-    """Cosine decay."""
-    return _decay(DECAYS["cosine"], step, length, min_lr_ratio)
-
-
-def polynomial(step: float, length: float, power: float, min_lr_ratio: float) -> float:
-    """Polynomial decay."""
-    return _decay(lambda progress: (1 - progress) ** power, step, length, min_lr_ratio)
-
-
-def inverse_sqrt(step: float, length: float, timescale: int) -> float:
-    """Inverse square-root decay, which has no end."""
-    return math.sqrt(timescale / (timescale + step))
-
-
-def wsd(step: float, length: float, decay_steps: int, decay: str, min_lr_ratio: float) -> float:
-    """The peak learning rate, then a decay over the last `decay_steps`."""
-    return _decay(DECAYS[decay], step - (length - decay_steps), decay_steps, min_lr_ratio)
-
-
-SHAPES: dict[str, Callable[..., float]] = {
-    shape.__name__: shape for shape in (constant, linear, cosine, polynomial, inverse_sqrt, wsd)
-}
-"""The factor on the peak learning rate, from the steps since the warm-up and their number."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The factor on the peak learning rate as a function of the optimizer step.
-
-    Its fields are plain values: the scheduler saves them in a checkpoint and restores them.
-
-    Example:
-        >>> schedule = Schedule("linear", 2, total_steps=10, arguments={"min_lr_ratio": 0.0})
-        >>> [schedule(step) for step in range(5)]
-        [0.0, 0.5, 1.0, 0.875, 0.75]
+    Args:
+        optimizer: The optimizer. The learning rate of each group is that group's peak.
+        config: The schedule.
+        path: Its place.
+        length: The length of the run.
     """
 
-    name: str
-    warmup_steps: int
-    total_steps: int | None
-    arguments: dict[str, Any]
+    def __init__(
+        self, optimizer: Optimizer, config: StepScheduleConfig, path: ConfigPath, length: RunLength
+    ) -> None:
+        # LRScheduler's own constructor takes the first step, and counts the optimizer's.
+        self.optimizer = optimizer
+        self.last_epoch = 0
+        self.counter: StepCounter | None = None
+        self.length = length
+        self.path = path
+        self.plateau: ReduceLROnPlateau | None = None
+        self._config = config
+        self._reductions = 0
+        for group in optimizer.param_groups:
+            group["initial_lr"] = _copy(group["lr"])
+        self.curve = self._new_curve()
+        if isinstance(config, PlateauConfig):
+            self.plateau = _plateau(config)
+        self.apply()
 
-    def __call__(self, step: int) -> float:
-        """Returns the factor after `step` optimizer steps."""
-        if step < self.warmup_steps:
-            return step / self.warmup_steps
-        end = math.inf if self.total_steps is None else self.total_steps
-        return SHAPES[self.name](
-            step - self.warmup_steps, end - self.warmup_steps, **self.arguments
+    @property
+    def position(self) -> int:
+        """Number of its steps."""
+        return self.last_epoch
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings with all ratios resolved."""
+        if not isinstance(self._config, PlateauConfig):
+            return self.curve.settings
+        names = ("monitor", "mode", "factor", "patience", "threshold", "threshold_mode", "cooldown")
+        own = {name: getattr(self._config, name) for name in names}
+        own = {name: str(value) if isinstance(value, str) else value for name, value in own.items()}
+        return {**self.curve.settings, **own}
+
+    def step(self, metrics: Any = None) -> None:
+        """Advances the schedule, unless the optimizer's step was skipped.
+
+        Args:
+            metrics: The metric of `plateau`, which is compared instead (default: None).
+        """
+        if self.plateau is not None and metrics is not None:
+            if self.last_epoch >= self.curve.warmup_steps:
+                before = self.plateau.get_last_lr()
+                self.plateau.step(metrics)
+                self._reductions += self.plateau.get_last_lr() != before
+        elif self.counter is None or self.counter.has_advanced():
+            self.last_epoch += 1
+        else:
+            return
+        self.apply()
+
+    def apply(self) -> None:
+        """Sets the learning rates of all groups, including those that were added later."""
+        factor = self.curve(self.last_epoch)
+        for group in self.optimizer.param_groups:
+            peak = group.setdefault("initial_lr", _copy(group["lr"]))
+            _set(group, "lr", self._reduced(peak) * factor)
+
+    def set_length(self, length: RunLength) -> None:
+        """Continues at the same step of the curve for another length."""
+        self.length = length
+        self.curve = self._new_curve()
+        self.apply()
+
+    def set_peaks(self, peaks: Sequence[float]) -> None:
+        """Continues at the same step with other peaks, one per group."""
+        for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
+            _set(group, "initial_lr", peak)
+        self.set_length(self.length)
+
+    def go_to(self, step: int) -> None:
+        """Continues at a step, with the peaks that the groups have now."""
+        self.last_epoch = step
+        if self.counter is not None:
+            self.counter.restart()
+        self.set_length(self.length)
+
+    def get_last_lr(self) -> list[Any]:
+        """Returns the learning rates of the groups."""
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the step count, what `plateau` knows of its metric, and the settings."""
+        state: dict[str, Any] = {"last_epoch": self.last_epoch, "settings": self.settings}
+        if self.plateau is not None:
+            state["plateau"] = {key: getattr(self.plateau, key) for key in PLATEAU_PROGRESS}
+            state["plateau"]["reductions"] = self._reductions
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues at the step of a checkpoint; with another schedule's, at the optimizer's."""
+        saved = state_dict.get("settings")
+        steps = steps_taken(self.optimizer)
+        # Another scheduler may have counted epochs.
+        self.go_to(int(state_dict["last_epoch"]) if saved or not steps else steps)
+        if saved:
+            _report(self.path, self.settings, saved)
+        elif saved is None:
+            log_info(f"resuming: {self.path.name} continues at step {self.last_epoch}")
+        if self.plateau is not None and "plateau" in state_dict:
+            progress = state_dict["plateau"]
+            _continue(self.plateau, progress, (saved or {}).get("mode"))
+            self._reductions = progress["reductions"]
+            self.apply()
+
+    def _reduced(self, peak: Any) -> Any:
+        """A peak after the reductions of a plateau so far, in the arithmetic of torch."""
+        if not isinstance(self._config, PlateauConfig):
+            return peak
+        floor = peak * self.curve.arguments["min_lr_ratio"]
+        for _ in range(self._reductions):
+            lower = max(peak * self._config.factor, floor)
+            if peak - lower <= PLATEAU_EPS:
+                break
+            peak = lower
+        return peak
+
+    def _new_curve(self) -> Curve:
+        first = self.optimizer.param_groups[0]
+        peak = float(first["initial_lr"]) / first.get(LR_SCALE, 1.0)
+        return curve(self._config, self.path, self.length, peak)
+
+
+class CustomSchedule(_Scheduler):
+    """A scheduler of any class, which is built again where its settings no longer hold.
+
+    Most schedulers compute a learning rate from the previous one, and their length is an argument.
+    For another length or peak a new one takes the steps of the old. `of` makes an instance, which
+    is also one of the class that the config names.
+    """
+
+    position: int
+    """Number of its steps."""
+    counter: StepCounter | None
+    length: RunLength
+    path: ConfigPath
+    _config: CustomSchedulerConfig
+    _factory: functools.partial[Any]
+    _peaks: list[Any]
+    _is_ended: bool
+
+    @classmethod
+    def of(
+        cls,
+        optimizer: Optimizer,
+        config: CustomSchedulerConfig,
+        path: ConfigPath,
+        length: RunLength,
+    ) -> "CustomSchedule":
+        """Builds the scheduler.
+
+        Args:
+            optimizer: The optimizer. The learning rate of each group is that group's peak.
+            config: The config with the scheduler's class and arguments.
+            path: Its place.
+            length: The length of the run.
+        """
+        betas = [group.get("betas") for group in optimizer.param_groups]
+        peaks = [_copy(group["lr"]) for group in optimizer.param_groups]
+        built = _build_custom(optimizer, config, config.factory, path, length)
+        kind = type(built)
+        built.__class__ = type(kind.__name__, (cls, kind), {"__module__": kind.__module__})
+        vars(built).update(
+            position=0,
+            counter=None,
+            length=length,
+            path=path,
+            _config=config,
+            _factory=config.factory,
+            _peaks=peaks,
+            _is_ended=False,
         )
+        schedule = cast("CustomSchedule", built)
+        schedule._warn_of_changes(betas)
+        return schedule
+
+    @property
+    def plateau(self) -> Any:
+        """The scheduler, if it needs a metric."""
+        return self if isinstance(self, ReduceLROnPlateau) else None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments of the scheduler, resolved, as far as they are plain values."""
+        parameters = inspect.signature(self._kind).parameters
+        resolved = {
+            name: value
+            for name, value in vars(self).items()
+            if name in parameters
+            and name != "last_epoch"
+            and isinstance(value, bool | int | float | str)
+        }
+        return {"name": self._kind.__name__, **resolved}
+
+    def step(self, metrics: Any = None) -> None:
+        """Advances the scheduler, unless the optimizer's step was skipped.
+
+        Args:
+            metrics: The metric of `ReduceLROnPlateau`, which does nothing without (default: None).
+        """
+        if self.plateau is not None:
+            if metrics is not None:
+                self._add_later_groups()
+                self._kind.step(self, metrics)
+        elif self.counter is None or self.counter.has_advanced():
+            self._advance()
+
+    def set_length(self, length: RunLength) -> None:
+        """Continues at the same step of the schedule for another length."""
+        self.length = length
+        if uses_total_steps(self._config.factory):
+            self.go_to(self.position)
+
+    def set_peaks(self, peaks: Sequence[float]) -> None:
+        """Continues at the same step with other peaks, one per group."""
+        old, self._peaks = self._peaks, list(peaks)
+        keywords = dict(self._config.factory.keywords)
+        if "max_lr" in keywords:
+            # OneCycleLR and CyclicLR do not use the optimizer's learning rate.
+            highest = _per_group(keywords["max_lr"], peaks)
+            keywords["max_lr"] = list(peaks)
+            if "base_lr" in keywords:
+                lowest = _per_group(keywords["base_lr"], peaks)
+                scales = [peak / high for peak, high in zip(peaks, highest, strict=True)]
+                keywords["base_lr"] = [low * s for low, s in zip(lowest, scales, strict=True)]
+            self._factory = functools.partial(self._config.factory.func, **keywords)
+        plateau, groups = self.plateau, self.optimizer.param_groups
+        if plateau is None:
+            self.go_to(self.position)
+            return
+        self._add_later_groups()
+        old += [_copy(peak_lr(group)) for group in groups[len(old) :]]
+        for index, (group, peak) in enumerate(zip(groups, peaks, strict=True)):
+            plateau.min_lrs[index] *= peak / old[index]
+            _set(group, "lr", group["lr"] * peak / old[index])
+            _set(group, "initial_lr", peak)
+
+    def go_to(self, step: int) -> None:
+        """Continues at a step, with the peaks that the groups have now."""
+        if self.counter is not None:
+            self.counter.restart()
+        if self.plateau is not None:
+            return
+        groups = self.optimizer.param_groups
+        self._peaks += [_copy(peak_lr(group)) for group in groups[len(self._peaks) :]]
+        for group, peak in zip(groups, self._peaks, strict=True):
+            _set(group, "lr", peak)
+            group.pop("initial_lr", None)
+        built = _build_custom(self.optimizer, self._config, self._factory, self.path, self.length)
+        own = {name: vars(self)[name] for name in CustomSchedule.__annotations__}
+        vars(self).clear()
+        vars(self).update({**vars(built), **own, "position": 0, "_is_ended": False})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            for _ in range(step):
+                self._advance()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the scheduler's own state, the number of its steps, and the settings."""
+        inner = self._kind.state_dict(self)
+        own = {key: inner[key] for key in inner if key not in CustomSchedule.__annotations__}
+        return {**own, "position": self.position, "settings": self._record()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues a checkpoint's schedule; with other settings or peaks, at its step."""
+        inner = dict(state_dict)
+        saved, own = inner.pop("settings", None), self._record()
+        position = int(inner.pop("position", state_dict.get("last_epoch", 0)))
+        if saved:
+            _report(self.path, own, saved)
+        if self.plateau is not None:
+            if "num_bad_epochs" in inner:
+                _continue(self.plateau, inner, inner["mode"])
+            return
+        groups = self.optimizer.param_groups
+        if not any("max_lr" in group for group in groups):
+            self._peaks = [_copy(peak_lr(group)) for group in groups]
+        self._add_later_groups()
+        has_same_peaks = all(each == self._peaks for each in _base_lrs(inner))
+        has_same_keys = {*inner, "position", "settings"} == set(self.state_dict())
+        if saved in (None, own) and has_same_keys and has_same_peaks:
+            if self.counter is not None:
+                self.counter.restart()
+            self._kind.load_state_dict(self, inner)
+            self.position = position
+        else:
+            steps = steps_taken(self.optimizer)
+            # Another scheduler may have counted epochs.
+            self.go_to(position if saved or self.counter is None or not steps else steps)
+
+    @property
+    def _kind(self) -> Any:
+        """The class that the config names."""
+        return type(self).__bases__[1]
+
+    def _record(self) -> dict[str, Any]:
+        """The settings on which the learning rates depend, as plain values."""
+        record = {name: _plain(value) for name, value in self._factory.keywords.items()}
+        if uses_total_steps(self._factory):
+            record[TOTAL_STEPS] = self.length.total_steps
+        return {"name": target_name(self._factory), **record}
+
+    def _warn_of_changes(self, betas: list[Any]) -> None:
+        groups, target = self.optimizer.param_groups, target_name(self._config.factory)
+        if betas != [group.get("betas") for group in groups]:
+            # Hydra adds a key that is not in the config with a +.
+            adding = "+" if self.path.source is Source.HYDRA else ""
+            rank_zero_warn(
+                f"{target} cycles the momentum and replaces betas={betas[0]}. To keep them, set"
+                f" {adding}{(self.path / 'cycle_momentum').override(False)}"
+            )
+        after = [peak_lr(group) for group in groups]
+        if len(set(self._peaks)) > 1 and len(set(after)) == 1:
+            rank_zero_warn(
+                f"{target} sets the same learning rate for all groups, which discards the scales"
+                " of groups and layer_decay. Give it a list with one learning rate per group."
+            )
+
+    def _advance(self) -> None:
+        self.position += 1
+        if self._is_ended:
+            return
+        self._add_later_groups()
+        try:
+            self._kind.step(self)
+        except ValueError:
+            # OneCycleLR raises after its last step.
+            total_steps = getattr(self, "total_steps", None)
+            if total_steps is None or self.position <= total_steps:
+                raise
+            self._is_ended = True
+            rank_zero_warn(
+                f"{self.path.name} ({self._kind.__name__}) has ended after {total_steps} steps,"
+                " and the run goes on. The learning rate stays at its last value."
+            )
+
+    def _add_later_groups(self) -> None:
+        """Extends the scheduler to the groups that were added later."""
+        groups, plateau = self.optimizer.param_groups, self.plateau
+        if plateau is not None:
+            for group in groups[len(plateau.min_lrs) :]:
+                plateau.min_lrs.append(plateau.min_lrs[0] * group["lr"] / groups[0]["lr"])
+            return
+        base_lrs = getattr(self, "base_lrs", None)
+        for group in groups[len(base_lrs) :] if base_lrs is not None else ():
+            self.base_lrs.append(group.setdefault("initial_lr", _copy(group["lr"])))
+            lambdas = getattr(self, "lr_lambdas", None)
+            if lambdas:
+                lambdas.append(lambdas[0])
 
 
-def build_scheduler(optimizer: Optimizer, scheduler: Any, total_steps: int | None) -> LRScheduler:
+AnySchedule = Schedule | CustomSchedule
+
+
+def build_scheduler(
+    optimizer: Optimizer, scheduler: Any, total_steps: int | None, epoch_steps: float | None = None
+) -> AnySchedule:
     """Builds a learning-rate scheduler.
 
     Args:
@@ -119,194 +418,53 @@ def build_scheduler(optimizer: Optimizer, scheduler: Any, total_steps: int | Non
             scheduler class by its `_target_` or as a `functools.partial`.
         total_steps: Optimizer steps of the run, None if it has no end. The config's own
             `total_steps` takes precedence.
+        epoch_steps: Optimizer steps of an epoch, for what is configured in epochs (default: None).
 
     Returns:
-        The scheduler. Step it after each optimizer step, or `plateau` with its metric after each
-        validation. Groups that are added to the optimizer later are scheduled as well.
+        The scheduler. Call its `step()` after each optimizer step, and for `plateau` also
+        `step(metric)` after each validation. Groups that are added to the optimizer later are
+        scheduled as well.
 
     Raises:
-        ConfigError: If the schedule needs a number of steps and there is none, or if the warm-up is
-            longer than the run.
+        ConfigError: If the schedule needs a number of steps and there is none, or its class does
+            not take its arguments.
 
     Example:
         >>> import torch
         >>> optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=10.0)
-        >>> config = {"name": "cosine", "warmup_steps": 2}
+        >>> config = {"name": "cosine", "warmup_steps": 1}
         >>> build_scheduler(optimizer, config, total_steps=10).get_last_lr()
-        [0.0]
+        [5.0]
     """
     parsed = parse_schedule(scheduler)
     config, path = parsed.config, parsed.path
-    built: LRScheduler
+    length = RunLength(total_steps, epoch_steps)
     if isinstance(config, CustomSchedulerConfig):
-        built = _build_custom(optimizer, config, path, total_steps)
-    elif isinstance(config, PlateauConfig):
-        built = _build_plateau(optimizer, config)
-    else:
-        assert isinstance(config, WarmupScheduleConfig)
-        built = LambdaLR(optimizer, _resolve(config, path, total_steps))
-    if isinstance(built, ReduceLROnPlateau):
-        for group in optimizer.param_groups:
-            # Other schedulers store the peak themselves.
-            group["initial_lr"] = group["lr"]
-    add = optimizer.add_param_group
-
-    def add_scheduled(group: dict[str, Any]) -> None:
-        add(group)
-        schedule_later_groups(built)
-
-    optimizer.add_param_group = add_scheduled  # type: ignore[method-assign,assignment]
-    return built
+        return CustomSchedule.of(optimizer, config, path, length)
+    assert isinstance(config, StepScheduleConfig)
+    return Schedule(optimizer, config, path, length)
 
 
-def _resolve(config: WarmupScheduleConfig, path: ConfigPath, total_steps: int | None) -> Schedule:
-    """The schedule with all ratios turned into steps."""
-    end = total_steps if config.total_steps is None else config.total_steps
-    if end is None and (config.name not in ENDLESS or config.warmup_ratio):
-        raise _no_end(path / "name", config.name, path / "total_steps")
-    warmup_steps = config.warmup_steps or 0
-    if config.warmup_ratio is not None and end is not None:
-        warmup_steps = round(config.warmup_ratio * end)
-    for steps in (total_steps, end):
-        if steps is not None and warmup_steps > steps:
-            problem = f"is longer than the run, which has {steps} optimizer steps"
-            raise (path / "warmup_steps").invalid(warmup_steps, problem, steps // 10)
-    own = {each.name for each in fields(config)} - {
-        each.name for each in fields(WarmupScheduleConfig)
-    }
-    arguments = {name: getattr(config, name) for name in sorted(own)}
-    if isinstance(config, InverseSqrtConfig):
-        arguments["timescale"] = config.timescale or warmup_steps or 10_000
-    if isinstance(config, WSDConfig) and end is not None:
-        arguments = _wsd_arguments(config, path, warmup_steps, end)
-    return Schedule(config.name, warmup_steps, end, arguments)
-
-
-def _no_end(path: ConfigPath, value: str, steps: ConfigPath) -> ConfigError:
-    return path.error(
-        "needs the number of optimizer steps, and the run has no end",
-        f"Set {steps.override(Placeholder('N'))}, or give the Trainer max_steps",
-        value=value,
-    )
-
-
-def _wsd_arguments(
-    config: WSDConfig, path: ConfigPath, warmup_steps: int, end: int
-) -> dict[str, Any]:
-    decay_steps = config.decay_steps
-    if decay_steps is None:
-        decay_steps = max(1, round((config.decay_ratio or 0.1) * end))
-    remaining = end - warmup_steps
-    if remaining == 0:
-        problem = f"leaves none of the {end} steps for the decay"
-        raise (path / "warmup_steps").invalid(warmup_steps, problem, end // 10)
-    if decay_steps > remaining:
-        problem = f"is more than the {remaining} steps after the warm-up"
-        raise (path / "decay_steps").invalid(decay_steps, problem, max(1, remaining // 10))
-    return {
-        "decay_steps": decay_steps,
-        "decay": config.decay.value,
-        "min_lr_ratio": config.min_lr_ratio,
-    }
-
-
-def _build_plateau(optimizer: Optimizer, config: PlateauConfig) -> ReduceLROnPlateau:
-    return ReduceLROnPlateau(
-        optimizer,
-        mode=config.mode.value,
-        factor=config.factor,
-        patience=config.patience,
-        threshold=config.threshold,
-        threshold_mode=config.threshold_mode.value,
-        cooldown=config.cooldown,
-        min_lr=[config.min_lr_ratio * group["lr"] for group in optimizer.param_groups],
-    )
-
-
-def _build_custom(
-    optimizer: Optimizer, config: CustomSchedulerConfig, path: ConfigPath, total_steps: int | None
-) -> LRScheduler:
-    """The class that the config names, with `total_steps` filled in."""
-    target, keywords = target_name(config.factory), config.factory.keywords
-    placeholders = [name for name, value in keywords.items() if value == TOTAL_STEPS]
-    if placeholders and total_steps is None:
-        argument = path / placeholders[0]
-        raise _no_end(argument, TOTAL_STEPS, argument)
-    betas = [group.get("betas") for group in optimizer.param_groups]
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    factory = functools.partial(config.factory, **dict.fromkeys(placeholders, total_steps))
-    built = call_target(factory, path, optimizer)
-    if not isinstance(built, LRScheduler):
-        problem = "must be a torch.optim.lr_scheduler.LRScheduler"
-        example = "torch.optim.lr_scheduler.OneCycleLR"
-        raise (path / "_target_").invalid(target, problem, example)
-    if betas != [group.get("betas") for group in optimizer.param_groups]:
-        # Hydra adds a key that is not in the config with a +.
-        adding = "+" if path.source is Source.HYDRA else ""
-        rank_zero_warn(
-            f"{target} cycles the momentum and replaces betas={betas[0]}. To keep them, set"
-            f" {adding}{(path / 'cycle_momentum').override(False)}"
-        )
-    after = [peak_lr(group) for group in optimizer.param_groups]
-    if len(set(peaks)) > 1 and len(set(after)) == 1:
-        rank_zero_warn(
-            f"{target} sets the same learning rate for all groups, which discards the scales of"
-            " groups and layer_decay. Give it a list with one learning rate per group."
-        )
-    return built
-
-
-def schedule_later_groups(scheduler: LRScheduler) -> None:
-    """Schedules the groups that were added to the optimizer after the scheduler was built.
+def set_peak(optimizer: Optimizer, schedule: AnySchedule | None, lr: float) -> None:
+    """Sets the optimizer's peak learning rate, from which those of its groups follow.
 
     Example:
         >>> import torch
         >>> optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1.0)
         >>> scheduler = build_scheduler(optimizer, {"name": "linear"}, total_steps=2)
-        >>> later = torch.zeros(1, requires_grad=True)
-        >>> optimizer.param_groups.append({"params": [later], "lr": 0.1, "initial_lr": 0.1})
-        >>> schedule_later_groups(scheduler)
         >>> scheduler.step()
+        >>> set_peak(optimizer, scheduler, 0.1)
         >>> scheduler.get_last_lr()
-        [0.5, 0.05]
+        [0.05]
     """
-    groups = scheduler.optimizer.param_groups
-    if isinstance(scheduler, ReduceLROnPlateau):
-        for group in groups[len(scheduler.min_lrs) :]:
-            scheduler.min_lrs.append(scheduler.min_lrs[0] * group["lr"] / groups[0]["lr"])
-        return
-    for group in groups[len(scheduler.base_lrs) :]:
-        scheduler.base_lrs.append(group.setdefault("initial_lr", group["lr"]))
-        if isinstance(scheduler, LambdaLR):
-            scheduler.lr_lambdas.append(scheduler.lr_lambdas[0])
-
-
-def set_peaks(optimizer: Optimizer, scheduler: LRScheduler | None, peaks: Sequence[float]) -> None:
-    """Sets new peak learning rates, one per group, at the same point of the schedule.
-
-    Example:
-        >>> import torch
-        >>> optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1.0)
-        >>> scheduler = build_scheduler(optimizer, {"name": "linear"}, total_steps=2)
-        >>> scheduler.step()
-        >>> set_peaks(optimizer, scheduler, [0.1])
-        >>> optimizer.param_groups[0]["lr"]
-        0.05
-    """
+    optimizer.defaults["lr"] = lr
     groups = optimizer.param_groups
-    if scheduler is None:
-        for group, peak in zip(groups, peaks, strict=True):
-            group["lr"] = peak
+    peaks = [lr * group.get(LR_SCALE, 1.0) for group in groups]
+    if schedule is not None:
+        schedule.set_peaks(peaks)
         return
-    last_lrs = scheduler.get_last_lr()
-    for index, (group, peak, last_lr) in enumerate(zip(groups, peaks, last_lrs, strict=True)):
-        if isinstance(scheduler, ReduceLROnPlateau):
-            scheduler.min_lrs[index] *= peak / group["initial_lr"]
-        else:
-            scheduler.base_lrs[index] = peak
-        group["lr"] = peak * float(last_lr / group["initial_lr"])
-        group["initial_lr"] = peak
-    record_lrs(scheduler)
+    for group, peak in zip(groups, peaks, strict=True):
+        _set(group, "lr", peak)
 
 
 def scheduler_settings(scheduler: LRScheduler) -> dict[str, Any]:
@@ -319,20 +477,114 @@ def scheduler_settings(scheduler: LRScheduler) -> dict[str, Any]:
         >>> scheduler_settings(scheduler)["total_steps"]
         10
     """
-    schedule = scheduler.lr_lambdas[0] if isinstance(scheduler, LambdaLR) else None
-    if isinstance(schedule, Schedule):
-        return {
-            "name": schedule.name,
-            "warmup_steps": schedule.warmup_steps,
-            "total_steps": schedule.total_steps,
-            **schedule.arguments,
-        }
-    parameters = inspect.signature(type(scheduler)).parameters
-    resolved = {
-        name: value
-        for name, value in vars(scheduler).items()
-        if name in parameters
-        and name != "last_epoch"
-        and isinstance(value, bool | int | float | str)
-    }
-    return {"name": type(scheduler).__name__, **resolved}
+    return dict(getattr(scheduler, "settings", None) or {"name": type(scheduler).__name__})
+
+
+def _build_custom(
+    optimizer: Optimizer,
+    config: CustomSchedulerConfig,
+    factory: functools.partial[Any],
+    path: ConfigPath,
+    length: RunLength,
+) -> LRScheduler:
+    if uses_total_steps(factory) and length.total_steps is None:
+        names = [key for key, value in factory.keywords.items() if uses_total_steps(value)]
+        raise no_end(path / names[0], TOTAL_STEPS, path / names[0])
+    built = _call(factory, path, optimizer, length.total_steps)
+    if not isinstance(built, LRScheduler):
+        problem = "must be a torch.optim.lr_scheduler.LRScheduler"
+        example = "torch.optim.lr_scheduler.OneCycleLR"
+        raise (path / "_target_").invalid(target_name(config.factory), problem, example)
+    if isinstance(built, ReduceLROnPlateau):
+        for group in optimizer.param_groups:
+            # Other schedulers store the peak themselves.
+            group.setdefault("initial_lr", _copy(group["lr"]))
+    return built
+
+
+def _per_group(value: Any, peaks: Sequence[float]) -> list[float]:
+    return list(value) if isinstance(value, list | tuple) else [value] * len(peaks)
+
+
+def _plateau(config: PlateauConfig, min_lr_ratio: float) -> ReduceLROnPlateau:
+    """The judgement of torch of a metric, over an optimizer whose rate is the reduction so far."""
+    return ReduceLROnPlateau(
+        SGD([torch.zeros(1)], lr=1e300),
+        mode=config.mode.value,
+        factor=config.factor,
+        patience=config.patience,
+        threshold=config.threshold,
+        threshold_mode=config.threshold_mode.value,
+        cooldown=config.cooldown,
+        eps=0.0,
+    )
+
+
+def _continue(plateau: ReduceLROnPlateau, progress: Mapping[str, Any], mode: Any) -> None:
+    """Restores what a plateau knew of its metric, unless it was of another mode."""
+    if mode == plateau.mode:
+        for key in PLATEAU_PROGRESS:
+            setattr(plateau, key, progress[key])
+
+
+def _base_lrs(state: Mapping[str, Any]) -> Iterator[list[Any]]:
+    """The peaks in a scheduler's state, and in those of its children."""
+    if "base_lrs" in state:
+        yield state["base_lrs"]
+    for child in state.get("_schedulers", ()):
+        yield from _base_lrs(child)
+
+
+def _call(
+    factory: functools.partial[Any], path: ConfigPath, optimizer: Optimizer, total_steps: int | None
+) -> Any:
+    """Calls the class of a scheduler, with its children built and `total_steps` filled in."""
+
+    def resolved(value: Any) -> Any:
+        if isinstance(value, functools.partial) and isinstance(value.func, type):
+            return _call(value, path, optimizer, total_steps)
+        if isinstance(value, list | tuple):
+            return [resolved(each) for each in value]
+        return total_steps if isinstance(value, str) and value == TOTAL_STEPS else value
+
+    keywords = {name: resolved(value) for name, value in factory.keywords.items()}
+    if "schedulers" in keywords:
+        # ChainedScheduler takes its optimizer last.
+        keywords["optimizer"] = optimizer
+        return call_target(functools.partial(lambda _: factory.func(**keywords)), path, optimizer)
+    return call_target(functools.partial(factory.func, *factory.args, **keywords), path, optimizer)
+
+
+def _report(path: ConfigPath, own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Says which settings of a schedule differ from the checkpoint's."""
+    changed = [
+        f"{place.assignment(value)} replaces the checkpoint's {place.format(saved[key])}"
+        for key, value in own.items()
+        for place in [path / key]
+        if key in saved and saved[key] != value
+    ]
+    if changed:
+        log_info(f"resuming: {'; '.join(changed)}")
+
+
+def _plain(value: Any) -> Any:
+    """A value that a checkpoint can hold."""
+    if isinstance(value, functools.partial):
+        return {"name": target_name(value), **{k: _plain(v) for k, v in value.keywords.items()}}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _set(group: dict[str, Any], key: str, value: Any) -> None:
+    """Sets a learning rate; in place if it is a tensor, which a CUDA graph may have captured."""
+    if isinstance(group.get(key), Tensor):
+        group[key].fill_(value)
+    else:
+        group[key] = float(value)

@@ -70,6 +70,7 @@ class StepCounter:
         self.flag: Tensor | None = None
         """Whether the device skipped the last step; None without a flag."""
         self._optimizer = optimizer
+        self._reported = self.taken
         self._is_sharded = is_sharded
         self._depth = 0
         self._is_expected = False
@@ -134,6 +135,17 @@ class StepCounter:
         self.close()
         if self.flags is not None:
             self.apply_device_skips(int(self.flags))
+
+    def has_advanced(self) -> bool:
+        """Between two batches: whether a step was taken since the last call."""
+        self.settle()
+        has_advanced = self.taken != self._reported
+        self._reported = self.taken
+        return has_advanced
+
+    def restart(self) -> None:
+        """Counts on from the optimizer's state, which has been loaded."""
+        self.taken = self._reported = steps_taken(self._optimizer)
 
     def apply_device_skips(self, flags: int) -> None:
         """Counts the steps that the device skipped, from the value of `flags` after some step."""

@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.optim import Adam
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 from transformers.optimization import (
     get_constant_schedule_with_warmup,
     get_cosine_with_min_lr_schedule_with_warmup,
@@ -21,7 +21,8 @@ from transformers.optimization import (
 )
 
 from lightning_adam import build_scheduler
-from lightning_adam.optim.schedulers import SHAPES, Schedule
+from lightning_adam.optim.schedulers import Schedule
+from lightning_adam.optim.shapes import SHAPES
 
 PEAK = 10.0
 LONGEST = 2000
@@ -52,10 +53,8 @@ def optimizer(peak: float = PEAK) -> Adam:
 def schedule(case: Case) -> Callable[[float], float]:
     """The multiplier of the peak, which is defined between the steps too."""
     scheduler = build_scheduler(optimizer(), case.config, case.total)
-    assert isinstance(scheduler, LambdaLR)
-    (multiplier,) = scheduler.lr_lambdas
-    assert isinstance(multiplier, Schedule)
-    return cast("Callable[[float], float]", multiplier)
+    assert isinstance(scheduler, Schedule)
+    return cast("Callable[[float], float]", scheduler.curve)
 
 
 minima = st.floats(0.0, 1.0) | st.sampled_from([0.0, 0.1, 1.0])
@@ -273,8 +272,8 @@ class Run:
             (group,) = self.optimizer.param_groups
             seen.append((group["lr"], group["betas"]))
             self.optimizer.step()
-            if isinstance(self.scheduler, ReduceLROnPlateau):
-                self.scheduler.step(metric)
+            if getattr(self.scheduler, "plateau", None) is not None:
+                self.scheduler.step(metric)  # type: ignore[arg-type]
             else:
                 self.scheduler.step()
         return seen

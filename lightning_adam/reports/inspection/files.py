@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_adam.config.errors import ConfigError
-from lightning_adam.optim.resume import RECORD
+from lightning_adam.optim.resume import optimizer_class
 
 State = Mapping[str, Any]
 ZIPPED = b"PK"
@@ -73,7 +73,7 @@ def read(path: Path, trust: bool = False) -> Content:
         title=_title(content),
         optimizers=optimizers,
         weights=_weights(content),
-        record=str(content.get(RECORD, {}).get("optimizer", "")),
+        record=optimizer_class([g for each in optimizers.values() for g in each["param_groups"]]),
         has_schedule=bool(content.get("lr_schedulers")),
         path=path,
     )

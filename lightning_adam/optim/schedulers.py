@@ -506,8 +506,8 @@ def _per_group(value: Any, peaks: Sequence[float]) -> list[float]:
     return list(value) if isinstance(value, list | tuple) else [value] * len(peaks)
 
 
-def _plateau(config: PlateauConfig, min_lr_ratio: float) -> ReduceLROnPlateau:
-    """The judgement of torch of a metric, over an optimizer whose rate is the reduction so far."""
+def _plateau(config: PlateauConfig) -> ReduceLROnPlateau:
+    """The judgement of torch, over a learning rate that falls without end."""
     return ReduceLROnPlateau(
         SGD([torch.zeros(1)], lr=1e300),
         mode=config.mode.value,

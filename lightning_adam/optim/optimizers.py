@@ -81,8 +81,7 @@ def build_optimizer(module: nn.Module, optimizer: Any, root: nn.Module | None = 
         plan = make({"lr": config.lr, "weight_decay": config.weight_decay})
         built, reason = _build_adam(plan, config)
     _PLANS[built] = plan
-    _plan_later_groups(built, make)
-    _follow_last_group(built)
+    _plan_later_groups(built, make, _follow_last_group(built))
     log_info(
         "\n".join([f"{type(built).__name__}, {reason}", group_table(built), *plan.layer_lines()])
     )
@@ -264,12 +263,15 @@ def unsupported_reason(parameters: Sequence[Tensor], capturable: bool, **flags: 
     return None
 
 
-def _plan_later_groups(optimizer: Optimizer, make: Callable[..., Plan]) -> None:
+def _plan_later_groups(
+    optimizer: Optimizer, make: Callable[..., Plan], after: Callable[[], None]
+) -> None:
     """Makes `add_param_group` split, name and schedule a group as the first ones are.
 
     Args:
         optimizer: The optimizer.
         make: Makes the plan again, for parameters that the module has got since.
+        after: Called when a group has been added.
     """
     add = optimizer.add_param_group
 
@@ -284,32 +286,39 @@ def _plan_later_groups(optimizer: Optimizer, make: Callable[..., Plan]) -> None:
                 eps = each.get("eps", optimizer.defaults["eps"])
                 check_eps(each, eps, plan.path_of(each["params"][0], "eps"))
             add(each)
+        after()
 
     optimizer.add_param_group = add_planned  # type: ignore[method-assign,assignment]
 
 
-def _follow_last_group(optimizer: Optimizer) -> None:
+def _follow_last_group(optimizer: Optimizer) -> Callable[[], None]:
     """Keeps the ratios of the learning rates of a group that `add_param_group` has split.
 
     `BackboneFinetuning` sets the rate of the group that it has added, which is the last one. The
     parts are found by their names: loading a state or resuming the callback replaces the groups.
+
+    Returns:
+        What to call when a group has been added.
     """
-    last: list[float] = []
+    seen: float | None = None
+
+    def remember() -> None:
+        nonlocal seen
+        seen = float(optimizer.param_groups[-1].get("lr", 0.0))
 
     def follow(*_: Any) -> None:
         groups = optimizer.param_groups
-        start = re.match(r"group_(\d+)_", groups[-1].get("name", ""))
-        if start is None or not all(LR_SCALE in each for each in groups[int(start[1]) :]):
+        last, start = groups[-1], re.match(r"group_(\d+)_", groups[-1].get("name", ""))
+        if start is None or float(last["lr"]) == seen:
             return
-        lr, scale = float(groups[-1]["lr"]), groups[-1][LR_SCALE]
-        if last and last[0] != lr:
-            for each in groups[int(start[1]) : -1]:
-                rate = lr * (each[LR_SCALE] / scale)
-                if not math.isclose(each["lr"], rate):
-                    each["lr"] = rate
-        last[:] = [lr]
+        for each in groups[int(start[1]) : -1]:
+            rate = last["lr"] * (each[LR_SCALE] / last[LR_SCALE])
+            if not math.isclose(each["lr"], rate):
+                each["lr"] = rate
+        remember()
 
     optimizer.register_step_pre_hook(torch.compiler.disable(follow))  # type: ignore[no-untyped-call]
+    return remember
 
 
 def check_eps(group: Mapping[str, Any], eps: float, path: ConfigPath) -> None:

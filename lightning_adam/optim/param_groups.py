@@ -201,14 +201,15 @@ class Plan:
             bucket = bucket._replace(is_no_decay=bucket.is_no_decay and not is_decay_set)
             buckets[bucket].append((known, parameter))
         places = {(bucket.group, bucket.layer) for bucket in buckets}
-        scales = [self._lr_scale(bucket) for bucket in buckets]
+        largest = max(map(self._lr_scale, buckets), default=1.0)
         parts = []
-        for bucket in sorted(buckets):
+        # BackboneFinetuning takes the last part for all of the group.
+        for bucket in sorted(buckets, key=lambda each: (self._lr_scale(each), each)):
             own_parts = self._parts(bucket)
             if len(places) == 1:
                 own_parts = ["no_decay"] if bucket.is_no_decay else []
             scale = self._lr_scale(bucket)
-            lr = _scheduled(optimizer, group, scale, max(scales))
+            lr = _scheduled(optimizer, group, scale, largest)
             part = {
                 **({} if is_decay_set else self._later_weight_decay(bucket)),
                 **self._settings(bucket),

@@ -245,8 +245,11 @@ def test_parts_may_be_unfrozen_one_after_another() -> None:
             assert each[name] == pytest.approx(each["decay"] / 10)
 
 
+NADAM = {"_target_": "torch.optim.NAdam", "lr": LR, "weight_decay": 0.1}
+
+
 def test_custom_optimizer_accepts_unfrozen_parts() -> None:
-    optimizer = {"_target_": "torch.optim.NAdam", "lr": LR, "weight_decay": 0.1}
+    optimizer = {**NADAM, "weight_decay_on": "matrices"}
     ended = fit(Tuned(optimizer, {"name": "linear"}), Unfreezing(), full_monitor())
     assert list(ended.module.rates[-1]) == ["decay", "no_decay", "group_2", "group_2_no_decay"]
     for each in ended.module.rates[12:]:
@@ -332,6 +335,76 @@ def test_backbone_finetuning_multiplies_the_lr_of_the_backbone() -> None:
         }
     for each in ended.module.rates[18:]:
         assert each["group_2"] == each["group_2_no_decay"] == pytest.approx(LR / 10 * 1.5)
+
+
+@pytest.mark.parametrize("kind", [Tuned, WithoutMixin])
+def test_parts_of_a_group_follow_the_lr_that_a_callback_sets_on_the_last_one(kind: Any) -> None:
+    layers = {"pattern": "backbone.*", "rate": 0.5}
+    table: list[tuple[Any, dict[str, float]]] = [
+        (ADAMW, {"group_2": 1.0, "group_2_no_decay": 1.0}),
+        ({**ADAMW, "weight_decay_on": "all"}, {"group_1": 1.0}),
+        (
+            {**ADAMW, "layer_decay": layers},
+            {
+                "group_2_layer_0": 0.5,
+                "group_2_layer_0_no_decay": 0.5,
+                "group_2_layer_1_no_decay": 1.0,
+            },
+        ),
+        (NADAM, {"group_1": 1.0}),
+        (
+            {**NADAM, "weight_decay_on": "matrices"},
+            {"group_2": 1.0, "group_2_no_decay": 1.0},
+        ),
+    ]
+    with each_row() as row:
+        for optimizer, shares in table:
+            with row(optimizer):
+                rates = fit(kind(optimizer), Backbone()).module.rates
+                for step in range(12, 24):
+                    rate = LR / 10 * (1.5 if step >= 18 else 1)
+                    added = {name: lr for name, lr in rates[step].items() if "group" in name}
+                    assert added == {
+                        name: pytest.approx(rate * share) for name, share in shares.items()
+                    }
+
+
+def test_parts_of_a_group_follow_its_lr_after_a_resume() -> None:
+    def run_training(ckpt_path: str | None = None) -> Tuned:
+        module = Tuned()
+        checkpoints = ModelCheckpoint(".", filename="{epoch}", save_top_k=-1)
+        run = trainer(max_epochs=5, callbacks=[Backbone(), checkpoints], enable_checkpointing=True)
+        run.fit(module, loader(BATCHES), loader(1), ckpt_path=ckpt_path, weights_only=False)
+        return module
+
+    uninterrupted = run_training()
+    for epoch in (1, 2, 3):
+        resumed = run_training(f"epoch={epoch}.ckpt")
+        # Lightning's callback leaves the backbone frozen, but sets its rate.
+        assert resumed.rates == uninterrupted.rates[6 * (epoch + 1) :]
+
+
+def test_lr_set_on_a_single_part_is_kept() -> None:
+    module = Tuned()
+    module.backbone.requires_grad_(False)
+    optimizer = build_optimizer(module, ADAMW)
+    optimizer.add_param_group({"params": module.backbone.requires_grad_(True).parameters()})
+    optimizer.param_groups[2]["lr"] = 0.5
+    for _ in range(2):
+        optimizer.step()
+        assert [group["lr"] for group in optimizer.param_groups] == [LR, LR, 0.5, LR]
+    optimizer.param_groups[3]["lr"] = 0.25
+    optimizer.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [LR, LR, 0.25, 0.25]
+
+
+def test_unfrozen_layers_keep_their_ratio_of_learning_rates() -> None:
+    config = {**ADAMW, "layer_decay": {"pattern": "backbone.*", "rate": 0.5}}
+    rates = fit(Tuned(config, {"name": "linear"}), Unfreezing()).module.rates
+    for each in rates[12:]:
+        assert each["group_2_layer_1_no_decay"] == pytest.approx(each["decay"] / 10)
+        for name in ("group_2_layer_0", "group_2_layer_0_no_decay"):
+            assert each[name] == pytest.approx(each["decay"] / 20)
 
 
 class FreezingAgain(L.Callback):
@@ -561,4 +634,7 @@ def test_group_is_added_before_training() -> None:
     module.backbone.requires_grad_(False)
     optimizer = build_optimizer(module, ADAMW)
     optimizer.add_param_group({"params": module.backbone.named_parameters()})
-    assert optimizer.param_groups[2]["param_names"][0] == "0.weight"
+    assert [(each["name"], each["param_names"]) for each in optimizer.param_groups[2:]] == [
+        ("group_2", ["backbone.0.weight"]),
+        ("group_2_no_decay", ["backbone.0.bias", "backbone.1.weight", "backbone.1.bias"]),
+    ]

@@ -104,7 +104,7 @@ WRAPPERS: dict[str, Callable[[nn.Module], Any]] = {
     "AveragedModel": AveragedModel,
     "QuantWrapper": QuantWrapper,
     "two": lambda module: torch.compile(checkpoint_wrapper(module)),
-    "three": lambda module: DistributedDataParallel(torch.compile(checkpoint_wrapper(module))),  # type: ignore[arg-type]
+    "three": lambda module: DistributedDataParallel(torch.compile(checkpoint_wrapper(module))),
 }
 
 
@@ -531,15 +531,15 @@ def test_keys_of_a_later_group_take_precedence() -> None:
         for group, expected in table:
             with row(group):
                 net, optimizer = frozen_below_the_head()
-                params = net.blocks[0].linear.weight.requires_grad_(True)
+                params = net.get_parameter("blocks.0.linear.weight").requires_grad_(True)
                 assert added(optimizer, {"params": params, **group}) == expected
 
 
 def test_lr_of_a_later_group_is_that_of_its_uppermost_layer() -> None:
     for named in (False, True):
         net, optimizer = frozen_below_the_head()
-        parts = [net.blocks[index].norm for index in range(2)]
-        params: list[Any] = [part.weight.requires_grad_(True) for part in parts]
+        paths = [f"blocks.{index}.norm.weight" for index in range(2)]
+        params: list[Any] = [net.get_parameter(path).requires_grad_(True) for path in paths]
         if named:
             params = [(str(index), each) for index, each in enumerate(params)]
         assert added(optimizer, {"params": params, "lr": 0.1}) == [
@@ -577,8 +577,9 @@ def test_eps_of_a_later_group_that_rounds_to_0_is_an_error() -> None:
     expected = r"^groups\.0\.eps=1e-08 rounds to 0 in float16 \(blocks\.0\.linear\.weight\)"
     config = {**LAYERED, "groups": [{**LAYERED["groups"][0], "eps": 1e-8}]}  # type: ignore[index]
     optimizer = build_optimizer(net, config)
+    params = net.get_parameter("blocks.0.linear.weight").requires_grad_(True)
     with pytest.raises(ConfigError, match=expected):
-        optimizer.add_param_group({"params": net.blocks[0].linear.weight.requires_grad_(True)})
+        optimizer.add_param_group({"params": params})
 
 
 def test_eps_that_rounds_to_0_is_named_by_the_group_that_sets_it() -> None:

@@ -96,7 +96,7 @@ class Tied(nn.Module):
         super().__init__()
         self.head = nn.Linear(8, 20, bias=False)
         self.table = Holder(query_tokens=(20, 8))
-        self.head.weight = self.table.query_tokens
+        self.head.weight = self.table.query_tokens  # type: ignore[assignment]
 
 
 def lazy() -> nn.Module:
@@ -123,7 +123,7 @@ DECAYING: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
         {"weight_ih_l0", "weight_hh_l0"},
     ),
     "GRUCell of one input": (lambda: nn.GRUCell(1, 4), {"weight_ih", "weight_hh"}),
-    "Conv1D of transformers": (lambda: Conv1D(1, 8), {"weight"}),
+    "Conv1D of transformers": (lambda: Conv1D(1, 8), {"weight"}),  # type: ignore[no-untyped-call]
     "linear by its name": (lambda: BitLinear(weight=(1, 8), scale=(8, 1)), {"weight"}),
     "linear named like a norm": (lambda: NormalizedLinear(8, 8), {"weight"}),
     "flow named like a norm": (lambda: NormalizingFlow(weight=(8, 8)), {"weight"}),
@@ -133,8 +133,8 @@ DECAYING: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
         lambda: nn.Sequential(
             nn.Linear(4, 4),
             LlamaRMSNorm(4),
-            T5LayerNorm(4),
-            ConvNextV2LayerNorm(4),
+            T5LayerNorm(4),  # type: ignore[no-untyped-call]
+            ConvNextV2LayerNorm(4),  # type: ignore[no-untyped-call]
             ConvNextV2GRN(4),
         ),
         {"0.weight"},
@@ -249,8 +249,12 @@ def test_patterns_without_matrices_are_an_error() -> None:
         with pytest.raises(ConfigError, match=expected):
             build_optimizer(ViT(), {**node, "no_decay": ["*table"]})
     groups = [{"name": "head", "match": "head.*", "weight_decay_on": "matrices"}]
-    node = {"weight_decay_on": "all", "no_decay": ["head.weight"], "groups": groups}
-    assert "head.weight" not in decaying(ViT(), **node)
+    config: dict[str, Any] = {
+        "weight_decay_on": "all",
+        "no_decay": ["head.weight"],
+        "groups": groups,
+    }
+    assert "head.weight" not in decaying(ViT(), **config)
 
 
 def test_custom_class_decays_as_in_torch_unless_its_owner_asks() -> None:

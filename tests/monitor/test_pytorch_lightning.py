@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import lightning.pytorch as lp
@@ -18,7 +19,7 @@ import wandb
 
 import lightning_adam
 from lightning_adam import AdamMonitor, SharpnessMonitor
-from lightning_adam._compat.lightning import AnyCallback, either
+from lightning_adam._compat.lightning import AnyCallback, either, holder_of_parameters
 from lightning_adam.config.variables import MONITOR_VARIABLE as VARIABLE
 from tests.support.commands import history, offline_runs
 from tests.support.monitored import KEY
@@ -283,3 +284,13 @@ def test_lightning_cli_takes_the_monitor(package: str, monkeypatch: pytest.Monke
 def test_two_monitors_are_refused_by_the_trainer(package: str) -> None:
     with pytest.raises(RuntimeError, match="more than one stateful callback of type `AdamMonitor`"):
         trainer(package, callbacks=[AdamMonitor(), AdamMonitor()])
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_flat_parameters_are_those_of_what_fsdp_wraps(package: str) -> None:
+    wrapped, module = torch.nn.Linear(1, 1), plain_module(package)
+    fit = trainer(package)
+    assert holder_of_parameters(fit, module) is module
+    flat = import_module(f"{package}.strategies").FSDPStrategy()
+    flat.model = wrapped
+    assert holder_of_parameters(SimpleNamespace(strategy=flat), module) is wrapped  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,21 +11,33 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.plugins import MixedPrecision
 from omegaconf import OmegaConf
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lightning_adam import ConfigError
+from lightning_adam.config.optimizer import Resume
 from tests.support.tables import each_row
-from tests.support.training import ADAMW, Lit, loader, loss_of, network, parameters, trainer
+from tests.support.training import (
+    ADAMW,
+    Lit,
+    assert_same_parameters,
+    loader,
+    loss_of,
+    network,
+    parameters,
+    trainer,
+)
 
 LINEAR = {"name": "linear", "total_steps": 20}
 SCHEDULES = "torch.optim.lr_scheduler"
 HEAD = [{"name": "head", "match": "net.3.*", "lr_scale": 10}]
 STEPS = 5
 CONFIG = {"resume": "config"}
+DEFAULTS = {"betas": (0.9, 0.999), "eps": 1e-8}
 
 
 def run_training(
@@ -115,10 +128,49 @@ CHANGED: list[tuple[dict[str, Any], str, str]] = [
 USE_CONFIG = "To use the config's, set resume='config'"
 
 
-def test_checkpoint_applies_by_default_and_each_difference_is_logged_once(
+def changed_by_hand(name: str, value: Any) -> nn.Module:
+    """Two epochs of Lit by hand, between which a setting changes."""
+    net = network()
+    optimizer = adamw(net, lr=1e-2, weight_decay=0.1)
+    by_hand(optimizer, net, [[1e-2 * (1 - step / 20)] * 2 for step in range(STEPS)])
+    for group in optimizer.param_groups:
+        if group["weight_decay"] or name != "weight_decay":
+            group[name] = tuple(value) if isinstance(value, list) else value
+    if name == "amsgrad":
+        for state in optimizer.state.values():
+            state["max_exp_avg_sq"] = state["exp_avg_sq"].clone()
+    peak = value if name == "lr" else 1e-2
+    later = range(STEPS, 2 * STEPS)
+    by_hand(optimizer, net, [[peak * (1 - step / 20)] * 2 for step in later])
+    return net
+
+
+def test_changed_setting_applies_and_all_else_continues(tmp_path: Path) -> None:
+    checkpoint = saved(tmp_path, ADAMW, LINEAR)
+    with each_row() as row:
+        for (changed, setting, before), resume in itertools.product(CHANGED, Resume):
+            with row((changed, resume)):
+                config = {**ADAMW, **changed, "resume": resume.value}
+                with log_lines() as lines:
+                    resumed, _ = run_training(config, LINEAR, 2, checkpoint)
+                assert lines == [f"{setting} replaces the checkpoint's {before}"]
+                expected = changed_by_hand(*next(iter(changed.items())))
+                assert_same_parameters(resumed, expected)
+
+
+def without_record(checkpoint: Path) -> Path:
+    """The same checkpoint as torch's own optimizer would save it."""
+    loaded = torch.load(checkpoint, weights_only=True)
+    for group in loaded["optimizer_states"][0]["param_groups"]:
+        del group["configured"]
+    torch.save(loaded, checkpoint)
+    return checkpoint
+
+
+def test_checkpoint_without_a_record_applies_and_each_difference_is_logged_once(
     tmp_path: Path,
 ) -> None:
-    checkpoint = saved(tmp_path, ADAMW, LINEAR)
+    checkpoint = without_record(saved(tmp_path, ADAMW, LINEAR))
     uninterrupted_run, _ = run_training(ADAMW, LINEAR, epochs=2)
     with each_row() as row:
         for changed, setting, kept in CHANGED:
@@ -130,36 +182,102 @@ def test_checkpoint_applies_by_default_and_each_difference_is_logged_once(
                 assert lines == [line]
 
 
-def test_config_applies_on_request_and_each_difference_is_logged_once(
-    tmp_path: Path,
-) -> None:
-    checkpoint = saved(tmp_path, ADAMW, LINEAR)
-    uninterrupted_run, _ = run_training(ADAMW, LINEAR, epochs=2)
+def test_config_applies_to_a_checkpoint_without_a_record_on_request(tmp_path: Path) -> None:
+    checkpoint = without_record(saved(tmp_path, ADAMW, LINEAR))
     with each_row() as row:
-        for changed, setting, kept in CHANGED:
+        for changed, setting, before in CHANGED:
             with row(changed):
+                config = {**ADAMW, **changed, **CONFIG}
                 with log_lines() as lines:
-                    resumed, fit = run_training(
-                        {**ADAMW, **changed, **CONFIG}, LINEAR, 2, checkpoint
-                    )
-                assert lines == [f"{setting} replaces the checkpoint's {kept}"]
-                ((name, value),) = changed.items()
-                expected = tuple(value) if isinstance(value, list) else value
-                kept_as = "initial_lr" if name == "lr" else name
-                assert settings(fit, kept_as)["decay"] == [expected]
-                assert not are_equal(resumed, uninterrupted_run)
+                    resumed, _ = run_training(config, LINEAR, 2, checkpoint)
+                assert lines == [f"{setting} replaces the checkpoint's {before}"]
+                expected = changed_by_hand(*next(iter(changed.items())))
+                assert_same_parameters(resumed, expected)
+
+
+class Setting(L.Callback):
+    """Sets what the config does not say, at the end of the first epoch."""
+
+    def __init__(self, **values: Any) -> None:
+        self.values = values
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch == 0:
+            for group in trainer.optimizers[0].param_groups:
+                group.update(self.values)
+
+
+SET_AT_RUN_TIME = [
+    ("lr", 4e-3, 3e-3),
+    ("betas", (0.5, 0.9), (0.8, 0.9)),
+    ("eps", 1e-5, 1e-6),
+    ("weight_decay", 0.7, 0.3),
+]
+"""A setting, what a callback sets, and another value of the config."""
+
+
+def test_what_a_callback_has_set_continues_unless_the_config_changes_it(tmp_path: Path) -> None:
+    unset = {**ADAMW, "weight_decay_on": "all"}
+    with each_row() as row:
+        for name, found, other in SET_AT_RUN_TIME:
+            callback = Setting(**{name: found})
+            checkpoint = saved(tmp_path, unset, callbacks=[callback])
+            uninterrupted_run, _ = run_training(
+                unset, None, 2, callbacks=[Setting(**{name: found})]
+            )
+            cases: list[tuple[str, dict[str, Any], Any]] = [
+                ("same config", {}, found),
+                ("another setting changed", {"maximize": True}, found),
+                ("changed", {name: other}, other),
+                ("config on request", {"resume": "config"}, {**DEFAULTS, **unset}[name]),
+            ]
+            for case, changed, expected in cases:
+                with row((name, case)):
+                    with log_lines() as lines:
+                        resumed, fit = run_training({**unset, **changed}, None, 2, checkpoint)
+                    (group,) = fit.optimizers[0].param_groups
+                    assert group[name] == expected
+                    assert any(line.startswith(name) for line in lines) == (expected != found)
+                    if case == "same config":
+                        assert lines == []
+                        assert are_equal(resumed, uninterrupted_run)
+
+
+def test_record_is_that_of_the_last_run(tmp_path: Path) -> None:
+    """A value that has been changed on resume is no change when it is resumed again."""
+    first = saved(tmp_path, ADAMW, LINEAR)
+    _, second = run_training({**ADAMW, "lr": 3e-3}, LINEAR, 2, first)
+    second.save_checkpoint(tmp_path / "second.ckpt")
+    with each_row() as row:
+        for lr, expected in ((3e-3, []), (1e-2, ["lr=0.01 replaces the checkpoint's 0.003"])):
+            with row(lr):
+                with log_lines() as lines:
+                    config = {**ADAMW, "lr": lr}
+                    _, fit = run_training(config, LINEAR, 3, tmp_path / "second.ckpt")
+                assert lines == expected
+                assert settings(fit, "initial_lr")["decay"] == [lr]
 
 
 def test_logged_difference_names_its_place_in_the_config(tmp_path: Path) -> None:
+    folder = tmp_path / "conf"
+    folder.mkdir()
+    content = {"model": {"optimizer": ADAMW, "scheduler": LINEAR}}
+    OmegaConf.save(OmegaConf.create(content), folder / "config.yaml")
     checkpoint = saved(tmp_path, ADAMW, LINEAR)
-    changed = {"optimizer": {**ADAMW, "amsgrad": True}, "scheduler": {**LINEAR, "name": "cosine"}}
-    model = OmegaConf.create({"model": changed}).model
+    overrides = ["+model.optimizer.amsgrad=true", "model.scheduler.name=cosine"]
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        model = compose("config", overrides=overrides).model
+    changed = "model.optimizer.amsgrad=true"
+    schedule = "model.scheduler.name=cosine replaces the checkpoint's linear"
     with log_lines() as lines:
         run_training(model.optimizer, model.scheduler, 2, checkpoint)
-    use_config = "To use the config's, set model.optimizer.resume=config"
+    assert lines == [f"{changed} replaces the checkpoint's false", schedule]
+    with log_lines() as lines:
+        run_training(model.optimizer, model.scheduler, 2, without_record(checkpoint))
+    use_config = "To use the config's, set +model.optimizer.resume=config"
     assert lines == [
-        f"model.optimizer.amsgrad=true is not used: the checkpoint's false is kept. {use_config}",
-        f"model.scheduler.name=cosine is not used: the checkpoint's linear is kept. {use_config}",
+        f"{changed} is not used: the checkpoint's false is kept. {use_config}",
+        schedule,
     ]
 
 
@@ -196,21 +314,20 @@ IMPLEMENTATIONS = {
 
 
 @pytest.mark.parametrize("before", IMPLEMENTATIONS)
-def test_any_implementation_is_resumed_by_any_other(before: str, tmp_path: Path) -> None:
+def test_implementation_is_todays_and_any_resumes_any_other(before: str, tmp_path: Path) -> None:
     config = {**ADAMW, **IMPLEMENTATIONS[before]}
     checkpoint = saved(tmp_path, config)
     uninterrupted_run, _ = run_training(config, epochs=2)
     with each_row() as row:
-        for after, resume in itertools.product(IMPLEMENTATIONS, ["checkpoint", "config"]):
+        for after, resume in itertools.product(IMPLEMENTATIONS, Resume):
             with row((after, resume)):
-                changed = {**ADAMW, **IMPLEMENTATIONS[after], "resume": resume}
+                changed = {**ADAMW, **IMPLEMENTATIONS[after], "resume": resume.value}
                 with log_lines() as lines:
                     resumed, fit = run_training(changed, None, 2, checkpoint)
-                expected = IMPLEMENTATIONS[after if resume == "config" else before]
-                (name, value), *_ = expected.items()
+                (name, value), *_ = IMPLEMENTATIONS[after].items()
                 assert settings(fit, name)["decay"] == [value]
-                assert (lines == []) == (before == after or resume == "config")
-                if resume == "checkpoint":
+                assert lines == []
+                if after == before:
                     assert are_equal(resumed, uninterrupted_run)
                 else:
                     assert_close(resumed, uninterrupted_run, rtol=1e-5, atol=1e-6)
@@ -233,14 +350,9 @@ def test_fused_and_not_fused_resume_each_other_under_a_grad_scaler(
     before, after = {**ADAMW, "fused": fused}, {**ADAMW, "fused": not fused}
     checkpoint = saved(tmp_path, before, **flags())
     uninterrupted_run, _ = run_training(before, epochs=2, **flags())
-    with each_row() as row:
-        for resume in ("checkpoint", "config"):
-            with row(resume):
-                changed = {**after, "resume": resume}
-                resumed, fit = run_training(changed, None, 2, checkpoint, **flags())
-                is_fused = fused if resume == "checkpoint" else not fused
-                assert settings(fit, "fused")["decay"] == [is_fused]
-                assert_close(resumed, uninterrupted_run, rtol=1e-4, atol=1e-5)
+    resumed, fit = run_training(after, None, 2, checkpoint, **flags())
+    assert settings(fit, "fused")["decay"] == [not fused]
+    assert_close(resumed, uninterrupted_run, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("turned_on", [True, False])
@@ -300,7 +412,20 @@ def test_each_parameter_keeps_its_state_in_any_groups(
 
 
 def test_new_groups_keep_the_settings_their_parameters_shared(tmp_path: Path) -> None:
-    checkpoint = saved(tmp_path, ADAMW, LINEAR)
+    checkpoint = saved(tmp_path, ADAMW, LINEAR, callbacks=[Setting(eps=1e-5)])
+    with log_lines() as lines:
+        _, fit = run_training({**ADAMW, "groups": HEAD}, LINEAR, 2, checkpoint)
+    assert settings(fit, "initial_lr", "eps") == {
+        "head": [1e-1, 1e-5],
+        "head_no_decay": [1e-1, 1e-5],
+        "decay": [1e-2, 1e-5],
+        "no_decay": [1e-2, 1e-5],
+    }
+    assert lines == ["lr=0.1 (in head, head_no_decay) replaces the checkpoint's 0.01"]
+
+
+def test_new_groups_keep_the_lr_of_a_checkpoint_without_a_record(tmp_path: Path) -> None:
+    checkpoint = without_record(saved(tmp_path, ADAMW, LINEAR))
     with log_lines() as lines:
         _, fit = run_training({**ADAMW, "groups": HEAD}, LINEAR, 2, checkpoint)
     assert settings(fit, "initial_lr")["head"] == [1e-2]
@@ -309,19 +434,49 @@ def test_new_groups_keep_the_settings_their_parameters_shared(tmp_path: Path) ->
     assert only == f"{setting} is not used: the checkpoint's 0.01 is kept. {USE_CONFIG}"
 
 
+MERGED: list[tuple[str, dict[str, Any], list[str]]] = [
+    (
+        "the lr is changed for all of them",
+        {"lr": 2e-3},
+        ["lr=0.002 replaces the checkpoint's 0.01"],
+    ),
+    (
+        "the config has one value where a callback has set several",
+        {},
+        [
+            "optimizer: the checkpoint has several settings for the parameters of the group"
+            f" {name}, so the config's apply"
+            for name in ("decay", "no_decay")
+        ],
+    ),
+]
+
+
+class SettingHead(L.Callback):
+    """Sets the rate of the head alone, as callbacks that unfreeze do."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for group in trainer.optimizers[0].param_groups:
+            if group["name"].startswith("head"):
+                group["initial_lr"] = 3e-3
+
+
 def test_groups_merged_from_different_settings_take_those_of_the_config(tmp_path: Path) -> None:
-    checkpoint = saved(tmp_path, {**ADAMW, "groups": HEAD}, LINEAR)
-    with log_lines() as lines:
-        _, fit = run_training({**ADAMW, "lr": 2e-3}, LINEAR, 2, checkpoint)
-    assert settings(fit, "initial_lr", "lr") == {
-        "decay": [2e-3, pytest.approx(2e-3 * 0.5)],
-        "no_decay": [2e-3, pytest.approx(2e-3 * 0.5)],
-    }
-    assert lines == [
-        "optimizer: the checkpoint has several settings for the parameters of the group"
-        f" {name}, so the config's apply"
-        for name in ("decay", "no_decay")
-    ]
+    groups = [{**HEAD[0], "lr_scale": 1.0}]
+    with each_row() as row:
+        for case, changed, expected in MERGED:
+            before = {**ADAMW, "groups": groups if not changed else HEAD}
+            callbacks = [] if changed else [SettingHead()]
+            checkpoint = saved(tmp_path, before, LINEAR, callbacks=callbacks)
+            with row(case):
+                with log_lines() as lines:
+                    _, fit = run_training({**ADAMW, **changed}, LINEAR, 2, checkpoint)
+                peak = changed.get("lr", 1e-2)
+                assert settings(fit, "initial_lr", "lr") == {
+                    "decay": [peak, pytest.approx(peak * 0.5)],
+                    "no_decay": [peak, pytest.approx(peak * 0.5)],
+                }
+                assert lines == expected
 
 
 def test_groups_merged_from_different_settings_continue_a_schedule_that_multiplies_the_lr(
@@ -365,6 +520,10 @@ class Unnamed(Lit):
         self.groups = groups
 
     def configure_optimizers(self) -> Any:
+        if self.groups == 3:
+            first, second, *rest = self.parameters()
+            groups = [{"params": [first]}, {"params": [second]}, {"params": rest}]
+            return torch.optim.AdamW(groups, lr=1e-2)
         if self.groups == 1:
             return torch.optim.AdamW(self.parameters(), weight_decay=0.1, lr=1e-2, fused=True)
         return adamw(self.net, lr=1e-2, weight_decay=0.1)
@@ -381,10 +540,11 @@ def test_checkpoint_without_names_is_matched_by_position(tmp_path: Path) -> None
 
 def test_checkpoint_without_names_and_of_other_groups_is_an_error(tmp_path: Path) -> None:
     first = trainer(max_epochs=1)
-    first.fit(Unnamed(groups=1), loader(STEPS))
+    first.fit(Unnamed(groups=3), loader(STEPS))
     first.save_checkpoint(tmp_path / "first.ckpt")
     with pytest.raises(
-        ConfigError, match=r"^optimizer has groups of \[2, 4\] parameters, .* groups of \[6\]\."
+        ConfigError,
+        match=r"^optimizer has groups of \[2, 4\] parameters, .* groups of \[1, 1, 4\]\.",
     ):
         run_training(ADAMW, None, 2, tmp_path / "first.ckpt")
 
@@ -414,61 +574,105 @@ def test_state_of_another_optimizer_without_a_name_is_an_error(tmp_path: Path) -
         run_training(config, None, 2, tmp_path / "first.ckpt")
 
 
-def test_custom_optimizer_resumes_with_either_settings(tmp_path: Path) -> None:
+def test_changed_setting_of_a_custom_optimizer_applies(tmp_path: Path) -> None:
     config = {"_target_": "torch.optim.NAdam", "lr": 1e-2, "momentum_decay": 1e-3}
     checkpoint = saved(tmp_path, config)
-    with log_lines() as lines:
-        _, fit = run_training({**config, "momentum_decay": 1e-2}, None, 2, checkpoint)
-    assert settings(fit, "momentum_decay")["decay"] == [1e-3]
-    assert len(lines) == 1
-    _, fit = run_training({**config, "momentum_decay": 1e-2, **CONFIG}, None, 2, checkpoint)
-    assert settings(fit, "momentum_decay")["decay"] == [1e-2]
+    changed = {**config, "momentum_decay": 1e-2}
+    with each_row() as row:
+        for has_record, resume in itertools.product((True, False), Resume):
+            with row((has_record, resume)):
+                if not has_record:
+                    without_record(saved(tmp_path, config))
+                with log_lines() as lines:
+                    _, fit = run_training({**changed, "resume": resume.value}, None, 2, checkpoint)
+                is_applied = has_record or resume is Resume.config
+                assert settings(fit, "momentum_decay")["decay"] == [1e-2 if is_applied else 1e-3]
+                said = "replaces" if is_applied else "is not used"
+                assert len(lines) == 1
+                assert lines[0].startswith(f"momentum_decay=0.01 {said}")
 
 
 def test_eps_that_rounds_to_0_in_the_new_dtype_is_an_error(tmp_path: Path) -> None:
-    checkpoint = saved(tmp_path, ADAMW)
-    with pytest.raises(ConfigError, match=r"^eps=1e-08 rounds to 0 in float16"):
-        run_training({**ADAMW, "eps": 1e-4}, None, 2, checkpoint, precision="16-true")
+    """Also one that a callback has set."""
+    sentence = r"^eps=1e-08 rounds to 0 in float16"
+    small = {**ADAMW, "eps": 1e-4}
+    unchanged = saved(tmp_path, small, callbacks=[Setting(eps=1e-8)])
+    with pytest.raises(ConfigError, match=sentence):
+        run_training(small, None, 2, unchanged, precision="16-true")
+    without = without_record(saved(tmp_path, ADAMW))
+    with pytest.raises(ConfigError, match=sentence):
+        run_training(small, None, 2, without, precision="16-true")
+    changed = saved(tmp_path, ADAMW)
+    _, fit = run_training(small, None, 2, changed, precision="16-true")
+    assert settings(fit, "eps")["decay"] == [1e-4]
 
 
 ANNEALING = {"_target_": f"{SCHEDULES}.CosineAnnealingLR", "interval": "step"}
 
 
-OTHER_SCHEDULES: list[tuple[Any, Any, str, str]] = [
-    (LINEAR, {**LINEAR, "min_lr_ratio": 0.5}, "min_lr_ratio=0.5", "0.0"),
-    (LINEAR, {**LINEAR, "name": "cosine"}, "name='cosine'", "'linear'"),
-    (LINEAR, {**LINEAR, "total_steps": 40}, "total_steps=40", "20"),
-    ({**ANNEALING, "T_max": 20}, {**ANNEALING, "T_max": 10}, "T_max=10", "20"),
+def falling(total: int, end: float = 0.0) -> Any:
+    return lambda step: 1 - (1 - end) * min(step / total, 1)
+
+
+def cosine(total: int) -> Any:
+    return lambda step: (1 + math.cos(math.pi * min(step / total, 1))) / 2
+
+
+T_MAX_20, T_MAX_10 = {**ANNEALING, "T_max": 20}, {**ANNEALING, "T_max": 10}
+EXPONENTIAL = {"_target_": f"{SCHEDULES}.ExponentialLR", "gamma": 0.9, "interval": "step"}
+OTHER_SCHEDULES: list[tuple[Any, Any, Any, list[str]]] = [
+    (
+        LINEAR,
+        {**LINEAR, "min_lr_ratio": 0.5},
+        falling(20, 0.5),
+        ["min_lr_ratio=0.5 replaces the checkpoint's 0.0"],
+    ),
+    (LINEAR, {**LINEAR, "name": "cosine"}, cosine(20), ["name='cosine' replaces {}'linear'"]),
+    (
+        LINEAR,
+        {**LINEAR, "total_steps": 40},
+        falling(40),
+        ["total_steps=40 replaces the checkpoint's 20"],
+    ),
+    (T_MAX_20, T_MAX_10, cosine(10), ["T_max=10 replaces the checkpoint's 20"]),
+    (LINEAR, T_MAX_10, cosine(10), ["name"]),
+    (T_MAX_20, LINEAR, falling(20), ["name"]),
+    (LINEAR, EXPONENTIAL, lambda step: 0.9**step, ["name"]),
+    (EXPONENTIAL, LINEAR, falling(20), ["name"]),
+    (EXPONENTIAL, T_MAX_10, cosine(10), ["name"]),
+    (None, LINEAR, falling(20), []),
+    (None, T_MAX_10, cosine(10), []),
+    (LINEAR, None, lambda step: 1.0, []),
+    (T_MAX_20, None, lambda step: 1.0, []),
 ]
+"""Of the checkpoint and of the config, the factor of today's at a step, and what is said."""
 
 
-def test_schedule_of_the_checkpoint_continues_by_default(tmp_path: Path) -> None:
+class Rates(L.Callback):
+    def __init__(self) -> None:
+        self.used = list[float]()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        (optimizer,) = trainer.optimizers
+        optimizer.register_step_pre_hook(
+            lambda *_: self.used.append(optimizer.param_groups[0]["lr"])
+        )
+
+
+def test_schedule_is_todays_at_the_checkpoints_step(tmp_path: Path) -> None:
     with each_row() as row:
-        for before, after, setting, kept in OTHER_SCHEDULES:
-            with row(after):
-                checkpoint = saved(tmp_path, ADAMW, before)
-                uninterrupted_run, _ = run_training(ADAMW, before, epochs=2)
+        for (before, after, factor, said), resume in itertools.product(OTHER_SCHEDULES, Resume):
+            checkpoint = saved(tmp_path, ADAMW, before)
+            with row((before, after, resume)):
+                rates = Rates()
+                config = {**ADAMW, "resume": resume.value}
                 with log_lines() as lines:
-                    resumed, _ = run_training(ADAMW, after, 2, checkpoint)
-                assert are_equal(resumed, uninterrupted_run)
-                line = f"{setting} is not used: the checkpoint's {kept} is kept. {USE_CONFIG}"
-                assert lines[0] == line
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [(LINEAR, None), (None, LINEAR), (LINEAR, {**ANNEALING, "T_max": 20})],
-    ids=str,
-)
-def test_schedule_of_another_kind_is_an_error_unless_the_config_applies(
-    before: Any, after: Any, tmp_path: Path
-) -> None:
-    checkpoint = saved(tmp_path, ADAMW, before)
-    with pytest.raises(ConfigError, match=rf"^scheduler.* the checkpoint.*{USE_CONFIG}$"):
-        run_training(ADAMW, after, 2, checkpoint)
-    _, fit = run_training({**ADAMW, **CONFIG}, after, 2, checkpoint)
-    lr = fit.optimizers[0].param_groups[0]["lr"]
-    assert lr == pytest.approx(1e-2 if after is None else 1e-2 / 2), "half of the way of 20 steps"
+                    run_training(config, after, 2, checkpoint, callbacks=[rates])
+                expected = [1e-2 * factor(step) for step in range(STEPS, 2 * STEPS)]
+                assert rates.used == pytest.approx(expected)
+                assert len(lines) == len(said)
+                for line, words in zip(lines, said, strict=True):
+                    assert line.startswith(words.format("the checkpoint's "))
 
 
 def test_custom_schedule_of_the_config_continues_at_the_current_step(tmp_path: Path) -> None:
@@ -501,23 +705,22 @@ def fit_stalled(
     return fit
 
 
-@pytest.mark.parametrize("resume", ["checkpoint", "config"])
-def test_plateau_continues_with_its_history(resume: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("resume", Resume)
+@pytest.mark.parametrize("lr", [1e-2, 1e-3])
+def test_plateau_continues_with_its_history(resume: Resume, lr: float, tmp_path: Path) -> None:
     checkpoint = tmp_path / "first.ckpt"
     fit_stalled(ADAMW, PLATEAU, 4).save_checkpoint(checkpoint)
-    fit = fit_stalled({**ADAMW, "lr": 1e-3, "resume": resume}, PLATEAU, 6, checkpoint)
-    peak = 1e-3 if resume == "config" else 1e-2
-    assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(peak * 0.25)
-    built = fit.lr_scheduler_configs[0].scheduler
-    assert isinstance(built, ReduceLROnPlateau)
-    assert built.last_epoch == 6
+    fit = fit_stalled({**ADAMW, "lr": lr, "resume": resume.value}, PLATEAU, 6, checkpoint)
+    assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(lr * 0.25)
+    built: Any = fit.lr_scheduler_configs[0].scheduler
+    assert built.plateau.last_epoch == 6
 
 
 def test_plateau_of_another_mode_keeps_the_lr_but_not_the_history(tmp_path: Path) -> None:
     """The best value of the one mode is no best value of the other."""
     checkpoint = tmp_path / "first.ckpt"
     fit_stalled(ADAMW, PLATEAU, 4).save_checkpoint(checkpoint)
-    fit = fit_stalled({**ADAMW, **CONFIG}, {**PLATEAU, "mode": "max"}, 6, checkpoint)
+    fit = fit_stalled(ADAMW, {**PLATEAU, "mode": "max"}, 6, checkpoint)
     halved_once = ADAMW["lr"] * 0.5
     assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(halved_once)
 

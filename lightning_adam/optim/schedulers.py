@@ -237,15 +237,7 @@ class CustomSchedule(_Scheduler):
     @property
     def settings(self) -> dict[str, Any]:
         """The arguments of the scheduler, resolved, as far as they are plain values."""
-        parameters = inspect.signature(self._kind).parameters
-        resolved = {
-            name: value
-            for name, value in vars(self).items()
-            if name in parameters
-            and name != "last_epoch"
-            and isinstance(value, bool | int | float | str)
-        }
-        return {"name": self._kind.__name__, **resolved}
+        return _arguments(self, self._kind)
 
     def step(self, metrics: Any = None) -> None:
         """Advances the scheduler, unless the optimizer's step was skipped.
@@ -477,7 +469,22 @@ def scheduler_settings(scheduler: LRScheduler) -> dict[str, Any]:
         >>> scheduler_settings(scheduler)["total_steps"]
         10
     """
-    return dict(getattr(scheduler, "settings", None) or {"name": type(scheduler).__name__})
+    if isinstance(scheduler, Schedule | CustomSchedule):
+        return scheduler.settings
+    return _arguments(scheduler, type(scheduler))
+
+
+def _arguments(scheduler: Any, kind: type[Any]) -> dict[str, Any]:
+    """The arguments that a class of schedulers was given, as far as they are plain values."""
+    parameters = inspect.signature(kind).parameters
+    resolved = {
+        name: value
+        for name, value in vars(scheduler).items()
+        if name in parameters
+        and name != "last_epoch"
+        and isinstance(value, bool | int | float | str)
+    }
+    return {"name": kind.__name__, **resolved}
 
 
 def _build_custom(

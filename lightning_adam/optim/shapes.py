@@ -221,7 +221,9 @@ def curve(config: StepScheduleConfig, path: ConfigPath, length: RunLength, peak:
     if isinstance(config, InverseSqrtConfig):
         arguments["timescale"] = config.timescale or warmup_steps or 10_000
     elif isinstance(config, ExponentialConfig) and config.decay_steps is None:
-        arguments["decay_steps"] = _epoch_steps(path / "decay_steps", None, length)
+        arguments["decay_steps"] = _epoch_steps(
+            path / "name", config.name, path / "decay_steps", length
+        )
     elif isinstance(config, MultiStepConfig):
         steps = [each if each >= 1 else round(each * (end or 0)) for each in config.milestones]
         arguments["milestones"] = [each - warmup_steps for each in steps]
@@ -252,7 +254,7 @@ def _warmup_steps(
         steps, field = round(config.warmup_ratio * end), "warmup_ratio"
     if config.warmup_epochs:
         field = "warmup_epochs"
-        epoch = _epoch_steps(path / field, config.warmup_epochs, length)
+        epoch = _epoch_steps(path / field, config.warmup_epochs, path / "warmup_steps", length)
         steps = round(config.warmup_epochs * epoch)
     return _cut(path / field, getattr(config, field), steps, end)
 
@@ -274,13 +276,11 @@ def _cut(path: ConfigPath, value: Any, steps: int, available: int | None) -> int
     return available
 
 
-def _epoch_steps(path: ConfigPath, value: Any, length: RunLength) -> float:
-    if length.epoch_steps is None or not math.isfinite(length.epoch_steps):
-        number = path.override(Placeholder("N"))
-        steps = number if value is None else number.replace("_epochs", "_steps")
+def _epoch_steps(path: ConfigPath, value: Any, steps: ConfigPath, length: RunLength) -> float:
+    if length.epoch_steps is None:
         raise path.error(
             "needs the number of steps of an epoch, which is not known here",
-            f"Set {steps}",
+            f"Set {steps.override(Placeholder('N'))}",
             value=value,
         )
     return length.epoch_steps

@@ -1,13 +1,28 @@
 """The schedules against values of transformers and torch, and configs that are errors."""
 
+import functools
 import inspect
+import io
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch.optim import Adam
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    CosineAnnealingLR,
+    ExponentialLR,
+    LinearLR,
+    LRScheduler,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+    StepLR,
+)
 
 from lightning_adam import ConfigError, build_scheduler
 from lightning_adam.config.schedule import PlateauConfig
@@ -15,25 +30,47 @@ from lightning_adam.optim.param_groups import peak_lr
 from lightning_adam.optim.schedulers import scheduler_settings, set_peak
 from tests.support.tables import each_row
 
-# transformers 5.23, get_scheduler with peak 10, 2 warm-up steps and 10 in all (constant: 4).
-LINEAR = [0, 5, 10, 8.75, 7.5, 6.25, 5, 3.75, 2.5, 1.25]
-COSINE = [0, 5, 10, 9.619398, 8.535534, 6.913417, 5, 3.086583, 1.464466, 0.380602]
-CONSTANT = [0, 2.5, 5, 7.5, 10, 10, 10, 10, 10, 10]
-POLYNOMIAL = [0, 5, 10, 7.65625, 5.625, 3.90625, 2.5, 1.40625, 0.625, 0.15625]
-INVERSE_SQRT = [0, 5, 10, 8.164966, 7.071068, 6.324555, 5.773503, 5.345225, 5, 4.714045]
-WSD = [0, 5, 10, 10, 10, 10, 10, 10, 7.5, 2.5]
+TORCH = "torch.optim.lr_scheduler"
+# transformers 5.23, get_scheduler with peak 10, 2 warm-up steps and 10 in all (constant: 4). From
+# the peak on; before it, transformers trains its first step with 0, and ours is one step ahead.
+LINEAR = [10 / 3, 20 / 3, 10, 8.75, 7.5, 6.25, 5, 3.75, 2.5, 1.25]
+COSINE = [10 / 3, 20 / 3, 10, 9.619398, 8.535534, 6.913417, 5, 3.086583, 1.464466, 0.380602]
+CONSTANT = [2, 4, 6, 8, 10, 10, 10, 10, 10, 10]
+POLYNOMIAL = [10 / 3, 20 / 3, 10, 7.65625, 5.625, 3.90625, 2.5, 1.40625, 0.625, 0.15625]
+INVERSE_SQRT = [10 / 3, 20 / 3, 10, 8.164966, 7.071068, 6.324555, 5.773503, 5.345225, 5, 4.714045]
+WSD = [10 / 3, 20 / 3, 10, 10, 10, 10, 10, 10, 7.5, 2.5]
 
 
 def optimizer(*peaks: float) -> Adam:
     return Adam([{"params": [torch.zeros(1, requires_grad=True)], "lr": peak} for peak in peaks])
 
 
-def rates(config: dict[str, Any], steps: int, total_steps: int | None) -> list[float]:
+def rates(
+    config: dict[str, Any], steps: int, total_steps: int | None, epoch_steps: float | None = None
+) -> list[float]:
     adam = optimizer(10.0)
-    scheduler = build_scheduler(adam, config, total_steps)
+    scheduler = build_scheduler(adam, config, total_steps, epoch_steps)
     seen = []
     for _ in range(steps):
         seen.append(adam.param_groups[0]["lr"])
+        adam.step()
+        scheduler.step()
+    return seen
+
+
+def custom(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"name": "custom", "_target_": f"{TORCH}.{name}", **arguments}
+
+
+def partial(name: str, **arguments: Any) -> functools.partial[Any]:
+    return functools.partial(getattr(torch.optim.lr_scheduler, name), **arguments)
+
+
+def steps(adam: Adam, scheduler: LRScheduler, count: int) -> list[list[float]]:
+    """The learning rates of each group at each step."""
+    seen = []
+    for _ in range(count):
+        seen.append([group["lr"] for group in adam.param_groups])
         adam.step()
         scheduler.step()
     return seen
@@ -43,6 +80,7 @@ TABLE: list[tuple[dict[str, Any], list[float]]] = [
     ({"name": "linear", "warmup_steps": 2}, LINEAR),
     ({"name": "cosine", "warmup_steps": 2}, COSINE),
     ({"name": "cosine", "warmup_ratio": 0.2}, COSINE),
+    ({"name": "cosine", "warmup_epochs": 0.5}, COSINE),
     ({"name": "constant", "warmup_steps": 4}, CONSTANT),
     ({"name": "constant"}, [10.0] * 10),
     ({"name": "linear", "warmup_steps": 0, "min_lr_ratio": 1.0}, [10.0] * 10),
@@ -56,7 +94,7 @@ def test_agrees_with_the_values_of_transformers() -> None:
     with each_row() as row:
         for config, expected in TABLE:
             with row(config):
-                assert rates(config, 10, 10) == pytest.approx(expected, abs=1e-6)
+                assert rates(config, 10, 10, 4) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
@@ -75,11 +113,192 @@ def test_groups_keep_their_lr_scales() -> None:
     scheduler = build_scheduler(adam, {"name": "linear", "warmup_steps": 4}, 10)
     adam.step()
     scheduler.step()
-    assert scheduler.get_last_lr() == [2.5, 0.25]
+    assert scheduler.get_last_lr() == [4.0, 0.4]
 
 
 def test_constant_schedule_needs_no_length() -> None:
-    assert rates({"name": "constant", "warmup_steps": 4}, 10, None) == CONSTANT
+    seen = rates({"name": "constant", "warmup_steps": 4}, 10, None)
+    assert seen == pytest.approx(CONSTANT)
+
+
+MINIMA: list[tuple[str, dict[str, Any]]] = [
+    ("linear", {}),
+    ("cosine", {}),
+    ("polynomial", {"power": 2.0}),
+    ("cosine_restarts", {"num_cycles": 2}),
+    ("exponential", {"gamma": 0.1, "decay_steps": 3}),
+    ("wsd", {"decay_steps": 3}),
+]
+
+
+def test_min_lr_is_the_ratio_times_the_peak_of_each_group() -> None:
+    with each_row() as row:
+        for name, settings in MINIMA:
+            with row(name):
+                seen = []
+                for minimum in ({"min_lr": 1.0}, {"min_lr_ratio": 0.1}):
+                    adam = optimizer(10.0, 2.0)
+                    adam.param_groups[1]["lr_scale"] = 0.2
+                    config = {"name": name, "warmup_steps": 2, **settings, **minimum}
+                    scheduler = build_scheduler(adam, config, 10)
+                    rates = [scheduler.get_last_lr()]
+                    for _ in range(12):
+                        adam.step()
+                        scheduler.step()
+                        rates.append(scheduler.get_last_lr())
+                    seen.append(rates)
+                assert seen[0] == seen[1]
+                assert seen[0][10:] == [pytest.approx([1.0, 0.2])] * 3
+
+
+def test_what_is_longer_than_the_run_is_cut_with_a_warning() -> None:
+    constant: dict[str, Any] = {"name": "constant"}
+    wsd: dict[str, Any] = {"name": "wsd", "decay": "linear", "decay_steps": 9}
+    table: list[tuple[dict[str, Any], list[float], str]] = [
+        ({**constant, "warmup_steps": 101}, [2, 4, 6, 8], "warmup_steps=101 .* 101 steps, of .* 4"),
+        ({**constant, "warmup_epochs": 2}, [2, 4, 6, 8], "warmup_epochs=2.0 .* 10 steps, of .* 4"),
+        ({**wsd, "warmup_steps": 2}, [10 / 3, 20 / 3, 10, 5], "decay_steps=9 .* 9 steps, of .* 2"),
+        ({**wsd, "warmup_steps": 9}, [2, 4, 6, 8], "warmup_steps=9 .* 9 steps, of .* 4"),
+    ]
+    with each_row() as row:
+        for config, expected, message in table:
+            with row(config):
+                with pytest.warns(UserWarning, match=f"^{message}"):
+                    seen = rates(config, 4, 4, 5)
+                assert seen == pytest.approx(expected)
+
+
+def test_sequence_of_schedulers_equals_torch_by_hand() -> None:
+    cosine, linear = partial("CosineAnnealingLR", T_max=7), partial("LinearLR", total_iters=3)
+    parts: list[tuple[Any, Callable[[Adam], LRScheduler]]] = [
+        (
+            partial("SequentialLR", schedulers=[linear, cosine], milestones=[3]),
+            lambda adam: SequentialLR(
+                adam, [LinearLR(adam, total_iters=3), CosineAnnealingLR(adam, 7)], [3]
+            ),
+        ),
+        (
+            partial(
+                "SequentialLR",
+                schedulers=[linear, partial("CosineAnnealingLR", T_max="total_steps")],
+                milestones=[3],
+            ),
+            lambda adam: SequentialLR(
+                adam, [LinearLR(adam, total_iters=3), CosineAnnealingLR(adam, 10)], [3]
+            ),
+        ),
+        (
+            partial("ChainedScheduler", schedulers=[linear, partial("ExponentialLR", gamma=0.9)]),
+            lambda adam: ChainedScheduler(
+                [LinearLR(adam, total_iters=3), ExponentialLR(adam, 0.9)]
+            ),
+        ),
+        (
+            partial(
+                "ChainedScheduler",
+                schedulers=[
+                    partial("LinearLR", total_iters="total_steps"),
+                    partial("StepLR", step_size=2),
+                ],
+            ),
+            lambda adam: ChainedScheduler([LinearLR(adam, total_iters=10), StepLR(adam, 2)]),
+        ),
+    ]
+    with each_row() as row:
+        for (config, by_hand), saved_after in itertools.product(parts, range(0, 10, 3)):
+            with row((config, saved_after)):
+                theirs = optimizer(10.0, 1.0)
+                expected = steps(theirs, by_hand(theirs), 10)
+                ours = optimizer(10.0, 1.0)
+                first = build_scheduler(ours, config, 10)
+                seen = steps(ours, first, saved_after)
+                file = io.BytesIO()
+                torch.save([ours.state_dict(), first.state_dict()], file)
+                file.seek(0)
+                loaded = torch.load(file, weights_only=True)
+                resumed = optimizer(10.0, 1.0)
+                second = build_scheduler(resumed, config, 10)
+                resumed.load_state_dict(loaded[0])
+                second.load_state_dict(loaded[1])
+                assert seen + steps(resumed, second, 10 - saved_after) == expected
+
+
+def test_sequence_takes_partials_of_hydra() -> None:
+    node = OmegaConf.create(
+        {
+            "scheduler": custom(
+                "SequentialLR",
+                _partial_=True,
+                schedulers=[
+                    {"_target_": f"{TORCH}.LinearLR", "_partial_": True, "total_iters": 3},
+                    {"_target_": f"{TORCH}.StepLR", "_partial_": True, "step_size": 2},
+                ],
+                milestones=[3],
+            )
+        }
+    ).scheduler
+    theirs = optimizer(10.0)
+    by_hand = SequentialLR(theirs, [LinearLR(theirs, total_iters=3), StepLR(theirs, 2)], [3])
+    expected = steps(theirs, by_hand, 9)
+    with each_row() as row:
+        for form in (node, instantiate(node), OmegaConf.to_container(node)):
+            with row(type(form)):
+                ours = optimizer(10.0)
+                assert steps(ours, build_scheduler(ours, form, None), 9) == expected
+
+
+def test_schedule_that_torch_ends_goes_on_with_its_last_value() -> None:
+    config = custom("OneCycleLR", max_lr=10.0, total_steps=6, cycle_momentum=False)
+    ours, theirs = optimizer(10.0), optimizer(10.0)
+    by_hand = OneCycleLR(theirs, 10.0, 6, cycle_momentum=False)
+    expected = steps(theirs, by_hand, 6)
+    scheduler = build_scheduler(ours, config, None)
+    with pytest.warns(UserWarning, match=r"OneCycleLR.* has ended after 6 steps"):
+        seen = steps(ours, scheduler, 9)
+    assert seen == [*expected, *[[by_hand.get_last_lr()[0]]] * 3]
+    resumed = optimizer(10.0)
+    second = build_scheduler(resumed, config, None)
+    second.load_state_dict(scheduler.state_dict())
+    assert steps(resumed, second, 2) == seen[-2:]
+
+
+PEAKS: list[dict[str, Any]] = [
+    {"name": "cosine", "warmup_steps": 3},
+    {"name": "cosine", "warmup_steps": 3, "min_lr": 0.5},
+    {"name": "one_cycle"},
+    {
+        "_target_": "torch.optim.lr_scheduler.OneCycleLR",
+        "max_lr": 10.0,
+        "total_steps": "total_steps",
+        "cycle_momentum": False,
+    },
+    {
+        "_target_": "torch.optim.lr_scheduler.CyclicLR",
+        "base_lr": 2.0,
+        "max_lr": 10.0,
+        "step_size_up": 3,
+        "cycle_momentum": False,
+    },
+    {"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 2},
+    {"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "T_max": 6},
+]
+
+
+def test_peak_that_is_set_in_the_middle_moves_the_whole_curve() -> None:
+    with each_row() as row:
+        for config in PEAKS:
+            with row(config):
+                first, second = optimizer(10.0), optimizer(5.0)
+                moved = build_scheduler(first, config, 10)
+                begun = dict(config)
+                if "max_lr" in begun:
+                    begun["max_lr"] = 5.0
+                if "base_lr" in begun:
+                    begun["base_lr"] = 1.0
+                expected = steps(second, build_scheduler(second, begun, 10), 10)
+                steps(first, moved, 4)
+                set_peak(first, moved, 5.0)
+                assert steps(first, moved, 6) == [pytest.approx(each) for each in expected[4:]]
 
 
 def test_loaded_state_continues_the_schedule() -> None:
@@ -107,10 +326,6 @@ def test_recorded_settings_are_resolved() -> None:
     assert scheduler_settings(other) == {"name": "StepLR", "step_size": 3, "gamma": 0.1}
 
 
-def custom(name: str, **arguments: Any) -> dict[str, Any]:
-    return {"name": "custom", "_target_": f"torch.optim.lr_scheduler.{name}", **arguments}
-
-
 def test_total_steps_argument_of_a_custom_scheduler_is_the_length() -> None:
     config = custom("OneCycleLR", max_lr=10.0, total_steps="total_steps", cycle_momentum=False)
     scheduler = build_scheduler(optimizer(10.0), config, 10)
@@ -126,7 +341,6 @@ def test_total_steps_argument_of_a_custom_scheduler_is_the_length() -> None:
 
 
 SET_LENGTH = r"Set total_steps=N, or give the Trainer max_steps$"
-WARMUP_OF_101 = r"^warmup_steps=101 is longer than the run, which has 100 optimizer steps\. .*=10$"
 BAD_SCHEDULES: list[tuple[dict[str, Any], int | None, str]] = [
     # A length that is not known.
     ({"name": "cosine"}, None, rf"^name='cosine' needs .*{SET_LENGTH}"),
@@ -142,28 +356,54 @@ BAD_SCHEDULES: list[tuple[dict[str, Any], int | None, str]] = [
         None,
         r"^T_max='total_steps' needs .*Set T_max=N, ",
     ),
-    # A warm-up longer than the run.
-    ({"name": "cosine", "warmup_steps": 101}, 100, WARMUP_OF_101),
-    ({"name": "constant", "warmup_steps": 101}, 100, WARMUP_OF_101),
-    ({"name": "linear", "warmup_steps": 101, "total_steps": 1000}, 100, WARMUP_OF_101),
-    # A decay that overlaps the warm-up.
+    # A minimum above the peak, and a length of an epoch that is not known.
     (
-        {"name": "wsd", "warmup_steps": 8, "decay_steps": 3},
+        {"name": "cosine", "min_lr": 1.5},
         10,
-        r"^decay_steps=3 is more than the 2 st",
+        r"^min_lr=1\.5 is above the peak, which is 1\. Use for example min_lr=0\.01$",
     ),
     (
-        {"name": "wsd", "warmup_ratio": 0.8, "decay_ratio": 0.3},
-        10,
-        r"^decay_steps=3 is more than the 2 st",
+        {"name": "constant", "warmup_epochs": 2},
+        None,
+        r"^warmup_epochs=2\.0 needs the number of steps of an epoch.*Set warmup_steps=N$",
     ),
     (
-        {"name": "wsd", "warmup_steps": 10},
+        {"name": "exponential"},
         10,
-        r"^warmup_steps=10 leaves none of the 10.*steps=1$",
+        r"^name='exponential' needs the number of steps of an epoch.*Set decay_steps=N$",
+    ),
+    # Settings that exclude each other.
+    (
+        {"name": "cosine", "warmup_steps": 0, "warmup_epochs": 1},
+        10,
+        r"^warmup_epochs=1\.0 excludes warmup_steps",
+    ),
+    (
+        {"name": "cosine", "warmup_ratio": 0.1, "warmup_epochs": 1},
+        10,
+        r"^warmup_epochs=1\.0 excludes warmup_ratio",
+    ),
+    (
+        {"name": "cosine", "warmup_steps": 1, "warmup_ratio": 0.1},
+        10,
+        r"^warmup_ratio=0\.1 excludes warmup_steps",
+    ),
+    (
+        {"name": "cosine", "min_lr_ratio": 0.1, "min_lr": 0.0},
+        10,
+        r"^min_lr=0\.0 excludes min_lr_ratio",
+    ),
+    (
+        {"name": "wsd", "decay_steps": 1, "decay_ratio": 0.1},
+        10,
+        r"^decay_ratio=0\.1 excludes decay_steps",
     ),
     # A class that cannot be built.
-    (custom("CosineAnnealingLR"), 10, "missing 1 required positional argument: 'T_max'"),
+    (
+        custom("CosineAnnealingLR"),
+        10,
+        r"^T_max is required by .*CosineAnnealingLR\. Set T_max='total_steps'$",
+    ),
     (
         custom("StpLR", step_size=1),
         10,
@@ -191,7 +431,7 @@ def test_schedule_that_cannot_work_raises_one_line() -> None:
 def test_scheduler_that_cycles_the_momentum_warns() -> None:
     config = custom("OneCycleLR", max_lr=1.0, total_steps=10)
     composed = OmegaConf.create({"scheduler": config}).scheduler
-    table = [(config, "cycle_momentum=False"), (composed, r"\+scheduler\.cycle_momentum=false")]
+    table = [(config, "cycle_momentum=False"), (composed, r"cfg\.scheduler\.cycle_momentum=False")]
     with each_row() as row:
         for node, setting in table:
             expected = rf"replaces betas=\(0\.9, 0\.999\)\. To keep them, set {setting}$"

@@ -160,8 +160,9 @@ def locate(node: Any, default: str) -> ConfigPath:
     root, key = _origin(node, running_call())
     app = app_config()
     if app is not None:
-        root, key = app, _place_in_app(app, node, key, default)
-        is_hydra = bool(key)
+        place = _place_in_app(app, node, key, default)
+        is_hydra = bool(place)
+        root, key = (app, place) if is_hydra else (root, key)
     else:
         is_hydra = HydraConfig.initialized() or (bool(key) and is_composed(root))
     written = _select(root, key) if root is not None and key else None
@@ -213,13 +214,15 @@ def _place_in_app(app: DictConfig, node: Any, key: str, default: str) -> str:
     at_key = _select(app, key) if key else None
     if at_key is not None:
         key = full_key(at_key)
-    settings = _settings(node)
-    alike = [full_key(each) for each in _nodes(app) if settings and _settings(each) == settings]
+    content = plain(node)
+    alike = [full_key(each) for each in _nodes(app) if _are_alike(plain(each), content)]
     if key in alike or (at_key is not None and not alike):
         return key
+    # Hydra takes nodes out of their parents, which shortens their keys.
     name = (key or default).rpartition(".")[2]
+    ending = [full_key(each) for each in _nodes(app) if key and full_key(each).endswith(f".{key}")]
     named = [place for place in alike if place.rpartition(".")[2] == name]
-    return next(iter(named or alike), "")
+    return next(iter(named or alike or (ending if len(ending) == 1 else [])), "")
 
 
 def _select(root: DictConfig, key: str) -> DictConfig | None:
@@ -265,12 +268,18 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
             yield str(name), value[name]
 
 
-def _settings(node: Any) -> dict[str, Any]:
-    """The settings of a config, without what Hydra reads itself."""
-    values = plain(node)
-    if not isinstance(values, dict):
-        return {}
-    return {str(name): each for name, each in values.items() if not str(name).startswith("_")}
+def _are_alike(one: Any, other: Any) -> bool:
+    """Whether two configs have the same settings; those without any, the same target."""
+    if not isinstance(one, dict) or not isinstance(other, dict):
+        return False
+    settings, others = (
+        {name: value for name, value in each.items() if not str(name).startswith("_")}
+        for each in (one, other)
+    )
+    targets = one.get("_target_"), other.get("_target_")
+    return settings == others and (
+        bool(settings) or (None not in targets and targets[0] == targets[1])
+    )
 
 
 def _added(place: str) -> frozenset[str]:

@@ -19,6 +19,7 @@ from lightning_adam.config.errors import format_override
 from lightning_adam.config.monitor import Kernel, MonitorConfig, Scope
 from lightning_adam.config.optimizer import (
     AdamConfig,
+    CustomOptimizerConfig,
     GroupConfig,
     LayerDecayConfig,
     Resume,
@@ -100,8 +101,25 @@ def test_each_scheduler_preset_is_its_dataclass(tmp_path: Path) -> None:
                 assert OmegaConf.to_object(cfg.scheduler) == config()
 
 
+def test_custom_optimizer_preset_has_the_defaults_of_its_dataclass(tmp_path: Path) -> None:
+    line = ["lightning_adam/optimizer=custom", "optimizer._target_=torch.optim.NAdam"]
+    cfg = composed(tmp_path, DEFAULT_PLACE, [*line, "optimizer.lr=1"])
+    parsed, plain = parse_optimizer(cfg.optimizer).config, CustomOptimizerConfig()
+    for entry in fields(CustomOptimizerConfig):
+        if entry.init:
+            assert getattr(parsed, entry.name) == getattr(plain, entry.name), entry.name
+            assert entry.name in cfg.optimizer, "it could not be overridden"
+    assert parsed.weight_decay_on is WeightDecayOn.all
+
+
 GROUP = GroupConfig(
-    name="head", match="net.head.*", lr_scale=10.0, weight_decay=0.5, betas=[0.5, 0.6], eps=1e-4
+    name="head",
+    match="net.head.*",
+    lr_scale=10.0,
+    weight_decay=0.5,
+    weight_decay_on=WeightDecayOn.matrices,
+    betas=[0.5, 0.6],
+    eps=1e-4,
 )
 WARMUP: dict[str, Any] = {"warmup_steps": 5, "total_steps": 50, "count_skipped_steps": True}
 OVERRIDDEN: list[Any] = [
@@ -117,6 +135,7 @@ OVERRIDDEN: list[Any] = [
         foreach=False,
         capturable=True,
         weight_decay_on=WeightDecayOn.all,
+        no_decay=["*_table", "net.[ab].*"],
         groups=[GROUP],
         layer_decay=LayerDecayConfig(pattern="net.blocks.*", rate=0.5),
         resume=Resume.config,

@@ -70,13 +70,15 @@ BY_TARGET = {
     "lr": LR,
     "weight_decay": WEIGHT_DECAY,
     "fused": True,
+    "weight_decay_on": "matrices",
 }
+ARGUMENTS: dict[str, Any] = {name: each for name, each in BY_TARGET.items() if name != "_target_"}
 OPTIMIZERS: dict[str, Any] = {
     "typed node": OmegaConf.merge(OmegaConf.structured(AdamConfig), ADAMW),
     "DictConfig": OmegaConf.create(ADAMW),
     "dict": ADAMW,
     "dataclass": AdamConfig(lr=LR, weight_decay=WEIGHT_DECAY, decoupled_weight_decay=True),
-    "partial": partial(torch.optim.AdamW, lr=LR, weight_decay=WEIGHT_DECAY, fused=True),
+    "partial": partial(torch.optim.AdamW, **ARGUMENTS),
     "dict with a target": BY_TARGET,
     "DictConfig with a target": OmegaConf.create({**BY_TARGET, "_partial_": True}),
 }

@@ -126,6 +126,17 @@ INVALID_OPTIMIZERS: list[tuple[dict[str, Any], str, str]] = [
         "weight_decay_on='biases' must be 'matrices' or 'all'",
         "weight_decay_on='matrices'",
     ),
+    ({"no_decay": "bias"}, "no_decay='bias' must be a list", "no_decay=['*_token', '*pos_embed*']"),
+    (
+        {"no_decay": ["bias"], "weight_decay_on": "all"},
+        "no_decay=['bias'] has no effect with weight_decay_on='all'",
+        "weight_decay_on='matrices'",
+    ),
+    (
+        {"groups": [{"name": "a", "match": "*", "weight_decay_on": "biases"}]},
+        "groups.0.weight_decay_on='biases' must be 'matrices' or 'all'",
+        "groups.0.weight_decay_on='matrices'",
+    ),
     ({"resume": "cofnig"}, "resume='cofnig' must be 'checkpoint' or 'config'", "resume='config'"),
     ({"amsgrad": "perhaps"}, "amsgrad='perhaps' must be a boolean", "amsgrad=False"),
     ({"lr": "???"}, "lr is required", "Set lr=VALUE"),

@@ -136,7 +136,7 @@ def test_overrides_are_used_and_the_plateau_lowers_the_lr(project: Path) -> None
     trained = train(project, *FALLING)
     # The first validation is the best so far. Each later one halves the learning rate.
     rate = 0.01 * 0.5 ** (EPOCHS - 1)
-    assert settings(trained, "lr") == {"decay": rate, "no_decay": rate}
+    assert settings(trained, "lr") == {"decay": rate}
     assert trained["scheduler"] == PLATEAU
 
 

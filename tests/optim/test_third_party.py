@@ -304,7 +304,12 @@ def test_resumed_run_equals_the_uninterrupted_one(
 def test_groups_layer_decay_and_schedule_apply_to_any_optimizer() -> None:
     needs(OPTIMI)
     head = [{"name": "head", "match": "net.3.*", "lr_scale": 10, "eps": 1e-4}]
-    config = {**OPTIMI, "groups": head, "layer_decay": {"pattern": "net.*", "rate": 0.5}}
+    config = {
+        **OPTIMI,
+        "weight_decay_on": "matrices",
+        "groups": head,
+        "layer_decay": {"pattern": "net.*", "rate": 0.5},
+    }
     watched = monitored(config, LINEAR)
     groups = {group["name"]: group for group in watched.optimizers[0].param_groups}
     share = watched.values["adam_schedule/lr/group/layer_0"] / (1e-2 * 0.5**3)

@@ -5,11 +5,13 @@ A callback rather than hooks of the module, which a user may override without ca
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_adam._compat.lightning import (
@@ -23,6 +25,7 @@ from lightning_adam._compat.lightning import (
 )
 from lightning_adam.config.errors import ConfigError, ConfigPath, nearest
 from lightning_adam.config.schedule import Mode
+from lightning_adam.optim import resume
 from lightning_adam.optim.console import log_info
 from lightning_adam.optim.length import run_length
 from lightning_adam.optim.param_groups import LR_SCALE, peak_lr
@@ -110,6 +113,7 @@ class ScheduleCallback(AnyCallback):
 
     def __init__(self) -> None:
         self._all: list[Watched] = []
+        self._handles: list[RemovableHandle] = []
 
     @classmethod
     def watch(cls, trainer: Trainer, watched: Watched) -> None:
@@ -134,9 +138,19 @@ class ScheduleCallback(AnyCallback):
             )
         for watched in self._all:
             _warn_of_one_lr(trainer, watched)
+        if trainer.strategy.restore_checkpoint_after_setup:
+            self._handles = [
+                resume.follow_shards(
+                    optimizer, lambda: Path(trainer.ckpt_path or ""), f"optimizer_{index}"
+                )
+                for index, optimizer in enumerate(trainer.optimizers)
+            ]
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
         restore_loaders(trainer)
         self._update_lengths(trainer)
 

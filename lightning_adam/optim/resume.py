@@ -6,11 +6,13 @@ checkpoint's.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from lightning_adam.config.errors import ConfigPath
 from lightning_adam.config.optimizer import Resume
@@ -21,7 +23,10 @@ from lightning_adam.statistics.names import clean_name, group_name
 
 State = dict[str, Any]
 CONFIGURED = "configured"
-"""Key of a group's settings as the config has them, with the optimizer's class."""
+"""Key of a group's settings as the config has them, with the optimizer's class, in pairs.
+
+Not a dict, which torch.distributed.checkpoint would load in place.
+"""
 IMPLEMENTATION = ("fused", "foreach", "capturable")
 """Settings that change how a step is computed, not its result: always those of today."""
 OWN = ("params", "param_names", "name", LR_SCALE, CONFIGURED, *IMPLEMENTATION)
@@ -72,6 +77,47 @@ def attach(optimizer: Optimizer, names: Sequence[str], resume: Resume, path: Con
     optimizer.register_load_state_dict_pre_hook(merge)
 
 
+def follow_shards(optimizer: Optimizer, folder: Callable[[], Path], name: str) -> RemovableHandle:
+    """Makes an optimizer load a sharded checkpoint that may have other groups.
+
+    torch.distributed.checkpoint loads what the optimizer's `state_dict` has, which from now on has
+    the groups of the checkpoint.
+
+    Args:
+        optimizer: The optimizer.
+        folder: Returns the checkpoint's folder, when it is loaded.
+        name: The optimizer's key in it.
+
+    Returns:
+        The handle that undoes it.
+    """
+
+    def take_groups(_: Optimizer, state: State) -> State:
+        if not (folder() / ".metadata").is_file():
+            return state
+        saved = _saved_groups(folder(), name)
+        if [{*each} for each in state["param_groups"]] == [{*each} for each in saved]:
+            return state
+        return {**state, "param_groups": saved}
+
+    return optimizer.register_state_dict_post_hook(take_groups)
+
+
+def _saved_groups(folder: Path, name: str) -> list[State]:
+    """The groups of a sharded checkpoint, without their values."""
+    # Not every build of torch has it, and its import takes long.
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+
+    metadata = FileSystemReader(folder).read_metadata()
+    groups: dict[int, State] = {}
+    for key, place in (metadata.planner_data or {}).items():
+        is_setting = isinstance(metadata.state_dict_metadata.get(key), BytesStorageMetadata)
+        if tuple(place[:2]) == (name, "param_groups") and len(place) == 4 and is_setting:
+            groups.setdefault(place[2], {"params": []}).setdefault(place[3])
+    return [groups[number] for number in sorted(groups)]
+
+
 def optimizer_class(groups: Sequence[Mapping[str, Any]]) -> str:
     """Returns the class of the optimizer that saved some groups; empty if it is not recorded.
 
@@ -79,11 +125,11 @@ def optimizer_class(groups: Sequence[Mapping[str, Any]]) -> str:
         >>> optimizer_class([{"lr": 0.1}])
         ''
     """
-    return next((str(each[CONFIGURED]["class"]) for each in groups if CONFIGURED in each), "")
+    return next((str(dict(each[CONFIGURED])["class"]) for each in groups if CONFIGURED in each), "")
 
 
-def _configured(optimizer: Optimizer, group: Mapping[str, Any]) -> State:
-    return {"class": _class(optimizer), **_compared(optimizer, group)}
+def _configured(optimizer: Optimizer, group: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple({"class": _class(optimizer), **_compared(optimizer, group)}.items())
 
 
 def _class(optimizer: Optimizer) -> str:
@@ -118,6 +164,7 @@ def _merge(
 ) -> tuple[list[str], State]:
     """The state to load, and what is to be said about it."""
     groups, saved_groups = optimizer.param_groups, saved["param_groups"]
+    print("SAVED", saved_groups)
     own_class = _class(optimizer)
     saved_class = optimizer_class(saved_groups) or own_class
     if saved_class != own_class:
@@ -157,7 +204,7 @@ def _merged(
     optimizer: Optimizer, group: Mapping[str, Any], saved: Mapping[str, Any], resume: Resume
 ) -> State:
     """A saved group with what the user has changed since, or all settings, from the config."""
-    then, now = saved.get(CONFIGURED, {}), group[CONFIGURED]
+    then, now = dict(saved.get(CONFIGURED, ())), dict(group[CONFIGURED])
     changed = {
         key
         for key in now
@@ -184,7 +231,8 @@ def _own(group: Mapping[str, Any], saved_groups: Sequence[Mapping[str, Any]]) ->
     """The config's settings, at the checkpoint's point of the schedule."""
     settings = {key: value for key, value in group.items() if key != "params"}
     if "initial_lr" in group:
-        settings["lr"] = peak_lr(group) * lr_factor(saved_groups[0])
+        first = next((each for each in saved_groups if "lr" in each), group)
+        settings["lr"] = peak_lr(group) * lr_factor(first)
     return settings
 
 
@@ -251,8 +299,14 @@ def _origins(
 ) -> list[list[_Origin | None]]:
     """For each parameter of each group, its place in the checkpoint."""
     saved_groups = saved["param_groups"]
+    # torch.distributed.checkpoint has moved the settings of groups that have been split.
+    owners = {
+        clean_name(name): number
+        for number, group in enumerate(saved_groups)
+        for name in group.get("param_names", ())
+    }
     known = [
-        _Origin(key, number, name)
+        _Origin(key, owners.get(name, number), name)
         for number, group in enumerate(saved_groups)
         for key, name in zip(group["params"], _saved_names(group), strict=True)
     ]

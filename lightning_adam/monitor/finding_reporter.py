@@ -19,8 +19,8 @@ from lightning_adam.findings.rule import Training
 from lightning_adam.findings.showing import closed, raised, summary
 from lightning_adam.findings.watch import Watch
 from lightning_adam.monitor.loggers import alert, log_findings
-from lightning_adam.optim.length import steps_of
 from lightning_adam.optim.console import log_info
+from lightning_adam.optim.length import steps_of
 from lightning_adam.optim.param_groups import peak_lr
 from lightning_adam.optim.schedulers import scheduler_settings
 from lightning_adam.statistics import kernels

@@ -442,7 +442,7 @@ def _parse_custom(
     if name != CustomSchedulerConfig.name:
         problem = "does not belong to a _target_"
         raise (path / "name").invalid(name, problem, CustomSchedulerConfig.name)
-    check_arguments(target, path)
+    _check_arguments(target, path)
     config = validate(CustomSchedulerConfig, own, path)
     config.factory = target
     if uses_total_steps(target):
@@ -451,3 +451,13 @@ def _parse_custom(
             raise (path / "interval").invalid(config.interval, problem, SchedulerInterval.step)
         config.interval = SchedulerInterval.step
     return config
+
+
+def _check_arguments(target: functools.partial[Any], path: ConfigPath) -> None:
+    """Checks the arguments of a scheduler, and those of its children."""
+    keywords = dict(target.keywords)
+    # ChainedScheduler takes them first, and its optimizer last.
+    for index, child in enumerate(keywords.pop("schedulers", ())):
+        if isinstance(child, functools.partial):
+            _check_arguments(child, path / "schedulers" / index)
+    check_arguments(functools.partial(target.func, **keywords), path)

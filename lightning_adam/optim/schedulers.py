@@ -547,14 +547,14 @@ def _call(
 ) -> Any:
     """Calls the class of a scheduler, with its children built and `total_steps` filled in."""
 
-    def resolved(value: Any) -> Any:
+    def resolved(value: Any, path: ConfigPath) -> Any:
         if isinstance(value, functools.partial) and isinstance(value.func, type):
             return _call(value, path, optimizer, total_steps)
         if isinstance(value, list | tuple):
-            return [resolved(each) for each in value]
+            return [resolved(each, path / index) for index, each in enumerate(value)]
         return total_steps if isinstance(value, str) and value == TOTAL_STEPS else value
 
-    keywords = {name: resolved(value) for name, value in factory.keywords.items()}
+    keywords = {name: resolved(value, path / name) for name, value in factory.keywords.items()}
     if "schedulers" in keywords:
         # ChainedScheduler takes its optimizer last.
         keywords["optimizer"] = optimizer

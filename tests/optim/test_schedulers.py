@@ -341,7 +341,7 @@ def test_total_steps_argument_of_a_custom_scheduler_is_the_length() -> None:
 
 
 SET_LENGTH = r"Set total_steps=N, or give the Trainer max_steps$"
-BAD_SCHEDULES: list[tuple[dict[str, Any], int | None, str]] = [
+BAD_SCHEDULES: list[tuple[Any, int | None, str]] = [
     # A length that is not known.
     ({"name": "cosine"}, None, rf"^name='cosine' needs .*{SET_LENGTH}"),
     ({"name": "linear"}, None, rf"^name='linear' needs .*{SET_LENGTH}"),
@@ -398,7 +398,22 @@ BAD_SCHEDULES: list[tuple[dict[str, Any], int | None, str]] = [
         10,
         r"^decay_ratio=0\.1 excludes decay_steps",
     ),
-    # A class that cannot be built.
+    # A class that cannot be built, or a child of it.
+    (
+        partial("SequentialLR", schedulers=[partial("StepLR", step_sise=1)], milestones=[]),
+        10,
+        r"^schedulers\.0\.step_sise=1 is not a setting\. Use .*schedulers\.0\.step_size=1$",
+    ),
+    (
+        partial("ChainedScheduler", schedulers=[partial("StepLR")]),
+        10,
+        r"^schedulers\.0\.step_size is required",
+    ),
+    (
+        partial("ChainedScheduler", schedulers=[partial("LinearLR")], milestones=[3]),
+        10,
+        r"^milestones=\[3\] is not a setting",
+    ),
     (
         custom("CosineAnnealingLR"),
         10,

@@ -27,6 +27,7 @@ from lightning_adam.config.errors import ConfigError, ConfigPath, nearest
 from lightning_adam.config.schedule import Mode
 from lightning_adam.optim import resume
 from lightning_adam.optim.console import log_info
+from lightning_adam.optim.hyperparameters import make_plain
 from lightning_adam.optim.length import run_length
 from lightning_adam.optim.param_groups import LR_SCALE, peak_lr
 from lightning_adam.optim.schedulers import AnySchedule, set_peak
@@ -145,6 +146,12 @@ class ScheduleCallback(AnyCallback):
                 )
                 for index, optimizer in enumerate(trainer.optimizers)
             ]
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        make_plain(checkpoint)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

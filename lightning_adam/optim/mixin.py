@@ -9,10 +9,11 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from lightning_adam._compat.lightning import either, is_created_by_cli
 from lightning_adam.config.errors import ConfigError, ConfigPath, Source
 from lightning_adam.config.optimizer import AdamConfig, OptimizerConfig, parse_optimizer
-from lightning_adam.config.parsing import Parsed, locate, locate_argument, plain
+from lightning_adam.config.parsing import Parsed, locate, locate_argument
 from lightning_adam.config.schedule import ScheduleConfig, parse_schedule
 from lightning_adam.optim.build import Built, build
 from lightning_adam.optim.console import log_info
+from lightning_adam.optim.hyperparameters import make_plain
 from lightning_adam.optim.optimizers import hyperparameters
 
 if TYPE_CHECKING:
@@ -121,15 +122,12 @@ class AdamMixin(_Base):
         return cast("OptimizerLRScheduler", self._built.as_lightning())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Turns configs among the hyperparameters into plain containers.
+        """Has a checkpoint of the weights alone hold plain hyperparameters.
 
-        torch's `load` accepts them with `weights_only`, which is Lightning's default.
+        The trainer's callback does it for the others.
         """
         super().on_save_checkpoint(checkpoint)
-        key = self.CHECKPOINT_HYPER_PARAMS_KEY
-        if key in checkpoint:
-            checkpoint[key] = {name: plain(each) for name, each in checkpoint[key].items()}
-            checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_TYPE, None)
+        make_plain(checkpoint)
 
     @property
     def config_paths(self) -> tuple[str, str]:

@@ -164,7 +164,6 @@ def _merge(
 ) -> tuple[list[str], State]:
     """The state to load, and what is to be said about it."""
     groups, saved_groups = optimizer.param_groups, saved["param_groups"]
-    print("SAVED", saved_groups)
     own_class = _class(optimizer)
     saved_class = optimizer_class(saved_groups) or own_class
     if saved_class != own_class:

@@ -44,7 +44,7 @@ def running_call() -> Call | None:
 
 def app_config() -> DictConfig | None:
     """Returns the config of the app that is running in this thread; None without one."""
-    configs = (v.get("task_cfg") for name, v in _frames(JOB) if name == "run_job")
+    configs = (variables["task_cfg"] for _, variables in _frames(JOB) if "task_cfg" in variables)
     config = next(configs, None)
     return config if isinstance(config, DictConfig) else None
 

@@ -212,7 +212,7 @@ ROUTES = {
         config(FromHparams, ROOT_PRESETS, **INTERPOLATED), "optimizer.lr=-1", "optimizer.lr=0.001"
     ),
     "given in code": Route(
-        config(Direct, IN_MODEL, scheduler=None) + "other: {lr: -1}",
+        config(Direct, IN_MODEL, scheduler=None) + "other: {lr: -1.0}",
         "",
         "other.lr=0.001",
         from_another_node,
@@ -391,7 +391,7 @@ def test_config_that_is_not_from_the_app_is_named_as_in_code(job: Run) -> None:
     tasks: dict[str, Callable[[DictConfig], Any]] = {
         "lr=0.001": lambda _: build_adam(network(), {"lr": -1}),
         "cfg.adam.lr=0.001": lambda _: build_adam(network(), of_code.adam),
-        "eps=1e-08": lambda cfg: configured(cfg, optimizer={"lr": 0.1, "eps": -1}),
+        "eps=1e-08": lambda cfg: configured(cfg, optimizer={"lr": 0.1, "eps": -1.0}),
     }
     text = config(Direct, IN_MODEL)
     with each_row() as row:

@@ -1007,8 +1007,8 @@ MUTANTS = (
     ),
     Mutant(
         "config/errors",
-        "        return shlex.quote(assignment)",
-        "        return assignment",
+        'return shlex.quote(f"{self._prefix}{assignment}")',
+        'return f"{self._prefix}{assignment}"',
         "a suggestion with spaces is not one word of the shell",
     ),
     Mutant(

@@ -216,8 +216,6 @@ class CustomOptimizerConfig(Validated):
 
     factory: functools.partial[Any] = field(init=False)
     weight_decay_on: WeightDecayOn = WeightDecayOn.all
-    """Which parameters decay: `all`, or `matrices` (no biases, normalization layers, embeddings,
-    tokens or scales) (default: all; torch.optim)."""
     no_decay: NoDecay = field(default_factory=lambda: list(NO_DECAY))
     groups: Groups = field(default_factory=list)
     layer_decay: LayerDecayConfig = field(default_factory=LayerDecayConfig)

@@ -112,5 +112,5 @@ def test_every_fault_of_the_clinic_belongs_to_a_finding() -> None:
 
 def test_page_of_settings_explains_values_and_types() -> None:
     page = rendered(setting_pages.of("optimizer")).text
-    assert "matrices: Parameters with two or more dimensions" in page
+    assert "matrices: Parameters with at least two dimensions" in page
     assert "optimizer.betas=[0.9,0.999] of type list[float]" in page

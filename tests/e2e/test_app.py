@@ -296,6 +296,7 @@ def test_explained_defaults_are_those_of_the_configs() -> None:
 
 
 DEFAULTS_IN_WORDS = {
+    "optimizer.no_decay",
     "optimizer.layer_decay",
     "scheduler.name",
     "hydra.sweeper.study_name",

@@ -9,9 +9,9 @@ import lightning as L
 import pytest
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.tuner.tuning import Tuner
 from omegaconf import OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_adam import AdamMixin, build_adam
 from lightning_adam.config.optimizer import AdamConfig
@@ -24,6 +24,8 @@ STEPS = 2
 
 
 class Base(AdamMixin, L.LightningModule):
+    net: nn.Module
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return loss_of(self.net, batch)
 

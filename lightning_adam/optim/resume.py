@@ -209,7 +209,15 @@ def _merged(
         for key in now
         if resume is Resume.config or (key in then and _plain(then[key]) != now[key])
     }
-    settings = {**group, **{key: value for key, value in saved.items() if key not in OWN}}
+    settings = {
+        **group,
+        **{
+            # torch.distributed.checkpoint makes lists of tuples.
+            key: tuple(value) if isinstance(group.get(key), tuple) else value
+            for key, value in saved.items()
+            if key not in OWN
+        },
+    }
     progress = _progress(optimizer, group, saved)
     of_config = changed - progress.keys() - {"lr", "class"}
     settings.update(progress, **{key: group[key] for key in of_config if key in group})

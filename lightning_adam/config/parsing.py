@@ -526,9 +526,22 @@ def merged_with_preset(path: ConfigPath, target: str, preset: str) -> ConfigErro
     return (path / "_target_").error(
         f"is merged with the fields of {preset}, which do not belong to it",
         "Remove one of the two from the defaults list, or, for your own class, use"
-        f" {preset}=custom",
+        f" {preset_override(path, preset, 'custom')}",
         value=target,
     )
+
+
+def preset_override(path: ConfigPath, preset: str, option: str) -> str:
+    """Returns the override that chooses another option of a preset, wherever it is placed.
+
+    Example:
+        >>> preset_override(ConfigPath("optimizer"), "lightning_adam/optimizer", "custom")
+        'lightning_adam/optimizer=custom'
+        >>> preset_override(ConfigPath("model.adam"), "lightning_adam/optimizer", "custom")
+        'lightning_adam/optimizer@model.adam=custom'
+    """
+    is_usual = path.config == preset.rpartition("/")[2] or path.source is not Source.HYDRA
+    return f"{preset}{'' if is_usual else f'@{path.config}'}={option}"
 
 
 def plain(value: Any) -> Any:

@@ -23,8 +23,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from torch import nn
 
 from lightning_adam import AdamMixin, ConfigError, build_adam
-from lightning_adam.config.errors import Source
-from lightning_adam.config.parsing import locate, locate_argument
+from lightning_adam.config.errors import ConfigPath, Source
+from lightning_adam.config.parsing import locate, locate_argument, merged_with_preset
 from tests.support.tables import each_row
 
 
@@ -384,6 +384,13 @@ def test_typing_what_the_error_says_works_on_a_command_line(app: Run) -> None:
         for name, route in ROUTES.items():
             with row(name):
                 check(app, route)
+
+
+def test_preset_that_is_placed_elsewhere_is_chosen_there() -> None:
+    path = ConfigPath("model.optimizer")
+    error = merged_with_preset(path, "torch.optim.SGD", "lightning_adam/optimizer")
+    assert str(error).startswith("model.optimizer._target_=torch.optim.SGD is merged with the fie")
+    assert error.suggestion.endswith(" use lightning_adam/optimizer@model.optimizer=custom")
 
 
 def test_config_that_is_not_from_the_app_is_named_as_in_code(job: Run) -> None:

@@ -25,7 +25,7 @@ EPOCH = 3
 """Optimizer steps of an epoch."""
 CONFIG: dict[str, Any] = {"lr": 1e-2, "weight_decay": 0.1, "decoupled_weight_decay": True}
 COSINE = {"name": "cosine", "warmup_steps": 2}
-HEAD = {"name": "head", "match": "*net.5.*", "lr_scale": 0.1}
+HEAD = {"name": "head", "match": "*5.*", "lr_scale": 0.1}
 
 
 class Case:

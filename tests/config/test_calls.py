@@ -1,0 +1,120 @@
+"""The argument that a class does not accept, found in its error or by trial."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import optim
+from torch.optim import lr_scheduler
+
+from lightning_adam import ConfigError
+from lightning_adam.config.errors import ConfigPath
+from lightning_adam.optim.optimizers import call_target
+from tests.support.tables import each_row
+
+Given = dict[str, Any]
+
+OPTIMIZERS: list[tuple[Any, Given, str]] = [
+    (optim.AdamW, {"betas": [0.9, 1.5]}, "'node.betas=[0.9,0.999]'"),
+    (optim.AdamW, {"lr": -1, "eps": 1e-6}, "node.lr=0.001"),
+    (optim.Adam, {"eps": -1}, "node.eps=1e-08"),
+    (optim.Adam, {"weight_decay": -1}, "node.weight_decay=0"),
+    (optim.Adam, {"lr": "fast"}, "node.lr=0.001"),
+    (optim.Adam, {"betas": 0.9, "lr": 0.1}, "'node.betas=[0.9,0.999]'"),
+    (optim.NAdam, {"betas": [0.9], "lr": 0.1}, "'node.betas=[0.9,0.999]'"),
+    (optim.NAdam, {"momentum_decay": -1}, "node.momentum_decay=0.004"),
+    (optim.SGD, {"momentum": -1}, "node.momentum=0"),
+    (optim.SGD, {"nesterov": True}, "node.nesterov=false"),
+    (optim.RMSprop, {"alpha": -1, "momentum": 0.9}, "node.alpha=0.99"),
+    (optim.Rprop, {"etas": [2, 3]}, "'node.etas=[0.5,1.2]'"),
+    (optim.Adagrad, {"lr_decay": -1, "lr": 0.1}, "node.lr_decay=0"),
+    (optim.Adagrad, {"initial_accumulator_value": -1}, "node.initial_accumulator_value=0"),
+    (optim.Adadelta, {"rho": 3}, "node.rho=0.9"),
+    (optim.Adafactor, {"d": 0.1}, "node.d=1.0"),
+    (optim.Adafactor, {"lr": -1}, "node.lr=0.01"),
+    (optim.Adafactor, {"eps": [-1, 1]}, "'node.eps=[null,0.001]'"),
+    (optim.Adafactor, {"beta2_decay": 1}, "node.beta2_decay=-0.8"),
+]
+SCHEDULERS: list[tuple[Any, Given, str]] = [
+    (lr_scheduler.ReduceLROnPlateau, {"factor": 1.5}, "node.factor=0.1"),
+    (lr_scheduler.ReduceLROnPlateau, {"mode": "mi"}, "node.mode=min"),
+    (
+        lr_scheduler.ReduceLROnPlateau,
+        {"mode": "max", "threshold": 0.1, "threshold_mode": "re"},
+        "node.threshold_mode=rel",
+    ),
+    (lr_scheduler.ReduceLROnPlateau, {"min_lr": [1, 2]}, "node.min_lr=0"),
+    (lr_scheduler.CosineAnnealingWarmRestarts, {"T_0": -1}, "node.T_0=VALUE"),
+    (lr_scheduler.CosineAnnealingWarmRestarts, {"T_0": 2, "T_mult": 0}, "node.T_mult=1"),
+    (lr_scheduler.OneCycleLR, {"max_lr": 1}, "+node.total_steps=total_steps"),
+    (lr_scheduler.OneCycleLR, {"max_lr": 1, "epochs": 3}, "+node.total_steps=total_steps"),
+    (
+        lr_scheduler.OneCycleLR,
+        {"max_lr": 1, "total_steps": 9, "pct_start": 3},
+        "node.pct_start=0.3",
+    ),
+    (lr_scheduler.OneCycleLR, {"max_lr": [1, 2], "total_steps": 9}, "node.max_lr=VALUE"),
+    (lr_scheduler.LinearLR, {"start_factor": -1}, "node.start_factor=0.3333333333333333"),
+    (lr_scheduler.LinearLR, {"end_factor": 2}, "node.end_factor=1.0"),
+    (lr_scheduler.ConstantLR, {"factor": 2}, "node.factor=0.3333333333333333"),
+    (lr_scheduler.CosineAnnealingLR, {}, "+node.T_max=total_steps"),
+    (lr_scheduler.CosineAnnealingLR, {"eta_min": 0.1}, "+node.T_max=total_steps"),
+    (lr_scheduler.StepLR, {}, "+node.step_size=VALUE"),
+    (lr_scheduler.CyclicLR, {}, "+node.base_lr=VALUE +node.max_lr=VALUE"),
+    (lr_scheduler.SequentialLR, {}, "+node.schedulers=VALUE +node.milestones=VALUE"),
+]
+"""A class, its arguments, and what the error says to set."""
+
+UNKNOWN: list[tuple[Any, Given, str]] = [
+    (
+        lr_scheduler.SequentialLR,
+        {"schedulers": [], "milestones": []},
+        "node._target_=torch.optim.lr_scheduler.SequentialLR cannot be called with these arguments:"
+        " ValueError: SequentialLR expects at least one scheduler, but got no scheduler."
+        " Change node.schedulers or node.milestones",
+    ),
+    (
+        lr_scheduler.MultiStepLR,
+        {"milestones": 3},
+        "node._target_=torch.optim.lr_scheduler.MultiStepLR cannot be called with these arguments:"
+        " TypeError: 'int' object is not iterable. Change node.milestones",
+    ),
+]
+"""A class and arguments of which none can be told to be at fault, and the error."""
+
+
+def parameters() -> list[torch.nn.Parameter]:
+    return [torch.nn.Parameter(torch.zeros(2))]
+
+
+def failed(factory: Callable[..., Any], given: Given, argument: Any) -> ConfigError:
+    path = ConfigPath("node", keys=frozenset(given))
+    with pytest.raises(ConfigError) as raised:
+        call_target(functools.partial(factory, **given), path, argument)
+    return raised.value
+
+
+def test_argument_at_fault_is_named_with_a_value_that_works() -> None:
+    with each_row() as row:
+        for cases, argument in (
+            (OPTIMIZERS, parameters),
+            (SCHEDULERS, lambda: optim.SGD(parameters(), lr=0.1)),
+        ):
+            for factory, given, expected in cases:
+                with row((factory.__name__, given)):
+                    error = failed(factory, given, argument())
+                    assert (
+                        error.suggestion.split(" ", 1)[1].removeprefix("for example ") == expected
+                    )
+                    assert "ARGUMENT" not in str(error)
+                    assert "\n" not in str(error)
+
+
+def test_error_has_the_cause_and_the_arguments_if_none_can_be_told_to_be_at_fault() -> None:
+    with each_row() as row:
+        for factory, given, expected in UNKNOWN:
+            with row((factory.__name__, given)):
+                error = failed(factory, given, optim.SGD(parameters(), lr=0.1))
+                assert str(error) == expected

@@ -59,8 +59,9 @@ NO_DECAY = (
     "*layer_scale*",
     "*layerscale*",
     "*logit_scale*",
+    "A_log",
 )
-"""The default of `no_decay`: these, layer scales and logit scales."""
+"""The default of `no_decay`: these, layer scales, logit scales and rates of state-space models."""
 
 
 class WeightDecayOn(Word):

@@ -71,6 +71,8 @@ def no_decay(
             or isinstance(owner, EMBEDDINGS)
             or _is_norm(owner)
             or name.endswith(BIASES)
+            # Set on parameters of state-space models by their authors.
+            or getattr(parameter, "_no_weight_decay", False)
             or (is_list and any(matches(each.rpartition(".")[0], patterns) for each in own))
         ):
             found.add(id(parameter))

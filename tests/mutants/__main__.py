@@ -63,7 +63,13 @@ MIRRORS: dict[str, tuple[str, ...]] = {
     "optim/build": (*BUILD, "test_schedulers"),
     "optim/schedulers": ("test_schedulers", *BUILD),
     "optim/param_groups": ("test_param_groups", "test_optimizers", "test_finetuning", "test_mixin"),
-    "optim/optimizers": ("test_optimizers", "test_equivalent_forms", "test_parsing", "test_loops"),
+    "optim/optimizers": (
+        "test_optimizers",
+        "test_finetuning",
+        "test_equivalent_forms",
+        "test_parsing",
+        "test_loops",
+    ),
     "optim/weight_decay": ("test_what_decays", "test_param_groups"),
     "optim/console": ("test_console", "test_optimizers", "test_mixin"),
     "config/optimizer": (

@@ -1047,4 +1047,40 @@ MUTANTS = (
         "        if True:\n",
         "an app that configures logging prints each line twice",
     ),
+    Mutant(
+        "optim/weight_decay",
+        'return owner is not None and name == "weight" and _is_linear(owner)',
+        "return False",
+        "a linear layer of one output does not decay",
+    ),
+    Mutant(
+        "optim/weight_decay",
+        "    } | set(_named_by_modules(module))\n",
+        "    }\n",
+        "what a module's no_weight_decay names decays",
+    ),
+    Mutant(
+        "optim/weight_decay",
+        "shape = shapes.get(id(parameter), parameter.shape)",
+        "shape = parameter.shape",
+        "nothing decays under FSDP1 and ZeRO stage 3",
+    ),
+    Mutant(
+        "optim/param_groups",
+        "(1.0 if LR_SCALE in group else scale / largest)",
+        "1.0",
+        "all layers of a later group have one learning rate",
+    ),
+    Mutant(
+        "optim/param_groups",
+        "is_beside and matches(own, POSITIONS_AND_TOKENS)",
+        "matches(own, POSITIONS_AND_TOKENS) and False",
+        "a class token learns as fast as the head",
+    ),
+    Mutant(
+        "optim/optimizers",
+        "        remember()\n\n    optimizer.register",
+        "\n    optimizer.register",
+        "a part of a later group never keeps a rate of its own",
+    ),
 )

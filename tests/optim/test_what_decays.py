@@ -91,6 +91,14 @@ class Listing(nn.Module):
         return {"queries", "inner.table.*"}
 
 
+class Marked(Holder):
+    """Marks a parameter as the authors of Mamba do."""
+
+    def __init__(self, **shapes: tuple[int, ...]) -> None:
+        super().__init__(**shapes)
+        self.log._no_weight_decay = True  # type: ignore[union-attr]
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -180,6 +188,7 @@ DECAYING: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
         lambda: two(torch.compile(Listing())),  # type: ignore[arg-type]
         {"0.weight", "1.inner.linear.weight"},
     ),
+    "marked as in Mamba": (lambda: Marked(weight=(4, 3), log=(4, 3), A_log=(4, 3)), {"weight"}),
     "tied to tokens": (lambda: two(Tied()), {"0.weight"}),
     "weight norm": (
         lambda: parametrizations.weight_norm(nn.Linear(8, 1)),

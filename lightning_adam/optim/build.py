@@ -128,7 +128,7 @@ def build(
     holder = module
     if trainer is not None and isinstance(module, either("LightningModule")):
         holder = holder_of_parameters(trainer, module)
-    built = Built(build_optimizer(module, parsed))
+    built = Built(build_optimizer(module, parsed, root=holder))
     names = [clean_name(name) for name, _ in holder.named_parameters()]
     resume.attach(built.optimizer, names, parsed.config.resume, parsed.path)
     if trainer is not None:
@@ -185,9 +185,10 @@ def _add_schedule(
     watched = built.watched
 
     def follow(optimizer: Optimizer) -> None:
-        # A checkpoint without a schedule, or whose schedule is loaded by hand.
-        if counts_steps and schedule.position == 0 and (watched is None or watched.is_scheduled):
-            schedule.go_to(steps_taken(optimizer))
+        # A checkpoint without a schedule, or whose schedule is loaded by hand, also before it.
+        is_counted = counts_steps or schedule.position > 0
+        if is_counted and (watched is None or watched.is_scheduled):
+            schedule.follow(steps_taken(optimizer))
 
     optimizer.register_load_state_dict_post_hook(follow)
 

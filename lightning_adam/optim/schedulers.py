@@ -130,6 +130,10 @@ class Schedule(LRScheduler):
             self.counter.restart()
         self.set_length(self.length)
 
+    def follow(self, steps: int) -> None:
+        """Continues with an optimizer whose state was loaded, at its step if there is no other."""
+        self.go_to(self.position or steps)
+
     def get_last_lr(self) -> list[Any]:
         """Returns the learning rates of the groups."""
         return [group["lr"] for group in self.optimizer.param_groups]
@@ -302,6 +306,13 @@ class CustomSchedule(_Scheduler):
             for _ in range(step):
                 self._advance()
 
+    def follow(self, steps: int) -> None:
+        """Continues with an optimizer whose state was loaded, at its step if there is no other."""
+        self._take_peaks()
+        lrs = [group["lr"] for group in self.optimizer.param_groups]
+        if not self.position or lrs != self.get_last_lr():
+            self.go_to(self.position or steps)
+
     def state_dict(self) -> dict[str, Any]:
         """Returns the scheduler's own state, the number of its steps, and the settings."""
         inner = self._kind.state_dict(self)
@@ -319,9 +330,7 @@ class CustomSchedule(_Scheduler):
             if "num_bad_epochs" in inner:
                 _continue(self.plateau, inner, inner["mode"])
             return
-        groups = self.optimizer.param_groups
-        if not any("max_lr" in group for group in groups):
-            self._peaks = [_copy(peak_lr(group)) for group in groups]
+        self._take_peaks()
         self._add_later_groups()
         has_same_peaks = all(each == self._peaks for each in _base_lrs(inner))
         has_same_keys = {*inner, "position", "settings"} == set(self.state_dict())
@@ -346,6 +355,13 @@ class CustomSchedule(_Scheduler):
         if uses_total_steps(self._factory):
             record[TOTAL_STEPS] = self.length.total_steps
         return {"name": target_name(self._factory), **record}
+
+    def _take_peaks(self) -> None:
+        """Takes the peaks that the groups have now."""
+        groups = self.optimizer.param_groups
+        # OneCycleLR and CyclicLR do not use the optimizer's learning rate.
+        if not any("max_lr" in group for group in groups):
+            self._peaks = [_copy(peak_lr(group)) for group in groups]
 
     def _warn_of_changes(self, betas: list[Any]) -> None:
         groups, target = self.optimizer.param_groups, target_name(self._config.factory)

@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from lightning_adam import ConfigError
+from lightning_adam import ConfigError, build_adam
 from lightning_adam.config.optimizer import Resume
+from lightning_adam.optim.schedulers import set_peak
+from tests.support.loops import Manual
 from tests.support.tables import each_row
 from tests.support.training import (
     ADAMW,
@@ -807,3 +810,205 @@ def test_counters_continue_beside_the_settings_of_the_config(tmp_path: Path) -> 
     assert (group["factor"], group["max_lr"], group["count"]) == (2.0, 1e-1, 2 * STEPS)
     assert lines[0] == "factor=2.0 replaces the checkpoint's 1.0"
     assert not any("count" in line or "sum" in line for line in lines)
+
+
+class Built(L.LightningModule):
+    """Without the mixin."""
+
+    def __init__(self, optimizer: Any, scheduler: Any) -> None:
+        super().__init__()
+        self.configs = optimizer, scheduler
+        self.net = network()
+
+    def configure_optimizers(self) -> Any:
+        return build_adam(self, *self.configs)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return loss_of(self.net, batch)
+
+
+class OwnHooks(Lit):
+    """Overrides hooks without `super()`."""
+
+    def setup(self, stage: str) -> None:
+        pass
+
+    def on_fit_start(self) -> None:
+        pass
+
+    def on_train_start(self) -> None:
+        pass
+
+    def on_train_epoch_start(self) -> None:
+        pass
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["own"] = 1
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        assert checkpoint["own"] == 1
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        scheduler.step()
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, closure: Any) -> None:  # type: ignore[override]
+        optimizer.step(closure=closure)
+
+
+class ManualBuilt(Manual):
+    """Manual optimization without the mixin's `configure_optimizers`."""
+
+    def __init__(self, optimizer: Any, scheduler: Any) -> None:
+        super().__init__()
+        self.configs = optimizer, scheduler
+
+    def configure_optimizers(self) -> Any:
+        return build_adam(self, *self.configs, trainer=self.trainer)
+
+
+class TwoOptimizers(Manual):
+    """One for the matrices' part, one for the rest; the schedules have the same steps."""
+
+    def __init__(self, optimizer: Any, scheduler: Any) -> None:
+        super().__init__()
+        self.configs = optimizer, scheduler
+
+    def configure_optimizers(self) -> Any:
+        parts = (self.net[:2], self.net[2:])
+        return [build_adam(part, *self.configs, trainer=self.trainer) for part in parts]
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        optimizers: Any = self.optimizers()
+        schedulers: Any = self.lr_schedulers()
+        for each in optimizers:
+            each.zero_grad()
+        self.manual_backward(loss_of(self.net, batch))
+        for each in (*optimizers, *schedulers):
+            each.step()
+
+
+ROUTES = (Lit, OwnHooks, Manual, Built, ManualBuilt, TwoOptimizers)
+
+
+def test_changed_settings_apply_in_every_way_to_build_and_step_the_optimizer(
+    tmp_path: Path,
+) -> None:
+    changed = {"lr": 3e-3, "betas": [0.8, 0.9], "eps": 1e-6, "weight_decay": 0.3}
+    net = network()
+    optimizer = adamw(net, lr=1e-2, weight_decay=0.1)
+    by_hand(optimizer, net, [[1e-2 * (1 - step / 20)] * 2 for step in range(STEPS)])
+    for group in optimizer.param_groups:
+        group.update(betas=(0.8, 0.9), eps=1e-6, weight_decay=group["weight_decay"] * 3)
+    later = range(STEPS, 2 * STEPS)
+    by_hand(optimizer, net, [[3e-3 * (1 - step / 20)] * 2 for step in later])
+    with each_row() as row:
+        for kind in ROUTES:
+            with row(kind.__name__):
+                first, again = trainer(max_epochs=1), trainer(max_epochs=2)
+                first.fit(kind(ADAMW, LINEAR), loader(STEPS))
+                first.save_checkpoint(tmp_path / "first.ckpt")
+                resumed = kind({**ADAMW, **changed}, LINEAR)
+                with log_lines() as lines:
+                    again.fit(resumed, loader(STEPS), ckpt_path=tmp_path / "first.ckpt")
+                for each, expected in zip(parameters(resumed), parameters(net), strict=True):
+                    torch.testing.assert_close(each, expected, rtol=0, atol=1e-7)
+                assert len(set(lines)) == 4
+                assert "lr=0.003 replaces the checkpoint's 0.01" in lines
+
+
+def stepped(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"_target_": f"{SCHEDULES}.{name}", "interval": "step", **arguments}
+
+
+CHILDREN = [
+    {"_target_": f"{SCHEDULES}.LinearLR", "_partial_": True, "total_iters": 3},
+    {"_target_": f"{SCHEDULES}.ExponentialLR", "_partial_": True, "gamma": 0.9},
+]
+STEPPED: dict[str, Any] = {
+    "linear": LINEAR,
+    "cosine": {"name": "cosine", "total_steps": 20, "warmup_steps": 5},
+    "ExponentialLR": EXPONENTIAL,
+    "MultiStepLR": stepped("MultiStepLR", milestones=[2, 5, 6]),
+    "restarts": stepped("CosineAnnealingWarmRestarts", T_0=3),
+    "SequentialLR": stepped("SequentialLR", milestones=[3], schedulers=CHILDREN),
+}
+ONE_CYCLE = stepped("OneCycleLR", max_lr=1e-2, total_steps=20, cycle_momentum=False)
+"""Its peak is its own, not the optimizer's."""
+
+
+class HandLoop:
+    """A loop without a Trainer."""
+
+    def __init__(self, optimizer: Any, scheduler: Any) -> None:
+        self.net = network()
+        built = build_adam(self.net, optimizer, scheduler, 20)
+        self.optimizer = built["optimizer"]
+        self.scheduler = built["lr_scheduler"]["scheduler"] if scheduler else None
+        self.rates = list[float]()
+
+    def train(self, first: int, last: int) -> None:
+        for batch in (list(loader(STEPS)) * 4)[first:last]:
+            self.rates.append(self.optimizer.param_groups[0]["lr"])
+            self.optimizer.zero_grad()
+            torch.autograd.backward(loss_of(self.net, (batch[0], batch[1])))
+            self.optimizer.step()
+            if self.scheduler is not None:
+                self.scheduler.step()
+
+    def load(self, other: "HandLoop", order: str) -> None:
+        self.net.load_state_dict(other.net.state_dict())
+        for each in order:
+            if each == "o":
+                self.optimizer.load_state_dict(deepcopy(other.optimizer.state_dict()))
+            elif self.scheduler is not None and other.scheduler is not None:
+                self.scheduler.load_state_dict(deepcopy(other.scheduler.state_dict()))
+
+
+ORDERS = {"os": "optimizer, schedule", "so": "schedule, optimizer", "o": "optimizer alone"}
+
+
+def test_loop_by_hand_goes_on_bit_identically_in_any_order_of_loading() -> None:
+    every = {**STEPPED, "OneCycleLR": ONE_CYCLE}
+    with each_row() as row:
+        for (name, schedule), order in itertools.product(every.items(), ORDERS):
+            with row((name, ORDERS[order])):
+                uninterrupted, first, again = (HandLoop(ADAMW, schedule) for _ in range(3))
+                uninterrupted.train(0, 8)
+                first.train(0, 4)
+                again.load(first, order)
+                again.train(4, 8)
+                assert again.rates == uninterrupted.rates[4:]
+                assert_same_parameters(again.net, uninterrupted.net)
+
+
+def test_loop_by_hand_follows_a_changed_config_in_any_order_of_loading() -> None:
+    with each_row() as row:
+        earlier = [(name, STEPPED[name]) for name in ("linear", "SequentialLR")]
+        pairs = itertools.product(earlier, STEPPED.items())
+        for ((before, old), (after, new)), order in itertools.product(pairs, ORDERS):
+            with row((before, after, ORDERS[order])):
+                expected = HandLoop({**ADAMW, "lr": 4e-3}, new)
+                expected.train(0, 8)
+                first, again = HandLoop(ADAMW, old), HandLoop({**ADAMW, "lr": 4e-3}, new)
+                first.train(0, 4)
+                again.load(first, order)
+                again.train(4, 8)
+                assert again.rates == pytest.approx(expected.rates[4:])
+
+
+def test_lr_that_a_run_has_found_goes_on_under_every_schedule() -> None:
+    """With the schedule of the checkpoint, another one or none."""
+    every: dict[str, Any] = {"none": None, **STEPPED}
+    earlier = [(name, every[name]) for name in ("none", "cosine", "ExponentialLR")]
+    pairs = itertools.product(earlier, every.items())
+    with each_row() as row:
+        for ((before, old), (after, new)), order in itertools.product(pairs, ORDERS):
+            with row((before, after, ORDERS[order])):
+                expected = HandLoop({**ADAMW, "lr": 4e-3}, new)
+                expected.train(0, 8)
+                first, again = HandLoop(ADAMW, old), HandLoop(ADAMW, new)
+                set_peak(first.optimizer, first.scheduler, 4e-3)
+                first.train(0, 4)
+                again.load(first, order)
+                again.train(4, 8)
+                assert again.rates == pytest.approx(expected.rates[4:])

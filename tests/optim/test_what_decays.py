@@ -302,7 +302,7 @@ def test_biases_of_a_group_decay_if_the_group_asks() -> None:
 
 
 def test_shape_of_a_partitioned_parameter_is_the_original_one() -> None:
-    module = nn.Linear(8, 4)
+    module = Holder(weight=(8, 4), scale=(1, 4))
     for name, parameter in list(module.named_parameters()):
         partitioned = nn.Parameter(torch.empty(0))
         partitioned.ds_shape = parameter.shape  # type: ignore[attr-defined]

@@ -500,7 +500,7 @@ def test_suggested_lr_is_the_peak_of_the_schedule_of_each_group() -> None:
     run, found = searched(module)
     module.rates.clear()
     run.fit(module, loader(BATCHES))
-    shape = [step / 3 if step < 3 else 1 - (step - 3) / 21 for step in range(24)]
+    shape = [(step + 1) / 4 if step < 3 else 1 - (step - 3) / 21 for step in range(24)]
     for name, scale in SCALES.items():
         assert [each[name] for each in module.rates] == pytest.approx(
             [found.suggestion() * scale * share for share in shape]

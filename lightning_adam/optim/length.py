@@ -1,6 +1,8 @@
 """A Trainer → the length of its run in optimizer steps."""
 
+import itertools
 import math
+from typing import Any
 
 from lightning.pytorch import Trainer
 
@@ -9,18 +11,7 @@ from lightning_adam.optim.shapes import RunLength
 
 
 def run_length(trainer: Trainer) -> RunLength:
-    """Returns the number of optimizer steps of a run and of an epoch.
-
-    Args:
-        trainer: The trainer, whose data is set up if it is not yet.
-    """
-    total_steps = steps_of(trainer)
-    batches = trainer.num_training_batches / _accumulations(trainer)[0]
-    return RunLength(total_steps, math.ceil(batches) if math.isfinite(batches) else None)
-
-
-def steps_of(trainer: Trainer) -> int | None:
-    """Returns the number of optimizer steps of a run; None if it has no end or is not known.
+    """Returns the number of optimizer steps of a run and of its epochs.
 
     Those that are done count, so that a run that goes on after a checkpoint, or with another number
     of batches in an epoch, has the length that it will have.
@@ -28,30 +19,51 @@ def steps_of(trainer: Trainer) -> int | None:
     Args:
         trainer: The trainer, whose data is set up if it is not yet.
     """
-    if is_smoke_test(trainer):
+    if is_smoke_test(trainer) or trainer.limit_train_batches == 0:
         # A smoke test of one batch must accept the schedule of the whole run.
-        return 10**9
-    # Sets up the data.
-    estimate = trainer.estimated_stepping_batches
-    epochs, batches = trainer.max_epochs, trainer.num_training_batches
-    if epochs is None or epochs == -1 or not math.isfinite(batches):
-        return int(estimate) if math.isfinite(estimate) and estimate >= 0 else None
+        return RunLength(10**9, 10**6)
+    if trainer.train_dataloader is None:
+        trainer.fit_loop.setup_data()
+    epochs, batches = trainer.max_epochs or 1, trainer.num_training_batches
+    max_steps = None if trainer.max_steps == -1 else trainer.max_steps
+    if not math.isfinite(batches):
+        return RunLength(max_steps)
     accumulations = _accumulations(trainer)
-    done, first, in_epoch = 0, 0, 0
+    planned = [math.ceil(batches / each) for each in accumulations]
+    if epochs == -1:
+        return RunLength(max_steps, planned[0])
+    first = min(trainer.current_epoch, epochs)
+    done = sum(planned[:first])
     if trainer.lightning_module.automatic_optimization:
         # Otherwise the steps are those of all optimizers.
-        done, first, in_epoch = trainer.global_step, trainer.current_epoch, _batches_done(trainer)
-    remaining = sum(math.ceil(batches / each) for each in accumulations[first:])
-    if first < len(accumulations):
-        remaining -= in_epoch // accumulations[first]
-    total = done + remaining
-    return total if trainer.max_steps == -1 else min(total, trainer.max_steps)
+        in_epoch = _batches_done(trainer)
+        remaining = sum(planned[first:])
+        if in_epoch and first < epochs:
+            is_over = in_epoch >= batches
+            remaining -= planned[first] if is_over else in_epoch // accumulations[first]
+        done = trainer.global_step + remaining - sum(planned[first:])
+    # The epochs so far may have had another length.
+    scale = done / max(sum(planned[:first]), 1)
+    ends = [scale * each for each in itertools.accumulate(planned[:first])]
+    ends += [done + each for each in itertools.accumulate(planned[first:])]
+    total = round(ends[-1])
+    return RunLength(min(total, max_steps or total), total / epochs, tuple(map(round, ends)))
+
+
+def steps_of(trainer: Trainer) -> int | None:
+    """Returns the number of optimizer steps of a run; None if it has no end or is not known.
+
+    Args:
+        trainer: The trainer, whose data is set up if it is not yet.
+    """
+    return run_length(trainer).total_steps
 
 
 def _batches_done(trainer: Trainer) -> int:
     """The batches of the epoch in whose middle a checkpoint was saved."""
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    return 0 if progress.is_last_batch else progress.current.ready
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    is_within = trainer.fit_loop.restarting and epochs.started > epochs.processed
+    return trainer.fit_loop.epoch_loop.batch_progress.current.ready if is_within else 0
 
 
 def _accumulations(trainer: Trainer) -> list[int]:

@@ -26,11 +26,28 @@ ENDLESS = ("constant", "inverse_sqrt", "exponential", "plateau")
 
 @dataclass(frozen=True)
 class RunLength:
-    """The length of a run in optimizer steps; None where it is not known."""
+    """The length of a run in optimizer steps; None where it is not known.
+
+    Example:
+        >>> RunLength(14, 14 / 3, epoch_ends=(8, 12, 14)).after(1.5)
+        10
+    """
 
     total_steps: int | None = None
     epoch_steps: float | None = None
-    """Steps of an epoch."""
+    """Steps of an epoch, in the mean."""
+    epoch_ends: tuple[int, ...] = ()
+    """Steps at the end of each epoch; empty if epochs are alike."""
+
+    def after(self, epochs: float) -> int | None:
+        """Returns the steps of the first epochs."""
+        if self.epoch_steps is None:
+            return None
+        ends = (0, *self.epoch_ends)
+        whole = min(int(epochs), len(ends) - 1)
+        is_known = whole + 1 < len(ends)
+        following = ends[whole + 1] - ends[whole] if is_known else self.epoch_steps
+        return round(ends[whole] + (epochs - whole) * following)
 
 
 DECAYS: dict[str, Callable[[float], float]] = {
@@ -221,9 +238,9 @@ def curve(config: StepScheduleConfig, path: ConfigPath, length: RunLength, peak:
     if isinstance(config, InverseSqrtConfig):
         arguments["timescale"] = config.timescale or warmup_steps or 10_000
     elif isinstance(config, ExponentialConfig) and config.decay_steps is None:
-        arguments["decay_steps"] = _epoch_steps(
-            path / "name", config.name, path / "decay_steps", length
-        )
+        if length.epoch_steps is None:
+            raise _no_epoch(path / "name", config.name, path / "decay_steps")
+        arguments["decay_steps"] = length.epoch_steps
     elif isinstance(config, MultiStepConfig):
         steps = [each if each >= 1 else round(each * (end or 0)) for each in config.milestones]
         arguments["milestones"] = [each - warmup_steps for each in steps]
@@ -253,9 +270,10 @@ def _warmup_steps(
     if config.warmup_ratio is not None and end is not None:
         steps, field = round(config.warmup_ratio * end), "warmup_ratio"
     if config.warmup_epochs:
-        field = "warmup_epochs"
-        epoch = _epoch_steps(path / field, config.warmup_epochs, path / "warmup_steps", length)
-        steps = round(config.warmup_epochs * epoch)
+        field, in_epochs = "warmup_epochs", length.after(config.warmup_epochs)
+        if in_epochs is None:
+            raise _no_epoch(path / field, config.warmup_epochs, path / "warmup_steps")
+        steps = in_epochs
     return _cut(path / field, getattr(config, field), steps, end)
 
 
@@ -276,14 +294,12 @@ def _cut(path: ConfigPath, value: Any, steps: int, available: int | None) -> int
     return available
 
 
-def _epoch_steps(path: ConfigPath, value: Any, steps: ConfigPath, length: RunLength) -> float:
-    if length.epoch_steps is None:
-        raise path.error(
-            "needs the number of steps of an epoch, which is not known here",
-            f"Set {steps.override(Placeholder('N'))}",
-            value=value,
-        )
-    return length.epoch_steps
+def _no_epoch(path: ConfigPath, value: Any, steps: ConfigPath) -> ConfigError:
+    return path.error(
+        "needs the number of steps of an epoch, which is not known here",
+        f"Set {steps.override(Placeholder('N'))}",
+        value=value,
+    )
 
 
 def _min_lr_ratio(config: DecayScheduleConfig, path: ConfigPath, peak: float) -> float:

@@ -33,7 +33,7 @@ from lightning_adam.optim.optimizers import build_optimizer
 from lightning_adam.optim.schedulers import (
     AnySchedule,
     Schedule,
-    build_scheduler,
+    build_schedule,
     scheduler_settings,
     set_peak,
 )
@@ -154,7 +154,7 @@ def _add_schedule(
     has_length_of_run = total_steps is None and trainer is not None
     if has_length_of_run and trainer is not None:
         length = run_length(trainer)
-    schedule = build_scheduler(optimizer, parsed, length.total_steps, length.epoch_steps)
+    schedule = build_schedule(optimizer, parsed, length)
     built.schedule = schedule
     is_driven = trainer is not None and trainer.lightning_module.automatic_optimization
     options = _lr_scheduler_options(schedule, parsed, trainer, is_driven)
@@ -177,11 +177,11 @@ def _add_schedule(
         built.watched = Watched(
             trainer, optimizer, schedule, path, monitor, strict, has_length_of_run
         )
-        if is_driven:
-            # A second fit goes on where the first has ended.
-            done = trainer.global_step if counts_steps else trainer.current_epoch
-            if done:
-                schedule.go_to(done)
+        # A second fit goes on where the first has ended.
+        done = trainer.global_step if counts_steps else trainer.current_epoch
+        earlier = _earlier_schedule(trainer, optimizer)
+        if done and (is_driven or earlier is not None):
+            schedule.go_to(done if earlier is None else earlier.position)
     watched = built.watched
 
     def follow(optimizer: Optimizer) -> None:
@@ -191,6 +191,21 @@ def _add_schedule(
             schedule.follow(steps_taken(optimizer))
 
     optimizer.register_load_state_dict_post_hook(follow)
+
+
+def _earlier_schedule(trainer: Trainer, optimizer: Optimizer) -> AnySchedule | None:
+    """The schedule of the same parameters in an earlier fit."""
+    first = optimizer.param_groups[0]["params"][0]
+    schedules = [each.scheduler for each in trainer.lr_scheduler_configs]
+    return next(
+        (
+            each
+            for each in schedules
+            if isinstance(each, AnySchedule)
+            and each.optimizer.param_groups[0]["params"][0] is first
+        ),
+        None,
+    )
 
 
 def _lr_scheduler_options(

@@ -10,14 +10,15 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from lightning_adam.config.errors import ConfigPath, Source
-from lightning_adam.config.parsing import target_name
+from lightning_adam.config.parsing import Parsed, target_name
 from lightning_adam.config.schedule import (
     TOTAL_STEPS,
     CustomSchedulerConfig,
     PlateauConfig,
+    ScheduleConfig,
     StepScheduleConfig,
     parse_schedule,
     uses_total_steps,
@@ -381,21 +382,18 @@ class CustomSchedule(_Scheduler):
 
     def _advance(self) -> None:
         self.position += 1
-        if self._is_ended:
+        total_steps = self.total_steps if isinstance(self, OneCycleLR) else None
+        if total_steps is not None and self.position >= total_steps:
+            # torch takes one step more, to an extrapolated learning rate, and then raises.
+            if self.position > total_steps and not self._is_ended:
+                self._is_ended = True
+                rank_zero_warn(
+                    f"{self.path.name} ({self._kind.__name__}) has ended after {total_steps}"
+                    " steps, and the run goes on. The learning rate stays at its last value."
+                )
             return
         self._add_later_groups()
-        try:
-            self._kind.step(self)
-        except ValueError:
-            # OneCycleLR raises after its last step.
-            total_steps = getattr(self, "total_steps", None)
-            if total_steps is None or self.position <= total_steps:
-                raise
-            self._is_ended = True
-            rank_zero_warn(
-                f"{self.path.name} ({self._kind.__name__}) has ended after {total_steps} steps,"
-                " and the run goes on. The learning rate stays at its last value."
-            )
+        self._kind.step(self)
 
     def _add_later_groups(self) -> None:
         """Extends the scheduler to the groups that were added later."""
@@ -444,9 +442,14 @@ def build_scheduler(
         >>> build_scheduler(optimizer, config, total_steps=10).get_last_lr()
         [5.0]
     """
-    parsed = parse_schedule(scheduler)
+    return build_schedule(optimizer, parse_schedule(scheduler), RunLength(total_steps, epoch_steps))
+
+
+def build_schedule(
+    optimizer: Optimizer, parsed: Parsed[ScheduleConfig], length: RunLength
+) -> AnySchedule:
+    """Builds a learning-rate scheduler for the length of a run; see `build_scheduler`."""
     config, path = parsed.config, parsed.path
-    length = RunLength(total_steps, epoch_steps)
     if isinstance(config, CustomSchedulerConfig):
         return CustomSchedule.of(optimizer, config, path, length)
     assert isinstance(config, StepScheduleConfig)

@@ -2,18 +2,20 @@
 
 import functools
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateFinder
+from lightning.pytorch.tuner.tuning import Tuner
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_adam import AdamMixin, ConfigError, build_adam
+from lightning_adam import AdamMixin, ConfigError, build_adam, build_scheduler
 from lightning_adam.optim.schedulers import scheduler_settings
 from tests.support.tables import each_row
 from tests.support.training import ADAMW, Lit, loader, loss_of, network, trainer
@@ -78,9 +80,11 @@ def test_run_without_an_end_is_an_error_unless_total_steps_is_set() -> None:
     assert fit.lr_scheduler_configs[0].scheduler.get_last_lr() == [0.0, 0.0]
 
 
-def test_warmup_longer_than_the_run_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"^warmup_steps=5 .*has 4 optimizer steps"):
-        trainer(max_epochs=1).fit(Lit(ADAMW, {"name": "constant", "warmup_steps": 5}), loader(4))
+def test_warmup_longer_than_the_run_ends_with_it() -> None:
+    fit = trainer(max_epochs=3, limit_train_batches=1)
+    with pytest.warns(UserWarning, match=r"^warmup_steps=5 is longer than the run: .* which 3 "):
+        fit.fit(Lit(ADAMW, {"name": "cosine", "warmup_steps": 5}), loader(4))
+    assert fit.global_step == 3
 
 
 def test_fast_dev_run_accepts_the_schedule_of_the_whole_run() -> None:
@@ -214,105 +218,14 @@ def test_groups_and_schedule_are_logged_once_when_fit_starts(
     )
 
 
-class Stalled(Lit):
-    """Validation never improves. Records the epoch and batch of each scheduler step."""
+class Stepping(Lit):
+    """Counts the steps of its scheduler."""
 
-    logged: tuple[str, ...] = ("val/loss", "val/acc")
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.log_dict(dict.fromkeys(self.logged, torch.tensor(1.0)))
+    stepped = 0
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        batch = self.trainer.fit_loop.epoch_loop.batch_idx
-        self.stepped = [*getattr(self, "stepped", []), (self.trainer.current_epoch, batch)]
+        self.stepped += 1
         super().lr_scheduler_step(scheduler, metric)
-
-
-PLATEAU = {"name": "plateau", "patience": 0, "factor": 0.5, "min_lr_ratio": 0.2}
-TORCHS_PLATEAU = {
-    "_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau",
-    "patience": 0,
-    "factor": 0.5,
-    "min_lr": 0.2 * 1e-2,
-}
-
-
-@pytest.mark.parametrize("scheduler", [PLATEAU, TORCHS_PLATEAU], ids=["ours", "torch's"])
-@pytest.mark.parametrize(
-    ("flags", "stepped"),
-    [
-        ({}, [(0, 5), (1, 5)]),
-        ({"val_check_interval": 0.5}, [(0, 2), (0, 5), (1, 2), (1, 5)]),
-        (
-            {"val_check_interval": 4, "accumulate_grad_batches": 2},
-            [(0, 3), (1, 3)],
-        ),
-        ({"check_val_every_n_epoch": 2}, [(1, 5)]),
-    ],
-    ids=str,
-)
-def test_plateau_is_stepped_after_each_validation(
-    scheduler: Any, flags: dict[str, Any], stepped: list[tuple[int, int]]
-) -> None:
-    module = Stalled(ADAMW, scheduler)
-    fit = trainer(max_epochs=2, **flags)
-    fit.fit(module, loader(6), loader(2))
-    assert module.stepped == stepped
-    expected = max(1e-2 * 0.5 ** (len(stepped) - 1), 0.2 * 1e-2)
-    assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(expected)
-
-
-def test_plateau_is_an_error_where_it_cannot_follow_validation() -> None:
-    unsupported: list[dict[str, Any]] = [
-        {"val_check_interval": 3, "accumulate_grad_batches": 2},
-        {"val_check_interval": 4, "check_val_every_n_epoch": None},
-        {"val_check_interval": 3, "check_val_every_n_epoch": 2},
-        {"val_check_interval": "00:00:00:01"},
-    ]
-    expected = r"^scheduler needs validation .*Use Trainer\(\.\.\., val_check_interval=1\.0"
-    with each_row() as row:
-        for flags in unsupported:
-            fit = trainer(max_epochs=2, **flags)
-            with row(flags), pytest.raises(ConfigError, match=expected):
-                fit.fit(Stalled(ADAMW, PLATEAU), loader(6), loader(2))
-
-
-def test_metric_that_validation_does_not_log_raises_before_training() -> None:
-    fit = trainer(max_epochs=1)
-    expected = r"^monitor='val/los' is not logged .* val/loss, val/acc\. .*monitor='val/loss'$"
-    with pytest.raises(ConfigError, match=expected):
-        fit.fit(Stalled(ADAMW, {**PLATEAU, "monitor": "val/los"}), loader(6), loader(2))
-    assert fit.global_step == 0
-
-
-def test_error_of_a_missing_metric_names_its_place_in_the_config() -> None:
-    root = OmegaConf.create({"model": {"scheduler": {**PLATEAU, "monitor": "loss/val"}}})
-    with pytest.raises(ConfigError, match=r"^model\.scheduler\.monitor=loss/val is not logged"):
-        trainer(max_epochs=1).fit(Stalled(ADAMW, root.model.scheduler), loader(6), loader(2))
-
-
-class SilentSanityCheck(Stalled):
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        if not self.trainer.sanity_checking:
-            super().validation_step(batch, batch_idx)
-
-
-def test_metric_is_checked_after_the_first_epoch_if_the_sanity_check_logs_nothing() -> None:
-    fit = trainer(max_epochs=1)
-    fit.fit(SilentSanityCheck(ADAMW, PLATEAU), loader(6), loader(2))
-    assert fit.global_step == 6
-    fit = trainer(max_epochs=3)
-    with pytest.raises(ConfigError, match=r"^monitor='val/los' is not logged"):
-        fit.fit(SilentSanityCheck(ADAMW, {**PLATEAU, "monitor": "val/los"}), loader(6), loader(2))
-    assert fit.global_step == 6
-
-
-def test_validate_after_fit_does_not_check_the_metric() -> None:
-    module = Stalled(ADAMW, PLATEAU)
-    fit = trainer(max_epochs=1)
-    fit.fit(module, loader(6), loader(2))
-    module.logged = ("test/loss",)
-    assert "test/loss" in fit.validate(module, loader(2), verbose=False)[0]
 
 
 STEPPING: list[tuple[Any, str, int]] = [
@@ -338,11 +251,11 @@ def test_custom_scheduler_is_stepped_as_in_lightning() -> None:
     with each_row() as row:
         for scheduler, interval, steps in STEPPING:
             with row(scheduler):
-                module = Stalled(ADAMW, scheduler)
+                module = Stepping(ADAMW, scheduler)
                 fit = trainer(max_epochs=2)
                 fit.fit(module, loader(6))
                 assert fit.lr_scheduler_configs[0].interval == interval
-                assert len(module.stepped) == steps
+                assert module.stepped == steps
 
 
 def test_frequency_above_the_batches_of_an_epoch_is_an_error() -> None:
@@ -356,18 +269,102 @@ def test_frequency_above_the_batches_of_an_epoch_is_an_error() -> None:
 
 
 def test_custom_plateau_has_a_metric_and_no_frequency() -> None:
+    plateau = {"_target_": f"{TORCH}.ReduceLROnPlateau", "monitor": "loss"}
     with pytest.raises(ConfigError, match=r"^frequency=2 must be 1 .*validation\. .*=1$"):
-        build_adam(network(), ADAMW, {**TORCHS_PLATEAU, "frequency": 2})
-    built = build_adam(network(), ADAMW, TORCHS_PLATEAU)
-    assert built["lr_scheduler"]["monitor"] == "val/loss"
+        trainer(max_epochs=1).fit(Lit(ADAMW, {**plateau, "frequency": 2}), loader(4))
+    options = build_adam(network(), ADAMW, {**plateau, "frequency": 2})["lr_scheduler"]
+    assert (options["monitor"], options["frequency"]) == ("loss", 2)
     stepwise = {"_target_": f"{TORCH}.StepLR", "step_size": 1, "interval": "step"}
     assert "monitor" not in build_adam(network(), ADAMW, stepwise)["lr_scheduler"]
+
+
+class Rates(L.Callback):
+    """The learning rates of all steps since the fit has begun to train."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.seen = []
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any
+    ) -> None:
+        self.seen.append(optimizer.param_groups[0]["lr"])
+
+
+def curve(scheduler: dict[str, Any], peak: float, steps: int) -> list[float]:
+    """The learning rates of a schedule that begins with a peak."""
+    adam = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=peak)
+    built = build_scheduler(adam, scheduler, steps)
+    seen = []
+    for _ in range(steps):
+        seen.append(adam.param_groups[0]["lr"])
+        adam.step()
+        built.step()
+    return seen
+
+
+ONE_CYCLE = {
+    "_target_": f"{TORCH}.OneCycleLR",
+    "max_lr": 1e-2,
+    "total_steps": "total_steps",
+    "cycle_momentum": False,
+}
+CYCLIC = {
+    "_target_": f"{TORCH}.CyclicLR",
+    "base_lr": 1e-3,
+    "max_lr": 1e-2,
+    "step_size_up": 3,
+    "cycle_momentum": False,
+    "interval": "step",
+}
+FINDABLE: list[tuple[dict[str, Any], Callable[[float], dict[str, Any]]]] = [
+    (ONE_CYCLE, lambda peak: {**ONE_CYCLE, "max_lr": peak}),
+    (CYCLIC, lambda peak: {**CYCLIC, "max_lr": peak, "base_lr": peak / 10}),
+    ({"name": "one_cycle"}, lambda _: {"name": "one_cycle"}),
+    (COSINE, lambda _: COSINE),
+]
+"""A schedule, and the one that begins with another peak."""
+
+
+class Finder(LearningRateFinder):
+    def __init__(self) -> None:
+        super().__init__(1e-4, 1e-1, 20, attr_name="optimizer_lr", early_stop_threshold=None)
+
+
+def test_optimizer_lr_moves_the_whole_curve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with each_row() as row:
+        for scheduler, with_peak in FINDABLE:
+            for way in ("by hand", "tuner", "callback"):
+                rates = Rates()
+                callbacks = [rates, *([Finder()] if way == "callback" else [])]
+                fit = trainer(max_epochs=1, callbacks=callbacks)
+                module = Lit(ADAMW, scheduler)
+                with row((scheduler, way)):
+                    if way == "by hand":
+                        module.optimizer_lr = 0.05
+                    elif way == "tuner":
+                        Tuner(fit).lr_find(
+                            module,
+                            loader(20),
+                            num_training=20,
+                            attr_name="optimizer_lr",
+                            early_stop_threshold=None,
+                        )
+                    fit.fit(module, loader(20))
+                    assert module.optimizer_lr != 1e-2
+                    expected = curve(with_peak(module.optimizer_lr), module.optimizer_lr, 20)
+                    assert rates.seen == pytest.approx(expected)
 
 
 def test_total_steps_argument_of_a_custom_scheduler_is_the_length_of_the_run() -> None:
     fit = trainer(max_epochs=2)
     scheduler = {"_target_": f"{TORCH}.CosineAnnealingLR", "T_max": "total_steps"}
-    fit.fit(Stalled(ADAMW, scheduler), loader(6))
+    fit.fit(Lit(ADAMW, scheduler), loader(6))
     built = fit.lr_scheduler_configs[0].scheduler
     assert isinstance(built, torch.optim.lr_scheduler.CosineAnnealingLR)
     assert built.T_max == 12

@@ -180,9 +180,9 @@ class ScheduleCallback(AnyCallback):
         if trainer.state.fn != "fit":
             return
         for watched in self._in_use(trainer):
-            metrics = logged_metrics(trainer)
             if watched.monitor is None:
                 continue
+            metrics = logged_metrics(trainer)
             if not trainer.sanity_checking:
                 watched.has_validated = True
                 watched.is_validated |= watched.monitor in metrics

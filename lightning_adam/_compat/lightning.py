@@ -101,6 +101,15 @@ def logging_step(trainer: Trainer) -> int:
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
+def epochs_done(trainer: Trainer) -> int:
+    """The number of epochs that have ended, also while a checkpoint of an epoch's end is loaded.
+
+    Such a checkpoint is saved before the epoch counts as completed.
+    """
+    epochs, batches = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop
+    return epochs.ready if batches.batch_progress.is_last_batch else epochs.completed
+
+
 def loss_of_batch(trainer: Trainer, outputs: Any) -> Tensor | None:
     """A batch's loss, on its device, at least in float32; None if there is none.
 

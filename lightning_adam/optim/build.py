@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from lightning_adam._compat.lightning import (
     attached_trainer,
     either,
+    epochs_done,
     holder_of_parameters,
     unscale_before_clipping,
 )
@@ -164,7 +165,8 @@ def _add_schedule(
     if trainer is not None and not is_driven:
         options = {key: options[key] for key in ("interval", "frequency")}
     built.lr_scheduler_options = options
-    counts_steps = options["interval"] == SchedulerInterval.step.value
+    schedule.interval = options["interval"]
+    counts_steps = schedule.interval == SchedulerInterval.step.value
     if counts_steps and not getattr(config, "count_skipped_steps", False):
         schedule.counter = StepCounter(optimizer)
         schedule.counter.attach()
@@ -185,10 +187,12 @@ def _add_schedule(
     watched = built.watched
 
     def follow(optimizer: Optimizer) -> None:
-        # A checkpoint without a schedule, or whose schedule is loaded by hand, also before it.
-        is_counted = counts_steps or schedule.position > 0
-        if is_counted and (watched is None or watched.is_scheduled):
-            schedule.follow(steps_taken(optimizer))
+        # A checkpoint may have no schedule, or another one. By hand, the schedule may come first.
+        done = steps_taken(optimizer)
+        if not counts_steps:
+            done = 0 if trainer is None else epochs_done(trainer)
+        if (done or schedule.position) and (watched is None or watched.is_scheduled):
+            schedule.follow(done)
 
     optimizer.register_load_state_dict_post_hook(follow)
 

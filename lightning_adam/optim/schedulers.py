@@ -60,6 +60,7 @@ class Schedule(LRScheduler):
         # LRScheduler's own constructor takes the first step, and counts the optimizer's.
         self.optimizer = optimizer
         self.last_epoch = 0
+        self.interval = ""
         self.counter: StepCounter | None = None
         self.length = length
         self.path = path
@@ -132,7 +133,7 @@ class Schedule(LRScheduler):
         self.set_length(self.length)
 
     def follow(self, steps: int) -> None:
-        """Continues with an optimizer whose state was loaded, at its step if there is no other."""
+        """Continues with an optimizer whose state was loaded, by default after `steps`."""
         self.go_to(self.position or steps)
 
     def get_last_lr(self) -> list[Any]:
@@ -142,6 +143,7 @@ class Schedule(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """Returns the step count, what `plateau` knows of its metric, and the settings."""
         state: dict[str, Any] = {"last_epoch": self.last_epoch, "settings": self.settings}
+        state["interval"] = self.interval
         if self.plateau is not None:
             state["plateau"] = {key: getattr(self.plateau, key) for key in PLATEAU_PROGRESS}
             state["plateau"]["reductions"] = self._reductions
@@ -149,10 +151,11 @@ class Schedule(LRScheduler):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues at the step of a checkpoint; with another schedule's, at the optimizer's."""
-        saved = state_dict.get("settings")
-        steps = steps_taken(self.optimizer)
-        # Another scheduler may have counted epochs.
-        self.go_to(int(state_dict["last_epoch"]) if saved or not steps else steps)
+        saved, steps = state_dict.get("settings"), int(state_dict["last_epoch"])
+        if state_dict.get("interval") != self.interval:
+            # It may have counted epochs.
+            steps = self.position or steps_taken(self.optimizer) or steps
+        self.go_to(steps)
         if saved:
             _report(self.path, self.settings, saved)
         elif saved is None:
@@ -191,6 +194,8 @@ class CustomSchedule(_Scheduler):
 
     position: int
     """Number of its steps."""
+    interval: str
+    """What a step is: an optimizer step or an epoch; empty if it is not known."""
     counter: StepCounter | None
     length: RunLength
     path: ConfigPath
@@ -222,6 +227,7 @@ class CustomSchedule(_Scheduler):
         built.__class__ = type(kind.__name__, (cls, kind), {"__module__": kind.__module__})
         vars(built).update(
             position=0,
+            interval="",
             counter=None,
             length=length,
             path=path,
@@ -308,7 +314,7 @@ class CustomSchedule(_Scheduler):
                 self._advance()
 
     def follow(self, steps: int) -> None:
-        """Continues with an optimizer whose state was loaded, at its step if there is no other."""
+        """Continues with an optimizer whose state was loaded, by default after `steps`."""
         self._take_peaks()
         lrs = [group["lr"] for group in self.optimizer.param_groups]
         if not self.position or lrs != self.get_last_lr():
@@ -318,32 +324,42 @@ class CustomSchedule(_Scheduler):
         """Returns the scheduler's own state, the number of its steps, and the settings."""
         inner = self._kind.state_dict(self)
         own = {key: inner[key] for key in inner if key not in CustomSchedule.__annotations__}
-        return {**own, "position": self.position, "settings": self._record()}
+        # A plateau counts comparisons.
+        interval = self.interval if self.plateau is None else ""
+        record = {"position": self.position, "interval": interval}
+        return {**own, **record, "settings": self._record()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues a checkpoint's schedule; with other settings or peaks, at its step."""
         inner = dict(state_dict)
         saved, own = inner.pop("settings", None), self._record()
         position = int(inner.pop("position", state_dict.get("last_epoch", 0)))
+        is_alike = inner.pop("interval", None) == self.interval
         if saved:
             _report(self.path, own, saved)
+        self._take_peaks()
+        self._add_later_groups()
         if self.plateau is not None:
             if "num_bad_epochs" in inner:
                 _continue(self.plateau, inner, inner["mode"])
+                return
+            for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+                _set(group, "lr", peak)
             return
-        self._take_peaks()
-        self._add_later_groups()
         has_same_peaks = all(each == self._peaks for each in _base_lrs(inner))
-        has_same_keys = {*inner, "position", "settings"} == set(self.state_dict())
-        if saved in (None, own) and has_same_keys and has_same_peaks:
+        has_same_keys = {*inner, "position", "interval", "settings"} == set(self.state_dict())
+        is_own = saved is None or (saved == own and is_alike)
+        if is_own and has_same_keys and has_same_peaks:
             if self.counter is not None:
                 self.counter.restart()
             self._kind.load_state_dict(self, inner)
             self.position = position
-        else:
-            steps = steps_taken(self.optimizer)
-            # Another scheduler may have counted epochs.
-            self.go_to(position if saved or self.counter is None or not steps else steps)
+            return
+        if not is_alike:
+            # It may have counted epochs, or optimizer steps.
+            steps = 0 if self.counter is None else steps_taken(self.optimizer)
+            position = self.position or steps or position
+        self.go_to(position)
 
     @property
     def _kind(self) -> Any:

@@ -13,7 +13,7 @@ import lightning as L
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from lightning.pytorch.callbacks import BaseFinetuning
+from lightning.pytorch.callbacks import BaseFinetuning, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -726,6 +726,54 @@ def test_plateau_of_another_mode_keeps_the_lr_but_not_the_history(tmp_path: Path
     fit = fit_stalled(ADAMW, {**PLATEAU, "mode": "max"}, 6, checkpoint)
     halved_once = ADAMW["lr"] * 0.5
     assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(halved_once)
+
+
+KINDS: dict[str, Any] = {
+    "none": None,
+    "linear": LINEAR,
+    "plateau": {"name": "plateau", "factor": 0.5, "patience": 0},
+    "ExponentialLR of steps": EXPONENTIAL,
+    "StepLR of epochs": {"_target_": f"{SCHEDULES}.StepLR", "step_size": 1, "gamma": 0.5},
+    "ReduceLROnPlateau": {
+        "_target_": f"{SCHEDULES}.ReduceLROnPlateau",
+        "factor": 0.5,
+        "patience": 0,
+        "monitor": "val/loss",
+    },
+}
+"""Schedules that count steps, epochs or comparisons."""
+FACTORS: dict[str, Any] = {
+    "linear": lambda step, epoch: 1 - step / 20,
+    "ExponentialLR of steps": lambda step, epoch: 0.9**step,
+    "StepLR of epochs": lambda step, epoch: 0.5**epoch,
+}
+"""By the optimizer steps and the epochs that are done; a plateau starts anew."""
+
+
+@pytest.mark.parametrize("saved_by", ["the trainer", "a callback"])
+def test_schedule_that_replaces_another_kind_is_where_it_would_be(
+    saved_by: str, tmp_path: Path
+) -> None:
+    """The learning rate of the first step; the checkpoint is of 3 epochs of 2 steps."""
+    with each_row() as row:
+        for before, old in KINDS.items():
+            saving = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+            flags = {"enable_checkpointing": True, "callbacks": [saving]}
+            first = trainer(max_epochs=3, **flags)
+            first.fit(Stalled(ADAMW, old), loader(2), loader(1))
+            checkpoint = tmp_path / "epoch=2.ckpt"
+            if saved_by == "the trainer":
+                first.save_checkpoint(checkpoint)
+            for after, new in KINDS.items():
+                if "plateau" in before.lower() and after == before:
+                    continue
+                with row((before, after)):
+                    rates = Rates()
+                    again = trainer(max_epochs=4, callbacks=[rates])
+                    again.fit(Stalled(ADAMW, new), loader(2), loader(1), ckpt_path=checkpoint)
+                    factor = FACTORS.get(after, lambda step, epoch: 1.0)(6, 3)
+                    assert rates.used[0] == pytest.approx(1e-2 * factor)
+            checkpoint.unlink()
 
 
 class Unfreezing(BaseFinetuning):

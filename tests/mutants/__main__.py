@@ -53,6 +53,7 @@ SEARCH = ("test_search", "test_report")
 
 MIRRORS: dict[str, tuple[str, ...]] = {
     "optim/steps": (*MONITOR, "test_mixin", "test_foreign_optimizers"),
+    "_compat/lightning": ("test_precision", "test_skipped_steps", "test_mixin", "test_plateau"),
     "monitor/callback": (
         *MONITOR,
         "test_monitor_settings",
@@ -60,8 +61,11 @@ MIRRORS: dict[str, tuple[str, ...]] = {
         "test_flight_recorder",
     ),
     "optim/mixin": ("test_skipped_steps", *BUILD, "test_schedulers", "test_resume"),
-    "optim/build": (*BUILD, "test_schedulers"),
-    "optim/schedulers": ("test_schedulers", *BUILD),
+    "optim/build": (*BUILD, "test_schedulers", "test_length_of_run"),
+    "optim/schedulers": ("test_schedulers", *BUILD, "test_plateau", "test_length_of_run"),
+    "optim/shapes": ("test_schedulers", "test_schedules_properties", "test_length_of_run"),
+    "optim/length": ("test_length_of_run", "test_mixin"),
+    "optim/loop": ("test_plateau", "test_finetuning", "test_length_of_run"),
     "optim/param_groups": ("test_param_groups", "test_optimizers", "test_finetuning", "test_mixin"),
     "optim/optimizers": (
         "test_optimizers",

@@ -168,6 +168,12 @@ def test_what_is_longer_than_the_run_is_cut_with_a_warning() -> None:
                 assert seen == pytest.approx(expected)
 
 
+def test_warmup_as_long_as_the_run_is_not_cut(recwarn: pytest.WarningsRecorder) -> None:
+    seen = rates({"name": "constant", "warmup_steps": 4}, 4, 4)
+    assert seen == pytest.approx([2, 4, 6, 8])
+    assert not recwarn.list
+
+
 def test_sequence_of_schedulers_equals_torch_by_hand() -> None:
     cosine, linear = partial("CosineAnnealingLR", T_max=7), partial("LinearLR", total_iters=3)
     parts: list[tuple[Any, Callable[[Adam], LRScheduler]]] = [

@@ -10,9 +10,14 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    LRScheduler,
+    OneCycleLR,
+    ReduceLROnPlateau,
+)
 
-from lightning_adam.config.errors import ConfigPath, Source
+from lightning_adam.config.errors import ConfigPath
 from lightning_adam.config.parsing import Parsed, target_name
 from lightning_adam.config.schedule import (
     TOTAL_STEPS,
@@ -383,11 +388,9 @@ class CustomSchedule(_Scheduler):
     def _warn_of_changes(self, betas: list[Any]) -> None:
         groups, target = self.optimizer.param_groups, target_name(self._config.factory)
         if betas != [group.get("betas") for group in groups]:
-            # Hydra adds a key that is not in the config with a +.
-            adding = "+" if self.path.source is Source.HYDRA else ""
             rank_zero_warn(
                 f"{target} cycles the momentum and replaces betas={betas[0]}. To keep them, set"
-                f" {adding}{(self.path / 'cycle_momentum').override(False)}"
+                f" {(self.path / 'cycle_momentum').override(False)}"
             )
         after = [peak_lr(group) for group in groups]
         if len(set(self._peaks)) > 1 and len(set(after)) == 1:
@@ -590,11 +593,11 @@ def _call(
         return total_steps if isinstance(value, str) and value == TOTAL_STEPS else value
 
     keywords = {name: resolved(value, path / name) for name, value in factory.keywords.items()}
-    if "schedulers" in keywords:
-        # ChainedScheduler takes its optimizer last.
-        keywords["optimizer"] = optimizer
-        return call_target(functools.partial(lambda _: factory.func(**keywords)), path, optimizer)
-    return call_target(functools.partial(factory.func, *factory.args, **keywords), path, optimizer)
+    target = functools.partial(factory.func, *factory.args, **keywords)
+    if isinstance(target.func, type) and issubclass(target.func, ChainedScheduler):
+        # Its children have the optimizer, and it takes them first.
+        return call_target(target, path)
+    return call_target(target, path, optimizer)
 
 
 def _report(path: ConfigPath, own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:

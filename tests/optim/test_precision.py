@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
-from lightning_adam import AdamMonitor, ConfigError
+from lightning_adam import AdamMonitor, ConfigError, build_adam
 from tests.support.loops import MAX_NORM, Manual, OwnClipping
 from tests.support.monitored import full_monitor
 from tests.support.pairwise import pairwise
@@ -267,34 +268,129 @@ def test_gradients_of_a_fused_optimizer_from_the_mixin_are_clipped(
     assert all(group["fused"] for step in snapshots.steps for group in step.groups)
 
 
-@pytest.mark.parametrize("kind", [ManualClipping, ManualUsedHook])
-def test_manual_clipping_of_scaled_gradients_raises_for_a_fused_optimizer(
-    kind: type[Lit],
+class ClippingInHook(Lit):
+    """As Lightning's documentation has it."""
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        nn.utils.clip_grad_norm_(self.parameters(), MAX_NORM)
+
+
+class ManualClippingInHook(Manual):
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        nn.utils.clip_grad_norm_(self.parameters(), MAX_NORM)
+
+
+class Built(FusedWithoutMixin):
+    """Without the mixin."""
+
+    def __init__(self, optimizer: Any) -> None:
+        super().__init__()
+        self.config = optimizer
+
+    def configure_optimizers(self) -> Any:
+        return build_adam(self, self.config)
+
+
+class BuiltClippingInHook(Built):
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.clip_gradients(optimizer, MAX_NORM, "norm")
+
+
+class ManualTwoClipped(Manual):
+    """Two optimizers, each with its own norm."""
+
+    def configure_optimizers(self) -> Any:
+        parts = (self.net[:2], self.net[2:])
+        return [build_adam(part, FUSED, trainer=self.trainer) for part in parts]
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        optimizers: Any = self.optimizers()
+        for each in optimizers:
+            each.zero_grad()
+        self.manual_backward(loss_of(self.net, batch))
+        for each in optimizers:
+            self.clip_gradients(each, MAX_NORM, "norm")
+            each.step()
+
+
+class Norms(L.Callback):
+    """The norm of the gradients as hooks see them, and as the steps use them."""
+
+    def __init__(self) -> None:
+        self.seen = list[float]()
+        self.used = list[float]()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            optimizer.register_step_post_hook(
+                lambda optimizer, *_: self.used.append(self.norm(optimizer))
+            )
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
+    ) -> None:
+        self.seen.append(self.norm(optimizer))
+
+    def norm(self, optimizer: Optimizer) -> float:
+        owned = [each for group in optimizer.param_groups for each in group["params"]]
+        return norm_of([each.grad for each in owned if each.grad is not None])
+
+
+UNSCALED: list[tuple[type[Any], bool, dict[str, Any]]] = [
+    (Lit, False, {}),
+    (Lit, False, {"accumulate_grad_batches": 2}),
+    (Lit, True, {"gradient_clip_val": MAX_NORM}),
+    (OwnClipping, True, {}),
+    (ClippingInHook, True, {}),
+    (ClippingInHook, True, {"accumulate_grad_batches": 2}),
+    (Built, False, {}),
+    (Built, True, {"gradient_clip_val": MAX_NORM}),
+    (BuiltClippingInHook, True, {}),
+    (Manual, False, {}),
+    (ManualUnusedHook, False, {}),
+    (ManualClipping, True, {}),
+    (ManualUsedHook, True, {}),
+    (ManualClippingInHook, True, {}),
+    (ManualTwoClipped, True, {}),
+]
+"""A way to train, whether it clips, and the trainer's flags."""
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_hooks_see_and_clip_the_same_gradients_with_a_grad_scaler_as_without(
+    implementation: str,
 ) -> None:
-    """In manual optimization the gradients are scaled until the step, and clipped far too much."""
-    module = kind(FUSED)
-    before = parameters(module)
-    with pytest.raises(RuntimeError, match="does not allow for gradient clipping"):
-        run_training(module, data=2, **precision_flags("16-mixed"))
-    assert all(map(torch.equal, before, parameters(module)))
+    config = {**ADAMW, **IMPLEMENTATIONS[implementation]}
+    with each_row() as row:
+        for kind, clips, flags in UNSCALED:
+            with row((kind.__name__, flags)):
+                scaled, exact = Norms(), Norms()
+                run_training(kind(config), scaled, data=4, plugins=[amp()], **flags)
+                run_training(kind(config), exact, data=4, **flags)
+                # Operands of the matrix products have 11 bits.
+                assert scaled.seen == pytest.approx(exact.seen, rel=1e-2)
+                assert scaled.used == pytest.approx(exact.used, rel=1e-2)
+                assert (
+                    scaled.used == pytest.approx([MAX_NORM] * len(scaled.used), rel=1e-3)
+                ) == clips
+                assert len(scaled.used) == len(exact.used) > 1
 
 
-def test_unused_clipping_hook_leaves_unscaling_to_the_fused_step() -> None:
-    """Otherwise each step would wait for the device."""
+class Infinite(ManualClipping):
+    """Batch 1 has an infinite loss."""
 
-    def grads_before_step(kind: type[Lit]) -> float:
-        module = kind(FUSED)
-        norms = list[float]()
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        inputs, targets = batch
+        super().training_step((inputs, targets * (torch.inf if batch_idx == 1 else 1)), batch_idx)
 
-        class KeepNorm(L.Callback):
-            def on_before_optimizer_step(self, *_: Any) -> None:
-                grads = [each.grad for each in module.parameters() if each.grad is not None]
-                norms.append(norm_of(grads))
 
-        run_training(module, KeepNorm(), data=1, plugins=[amp()])
-        return norms[0]
-
-    scaled = grads_before_step(Manual)
-    assert grads_before_step(ManualUnusedHook) == scaled
-    assert grads_before_step(Lit) == scaled
-    assert grads_before_step(OwnClipping) == pytest.approx(scaled / 2**10, rel=1e-2)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_clipped_infinite_gradients_are_skipped(implementation: str) -> None:
+    module, norms = Infinite({**ADAMW, **IMPLEMENTATIONS[implementation]}), Norms()
+    without = ManualClipping({**ADAMW, **IMPLEMENTATIONS[implementation]})
+    batches = list(loader(3))
+    run = run_training(module, norms, data=3, plugins=[amp()])
+    rest: DataLoader[Any] = DataLoader([batches[0], batches[2]], batch_size=None)  # type: ignore[arg-type]
+    run_training(without, data=rest, plugins=[amp()])
+    assert_same_parameters(module, without)
+    assert run.trainer.precision_plugin.scaler.get_scale() == 2.0**9  # type: ignore[attr-defined]

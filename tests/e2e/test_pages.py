@@ -84,7 +84,7 @@ CLI_FILE = ("yaml", "# fit.yaml\n")
 EXTENSIONS = {
     "# statistic.py\n": "'adam_moments/grad_peak': 1.8898",
     "# finding.py\n": "adam_monitor.findings.step_large.threshold=0.5",
-    "# schedule.py\n": "[0.0, 0.5, 1.0, 1.0, 0.5, 0.5]",
+    "# schedule.py\n": "[0.5, 1.0, 1.0, 0.5, 0.5]",
 }
 """The programs of CONTRIBUTING, and a part of what each prints."""
 IN_THIRD_PARTY = [

@@ -1,6 +1,6 @@
 """Steps skipped by a GradScaler or without a loss leave everything as if they had not been."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection
 from functools import cache
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from lightning_adam import AdamMonitor
+from lightning_adam import AdamMonitor, build_adam
 from tests.support.monitored import (
     ATTEMPTS,
     BAD_STEPS,
@@ -28,7 +28,9 @@ from tests.support.training import (
     assert_same_parameters,
     loader,
     loss_of,
+    network,
     parameters,
+    run_training,
     trainer,
 )
 
@@ -226,3 +228,81 @@ def test_monitor_of_a_fused_step_waits_for_the_device_at_measurements_only() -> 
     added = host_reads(AdamMonitor(5)) - host_reads()
     # After the last batch the skipped steps are counted, whatever was measured.
     assert set(added) == {0, 4, 9, 14, 19}
+
+
+class Built(L.LightningModule):
+    """Without the mixin. The loss of some batches is infinite, or None."""
+
+    def __init__(self, implementation: str, bad_batches: Collection[int], has_loss: bool) -> None:
+        super().__init__()
+        self.config = {**ADAMW, **IMPLEMENTATIONS[implementation]}
+        self.bad_batches = bad_batches
+        self.has_loss = has_loss
+        self.net = network()
+
+    def configure_optimizers(self) -> Any:
+        return build_adam(self, self.config, COSINE)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = loss_of(self.net, batch)
+        if batch_idx not in self.bad_batches:
+            return loss
+        return loss * torch.inf if self.has_loss else None
+
+
+class BuiltTwice(Built):
+    """Two optimizers in manual optimization. Only the loss of the second one gets infinite."""
+
+    def __init__(self, implementation: str, bad_batches: Collection[int], has_loss: bool) -> None:
+        super().__init__(implementation, bad_batches, has_loss)
+        self.automatic_optimization = False
+        self.other = network()
+
+    def configure_optimizers(self) -> Any:
+        parts = (self.other, self.net)
+        return [build_adam(part, self.config, COSINE, trainer=self.trainer) for part in parts]
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizers: Any = self.optimizers()
+        schedulers: Any = self.lr_schedulers()
+        for optimizer, scheduler, net in zip(
+            optimizers, schedulers, (self.other, self.net), strict=True
+        ):
+            optimizer.zero_grad()
+            is_bad = net is self.net and batch_idx in self.bad_batches
+            # Without a loss there are no gradients, which a GradScaler refuses.
+            if self.has_loss or not is_bad:
+                loss = loss_of(net, batch)
+                self.manual_backward(loss * torch.inf if is_bad else loss)
+                optimizer.step()
+            scheduler.step()
+
+
+class Rates(L.Callback):
+    """The learning rates of the steps that were taken, by optimizer."""
+
+    def __init__(self) -> None:
+        self.used = defaultdict[int, list[float]](list)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        for index, optimizer in enumerate(trainer.optimizers):
+            self.used[index].append(optimizer.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("has_loss", [True, False])
+@pytest.mark.parametrize("kind", [Built, BuiltTwice])
+@fused_or_not
+def test_optimizer_of_build_adam_skips_steps_as_that_of_the_mixin(
+    implementation: str, kind: type[Built], has_loss: bool
+) -> None:
+    rates = Rates()
+    module = kind(implementation, BAD_STEPS, has_loss)
+    run = run_training(module, rates, data=ATTEMPTS, plugins=[amp()])
+    of_schedule = uninterrupted_lrs()
+    taken = [attempt - sum(bad < attempt for bad in BAD_STEPS) for attempt in range(ATTEMPTS)]
+    last = len(run.trainer.optimizers) - 1
+    assert rates.used[last] == [of_schedule[step] for step in taken]
+    if last:
+        assert rates.used[0] == of_schedule
+    steps = {float(each["step"]) for each in run.trainer.optimizers[last].state.values()}
+    assert steps == {ATTEMPTS - len(BAD_STEPS)}

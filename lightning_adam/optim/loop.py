@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
@@ -78,7 +79,8 @@ class Watched:
         self.has_length_of_run = has_length_of_run
         self._trainer = trainer
         self._found_lr: float | None = None
-        optimizer.register_step_pre_hook(lambda *_: self._before_step())
+        before_step = torch.compiler.disable(lambda *_: self._before_step())  # type: ignore[no-untyped-call]
+        optimizer.register_step_pre_hook(before_step)
 
     @property
     def is_scheduled(self) -> bool:

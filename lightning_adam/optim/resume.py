@@ -20,6 +20,7 @@ from lightning_adam.optim.console import log_info
 from lightning_adam.optim.optimizers import check_eps
 from lightning_adam.optim.param_groups import LR_SCALE, lr_factor, peak_lr
 from lightning_adam.statistics.names import clean_name, group_name
+from lightning_adam.statistics.sharding import unwrap_optimizer
 
 State = dict[str, Any]
 CONFIGURED = "configured"
@@ -69,12 +70,26 @@ def attach(optimizer: Optimizer, names: Sequence[str], resume: Resume, path: Con
         lines, merged = _merge(saved, optimizer, names, resume, path)
         for line in lines:
             log_info(f"resuming: {line}")
+        if unwrap_optimizer(optimizer) is not optimizer:
+            _follow_zero(saved, merged, path)
         return merged
 
     record(optimizer)
     # Groups that are added later have none yet.
     optimizer.register_state_dict_pre_hook(record)
     optimizer.register_load_state_dict_pre_hook(merge)
+
+
+def _follow_zero(saved: State, merged: State, path: ConfigPath) -> None:
+    """Gives ZeroRedundancyOptimizer the merged groups, which it takes from what it was given."""
+    then, now = saved["param_groups"], merged["param_groups"]
+    if [_saved_names(group) for group in then] != [_saved_names(group) for group in now]:
+        raise path.error(
+            "has other groups than the checkpoint, and ZeroRedundancyOptimizer finds states by"
+            " their position",
+            "Configure the groups that it was trained with",
+        )
+    then[:] = now
 
 
 def follow_shards(optimizer: Optimizer, folder: Callable[[], Path], name: str) -> RemovableHandle:
@@ -192,7 +207,7 @@ def _merge(
         settings["params"] = list(range(position, position + len(origin)))
         for parameter, found in zip(group["params"], origin, strict=True):
             if found is not None:
-                entry = saved["state"].get(found.key, {})
+                entry = saved["state"].get(found.key) or {}
                 state[position] = _fitting(entry, parameter, settings, optimizer, found.name, path)
             position += 1
         merged.append(settings)

@@ -1,5 +1,6 @@
 """Resuming on two ranks: the same, with another rate, longer, and in other groups."""
 
+import functools
 import itertools
 import math
 from pathlib import Path
@@ -11,10 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
-from lightning_adam import build_adam
+from lightning_adam import ConfigError, build_adam
 from lightning_adam.statistics.names import clean_name
 from tests.support.parallel import KINDS, loader
 from tests.support.ranks import Ranks
@@ -93,7 +95,7 @@ def trained(kind: str, way: str, name: str, path: str | None = None) -> dict[str
     case, is_one_file = CASES[name], kind == ONE_FILE
     kind = "FSDP2" if is_one_file else kind
 
-    class Module(KINDS[kind].module):  # type: ignore[misc,name-defined]
+    class Module(KINDS[kind].module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__(case.config)
             self._arguments = self._configs = self._parse(case.config, COSINE)
@@ -124,6 +126,46 @@ def trained(kind: str, way: str, name: str, path: str | None = None) -> dict[str
         fit.save_checkpoint(f"{ONE_FILE if is_one_file else kind}.ckpt")
     (optimizer,) = fit.optimizers
     return described(optimizer, module, recorder.begun, recorder.rates)
+
+
+def redundant(name: str, path: str | None = None) -> dict[str, Any]:
+    """Trains with ZeroRedundancyOptimizer, whose ranks each have the state of some parameters."""
+    case = CASES[name]
+    config = {key: case.config[key] for key in ("lr", "weight_decay")}
+    optimizer = functools.partial(
+        ZeroRedundancyOptimizer, optimizer_class=AdamW, weight_decay_on="matrices", **config
+    )
+    if "groups" in case.config:
+        optimizer = functools.partial(optimizer, groups=case.config["groups"])
+
+    class Module(KINDS["DDP"].module):  # type: ignore[misc]
+        def configure_optimizers(self) -> Any:
+            return build_adam(self, optimizer, COSINE)
+
+    module, fit = (
+        Module(),
+        trainer(
+            devices=2,
+            strategy=KINDS["DDP"].strategy(),
+            max_epochs=case.epochs,
+            use_distributed_sampler=False,
+        ),
+    )
+    fit.fit(module, loader("DDP"), ckpt_path=path)
+    if path is None:
+        fit.save_checkpoint("zero.ckpt")
+    (built,) = fit.optimizers
+    return {group["name"]: group["initial_lr"] for group in built.param_groups} | {
+        "parameters": [local(each) for each in module.parameters()]
+    }
+
+
+def refused(name: str) -> str:
+    try:
+        redundant(name, "zero.ckpt")
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def flat(way: str, name: str, path: str | None = None) -> dict[str, Any]:
@@ -186,12 +228,14 @@ def run_kind(ranks: Ranks, kind: str, way: str, *arguments: Any) -> list[dict[st
     return ranks.run(trained, kind, way, *arguments)
 
 
-@pytest.mark.parametrize("way", ["mixin", "build_adam"])
+@pytest.mark.parametrize("way", ["mixin", pytest.param("build_adam", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["DDP", "FSDP2", ONE_FILE, "FSDP1"])
 def test_resumed_run_has_the_moments_groups_and_rates_of_its_config(
     kind: str, way: str, ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    # Up to the end of the warm-up the length of the run makes no difference.
+    whole = run_kind(ranks, kind, way, "same")
     first = run_kind(ranks, kind, way, "first")
     with each_row() as row:
         for name in ("same", "lr", "longer", "regrouped"):
@@ -209,6 +253,13 @@ def test_resumed_run_has_the_moments_groups_and_rates_of_its_config(
                         }
                         assert seen == pytest.approx(expected, rel=1e-12)
                     assert len(after["rates"]) == total - EPOCH
+                if name == "same" and kind != "FSDP1":
+                    for one, other in zip(whole, resumed, strict=True):
+                        assert_equal(one["parameters"], other["parameters"])
+
+
+def assert_equal(one: list[Tensor], other: list[Tensor]) -> None:
+    assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
 
 
 def assert_same_state(saved: dict[str, list[Tensor]], loaded: dict[str, list[Tensor]]) -> None:
@@ -225,3 +276,18 @@ def check_groups(case: Case, after: dict[str, Any]) -> None:
         assert peak == pytest.approx(case.config["lr"] * RATES[group], rel=1e-12)
         assert weight_decay == (0.0 if group.endswith("no_decay") else 0.1)
         assert (betas, eps) == ((0.9, 0.999), 1e-8)
+
+
+def test_redundant_optimizer_resumes_in_its_groups(
+    ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = ranks.run(redundant, "same")
+    ranks.run(redundant, "first")
+    for one, other in zip(whole, ranks.run(redundant, "same", "zero.ckpt"), strict=True):
+        assert one["decay"] == other["decay"] == 1e-2
+        assert_equal(one["parameters"], other["parameters"])
+    for other in ranks.run(redundant, "lr", "zero.ckpt"):
+        assert (other["decay"], other["no_decay"]) == (3e-3, 3e-3)
+    for error in ranks.run(refused, "regrouped"):
+        assert "finds states by their position. Configure the groups that it was" in error

@@ -58,6 +58,8 @@ def call_error(
     if "total_steps" in named and "total_steps" not in bound:
         return _required(path, ["total_steps"], f"is required by {name}: {cause}")
     given = [each for each in named if each in target.keywords]
+    # Built children cannot be shown.
+    given = [each for each in given if each != "schedulers"] or given
     if not given:
         given = [each for each in parameters if _works_without(target, each, arguments)]
     if not given:

@@ -464,13 +464,36 @@ def _import(arguments: Mapping[str, Any], path: ConfigPath) -> functools.partial
         target = instantiate({**arguments, "_partial_": True, "_convert_": "all"})
     except (HydraException, ImportError, AttributeError, TypeError) as error:
         cause = " ".join(str(error.__cause__ or error).split())
-        raise (path / "_target_").error(
-            f"cannot be imported and called: {cause}",
-            f"Set {(path / '_target_').override('package.module.Class')}",
-            value=arguments["_target_"],
-        ) from error
+        # Hydra names the node at fault, which may be a child: schedulers[0], or schedulers0.
+        key = re.search(r"full_key: (\S+)", str(error))
+        place = re.sub(r"[.\[\]]", "", key[1]) if key else ""
+        nodes = {name.replace(".", ""): (name, node) for name, node in _targets(arguments)}
+        name, given = nodes.get(place, ("", arguments["_target_"]))
+        path = path / name if name else path
+        suggestion = (path / "_target_").suggest(_nearest_target(str(given)), "Set")
+        if re.search("missing .*'optimizer'", cause):
+            suggestion = (path / "_partial_").suggest(True, "Set")
+        problem = f"cannot be imported and called: {cause}"
+        raise (path / "_target_").error(problem, suggestion, value=given) from error
     assert isinstance(target, functools.partial)
     return target
+
+
+def _targets(values: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """The targets of the nodes within plain values, by place."""
+    for name, child in _children(values):
+        if isinstance(child, Mapping) and "_target_" in child:
+            yield f"{place}{name}", child["_target_"]
+        yield from _targets(child, f"{place}{name}.")
+
+
+def _nearest_target(target: str) -> str:
+    """The most similar name of the target's module, if it has one."""
+    module, _, name = target.rpartition(".")
+    members = vars(sys.modules[module]) if module in sys.modules else {}
+    names = {each.lower(): each for each, member in members.items() if callable(member)}
+    close = nearest(name.lower(), names, 1)
+    return f"{module}.{names[close[0]]}" if close else "package.module.Class"
 
 
 def check_arguments(target: functools.partial[Any], path: ConfigPath) -> None:
@@ -576,4 +599,10 @@ def _scalar(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    """A value without containers of OmegaConf, also in partials within it."""
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value, resolve=True)
+    if isinstance(value, functools.partial):
+        keywords = {name: _plain(each) for name, each in value.keywords.items()}
+        return functools.partial(value.func, *value.args, **keywords)
+    return [_plain(each) for each in value] if isinstance(value, list) else value

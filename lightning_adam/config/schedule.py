@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from lightning_adam.config.errors import ConfigPath, Source, nearest
+from lightning_adam.config.errors import ConfigPath, nearest
 from lightning_adam.config.parsing import (
     Count,
     CountOrZero,
@@ -22,12 +22,15 @@ from lightning_adam.config.parsing import (
     check_arguments,
     locate,
     merged_with_preset,
+    preset_override,
     split_target,
     target_name,
     to_dict,
     validate,
 )
 
+PRESET = "lightning_adam/scheduler"
+"""The config group of the presets."""
 TOTAL_STEPS = "total_steps"
 """As an argument of a custom scheduler: the number of optimizer steps in the run."""
 
@@ -414,9 +417,7 @@ def _schema(node: Any, values: dict[str, Any], path: ConfigPath) -> type[Schedul
     name, key = values.get("name"), path / "name"
     if name is None:
         problem = f"is required, one of {', '.join(SCHEDULES)}"
-        # Hydra adds a key to a config only after a +.
-        new = "+" if path.source is Source.HYDRA and "name" not in values else ""
-        raise key.error(problem, f"Use for example {new}{key.override('cosine')}")
+        raise key.error(problem, key.suggest("cosine"))
     if str(name) not in SCHEDULES:
         close = nearest(str(name), SCHEDULES, 1)
         problem = f"must be one of {', '.join(SCHEDULES)}"
@@ -425,7 +426,7 @@ def _schema(node: Any, values: dict[str, Any], path: ConfigPath) -> type[Schedul
     preset = next((each for each, schema in SCHEDULES.items() if schema is given), name)
     if name != preset:
         problem = f"does not belong to the fields of {preset}"
-        suggestion = f"Use lightning_adam/scheduler={name}"
+        suggestion = f"Use {preset_override(path, PRESET, str(name))}"
         raise key.error(problem, suggestion, value=name)
     if name == CustomSchedulerConfig.name:
         problem, example = "is required", "torch.optim.lr_scheduler.OneCycleLR"
@@ -438,7 +439,7 @@ def _parse_custom(
 ) -> CustomSchedulerConfig:
     name = own.get("name", CustomSchedulerConfig.name)
     if str(name) in SCHEDULES.keys() - {CustomSchedulerConfig.name}:
-        raise merged_with_preset(path, target_name(target), "lightning_adam/scheduler")
+        raise merged_with_preset(path, target_name(target), PRESET)
     if name != CustomSchedulerConfig.name:
         problem = "does not belong to a _target_"
         raise (path / "name").invalid(name, problem, CustomSchedulerConfig.name)
@@ -457,7 +458,10 @@ def _check_arguments(target: functools.partial[Any], path: ConfigPath) -> None:
     """Checks the arguments of a scheduler, and those of its children."""
     keywords = dict(target.keywords)
     # ChainedScheduler takes them first, and its optimizer last.
-    for index, child in enumerate(keywords.pop("schedulers", ())):
+    children = keywords.pop("schedulers", [])
+    if not isinstance(children, list | tuple):
+        raise (path / "schedulers").error("must be a list of schedulers", value=children)
+    for index, child in enumerate(children):
         if isinstance(child, functools.partial):
             _check_arguments(child, path / "schedulers" / index)
     check_arguments(functools.partial(target.func, **keywords), path)

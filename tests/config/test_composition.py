@@ -28,13 +28,18 @@ from lightning_adam.config.optimizer import (
 )
 from lightning_adam.config.schedule import (
     SCHEDULES,
+    Anneal,
     ConstantConfig,
     CosineConfig,
+    CosineRestartsConfig,
     CustomSchedulerConfig,
     Decay,
+    ExponentialConfig,
     InverseSqrtConfig,
     LinearConfig,
     Mode,
+    MultiStepConfig,
+    OneCycleConfig,
     PlateauConfig,
     PolynomialConfig,
     SchedulerInterval,
@@ -93,7 +98,7 @@ def test_presets_are_at_their_default_places(tmp_path: Path) -> None:
 
 def test_each_scheduler_preset_is_its_dataclass(tmp_path: Path) -> None:
     presets = {name: kind for name, kind in SCHEDULES.items() if name != "custom"}
-    assert len(presets) == 7
+    assert len(presets) == 11
     with each_row() as row:
         for option, config in presets.items():
             with row(option):
@@ -121,7 +126,9 @@ GROUP = GroupConfig(
     betas=[0.5, 0.6],
     eps=1e-4,
 )
-WARMUP: dict[str, Any] = {"warmup_steps": 5, "total_steps": 50, "count_skipped_steps": True}
+LENGTH: dict[str, Any] = {"total_steps": 50, "count_skipped_steps": True}
+WARMUP: dict[str, Any] = {**LENGTH, "warmup_steps": 5}
+DECAY: dict[str, Any] = {**WARMUP, "min_lr_ratio": 0.1}
 OVERRIDDEN: list[Any] = [
     AdamConfig(
         lr=0.5,
@@ -141,21 +148,31 @@ OVERRIDDEN: list[Any] = [
         resume=Resume.config,
     ),
     ConstantConfig(warmup_ratio=0.25),
-    LinearConfig(**WARMUP, min_lr_ratio=0.1),
-    CosineConfig(**WARMUP, min_lr_ratio=0.1),
-    PolynomialConfig(**WARMUP, min_lr_ratio=0.1, power=2.0),
+    ConstantConfig(warmup_epochs=0.5),
+    ConstantConfig(**WARMUP),
+    LinearConfig(**DECAY),
+    LinearConfig(min_lr=1e-6),
+    CosineConfig(**DECAY),
+    CosineRestartsConfig(**DECAY, num_cycles=3, cycle_mult=2.0),
+    PolynomialConfig(**DECAY, power=2.0),
     InverseSqrtConfig(**WARMUP, timescale=7),
-    WSDConfig(**WARMUP, min_lr_ratio=0.1, decay_steps=9, decay=Decay.sqrt),
+    ExponentialConfig(**DECAY, gamma=0.5, decay_steps=9),
+    MultiStepConfig(**WARMUP, milestones=[0.5, 20.0], gamma=0.5),
+    OneCycleConfig(
+        **LENGTH, pct_start=0.5, div_factor=5.0, final_div_factor=10.0, anneal=Anneal.linear
+    ),
+    WSDConfig(**DECAY, decay_steps=9, decay=Decay.sqrt),
     WSDConfig(decay_ratio=0.3),
     PlateauConfig(
+        **DECAY,
         monitor="val/acc",
+        strict=False,
         mode=Mode.max,
         factor=0.5,
         patience=3,
         threshold=0.1,
         threshold_mode=ThresholdMode.abs,
         cooldown=2,
-        min_lr_ratio=0.1,
     ),
     MonitorConfig(
         every_n_steps=7,
@@ -185,15 +202,23 @@ def changed(config: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value != getattr(type(config)(), name)}
 
 
+def owner(config: Any, name: str) -> type:
+    """The class that declares a field, as several schedules share it."""
+    classes = [
+        each for each in type(config).__mro__ if name in vars(each).get("__annotations__", ())
+    ]
+    return classes[-1]
+
+
 def test_every_field_is_parsed_as_it_is_overridden(tmp_path: Path) -> None:
-    tested = {(type(config), name) for config in OVERRIDDEN for name in changed(config)}
+    tested = {(owner(config, name), name) for config in OVERRIDDEN for name in changed(config)}
     all_fields = {
-        (type(config), entry.name)
-        for config in OVERRIDDEN
+        (owner(config, entry.name), entry.name)
+        for config in [*OVERRIDDEN, *(kind() for kind in SCHEDULES.values())]
         for entry in fields(config)
-        if entry.name not in ("name", "_target_") and not isinstance(config, ConstantConfig)
+        if entry.name not in ("name", "_target_") and not isinstance(config, CustomSchedulerConfig)
     }
-    assert all_fields - tested <= {(type(each), "warmup_ratio") for each in OVERRIDDEN}
+    assert all_fields == tested
     with each_row() as row:
         for config in OVERRIDDEN:
             place, preset = "scheduler", f"lightning_adam/scheduler={getattr(config, 'name', '')}"
@@ -212,14 +237,14 @@ def test_custom_scheduler_is_parsed_as_it_is_overridden(tmp_path: Path) -> None:
     line = (
         "lightning_adam/scheduler=custom scheduler._target_=torch.optim.lr_scheduler.StepLR"
         " +scheduler.step_size=5 scheduler.interval=epoch scheduler.frequency=2"
-        " scheduler.monitor=val/acc scheduler.count_skipped_steps=true"
+        " scheduler.monitor=val/acc scheduler.count_skipped_steps=true scheduler.strict=false"
     )
     parsed = parse_schedule(composed(tmp_path, DEFAULT_PLACE, line.split()).scheduler)
     config = parsed.config
     assert isinstance(config, CustomSchedulerConfig)
     assert config.factory.keywords == {"step_size": 5}
     assert (config.interval, config.frequency) == (SchedulerInterval.epoch, 2)
-    assert (config.monitor, config.count_skipped_steps) == ("val/acc", True)
+    assert (config.monitor, config.count_skipped_steps, config.strict) == ("val/acc", True, False)
     assert str(parsed.path) == "scheduler"
 
 

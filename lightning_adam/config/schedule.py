@@ -431,7 +431,15 @@ def _schema(node: Any, values: dict[str, Any], path: ConfigPath) -> type[Schedul
     if name == CustomSchedulerConfig.name:
         problem, example = "is required", "torch.optim.lr_scheduler.OneCycleLR"
         raise (path / "_target_").invalid(None, problem, example)
-    return SCHEDULES[str(name)]
+    schema = SCHEDULES[str(name)]
+    names = [entry.name for entry in fields(schema)]
+    settings = {entry.name for kind in SCHEDULES.values() for entry in fields(kind)}
+    for other, value in values.items():
+        # A setting of another schedule is no misspelt one of this.
+        if other in settings and other not in names:
+            problem = f"is not a setting of {name}"
+            raise (path / other).error(problem, f"Use one of {', '.join(names)}", value)
+    return schema
 
 
 def _parse_custom(
@@ -460,7 +468,8 @@ def _check_arguments(target: functools.partial[Any], path: ConfigPath) -> None:
     # ChainedScheduler takes them first, and its optimizer last.
     children = keywords.pop("schedulers", [])
     if not isinstance(children, list | tuple):
-        raise (path / "schedulers").error("must be a list of schedulers", value=children)
+        example = [{"_target_": "torch.optim.lr_scheduler.LinearLR", "_partial_": True}]
+        raise (path / "schedulers").invalid(children, "must be a list of schedulers", example)
     for index, child in enumerate(children):
         if isinstance(child, functools.partial):
             _check_arguments(child, path / "schedulers" / index)

@@ -133,12 +133,6 @@ CORRECTED = {
     f"{SCHEDULER}=wsd scheduler.total_steps={HUGE}": (
         f"scheduler.total_steps={HUGE} must be below {2**63}"
     ),
-    "scheduler.warmup_ratio=0.5 scheduler.total_steps=1000": (
-        "scheduler.warmup_steps=500 is longer than the run, which has 100 optimizer steps"
-    ),
-    "scheduler.warmup_steps=5 scheduler.total_steps=4": (
-        "scheduler.warmup_steps=5 is longer than the run, which has 4 optimizer steps"
-    ),
     "scheduler.warmup_steps=5 scheduler.warmup_ratio=0.1": (
         "scheduler.warmup_ratio=0.1 excludes warmup_steps"
     ),
@@ -147,12 +141,15 @@ CORRECTED = {
     ),
     "scheduler.name=constant": ("scheduler.name=constant does not belong to the fields of cosine"),
     f"{SCHEDULER}=inverse_sqrt scheduler.name=cosin": "scheduler.name=cosin must be one of ",
-    f"{SCHEDULER}=wsd scheduler.warmup_steps=95": (
-        "scheduler.decay_steps=10 is more than the 5 steps after the warm-up"
+    f"{SCHEDULER}=multistep scheduler.milestones=[0,50]": (
+        "scheduler.milestones=[0.0,50.0] has 0.0, which must be above 0"
     ),
-    f"{SCHEDULER}=wsd scheduler.warmup_steps=1 scheduler.decay_ratio=1": (
-        "scheduler.decay_steps=100 is more than the 99 steps after the warm-up"
+    f"{SCHEDULER}=one_cycle scheduler.pct_start=1": "scheduler.pct_start=1.0 must be below 1",
+    f"{SCHEDULER}=cosine_restarts scheduler.num_cycles=0": (
+        "scheduler.num_cycles=0 must be at least 1"
     ),
+    "scheduler.min_lr=0.1": "scheduler.min_lr=0.1 is above the peak, which is 0.001",
+    "scheduler.min_lr=1e-6 scheduler.min_lr_ratio=0.1": "scheduler.min_lr=1e-06 excludes min_lr_r",
     f"{SCHEDULER}=wsd scheduler.decay_steps=3 scheduler.decay_ratio=0.5": (
         "scheduler.decay_ratio=0.5 excludes decay_steps"
     ),
@@ -177,6 +174,14 @@ BUILT = {
     "optimizer.lr=0.5 'optimizer.lr=${optimizer.weight_decay}'": [0.01, 0.01],
 }
 """Lines, and the peak learning rate of each group that they build."""
+
+CUT = {
+    "scheduler.warmup_ratio=0.5 scheduler.total_steps=1000": {"warmup_steps": 500},
+    "scheduler.warmup_steps=5 scheduler.total_steps=4": {"warmup_steps": 4},
+    f"{SCHEDULER}=wsd scheduler.warmup_steps=95": {"warmup_steps": 95, "decay_steps": 5},
+    f"{SCHEDULER}=wsd scheduler.warmup_steps=1 scheduler.decay_ratio=1": {"decay_steps": 99},
+}
+"""Lines with steps beyond the end, and the steps that they build."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -267,3 +272,12 @@ def test_line_builds_with_the_lr_it_sets(network: nn.Module) -> None:
             with row(line):
                 groups = build(network, shlex.split(line))["optimizer"].param_groups
                 assert sorted(group["initial_lr"] for group in groups) == peaks
+
+
+@pytest.mark.filterwarnings("ignore:.*is longer than the run")
+def test_line_with_steps_beyond_the_end_builds_with_those_before(network: nn.Module) -> None:
+    with each_row() as row:
+        for line, steps in CUT.items():
+            with row(line):
+                schedule = build(network, shlex.split(line))["lr_scheduler"]["scheduler"]
+                assert steps.items() <= schedule.settings.items()

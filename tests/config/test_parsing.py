@@ -248,11 +248,27 @@ INVALID_OPTIMIZERS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"_target_": "torch.optim.Adamw", "lr": 0.1},
         "_target_='torch.optim.Adamw' cannot be imported and called: ",
+        "Set _target_='torch.optim.AdamW'",
+    ),
+    (
+        {"_target_": "torch.optim.adam"},
+        "_target_='torch.optim.adam' cannot be imported and called: ",
+        "Set _target_='torch.optim.Adam'",
+    ),
+    (
+        {"_target_": "torch.optim.Unheard"},
+        "_target_='torch.optim.Unheard' cannot be imported and called: ",
+        "Set _target_='package.module.Class'",
+    ),
+    (
+        {"_target_": "Adam"},
+        "_target_='Adam' cannot be imported and called: ",
         "Set _target_='package.module.Class'",
     ),
 ]
 
 
+TORCH = "torch.optim.lr_scheduler"
 INVALID_SCHEDULES: list[tuple[dict[str, Any], str, str]] = [
     ({}, "name is required, one of constant, linear, cosine, ", "name='cosine'"),
     ({"name": "cosin"}, "name='cosin' must be one of constant, linear, cosine, ", "name='cosine'"),
@@ -310,7 +326,7 @@ INVALID_SCHEDULES: list[tuple[dict[str, Any], str, str]] = [
     (
         {"name": "constant", "min_lr_ratio": 0.1},
         "min_lr_ratio=0.1 is not a setting",
-        "Use one of name, warmup_steps, warmup_ratio, total_steps, count_skipped_steps",
+        "Use one of name, total_steps, count_skipped_steps, warmup_steps, warmup_ratio, warmup_ep",
     ),
     ({"name": "polynomial", "power": 0}, "power=0 must be above 0", "power=2.0"),
     ({"name": "inverse_sqrt", "timescale": 0}, "timescale=0 must be at least 1", "timescale=10000"),
@@ -339,14 +355,110 @@ INVALID_SCHEDULES: list[tuple[dict[str, Any], str, str]] = [
         "threshold_mode='rel'",
     ),
     (
-        {"name": "plateau", "warmup_steps": 5},
-        "warmup_steps=5 is not a setting",
-        "Use one of name, monitor, mode, factor, ",
+        {"name": "plateau", "warmup_steps": 5, "warmup_ratio": 0.1},
+        "warmup_ratio=0.1 excludes warmup_steps",
+        "warmup_ratio=None",
+    ),
+    (
+        {"name": "linear", "warmup_epochs": -1},
+        "warmup_epochs=-1 must be at least 0",
+        "warmup_epochs=5",
+    ),
+    (
+        {"name": "linear", "warmup_ratio": 0.1, "warmup_epochs": 1},
+        "warmup_epochs=1.0 excludes warmup_ratio",
+        "warmup_epochs=None",
+    ),
+    ({"name": "linear", "min_lr": -1}, "min_lr=-1 must be at least 0", "min_lr=1e-06"),
+    (
+        {"name": "linear", "min_lr": 1e-5, "min_lr_ratio": 0.1},
+        "min_lr=1e-05 excludes min_lr_ratio",
+        "min_lr=None",
+    ),
+    (
+        {"name": "cosine_restarts", "num_cycles": 0},
+        "num_cycles=0 must be at least 1",
+        "num_cycles=4",
+    ),
+    (
+        {"name": "cosine_restarts", "cycle_mult": 0},
+        "cycle_mult=0 must be above 0",
+        "cycle_mult=2.0",
+    ),
+    ({"name": "exponential", "gamma": 0}, "gamma=0 must be above 0", "gamma=0.95"),
+    ({"name": "exponential", "gamma": 1.5}, "gamma=1.5 must be at most 1", "gamma=0.95"),
+    (
+        {"name": "exponential", "decay_steps": 0},
+        "decay_steps=0 must be at least 1",
+        "decay_steps=1000",
+    ),
+    ({"name": "multistep", "gamma": 2}, "gamma=2 must be at most 1", "gamma=0.1"),
+    (
+        {"name": "multistep", "milestones": [0.5, 0]},
+        "milestones=[0.5, 0] has 0, which must be above 0",
+        "milestones=[0.5, 0.75]",
+    ),
+    (
+        {"name": "multistep", "milestones": 30},
+        "milestones=30 must be a list",
+        "milestones=[0.5, 0.75]",
+    ),
+    ({"name": "one_cycle", "pct_start": 0}, "pct_start=0 must be above 0", "pct_start=0.3"),
+    ({"name": "one_cycle", "pct_start": 1}, "pct_start=1 must be below 1", "pct_start=0.3"),
+    (
+        {"name": "one_cycle", "div_factor": 0.5},
+        "div_factor=0.5 must be at least 1",
+        "div_factor=25.0",
+    ),
+    (
+        {"name": "one_cycle", "final_div_factor": 0.5},
+        "final_div_factor=0.5 must be at least 1",
+        "final_div_factor=10000.0",
+    ),
+    (
+        {"name": "one_cycle", "anneal": "cos"},
+        "anneal='cos' must be 'cosine' or 'linear'",
+        "anneal='cosine'",
+    ),
+    (
+        {"name": "one_cycle", "warmup_steps": 5},
+        "warmup_steps=5 is not a setting of one_cycle",
+        "Use one of name, total_steps, count_skipped_steps, pct_start, ",
     ),
     (
         {"name": "custom"},
         "_target_=None is required",
         "_target_='torch.optim.lr_scheduler.OneCycleLR'",
+    ),
+    (
+        {"_target_": f"{TORCH}.ChainedScheduler", "schedulers": 3},
+        "schedulers=3 must be a list of schedulers",
+        f"schedulers=[{{'_target_': '{TORCH}.LinearLR', '_partial_': True}}]",
+    ),
+    (
+        {
+            "_target_": f"{TORCH}.ChainedScheduler",
+            "schedulers": [{"_target_": f"{TORCH}.steplr", "_partial_": True}],
+        },
+        f"schedulers.0._target_='{TORCH}.steplr' cannot be imported and called: ",
+        f"Set schedulers.0._target_='{TORCH}.StepLR'",
+    ),
+    (
+        {
+            "_target_": f"{TORCH}.ChainedScheduler",
+            "schedulers": [
+                {
+                    "_target_": f"{TORCH}.SequentialLR",
+                    "_partial_": True,
+                    "schedulers": [
+                        {"_target_": f"{TORCH}.LinearLR", "_partial_": True},
+                        {"_target_": f"{TORCH}.StepLR", "step_size": 5},
+                    ],
+                }
+            ],
+        },
+        f"schedulers.0.schedulers.1._target_='{TORCH}.StepLR' cannot be imported and called: StepL",
+        "Set schedulers.0.schedulers.1._partial_=True",
     ),
     (
         {"_target_": "torch.optim.lr_scheduler.StepLR", "step": 5},
@@ -496,6 +608,11 @@ VALID: list[tuple[Callable[[Any], object], dict[str, Any]]] = [
     (parse_schedule, {"name": "wsd", "decay_steps": 1}),
     (parse_schedule, {"name": "wsd", "decay_ratio": 1}),
     (parse_schedule, {"name": "plateau", "patience": 0, "threshold": 0, "cooldown": 0}),
+    (parse_schedule, {"name": "plateau", "warmup_steps": 5}),
+    (parse_schedule, {"name": "cosine", "warmup_epochs": 0, "min_lr": 0}),
+    (parse_schedule, {"name": "exponential", "gamma": 1, "decay_steps": 1}),
+    (parse_schedule, {"name": "multistep", "milestones": [], "gamma": 1}),
+    (parse_schedule, {"name": "one_cycle", "div_factor": 1, "final_div_factor": 1}),
     (parse_schedule, {**STEP_LR, "frequency": 1}),
     (monitor_config, {"every_n_steps": 1, "layer_depth": 1, "flight_recorder": 1}),
     (monitor_config, {"histograms_every_n_steps": 1}),
@@ -520,6 +637,9 @@ def test_preset_with_the_name_of_another_is_an_error(form: Any) -> None:
     )
     with pytest.raises(ConfigError, match=expected):
         parse_schedule(form("linear"))
+    expected = r" Use lightning_adam/scheduler@model\.scheduler=linear$"
+    with pytest.raises(ConfigError, match=expected):
+        parse_schedule(form("linear"), ConfigPath("model.scheduler"))
 
 
 @pytest.mark.parametrize("form", [dict, OmegaConf.create], ids=["dict", "DictConfig"])

@@ -126,6 +126,11 @@ def build(
             "Call it in configure_optimizers, with trainer=self.trainer",
         )
     parsed = parse_optimizer(optimizer)
+    length = RunLength(total_steps)
+    has_length_of_run = total_steps is None and trainer is not None
+    if has_length_of_run and trainer is not None and scheduler is not None:
+        # It sets up the data, whose warnings precede the table of the groups.
+        length = run_length(trainer)
     holder = module
     if trainer is not None and isinstance(module, either("LightningModule")):
         holder = holder_of_parameters(trainer, module)
@@ -138,7 +143,7 @@ def build(
         if not trainer.lightning_module.automatic_optimization:
             unscale_before_clipping(trainer)
     if scheduler is not None:
-        _add_schedule(built, parse_schedule(scheduler), total_steps, trainer)
+        _add_schedule(built, parse_schedule(scheduler), length, has_length_of_run, trainer)
     elif trainer is not None:
         path = ConfigPath("scheduler", source=parsed.path.source)
         built.watched = Watched(trainer, built.optimizer, None, path, None, False, False)
@@ -148,13 +153,13 @@ def build(
 
 
 def _add_schedule(
-    built: Built, parsed: Parsed[ScheduleConfig], total_steps: int | None, trainer: Trainer | None
+    built: Built,
+    parsed: Parsed[ScheduleConfig],
+    length: RunLength,
+    has_length_of_run: bool,
+    trainer: Trainer | None,
 ) -> None:
     optimizer, config, path = built.optimizer, parsed.config, parsed.path
-    length = RunLength(total_steps)
-    has_length_of_run = total_steps is None and trainer is not None
-    if has_length_of_run and trainer is not None:
-        length = run_length(trainer)
     schedule = build_schedule(optimizer, parsed, length)
     built.schedule = schedule
     is_driven = trainer is not None and trainer.lightning_module.automatic_optimization

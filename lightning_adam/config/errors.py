@@ -115,7 +115,16 @@ class ConfigPath:
             is_one_word = shlex.split(assignment) == [assignment]
             word = assignment if is_one_word else shlex.quote(assignment)
             return f"{MONITOR_VARIABLE}={shlex.quote(word)}"
-        return shlex.quote(f"{self._prefix}{assignment}")
+        return shlex.quote(self.unquoted_override(value))
+
+    def unquoted_override(self, value: object) -> str:
+        """Returns the override as a program takes it, without the quotes of a shell.
+
+        Example:
+            >>> (ConfigPath("optimizer") / "betas").unquoted_override([0.9, 0.95])
+            'optimizer.betas=[0.9,0.95]'
+        """
+        return f"{self._prefix}{self.assignment(value)}"
 
     @property
     def _prefix(self) -> str:

@@ -2,23 +2,12 @@
 
 import math
 
-from lightning_adam.config.errors import format_value
 from lightning_adam.findings.rule import Case, Cure
 
 LOWEST_EPS = 1e-20
 """Below it, float32 cannot hold the v of a gradient that eps would not dominate."""
 HALF = {"float16": "16-mixed", "bfloat16": "bf16-mixed"}
 """What Lightning calls half precision with parameters in float32."""
-
-
-def override(place: str, name: str, value: object) -> str:
-    """An override as it is typed.
-
-    Example:
-        >>> override("optimizer", "betas", [0.9, 0.95])
-        'optimizer.betas=[0.9,0.95]'
-    """
-    return f"{place}.{name}={format_value(value)}"
 
 
 def rounded(number: float) -> float:
@@ -31,9 +20,22 @@ def rounded(number: float) -> float:
     return float(f"{number:.0e}")
 
 
+def optimizer_cure(case: Case, hint: str = "", **settings: object) -> Cure:
+    """Other settings of the optimizer.
+
+    Example:
+        >>> from lightning_adam.findings.rule import Training
+        >>> optimizer_cure(Case({}, Training()), betas=[0.9, 0.95]).overrides
+        ('optimizer.betas=[0.9,0.95]',)
+    """
+    path = case.training.optimizer_path
+    overrides = ((path / name).unquoted_override(value) for name, value in settings.items())
+    return Cure(tuple(overrides), hint)
+
+
 def scaled_lr(case: Case, factor: float) -> Cure:
     """Another learning rate, everywhere."""
-    return Cure((override(case.training.place, "lr", rounded(case.setting("lr") * factor)),))
+    return optimizer_cure(case, lr=rounded(case.setting("lr") * factor))
 
 
 def larger_lr(case: Case) -> list[Cure]:
@@ -48,7 +50,7 @@ def smaller_lr(case: Case) -> list[Cure]:
 
 def other_beta2(case: Case, beta2: float) -> Cure:
     """Another memory of the second moment."""
-    return Cure((override(case.training.place, "betas", [case.betas[0], beta2]),))
+    return optimizer_cure(case, betas=[case.betas[0], beta2])
 
 
 def lower_beta2(case: Case) -> list[Cure]:
@@ -82,7 +84,7 @@ def smaller_eps(case: Case) -> list[Cure]:
     if low is not None and low > LOWEST_EPS:
         eps = float(f"1e{math.floor(math.log10(low / 20))}")
         if eps < case.values.get("eps", math.inf):
-            return [Cure((override(case.training.place, "eps", eps),))]
+            return [optimizer_cure(case, eps=eps)]
     return [
         Cure((), "multiply the loss by a constant, 1e6 say: but for eps Adam does not feel it"),
         Cure((), "Adam-atan2, which has no eps (Everett et al. 2024, arXiv 2407.05872)"),
@@ -91,7 +93,7 @@ def smaller_eps(case: Case) -> list[Cure]:
 
 def representable_eps(case: Case) -> list[Cure]:
     """An eps that the parameters' dtype can hold, or parameters that can hold it."""
-    return [*full_precision(case), Cure((override(case.training.place, "eps", 1e-4),))]
+    return [*full_precision(case), optimizer_cure(case, eps=1e-4)]
 
 
 def state_that_holds_gradients(case: Case) -> list[Cure]:
@@ -99,7 +101,7 @@ def state_that_holds_gradients(case: Case) -> list[Cure]:
     scale = Cure((), "multiply the loss by a constant, 1e6 say: but for eps Adam does not feel it")
     # An eps that was chosen for half precision is too large beside float32.
     is_large = case.setting("eps") > 1e-8
-    eps = (override(case.training.place, "eps", 1e-8),) if is_large else ()
+    eps = optimizer_cure(case, eps=1e-8).overrides if is_large else ()
     precise = full_precision(case)
     return [each._replace(overrides=(*each.overrides, *eps)) for each in precise] or [scale]
 
@@ -131,28 +133,19 @@ def calmer_steps(case: Case) -> list[Cure]:
 
 def no_amsgrad(case: Case) -> list[Cure]:
     """A second moment that may fall again."""
-    return [Cure((override(case.training.place, "amsgrad", False),)), clip(case)]
+    return [optimizer_cure(case, amsgrad=False), clip(case)]
 
 
 def weaker_decay(case: Case) -> list[Cure]:
     """A decay that is a tenth of the step."""
     factor = 0.1 / case.values["decay_to_update"]
     weight_decay = rounded(case.setting("weight_decay") * factor)
-    return [Cure((override(case.training.place, "weight_decay", weight_decay),))]
+    return [optimizer_cure(case, weight_decay=weight_decay)]
 
 
 def decoupled_decay(case: Case) -> list[Cure]:
     """AdamW, at the strength that is usual there."""
-    place = case.training.place
-    return [
-        Cure(
-            (
-                override(place, "decoupled_weight_decay", True),
-                override(place, "weight_decay", 0.01),
-            ),
-            "AdamW",
-        )
-    ]
+    return [optimizer_cure(case, "AdamW", decoupled_weight_decay=True, weight_decay=0.01)]
 
 
 def decay_within_the_run(case: Case) -> list[Cure]:
@@ -164,7 +157,7 @@ def decay_within_the_run(case: Case) -> list[Cure]:
     if not math.isfinite(steps) or steps <= 0:
         return []
     weight_decay = rounded(1 / (training.peak_lr * steps))
-    return [Cure((override(training.place, "weight_decay", weight_decay),))]
+    return [optimizer_cure(case, weight_decay=weight_decay)]
 
 
 def restored_state(case: Case) -> list[Cure]:
@@ -187,13 +180,14 @@ def whole_schedule(case: Case) -> list[Cure]:
     """A schedule that is as long as the training."""
     steps = case.training.total_steps
     total = int(steps) if math.isfinite(steps) else None
-    return [Cure((override(case.training.scheduler_place, "total_steps", total),))]
+    return [Cure(((case.training.scheduler_path / "total_steps").unquoted_override(total),))]
 
 
 def longer_warmup(case: Case) -> list[Cure]:
     """A warm-up as long as the second moment's memory twice over, or a tenth of a short run."""
     steps = min(2 / (1 - case.betas[1]), case.training.total_steps / 10)
-    return [Cure((override(case.training.scheduler_place, "warmup_steps", math.ceil(steps)),))]
+    path = case.training.scheduler_path / "warmup_steps"
+    return [Cure((path.unquoted_override(math.ceil(steps)),))]
 
 
 def trained_or_frozen(case: Case) -> list[Cure]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple, TypeVar
 
-from lightning_adam.config.errors import ConfigError
+from lightning_adam.config.errors import ConfigError, ConfigPath
 from lightning_adam.config.monitor import Scope, Severity
 from lightning_adam.statistics.catalogue import STATISTICS
 
@@ -84,9 +84,10 @@ class Training:
 
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """The optimizer's own settings, `lr`, `betas` and so on, without its groups'."""
-    place: str = "optimizer"
-    """Where the optimizer is configured."""
-    scheduler_place: str = "scheduler"
+    optimizer_path: ConfigPath = field(default_factory=lambda: ConfigPath("optimizer"))
+    """The place of the optimizer's config."""
+    scheduler_path: ConfigPath = field(default_factory=lambda: ConfigPath("scheduler"))
+    """The place of the schedule's config."""
     dtypes: frozenset[str] = frozenset({"float32"})
     """Those of the parameters, in torch's words."""
     peak_lr: float = math.nan

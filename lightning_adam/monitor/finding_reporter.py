@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_adam._compat.lightning import is_smoke_test, logging_step
+from lightning_adam.config.errors import ConfigPath, Source
 from lightning_adam.config.monitor import MonitorConfig, Severity
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.preflight import Plan, PlannedGroup, preflight
@@ -208,7 +209,7 @@ def _training(
     trainer: Trainer, module: LightningModule, optimizer: Optimizer, every_n_steps: int
 ) -> Training:
     """What is known of a training before it begins."""
-    place, scheduler_place = getattr(module, "config_paths", ("optimizer", "scheduler"))
+    paths = getattr(module, "config_paths", (ConfigPath("optimizer"), ConfigPath("scheduler")))
     peaks = [_number(peak_lr(group)) for group in optimizer.param_groups]
     steps = None
     if len(trainer.optimizers) == 1 and not is_smoke_test(trainer):
@@ -217,14 +218,19 @@ def _training(
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     return Training(
         defaults={**optimizer.defaults, "lr": _number(optimizer.defaults.get("lr", math.nan))},
-        place=place,
-        scheduler_place=scheduler_place,
+        optimizer_path=_with_config(paths[0]),
+        scheduler_path=_with_config(paths[1]),
         dtypes=frozenset(dtype_name(each.dtype) for each in parameters),
         peak_lr=max(peaks, default=math.nan),
         total_steps=math.inf if steps is None else steps,
         every_n_steps=every_n_steps,
         steps_per_epoch=epoch if math.isfinite(epoch) else math.nan,
     )
+
+
+def _with_config(path: ConfigPath) -> ConfigPath:
+    """A place whose settings are named with their config, as a finding stands alone."""
+    return ConfigPath(path.config) if path.source is Source.PYTHON else path
 
 
 def _plan(trainer: Trainer, module: nn.Module, optimizer: Optimizer, training: Training) -> Plan:

@@ -130,11 +130,13 @@ class AdamMixin(_Base):
         make_plain(checkpoint)
 
     @property
-    def config_paths(self) -> tuple[str, str]:
-        """The places of the optimizer's and the scheduler's config, as they are overridden."""
-        optimizer = self._parsed()[0]
-        path = "optimizer" if optimizer is None else str(optimizer.path)
-        return path, str(self._scheduler_path())
+    def config_paths(self) -> tuple[ConfigPath, ConfigPath]:
+        """The places of the optimizer's and the scheduler's config."""
+        optimizer, scheduler = self._parsed()
+        return (
+            ConfigPath("optimizer") if optimizer is None else optimizer.path,
+            ConfigPath("scheduler") if scheduler is None else scheduler.path,
+        )
 
     def _parsed(self) -> Configs:
         """The constructor's configs, otherwise those in the hyperparameters."""
@@ -151,10 +153,6 @@ class AdamMixin(_Base):
             None if optimizer is None else parse_optimizer(optimizer, self._paths[0]),
             None if scheduler is None else parse_schedule(scheduler, self._paths[1]),
         )
-
-    def _scheduler_path(self) -> ConfigPath:
-        scheduler = self._parsed()[1]
-        return ConfigPath("scheduler") if scheduler is None else scheduler.path
 
 
 def _place(name: str, node: Any) -> ConfigPath | None:

@@ -436,5 +436,5 @@ def test_place_is_known_only_while_hydra_calls_the_constructor() -> None:
     place = locate(functools.partial(int), "optimizer")
     assert (str(place), place.source) == ("optimizer", Source.PYTHON)
     module = instantiate(OmegaConf.create(config(FromHparams, optimizer={"lr": 0.5})).model)
-    assert module.config_paths[0] == "model.optimizer"
+    assert str(module.config_paths[0]) == "model.optimizer"
     assert (locate({}, "a").keys, locate(3, "a").keys) == (frozenset(), frozenset())

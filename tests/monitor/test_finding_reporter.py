@@ -111,11 +111,23 @@ def test_remedy_prevents_the_finding(tiny: Run) -> None:
     assert "eps_dominates" not in above_info(remedied.monitor.findings)
 
 
-def test_override_names_the_place_of_a_relocated_config() -> None:
-    config = OmegaConf.create({"model": {"optimizer": ADAMW}})
-    run = run_training(Scaled(TINY, optimizer=config.model.optimizer))
-    ((override,),) = [each.remedy for each in run.found("eps_dominates")]
-    assert override.startswith("model.optimizer.eps=")
+def test_override_is_typed_where_the_config_is() -> None:
+    partial = {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 0.01}
+    in_code = OmegaConf.create({"model": {"preset": ADAMW, "partial": partial}})
+    composed = OmegaConf.create({"model": {"preset": {**ADAMW, "eps": 1e-8}, "partial": partial}})
+    OmegaConf.set_struct(composed, True)
+    rows = [
+        (ADAMW, "optimizer.eps="),
+        (in_code.model.preset, "cfg.model.preset.eps="),
+        (composed.model.preset, "model.preset.eps="),
+        (composed.model.partial, "+model.partial.eps="),
+    ]
+    with each_row() as row:
+        for optimizer, beginning in rows:
+            with row(beginning):
+                run = run_training(Scaled(TINY, optimizer=optimizer))
+                ((override,),) = [each.remedy for each in run.found("eps_dominates")]
+                assert override.startswith(beginning)
 
 
 def test_healthy_run_logs_that_nothing_was_found() -> None:

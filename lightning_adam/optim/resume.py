@@ -401,7 +401,7 @@ def _moved(
         origin.name
         for group, row in zip(groups, origins, strict=True)
         for parameter, origin in zip(group["params"], row, strict=True)
-        if origin and not parameter.requires_grad
+        if origin and saved["state"].get(origin.key) and not parameter.requires_grad
     ]
     if frozen:
         yield (
@@ -412,7 +412,7 @@ def _moved(
         name
         for group in saved["param_groups"]
         for key, name in zip(group["params"], _saved_names(group), strict=True)
-        if key not in found and name
+        if key not in found and name and saved["state"].get(key)
     ]
     if left:
         yield f"{path.name}: the checkpoint's state of {_some(left)} is discarded: not trained here"

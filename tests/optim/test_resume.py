@@ -3,7 +3,7 @@
 import itertools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -17,6 +17,11 @@ from lightning.pytorch.callbacks import BaseFinetuning, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+    offload_wrapper,
+)
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lightning_adam import ConfigError, build_adam
@@ -1060,3 +1065,165 @@ def test_lr_that_a_run_has_found_goes_on_under_every_schedule() -> None:
                 again.load(first, order)
                 again.train(4, 8)
                 assert again.rates == pytest.approx(expected.rates[4:])
+
+
+def all_checkpointed(net: Any) -> Any:
+    apply_activation_checkpointing(net, check_fn=lambda each: isinstance(each, nn.Linear))
+    return net
+
+
+def with_first(wrap: Any) -> Any:
+    def wrapped(net: Any) -> Any:
+        net[0] = wrap(net[0])
+        return net
+
+    return wrapped
+
+
+def compiled(module: Any) -> Any:
+    return torch.compile(module, backend="eager")
+
+
+def compiled_in_place(module: Any) -> Any:
+    module.compile(backend="eager")
+    return module
+
+
+WRAPPERS: dict[str, Any] = {
+    "none": lambda net: net,
+    "activation checkpointing": with_first(checkpoint_wrapper),
+    "activation checkpointing everywhere": all_checkpointed,
+    "activation offloading": with_first(offload_wrapper),
+    "compiled submodule": with_first(compiled),
+    "compiled net": compiled,
+    "compiled in place": compiled_in_place,
+    "compiled, with activation checkpointing": lambda net: compiled(all_checkpointed(net)),
+    "DataParallel": nn.DataParallel,
+}
+
+
+class Wrapped(Lit):
+    def __init__(self, wrap: Any) -> None:
+        super().__init__({**ADAMW, "groups": [{**HEAD[0], "match": "*net.3.*"}]}, LINEAR)
+        self.net = wrap(self.net)
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        # Wrappers rename the weights as well, which is left to the user.
+        weights = dict(zip(self.state_dict(), state_dict.values(), strict=True))
+        return super().load_state_dict(weights, *args, **kwargs)
+
+
+def test_moments_are_kept_if_modules_are_wrapped_between_two_runs(tmp_path: Path) -> None:
+    def fit(module: Any, epochs: int, checkpoint: Path | None = None) -> L.Trainer:
+        run = trainer(max_epochs=epochs)
+        run.fit(module, loader(STEPS), ckpt_path=checkpoint)
+        return run
+
+    uninterrupted_run = Wrapped(WRAPPERS["none"])
+    fit(uninterrupted_run, 2)
+    others = [name for name in WRAPPERS if name != "none"]
+    pairs = [pair for name in others for pair in (("none", name), (name, "none"))]
+    with each_row() as row:
+        for before, after in [*pairs, ("compiled net", "activation checkpointing everywhere")]:
+            with row((before, after)):
+                first = fit(Wrapped(WRAPPERS[before]), 1)
+                first.save_checkpoint(tmp_path / "first.ckpt")
+                resumed = Wrapped(WRAPPERS[after])
+                with log_lines() as lines:
+                    fit(resumed, 2, tmp_path / "first.ckpt")
+                assert lines == []
+                assert_same_parameters(resumed, uninterrupted_run)
+        with row("the whole module is compiled"):
+            fit(Wrapped(WRAPPERS["none"]), 1).save_checkpoint(tmp_path / "first.ckpt")
+            whole = WithoutLogging(WRAPPERS["none"])
+            fit(compiled(whole), 2, tmp_path / "first.ckpt")
+            assert_same_parameters(whole, uninterrupted_run)
+
+
+class WithoutLogging(Wrapped):
+    """Lightning's `log` cannot be compiled."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return loss_of(self.net, batch)
+
+
+class Plain(Lit):
+    """An optimizer of torch alone, without names."""
+
+    def __init__(self, make: Any, frozen: Sequence[int] = (), schedule: bool = False) -> None:
+        super().__init__(ADAMW, T_MAX_20 if schedule else None)
+        self.make = make
+        self.schedule = schedule
+        for index in frozen:
+            self.net[index].requires_grad_(False)
+
+    def configure_optimizers(self) -> Any:
+        if self.make is None:
+            return super().configure_optimizers()
+        optimizer = self.make(self)
+        if not self.schedule:
+            return optimizer
+        annealing = {"scheduler": CosineAnnealingLR(optimizer, 20), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": annealing}
+
+
+def of_all(module: Any) -> Any:
+    return torch.optim.AdamW(module.parameters(), lr=1e-2, weight_decay=0.1, fused=True)
+
+
+def of_trained(module: Any) -> Any:
+    trained = [each for each in module.parameters() if each.requires_grad]
+    return torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.1, fused=True)
+
+
+def of_names(module: Any) -> Any:
+    return torch.optim.AdamW(module.named_parameters(), lr=1e-2, weight_decay=0.1, fused=True)
+
+
+def of_two_groups(module: Any) -> Any:
+    return adamw(module.net, lr=1e-2, weight_decay=0.1)
+
+
+def of_two_tuples(module: Any) -> Any:
+    """As nanoGPT, and the examples of transformers, build them."""
+    trained = [each for each in module.parameters() if each.requires_grad]
+    decay = [each for each in trained if each.ndim >= 2]
+    rest = [each for each in trained if each.ndim < 2]
+    groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=1e-2, fused=True)
+
+
+PLAIN: list[tuple[Any, tuple[int, ...], bool]] = [
+    (of_all, (), False),
+    (of_all, (), True),
+    (of_all, (0,), True),
+    (of_all, (1, 3), False),
+    (of_trained, (0,), True),
+    (of_trained, (1,), False),
+    (of_names, (0,), True),
+    (of_two_groups, (), True),
+    (of_two_tuples, (), False),
+    (of_two_tuples, (0,), True),
+]
+"""What builds the optimizer, which modules are frozen, and whether there is a schedule."""
+
+
+def test_checkpoint_of_torchs_own_optimizer_is_resumed_bit_identically(tmp_path: Path) -> None:
+    with each_row() as row:
+        for make, frozen, schedule in PLAIN:
+            with row((make.__name__, frozen, schedule)):
+                first, whole, again = (trainer(max_epochs=epochs) for epochs in (1, 2, 2))
+                first.fit(Plain(make, frozen, schedule), loader(STEPS))
+                first.save_checkpoint(tmp_path / "first.ckpt")
+                uninterrupted_run = Plain(make, frozen, schedule)
+                whole.fit(uninterrupted_run, loader(STEPS))
+                resumed = Plain(None, frozen, schedule)
+                with log_lines() as lines:
+                    again.fit(resumed, loader(STEPS), ckpt_path=tmp_path / "first.ckpt")
+                assert_same_parameters(resumed, uninterrupted_run)
+                decays_all = make not in (of_two_groups, of_two_tuples)
+                setting = "weight_decay=0.0 (in no_decay)"
+                kept = f"{setting} is not used: the checkpoint's 0.1 is kept. {USE_CONFIG}"
+                assert lines == [kept] * decays_all
+                steps = {float(each["step"]) for each in again.optimizers[0].state.values()}
+                assert steps == {2.0 * STEPS}

@@ -119,10 +119,9 @@ PRINTED = {
     "lightning_adam/scheduler=wsd": ["head      ", "name=wsd", "decay_steps=10"],
     "optimizer.layer_decay": [
         "layer_0",
-        "name=ReduceLROnPlateau",
+        "name=plateau",
         "patience=3",
         "monitor=val/loss",
-        "interval=epoch",
     ],
     "OneCycleLR": ["name=OneCycleLR", "total_steps=52", "interval=step"],
     "adam_monitor.findings.": ["AdamMonitor has found nothing wrong in "],

@@ -34,8 +34,6 @@ NO_NUMBERS = ("adam_histogram/", "adam_underflow/eps_curve", "adam_layers", "ada
 
 NO_DECAY_LACKS = {"decay_norm", "decay_to_update"}
 """Undefined where nothing decays."""
-FIRST_STEP_LACKS = {"update_lost_fraction", "decay_to_update"}
-"""Undefined in the first step of a warm-up: its learning rate is 0, and so is its update."""
 
 BRIEFLY = ("width=2", "trainer.max_epochs=1", "trainer.limit_train_batches=25")
 """Overrides for a small training that is a little longer than the recipe's warm-up."""
@@ -262,7 +260,7 @@ def keys(rows: Mapping[int, Iterable[str]]) -> dict[int, list[str]]:
 
 
 def promised_keys(steps: int, every_n_steps: int) -> dict[int, list[str]]:
-    """What a run of so many optimizer steps that begins with a warm-up has to log, and when."""
+    """What a run of so many optimizer steps has to log, and when."""
     measured = [1, *range(every_n_steps, steps + 1, every_n_steps)]
     return {
         step - 1: sorted(
@@ -270,7 +268,6 @@ def promised_keys(steps: int, every_n_steps: int) -> dict[int, list[str]]:
             for statistic in select(["headline"])
             for scope in SCOPES
             if not (scope == NO_DECAY and statistic.name in NO_DECAY_LACKS)
-            if not (step == 1 and statistic.name in FIRST_STEP_LACKS)
         )
         for step in measured
     }

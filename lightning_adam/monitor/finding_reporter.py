@@ -29,6 +29,7 @@ from lightning_adam.statistics.dtypes import dtype_name, rounds_to_0
 from lightning_adam.statistics.histograms import DENOMINATOR_POSITION, HARMLESS, magnitude_above
 from lightning_adam.statistics.measurement import Measurement
 from lightning_adam.statistics.names import clean_name, group_name
+from lightning_adam.statistics.sharding import distributed_tensor
 from lightning_adam.statistics.views import Views, steps_as_adam
 
 MOST_OFTEN = 3
@@ -237,12 +238,6 @@ def _plan(trainer: Trainer, module: nn.Module, optimizer: Optimizer, training: T
     """What is about to be trained."""
     schedules = [each.scheduler for each in trainer.lr_scheduler_configs]
     own = [scheduler_settings(each) for each in schedules if each.optimizer is optimizer]
-    grouped = {
-        id(parameter)
-        for each in trainer.optimizers
-        for group in each.param_groups
-        for parameter in group["params"]
-    }
     return Plan(
         training=training,
         groups=[
@@ -251,12 +246,30 @@ def _plan(trainer: Trainer, module: nn.Module, optimizer: Optimizer, training: T
             if steps_as_adam(optimizer)
         ],
         schedule=own[0] if own else {},
-        left_out=[
-            clean_name(name)
-            for name, parameter in module.named_parameters()
-            if parameter.requires_grad and id(parameter) not in grouped
-        ],
+        left_out=_left_out(trainer, module),
     )
+
+
+def _left_out(trainer: Trainer, module: nn.Module) -> list[str]:
+    """The parameters that ask for a gradient and are in no group."""
+    groups = [group for each in trainer.optimizers for group in each.param_groups]
+    grouped = {id(parameter): parameter for group in groups for parameter in group["params"]}
+    own = set(map(id, module.parameters()))
+    # After a validation, FSDP2 shows whole parameters in the place of the groups' shards.
+    sharded = Counter(
+        parameter.shape
+        for key, parameter in grouped.items()
+        if key not in own and isinstance(parameter, distributed_tensor())
+    )
+    left_out = []
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad or id(parameter) in grouped:
+            continue
+        if sharded[parameter.shape]:
+            sharded[parameter.shape] -= 1
+        else:
+            left_out.append(clean_name(name))
+    return left_out
 
 
 def _planned(name: str, group: Mapping[str, Any]) -> PlannedGroup:

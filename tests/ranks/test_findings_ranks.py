@@ -1,0 +1,57 @@
+"""What is found before the first step of a sharded training, on two ranks."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from lightning_adam import AdamMonitor
+from tests.support.parallel import Sharded, fsdp2, loader
+from tests.support.ranks import Ranks
+from tests.support.training import trainer
+
+pytestmark = pytest.mark.slow
+
+LEFT_OUT = "net.3.weight"
+
+
+class Validated(Sharded):
+    """FSDP2 keeps the whole parameters of the root after the forward of a validation."""
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.training_step(batch, batch_idx)
+
+    def on_train_start(self) -> None:
+        assert not any(isinstance(each, DTensor) for each in self.net.parameters())
+
+
+class WithoutNames(Validated):
+    """Its groups have no names of parameters, and not all parameters."""
+
+    def configure_optimizers(self) -> Any:
+        named = self.named_parameters()
+        return torch.optim.AdamW(each for name, each in named if name != LEFT_OUT)
+
+
+def left_out(kind: type[Validated]) -> list[str]:
+    """What is said of parameters that are in no group."""
+    monitor = AdamMonitor()
+    fit = trainer(
+        devices=2,
+        strategy=fsdp2(),
+        callbacks=[monitor],
+        max_steps=1,
+        num_sanity_val_steps=1,
+        use_distributed_sampler=False,
+    )
+    fit.fit(kind(), loader("FSDP2"), loader("FSDP2"))
+    return [each.sentence for each in monitor.findings if each.code == "parameters_left_out"]
+
+
+def test_only_parameters_in_no_group_are_left_out_after_a_validation(ranks: Ranks) -> None:
+    assert ranks.run(left_out, Validated) == [[], []]
+    for (sentence,) in ranks.run(left_out, WithoutNames):
+        assert sentence.startswith("1 parameters ask for a gradient")
+        assert f"such as {LEFT_OUT}:" in sentence

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,8 @@ def test_fast_dev_run_accepts_the_schedule_of_the_whole_run() -> None:
         {"name": "wsd", "warmup_steps": 500, "decay_steps": 500},
         {"_target_": f"{TORCH}.CosineAnnealingLR", "T_max": "total_steps"},
     ]
-    with each_row() as row:
+    with each_row() as row, warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".* is longer than the run")
         for scheduler in schedules:
             with row(scheduler):
                 fit = trainer(fast_dev_run=True)

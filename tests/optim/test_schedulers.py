@@ -550,3 +550,38 @@ def test_plateau_keeps_its_factor_when_the_peak_changes(config: dict[str, Any]) 
     assert (group["lr"], peak_lr(group)) == (1.0, 10.0)
     set_peak(adam, scheduler, 100.0)
     assert (group["lr"], peak_lr(group)) == (10.0, 100.0)
+
+
+def test_floor_of_a_plateau_moves_with_the_peak() -> None:
+    adam = optimizer(10.0, 2.0)
+    adam.param_groups[1]["lr_scale"] = 0.2
+    config = custom("ReduceLROnPlateau", patience=0, factor=0.5, min_lr=[4.0, 0.8])
+    scheduler = build_scheduler(adam, config, None)
+    set_peak(adam, scheduler, 20.0)
+    for metric in (1.0, 2.0, 3.0, 4.0, 5.0):
+        scheduler.step(metric)
+    assert [group["lr"] for group in adam.param_groups] == pytest.approx([8.0, 1.6])
+
+
+LATER: list[Any] = [
+    {"name": "linear", "total_steps": 10},
+    partial("StepLR", step_size=3, gamma=0.5),
+    partial("LambdaLR", lr_lambda=lambda step: 1 / (1 + step)),
+    partial("CosineAnnealingLR", T_max=10),
+    partial("ExponentialLR", gamma=0.5),
+]
+
+
+def test_group_that_is_added_later_keeps_its_ratio_to_the_first() -> None:
+    with each_row() as row:
+        for config in LATER:
+            with row(config):
+                adam = optimizer(10.0)
+                scheduler = build_scheduler(adam, config, None)
+                steps(adam, scheduler, 4)
+                lr = adam.param_groups[0]["lr"]
+                later = {"params": [torch.zeros(1, requires_grad=True)], "lr": lr / 5}
+                adam.add_param_group({**later, "initial_lr": 2.0})
+                rates = steps(adam, scheduler, 6)
+                assert [each[1] for each in rates] == pytest.approx([e[0] / 5 for e in rates])
+                assert rates[0] != rates[-1]

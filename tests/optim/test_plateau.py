@@ -145,6 +145,11 @@ def test_warmup_comes_before_the_first_comparison() -> None:
     assert rates(module, val_check_interval=0.5) == pytest.approx(expected)
 
 
+def test_metric_of_training_and_validation_is_compared_after_validation() -> None:
+    module = Stalled(OURS, training=("val/loss",))
+    assert rates(module) == pytest.approx([1] * 8 + [0.5] * 4)
+
+
 class Plain(Stalled):
     """What Lightning does with a scheduler of torch."""
 

@@ -12,6 +12,7 @@ from tests.support.memory_logger import MemoryLogger
 from tests.support.monitored import (
     BAD_STEPS,
     KEY,
+    SELF_SCALING,
     BadBatches,
     DelayedArrival,
     fit_monitored,
@@ -88,7 +89,7 @@ def test_late_flags_of_skipped_steps_correct_the_step_counts(
     with each_row() as row:
         for asked_for in (1, 2, NEVER_IN_TIME):
             delay(asked_for)
-            module = BadBatches("fused", SCHEDULE, BAD_STEPS)
+            module = BadBatches(SELF_SCALING, SCHEDULE, BAD_STEPS)
             run = fit_with_scaler(module, AdamMonitor(every_n_steps, statistics=statistics))
             with row(f"asked_for={asked_for}"):
                 assert set(steps_logged(run)) <= set(expected)

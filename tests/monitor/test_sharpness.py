@@ -19,7 +19,7 @@ from torchmetrics import MeanMetric
 from lightning_adam import AdamMixin, AdamMonitor, ConfigError, SharpnessMonitor
 from tests.support.loops import LINEAR, baseline_fit, compiled_whole
 from tests.support.memory_logger import MemoryLogger
-from tests.support.monitored import TwoOptimizers
+from tests.support.monitored import TwoOptimizers, step_hooks
 from tests.support.reported import Build, Built
 from tests.support.tables import each_row
 from tests.support.training import (
@@ -460,8 +460,8 @@ def test_only_the_adam_of_two_optimizers_is_measured() -> None:
 def test_hooks_are_removed_after_training_and_the_monitor_can_be_used_again() -> None:
     monitor = SharpnessMonitor(1)
     run = fit(Lit(ADAMW), monitor, data=2)
-    assert not run.trainer.optimizers[0]._optimizer_step_post_hooks
-    assert not run.trainer.optimizers[0]._optimizer_step_pre_hooks
+    (unmonitored,) = fit(Lit(ADAMW), None, data=2).trainer.optimizers
+    assert step_hooks(run.trainer.optimizers[0]) == step_hooks(unmonitored)
     assert fit(Lit(ADAMW), monitor, data=2).steps_of(KEY) == [0, 1]
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_adam import AdamMonitor
+from lightning_adam._compat.torch import let_unscale
 from lightning_adam.statistics.measurement import Arriving
 from tests.support.precision import IMPLEMENTATIONS, precision_flags
 from tests.support.training import ADAMW, Lit, TrainingRun, loss_of, network, run_training
@@ -44,6 +45,10 @@ class DelayedArrival(Arriving):
         return self.asked > self.asked_for
 
 
+SELF_SCALING = "fused, as torch leaves it"
+"""An implementation whose step unscales and skips itself, on the device. The mixin has it not."""
+
+
 class BadBatches(Lit):
     """The loss of some batches is infinite, or `training_step` returns None for them."""
 
@@ -54,9 +59,17 @@ class BadBatches(Lit):
         bad_batches: Collection[int] = (),
         has_loss: bool = True,
     ) -> None:
-        super().__init__({**ADAMW, **IMPLEMENTATIONS[implementation]}, scheduler)
+        self.is_self_scaling = implementation == SELF_SCALING
+        flags = IMPLEMENTATIONS["fused" if self.is_self_scaling else implementation]
+        super().__init__({**ADAMW, **flags}, scheduler)
         self.bad_batches = bad_batches
         self.has_loss = has_loss
+
+    def configure_optimizers(self) -> Any:
+        built: Any = super().configure_optimizers()
+        if self.is_self_scaling:
+            let_unscale(built["optimizer"], itself=True)
+        return built
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         loss = super().training_step(batch, batch_idx)
@@ -79,6 +92,12 @@ def fit_with_scaler(
     """Trains in float16 with a GradScaler, unless another precision is given."""
     precision = precision_flags(flags.pop("precision", "16-mixed"))
     return run_training(module, monitor, data=data, **precision, **flags)
+
+
+def step_hooks(optimizer: torch.optim.Optimizer) -> list[str]:
+    """The names of the hooks around an optimizer's step."""
+    hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+    return [hook.__qualname__ for each in hooks for hook in each.values()]
 
 
 def steps_logged(run: TrainingRun) -> list[tuple[int | None, float, float]]:

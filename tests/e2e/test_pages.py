@@ -127,7 +127,7 @@ PRINTED = {
     "adam_monitor.findings.": ["AdamMonitor has found nothing wrong in "],
     "optimi.AdamW": ["AdamMonitor measures of AdamW what its state tells, not "],
     "weight_decay_on=all": ["0.01 "],
-    "resume=config": ["optimizer.lr=0.001 replaces the checkpoint's 0.002"],
+    "ckpt_path=outputs/first": ["optimizer.lr=0.001 replaces the checkpoint's 0.002"],
 }
 """What is printed where a command holds these words."""
 LOGGED = {
@@ -156,7 +156,7 @@ MONITOR_SETTINGS = [
 OPTIMIZERS: dict[str, list[dict[str, Any]]] = {
     "optimizer.amsgrad=true": [{"lr": 3e-4, "betas": [0.9, 0.95], "amsgrad": True}],
     "-m optimizer.lr=1e-4,1e-3": [{"lr": 1e-4}, {"lr": 1e-3}],
-    "resume=config": [{"lr": 1e-3, "resume": "config"}],
+    "ckpt_path=outputs/first": [{"lr": 1e-3}],
     "fault=l2": [{"decoupled_weight_decay": False}],
 }
 """The optimizers of the jobs that a recipe's command starts, where it holds these words."""
@@ -406,7 +406,7 @@ def test_each_command_of_a_recipe_configures_its_jobs() -> None:
 
 def test_eps_that_rounds_to_0_in_float16_raises_as_in_the_guide() -> None:
     fit = trainer(max_epochs=1, precision="16-true")
-    app = OmegaConf.create({"optimizer": ADAMW | {"eps": 1e-8}})
+    app = OmegaConf.create({"optimizer": ADAMW | {"eps": 1e-8}}, flags={"struct": True})
     with pytest.raises(ConfigError) as error:
         fit.fit(Lit(app.optimizer), loader(1))
     assert block(*EPS_ERROR) == f"{error.value}\n"
@@ -447,7 +447,7 @@ def test_recipe_is_resumed_with_other_settings_as_in_the_guide(tmp_path: Path) -
     line = f"{again} {briefly} {shlex.join(jobs_in(tmp_path / 'again'))}"
     resumed = run_text(line, REPOSITORY)
     assert resumed.returncode == 0, resumed.output
-    assert PRINTED["resume=config"][0] in resumed.output
+    assert PRINTED["ckpt_path=outputs/first"][0] in resumed.output
     (before,), (after,) = (offline_runs(tmp_path / folder) for folder in ("first", "again"))
     assert max(logged_rows(before)) < min(logged_rows(after)), "the x-axis goes on"
     assert all(each.name.endswith("-continued") for each in (before, after))

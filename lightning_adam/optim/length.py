@@ -10,7 +10,7 @@ from lightning_adam._compat.lightning import either, is_smoke_test
 from lightning_adam.optim.shapes import RunLength
 
 
-def run_length(trainer: Trainer) -> RunLength:
+def run_length(trainer: Trainer, earlier: RunLength | None = None) -> RunLength:
     """Returns the number of optimizer steps of a run and of its epochs.
 
     Those that are done count, so that a run that goes on after a checkpoint, or with another number
@@ -18,6 +18,7 @@ def run_length(trainer: Trainer) -> RunLength:
 
     Args:
         trainer: The trainer, whose data is set up if it is not yet.
+        earlier: The length that was known before, for that of the epochs so far (default: None).
     """
     if is_smoke_test(trainer) or trainer.limit_train_batches == 0:
         # A smoke test of one batch must accept the schedule of the whole run.
@@ -33,21 +34,23 @@ def run_length(trainer: Trainer) -> RunLength:
     if epochs == -1:
         return RunLength(max_steps, planned[0])
     first = min(trainer.current_epoch, epochs)
-    done = sum(planned[:first])
+    begin = sum(planned[:first])
     if trainer.lightning_module.automatic_optimization:
         # Otherwise the steps are those of all optimizers.
+        begin = trainer.global_step
         in_epoch = _batches_done(trainer)
-        remaining = sum(planned[first:])
         if in_epoch and first < epochs:
             is_over = in_epoch >= batches
-            remaining -= planned[first] if is_over else in_epoch // accumulations[first]
-        done = trainer.global_step + remaining - sum(planned[first:])
-    # The epochs so far may have had another length.
-    scale = done / max(sum(planned[:first]), 1)
-    ends = [scale * each for each in itertools.accumulate(planned[:first])]
-    ends += [done + each for each in itertools.accumulate(planned[first:])]
-    total = round(ends[-1])
-    return RunLength(min(total, max_steps or total), total / epochs, tuple(map(round, ends)))
+            begin -= planned[first] if is_over else in_epoch // accumulations[first]
+    ends = list(itertools.accumulate(planned[:first]))
+    if earlier is not None and earlier.epoch_ends[first - 1 : first] == (begin,):
+        ends = list(earlier.epoch_ends[:first])
+    elif ends:
+        # A checkpoint does not say how many steps each of its epochs had.
+        ends = [round(begin * each / ends[-1]) for each in ends]
+    ends += [begin + each for each in itertools.accumulate(planned[first:])]
+    total = ends[-1]
+    return RunLength(min(total, max_steps or total), total / epochs, tuple(ends))
 
 
 def steps_of(trainer: Trainer) -> int | None:

@@ -226,7 +226,7 @@ class ScheduleCallback(AnyCallback):
             schedule = watched.schedule
             if schedule is None or not watched.has_length_of_run:
                 continue
-            length = run_length(trainer)
+            length = run_length(trainer, schedule.length)
             if length != schedule.length:
                 was = schedule.length.total_steps
                 schedule.set_length(length)

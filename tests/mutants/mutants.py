@@ -1133,8 +1133,8 @@ MUTANTS = (
     ),
     Mutant(
         "optim/length",
-        "    scale = done / max(sum(planned[:first]), 1)\n",
-        "    scale = 1\n",
+        "round(begin * each / ends[-1])",
+        "each",
         "steps of earlier epochs are taken for as many as those of this one",
     ),
     Mutant(

@@ -262,6 +262,45 @@ def test_warmup_in_epochs_follows_the_accumulation() -> None:
     assert seen == pytest.approx(expected)
 
 
+def test_warmup_in_epochs_stays_when_epochs_change_their_length(tmp_path: Path) -> None:
+    scheduler = {"name": "linear", "warmup_epochs": 1}
+    fitted(scheduler, 4, max_epochs=4, callbacks=[checkpoint(tmp_path, "epoch")])
+    seen = fitted(scheduler, 2, max_epochs=4, ckpt_path=tmp_path / "step=8.ckpt")
+    assert seen == pytest.approx(curve({"name": "linear", "warmup_steps": 4}, 12, 8, 12))
+
+
+def test_run_goes_on_after_an_error_in_the_middle_of_an_epoch() -> None:
+    class Failing(Epochs):
+        fails = True
+
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            if self.fails and self.trainer.global_step == 6:
+                raise RuntimeError
+            return super().training_step(batch, batch_idx)
+
+    recorder = Rates()
+    fit = trainer(max_epochs=3, callbacks=[recorder])
+    module = Failing(LINEAR, [4])
+    with pytest.raises(RuntimeError):
+        fit.fit(module)
+    module.fails = False
+    fit.fit(module)
+    # Lightning trains the epoch again.
+    expected = curve(LINEAR, 12, 0, 6) + curve(LINEAR, 14, 6, 14)
+    assert recorder.seen == pytest.approx(expected)
+
+
+def test_epoch_that_a_hook_ends_shortens_the_run() -> None:
+    class Skipping(Epochs):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+            return -1 if batch_idx == 2 else None
+
+    recorder = Rates()
+    trainer(max_epochs=3, callbacks=[recorder]).fit(Skipping(LINEAR, [4]))
+    expected = curve(LINEAR, 12, 0, 2) + curve(LINEAR, 10, 2, 4) + curve(LINEAR, 8, 4, 6)
+    assert recorder.seen == pytest.approx(expected)
+
+
 def test_exponential_falls_by_gamma_in_the_mean_epoch() -> None:
     scheduler = {"name": "exponential", "gamma": 0.5}
     seen = fitted(scheduler, 8, max_epochs=4, callbacks=[growing()])

@@ -1103,8 +1103,8 @@ MUTANTS = (
     ),
     Mutant(
         "optim/schedulers",
-        "if total_steps is not None and self.position >= total_steps:",
-        "if total_steps is not None and self.position > total_steps:",
+        "if self.last_epoch < total_steps:",
+        "if self.last_epoch <= total_steps:",
         "a step after the end of OneCycleLR has an extrapolated learning rate",
     ),
     Mutant(

@@ -240,8 +240,8 @@ def _lr_scheduler_options(
         if frequency != 1:
             problem = "must be 1 without an interval: a plateau is checked after each validation"
             raise (path / "frequency").invalid(frequency, problem, 1)
-        # The trainer's callback steps it instead.
-        return {**options, "reduce_on_plateau": False}
+        # The trainer's callback compares the metric instead, which others may show.
+        return {**options, "monitor": config.monitor, "reduce_on_plateau": False}
     if trainer is None and isinstance(built, Schedule) and built.curve.warmup_steps:
         raise path.error(
             "needs the Trainer for its warm-up",

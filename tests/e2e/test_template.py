@@ -167,8 +167,8 @@ def test_scheduler_of_total_steps_is_stepped_after_each_step(project: Path) -> N
 
 def test_preset_merged_with_a_node_of_the_template_is_an_error(project: Path) -> None:
     expected = (
-        r"^optimizer\._target_=torch\.optim\.Adam is merged with the fields of"
-        r" lightning_adam/optimizer, .* your own class, use lightning_adam/optimizer=custom$"
+        r"^model\.optimizer\._target_=torch\.optim\.Adam is merged with the fields of"
+        r" lightning_adam/optimizer, .* use lightning_adam/optimizer@model\.optimizer=custom$"
     )
     with pytest.raises(HydraException, match=expected):
         train(project, "experiment=merged")
@@ -177,7 +177,9 @@ def test_preset_merged_with_a_node_of_the_template_is_an_error(project: Path) ->
 def test_unknown_keyword_is_an_error_of_one_line_of_the_command(project: Path) -> None:
     failed = run([BIN / "python", "-m", "src.train", "+model.optimizer.beta=0.9"], project)
     assert failed.returncode == 1
-    (sentence,) = [line for line in failed.lines if "optimizer.beta=" in line[:20]]
-    assert sentence == "optimizer.beta=0.9 is not a setting. Use for example optimizer.betas=0.9"
+    (sentence,) = [line for line in failed.lines if "optimizer.beta=" in line[:30]]
+    assert sentence == (
+        "model.optimizer.beta=0.9 is not a setting. Use for example +model.optimizer.betas=0.9"
+    )
     for harm in ("Traceback", PRINTED):
         assert harm not in failed.output

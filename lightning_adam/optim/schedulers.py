@@ -189,6 +189,21 @@ class Schedule(LRScheduler):
         return curve(self._config, self.path, self.length, peak)
 
 
+class _Ending(_Scheduler):
+    """Keeps the last learning rate of OneCycleLR, where torch extrapolates and then raises."""
+
+    def get_lr(self) -> list[Any]:
+        total_steps = vars(self)["total_steps"]
+        if self.last_epoch < total_steps:
+            return super().get_lr()
+        if self.last_epoch == total_steps + 1:
+            rank_zero_warn(
+                f"OneCycleLR has ended after {total_steps} steps, and the run goes on. The learning"
+                " rate stays at its last value."
+            )
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+
 class CustomSchedule(_Scheduler):
     """A scheduler of any class, which is built again where its settings no longer hold.
 
@@ -207,7 +222,6 @@ class CustomSchedule(_Scheduler):
     _config: CustomSchedulerConfig
     _factory: functools.partial[Any]
     _peaks: list[Any]
-    _is_ended: bool
 
     @classmethod
     def of(
@@ -239,7 +253,6 @@ class CustomSchedule(_Scheduler):
             _config=config,
             _factory=config.factory,
             _peaks=peaks,
-            _is_ended=False,
         )
         schedule = cast("CustomSchedule", built)
         schedule._warn_of_changes(betas)
@@ -312,7 +325,7 @@ class CustomSchedule(_Scheduler):
         built = _build_custom(self.optimizer, self._config, self._factory, self.path, self.length)
         own = {name: vars(self)[name] for name in CustomSchedule.__annotations__}
         vars(self).clear()
-        vars(self).update({**vars(built), **own, "position": 0, "_is_ended": False})
+        vars(self).update({**vars(built), **own, "position": 0})
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             for _ in range(step):
@@ -401,16 +414,6 @@ class CustomSchedule(_Scheduler):
 
     def _advance(self) -> None:
         self.position += 1
-        total_steps = self.total_steps if isinstance(self, OneCycleLR) else None
-        if total_steps is not None and self.position >= total_steps:
-            # torch takes one step more, to an extrapolated learning rate, and then raises.
-            if self.position > total_steps and not self._is_ended:
-                self._is_ended = True
-                rank_zero_warn(
-                    f"{self.path.name} ({self._kind.__name__}) has ended after {total_steps}"
-                    " steps, and the run goes on. The learning rate stays at its last value."
-                )
-            return
         self._add_later_groups()
         self._kind.step(self)
 
@@ -597,7 +600,11 @@ def _call(
     if isinstance(target.func, type) and issubclass(target.func, ChainedScheduler):
         # Its children have the optimizer, and it takes them first.
         return call_target(target, path)
-    return call_target(target, path, optimizer)
+    built = call_target(target, path, optimizer)
+    if isinstance(built, OneCycleLR):
+        kind = type(built)
+        built.__class__ = type(kind.__name__, (_Ending, kind), {"__module__": kind.__module__})
+    return built
 
 
 def _report(path: ConfigPath, own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:

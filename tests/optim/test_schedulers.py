@@ -270,6 +270,23 @@ def test_schedule_that_torch_ends_goes_on_with_its_last_value() -> None:
     assert steps(resumed, second, 2) == seen[-2:]
 
 
+def test_part_of_a_sequence_that_torch_ends_goes_on_with_its_last_value() -> None:
+    config = partial(
+        "SequentialLR",
+        schedulers=[
+            partial("ConstantLR", total_iters=2),
+            partial("OneCycleLR", max_lr=10.0, total_steps=5, anneal_strategy="linear"),
+        ],
+        milestones=[2],
+    )
+    adam = optimizer(10.0)
+    with pytest.warns(UserWarning, match="OneCycleLR has ended after 5 steps"):
+        seen = [lr for (lr,) in steps(adam, build_scheduler(adam, config, None), 10)]
+    by_hand = optimizer(10.0)
+    expected = steps(by_hand, OneCycleLR(by_hand, 10.0, 5, anneal_strategy="linear"), 5)
+    assert seen[2:] == pytest.approx([lr for (lr,) in [*expected, *[expected[-1]] * 3]])
+
+
 PEAKS: list[dict[str, Any]] = [
     {"name": "cosine", "warmup_steps": 3},
     {"name": "cosine", "warmup_steps": 3, "min_lr": 0.5},

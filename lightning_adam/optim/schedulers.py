@@ -344,7 +344,9 @@ class CustomSchedule(_Scheduler):
         own = {key: inner[key] for key in inner if key not in CustomSchedule.__annotations__}
         # A plateau counts comparisons.
         interval = self.interval if self.plateau is None else ""
-        record = {"position": self.position, "interval": interval}
+        record: dict[str, Any] = {"position": self.position, "interval": interval}
+        if self._factory is not self._config.factory:
+            record["peaks"] = list(self._peaks)
         return {**own, **record, "settings": self._record()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -353,6 +355,7 @@ class CustomSchedule(_Scheduler):
         saved, own = inner.pop("settings", None), self._record()
         position = int(inner.pop("position", state_dict.get("last_epoch", 0)))
         is_alike = inner.pop("interval", None) == self.interval
+        peaks = inner.pop("peaks", None)
         if saved:
             _report(self.path, own, saved)
         self._take_peaks()
@@ -366,7 +369,7 @@ class CustomSchedule(_Scheduler):
             return
         has_same_peaks = all(each == self._peaks for each in _base_lrs(inner))
         has_same_keys = {*inner, "position", "interval", "settings"} == set(self.state_dict())
-        is_own = saved is None or (saved == own and is_alike)
+        is_own = saved is None or (saved == own and is_alike and peaks is None)
         if is_own and has_same_keys and has_same_peaks:
             if self.counter is not None:
                 self.counter.restart()
@@ -377,7 +380,13 @@ class CustomSchedule(_Scheduler):
             # It may have counted epochs, or optimizer steps.
             steps = 0 if self.counter is None else steps_taken(self.optimizer)
             position = self.position or steps or position
-        self.go_to(position)
+        is_kept = saved is not None and saved.get("max_lr") == own.get("max_lr")
+        if peaks is not None and is_kept and len(peaks) == len(self.optimizer.param_groups):
+            # Found by `lr_find`, for a scheduler that does not use the optimizer's learning rate.
+            self.position = position
+            self.set_peaks(peaks)
+        else:
+            self.go_to(position)
 
     @property
     def _kind(self) -> Any:
@@ -386,7 +395,8 @@ class CustomSchedule(_Scheduler):
 
     def _record(self) -> dict[str, Any]:
         """The settings on which the learning rates depend, as plain values."""
-        record = {name: _plain(value) for name, value in self._factory.keywords.items()}
+        keywords = self._config.factory.keywords
+        record = {name: _plain(value) for name, value in keywords.items()}
         if uses_total_steps(self._factory):
             record[TOTAL_STEPS] = self.length.total_steps
         return {"name": target_name(self._factory), **record}

@@ -1049,6 +1049,29 @@ def test_loop_by_hand_follows_a_changed_config_in_any_order_of_loading() -> None
                 assert again.rates == pytest.approx(expected.rates[4:])
 
 
+def test_peak_that_a_run_has_found_goes_on_under_one_cycle() -> None:
+    """The scheduler's `max_lr` is the peak, unless the config changes it."""
+    longer, higher = {**ONE_CYCLE, "total_steps": 30}, {**ONE_CYCLE, "max_lr": 5e-3}
+    cycle = stepped("CyclicLR", base_lr=1e-3, max_lr=1e-2, step_size_up=3, cycle_momentum=False)
+    table = [
+        ("the same", ONE_CYCLE, ONE_CYCLE, {"max_lr": 4e-3}),
+        ("another length", ONE_CYCLE, longer, {"max_lr": 4e-3}),
+        ("another peak", ONE_CYCLE, higher, {}),
+        ("a cycle", cycle, cycle, {"max_lr": 4e-3, "base_lr": 4e-4}),
+    ]
+    with each_row() as row:
+        for (name, old, new, found), order in itertools.product(table, ("os", "so")):
+            with row((name, ORDERS[order])):
+                expected = HandLoop(ADAMW, {**new, **found})
+                expected.train(0, 8)
+                first, again = HandLoop(ADAMW, old), HandLoop(ADAMW, new)
+                set_peak(first.optimizer, first.scheduler, 4e-3)
+                first.train(0, 4)
+                again.load(first, order)
+                again.train(4, 8)
+                assert again.rates == pytest.approx(expected.rates[4:])
+
+
 def test_lr_that_a_run_has_found_goes_on_under_every_schedule() -> None:
     """With the schedule of the checkpoint, another one or none."""
     every: dict[str, Any] = {"none": None, **STEPPED}

@@ -79,9 +79,9 @@ class Resume(Word):
     """Which settings apply when a run is resumed from a checkpoint."""
 
     checkpoint = "checkpoint"
-    """The settings the checkpoint was trained with."""
+    """Those that the config has changed since; otherwise the checkpoint's."""
     config = "config"
-    """The settings of the current config."""
+    """Those of the config."""
 
 
 @dataclass
@@ -203,8 +203,9 @@ class AdamConfig(Validated):
     """Layer-wise learning-rate decay (default: off; Clark et al. 2020, arXiv 2003.10555, appendix
     B)."""
     resume: Resume = Resume.checkpoint
-    """Which settings and schedule apply if a resumed run's config differs from its checkpoint:
-    `checkpoint` or `config` (default: checkpoint, as in Lightning; lightning_adam)."""
+    """Which settings a resumed run has: `checkpoint`, those of the checkpoint except for what the
+    config has changed since, or `config`, those of the config (default: checkpoint;
+    lightning_adam)."""
 
 
 @dataclass

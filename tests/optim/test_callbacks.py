@@ -83,7 +83,9 @@ class Keep(L.Callback):
 
 
 @pytest.mark.parametrize(
-    ("kind", "scheduler"), [(Lit, None), (Lit, LINEAR), (Built, EXPONENTIAL)], ids=str
+    ("kind", "scheduler"),
+    [(Lit, None), (Lit, LINEAR), (Built, EXPONENTIAL)],
+    ids=["no schedule", "linear", "build_adam, ExponentialLR"],
 )
 def test_run_with_a_callback_is_resumed_bit_identically(
     kind: type[Lit], scheduler: Any, tmp_path: Path

@@ -17,7 +17,13 @@ from lightning_adam.config.optimizer import (
     GroupConfig,
     LayerDecayConfig,
 )
-from lightning_adam.config.schedule import SCHEDULES, ScheduleConfig, WarmupScheduleConfig
+from lightning_adam.config.schedule import (
+    SCHEDULES,
+    DecayScheduleConfig,
+    ScheduleConfig,
+    StepScheduleConfig,
+    WarmupScheduleConfig,
+)
 from lightning_adam.config.tune import StageConfig, TuneConfig
 
 
@@ -57,6 +63,7 @@ class Section(NamedTuple):
         return f"{self.place}.{name}={format_value(getattr(self.config(), name))}"
 
 
+DECAYING = [name for name, each in SCHEDULES.items() if issubclass(each, DecayScheduleConfig)]
 TOPICS: dict[str, list[Section]] = {
     "optimizer": [
         Section("lightning_adam/optimizer=adam, adamw", "optimizer", AdamConfig),
@@ -66,7 +73,9 @@ TOPICS: dict[str, list[Section]] = {
     ],
     "scheduler": [
         Section("Every schedule", "scheduler", ScheduleConfig),
-        Section("All but plateau and custom", "scheduler", WarmupScheduleConfig),
+        Section("All but custom", "scheduler", StepScheduleConfig),
+        Section("All but one_cycle and custom", "scheduler", WarmupScheduleConfig),
+        Section(", ".join(DECAYING), "scheduler", DecayScheduleConfig),
         *(
             Section(f"lightning_adam/scheduler={name}", "scheduler", config)
             for name, config in SCHEDULES.items()

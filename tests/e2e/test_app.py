@@ -170,7 +170,7 @@ COMPLETIONS = {
         f"lightning_adam/optimizer={option}" for option in ("adam", "adamw", "custom")
     ],
     "optimizer.b": ["optimizer.betas."],
-    "scheduler.w": ["scheduler.warmup_ratio=", "scheduler.warmup_steps="],
+    "scheduler.w": [f"scheduler.warmup_{unit}=" for unit in ("epochs", "ratio", "steps")],
 }
 
 
@@ -246,7 +246,8 @@ def test_users_group_under_a_preset_is_an_error_of_the_module(
     target = MERGED[kind][0]
     (message,) = [line for line in failed.lines if f"{package}{kind}._target_={target} " in line]
     assert f"is merged with the fields of lightning_adam/{kind}, which do not belong" in message
-    assert message.endswith(f"use lightning_adam/{kind}=custom")
+    place = f"@{package}{kind}" if package else ""
+    assert message.endswith(f"use lightning_adam/{kind}{place}=custom")
 
 
 def test_invalid_value_is_an_error_with_a_suggestion(show: Shown) -> None:

@@ -87,7 +87,7 @@ INVALID = {
     ),
     "adam_monitor.worst={eps_energy_los:2}": (
         "adam_monitor.worst.eps_energy_los=2 is not a statistic. Use for example"
-        " adam_monitor.worst.eps_energy_loss=2"
+        " +adam_monitor.worst.eps_energy_loss=2"
     ),
     "adam_monitor.histograms_every_n_steps=0": (
         "adam_monitor.histograms_every_n_steps=0 must be at least 1. Use for example"

@@ -67,7 +67,7 @@ INVALID = {
     "optimizer.lrr=1": "Key 'lrr' not in 'AdamConfig'",
     "'optimizer.betas=[0.9,1.0]'": "optimizer.betas=[0.9,1.0] has 1.0, which must be below 1. Use",
     "adam_monitor.every_n_steps=0": "adam_monitor.every_n_steps=0 must be at least 1. Use",
-    "scheduler.warmup_steps=100000": "scheduler.warmup_steps=100000 is longer than the run",
+    "scheduler.min_lr=1": "scheduler.min_lr=1.0 is above the peak, which is 0.002. Use",
     "trainer.precision=16-true": "optimizer.eps=1e-08 rounds to 0 in float16 (net.0.weight). Use",
 }
 """An override and its error: of composition, the module, the monitor, and two of the fit."""
@@ -175,9 +175,9 @@ def test_each_job_of_a_sweep_is_a_wandb_run_with_its_own_lr(sweep: tuple[Finishe
 
 @pytest.mark.slow
 def test_invalid_setting_is_one_line_before_training(tmp_path: Path) -> None:
-    failed = recipe(tmp_path, "scheduler.warmup_steps=100000")
+    failed = recipe(tmp_path, "scheduler.min_lr=1")
     assert failed.returncode == 1
-    sentence = INVALID["scheduler.warmup_steps=100000"]
+    sentence = INVALID["scheduler.min_lr=1"]
     assert sum(sentence in line for line in failed.lines) == 1, failed.output
     for harm in ("Traceback", "Sanity Checking", "Epoch 0"):
         assert harm not in failed.output
@@ -206,8 +206,9 @@ def assert_trained(folder: Path, lr: float) -> None:
 
 def assert_logged(rows: dict[int, dict[str, float]], lr: float) -> None:
     assert keys(rows) == promised_keys(*BRIEF_KEYS)
-    assert rows[0]["adam_schedule/lr"] == 0
-    assert rows[9]["adam_schedule/lr"] == pytest.approx(lr * 9 / WARMUP_STEPS)
+    for step in (0, 9):
+        expected = lr * (step + 1) / (WARMUP_STEPS + 1)
+        assert rows[step]["adam_schedule/lr"] == pytest.approx(expected)
 
 
 def csv_rows(folder: Path) -> dict[int, dict[str, float]]:

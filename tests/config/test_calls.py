@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import optim
 from torch.optim import lr_scheduler
 
-from lightning_adam import ConfigError
+from lightning_adam import ConfigError, build_scheduler
 from lightning_adam.config.errors import ConfigPath
 from lightning_adam.optim.optimizers import call_target
 from tests.support.tables import each_row
@@ -118,3 +120,69 @@ def test_error_has_the_cause_and_the_arguments_if_none_can_be_told_to_be_at_faul
             with row((factory.__name__, given)):
                 error = failed(factory, given, optim.SGD(parameters(), lr=0.1))
                 assert str(error) == expected
+
+
+def partial(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"_target_": f"torch.optim.lr_scheduler.{name}", "_partial_": True, **arguments}
+
+
+LINEAR, STEP = partial("LinearLR"), partial("StepLR", step_size=2)
+NESTED = partial("SequentialLR", schedulers=[LINEAR, partial("CosineAnnealingLR")], milestones=[3])
+PARENTS: list[tuple[dict[str, Any], str, str]] = [
+    (
+        partial("ChainedScheduler", schedulers=[]),
+        "_target_='torch.optim.lr_scheduler.Chain",
+        "Chang",
+    ),
+    (
+        partial("SequentialLR", schedulers=[LINEAR, STEP], milestones=[3, 4]),
+        "milestones=[3, 4] is not accepted by torch.optim.lr_scheduler.SequentialLR: ",
+        "Set milestones=VALUE",
+    ),
+    (
+        partial("ChainedScheduler", schedulers=[partial("LinearLR", start_factor=3), STEP]),
+        "schedulers.0.start_factor=3 is not accepted by torch.optim.lr_scheduler.LinearLR: ",
+        "Use for example schedulers.0.start_factor=0.3333333333333333",
+    ),
+    (
+        partial("ChainedScheduler", schedulers=[STEP, NESTED]),
+        "schedulers.1.schedulers.1.T_max is required by torch.optim.lr_scheduler.CosineAnnealing",
+        "Set schedulers.1.schedulers.1.T_max='total_steps'",
+    ),
+]
+"""A scheduler of schedulers, and the beginning of its error and of the suggestion."""
+
+
+@pytest.mark.parametrize("form", [dict, lambda node: instantiate(OmegaConf.create(node))])
+def test_child_at_fault_is_named_and_no_object_is_shown(form: Callable[[Any], Any]) -> None:
+    with each_row() as row:
+        for node, beginning, suggestion in PARENTS:
+            with row(beginning):
+                with pytest.raises(ConfigError) as raised:
+                    build_scheduler(optim.SGD(parameters(), lr=0.1), form(node), 10)
+                assert str(raised.value).startswith(beginning)
+                assert raised.value.suggestion.startswith(suggestion)
+                assert " object at " not in str(raised.value)
+                assert "optimizer" not in str(raised.value)
+
+
+def test_scheduler_of_schedulers_within_another_is_built_from_instances() -> None:
+    inner = partial("SequentialLR", schedulers=[LINEAR, STEP], milestones=[3])
+    node = partial("ChainedScheduler", schedulers=[inner])
+    learning_rates = []
+    for form in (node, instantiate(OmegaConf.create(node))):
+        adam = optim.SGD(parameters(), lr=0.1)
+        scheduler = build_scheduler(adam, form, 10)
+        for _ in range(8):
+            adam.step()
+            scheduler.step()
+        learning_rates.append(scheduler.get_last_lr())
+    assert learning_rates[0] == learning_rates[1] == [pytest.approx(0.1 * 0.1**2)]
+
+
+def test_cycled_momentum_is_kept_by_a_key_that_the_config_lacks() -> None:
+    values = {"max_lr": 1.0, "total_steps": 9}
+    composed = OmegaConf.create({"scheduler": partial("OneCycleLR", **values)})
+    OmegaConf.set_struct(composed, True)
+    with pytest.warns(UserWarning, match=r"set \+scheduler\.cycle_momentum=false$"):
+        build_scheduler(optim.Adam(parameters()), composed.scheduler, 10)

@@ -235,7 +235,7 @@ def _merged(
     }
     progress = _progress(optimizer, group, saved)
     of_config = changed - progress.keys() - {"lr", "class"}
-    settings.update(progress, **{key: group[key] for key in of_config if key in group})
+    settings.update({key: group[key] for key in of_config if key in group})
     settings.pop("params")
     if "lr" not in group or ("max_lr" in group and "max_lr" in saved):
         # OneCycleLR and CyclicLR do not use the optimizer's learning rate.

@@ -1175,8 +1175,8 @@ MUTANTS = (
     ),
     Mutant(
         "optim/resume",
-        "settings.update(progress, **{key: group[key] for key in of_config if key in group})",
-        "settings.update({key: group[key] for key in of_config if key in group})",
+        'of_config = changed - progress.keys() - {"lr", "class"}',
+        'of_config = changed - {"lr", "class"}',
         "the progress in the groups of another library is lost with the config's settings",
     ),
     Mutant(

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -521,20 +522,18 @@ def test_parameters_frozen_before_or_after_resuming_are_logged(
 
 
 class Unnamed(Lit):
-    """The groups of the mixin, built by hand: without names."""
+    """Groups that are built by hand, without names: those of the mixin, or of other sizes."""
 
-    def __init__(self, groups: int = 2) -> None:
+    def __init__(self, *sizes: int) -> None:
         super().__init__(ADAMW)
-        self.groups = groups
+        self.sizes = sizes
 
     def configure_optimizers(self) -> Any:
-        if self.groups == 3:
-            first, second, *rest = self.parameters()
-            groups = [{"params": [first]}, {"params": [second]}, {"params": rest}]
-            return torch.optim.AdamW(groups, lr=1e-2)
-        if self.groups == 1:
-            return torch.optim.AdamW(self.parameters(), weight_decay=0.1, lr=1e-2, fused=True)
-        return adamw(self.net, lr=1e-2, weight_decay=0.1)
+        if not self.sizes:
+            return adamw(self.net, lr=1e-2, weight_decay=0.1)
+        remaining = iter(self.parameters())
+        groups = [{"params": [*itertools.islice(remaining, size)]} for size in self.sizes]
+        return torch.optim.AdamW(groups, lr=1e-2)
 
 
 def test_checkpoint_without_names_is_matched_by_position(tmp_path: Path) -> None:
@@ -547,14 +546,15 @@ def test_checkpoint_without_names_is_matched_by_position(tmp_path: Path) -> None
 
 
 def test_checkpoint_without_names_and_of_other_groups_is_an_error(tmp_path: Path) -> None:
-    first = trainer(max_epochs=1)
-    first.fit(Unnamed(groups=3), loader(STEPS))
-    first.save_checkpoint(tmp_path / "first.ckpt")
-    with pytest.raises(
-        ConfigError,
-        match=r"^optimizer has groups of \[2, 4\] parameters, .* groups of \[1, 1, 4\]\.",
-    ):
-        run_training(ADAMW, None, 2, tmp_path / "first.ckpt")
+    with each_row() as row:
+        for sizes in ((1, 1, 4), (3, 3), (4, 2), (5,)):
+            first = trainer(max_epochs=1)
+            first.fit(Unnamed(*sizes), loader(STEPS))
+            first.save_checkpoint(tmp_path / "first.ckpt")
+            own = r"^optimizer has groups of \[2, 4\] parameters"
+            expected = rf"{own}, .* groups of {re.escape(str([*sizes]))}\."
+            with row(sizes), pytest.raises(ConfigError, match=expected):
+                run_training(ADAMW, None, 2, tmp_path / "first.ckpt")
 
 
 @pytest.mark.parametrize("nadam_first", [True, False])
@@ -1018,6 +1018,17 @@ class HandLoop:
 
 
 ORDERS = {"os": "optimizer, schedule", "so": "schedule, optimizer", "o": "optimizer alone"}
+
+
+def test_parameters_that_were_never_trained_are_not_said_to_be_frozen() -> None:
+    first, again = HandLoop(ADAMW, None), HandLoop(ADAMW, None)
+    for loop in (first, again):
+        # After the optimizer was built, which has them in its groups.
+        loop.net[0].requires_grad_(False)
+    first.train(0, 2)
+    with log_lines() as lines:
+        again.load(first, "o")
+    assert lines == []
 
 
 def test_loop_by_hand_goes_on_bit_identically_in_any_order_of_loading() -> None:

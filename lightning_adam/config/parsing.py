@@ -471,8 +471,6 @@ def _import(arguments: Mapping[str, Any], path: ConfigPath) -> functools.partial
         name, given = nodes.get(place, ("", arguments["_target_"]))
         path = path / name if name else path
         suggestion = (path / "_target_").suggest(_nearest_target(str(given)), "Set")
-        if re.search("missing .*'optimizer'", cause):
-            suggestion = (path / "_partial_").suggest(True, "Set")
         problem = f"cannot be imported and called: {cause}"
         raise (path / "_target_").error(problem, suggestion, value=given) from error
     assert isinstance(target, functools.partial)

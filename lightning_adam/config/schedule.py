@@ -22,6 +22,7 @@ from lightning_adam.config.parsing import (
     check_arguments,
     locate,
     merged_with_preset,
+    plain,
     preset_override,
     split_target,
     target_name,
@@ -377,6 +378,7 @@ def parse_schedule(node: Any, path: ConfigPath | None = None) -> Parsed[Schedule
     if isinstance(node, Parsed):
         return node
     path = path or locate(node, "scheduler")
+    _check_children(plain(node), path)
     own_fields = [entry.name for entry in fields(CustomSchedulerConfig) if entry.init]
     split = split_target(node, path, own_fields)
     if split is not None:
@@ -460,6 +462,17 @@ def _parse_custom(
             raise (path / "interval").invalid(config.interval, problem, SchedulerInterval.step)
         config.interval = SchedulerInterval.step
     return config
+
+
+def _check_children(node: Any, path: ConfigPath) -> None:
+    """Checks that the schedulers within a node are partials: they are built over the optimizer."""
+    children = node.get("schedulers") if isinstance(node, dict) else None
+    for index, child in enumerate(children if isinstance(children, list) else ()):
+        place = path / "schedulers" / index
+        if isinstance(child, dict) and child.get("_partial_") is not True:
+            problem = "must be true for a scheduler within another"
+            raise (place / "_partial_").invalid(child.get("_partial_", False), problem, True)
+        _check_children(child, place)
 
 
 def _check_arguments(target: functools.partial[Any], path: ConfigPath) -> None:

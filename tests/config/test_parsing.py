@@ -457,8 +457,8 @@ INVALID_SCHEDULES: list[tuple[dict[str, Any], str, str]] = [
                 }
             ],
         },
-        f"schedulers.0.schedulers.1._target_='{TORCH}.StepLR' cannot be imported and called: StepL",
-        "Set schedulers.0.schedulers.1._partial_=True",
+        "schedulers.0.schedulers.1._partial_=False must be true for a scheduler within another",
+        "Use for example schedulers.0.schedulers.1._partial_=True",
     ),
     (
         {"_target_": "torch.optim.lr_scheduler.StepLR", "step": 5},

@@ -62,6 +62,14 @@ MIRRORS: dict[str, tuple[str, ...]] = {
     ),
     "optim/mixin": ("test_skipped_steps", *BUILD, "test_schedulers", "test_resume"),
     "optim/build": (*BUILD, "test_schedulers", "test_length_of_run", "test_resume"),
+    "optim/custom_scheduler": (
+        "test_schedulers",
+        *BUILD,
+        "test_plateau",
+        "test_length_of_run",
+        "test_skipped_steps",
+        "test_resume",
+    ),
     "optim/schedulers": (
         "test_schedulers",
         *BUILD,

@@ -257,13 +257,13 @@ MUTANTS = (
         "the lowest learning rate is added on top of the decay",
     ),
     Mutant(
-        "optim/schedulers",
+        "optim/custom_scheduler",
         "plateau.min_lrs[index] *= peak / old[index]",
         "pass",
         "the plateau's lowest learning rates do not follow a new peak",
     ),
     Mutant(
-        "optim/schedulers",
+        "optim/custom_scheduler",
         "                lambdas.append(lambdas[0])",
         "                pass",
         "a group that is added later has no schedule",
@@ -353,7 +353,7 @@ MUTANTS = (
         "a resumed schedule is one step ahead",
     ),
     Mutant(
-        "optim/schedulers",
+        "optim/custom_scheduler",
         "if mode == plateau.mode:",
         "if True:",
         "a plateau resumes with the best value of the other mode",
@@ -1102,7 +1102,7 @@ MUTANTS = (
         "a plateau compares its metric during the warm-up",
     ),
     Mutant(
-        "optim/schedulers",
+        "optim/custom_scheduler",
         "if self.last_epoch < total_steps:",
         "if self.last_epoch <= total_steps:",
         "a step after the end of OneCycleLR has an extrapolated learning rate",
@@ -1180,7 +1180,7 @@ MUTANTS = (
         "the progress in the groups of another library is lost with the config's settings",
     ),
     Mutant(
-        "optim/schedulers",
+        "optim/custom_scheduler",
         "if not self.position or lrs != self.get_last_lr():",
         "if not self.position:",
         "a scheduler that is loaded before its optimizer keeps the checkpoint's rate",

@@ -137,12 +137,12 @@ def test_second_fit_with_more_epochs_goes_on_with_the_schedule() -> None:
 
 def checkpoint(folder: Path, when: str) -> ModelCheckpoint:
     """Saves after each epoch, each validation or each step."""
-    options: dict[str, Any] = {
+    settings: dict[str, dict[str, Any]] = {
         "epoch": {"save_on_train_epoch_end": True},
         "validation": {"save_on_train_epoch_end": False},
         "step": {"every_n_train_steps": 1},
-    }[when]
-    return ModelCheckpoint(folder, "{step}", save_top_k=-1, **options)
+    }
+    return ModelCheckpoint(folder, "{step}", save_top_k=-1, **settings[when])
 
 
 RESUMED: list[tuple[dict[str, Any], int]] = [
@@ -176,7 +176,7 @@ def test_resumed_run_of_another_length_has_the_curve_of_its_length(
 ) -> None:
     with each_row() as row:
         for scheduler in (LINEAR, ONE_CYCLE):
-            folder = tmp_path / scheduler.get("name", "custom")
+            folder = tmp_path / str(scheduler.get("name", "custom"))
             fitted(scheduler, max_epochs=4, callbacks=[checkpoint(folder, when)])
             for flags, total in RESUMED + MORE[when]:
                 with row((scheduler, flags)):

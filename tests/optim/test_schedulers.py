@@ -35,7 +35,7 @@ TORCH = "torch.optim.lr_scheduler"
 # the peak on; before it, transformers trains its first step with 0, and ours is one step ahead.
 LINEAR = [10 / 3, 20 / 3, 10, 8.75, 7.5, 6.25, 5, 3.75, 2.5, 1.25]
 COSINE = [10 / 3, 20 / 3, 10, 9.619398, 8.535534, 6.913417, 5, 3.086583, 1.464466, 0.380602]
-CONSTANT = [2, 4, 6, 8, 10, 10, 10, 10, 10, 10]
+CONSTANT: list[float] = [2, 4, 6, 8, 10, 10, 10, 10, 10, 10]
 POLYNOMIAL = [10 / 3, 20 / 3, 10, 7.65625, 5.625, 3.90625, 2.5, 1.40625, 0.625, 0.15625]
 INVERSE_SQRT = [10 / 3, 20 / 3, 10, 8.164966, 7.071068, 6.324555, 5.773503, 5.345225, 5, 4.714045]
 WSD = [10 / 3, 20 / 3, 10, 10, 10, 10, 10, 10, 7.5, 2.5]
@@ -500,7 +500,7 @@ def test_plateau_falls_to_min_lr_ratio_of_the_peak_of_each_group() -> None:
     scheduler = build_scheduler(adam, config, None)
     rates = []
     for metric in [1.0, 0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6]:
-        scheduler.step(metric)  # type: ignore[arg-type]
+        scheduler.step(metric)
         rates.append([group["lr"] for group in adam.param_groups])
     assert rates[:3] == [[10.0, 1.0]] * 3
     assert rates[3:5] == [[5.0, 0.5]] * 2

@@ -30,7 +30,7 @@ from lightning_adam.optim import resume
 from lightning_adam.optim.console import log_info
 from lightning_adam.optim.length import run_length
 from lightning_adam.optim.loop import ScheduleCallback, Watched
-from lightning_adam.optim.optimizers import build_optimizer
+from lightning_adam.optim.optimizers import build_optimizer, plan_of
 from lightning_adam.optim.schedulers import (
     AnySchedule,
     Schedule,
@@ -40,7 +40,6 @@ from lightning_adam.optim.schedulers import (
 )
 from lightning_adam.optim.shapes import RunLength
 from lightning_adam.optim.steps import StepCounter, steps_taken
-from lightning_adam.statistics.names import clean_name
 
 
 @dataclass
@@ -135,7 +134,7 @@ def build(
     if trainer is not None and isinstance(module, either("LightningModule")):
         holder = holder_of_parameters(trainer, module)
     built = Built(build_optimizer(module, parsed, root=holder))
-    names = [clean_name(name) for name, _ in holder.named_parameters()]
+    names = plan_of(built.optimizer).names
     resume.attach(built.optimizer, names, parsed.config.resume, parsed.path)
     if trainer is not None:
         # Gradients are then unscaled before the hooks that see and clip them.

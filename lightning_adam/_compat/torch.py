@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.ao.quantization import QuantWrapper
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -24,11 +23,6 @@ def let_unscale(optimizer: Optimizer, itself: bool) -> None:
     Otherwise it does with it as with any other: unscales, lets clip, looks for inf, and steps.
     """
     optimizer._step_supports_amp_scaling = itself  # type: ignore[attr-defined]
-
-
-def record_lrs(scheduler: LRScheduler) -> None:
-    """Has `get_last_lr` return what the optimizer trains with now."""
-    scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
 
 
 def collective_device(device: torch.device) -> torch.device:

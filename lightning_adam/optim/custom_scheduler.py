@@ -88,8 +88,7 @@ class CustomSchedule(_Scheduler):
         betas = [group.get("betas") for group in optimizer.param_groups]
         peaks = [copied(group["lr"]) for group in optimizer.param_groups]
         built = _build_custom(optimizer, config, config.factory, path, length)
-        kind = type(built)
-        built.__class__ = type(kind.__name__, (cls, kind), {"__module__": kind.__module__})
+        _derive(built, cls)
         vars(built).update(
             position=0,
             interval="",
@@ -323,6 +322,12 @@ def _build_custom(
     return built
 
 
+def _derive(built: LRScheduler, base: type[Any]) -> None:
+    """Makes a scheduler one of a class that derives from `base` and from its own class."""
+    kind = type(built)
+    built.__class__ = type(kind.__name__, (base, kind), {"__module__": kind.__module__})
+
+
 def _per_group(value: Any, peaks: Sequence[float]) -> list[float]:
     return list(value) if isinstance(value, list | tuple) else [value] * len(peaks)
 
@@ -361,8 +366,7 @@ def _call(
         return call_target(target, path)
     built = call_target(target, path, optimizer)
     if isinstance(built, OneCycleLR):
-        kind = type(built)
-        built.__class__ = type(kind.__name__, (_Ending, kind), {"__module__": kind.__module__})
+        _derive(built, _Ending)
     return built
 
 

@@ -40,8 +40,8 @@ PLATEAU_EPS = 1e-8
 class Schedule(LRScheduler):
     """Learning rates that are a function of the step: a group's peak times a factor.
 
-    The state is the number of steps, and for `plateau` what its metric has done. A schedule that
-    goes on with another length, peak or shape is at the same step of the new curve.
+    The state is the number of steps, and for `plateau` the progress of its metric. With another
+    length, peak or shape the schedule continues at the same step of the new curve.
 
     Args:
         optimizer: The optimizer. The learning rate of each group is that group's peak.

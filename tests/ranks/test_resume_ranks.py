@@ -169,7 +169,7 @@ def refused(name: str) -> str:
 
 
 def flat(way: str, name: str, path: str | None = None) -> dict[str, Any]:
-    """Trains with FSDP1 and a loop of one's own; of a checkpoint only the optimizer's part."""
+    """Trains with FSDP1 in a plain loop, which saves the optimizer and the schedule alone."""
     case = CASES[name]
     lit = KINDS["DDP"].module(case.config)
     settings: dict[str, Any] = {"use_orig_params": True, "device_id": torch.device("cpu")}

@@ -32,7 +32,7 @@ FAULTS = Path(__file__).parents[2] / "recipes/conf/fault"
 PRECISIONS = ("float32", "bfloat16")
 """Dtypes of the parameters for which a remedy is shown."""
 STEPS = 10_000
-VALUES = dict.fromkeys(STATISTICS, 1.0) | {"exp_avg_sq_lag": 5.0, "eps": AdamConfig.eps}
+VALUES = dict.fromkeys(STATISTICS, 1.0) | {"rms_ratio": 5.0, "eps": AdamConfig.eps}
 """What a training that is ill might measure."""
 DENOMINATOR = 1e-9
 """What 1 % of its √v̂ might be below."""

@@ -120,7 +120,7 @@ def kept_updates(case: Case) -> list[Cure]:
 
 def faster_second_moment(case: Case) -> list[Cure]:
     """What keeps a jump of the gradient from becoming one of the weights."""
-    lag = max(case.values["exp_avg_sq_lag"], 1.0)
+    lag = max(case.values["rms_ratio"], 1.0)
     return [clip(case), *lower_beta2(case), scaled_lr(case, 1 / lag)]
 
 

@@ -81,16 +81,16 @@ def exp_avg_sq_underflow(exp_avg_sq_zero_fraction: float, *, threshold: float = 
 @rule(
     severity=Severity.error,
     sentence="The second moment of {exp_avg_sq_stalled_fraction:.0%} of the elements cannot decay"
-    " in its dtype: the gradient is {exp_avg_sq_lag:.0%} of what it remembers.",
+    " in its dtype: the gradient is {rms_ratio:.0%} of what it remembers.",
     remedy=remedies.state_that_decays,
     source="derived: half an ulp of bfloat16 is larger than (1-β2)v for 1-β2 below 0.002 to 0.004;"
     " threshold calibrated",
     explained_by=("not_finite",),
-    evidence=("direction_rms",),
+    evidence=("normalized_update_rms",),
 )
 def exp_avg_sq_stalled(
     exp_avg_sq_stalled_fraction: float,
-    exp_avg_sq_lag: float,
+    rms_ratio: float,
     training: Training,
     *,
     threshold: float = 0.5,
@@ -102,7 +102,7 @@ def exp_avg_sq_stalled(
     """
     return (
         exp_avg_sq_stalled_fraction > threshold
-        and exp_avg_sq_lag < lag_below
+        and rms_ratio < lag_below
         and not training.has_converged
     )
 
@@ -135,33 +135,33 @@ def updates_lost(
 
 @rule(
     severity=Severity.warning,
-    sentence="The gradient is {exp_avg_sq_lag:.1f} times as large as the second moment expects.",
+    sentence="The gradient is {rms_ratio:.1f} times as large as the second moment expects.",
     remedy=remedies.faster_second_moment,
     source="Wortsman et al. 2023, arXiv 2304.13013, section 3.4: spikes of the loss follow 1 to 8"
     " steps after a value of 2.3; threshold calibrated",
     persistence=1,
     explained_by=("not_finite", "exp_avg_sq_underflow", "state_mismatch", "eps_vanishes"),
-    evidence=("grad_norm", "direction_max"),
+    evidence=("grad_norm", "normalized_update_max"),
 )
-def exp_avg_sq_lags(exp_avg_sq_lag: float, *, threshold: float = 3.0) -> bool:
+def exp_avg_sq_lags(rms_ratio: float, *, threshold: float = 3.0) -> bool:
     """The gradient has grown faster than the second moment could follow: steps are too large.
 
     It lasts a step or two, and a loss spike often follows. To see one, measure at every step.
     """
-    return exp_avg_sq_lag > threshold
+    return rms_ratio > threshold
 
 
 @rule(
     severity=Severity.info,
-    sentence="The gradient is {exp_avg_sq_lag:.0%} of what the second moment remembers.",
+    sentence="The gradient is {rms_ratio:.0%} of what the second moment remembers.",
     remedy=remedies.lower_beta2,
     source="2506.04805; threshold calibrated: a model that converges shows 0.03 to 0.3 in health",
     warmup=Warmup.SECOND_MOMENT,
     explained_by=("exp_avg_sq_stalled", "eps_dominates", "exp_avg_sq_underflow"),
 )
-def exp_avg_sq_stale(exp_avg_sq_lag: float, *, threshold: float = 0.3) -> bool:
+def exp_avg_sq_stale(rms_ratio: float, *, threshold: float = 0.3) -> bool:
     """The second moment remembers an old, larger gradient: steps are smaller than they could be."""
-    return exp_avg_sq_lag < threshold
+    return rms_ratio < threshold
 
 
 @rule(
@@ -194,8 +194,8 @@ def decay_lost(
 
 @rule(
     severity=Severity.warning,
-    sentence="Steps repeat each other: their rms is {direction_rms:.2f} learning rates, and"
-    " {direction_large_fraction:.0%} of the elements take the longest.",
+    sentence="Steps repeat each other: their rms is {normalized_update_rms:.2f} learning rates, and"
+    " {normalized_update_large_fraction:.0%} of the elements take the longest.",
     remedy=remedies.calmer_steps,
     source="Molybog et al. 2023, arXiv 2304.09871; threshold calibrated",
     warmup=Warmup.DIRECTION,
@@ -207,11 +207,11 @@ def decay_lost(
         "state_mismatch",
         "eps_vanishes",
     ),
-    evidence=("momentum_alignment",),
+    evidence=("grad_momentum_cosine",),
 )
 def correlated_updates(
-    direction_rms: float,
-    direction_large_fraction: float,
+    normalized_update_rms: float,
+    normalized_update_large_fraction: float,
     update_to_weight: float,
     beta1: float,
     training: Training,
@@ -228,8 +228,8 @@ def correlated_updates(
     of the weights and the loss falls, they agree because they are small, which does no harm.
     """
     noise = math.sqrt((1 - beta1) / (1 + beta1))
-    is_long = direction_rms > max(threshold, 1.5 * noise)
-    are_many = direction_large_fraction > max(large_fraction, 2 * math.erfc(0.8 / noise / 2**0.5))
+    is_long = normalized_update_rms > max(threshold, 1.5 * noise)
+    are_many = normalized_update_large_fraction > max(large_fraction, 2 * math.erfc(0.8 / noise / 2**0.5))
     does_no_harm = update_to_weight < large_step and training.loss_share < 1
     return (is_long or are_many) and update_to_weight >= update_to_weight_above and not does_no_harm
 
@@ -246,7 +246,7 @@ def correlated_updates(
 def learning_rate_too_small(
     update_to_weight: float,
     signal_fraction: float,
-    momentum_alignment: float,
+    grad_momentum_cosine: float,
     lr: float,
     beta1: float,
     step: float,
@@ -261,7 +261,7 @@ def learning_rate_too_small(
     The gradient's mean explains more than `signal_above_noise` times as much of it as in noise.
     """
     noise = (1 - beta1) / (1 + beta1) * (1 - beta1 ** (2 * step)) / (1 - beta1**step) ** 2
-    has_direction = signal_fraction > signal_above_noise * noise and momentum_alignment > alignment
+    has_direction = signal_fraction > signal_above_noise * noise and grad_momentum_cosine > alignment
     is_at_peak = not lr < 0.5 * training.peak_lr
     return update_to_weight < threshold and has_direction and is_at_peak
 
@@ -279,7 +279,7 @@ def learning_rate_too_small(
         "exp_avg_sq_lags",
         "state_mismatch",
     ),
-    evidence=("direction_rms",),
+    evidence=("normalized_update_rms",),
 )
 def learning_rate_too_large(
     update_to_weight: float,
@@ -311,7 +311,7 @@ def learning_rate_too_large(
     remedy=remedies.no_amsgrad,
     source="Reddi et al. 2018, arXiv 1904.09237; threshold calibrated",
     explained_by=("not_finite",),
-    evidence=("direction_rms",),
+    evidence=("normalized_update_rms",),
 )
 def amsgrad_frozen(amsgrad_gap: float, training: Training, *, threshold: float = 2.0) -> bool:
     """One large gradient has set AMSGrad's maximum, which never falls: the steps stay small."""
@@ -369,8 +369,8 @@ def decay_uneven(
 
 @rule(
     severity=Severity.error,
-    sentence="The step does not fit the moments: its size is {direction_rms:.2f} learning rates,"
-    " and was {direction_rms_before:.2f}; part of the optimizer's state was lost.",
+    sentence="The step does not fit the moments: its size is {normalized_update_rms:.2f} learning rates,"
+    " and was {normalized_update_rms_before:.2f}; part of the optimizer's state was lost.",
     remedy=remedies.restored_state,
     source="derived: thresholds of what is seen after moments or steps are lost",
     persistence=1,
@@ -379,8 +379,8 @@ def decay_uneven(
     evidence=("step",),
 )
 def state_mismatch(
-    direction_rms: float,
-    momentum_alignment: float,
+    normalized_update_rms: float,
+    grad_momentum_cosine: float,
     step: float,
     past: Past,
     training: Training,
@@ -393,9 +393,9 @@ def state_mismatch(
     Moments without their past, which point where one gradient does; a step that begins anew beside
     old moments, so that steps are less than `smaller` of what they were; or it stands still.
     """
-    is_out_of_step = direction_rms > larger or direction_rms < smaller * past.last("direction_rms")
-    is_of_one_gradient = momentum_alignment > 0.999
-    is_forgetful = step > 3 and is_of_one_gradient and past.last("momentum_alignment") < 0.999
+    is_out_of_step = normalized_update_rms > larger or normalized_update_rms < smaller * past.last("normalized_update_rms")
+    is_of_one_gradient = grad_momentum_cosine > 0.999
+    is_forgetful = step > 3 and is_of_one_gradient and past.last("grad_momentum_cosine") < 0.999
     # At the first step of all the first moment is of one gradient.
     is_too_old = step == 1 and not is_of_one_gradient
     is_lost = training.is_resumed and (is_out_of_step or is_forgetful or is_too_old)

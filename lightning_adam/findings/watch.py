@@ -263,7 +263,7 @@ class Watch:
                 is_early = values.get("step", math.inf) < 3 / (1 - beta1)
                 memories = self._memories.setdefault(scope, {})
                 for name in rule.statistics:
-                    if name in values and not (name == "direction_rms" and is_early):
+                    if name in values and not (name == "normalized_update_rms" and is_early):
                         value = values[name]
                         known = memories.get(name, Memory(value, value, value))
                         memories[name] = known.with_next(value)

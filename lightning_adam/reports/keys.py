@@ -54,7 +54,7 @@ def read_key(key: str) -> Key:
     """Takes a key apart.
 
     Example:
-        >>> base, statistic, scope = read_key("adam_update/update_norm/layer/net.0")
+        >>> base, statistic, scope = read_key("adam_update/layer/net.0/update_norm")
         >>> base, scope
         ('adam_update/update_norm', Scope(optimizer='', kind='layer', name='net.0'))
         >>> read_key("train/loss").base

@@ -144,7 +144,7 @@ SECTIONS: dict[str, list[Panel]] = {
         ),
         _of(STATISTICS["lr"], matters=True),
     ],
-    "Moments": _section("moments", first="exp_avg_sq_lag"),
+    "Moments": _section("moments", first="rms_ratio"),
     "Underflow": _section("underflow", first="eps_energy_loss", beside=[EPS_CURVE, HISTOGRAM]),
     "Update": _section("update", first="update_to_weight"),
     "Weight decay": _section("weight_decay", first="decay_to_update"),

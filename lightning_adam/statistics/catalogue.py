@@ -118,8 +118,8 @@ def select(patterns: Iterable[str]) -> list[Statistic]:
         patterns: `headline`, `all`, names, and globs over names, `family/name` and keys.
 
     Example:
-        >>> [statistic.name for statistic in select(["eps_*", "update/direction_rms"])]
-        ['eps_dominated_fraction', 'eps_damping', 'eps_energy_loss', 'direction_rms']
+        >>> [statistic.name for statistic in select(["eps_*", "update/normalized_update_rms"])]
+        ['eps_dominated_fraction', 'eps_damping', 'eps_energy_loss', 'normalized_update_rms']
     """
     patterns = list(patterns)
     return [
@@ -262,7 +262,7 @@ def denominator_mean(denominator_sum: float, elements: float) -> float | None:
 
 
 @statistic("moments", "cos(m, g̃)", headline=True)
-def momentum_alignment(
+def grad_momentum_cosine(
     exp_avg_times_entered: float, exp_avg_squares: float, entered_squares: float
 ) -> float | None:
     """Cosine between the first moment and what entered it.
@@ -288,7 +288,7 @@ def signal_fraction(signal: float, second_moment_positive: float) -> float | Non
     source="RMS_t of StableAdamW, Wortsman et al. 2023, arXiv 2304.13013",
     headline=True,
 )
-def exp_avg_sq_lag(entered_over_second_moment: float, active: float) -> float | None:
+def rms_ratio(entered_over_second_moment: float, active: float) -> float | None:
     """How far the second moment lags behind the gradient.
 
     About 1 in health, far above 1 when the gradient has grown faster than it.
@@ -384,7 +384,7 @@ def update_norm(update_squares: float) -> float | None:
 
 
 @statistic("update", "√mean(u²) over active elements", headline=True)
-def direction_rms(direction_squares: float, active: float) -> float | None:
+def normalized_update_rms(direction_squares: float, active: float) -> float | None:
     """Size of the step in units of the learning rate.
 
     Near 1 if successive gradients agree, about √((1-β1)/(1+β1)) if they are noise.
@@ -393,13 +393,13 @@ def direction_rms(direction_squares: float, active: float) -> float | None:
 
 
 @statistic("update", "max |u| over active elements")
-def direction_max(direction_max_abs: float) -> float | None:
+def normalized_update_max(direction_max_abs: float) -> float | None:
     """Largest step of any element in units of the learning rate."""
     return of_any(direction_max_abs)
 
 
 @statistic("update", "share of active elements with |u| > 0.8", unit="fraction")
-def direction_large_fraction(direction_large: float, active: float) -> float | None:
+def normalized_update_large_fraction(direction_large: float, active: float) -> float | None:
     """Share of the active elements that take nearly the longest step: their gradients agree."""
     return ratio(direction_large, active)
 
@@ -548,8 +548,8 @@ def explain_statistic(statistic: Statistic) -> str:
     """Returns the key, the meaning, the definition and the source of a statistic.
 
     Example:
-        >>> print(explain_statistic(STATISTICS["exp_avg_sq_lag"]))
-        adam_moments/exp_avg_sq_lag (logged by default)
+        >>> print(explain_statistic(STATISTICS["rms_ratio"]))
+        adam_moments/rms_ratio (logged by default)
             How far the second moment lags behind the gradient. About 1 in health, far above 1
             when the gradient has grown faster than it.
             = √mean(g̃²/max(ṽ, ε²)) over active elements

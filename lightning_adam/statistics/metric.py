@@ -60,7 +60,7 @@ class AdamStatistics(Metric):
         module: What the optimizer trains, for the names of layers and tensors (default: None, the
             names that the optimizer was given, or positions). FSDP1 needs it, as it is wrapped.
         optimizer_name: What tells this optimizer from others in the keys, as in
-            `adam_update/update_norm/optimizer/generator` (default: None, it is the only one).
+            `adam_update/optimizer/generator/update_norm` (default: None, it is the only one).
         kernel: What reads the tensors: `numba` on the CPU, `triton` on CUDA, `eager` anywhere, at
             many times the cost (default: `auto`, the fast one if it is installed).
         judged: Names of statistics that `measurement` is to tell beside them, as rules need them
@@ -77,7 +77,7 @@ class AdamStatistics(Metric):
         >>> adam.step()
         >>> statistics = AdamStatistics(["grad_norm", "eps_*"], scopes=["model"])
         >>> statistics.update(adam)
-        >>> statistics.compute()["adam_moments/grad_norm"]
+        >>> statistics.compute()["adam_gradient/grad_norm"]
         4.0
     """
 

@@ -15,7 +15,7 @@ from tests.support.browser import ReportPage, Visits
 pytestmark = pytest.mark.slow
 
 LAYERS = ("net.0", "net.1", "net.2")
-GRAD_RMS, NONFINITE = "adam_moments/grad_rms", "adam_underflow/nonfinite_count"
+GRAD_RMS, NONFINITE = "adam_gradient/grad_rms", "adam_underflow/nonfinite_count"
 
 
 def event(step: int, reason: str) -> Event:

@@ -111,7 +111,7 @@ def test_lines_and_maps_of_two_runs_show_the_chosen_scope_run_and_statistic(
     assert report.chips.all_inner_texts() == logs.labels
     for scope in ("model", "no_decay", "decay"):
         report.scope.select_option(scope)
-        for title in ("lr", "exp_avg_sq_lag", "update_to_weight"):
+        for title in ("lr", "rms_ratio", "update_to_weight"):
             lines = [curves_of(run, STATISTICS[title].key)[scope] for run in logs.runs]
             assert_compared(report, title, logs.labels, lines)
     assert_compared(report, "loss", logs.labels, [line(run.series["loss"]) for run in logs.runs])
@@ -277,7 +277,7 @@ def test_zoom_applies_to_panels_that_are_drawn_later(visit: Visits, logs: Logged
     chosen = report.ranges()["loss"]
     assert chosen == pytest.approx(dragged, abs=0.3)
     assert LAYERS not in report.ranges()
-    for title in ("exp_avg_sq_lag", LAYERS, HISTOGRAM):
+    for title in ("rms_ratio", LAYERS, HISTOGRAM):
         report.bring(title)
         assert report.ranges()[title] == chosen
     first, last = (int(step) for step in report.steps())
@@ -356,7 +356,7 @@ def test_explanation_of_a_panel_is_shown_on_hover_and_on_focus(
 def test_panel_is_saved_as_a_picture_on_white(
     visit: Visits, logs: LoggedRuns, tmp_path: Path
 ) -> None:
-    for dark, titles in ((False, ["exp_avg_sq_lag", HISTOGRAM]), (True, [EPS_CURVE, LAYERS])):
+    for dark, titles in ((False, ["rms_ratio", HISTOGRAM]), (True, [EPS_CURVE, LAYERS])):
         report = visit(logs.first_page, dark=dark)
         for title in titles:
             colors = [trace["color"] for trace in report.traces(title) if trace["color"]]
@@ -527,10 +527,10 @@ NAMES = (f"one {NASTY}", f"two {NASTY}")
 def write_nasty_run(folder: Path, name: str, value: str) -> Path:
     groups = {SCOPE: {"eps": 1e-8}}
     adam = {"optimizer": {"class": "AdamW", "eps": 1e-8, "param_groups": groups}}
-    keys = ["adam_schedule/lr", f"adam_schedule/lr/group/{SCOPE}"]
-    keys += [f"adam_update/update_to_weight/layer/{SCOPE}"]
+    keys = ["adam_schedule/lr", f"adam_schedule/group/{SCOPE}/lr"]
+    keys += [f"adam_update/layer/{SCOPE}/update_to_weight"]
     keys += ["train/loss", "val/loss", f"val/{name}"]
-    counted = {f"adam_histogram/denominator/group/{SCOPE}": histogram([1, 2, 3], [-3, -2, -1, 0])}
+    counted = {f"adam_histogram/group/{SCOPE}/denominator": histogram([1, 2, 3], [-3, -2, -1, 0])}
     rows = [{**dict.fromkeys(keys, step + 1.0), **counted, GLOBAL_STEP: step} for step in range(5)]
     config = {"lightning_adam": adam, name: value}
     return write_wandb(folder, rows, run_id=name[:3], name=name, config=config)

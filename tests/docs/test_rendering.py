@@ -25,7 +25,7 @@ HOSTILE = (
     "~~i~~ ==j== ^k^ $l$ :m: \"n\" 'o'",
 )
 LINKS = {
-    "see exp_avg_sq_lag.": "../statistics/exp_avg_sq_lag.md",
+    "see rms_ratio.": "../statistics/rms_ratio.md",
     "see `eps_dominates`": "../findings/eps_dominates.md",
     "alg. 1 of arXiv 1412.6980": "https://arxiv.org/abs/1412.6980",
     "2506.04805; calibrated": "https://arxiv.org/abs/2506.04805",

@@ -44,16 +44,16 @@ def assert_rates(folder: Path) -> None:
     """Each group follows its multiple of a cosine, from the step at which it joins."""
     (metrics,) = folder.rglob("metrics.csv")
     with metrics.open(newline="") as file:
-        measured = [row for row in csv.DictReader(file) if row["adam_schedule/lr/group/head"]]
+        measured = [row for row in csv.DictReader(file) if row["adam_schedule/group/head/lr"]]
     assert [int(row["step"]) for row in measured] == list(range(EPOCHS * BATCHES))
     for row in measured:
         step = int(row["step"])
-        head = float(row["adam_schedule/lr/group/head"])
+        head = float(row["adam_schedule/group/head/lr"])
         for name, share in SHARES.items():
             for group in (name, f"{name}_no_decay"):
-                rate = row[f"adam_schedule/lr/group/{group}"]
+                rate = row[f"adam_schedule/group/{group}/lr"]
                 if step < JOINS.get(name, 0):
                     assert rate == ""
                 else:
                     assert float(rate) == pytest.approx(head * share / SHARES["head"])
-    assert float(measured[0]["adam_schedule/lr/group/head"]) == pytest.approx(LR * SHARES["head"])
+    assert float(measured[0]["adam_schedule/group/head/lr"]) == pytest.approx(LR * SHARES["head"])

@@ -353,7 +353,7 @@ def test_both_optimizers_are_measured(adversaries: tuple[Path, Finished]) -> Non
     for row in rows:
         for name in ("generator", "discriminator"):
             for scope in ("", "/group/decay", "/group/no_decay"):
-                assert float(row[f"adam_moments/grad_norm/optimizer/{name}{scope}"]) > 0
-    rates = [float(row["adam_schedule/lr/optimizer/generator"]) for row in rows]
+                assert float(row[f"adam_gradient/optimizer/{name}{scope}/grad_norm"]) > 0
+    rates = [float(row["adam_schedule/optimizer/generator/lr"]) for row in rows]
     assert rates == pytest.approx([5e-4, *(1e-3 * left / 9 for left in range(9, 0, -1))])
-    assert {float(row["adam_schedule/lr/optimizer/discriminator"]) for row in rows} == {4e-3}
+    assert {float(row["adam_schedule/optimizer/discriminator/lr"]) for row in rows} == {4e-3}

@@ -57,7 +57,7 @@ def assert_measured(offline_run: Path) -> None:
     for name in ("generator", "discriminator"):
         for scope in ("", "/group/decay", "/group/no_decay"):
             assert all(
-                row[f"adam_moments/grad_norm/optimizer/{name}{scope}"] > 0 for row in rows.values()
+                row[f"adam_gradient/optimizer/{name}{scope}/grad_norm"] > 0 for row in rows.values()
             )
-    rates = {row["adam_schedule/lr/optimizer/generator"] for row in rows.values()}
+    rates = {row["adam_schedule/optimizer/generator/lr"] for row in rows.values()}
     assert all(rate == pytest.approx(1e-3) for rate in rates)

@@ -99,7 +99,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
         found = finish(kind, tmp_path_factory.mktemp("uninterrupted"))
         if KINDS[kind].is_half:
             rows = [json.loads(row)[1] for row in found.rows]
-            measured = [row for row in rows if "adam_moments/grad_norm" in row]
+            measured = [row for row in rows if "adam_gradient/grad_norm" in row]
             skipped = [row["adam_schedule/skipped_steps"] for row in measured]
             assert len({*skipped}) > 2, "steps are skipped before the last measurement"
         return found

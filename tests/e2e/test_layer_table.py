@@ -112,7 +112,7 @@ def test_killed_run_keeps_all_but_its_last_rows(tmp_path: Path) -> None:
     process.join()
     (offline_run,) = offline_runs(tmp_path)
     rows = interrupted_history(offline_run)
-    (*_, last) = steps_of(rows, "adam_moments/grad_norm")
+    (*_, last) = steps_of(rows, "adam_gradient/grad_norm")
     assert last < STEPS - 1
     pieces = tables(offline_run, rows, "adam_layers")
     assert pieces

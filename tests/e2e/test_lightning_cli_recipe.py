@@ -36,6 +36,6 @@ def test_settings_of_the_command_are_used_logged_and_saved(tmp_path: Path) -> No
     first, last = (float(measured[step]["adam_schedule/lr"]) for step in (0, -1))
     assert first == pytest.approx(LR)
     assert 0 < last < LR / 100
-    assert all(float(row["adam_moments/grad_norm/group/decay"]) > 0 for row in measured)
+    assert all(float(row["adam_gradient/group/decay/grad_norm"]) > 0 for row in measured)
     kept = yaml.safe_load((metrics.parent / "config.yaml").read_text(encoding="utf-8"))
     assert kept["model"]["optimizer"]["betas"] == [0.9, 0.95]

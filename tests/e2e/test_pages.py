@@ -132,14 +132,14 @@ PRINTED = {
 """What is printed where a command holds these words."""
 LOGGED = {
     "layer_depth=1": [
-        "adam_update/direction_max/layer/net",
-        "adam_underflow/idle_fraction/group/decay",
+        "adam_update/layer/net/normalized_update_max",
+        "adam_underflow/group/decay/idle_fraction",
     ],
     "adam_monitor.worst": [
         "adam_underflow/eps_damping",
-        "adam_underflow/eps_energy_loss/tensor/net.0.weight",
+        "adam_underflow/tensor/net.0.weight/eps_energy_loss",
     ],
-    "scopes=[model,tensor]": ["adam_moments/exp_avg_norm/tensor/net.0.weight"],
+    "scopes=[model,tensor]": ["adam_moments/tensor/net.0.weight/exp_avg_norm"],
 }
 """Some of the keys that it logs."""
 EXPLAINED = {
@@ -351,7 +351,7 @@ def test_guide_to_the_template_works_in_its_layout(template: Path) -> None:
     )
     assert partials["scheduler"]["class"] == "ReduceLROnPlateau"
     assert set(grouped["groups"]) == {"decay", "head"}
-    assert "adam_moments/grad_norm/group/decay" in presets["metrics"]
+    assert "adam_gradient/group/decay/grad_norm" in presets["metrics"]
 
 
 def test_guide_to_lightning_cli_works(

@@ -281,7 +281,7 @@ def test_lost_optimizer_state_is_found_at_the_first_step_after_a_resume(
     # That step is not due by itself: 5 does not divide it.
     expected = [("state_mismatch", STEPS + 1)] if lost else []
     assert [(each.code, each.step) for each in found] == expected
-    assert all(math.isfinite(each.evidence["direction_rms"]) for each in found)
+    assert all(math.isfinite(each.evidence["normalized_update_rms"]) for each in found)
 
 
 def test_open_findings_are_kept_by_a_checkpoint(saved: Saved) -> None:

@@ -254,7 +254,7 @@ def test_custom_optimizer_accepts_unfrozen_parts() -> None:
     assert list(ended.module.rates[-1]) == ["decay", "no_decay", "group_2", "group_2_no_decay"]
     for each in ended.module.rates[12:]:
         assert each["group_2"] == pytest.approx(each["decay"] / 10)
-    key = "adam_moments/grad_norm/group/group_2"
+    key = "adam_gradient/group/group_2/grad_norm"
     assert ended.recorder.steps_of(key) == list(range(12, 24))
 
 

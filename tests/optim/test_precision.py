@@ -175,7 +175,7 @@ def test_step_and_logged_gradient_match_adam_in_float64(
     run_training(unwatched, data=BATCHES, **flags, **precision_flags(precision))
     assert_same_parameters(watched, unwatched)
 
-    rows = [row for _, row in run.logger.rows if "adam_moments/grad_norm" in row]
+    rows = [row for _, row in run.logger.rows if "adam_gradient/grad_norm" in row]
     batches, tolerance = list(loader(BATCHES)), GRADIENT_TOLERANCES[precision]
     assert len(rows) == len(snapshots.steps) == -(-BATCHES // accumulation)
     for index, (row, step) in enumerate(zip(rows, snapshots.steps, strict=True)):
@@ -183,7 +183,7 @@ def test_step_and_logged_gradient_match_adam_in_float64(
         exact = clipped(exact_gradient(step.net, own, accumulation), clipping)
         for grad, expected in zip(step.grads, exact, strict=True):
             assert (grad - expected).abs().max() <= tolerance * largest(exact)
-        norm, peak = row["adam_moments/grad_norm"], row["adam_moments/grad_max"]
+        norm, peak = row["adam_gradient/grad_norm"], row["adam_gradient/grad_max"]
         assert norm == pytest.approx(norm_of(exact), rel=tolerance)
         assert peak == pytest.approx(largest(exact), rel=tolerance)
         assert norm == pytest.approx(norm_of(step.grads), rel=1e-6)
@@ -262,7 +262,7 @@ def test_gradients_of_a_fused_optimizer_from_the_mixin_are_clipped(
     module, snapshots = kind(FUSED), StepSnapshots()
     flags = {**flags, **precision_flags(precision)}
     run = run_training(module, snapshots, AdamMonitor(1), data=4, **flags)
-    measured = run.values("adam_moments/grad_norm")
+    measured = run.values("adam_gradient/grad_norm")
     assert measured == pytest.approx([MAX_NORM] * 4, rel=1e-3)
     assert [norm_of(step.grads) for step in snapshots.steps] == pytest.approx(measured, rel=1e-6)
     assert all(group["fused"] for step in snapshots.steps for group in step.groups)

@@ -312,8 +312,8 @@ def test_groups_layer_decay_and_schedule_apply_to_any_optimizer() -> None:
     }
     watched = monitored(config, LINEAR)
     groups = {group["name"]: group for group in watched.optimizers[0].param_groups}
-    share = watched.values["adam_schedule/lr/group/layer_0"] / (1e-2 * 0.5**3)
-    assert watched.values["adam_schedule/lr/group/head_layer_3"] == pytest.approx(share * 0.1 * 0.5)
+    share = watched.values["adam_schedule/group/layer_0/lr"] / (1e-2 * 0.5**3)
+    assert watched.values["adam_schedule/group/head_layer_3/lr"] == pytest.approx(share * 0.1 * 0.5)
     assert groups["head_layer_3"]["eps"] == 1e-4
     assert groups["layer_1_no_decay"]["weight_decay"] == 0
 
@@ -389,7 +389,7 @@ def test_state_without_memory_is_passed_over() -> None:
     optimizer.state[weights[0]]["exp_avg"] = WithoutMemory((3,))
     # The other kernels would crash where its elements should be.
     metric = AdamStatistics("all", kernel="eager")
-    assert metric(optimizer)["adam_moments/grad_norm"] == pytest.approx(3**0.5)
+    assert metric(optimizer)["adam_gradient/grad_norm"] == pytest.approx(3**0.5)
     assert metric.passed_over == ["group_0.0"]
 
 

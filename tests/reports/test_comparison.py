@@ -90,7 +90,7 @@ def test_runs_with_equal_configs_have_no_differences() -> None:
 
 # ---- The first difference
 
-COSINES = ("momentum_alignment", "decay_alignment")
+COSINES = ("grad_momentum_cosine", "decay_alignment")
 NOT_COMPARED = ("exp_avg_mean", "lr", "beta1", "step")
 RELATIVE = ("update_norm", "grad_norm")
 FRACTIONS = ("idle_fraction", "signal_fraction")

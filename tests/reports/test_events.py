@@ -76,7 +76,7 @@ def test_event_is_read_from_the_folder_of_its_run(kind: str, tmp_path: Path) -> 
     }
     update_norm = next(each for each in data if each["statistic"] == "update_norm")
     values = unpacked(update_norm["values"]).reshape(3, -1)
-    series = event.series["adam_update/update_norm/layer/net.1"]
+    series = event.series["adam_update/layer/net.1/update_norm"]
     assert np.array_equal(unpacked(update_norm["steps"]), series.steps)
     assert np.array_equal(values[1], series.values.astype(values.dtype))
 

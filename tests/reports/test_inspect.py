@@ -46,8 +46,8 @@ NEED_THE_GRADIENT = {
     "grad_rms",
     "grad_max",
     "grad_zero_fraction",
-    "momentum_alignment",
-    "exp_avg_sq_lag",
+    "grad_momentum_cosine",
+    "rms_ratio",
     "exp_avg_sq_zero_fraction",
     "decay_to_grad",
 }
@@ -188,7 +188,7 @@ def test_statistics_for_another_eps_agree_with_the_reference(eps: float) -> None
     for tensor in tensors:
         tensor.eps = eps
     expected = reference_statistics(tensors)
-    for name in ("eps_energy_loss", "direction_rms", "update_lost_fraction"):
+    for name in ("eps_energy_loss", "normalized_update_rms", "update_lost_fraction"):
         assert found["model"][name] == pytest.approx(expected[name], rel=1e-5)
 
 
@@ -205,7 +205,7 @@ def test_statistics_for_another_dtype_agree_with_the_reference(dtype: torch.dtyp
         "exp_avg_sq_stalled_fraction",
         "update_lost_fraction",
         "decay_lost_fraction",
-        "direction_rms",
+        "normalized_update_rms",
     ):
         assert found["model"][name] == pytest.approx(expected[name], rel=1e-5)
 
@@ -306,7 +306,7 @@ def test_weights_that_cannot_be_matched_are_left_out(with_frozen: bool, tmp_path
     assert bool(saved.weights) is not with_frozen
     known = {each.name for each in moments.known}
     assert ("update_lost_fraction" in known) is not with_frozen
-    assert {"eps_energy_loss", "direction_rms", "nonfinite_count"} <= known
+    assert {"eps_energy_loss", "normalized_update_rms", "nonfinite_count"} <= known
     assert ("The weights are not known" in inspect(tmp_path / "state.pt")) is with_frozen
 
 
@@ -378,7 +378,7 @@ def test_optimizer_with_an_unknown_step_shows_its_moments_only(tmp_path: Path) -
     assert not saved.is_adams
     known = {each.name for each in moments.known}
     assert "exp_avg_rms" in known
-    assert not known & {"direction_rms", "eps_energy_loss", "denominator_mean"}
+    assert not known & {"normalized_update_rms", "eps_energy_loss", "denominator_mean"}
     assert "whose step is not known" in inspect(tmp_path / "last.ckpt")
 
 

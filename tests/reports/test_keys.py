@@ -91,11 +91,11 @@ NAMES = st.from_regex(r"[A-Za-z0-9_.]+(/[A-Za-z0-9_.]+)?", fullmatch=True)
     st.just("") | st.from_regex(r"[A-Za-z0-9_.]+", fullmatch=True),
     st.just(("", "")) | st.tuples(st.sampled_from(["group", "layer", "tensor"]), NAMES),
 )
-@example("adam_moments/grad_norm", "", ("group", "group/layer/x"))
-@example("adam_moments/grad_norm", "", ("group", "optimizer/y"))
-@example("adam_moments/grad_norm", "parts.layer", ("group", "c/d"))
-@example("adam_moments/grad_norm", "parts.images/one", ("layer", "parts.images/one.0"))
-@example("adam_moments/grad_norm", "parts.group", ("tensor", "parts.group.0.weight"))
+@example("adam_gradient/grad_norm", "", ("group", "group/layer/x"))
+@example("adam_gradient/grad_norm", "", ("group", "optimizer/y"))
+@example("adam_gradient/grad_norm", "parts.layer", ("group", "c/d"))
+@example("adam_gradient/grad_norm", "parts.images/one", ("layer", "parts.images/one.0"))
+@example("adam_gradient/grad_norm", "parts.group", ("tensor", "parts.group.0.weight"))
 def test_parsed_key_is_the_one_that_was_put_together(
     base: str, optimizer: str, inner: tuple[str, str]
 ) -> None:

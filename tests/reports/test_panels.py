@@ -18,7 +18,7 @@ FAMILIES = {
 }
 FIRST_PANELS = {
     "Overview": ["loss", "validation metric", "lr"],
-    "Moments": ["exp_avg_sq_lag"],
+    "Moments": ["rms_ratio"],
     "Underflow": ["eps_energy_loss", "eps_curve", "√v̂ histogram"],
     "Update": ["update_to_weight"],
     "Weight decay": ["decay_to_update"],

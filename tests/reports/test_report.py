@@ -137,7 +137,7 @@ def test_maps_histograms_and_the_eps_curve_show_the_numbers_of_the_run(
         series = run.series[f"{KEY}/{kind}/{shown['layers'][place]}"]
         assert np.array_equal(unpacked(shown["steps"]), series.steps)
         assert np.array_equal(values[place], series.values.astype(np.float32))
-    by_step = run.histograms["adam_histogram/denominator/group/net.head"]
+    by_step = run.histograms["adam_histogram/group/net.head/denominator"]
     (counted,) = (
         each
         for each in panels["√v̂ histogram"]["maps"]
@@ -321,7 +321,7 @@ def test_names_are_never_read_as_html() -> None:
         run = run_of(series, NASTY + suffix, config)
         run.notes.append(NASTY)
         counted = {0: Histogram([1, 2], [0.0, 1.0, 2.0])}
-        run.histograms[f"adam_histogram/denominator/group/{NASTY}"] = counted
+        run.histograms[f"adam_histogram/group/{NASTY}/denominator"] = counted
         return run
 
     runs = [nasty("x", 1.0), nasty("y", 2.0)]

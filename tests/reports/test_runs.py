@@ -191,11 +191,11 @@ def test_histograms_and_tables_of_layers_are_read(tmp_path: Path) -> None:
     }
     found = {key: values for key, values in to_dict(run).items() if "/layer/" in key}
     assert found == {
-        "adam_moments/grad_norm/layer/net.0": {0: 1.5, 3: math.inf},
-        "adam_moments/grad_norm/layer/net.1": {0: "nan"},
-        "adam_moments/grad_norm/optimizer/generator/layer/net.1": {3: -0.5},
-        "adam_schedule/lr/layer/net.0": {0: 0.1, 3: 0.2},
-        "adam_schedule/lr/optimizer/generator/layer/net.1": {3: 0.3},
+        "adam_gradient/layer/net.0/grad_norm": {0: 1.5, 3: math.inf},
+        "adam_gradient/layer/net.1/grad_norm": {0: "nan"},
+        "adam_gradient/optimizer/generator/layer/net.1/grad_norm": {3: -0.5},
+        "adam_schedule/layer/net.0/lr": {0: 0.1, 3: 0.2},
+        "adam_schedule/optimizer/generator/layer/net.1/lr": {3: 0.3},
     }
 
 

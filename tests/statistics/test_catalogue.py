@@ -8,12 +8,12 @@ from tests.support.tables import each_row
 
 PROMISED = {
     "moments": "grad_norm* grad_rms grad_max exp_avg_norm exp_avg_rms* exp_avg_mean exp_avg_max"
-    " exp_avg_sq_mean* exp_avg_sq_max denominator_mean* momentum_alignment* signal_fraction"
-    " exp_avg_sq_lag* amsgrad_gap",
+    " exp_avg_sq_mean* exp_avg_sq_max denominator_mean* grad_momentum_cosine* signal_fraction"
+    " rms_ratio* amsgrad_gap",
     "underflow": "idle_fraction eps_dominated_fraction* eps_damping eps_energy_loss*"
     " exp_avg_sq_zero_fraction* exp_avg_sq_subnormal_fraction exp_avg_sq_stalled_fraction"
     " update_lost_fraction* grad_zero_fraction nonfinite_count*",
-    "update": "update_norm* direction_rms* direction_max direction_large_fraction"
+    "update": "update_norm* normalized_update_rms* normalized_update_max normalized_update_large_fraction"
     " update_to_weight*",
     "weight_decay": "weight_norm* weight_rms decay_norm* decay_to_update* decay_alignment"
     " decay_to_grad decay_lost_fraction decay_timescale equilibrium_ratio",
@@ -24,7 +24,7 @@ PROMISED = {
 SELECTIONS = [
     (["grad_norm"], ["grad_norm"]),
     (["schedule/*e*"], ["beta1", "beta2", "eps", "weight_decay", "step", "skipped_steps"]),
-    (["adam_update/direction_*"], ["direction_rms", "direction_max", "direction_large_fraction"]),
+    (["adam_update/direction_*"], ["normalized_update_rms", "normalized_update_max", "normalized_update_large_fraction"]),
     (["lr", "grad_max"], ["grad_max", "lr"]),
     (["nothing"], []),
     (["all"], list(STATISTICS)),

@@ -54,7 +54,7 @@ def white_noise_laws(betas: tuple[float, float], step: int, scale: float) -> dic
         "exp_avg_rms": (exp_avg_rms, exp_avg_rms / sqrt(2)),
         "exp_avg_mean": (0.0, exp_avg_rms),
         "exp_avg_sq_mean": (exp_avg_sq, exp_avg_sq * sqrt(2 * float((d**2).sum()))),
-        "momentum_alignment": (alignment, 1 - alignment**2),
+        "grad_momentum_cosine": (alignment, 1 - alignment**2),
     }
 
 
@@ -77,9 +77,9 @@ def test_white_noise_has_the_moments_of_white_noise() -> None:
             assert abs(actual[name] - expected) < tolerance, (step, name, actual[name], expected)
         a, d = moment_weights(betas, step)
         # Cauchy and Schwarz: no gradients whatever can give a larger step.
-        assert actual["direction_max"] <= sqrt(float((a**2 / d).sum())) * (1 + 1e-12)
+        assert actual["normalized_update_max"] <= sqrt(float((a**2 / d).sum())) * (1 + 1e-12)
         if step == 1:
-            for name in ["signal_fraction", "direction_rms", "direction_max", "exp_avg_sq_lag"]:
+            for name in ["signal_fraction", "normalized_update_rms", "normalized_update_max", "rms_ratio"]:
                 assert actual[name] == pytest.approx(1, rel=1e-12), name
 
 
@@ -147,10 +147,10 @@ def test_moments_and_step_agree_with_optax(kind: str, eps: float) -> None:
             "signal_fraction": np.minimum(ratio, 1).mean(),
             "eps_damping": np.mean(denominator / (denominator + eps)),
             "eps_dominated_fraction": np.mean(denominator < eps),
-            "exp_avg_sq_lag": rms(entered / np.maximum(denominator, eps)),
+            "rms_ratio": rms(entered / np.maximum(denominator, eps)),
             "update_norm": np.linalg.norm(update),
-            "direction_rms": rms(update) / lr,
-            "direction_max": np.abs(update).max() / lr,
+            "normalized_update_rms": rms(update) / lr,
+            "normalized_update_max": np.abs(update).max() / lr,
             "weight_norm": np.linalg.norm(flat(params)),
             "update_to_weight": np.linalg.norm(update) / np.linalg.norm(flat(params)),
         }
@@ -165,13 +165,13 @@ def test_moments_and_step_agree_with_optax(kind: str, eps: float) -> None:
         tolerance = 1e-12 * float(np.abs(mu).mean())
         assert actual["exp_avg_mean"] == pytest.approx(float(mu.mean()), rel=0, abs=tolerance)
         cosine = float(mu @ entered / np.linalg.norm(mu) / np.linalg.norm(entered))
-        assert actual["momentum_alignment"] == pytest.approx(cosine, rel=0, abs=1e-12)
+        assert actual["grad_momentum_cosine"] == pytest.approx(cosine, rel=0, abs=1e-12)
         assert ("decay_norm" in actual) == (kind != "adam")
 
 
 # Laws of Adam's own.
 
-OF_ACTIVE = ["eps_energy_loss", "eps_dominated_fraction", "eps_damping", "direction_rms"]
+OF_ACTIVE = ["eps_energy_loss", "eps_dominated_fraction", "eps_damping", "normalized_update_rms"]
 
 
 @pytest.mark.parametrize(("eps", "dominated"), [(1e-15, 0), (5e-4, None), (1.0, 1)])
@@ -218,8 +218,8 @@ def test_scaling_gradients_and_eps_together_leaves_the_steps_unchanged(factor: f
 
     plain, scaled = at_scale(1.0), at_scale(factor)
     powers = {
-        **dict.fromkeys([*OF_ACTIVE, "momentum_alignment", "signal_fraction", "direction_max"], 0),
-        **dict.fromkeys(["exp_avg_sq_lag", "update_norm", "weight_norm", "decay_alignment"], 0),
+        **dict.fromkeys([*OF_ACTIVE, "grad_momentum_cosine", "signal_fraction", "normalized_update_max"], 0),
+        **dict.fromkeys(["rms_ratio", "update_norm", "weight_norm", "decay_alignment"], 0),
         **dict.fromkeys(["grad_norm", "grad_max", "exp_avg_rms", "denominator_mean", "eps"], 1),
         **dict.fromkeys(["exp_avg_sq_mean", "exp_avg_sq_max"], 2),
     }

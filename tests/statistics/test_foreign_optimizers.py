@@ -381,4 +381,4 @@ def test_step_count_in_the_group_continues_after_a_resume(tmp_path: Path) -> Non
     module, path = Built(PARTLY_KNOWN["GroupStepAdamW"]), str(tmp_path / "last.ckpt")
     run_training(module, data=5).trainer.save_checkpoint(path)
     resumed = run_training(module, AdamMonitor(4), data=5, max_epochs=2, ckpt_path=path)
-    assert resumed.steps_of("adam_moments/grad_norm") == [7]
+    assert resumed.steps_of("adam_gradient/grad_norm") == [7]

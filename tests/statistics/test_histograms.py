@@ -102,5 +102,5 @@ def test_histograms_of_model_and_groups_have_separate_keys() -> None:
     metric.update(stepped(groups, decoupled=True), histograms=True)
     sizes = {key: sum(numbers) for key, numbers in metric.compute_exponents().items()}
     assert len(sizes) == 12
-    assert sizes["adam_histogram/denominator/optimizer/0"] == 8
-    assert sizes["adam_histogram/direction/optimizer/0/group/head"] == 5
+    assert sizes["adam_histogram/optimizer/0/denominator"] == 8
+    assert sizes["adam_histogram/optimizer/0/group/head/normalized_update"] == 5

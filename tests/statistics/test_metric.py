@@ -147,7 +147,7 @@ def test_keys_contain_optimizer_name_and_scope() -> None:
     metric = AdamStatistics(scopes=["group"], optimizer_name="generator")
     metric.update(stepped(groups, decoupled=True))
     keys = metric.compute()
-    assert "adam_schedule/lr/optimizer/generator/group/the_head_" in keys
+    assert "adam_schedule/optimizer/generator/group/the_head_/lr" in keys
     assert all(key.endswith("/optimizer/generator/group/the_head_") for key in keys)
 
 

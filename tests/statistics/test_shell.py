@@ -33,7 +33,7 @@ def test_call_measures_and_computes_without_accumulating(net: nn.Module) -> None
     statistics, optimizer = AdamStatistics("grad_norm", scopes=["model"]), optimizer_of(net)
     first = statistics(optimizer)
     assert statistics(optimizer) == first == statistics.compute()
-    assert list(first) == ["adam_moments/grad_norm"]
+    assert list(first) == ["adam_gradient/grad_norm"]
 
 
 def test_reset_clears_values_histograms_and_table(net: nn.Module) -> None:
@@ -84,8 +84,8 @@ def test_worst_names_the_tensors_with_the_largest_values(net: nn.Module) -> None
     statistics.update(optimizer)
     tensors = [key for key in statistics.compute() if "grad_max/tensor" in key]
     assert tensors == [
-        "adam_moments/grad_max/tensor/1.1.bias",
-        "adam_moments/grad_max/tensor/0.bias",
+        "adam_gradient/tensor/1.1.bias/grad_max",
+        "adam_gradient/tensor/0.bias/grad_max",
     ]
 
 
@@ -100,9 +100,9 @@ def test_nan_is_the_largest_value() -> None:
             statistics.update(optimizer)
             first, second, count = list(statistics.compute())[2:]
             with row(sick):
-                assert first == f"adam_moments/grad_max/tensor/{sick}"
+                assert first == f"adam_gradient/tensor/{sick}/grad_max"
                 assert second != first
-                assert count == f"adam_underflow/nonfinite_count/tensor/{sick}"
+                assert count == f"adam_underflow/tensor/{sick}/nonfinite_count"
 
 
 INVALID: list[tuple[dict[str, Any], str]] = [
@@ -145,14 +145,14 @@ def test_plot_draws_lines_of_several_measurements_and_bars_of_one(net: nn.Module
     assert [ax.get_title() for ax in axes] == [  # type: ignore[union-attr]
         "grad_norm",
         "update_norm",
-        "direction_rms",
-        "direction_max",
-        "direction_large_fraction",
+        "normalized_update_rms",
+        "normalized_update_max",
+        "normalized_update_large_fraction",
         "update_to_weight",
         "lr",
     ]
     line = axes[0].get_lines()[0]  # type: ignore[index]
-    assert np.array_equal(line.get_ydata(), [each["adam_moments/grad_norm"] for each in values])
+    assert np.array_equal(line.get_ydata(), [each["adam_gradient/grad_norm"] for each in values])
     _, axes = statistics.plot()
     assert len(axes[0].patches) == 2, "the model and its group"  # type: ignore[index]
     pyplot.close("all")
@@ -166,7 +166,7 @@ def test_plot_draws_into_given_axes() -> None:
     figure, ax = pyplot.subplots()
     assert statistics.plot(values, ax) == (figure, ax)
     with pytest.raises(ValueError, match=r"Choose one.*statistics=\['grad_norm'\]"):
-        AdamStatistics().plot({"adam_moments/grad_norm": 1.0, "adam_schedule/lr": 1.0}, ax)
+        AdamStatistics().plot({"adam_gradient/grad_norm": 1.0, "adam_schedule/lr": 1.0}, ax)
     pyplot.close("all")
 
 

@@ -25,7 +25,7 @@ ULPS = 4 * 2.0**-23
 """Four units in the last place of a float32, relative to it."""
 SMALLEST = 2.0**-149
 """The smallest float32."""
-SIGNED = ("exp_avg_mean", "momentum_alignment", "decay_alignment")
+SIGNED = ("exp_avg_mean", "grad_momentum_cosine", "decay_alignment")
 """Sums of terms of either sign: their error is small beside the terms, not beside the sum."""
 
 
@@ -99,13 +99,13 @@ def _slack(tensor: Tensor) -> dict[str, tuple[int, int]]:
         "exp_avg_sq_stalled_fraction": _undecided(v_dtype, e.exp_avg_sq, rate * e.exp_avg_sq),
         "update_lost_fraction": may_be_still | _undecided(p_dtype, e.parameter, e.update),
         "grad_zero_fraction": np.zeros_like(e.active),
-        "direction_large_fraction": may_be_idle | _near(abs(e.direction), 0.8),
+        "normalized_update_large_fraction": may_be_idle | _near(abs(e.direction), 0.8),
         "decay_lost_fraction": _undecided(p_dtype, e.parameter, decay),
     }
     everything = np.ones_like(e.active)
     of = {
         "eps_dominated_fraction": e.active,
-        "direction_large_fraction": e.active,
+        "normalized_update_large_fraction": e.active,
         "update_lost_fraction": e.update != 0,
         "decay_lost_fraction": e.decoupled_decay & (e.parameter != 0),
     }

@@ -94,7 +94,7 @@ def signed_sum_scale(tensors: Sequence[Tensor]) -> dict[str, float]:
         return _defined(
             {
                 "exp_avg_mean": mean(np.abs(scope.exp_avg)),
-                "momentum_alignment": cosine(np.abs(scope.exp_avg), np.abs(scope.entered)),
+                "grad_momentum_cosine": cosine(np.abs(scope.exp_avg), np.abs(scope.entered)),
                 "decay_alignment": cosine(np.abs(decay), np.abs(update)),
             }
         )
@@ -112,9 +112,9 @@ def _moment_statistics(scope: SimpleNamespace) -> dict[str, float | None]:
         "exp_avg_sq_mean": mean(scope.exp_avg_sq),
         "exp_avg_sq_max": maximum(scope.exp_avg_sq),
         "denominator_mean": mean(scope.denominator),
-        "momentum_alignment": cosine(scope.exp_avg, scope.entered),
+        "grad_momentum_cosine": cosine(scope.exp_avg, scope.entered),
         "signal_fraction": _signal_fraction(scope),
-        "exp_avg_sq_lag": _exp_avg_sq_lag(scope),
+        "rms_ratio": _exp_avg_sq_lag(scope),
     }
 
 
@@ -142,9 +142,9 @@ def _update_statistics(scope: SimpleNamespace) -> dict[str, float | None]:
     update_norm = norm(scope.update)
     return {
         "update_norm": update_norm,
-        "direction_rms": root_mean_square(direction),
-        "direction_max": maximum(direction),
-        "direction_large_fraction": share(direction > 0.8),
+        "normalized_update_rms": root_mean_square(direction),
+        "normalized_update_max": maximum(direction),
+        "normalized_update_large_fraction": share(direction > 0.8),
         "update_to_weight": ratio(update_norm, norm(scope.parameter)),
     }
 

@@ -70,7 +70,7 @@ class SharpnessMonitor(AnyCallback):
     H is that of the loss with its L2 penalty; decoupled decay is left out.
 
     The keys are `adam_sharpness/preconditioned`, with several optimizers
-    `adam_sharpness/preconditioned/optimizer/<name>`, and `adam_sharpness/stability_line`, which is
+    `adam_sharpness/optimizer/<name>/preconditioned`, and `adam_sharpness/stability_line`, which is
     always 1. They go to every logger of the trainer and to `trainer.callback_metrics`; on several
     processes those of rank 0, on its batch.
 

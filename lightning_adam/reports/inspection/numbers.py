@@ -130,11 +130,11 @@ def measured(
         >>> adam = torch.optim.Adam([weight], eps=1.0)
         >>> weight.grad = torch.ones(3)
         >>> adam.step()
-        >>> views, direction = Views().after_step(adam), STATISTICS["direction_max"]
+        >>> views, direction = Views().after_step(adam), STATISTICS["normalized_update_max"]
         >>> measured(views, [direction]).of(Scope.model, [direction])
-        {'model': {'direction_max': 0.5}}
+        {'model': {'normalized_update_max': 0.5}}
         >>> measured(views, [direction], with_eps(3.0)).of(Scope.model, [direction])
-        {'model': {'direction_max': 0.25}}
+        {'model': {'normalized_update_max': 0.25}}
     """
     wanted = Wanted(list(statistics), [], {}, "", [])
     columns = columns_of(wanted.accumulators(Knowledge.ALL))

@@ -59,7 +59,7 @@ MOMENTS = (
     Shown("rms m", "exp_avg_rms"),
     Shown("mean v", "exp_avg_sq_mean"),
     Shown("mean √v̂", "denominator_mean"),
-    Shown("rms u", "direction_rms"),
+    Shown("rms u", "normalized_update_rms"),
     Shown("√v̂<eps", "eps_dominated_fraction", True),
     Shown("eps takes", "eps_energy_loss", True),
 )
@@ -106,14 +106,14 @@ SECTIONS = (
 EPS_CHANGED = (
     Shown("√v̂<eps", "eps_dominated_fraction", True),
     Shown("eps takes", "eps_energy_loss", True),
-    Shown("rms u", "direction_rms"),
+    Shown("rms u", "normalized_update_rms"),
     Shown("update lost", "update_lost_fraction", True),
 )
 DTYPE_CHANGED = (
     Shown("v=0, m≠0", UNDERFLOWED.name, True),
     Shown("v stalls", "exp_avg_sq_stalled_fraction", True),
     Shown("eps takes", "eps_energy_loss", True),
-    Shown("rms u", "direction_rms"),
+    Shown("rms u", "normalized_update_rms"),
     Shown("update lost", "update_lost_fraction", True),
     Shown("decay lost", "decay_lost_fraction", True),
 )
@@ -249,7 +249,7 @@ def _other_dtypes(moments: Moments) -> str:
         rows[name] = _changed(moments, DTYPE_CHANGED, None if is_own else in_dtype(dtype))
         if any(rounds_to_0(each, dtype) for each in eps):
             notes.append(f"eps is 0 in {dtype_name(dtype)}: where v is 0 too, the step is NaN.")
-            for statistic in ("direction_rms", "eps_energy_loss", "update_lost_fraction"):
+            for statistic in ("normalized_update_rms", "eps_energy_loss", "update_lost_fraction"):
                 rows[name].pop(statistic, None)
     lines = ["The same step, were parameters and state of another dtype"]
     lines += _values(DTYPE_CHANGED, rows, "dtype")

@@ -12,7 +12,6 @@ from lightning_adam.version import __version__
 if TYPE_CHECKING:
     from lightning_adam.config.errors import ConfigError
     from lightning_adam.monitor.callback import AdamMonitor
-    from lightning_adam.monitor.sharpness.callback import SharpnessMonitor
     from lightning_adam.optim.build import build_adam
     from lightning_adam.optim.mixin import AdamMixin
     from lightning_adam.optim.optimizers import build_optimizer
@@ -24,7 +23,6 @@ _HOMES = {
     "AdamMonitor": "monitor.callback",
     "AdamStatistics": "statistics.metric",
     "ConfigError": "config.errors",
-    "SharpnessMonitor": "monitor.sharpness.callback",
     "build_adam": "optim.build",
     "build_optimizer": "optim.optimizers",
     "build_scheduler": "optim.schedulers",
@@ -35,7 +33,6 @@ __all__ = [
     "AdamMonitor",
     "AdamStatistics",
     "ConfigError",
-    "SharpnessMonitor",
     "__version__",
     "build_adam",
     "build_optimizer",

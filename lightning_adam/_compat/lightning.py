@@ -148,31 +148,6 @@ def is_of_lr_find(scheduler: LRScheduler) -> bool:
     return any(isinstance(scheduler, either(f"tuner.lr_finder.{name}")) for name in names)
 
 
-def attach(module: LightningModule, trainer: Any) -> None:
-    """Gives a module something that stands for its trainer, whatever it is."""
-    module._trainer = trainer
-
-
-def leave_uncompiled(module: LightningModule) -> None:
-    """Takes the compiled methods from a copy of a module: they are those of the original."""
-    if module._compiler_ctx is not None:
-        for name in ("forward", "training_step", "validation_step", "test_step", "predict_step"):
-            vars(module).pop(name, None)
-        module._compiler_ctx = None
-
-
-def compiler_context(module: nn.Module) -> Any:
-    """What `torch.compile` has left in a LightningModule; None if nothing."""
-    return getattr(module, "_compiler_ctx", None)
-
-
-def as_training_gives_it(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
-    """A batch as a loader gives it, in the form and on the device in which a step gets it."""
-    batch = trainer.precision_plugin.convert_input(batch)
-    batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
-    return trainer.strategy.batch_to_device(batch)
-
-
 def restore_loaders(trainer: Trainer) -> None:
     """Gives loaders that can go on in the middle of an epoch their place in a checkpoint.
 

@@ -252,7 +252,7 @@ class AdamMonitor(AnyCallback):
         self._check_kernel(trainer)
         if others and not wrapped:
             log_info(f"AdamMonitor does not measure {', '.join(others)}: without betas.")
-        warn_without_logger("AdamMonitor", trainer)
+        warn_without_logger(trainer)
         if (
             trainer.loggers
             and self.config.histograms_every_n_steps

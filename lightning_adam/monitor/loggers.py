@@ -32,16 +32,11 @@ ROWS_AT_ONCE = 1000
 """The rows of a layers' table that are sent together: about as many a killed run loses."""
 
 
-def warn_without_logger(callback: str, trainer: Trainer) -> None:
-    """Says where the numbers of a callback are if the trainer has no logger.
-
-    Args:
-        callback: The name of its class.
-        trainer: The trainer.
-    """
+def warn_without_logger(trainer: Trainer) -> None:
+    """Warns that `callback_metrics` alone gets the measurements if the trainer has no logger."""
     if not trainer.loggers:
         rank_zero_warn(
-            f"{callback} has no logger: its numbers are in trainer.callback_metrics only."
+            "AdamMonitor has no logger: its numbers are in trainer.callback_metrics only."
             " Give the Trainer one, such as WandbLogger(offline=True)."
         )
 

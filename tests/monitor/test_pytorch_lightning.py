@@ -1,4 +1,4 @@
-"""The monitors in a Trainer of `pytorch_lightning`, compared with one of `lightning.pytorch`."""
+"""AdamMonitor in a Trainer of `pytorch_lightning`, compared with one of `lightning.pytorch`."""
 
 import ast
 import json
@@ -18,13 +18,12 @@ import torch
 import wandb
 
 import lightning_adam
-from lightning_adam import AdamMonitor, SharpnessMonitor
+from lightning_adam import AdamMonitor
 from lightning_adam._compat.lightning import AnyCallback, either, holder_of_parameters
 from lightning_adam.config.variables import MONITOR_VARIABLE as VARIABLE
 from tests.support.commands import history, offline_runs
 from tests.support.monitored import KEY
 from tests.support.packages import PACKAGES, plain_module, trainer
-from tests.support.tables import each_row
 from tests.support.training import loader
 
 BATCHES, NAN_AT = 10, 7
@@ -151,41 +150,6 @@ def test_checkpoint_stores_and_restores_the_state(package: str, tmp_path: Path) 
     assert first.state_dict()["steps"] == {"": [5, 0]}
 
 
-@pytest.mark.parametrize("precision", ["32-true", "64-true"])
-def test_sharpness_is_that_of_lightning(precision: str) -> None:
-    values = {}
-    for package in PACKAGES:
-        monitor = SharpnessMonitor(every_n_steps=2, iterations=40)
-        fit = trainer(package, callbacks=[monitor], precision=precision)
-        module = plain_module(package)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="SharpnessMonitor has failed")
-            fit.fit(module, loader(4))
-        values[package] = float(fit.callback_metrics["adam_sharpness/preconditioned"])
-        assert module.trainer is fit
-        assert "adam_sharpness/preconditioned" in fit.callback_metrics
-    assert values["pytorch_lightning"] == values["lightning.pytorch"] > 0
-
-
-@pytest.mark.parametrize("package", PACKAGES)
-def test_sharpness_of_a_module_that_uses_its_logger_logs_nothing_more(package: str) -> None:
-    """The loss is computed by a copy, whose calls of `log` and of the logger are dropped."""
-    module = plain_module(package)
-    step, logged = type(module).training_step, []
-
-    def noting(self: Any, batch: Any, batch_idx: int) -> Any:
-        self.logger.log_metrics({"own": 1.0}, step=batch_idx)
-        return step(self, batch, batch_idx)
-
-    type(module).training_step = noting
-    (logger,) = loggers_of(package, Path(), "CSVLogger")
-    logger.log_metrics = lambda metrics, step=None: logged.extend(metrics)
-    monitor = SharpnessMonitor(every_n_steps=1)
-    trainer(package, callbacks=[monitor], logger=logger).fit(module, loader(3))
-    assert logged.count("own") == 3
-    assert logged.count("adam_sharpness/preconditioned") == 3
-
-
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
@@ -248,22 +212,18 @@ def test_nothing_is_looked_for_in_a_package_that_is_not_imported(
     assert either("Trainer") == (lp.Trainer,)
 
 
-CALLBACKS: list[tuple[type[Any], dict[str, Any]]] = [(AdamMonitor, {}), (SharpnessMonitor, {})]
-
-
 def test_callback_is_one_of_both_packages_in_either_order_of_imports() -> None:
     """A Trainer takes a callback without a list, and older ones refuse foreign callbacks."""
-    with each_row() as row:
-        for kind, arguments in CALLBACKS:
-            with row(kind.__name__):
-                # As if pytorch_lightning was not imported yet.
-                AnyCallback.__bases__ = (lp.Callback,)
-                assert not issubclass(kind, pl.Callback)
-                callback = kind(**arguments)
-                assert trainer("pytorch_lightning", callbacks=callback).callbacks[0] is callback
-                overrides = pl.utilities.model_helpers.is_overridden
-                assert overrides("state_dict", instance=callback) == (kind is AdamMonitor)
-                assert trainer("lightning.pytorch", callbacks=callback).callbacks[0] is callback
+    # As if pytorch_lightning was not imported yet.
+    AnyCallback.__bases__ = (lp.Callback,)
+    kind: type[Any] = AdamMonitor
+    assert not issubclass(kind, pl.Callback)
+    callback = kind()
+    assert trainer("pytorch_lightning", callbacks=callback).callbacks[0] is callback
+    overrides = pl.utilities.model_helpers.is_overridden
+    assert overrides("state_dict", instance=callback)
+    assert not overrides("on_sanity_check_start", instance=callback)
+    assert trainer("lightning.pytorch", callbacks=callback).callbacks[0] is callback
 
 
 @pytest.mark.parametrize("package", PACKAGES)

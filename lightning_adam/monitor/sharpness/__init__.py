@@ -1,1 +1,0 @@
-"""How near training is to Adam's edge of stability."""

@@ -254,14 +254,14 @@ def learning_rate_too_small(
     *,
     threshold: float = 1e-4,
     signal_above_noise: float = 3.0,
-    alignment: float = 0.5,
+    cosine: float = 0.1,
 ) -> bool:
     """Steps are tiny and all point the same way: the training could go ten times as fast.
 
     The gradient's mean explains more than `signal_above_noise` times as much of it as in noise.
     """
     noise = (1 - beta1) / (1 + beta1) * (1 - beta1 ** (2 * step)) / (1 - beta1**step) ** 2
-    has_direction = signal_fraction > signal_above_noise * noise and grad_momentum_cosine > alignment
+    has_direction = signal_fraction > signal_above_noise * noise and grad_momentum_cosine > cosine
     is_at_peak = not lr < 0.5 * training.peak_lr
     return update_to_weight < threshold and has_direction and is_at_peak
 
@@ -380,7 +380,7 @@ def decay_uneven(
 )
 def state_mismatch(
     normalized_update_rms: float,
-    grad_momentum_cosine: float,
+    exp_avg_carryover: float,
     step: float,
     past: Past,
     training: Training,
@@ -394,8 +394,8 @@ def state_mismatch(
     old moments, so that steps are less than `smaller` of what they were; or it stands still.
     """
     is_out_of_step = normalized_update_rms > larger or normalized_update_rms < smaller * past.last("normalized_update_rms")
-    is_of_one_gradient = grad_momentum_cosine > 0.999
-    is_forgetful = step > 3 and is_of_one_gradient and past.last("grad_momentum_cosine") < 0.999
+    is_of_one_gradient = exp_avg_carryover < 0.05
+    is_forgetful = step > 3 and is_of_one_gradient and past.last("exp_avg_carryover") > 0.05
     # At the first step of all the first moment is of one gradient.
     is_too_old = step == 1 and not is_of_one_gradient
     is_lost = training.is_resumed and (is_out_of_step or is_forgetful or is_too_old)

@@ -1,12 +1,12 @@
-"""What each statistic is: one declaration a statistic, and the accumulators it is derived from.
+"""The statistics: one declaration each, and the accumulators it is derived from.
 
-A kernel returns a row of columns a tensor: sums, counts and maxima. Over the tensors of a layer,
-a group, of the model and over ranks they add up to accumulators; only then is a statistic derived,
-so that a group's number is what one tensor holding all its elements would give, never a mean of
-means.
+A kernel returns a row of columns a tensor: sums, counts and maxima. Over the tensors of a layer, of
+a group, of the model and over ranks they add up to accumulators. A statistic is derived from these,
+so that a group's number is that of one tensor with all its elements, never a mean of means.
 
-A statistic is a function whose arguments are the accumulators it needs. To add one, declare it
-here, add what is missing to `COLUMNS` or `ACCUMULATORS`, and a line for a column to each kernel.
+A statistic is a function; its arguments are the accumulators it needs. To add one, declare it here.
+Add a missing accumulator to `ACCUMULATORS`, and a missing column to `DERIVED`, or to `COLUMNS` and
+to each kernel.
 """
 
 import fnmatch
@@ -20,21 +20,21 @@ from functools import reduce
 from operator import or_
 
 from lightning_adam.config.errors import format_override
-from lightning_adam.statistics.accumulators import ACCUMULATORS, Knowledge
+from lightning_adam.statistics.columns import ACCUMULATORS, Capabilities
 
 SYMBOLS = """\
 p parameter, m exp_avg and v exp_avg_sq after the step; g the gradient the step used, clipped and
 unscaled; η lr, λ weight_decay, ε eps, t the step; m̂ = m/(1-β1^t), ṽ = v/(1-β2^t); v̂ = ṽ, with
-amsgrad max_exp_avg_sq/(1-β2^t); u = m̂/(√v̂+ε); p₀ the parameter before the step; g̃ what entered
-the moments: g (-g with maximize), plus λp₀ with coupled decay; fl(x) is x rounded to the tensor's
-dtype. An element is active unless m = v = g̃ = 0. A tensor decays if its λ > 0: decoupled, as in
-AdamW, or coupled, as in Adam."""
+amsgrad max_exp_avg_sq/(1-β2^t); u = m̂/(√v̂+ε); p₀ the parameter before the step; g̃ the effective
+gradient: g (-g with maximize), plus λp₀ with coupled decay; m₋₁ = (m-(1-β1)g̃)/β1 the first moment
+before the step; fl(x) is x rounded to the tensor's dtype. An element is active unless m = v = g̃ =
+0. A tensor decays if its λ > 0: decoupled, as in AdamW, or coupled, as in Adam."""
 """The symbols of the formulas."""
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """One number that is logged, and all there is to know of it."""
+    """One number that is logged, and its definition."""
 
     name: str
     family: str
@@ -44,9 +44,9 @@ class Statistic:
     formula: str
     """In words and `SYMBOLS`."""
     unit: str
-    """What it is measured in; empty for a pure number."""
+    """Unit; empty for a pure number."""
     source: str
-    """Where it comes from; empty where it is plain arithmetic."""
+    """The paper that defines it; empty for plain arithmetic."""
     is_headline: bool
     """Whether it is logged by default."""
     accumulators: tuple[str, ...]
@@ -56,12 +56,20 @@ class Statistic:
 
     @property
     def key(self) -> str:
-        """The key of the whole model, to which scopes append theirs."""
-        return f"adam_{self.family}/{self.name}"
+        """The key of the model's value."""
+        return self.key_of("")
+
+    def key_of(self, scope: str) -> str:
+        """The key of a scope's value.
+
+        Args:
+            scope: The scope's part of the key, as in `group/decay/`; empty for the model.
+        """
+        return f"adam_{self.family}/{scope}{self.name}"
 
     @property
-    def needs(self) -> Knowledge:
-        """What has to be known of an optimizer."""
+    def needs(self) -> Capabilities:
+        """What has to be readable of an optimizer."""
         needs = (ACCUMULATORS[name].needs for name in self.accumulators)
         return reduce(or_, needs)
 
@@ -74,12 +82,12 @@ Derive = Callable[..., float | None]
 def statistic(
     family: str, formula: str, *, unit: str = "", source: str = "", headline: bool = False
 ) -> Callable[[Derive], Derive]:
-    """Enters a function into the catalogue: its name is the statistic's, its docstring the meaning.
+    """Adds a function to the catalogue: its name is the statistic's, its docstring the meaning.
 
     Args:
-        family: First part of the key: moments, underflow, update, weight_decay or schedule.
+        family: First part of the key: gradient, moments, underflow, update, weight_decay, schedule.
         formula: The definition in words and `SYMBOLS`.
-        unit: What it is measured in (default: a pure number).
+        unit: Unit (default: none, a pure number).
         source: The paper that defines it (default: none).
         headline: Whether it is logged by default (default: False).
 
@@ -112,7 +120,7 @@ def statistic(
 
 
 def select(patterns: Iterable[str]) -> list[Statistic]:
-    """The statistics that a selection means, in the catalogue's order.
+    """Returns the statistics that match a selection, in the catalogue's order.
 
     Args:
         patterns: `headline`, `all`, names, and globs over names, `family/name` and keys.
@@ -125,11 +133,11 @@ def select(patterns: Iterable[str]) -> list[Statistic]:
     return [
         statistic
         for statistic in STATISTICS.values()
-        if any(_means(pattern, statistic) for pattern in patterns)
+        if any(_matches(pattern, statistic) for pattern in patterns)
     ]
 
 
-def _means(pattern: str, statistic: Statistic) -> bool:
+def _matches(pattern: str, statistic: Statistic) -> bool:
     if pattern in ("headline", "all"):
         return pattern == "all" or statistic.is_headline
     names = (statistic.name, f"{statistic.family}/{statistic.name}", statistic.key)
@@ -137,17 +145,21 @@ def _means(pattern: str, statistic: Statistic) -> bool:
 
 
 def key_part(name: object) -> str:
-    """A name as it may stand in a key: letters, digits, `_`, `.` and `/`.
+    """Returns a name as one part of a key: letters, digits, `_` and `.`.
 
     Example:
-        >>> key_part("encoder (frozen)")
-        'encoder__frozen_'
+        >>> key_part("encoder/block (frozen)")
+        'encoder_block__frozen_'
     """
-    return re.sub(r"[^A-Za-z0-9_./]", "_", str(name))
+    return re.sub(r"[^A-Za-z0-9_.]", "_", str(name))
+
+
+SMALLEST_PREVIOUS = 1e-3
+"""The share of ‖m‖² that ‖β1·m₋₁‖² has to reach: below, m₋₁ is mostly the rounding of m."""
 
 
 def ratio(numerator: float, denominator: float) -> float | None:
-    """A quotient, None where it is undefined.
+    """Returns a quotient, None where it is undefined.
 
     Example:
         >>> ratio(1.0, 2.0), ratio(0.0, 0.0)
@@ -157,7 +169,7 @@ def ratio(numerator: float, denominator: float) -> float | None:
 
 
 def root(square: float | None) -> float | None:
-    """A square root that passes on what is undefined.
+    """Returns a square root, None where the square is undefined.
 
     Example:
         >>> root(4.0), root(None)
@@ -166,33 +178,33 @@ def root(square: float | None) -> float | None:
     return None if square is None else math.sqrt(square)
 
 
-def of_any(maximum: float) -> float | None:
-    """A maximum, None where there was nothing to take it of.
+def largest_of(maximum: float) -> float | None:
+    """Returns a maximum, None where it is that of no values.
 
     Example:
-        >>> of_any(2.0), of_any(-math.inf)
+        >>> largest_of(2.0), largest_of(-math.inf)
         (2.0, None)
     """
     return None if maximum == -math.inf else maximum
 
 
 def one_value(largest: float, negated_smallest: float) -> float | None:
-    """The value that all tensors of a scope share, None if there is none.
+    """Returns the value that all tensors of a scope share, None if they differ.
 
     Example:
         >>> one_value(0.1, -0.1), one_value(0.2, -0.1)
         (0.1, None)
     """
-    return of_any(largest) if largest == -negated_smallest else None
+    return largest_of(largest) if largest == -negated_smallest else None
 
 
 def cosine(product: float, squares: float, other_squares: float) -> float | None:
-    """The cosine between two vectors, None if one of them is zero.
+    """Returns the cosine between two vectors, None if one of them is zero.
 
     Args:
         product: Their inner product.
-        squares: The square of the one's norm.
-        other_squares: The square of the other's.
+        squares: The square of the first norm.
+        other_squares: The square of the second norm.
 
     Example:
         >>> cosine(-6.0, 4.0, 9.0), cosine(0.0, 0.0, 9.0)
@@ -201,28 +213,48 @@ def cosine(product: float, squares: float, other_squares: float) -> float | None
     return ratio(product, math.sqrt(squares) * math.sqrt(other_squares))
 
 
-@statistic("moments", "‖g‖", unit="gradient", headline=True)
+@statistic("gradient", "‖g‖", unit="gradient", headline=True)
 def grad_norm(grad_squares: float) -> float | None:
     """Norm of the gradient that the step used: clipped and unscaled."""
     return math.sqrt(grad_squares)
 
 
-@statistic("moments", "√mean(g²)", unit="gradient")
+@statistic("gradient", "√mean(g²)", unit="gradient")
 def grad_rms(grad_squares: float, elements: float) -> float | None:
     """Root mean square of the gradient: its norm, whatever the number of parameters."""
     return root(ratio(grad_squares, elements))
 
 
-@statistic("moments", "max |g|", unit="gradient")
+@statistic("gradient", "max |g|", unit="gradient")
 def grad_max(grad_max_abs: float) -> float | None:
     """Largest gradient of any element."""
-    return of_any(grad_max_abs)
+    return largest_of(grad_max_abs)
 
 
-@statistic("moments", "‖m‖", unit="gradient")
-def exp_avg_norm(exp_avg_squares: float) -> float | None:
-    """Norm of the first moment."""
-    return math.sqrt(exp_avg_squares)
+@statistic("gradient", "share of elements with g=0", unit="fraction")
+def grad_zero_fraction(grad_zero: float, elements: float) -> float | None:
+    """Share of elements whose gradient is exactly zero: not used in this step, or underflowed."""
+    return ratio(grad_zero, elements)
+
+
+@statistic("gradient", "‖g‖ before clipping", unit="gradient", headline=True)
+def grad_norm_before_clip(grad_squares_before_clip: float) -> float | None:
+    """Norm of the unscaled gradient before the Trainer clipped it; absent without clipping."""
+    return None if math.isnan(grad_squares_before_clip) else math.sqrt(grad_squares_before_clip)
+
+
+@statistic("gradient", "‖g‖ after clipping / ‖g‖ before", unit="fraction", headline=True)
+def clip_coefficient(grad_squares: float, grad_squares_before_clip: float) -> float | None:
+    """What clipping left of the gradient: 1 if it did nothing; absent without clipping."""
+    if math.isnan(grad_squares_before_clip):
+        return None
+    return ratio(math.sqrt(grad_squares), math.sqrt(grad_squares_before_clip))
+
+
+@statistic("gradient", "scale of the GradScaler")
+def loss_scale(loss_scale: float) -> float | None:
+    """What the GradScaler multiplied the loss by; absent without one."""
+    return None if math.isnan(loss_scale) else largest_of(loss_scale)
 
 
 @statistic("moments", "√mean(m²)", unit="gradient", headline=True)
@@ -240,7 +272,7 @@ def exp_avg_mean(exp_avg_sum: float, elements: float) -> float | None:
 @statistic("moments", "max |m|", unit="gradient")
 def exp_avg_max(exp_avg_max_abs: float) -> float | None:
     """Largest first moment of any element."""
-    return of_any(exp_avg_max_abs)
+    return largest_of(exp_avg_max_abs)
 
 
 @statistic("moments", "mean(v)", unit="gradient²", headline=True)
@@ -252,24 +284,39 @@ def exp_avg_sq_mean(exp_avg_sq_sum: float, elements: float) -> float | None:
 @statistic("moments", "max v", unit="gradient²")
 def exp_avg_sq_max(exp_avg_sq_largest: float) -> float | None:
     """Largest second moment of any element."""
-    return of_any(exp_avg_sq_largest)
+    return largest_of(exp_avg_sq_largest)
 
 
 @statistic("moments", "mean(√v̂)", unit="gradient", headline=True)
 def denominator_mean(denominator_sum: float, elements: float) -> float | None:
-    """Mean of the denominator before eps is added: what eps has to be small against."""
+    """Mean of the denominator before eps is added; eps should be far below it."""
     return ratio(denominator_sum, elements)
 
 
-@statistic("moments", "cos(m, g̃)", headline=True)
+@statistic("moments", "cos(m₋₁, g̃)", headline=True)
 def grad_momentum_cosine(
-    exp_avg_times_entered: float, exp_avg_squares: float, entered_squares: float
+    previous_exp_avg_times_grad: float,
+    previous_exp_avg_squares: float,
+    effective_grad_squares: float,
+    exp_avg_squares: float,
 ) -> float | None:
-    """Cosine between the first moment and what entered it.
+    """Cosine between the first moment before the step and the effective gradient.
 
-    1 if the gradient keeps its direction, near 0 if it is noise.
+    0 if successive gradients are noise, 1 if they are constant. Undefined where the gradient makes
+    up all of the first moment, as at the first step.
     """
-    return cosine(exp_avg_times_entered, exp_avg_squares, entered_squares)
+    if previous_exp_avg_squares < SMALLEST_PREVIOUS * exp_avg_squares:
+        return None
+    return cosine(previous_exp_avg_times_grad, previous_exp_avg_squares, effective_grad_squares)
+
+
+@statistic("moments", "‖β1·m₋₁‖/‖m‖")
+def exp_avg_carryover(previous_exp_avg_squares: float, exp_avg_squares: float) -> float | None:
+    """First moment from before the step relative to that after it.
+
+    About 0 at the first step and after moments were lost, β1 if the gradient is constant.
+    """
+    return ratio(math.sqrt(max(previous_exp_avg_squares, 0.0)), math.sqrt(exp_avg_squares))
 
 
 @statistic("moments", "mean(min(m̂²/ṽ, 1)) over ṽ>0", unit="fraction")
@@ -288,12 +335,23 @@ def signal_fraction(signal: float, second_moment_positive: float) -> float | Non
     source="RMS_t of StableAdamW, Wortsman et al. 2023, arXiv 2304.13013",
     headline=True,
 )
-def rms_ratio(entered_over_second_moment: float, active: float) -> float | None:
-    """How far the second moment lags behind the gradient.
+def rms_ratio(grad_over_second_moment: float, active: float) -> float | None:
+    """Gradient relative to the second moment: about 1 in a healthy run.
 
-    About 1 in health, far above 1 when the gradient has grown faster than it.
+    Far above 1 when the gradient grows faster than the second moment follows.
     """
-    return root(ratio(entered_over_second_moment, active))
+    return root(ratio(grad_over_second_moment, active))
+
+
+@statistic(
+    "moments",
+    "max over tensors of rms_ratio",
+    source="RMS_t of StableAdamW, Wortsman et al. 2023, arXiv 2304.13013",
+    headline=True,
+)
+def rms_ratio_max(rms_ratio: float) -> float | None:
+    """The largest `rms_ratio` of a tensor: a jump in one layer does not vanish in the model's."""
+    return largest_of(rms_ratio)
 
 
 @statistic(
@@ -302,7 +360,7 @@ def rms_ratio(entered_over_second_moment: float, active: float) -> float | None:
     source="Reddi et al. 2018, arXiv 1904.09237",
 )
 def amsgrad_gap(amsgrad_max_exp_avg_sq_sum: float, amsgrad_exp_avg_sq_sum: float) -> float | None:
-    """How much smaller the steps are than without amsgrad: 1 if its maximum holds nothing back."""
+    """How much smaller the steps are than without amsgrad: 1 if the maximum has no effect."""
     return root(ratio(amsgrad_max_exp_avg_sq_sum, amsgrad_exp_avg_sq_sum))
 
 
@@ -314,7 +372,7 @@ def idle_fraction(active: float, elements: float) -> float | None:
 
 @statistic("underflow", "share of active elements with √v̂ < ε", unit="fraction", headline=True)
 def eps_dominated_fraction(eps_dominated: float, active: float) -> float | None:
-    """Share of the active elements whose denominator is mostly eps: there Adam is SGD."""
+    """Share of the active elements whose denominator is mostly eps; there Adam acts like SGD."""
     return ratio(eps_dominated, active)
 
 
@@ -324,15 +382,15 @@ def eps_dominated_fraction(eps_dominated: float, active: float) -> float | None:
     source="Wortsman et al. 2023, arXiv 2309.14322",
 )
 def eps_damping(denominator_share: float, active: float) -> float | None:
-    """What eps leaves of an element's step, on average: 1 if it is not felt, 0 if it is all."""
+    """Mean factor by which eps shrinks an element's step: 1 without effect, 0 if eps is all."""
     return ratio(denominator_share, active)
 
 
 @statistic("underflow", "Σu²r(2+r) / Σ(m̂²/v̂) over v̂>0, r = ε/√v̂", unit="fraction", headline=True)
 def eps_energy_loss(energy_lost_to_eps: float, energy_without_eps: float) -> float | None:
-    """Share of the update's energy that eps takes: 0 in health.
+    """Share of the update's energy that eps removes: 0 in a healthy run.
 
-    Rows that went quiet do not move it.
+    Elements with hardly any gradient do not affect it.
     """
     return ratio(energy_lost_to_eps, energy_without_eps)
 
@@ -363,51 +421,51 @@ def update_lost_fraction(update_lost: float, update_nonzero: float) -> float | N
     return ratio(update_lost, update_nonzero)
 
 
-@statistic("underflow", "share of elements with g=0", unit="fraction")
-def grad_zero_fraction(grad_zero: float, elements: float) -> float | None:
-    """Share of elements whose gradient is exactly zero: not used in this step, or underflowed."""
-    return ratio(grad_zero, elements)
-
-
 @statistic(
     "underflow", "number of elements with a non-finite g, m, v or p", unit="elements", headline=True
 )
 def nonfinite_count(nonfinite: float) -> float | None:
-    """Elements in which something is NaN or infinite."""
+    """Number of elements with a NaN or an infinity."""
     return nonfinite
 
 
 @statistic("update", "‖ηu‖", unit="weight", headline=True)
 def update_norm(update_squares: float) -> float | None:
-    """Norm of the step that Adam took, without the decay."""
+    """Norm of the step without decoupled weight decay."""
     return math.sqrt(update_squares)
 
 
 @statistic("update", "√mean(u²) over active elements", headline=True)
-def normalized_update_rms(direction_squares: float, active: float) -> float | None:
+def normalized_update_rms(normalized_update_squares: float, active: float) -> float | None:
     """Size of the step in units of the learning rate.
 
     Near 1 if successive gradients agree, about √((1-β1)/(1+β1)) if they are noise.
     """
-    return root(ratio(direction_squares, active))
+    return root(ratio(normalized_update_squares, active))
 
 
 @statistic("update", "max |u| over active elements")
-def normalized_update_max(direction_max_abs: float) -> float | None:
+def normalized_update_max(normalized_update_max_abs: float) -> float | None:
     """Largest step of any element in units of the learning rate."""
-    return of_any(direction_max_abs)
+    return largest_of(normalized_update_max_abs)
 
 
 @statistic("update", "share of active elements with |u| > 0.8", unit="fraction")
-def normalized_update_large_fraction(direction_large: float, active: float) -> float | None:
-    """Share of the active elements that take nearly the longest step: their gradients agree."""
-    return ratio(direction_large, active)
+def normalized_update_large_fraction(normalized_update_large: float, active: float) -> float | None:
+    """Share of the active elements with almost the longest step: their gradients agree."""
+    return ratio(normalized_update_large, active)
 
 
 @statistic("update", "‖ηu‖/‖p‖", headline=True)
 def update_to_weight(update_squares: float, weight_squares: float) -> float | None:
-    """Relative size of the step."""
+    """Size of the step relative to the weights."""
     return ratio(math.sqrt(update_squares), math.sqrt(weight_squares))
+
+
+@statistic("update", "max over tensors of update_to_weight")
+def update_to_weight_max(update_to_weight: float) -> float | None:
+    """The largest `update_to_weight` of a tensor."""
+    return largest_of(update_to_weight)
 
 
 @statistic("weight_decay", "‖p‖", unit="weight", headline=True)
@@ -424,27 +482,27 @@ def weight_rms(weight_squares: float, elements: float) -> float | None:
 
 @statistic(
     "weight_decay",
-    "decoupled ‖ηλp₀‖, coupled ‖λp₀‖, over decayed tensors of one kind",
-    unit="weight; gradient if coupled",
+    "‖ηλp₀‖ over decayed tensors, ‖ηλp₀/(√v̂+ε)‖ for coupled ones",
+    unit="weight",
     headline=True,
 )
 def decay_norm(
     decoupled_elements: float,
     decoupled_decay_squares: float,
     coupled_elements: float,
-    coupled_decay_squares: float,
+    coupled_decay_step_squares: float,
 ) -> float | None:
-    """Norm of what weight decay takes off the weights, or, coupled, adds to the gradient."""
-    if bool(decoupled_elements) == bool(coupled_elements):
+    """Norm of what weight decay takes off the weights in one step."""
+    if not (decoupled_elements or coupled_elements):
         return None
-    return math.sqrt(decoupled_decay_squares + coupled_decay_squares)
+    return math.sqrt(decoupled_decay_squares + coupled_decay_step_squares)
 
 
 @statistic("weight_decay", "‖ηλp₀‖/‖ηu‖ over tensors under decoupled decay", headline=True)
 def decay_to_update(
     decoupled_decay_squares: float, decoupled_update_squares: float
 ) -> float | None:
-    """Decoupled decay beside the step it accompanies."""
+    """Decoupled decay relative to the step."""
     return ratio(math.sqrt(decoupled_decay_squares), math.sqrt(decoupled_update_squares))
 
 
@@ -454,14 +512,14 @@ def decay_alignment(
     decoupled_decay_squares: float,
     decoupled_update_squares: float,
 ) -> float | None:
-    """Cosine between what decoupled decay and the step take off: -1 if they fight."""
+    """Cosine between decoupled decay and the step: -1 if they oppose each other."""
     return cosine(decoupled_decay_times_update, decoupled_decay_squares, decoupled_update_squares)
 
 
 @statistic("weight_decay", "‖λp₀‖/‖g‖ over tensors under coupled decay")
-def decay_to_grad(coupled_decay_squares: float, coupled_grad_squares: float) -> float | None:
-    """Coupled decay beside the gradient it is added to."""
-    return ratio(math.sqrt(coupled_decay_squares), math.sqrt(coupled_grad_squares))
+def decay_to_grad(coupled_decay_grad_squares: float, coupled_grad_squares: float) -> float | None:
+    """Coupled decay relative to the gradient that it is added to."""
+    return ratio(math.sqrt(coupled_decay_grad_squares), math.sqrt(coupled_grad_squares))
 
 
 @statistic(
@@ -485,7 +543,7 @@ def decay_lost_fraction(
 def decay_timescale(
     decoupled_decay_rate: float, negated_smallest_decoupled_decay_rate: float
 ) -> float | None:
-    """Steps in which decay forgets a weight, where the scope has one learning rate and decay."""
+    """Steps in which decay alone shrinks a weight to 1/e, where ηλ does not differ in the scope."""
     rate = one_value(decoupled_decay_rate, negated_smallest_decoupled_decay_rate)
     return None if rate is None else ratio(1.0, rate)
 
@@ -498,50 +556,56 @@ def decay_timescale(
 def equilibrium_ratio(
     decoupled_weight_squares: float, decoupled_equilibrium_squares: float
 ) -> float | None:
-    """The weights beside the size at which decay and noisy steps balance: 1 in equilibrium."""
+    """Size of the weights relative to that at which decay and noisy steps balance."""
     return root(ratio(decoupled_weight_squares, decoupled_equilibrium_squares))
 
 
-@statistic("schedule", "η", headline=True)
-def lr(lr: float, negated_smallest_lr: float) -> float | None:
-    """Learning rate of the step, where the scope has one."""
-    return one_value(lr, negated_smallest_lr)
+@statistic("schedule", "max η over parameter groups", headline=True)
+def lr(lr: float) -> float | None:
+    """Learning rate of the step; the largest where parameter groups differ."""
+    return largest_of(lr)
 
 
 @statistic("schedule", "β1")
 def beta1(beta1: float, negated_smallest_beta1: float) -> float | None:
-    """Decay rate of the first moment, where the scope has one."""
+    """Decay rate of the first moment, where parameter groups do not differ."""
     return one_value(beta1, negated_smallest_beta1)
 
 
 @statistic("schedule", "β2")
 def beta2(beta2: float, negated_smallest_beta2: float) -> float | None:
-    """Decay rate of the second moment, where the scope has one."""
+    """Decay rate of the second moment, where parameter groups do not differ."""
     return one_value(beta2, negated_smallest_beta2)
 
 
 @statistic("schedule", "ε", unit="gradient")
 def eps(eps: float, negated_smallest_eps: float) -> float | None:
-    """What is added to the denominator, where the scope has one."""
+    """Constant added to the denominator, where parameter groups do not differ."""
     return one_value(eps, negated_smallest_eps)
 
 
 @statistic("schedule", "λ")
 def weight_decay(weight_decay: float, negated_smallest_weight_decay: float) -> float | None:
-    """Strength of weight decay, where the scope has one."""
+    """Weight decay, where parameter groups do not differ."""
     return one_value(weight_decay, negated_smallest_weight_decay)
 
 
 @statistic("schedule", "t", unit="steps")
 def step(step: float, negated_smallest_step: float) -> float | None:
-    """Steps that the state has seen, where all tensors of the scope have seen as many."""
+    """Steps that the state has seen, where tensors do not differ."""
     return one_value(step, negated_smallest_step)
 
 
-@statistic("schedule", "steps that changed nothing", unit="steps")
+@statistic("schedule", "number of skipped steps", unit="steps")
 def skipped_steps(skipped_steps: float) -> float | None:
-    """Steps of the optimizer that were skipped so far, for an inf in the gradient or for none."""
-    return None if math.isnan(skipped_steps) else of_any(skipped_steps)
+    """Steps skipped so far, because a gradient was infinite or no parameter had one."""
+    return None if math.isnan(skipped_steps) else largest_of(skipped_steps)
+
+
+HYPERPARAMETER_STATISTICS = tuple(
+    STATISTICS[name].name for name in ("beta1", "beta2", "eps", "weight_decay")
+)
+"""Statistics that are logged when they change, not at each measurement."""
 
 
 def explain_statistic(statistic: Statistic) -> str:
@@ -550,8 +614,8 @@ def explain_statistic(statistic: Statistic) -> str:
     Example:
         >>> print(explain_statistic(STATISTICS["rms_ratio"]))
         adam_moments/rms_ratio (logged by default)
-            How far the second moment lags behind the gradient. About 1 in health, far above 1
-            when the gradient has grown faster than it.
+            Gradient relative to the second moment: about 1 in a healthy run. Far above 1 when
+            the gradient grows faster than the second moment follows.
             = √mean(g̃²/max(ṽ, ε²)) over active elements
             RMS_t of StableAdamW, Wortsman et al. 2023, arXiv 2304.13013
     """

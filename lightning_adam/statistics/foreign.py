@@ -1,8 +1,8 @@
-"""Optimizers of other libraries in the words of torch's Adam: a declaration a library.
+"""Optimizers of other libraries under the names of torch's Adam: one declaration a library.
 
-Nothing of a library is imported unless one of its optimizers is measured: which library that is,
-the optimizer's class says. The names were seen in torch-optimi 0.3.3, schedulefree 1.4.1,
-bitsandbytes 0.50.2 and heavyball 3.2.1; torchao 0.18.0 has torch's own.
+A library is imported only when one of its optimizers is measured; the optimizer's class tells which
+library it is. The names were seen in torch-optimi 0.3.3, schedulefree 1.4.1, bitsandbytes 0.50.2
+and heavyball 3.2.1; torchao 0.18.0 uses torch's own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,21 +12,21 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_adam.statistics.accumulators import Knowledge
+from lightning_adam.statistics.columns import Capabilities
 from lightning_adam.statistics.sharding import distributed_tensor, unwrap_optimizer
 
 Group = Mapping[str, Any]
 State = Mapping[str, Any]
-BOTH_MOMENTS = Knowledge.FIRST_MOMENT | Knowledge.SECOND_MOMENT
+BOTH_MOMENTS = Capabilities.FIRST_MOMENT | Capabilities.SECOND_MOMENT
 
 
 class Library(NamedTuple):
-    """What a library's optimizers call otherwise than torch's Adam, and what they let be known."""
+    """How the names of a library's optimizers differ from torch's Adam, and what can be read."""
 
     group: Callable[[Group], Group] = lambda group: group
     state: Callable[[Optimizer, State], State] = lambda _, state: state
-    lets_know: Callable[[Optimizer], Knowledge] = lambda _: Knowledge.ALL & ~Knowledge.STEP
-    """At most: whether a moment is there, and quantised, is seen in the state."""
+    provides: Callable[[Optimizer], Capabilities] = lambda _: Capabilities.ALL & ~Capabilities.STEP
+    """At most: whether a moment is there, and quantized, is seen in the state."""
 
 
 def _optimi_group(group: Group) -> Group:
@@ -34,14 +34,14 @@ def _optimi_group(group: Group) -> Group:
     return {**group, "betas": betas} if betas else group
 
 
-def _optimi_lets_know(optimizer: Optimizer) -> Knowledge:
+def _optimi_provides(optimizer: Optimizer) -> Capabilities:
     """Its moments are corrected for their bias: no one beta is what they decay by."""
     is_overwritten = any(
         _optimi_overwrites(group, optimizer.state.get(parameter, {}))
         for group in optimizer.param_groups
         for parameter in group["params"]
     )
-    return BOTH_MOMENTS if is_overwritten else BOTH_MOMENTS | Knowledge.GRADIENT
+    return BOTH_MOMENTS if is_overwritten else BOTH_MOMENTS | Capabilities.GRADIENT
 
 
 def _optimi_overwrites(group: Group, state: State) -> bool:
@@ -62,9 +62,9 @@ def _schedulefree_state(optimizer: Optimizer, state: State) -> State:
     return {**state, "exp_avg": state.get("z")}
 
 
-def _schedulefree_lets_know(optimizer: Optimizer) -> Knowledge:
+def _schedulefree_provides(optimizer: Optimizer) -> Capabilities:
     """Its step divides the gradients in place."""
-    return Knowledge.SECOND_MOMENT | Knowledge.STORAGE
+    return Capabilities.SECOND_MOMENT | Capabilities.STORAGE
 
 
 def _bitsandbytes_state(optimizer: Optimizer, state: State) -> State:
@@ -103,8 +103,8 @@ class Blockwise(NamedTuple):
 
 LIBRARIES = {
     "bitsandbytes": Library(state=_bitsandbytes_state),
-    "optimi": Library(group=_optimi_group, lets_know=_optimi_lets_know),
-    "schedulefree": Library(_schedulefree_group, _schedulefree_state, _schedulefree_lets_know),
+    "optimi": Library(group=_optimi_group, provides=_optimi_provides),
+    "schedulefree": Library(_schedulefree_group, _schedulefree_state, _schedulefree_provides),
 }
 """The libraries by the name that they are imported by."""
 
@@ -164,7 +164,7 @@ def reader_of(optimizer: Optimizer) -> Callable[[Tensor, State], State]:
     return lambda parameter, nothing: read(holding, holding.state.get(parameter, nothing))
 
 
-def lets_know(optimizer: Optimizer, second_moments: Sequence[Any]) -> Knowledge:
+def provides(optimizer: Optimizer, second_moments: Sequence[Any]) -> Capabilities:
     """What can be told of an optimizer whose step is its own.
 
     Args:
@@ -174,43 +174,43 @@ def lets_know(optimizer: Optimizer, second_moments: Sequence[Any]) -> Knowledge:
     Example:
         >>> import torch
         >>> nadam = torch.optim.NAdam([torch.zeros(2)])
-        >>> Knowledge.SECOND_MOMENT in lets_know(nadam, [None])
+        >>> Capabilities.SECOND_MOMENT in provides(nadam, [None])
         False
     """
-    known = (library_of(optimizer) or Library()).lets_know(unwrap_optimizer(optimizer))
+    known = (library_of(optimizer) or Library()).provides(unwrap_optimizer(optimizer))
     if any(each is None for each in second_moments):
-        known &= ~(Knowledge.SECOND_MOMENT | Knowledge.STORAGE)
-    if any(map(is_quantised, second_moments)):
-        known &= ~Knowledge.STORAGE
+        known &= ~(Capabilities.SECOND_MOMENT | Capabilities.STORAGE)
+    if any(map(is_quantized, second_moments)):
+        known &= ~Capabilities.STORAGE
     return known
 
 
-def is_quantised(moment: Any) -> bool:
-    """Whether a moment has to be dequantised to be read.
+def is_quantized(moment: Any) -> bool:
+    """Whether a moment has to be dequantized to be read.
 
     Args:
         moment: A moment, or None.
 
     Example:
         >>> import torch
-        >>> is_quantised(torch.zeros(2)), is_quantised(Blockwise(*torch.zeros(3, 2)))
+        >>> is_quantized(torch.zeros(2)), is_quantized(Blockwise(*torch.zeros(3, 2)))
         (False, True)
     """
     part = moment.to_local() if isinstance(moment, distributed_tensor()) else moment
     return getattr(type(part), "dequantize", Tensor.dequantize) is not Tensor.dequantize
 
 
-def numbers_of(moment: Any) -> Any:
-    """A moment's numbers, in float32 if it is quantised.
+def dequantize(moment: Any) -> Any:
+    """A moment's numbers, in float32 if it is quantized.
 
     Args:
         moment: A moment, or None.
 
     Example:
-        >>> numbers_of(None) is None
+        >>> dequantize(None) is None
         True
     """
-    return moment.dequantize() if is_quantised(moment) else moment
+    return moment.dequantize() if is_quantized(moment) else moment
 
 
 def takes_gradients(optimizer: Optimizer) -> bool:

@@ -8,7 +8,7 @@ QUANTITIES = {
     "grad": "|g|, the gradient that the step used, clipped and unscaled.",
     "exp_avg": "|m̂|, the first moment, bias-corrected.",
     "denominator": "√v̂, the denominator before eps is added.",
-    "direction": "|u|, the step in units of the learning rate.",
+    "normalized_update": "|u|, the step in units of the learning rate.",
 }
 """What is counted, over the active elements; the symbols are those of `catalogue.py`."""
 

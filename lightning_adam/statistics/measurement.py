@@ -1,11 +1,11 @@
 """One measurement: from its matrix of columns to the statistics by key."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, reduce
 from itertools import compress
 from operator import or_
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,460 +13,362 @@ import torch
 from torch import Tensor
 
 from lightning_adam.config.monitor import Scope
-from lightning_adam.statistics.accumulators import ACCUMULATORS, COLUMNS, KINDS, Knowledge, Over
 from lightning_adam.statistics.catalogue import Statistic, key_part
+from lightning_adam.statistics.columns import (
+    ACCUMULATORS,
+    ALL_COLUMNS,
+    KINDS,
+    Accumulator,
+    Capabilities,
+    ParamSubset,
+    column_values,
+    sources_of,
+)
 from lightning_adam.statistics.histograms import QUANTITIES
-from lightning_adam.statistics.views import Place, Row
+from lightning_adam.statistics.scopes import Cells, Scopes
+from lightning_adam.statistics.sharding import LocalStats
 
 Array = npt.NDArray[np.float64]
 
 
-class Wanted:
-    """What is derived from a measurement, and the keys that it goes under.
+class MetricRequest:
+    """The statistics that a measurement is asked for, and their keys.
 
     Args:
-        statistics: What is derived for each scope.
+        statistics: Statistics of each scope.
         scopes: The kinds of scope.
-        worst: For each of these statistics, how many tensors with its largest values.
-        suffix: What tells the optimizer from others in the keys.
-        judged: What `Measurement.of` is asked for beside these statistics.
+        worst: Number of tensors with the largest values, for some statistics.
+        optimizer: Name of the optimizer in the keys; empty if it is the only one.
+        judged: Statistics that `Measurement.of` returns beside these.
     """
 
     def __init__(
         self,
-        statistics: list[Statistic],
-        scopes: list[Scope],
-        worst: dict[Statistic, int],
-        suffix: str,
-        judged: list[Statistic],
+        statistics: Sequence[Statistic],
+        scopes: Sequence[Scope] = (Scope.model,),
+        worst: Mapping[Statistic, int] | None = None,
+        optimizer: str = "",
+        judged: Sequence[Statistic] = (),
     ) -> None:
-        self.statistics = statistics
-        self.scopes = scopes
-        self.worst = worst
-        self.suffix = suffix
-        self.judged = judged
-        self._suffixes: dict[tuple[Scope, str], str] = {}
+        self.statistics = list(statistics)
+        self.scopes = list(scopes)
+        self.worst = dict(worst or {})
+        self.judged = list(judged)
+        self._prefix = f"optimizer/{key_part(optimizer)}/" if optimizer else ""
+        self._parts: dict[tuple[Scope, str], str] = {}
         self._taken: set[str] = set()
 
-    def accumulators(self, knowledge: Knowledge) -> list[str]:
-        """What has to be added up, as far as the optimizer's state tells it."""
-        needed = {
-            name
-            for statistic in [*self.statistics, *self.worst, *self.judged]
-            if statistic.needs in knowledge
+    def columns(self, capabilities: Capabilities) -> "Columns":
+        """Returns the columns to measure, as far as the optimizer has them."""
+        names = {
+            ACCUMULATORS[name].column
+            for statistic in (*self.statistics, *self.worst, *self.judged)
+            if statistic.needs in capabilities
             for name in statistic.accumulators
         }
-        return [name for name in ACCUMULATORS if name in needed]
+        # The number of elements tells which parameters took part.
+        needed = sources_of({"elements", *names})
+        return Columns(
+            [name for name in needed if not ALL_COLUMNS[name].is_maximum],
+            [name for name in needed if ALL_COLUMNS[name].is_maximum],
+        )
 
-    def beyond(self, knowledge: Knowledge) -> list[Statistic]:
-        """Those that the optimizer's state does not tell."""
-        return [each for each in (*self.statistics, *self.worst) if each.needs not in knowledge]
+    def unavailable(self, capabilities: Capabilities) -> list[Statistic]:
+        """Returns the statistics that the optimizer's state does not provide."""
+        asked = (*self.statistics, *self.worst)
+        return [each for each in asked if each.needs not in capabilities]
 
-    def suffix_of(self, scope: Scope, name: str) -> str:
-        """What a group, a layer or a tensor appends to a key, the same at every measurement."""
-        if (scope, name) not in self._suffixes:
-            suffix = f"{self.suffix}/{scope.value}/{key_part(name)}"
-            # Two names may differ only in what no key can hold.
-            while suffix in self._taken:
-                suffix += "_"
-            self._taken.add(suffix)
-            self._suffixes[scope, name] = suffix
-        return self._suffixes[scope, name]
+    def key_scope(self, scope: Scope, name: str) -> str:
+        """Returns a scope's part of the keys, the same at each measurement."""
+        if scope is Scope.model:
+            return self._prefix
+        if (scope, name) not in self._parts:
+            part = f"{self._prefix}{scope.value}/{key_part(name)}"
+            # Two names may differ only in characters that a key cannot hold.
+            while part in self._taken:
+                part += "_"
+            self._taken.add(part)
+            self._parts[scope, name] = part
+        return f"{self._parts[scope, name]}/"
+
+    def worst_scope(self, rank: int) -> str:
+        """Returns the part of the keys of the tensor at a place among the largest, from 1."""
+        return f"{self._prefix}worst_{rank}/"
 
 
 class Columns(NamedTuple):
-    """The columns of a matrix of rows: sums and counts, then maxima."""
+    """The columns of a measurement's matrices: sums and counts, and maxima."""
 
     sums: list[str]
     maxima: list[str]
 
 
-def columns_of(accumulators: Iterable[str]) -> Columns:
-    """The columns that accumulators are taken of, and the elements, which tell what took part.
-
-    Example:
-        >>> columns_of(["lr", "negated_smallest_lr", "coupled_decay_squares"])
-        Columns(sums=['elements', 'decay_squares'], maxima=['lr'])
-    """
-    needed = {"elements", *(ACCUMULATORS[name].column for name in accumulators)}
-    ordered = [name for name in COLUMNS if name in needed]
-    return Columns(
-        [name for name in ordered if not COLUMNS[name].is_maximum],
-        [name for name in ordered if COLUMNS[name].is_maximum],
-    )
-
-
-class Tensors(NamedTuple):
-    """What is kept of the tensors: where they stand, and which accumulators are taken over them."""
-
-    places: list[Place]
-    kinds: list[int]
-    """The position of each tensor's kind."""
-    over: list[set[Over]]
-    """The kinds."""
-
-    @classmethod
-    def of(cls, rows: Sequence[Row]) -> "Tensors":
-        """What is kept of them."""
-        positions: dict[tuple[int, bool], int] = {}
-        over: list[set[Over]] = []
-        kinds = []
-        for row in rows:
-            key = (id(row.settings), row.has_amsgrad)
-            if key not in positions:
-                positions[key] = len(over)
-                over.append(_over(row))
-            kinds.append(positions[key])
-        return cls([row.place for row in rows], kinds, over)
-
-
-def _over(row: Row) -> set[Over]:
-    over = {Over.ALL}
-    if row.settings.weight_decay > 0:
-        over.add(Over.DECOUPLED if row.settings.decoupled else Over.COUPLED)
-    if row.has_amsgrad:
-        over.add(Over.AMSGRAD)
-    return over
-
-
-def agreement(knowledge: Knowledge, failed_rank: int | None = None) -> Tensor:
-    """What the ranks have to agree on: the largest of each number counts.
+def rank_status(capabilities: Capabilities, failed_rank: int | None = None) -> Tensor:
+    """Returns what the ranks have to agree on: the largest of each number counts.
 
     Args:
-        knowledge: What this rank's part of the optimizer's state allows to tell.
-        failed_rank: This rank, if its measurement has failed (default: None, it has not).
+        capabilities: What can be read of this rank's part of the optimizer.
+        failed_rank: This rank, if its measurement has failed (default: None).
 
     Example:
-        >>> agreement(Knowledge.GRADIENT | Knowledge.STEP, failed_rank=1).tolist()
+        >>> rank_status(Capabilities.GRADIENT | Capabilities.STEP, failed_rank=1).tolist()
         [-1.0, 0.0, 0.0, 0.0, -1.0, -1.0]
     """
-    known = [float(-(each in knowledge)) for each in KINDS]
+    known = [float(-(each in capabilities)) for each in KINDS]
     failed = -math.inf if failed_rank is None else -float(failed_rank)
     return torch.tensor([*known, failed], dtype=torch.float64)
 
 
 class Measurement:
-    """What one step did.
+    """The columns of one step, and the statistics that are derived from them.
 
     Args:
-        wanted: What is derived.
-        columns: What is told of each tensor.
-        tensors: The tensors; those of which no element took part are passed over.
-        sums: Their columns that add up, `[tensors, columns]`.
-        maxima: Their columns of maxima, `[tensors, columns]`.
-        exponents: Counts `[groups, quantities, bins]`; of no groups if they were not taken.
-        agreed: What `agreement` made, the largest of all ranks'.
+        request: The statistics.
+        columns: The columns of the matrices.
+        scopes: The names and groups of the tensors, the rows of the matrices.
+        subsets: The subsets that each group's tensors belong to.
+        stats: The matrices `[tensors, columns]`, and counts by exponent `[groups, quantities,
+            bins]`, of no groups if they were not taken.
     """
 
     def __init__(
         self,
-        wanted: Wanted,
+        request: MetricRequest,
         columns: Columns,
-        tensors: Tensors,
-        sums: Tensor,
-        maxima: Tensor,
-        exponents: Tensor,
-        agreed: Tensor,
+        scopes: Scopes,
+        subsets: Sequence[frozenset[ParamSubset]],
+        stats: LocalStats,
     ) -> None:
-        self.wanted = wanted
+        self.request = request
         self.columns = columns
-        self.tensors = tensors
-        self.sums, self.maxima, self.exponents = sums, maxima, exponents
-        self.agreed = agreed
-        self._rolled: dict[Scope, dict[str, dict[str, float]]] = {}
+        self.subsets = subsets
+        self.stats = stats
+        self._all_scopes = scopes
+        self._columns: dict[str, Array] = {}
+        self._rows: dict[Scope, dict[str, Array]] = {}
 
     @property
-    def knowledge(self) -> Knowledge:
-        """What the optimizer's state allows to tell, on every rank."""
-        known = compress(KINDS, (each < 0 for each in self.agreed.tolist()))
-        return reduce(or_, known, Knowledge.SETTINGS)
+    def capabilities(self) -> Capabilities:
+        """What can be read of the optimizer on every rank."""
+        known = compress(KINDS, (each < 0 for each in self.stats.status.tolist()))
+        return reduce(or_, known, Capabilities.SETTINGS)
 
     @property
     def failed_rank(self) -> int | None:
-        """The first rank on which the measurement has failed; None if it has on none."""
-        first = -float(self.agreed[-1])
+        """The first rank on which the measurement failed; None if it failed on none."""
+        first = -float(self.stats.status[-1])
         return int(first) if math.isfinite(first) else None
 
     @property
     def is_empty(self) -> bool:
         """Whether no parameter took part in the step."""
-        return not self._taking_part.places
+        return not len(self.scopes)
 
     @property
     def has_nonfinite(self) -> bool:
         """Whether any element is not finite, as far as that is measured."""
-        if "nonfinite" not in self.columns.sums:
+        if self.is_empty or "nonfinite" not in self.columns.sums:
             return False
-        return bool((self.sums[:, self.columns.sums.index("nonfinite")] > 0).any())
+        return bool((self.stats.sums[:, self.columns.sums.index("nonfinite")] > 0).any())
 
-    def renewed(self, own: bool = False) -> "Measurement":
-        """The same measurement, of which nothing is derived yet.
-
-        Args:
-            own: Whether pinned memory, which is scarce, is left for ordinary one (default: False).
-        """
-        told = [self.sums, self.maxima, self.exponents, self.agreed]
-        if own:
-            told = [each.clone() if each.is_pinned() else each for each in told]
-        return Measurement(self.wanted, self.columns, self.tensors, *told)
+    def copy(self) -> "Measurement":
+        """Returns the measurement without what was derived, outside pinned memory."""
+        stats = LocalStats(*(each.clone() if each.is_pinned() else each for each in self.stats))
+        return Measurement(self.request, self.columns, self._all_scopes, self.subsets, stats)
 
     def values(self) -> dict[str, float]:
-        """The statistics by key; those that are undefined in a scope are absent."""
-        values = {}
-        for scope in self.wanted.scopes:
-            for suffix, row in self._rolled_up(scope).items():
-                for statistic, value in _derived(self._derivable, row):
-                    values[statistic.key + suffix] = value
-        return values | self._worst_tensors()
+        """Returns the statistics by key; those that are undefined in a scope are absent."""
+        values: dict[str, float] = {}
+        for scope in self._distinct_scopes():
+            rows = self._derive(scope, self.request.statistics)
+            for name, row in zip(self.scopes.members(scope), rows, strict=True):
+                part = self.request.key_scope(scope, name)
+                values |= {statistic.key_of(part): value for statistic, value in row}
+        return values | {key: value for key, (value, _) in self.worst_tensors().items()}
 
-    def table(self, scope: Scope) -> list[dict[str, str | float]]:
-        """The statistics as rows, one for each of the scope's, by their bare names."""
-        rows = self._rolled_up(scope).values()
-        return [
-            {scope.value: name}
-            | {statistic.name: value for statistic, value in _derived(self._derivable, row)}
-            for name, row in zip(self._members(scope).names, rows, strict=True)
-        ]
-
-    def of(self, scope: Scope, statistics: Iterable[Statistic]) -> dict[str, dict[str, float]]:
-        """Statistics by their bare names, of each of the scope's by its name.
-
-        Args:
-            scope: The kind of scope.
-            statistics: Which; those that are undefined, or were not asked for, are absent.
-        """
-        statistics, rows = self._derivable_of(statistics), self._rolled_up(scope).values()
-        return {
-            name: {each.name: value for each, value in _derived(statistics, row)}
-            for name, row in zip(self._members(scope).names, rows, strict=False)
-        }
-
-    def largest(self, scope: Scope, settings: Iterable[str]) -> dict[str, dict[str, float]]:
-        """The largest values of settings in each of the scope's, by its name.
-
-        Args:
-            scope: The kind of scope.
-            settings: Names of statistics of the schedule, each of one accumulator and its smallest.
-        """
-        settings, rows = list(settings), self._rolled_up(scope).values()
-        return {
-            name: {each: row[each] for each in settings if not math.isnan(row.get(each, math.nan))}
-            for name, row in zip(self._members(scope).names, rows, strict=False)
-        }
-
-    def tensors_of(self, scope: str) -> set[str]:
-        """The names of a scope's tensors, the scope given as `model`, `group/<name>` and so on."""
-        kind, _, name = scope.partition("/")
-        places = self._taking_part.places
-        return {each.tensor for each in places if not name or getattr(each, kind) == name}
-
-    def exponent_counts(self) -> dict[str, list[int]]:
-        """The counts by binary exponent of the model and of each group, by key."""
-        by_group = self.exponents.cpu()
-        if not len(by_group):
-            return {}
-        names = dict.fromkeys(place.group for place in self.tensors.places)
-        of_group = dict(zip(names, by_group, strict=True))
-        members = self._members(Scope.group)
-        scopes = {self.wanted.suffix: by_group.sum(0)}
-        scopes |= {
-            suffix: of_group[name]
-            for name, suffix in zip(members.names, members.suffixes, strict=True)
-        }
-        return {
-            f"adam_histogram/{quantity}{suffix}": counts.tolist()
-            for suffix, quantities in scopes.items()
-            for quantity, counts in zip(QUANTITIES, quantities, strict=True)
-        }
-
-    def _members(self, scope: Scope) -> "_Members":
-        places = self._taking_part.places
-        if scope is Scope.model:
-            return _Members(["model"], [self.wanted.suffix], [0] * len(places))
-        names = [getattr(place, scope.value) for place in places]
-        positions = {name: position for position, name in enumerate(dict.fromkeys(names))}
-        suffixes = [self.wanted.suffix_of(scope, name) for name in positions]
-        return _Members(list(positions), suffixes, [positions[name] for name in names])
-
-    @cached_property
-    def _taking_part(self) -> Tensors:
-        if not self.tensors.places:
-            return self.tensors
-        is_part = (self._rows[:, self._position["elements"]] > 0).tolist()
-        places, kinds, over = self.tensors
-        return Tensors(list(compress(places, is_part)), list(compress(kinds, is_part)), over)
-
-    @cached_property
-    def _rows(self) -> Array:
-        """The columns of each tensor."""
-        # In numpy: torch would wake its threads for so little.
-        return np.concatenate([self.sums.cpu().numpy(), self.maxima.cpu().numpy()], axis=1)
-
-    @cached_property
-    def _position(self) -> dict[str, int]:
-        """Where each column stands."""
-        sums, maxima = self.columns
-        return {name: index for index, name in enumerate([*sums, *maxima])}
-
-    @cached_property
-    def _accumulators(self) -> list[str]:
-        return self.wanted.accumulators(self.knowledge)
-
-    @cached_property
-    def _derivable(self) -> list[Statistic]:
-        return self._derivable_of(self.wanted.statistics)
-
-    def _derivable_of(self, statistics: Iterable[Statistic]) -> list[Statistic]:
-        """Those that have all of their accumulators."""
-        there = {*self._accumulators}
-        return [each for each in statistics if there.issuperset(each.accumulators)]
-
-    @cached_property
-    def _accumulated(self) -> Array:
-        """The accumulators of each tensor that took part, `[tensors, accumulators]`."""
-        _, kinds, over = self._taking_part
-        taken = [ACCUMULATORS[name] for name in self._accumulators]
-        rows = self._rows[self._rows[:, self._position["elements"]] > 0]
-        rows = rows[:, [self._position[each.column] for each in taken]]
-        nothing = np.array([COLUMNS[each.column].nothing for each in taken])
-        is_over = np.array([[each.over in some for each in taken] for some in over])
-        counts = is_over[kinds] & (rows != nothing)
-        signs = np.array([-1.0 if each.is_negated else 1.0 for each in taken])
-        return np.where(counts, signs * rows, nothing)
-
-    def _rolled_up(self, scope: Scope) -> dict[str, dict[str, float]]:
-        """The accumulators, by name, of each of the scope's, by what it appends to a key."""
-        if scope not in self._rolled:
-            self._rolled[scope] = self._roll_up(scope)
-        return self._rolled[scope]
-
-    def _roll_up(self, scope: Scope) -> dict[str, dict[str, float]]:
-        if self.is_empty or not self._accumulators:
-            return {}
-        _, suffixes, members = self._members(scope)
-        rows, order = self._accumulated, np.argsort(members, kind="stable")
-        firsts = np.searchsorted(np.asarray(members)[order], np.arange(len(suffixes)))
-        are_maxima = [ACCUMULATORS[name].is_maximum for name in self._accumulators]
-        with np.errstate(all="ignore"):
-            added = np.add.reduceat(rows[order], firsts)
-            largest = np.maximum.reduceat(rows[order], firsts)
-        return {
-            suffix: dict(zip(self._accumulators, row, strict=True))
-            for suffix, row in zip(
-                suffixes, np.where(are_maxima, largest, added).tolist(), strict=True
-            )
-        }
-
-    def _worst_tensors(self) -> dict[str, float]:
-        """The tensors with the largest values of the statistics that `worst` names."""
-        worst: dict[str, float] = {}
-        rows = self._rolled_up(Scope.tensor) if self.wanted.worst else {}
-        for statistic, tensors in self.wanted.worst.items():
-            values = {
-                statistic.key + suffix: value
-                for suffix, row in rows.items()
-                for _, value in _derived(self._derivable_of([statistic]), row)
-            }
-            # NaN is the worst there is.
-            order = {key: math.inf if math.isnan(value) else value for key, value in values.items()}
-            for key in sorted(values, key=order.__getitem__, reverse=True)[:tensors]:
-                worst[key] = values[key]
+    def worst_tensors(self) -> dict[str, tuple[float, str]]:
+        """Returns the largest values of the statistics in `worst` and their tensors, by key."""
+        worst: dict[str, tuple[float, str]] = {}
+        for statistic, tensors in self.request.worst.items():
+            values = self.of_tensors(statistic)
+            for rank, tensor in enumerate(largest_first(values)[:tensors], 1):
+                key = statistic.key_of(self.request.worst_scope(rank))
+                worst[key] = (values[tensor], tensor)
         return worst
 
+    def table(self, scope: Scope) -> list[dict[str, str | float]]:
+        """Returns the statistics as rows, one for each scope of a kind, by their bare names."""
+        found = self.of(scope, self.request.statistics)
+        return [{scope.value: name} | row for name, row in found.items()]
 
-class Copies:
-    """Tensors on their way to the host, which waits for nothing.
+    def of(self, scope: Scope, statistics: Iterable[Statistic]) -> dict[str, dict[str, float]]:
+        """Returns statistics by their bare names, of each scope of a kind by its name.
 
-    Args:
-        tensors: The tensors; those of CUDA are of one device.
+        Args:
+            scope: The kind of scope.
+            statistics: Statistics; those that are undefined or not measured are absent.
+        """
+        rows = self._derive(scope, statistics)
+        return {
+            name: {statistic.name: value for statistic, value in row}
+            for name, row in zip(self.scopes.members(scope), rows, strict=True)
+        }
+
+    def of_tensors(self, statistic: Statistic) -> dict[str, float]:
+        """Returns the values of a statistic by tensor, where it is defined."""
+        rows = self._derive(Scope.tensor, [statistic])
+        members = self.scopes.members(Scope.tensor)
+        return {name: value for name, row in zip(members, rows, strict=True) for _, value in row}
+
+    def largest(self, scope: Scope, settings: Iterable[str]) -> dict[str, dict[str, float]]:
+        """Returns the largest values of hyperparameters in each scope of a kind, by its name.
+
+        Args:
+            scope: The kind of scope.
+            settings: Names of columns of hyperparameters.
+        """
+        found: dict[str, dict[str, float]] = {name: {} for name in self.scopes.members(scope)}
+        for setting in settings:
+            if self._is_measured([setting]):
+                for row, value in zip(found.values(), self._reduced(scope, setting), strict=True):
+                    if not math.isnan(value):
+                        row[setting] = value
+        return found
+
+    def tensors_of(self, scope: str) -> set[str]:
+        """Returns the names of a scope's tensors: of `model`, `group/<name>` and so on."""
+        return self.scopes.inside(scope)
+
+    def exponent_counts(self) -> dict[str, list[int]]:
+        """Returns the counts by binary exponent of the model and of each group, by key."""
+        by_group = self.stats.exponents.cpu()
+        if not len(by_group):
+            return {}
+        of_group = dict(zip(self._all_scopes.group_names, by_group, strict=True))
+        counts = {self.request.key_scope(Scope.model, ""): by_group.sum(0)}
+        for name in self.scopes.members(Scope.group) if len(self.subsets) > 1 else ():
+            counts[self.request.key_scope(Scope.group, name)] = of_group[name]
+        return {
+            f"adam_histogram/{part}{quantity}": row.tolist()
+            for part, quantities in counts.items()
+            for quantity, row in zip(QUANTITIES, quantities, strict=True)
+        }
+
+    def _distinct_scopes(self) -> list[Scope]:
+        """The kinds of scope; a single parameter group is the model."""
+        scopes = self.request.scopes
+        if len(self.subsets) == 1:
+            scopes = [Scope.model if each is Scope.group else each for each in scopes]
+        return list(dict.fromkeys(scopes))
+
+    def _derive(
+        self, scope: Scope, statistics: Iterable[Statistic]
+    ) -> list[list[tuple[Statistic, float]]]:
+        """The statistics that are defined, of each scope of a kind."""
+        derived: list[list[tuple[Statistic, float]]] = [[] for _ in self.scopes.members(scope)]
+        for statistic in statistics:
+            if self._is_measured(statistic.accumulators):
+                accumulators = [self._reduced(scope, name) for name in statistic.accumulators]
+                for row, values in zip(derived, zip(*accumulators, strict=True), strict=True):
+                    value = statistic.derive(*values)
+                    if value is not None:
+                        row.append((statistic, value))
+        return derived
+
+    @cached_property
+    def scopes(self) -> Scopes:
+        """The names and groups of the tensors that took part in the step."""
+        if self._took_part is None:
+            return self._all_scopes
+        return self._all_scopes.select(np.flatnonzero(self._took_part))
+
+    @cached_property
+    def _took_part(self) -> npt.NDArray[np.bool_] | None:
+        """Whether each tensor has elements in the measurement; None if all have."""
+        if not len(self._all_scopes):
+            return None
+        # In numpy: torch would wake its threads for so little.
+        took_part: Any = self.stats.sums[:, self.columns.sums.index("elements")].cpu().numpy() > 0
+        return None if took_part.all() else took_part
+
+    @cached_property
+    def _known(self) -> dict[str, Array]:
+        """The measured columns of the tensors that took part."""
+        known = {}
+        for names, matrix in (
+            (self.columns.sums, self.stats.sums),
+            (self.columns.maxima, self.stats.maxima),
+        ):
+            for name, column in zip(names, matrix.cpu().numpy().T, strict=True):
+                known[name] = column if self._took_part is None else column[self._took_part]
+        return known
+
+    @cached_property
+    def _measured(self) -> frozenset[str]:
+        """The columns that are measured, as far as the optimizer provides them."""
+        capabilities = self.capabilities
+        return frozenset(
+            name
+            for name in (*self.columns.sums, *self.columns.maxima)
+            if ALL_COLUMNS[name].needs in capabilities
+        )
+
+    def _is_measured(self, accumulators: Iterable[str]) -> bool:
+        capabilities = self.capabilities
+        taken = [ACCUMULATORS[name] for name in accumulators]
+        return (
+            not self.is_empty
+            and all(each.needs in capabilities for each in taken)
+            and self._measured.issuperset(sources_of(each.column for each in taken))
+        )
+
+    def _reduced(self, scope: Scope, accumulator: str) -> list[float]:
+        """An accumulator of each scope of a kind."""
+        rows = self._rows.setdefault(scope, {})
+        if accumulator not in rows:
+            with np.errstate(all="ignore"):
+                rows[accumulator] = self._reduce(scope, ACCUMULATORS[accumulator])
+        return rows[accumulator].tolist()
+
+    def _reduce(self, scope: Scope, accumulator: Accumulator) -> Array:
+        cells = self.scopes.cells(scope)
+        column = ALL_COLUMNS[accumulator.column]
+        values = self._cells(cells, scope, accumulator)
+        if accumulator.subset is not ParamSubset.ALL:
+            is_inside = np.array([accumulator.subset in each for each in self.subsets])
+            values = np.where(is_inside[cells.groups], values, column.empty)
+        if len(cells.members) == len(values):
+            return values
+        operation = np.maximum if column.is_maximum else np.add
+        reduced: Array = operation.reduceat(values, cells.member_starts)
+        return reduced
+
+    def _cells(self, cells: Cells, scope: Scope, accumulator: Accumulator) -> Array:
+        """A column reduced to the cells of a kind of scope; the model has those of its groups."""
+        kind = Scope.group if scope is Scope.model else scope
+        name = f"{kind.value} {accumulator.is_negated} {accumulator.column}"
+        if name not in self._columns:
+            values = self._column(accumulator.column)
+            if accumulator.is_negated:
+                self._columns[name] = -cells.reduce(values, np.minimum)
+            else:
+                is_maximum = ALL_COLUMNS[accumulator.column].is_maximum
+                self._columns[name] = cells.reduce(values, np.maximum if is_maximum else np.add)
+        return self._columns[name]
+
+    def _column(self, name: str) -> Array:
+        """A column of all tensors that took part, by its name."""
+        if name not in self._columns:
+            self._columns[name] = np.asarray(column_values(name, self._known), dtype=np.float64)
+        return self._columns[name]
+
+
+def largest_first(values: Mapping[str, float]) -> list[str]:
+    """Returns names by their values, the largest first; NaN is larger than all.
 
     Example:
-        >>> copies = Copies([torch.tensor(2.0)])
-        >>> copies.have_arrived(), copies.tensors()
-        (True, [tensor(2.)])
+        >>> largest_first({"a": 1.0, "b": math.nan, "c": 2.0})
+        ['b', 'c', 'a']
     """
-
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._copies = [_copy(each) for each in tensors]
-        self._event: torch.cuda.Event | None = None
-        device = next((each.device for each in tensors if each.is_cuda), None)
-        if device is not None:
-            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record(torch.cuda.current_stream(device))
-
-    def have_arrived(self) -> bool:
-        """Whether they can be had without waiting."""
-        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
-
-    def tensors(self) -> list[Tensor]:
-        """The copies; waits for them."""
-        if self._event is not None:
-            self._event.synchronize()
-        return self._copies
-
-
-class Arriving:
-    """A measurement on its way to the host, which waits for nothing.
-
-    Args:
-        measurement: The measurement.
-        others: Numbers of the same device that are wanted with it (default: none).
-    """
-
-    def __init__(self, measurement: Measurement, others: Sequence[Tensor] = ()) -> None:
-        self._measurement = measurement
-        self._columns = measurement.sums.shape[1]
-        rows = measurement.sums
-        if rows.is_cuda:
-            # One copy of all.
-            rows = torch.cat([measurement.sums, measurement.maxima], dim=1)
-        self._is_copied = rows.is_cuda
-        self._copies = Copies([rows, measurement.exponents, measurement.agreed, *others])
-
-    def has_arrived(self) -> bool:
-        """Whether it can be had without waiting."""
-        return self._copies.have_arrived()
-
-    def others(self) -> list[float]:
-        """The other numbers; waits for them."""
-        return [float(each) for each in self._copies.tensors()[3:]]
-
-    def measurement(self) -> Measurement:
-        """The measurement on the host; waits for it."""
-        arrived = self._measurement
-        rows, exponents, agreed = self._copies.tensors()[:3]
-        if self._is_copied:
-            sums, maxima = torch.tensor_split(rows, [self._columns], dim=1)
-            arrived = Measurement(
-                *(arrived.wanted, arrived.columns, arrived.tensors),
-                *(sums, maxima, exponents, agreed),
-            )
-        return arrived
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    """Begins a copy to memory that the device can write into by itself."""
-    if not tensor.is_cuda:
-        return tensor
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return host.copy_(tensor, non_blocking=True)
-
-
-class _Members(NamedTuple):
-    """The scopes of one kind."""
-
-    names: list[str]
-    suffixes: list[str]
-    """What each appends to a key."""
-    tensors: list[int]
-    """The position of each tensor's scope."""
-
-
-def _derived(
-    statistics: Iterable[Statistic], row: Mapping[str, float]
-) -> Iterator[tuple[Statistic, float]]:
-    """Those of a scope's statistics that its accumulators define."""
-    for statistic in statistics:
-        value = statistic.derive(*[row[name] for name in statistic.accumulators])
-        if value is not None:
-            yield statistic, value
+    order = {name: math.inf if math.isnan(value) else value for name, value in values.items()}
+    return sorted(values, key=order.__getitem__, reverse=True)

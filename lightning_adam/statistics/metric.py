@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,58 +13,59 @@ from typing_extensions import override
 from lightning_adam.config.errors import ConfigError, ConfigPath, Source, nearest
 from lightning_adam.config.monitor import Scope, parse_monitor
 from lightning_adam.statistics import kernels
-from lightning_adam.statistics.accumulators import Knowledge
-from lightning_adam.statistics.catalogue import STATISTICS, Statistic, key_part, select
+from lightning_adam.statistics.catalogue import STATISTICS, Statistic, select
+from lightning_adam.statistics.columns import GIVEN, Capabilities, ParamSubset
 from lightning_adam.statistics.histograms import BINS, QUANTITIES
 from lightning_adam.statistics.measurement import (
     Columns,
     Measurement,
-    Tensors,
-    Wanted,
-    agreement,
-    columns_of,
+    MetricRequest,
+    rank_status,
 )
-from lightning_adam.statistics.selection import check_selection
-from lightning_adam.statistics.sharding import Part, is_sharded, over_ranks, this_rank
-from lightning_adam.statistics.views import (
-    Row,
-    TensorView,
-    Views,
-    dequantised,
-    knowledge_of,
+from lightning_adam.statistics.param_states import (
+    ParamStates,
+    StateReader,
+    capabilities_of,
+    dequantized,
     steps_as_adam,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
+from lightning_adam.statistics.scopes import Scopes
+from lightning_adam.statistics.selection import check_selection
+from lightning_adam.statistics.sharding import (
+    LocalStats,
+    all_reduce_stats,
+    is_sharded,
+    this_rank,
+    unwrap_wrapper,
+)
 
 
 class AdamStatistics(Metric):
-    """What an Adam step did, measured right after it.
+    """Statistics of an Adam step, measured right after it.
 
     The state is the matrix `[tensors, columns]` of the latest measurement, in float64 on the
-    optimizer's device; `compute` is what brings it to the host. Adam and AdamW are measured whole;
-    of other optimizers with `betas` and `exp_avg` what their state alone allows to tell. Where
-    parameters or state are sharded, all ranks of the default process group update together, and
-    each gets the numbers of the whole.
+    optimizer's device; `compute` copies it to the host. Adam and AdamW are measured in full, other
+    optimizers with `betas` and `exp_avg` as far as their state goes. Where parameters or state are
+    sharded, all ranks of the default process group update together, and each gets the statistics of
+    the whole model.
 
     Args:
-        statistics: What is computed: `headline`, `all`, or a list of names and globs (default:
+        statistics: Statistics to compute: `headline`, `all`, or a list of names and globs (default:
             headline).
-        scopes: What it is computed for: `model`, `group`, `layer`, `tensor` (default: the model and
-            its parameter groups).
-        worst: For each of these statistics, the tensors with its largest values: their number by
-            the statistic's name (default: none).
-        layer_depth: Parts of a module's path that make a layer, at least 1 (default: None, all).
-        module: What the optimizer trains, for the names of layers and tensors (default: None, the
-            names that the optimizer was given, or positions). FSDP1 needs it, as it is wrapped.
-        optimizer_name: What tells this optimizer from others in the keys, as in
-            `adam_update/optimizer/generator/update_norm` (default: None, it is the only one).
-        kernel: What reads the tensors: `numba` on the CPU, `triton` on CUDA, `eager` anywhere, at
-            many times the cost (default: `auto`, the fast one if it is installed).
-        judged: Names of statistics that `measurement` is to tell beside them, as rules need them
+        scopes: Sets of tensors to describe: `model`, `group`, `layer`, `tensor` (default: the
+            model).
+        worst: Number of tensors with the largest values to compute, by the name of a statistic
             (default: none).
+        layer_depth: Number of parts of a module's path that form a layer's name, at least 1
+            (default: None, all).
+        module: Module that the optimizer trains, for the names of layers and tensors (default:
+            None, the names that the optimizer was given, or positions). FSDP1 needs it, as it is
+            wrapped.
+        optimizer_name: Name of the optimizer in the keys, as in
+            `adam_update/optimizer/generator/update_norm` (default: None, it is the only one).
+        kernel: Implementation that reads the tensors: `numba` on the CPU, `triton` on CUDA, `eager`
+            on any device, many times slower (default: `auto`, the fast one if it is installed).
+        judged: Names of statistics that rules read from `measurement` (default: none).
 
     Raises:
         ConfigError: If a statistic or a scope is unknown, a number is out of range, or the kernel
@@ -75,7 +76,7 @@ class AdamStatistics(Metric):
         >>> adam = torch.optim.Adam(layer.parameters())
         >>> layer(torch.ones(3)).sum().backward()
         >>> adam.step()
-        >>> statistics = AdamStatistics(["grad_norm", "eps_*"], scopes=["model"])
+        >>> statistics = AdamStatistics(["grad_norm", "eps_*"])
         >>> statistics.update(adam)
         >>> statistics.compute()["adam_gradient/grad_norm"]
         4.0
@@ -85,12 +86,12 @@ class AdamStatistics(Metric):
     sums: Tensor
     maxima: Tensor
     exponents: Tensor
-    agreed: Tensor
+    status: Tensor
 
     def __init__(
         self,
         statistics: str | Sequence[str] = "headline",
-        scopes: Sequence[str] = (Scope.model.value, Scope.group.value),
+        scopes: Sequence[str] = (Scope.model.value,),
         *,
         worst: Mapping[str, int] | None = None,
         layer_depth: int | None = None,
@@ -99,7 +100,7 @@ class AdamStatistics(Metric):
         kernel: str = "auto",
         judged: Sequence[str] = (),
     ) -> None:
-        # What ranks hold in parts, `update` has reduced already.
+        # `update` has reduced what the ranks hold in parts.
         super().__init__(sync_on_compute=False)
         arguments = {
             "statistics": statistics,
@@ -112,8 +113,6 @@ class AdamStatistics(Metric):
         selection = parse_monitor(arguments, path)
         check_selection(selection)
         config = selection.config
-        suffix = "" if optimizer_name is None else f"/optimizer/{key_part(optimizer_name)}"
-        worst_of = {STATISTICS[name]: tensors for name, tensors in config.worst.items()}
         for name in judged:
             if name not in STATISTICS:
                 problem = f"must hold names of statistics, unlike {name}"
@@ -121,44 +120,53 @@ class AdamStatistics(Metric):
                 raise (path / "judged").invalid(list(judged), problem, close)
         self.statistics = select(config.statistics)
         self.kernel = config.kernel.value
-        self._wanted = Wanted(
-            self.statistics, config.scopes, worst_of, suffix, [STATISTICS[name] for name in judged]
+        self._request = MetricRequest(
+            self.statistics,
+            config.scopes,
+            {STATISTICS[name]: tensors for name, tensors in config.worst.items()},
+            optimizer_name or "",
+            [STATISTICS[name] for name in judged],
         )
-        self._views = Views(module, config.layer_depth)
-        self._tensors = Tensors([], [], [])
-        self._columns = columns_of(self._wanted.accumulators(Knowledge.ALL))
+        self._reader = StateReader(module, config.layer_depth)
+        self._scopes = Scopes([], [])
+        self._subsets: list[frozenset[ParamSubset]] = []
+        self._columns = self._request.columns(Capabilities.ALL)
+        self._before_clip: Tensor | None = None
         self.add_state("sums", torch.zeros(0, 0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("maxima", torch.zeros(0, 0, dtype=torch.float64), dist_reduce_fx="max")
         self.add_state("exponents", _no_counts(0), dist_reduce_fx="sum")
-        self.add_state("agreed", agreement(Knowledge.ALL), dist_reduce_fx="max")
+        self.add_state("status", rank_status(Capabilities.ALL), dist_reduce_fx="max")
 
     @property
-    def knowledge(self) -> Knowledge:
-        """What the optimizer's state allows to tell."""
-        return self.measurement.knowledge
+    def capabilities(self) -> Capabilities:
+        """What the optimizer's state provides."""
+        return self.measurement.capabilities
 
     @property
     def not_measured(self) -> list[Statistic]:
-        """Those asked for that the optimizer's state does not allow to tell."""
-        return self._wanted.beyond(self.knowledge)
+        """Requested statistics that the optimizer's state does not provide."""
+        return self._request.unavailable(self.capabilities)
 
     @property
-    def passed_over(self) -> list[str]:
+    def skipped(self) -> list[str]:
         """Names of the parameters with a gradient that is sparse, or without an `exp_avg`."""
-        return self._views.passed_over
+        return self._reader.skipped
 
     @property
     def measurement(self) -> Measurement:
-        """The last measurement, for itself."""
-        return Measurement(
-            self._wanted,
-            self._columns,
-            self._tensors,
-            self.sums,
-            self.maxima,
-            self.exponents,
-            self.agreed,
-        )
+        """The last measurement."""
+        stats = LocalStats(self.sums, self.maxima, self.exponents, self.status)
+        return Measurement(self._request, self._columns, self._scopes, self._subsets, stats)
+
+    @torch.no_grad()
+    def before_clip(self, optimizer: Optimizer) -> None:
+        """Measures the norms of the gradients that the next `update` reports as before clipping.
+
+        Args:
+            optimizer: The optimizer, between `backward()` and clipping, its gradients unscaled.
+        """
+        grads = self._reader.gradients(unwrap_wrapper(optimizer))
+        self._before_clip = kernels.grad_squares(grads, self.kernel)
 
     @torch.no_grad()
     def update(
@@ -166,6 +174,7 @@ class AdamStatistics(Metric):
         optimizer: Optimizer,
         histograms: bool = False,
         skipped_steps: Tensor | float = math.nan,
+        loss_scale: Tensor | float = math.nan,
     ) -> None:
         """Measures the step that the optimizer has just taken, in place of the last measurement.
 
@@ -174,135 +183,145 @@ class AdamStatistics(Metric):
                 place. A parameter without a gradient takes no part.
             histograms: Whether to count binary exponents too, which costs more than all else
                 (default: False). They need Adam or AdamW.
-            skipped_steps: The steps that the optimizer has skipped so far, for the statistic of
-                that name (default: not known).
+            skipped_steps: Number of steps that the optimizer has skipped so far (default: unknown).
+            loss_scale: Scale of the GradScaler (default: none).
         """
+        optimizer = unwrap_wrapper(optimizer)
+        given = {"skipped_steps": skipped_steps, "loss_scale": loss_scale}
         if is_sharded(optimizer):
-            self._update_together(optimizer, histograms, skipped_steps)
+            self._update_together(optimizer, histograms, given)
             return
-        views = self._views.after_step(optimizer)
-        knowledge = knowledge_of(optimizer, views)
-        rows = [Row(*view[:2], view.max_exp_avg_sq is not None) for view in views]
-        groups = _groups(rows)
-        columns = self._columns_of(knowledge)
+        states = self._reader.after_step(optimizer)
+        capabilities = capabilities_of(optimizer, states)
+        columns = self._request.columns(capabilities)
         exponents = _no_counts(0)
-        if histograms and Knowledge.STEP in knowledge:
-            exponents = self._exponents(views, groups)
-        part = Part(*self._measured(views, columns, skipped_steps), exponents, agreement(knowledge))
-        self._keep(rows, columns, part)
+        if histograms and Capabilities.STEP in capabilities:
+            exponents = self._exponents(states, states.scopes.group_names)
+        sums, maxima = self._measure(states, columns, given)
+        self._scopes, self._columns = states.scopes, columns
+        self._keep(states.settings, LocalStats(sums, maxima, exponents, rank_status(capabilities)))
 
     @torch.no_grad()
-    def abstain(
+    def update_empty(
         self, optimizer: Optimizer, histograms: bool = False, has_failed: bool = True
     ) -> None:
-        """Takes part with nothing in what the ranks measure together, who wait for this one.
+        """Takes part in the collectives of an `update` of the other ranks, without measuring.
 
         Args:
             optimizer: The optimizer; if its parameters are not sharded, nothing happens.
             histograms: Whether the others count binary exponents too (default: False).
-            has_failed: Whether they are to know that what they measure lacks this rank's part
-                (default: True).
+            has_failed: Whether to report that this rank's part is missing (default: True).
         """
+        optimizer = unwrap_wrapper(optimizer)
         if is_sharded(optimizer):
-            self._update_together(
-                optimizer, histograms, math.nan, abstains=True, has_failed=has_failed
-            )
+            failed_rank = this_rank() if has_failed else None
+            empty = self._empty(optimizer, histograms, failed_rank)
+            self._reduce(optimizer, empty)
 
     def _update_together(
-        self,
-        optimizer: Optimizer,
-        histograms: bool,
-        skipped_steps: Tensor | float,
-        abstains: bool = False,
-        has_failed: bool = True,
+        self, optimizer: Optimizer, histograms: bool, given: Mapping[str, Tensor | float]
     ) -> None:
-        rows = self._views.rows(optimizer)
-        groups, columns = _groups(rows), self._columns_of(Knowledge.ALL)
-        # What this rank has nothing to tell of; of the same shapes on all ranks.
-        part = Part(
-            torch.zeros(len(rows), len(columns.sums), dtype=torch.float64),
-            torch.full((len(rows), len(columns.maxima)), -math.inf, dtype=torch.float64),
-            _no_counts(len(groups) if histograms and steps_as_adam(optimizer) else 0),
-            agreement(Knowledge.ALL, failed_rank=this_rank() if has_failed else None),
-        )
+        stats = self._empty(optimizer, histograms, this_rank())
         try:
-            if not abstains:
-                part = self._own_part(optimizer, part, groups, columns, skipped_steps)
+            stats = self._local_stats(optimizer, stats, given)
         finally:
-            # Whatever has happened here, the other ranks wait for this one.
-            parameters = (each for group in optimizer.param_groups for each in group["params"])
-            self._keep(rows, columns, over_ranks(part, next(parameters).device))
+            # Whatever happened here, the other ranks wait for this one.
+            self._reduce(optimizer, stats)
 
-    def _own_part(
-        self,
-        optimizer: Optimizer,
-        nothing: Part,
-        groups: list[str],
-        columns: Columns,
-        skipped_steps: Tensor | float,
-    ) -> Part:
-        views = self._views.after_step(optimizer)
-        knowledge = knowledge_of(optimizer, views)
-        own = self._columns_of(knowledge)
-        sums, maxima = self._measured(views, own, skipped_steps)
-        exponents = nothing.exponents
-        if len(exponents) and views:
-            counts = self._exponents(views, groups)
-            exponents = torch.cat([counts, exponents[len(counts) :].to(counts.device)])
-        at = [view.position for view in views]
-        return Part(
-            _within(nothing.sums, sums, at, map(columns.sums.index, own.sums)),
-            _within(nothing.maxima, maxima, at, map(columns.maxima.index, own.maxima)),
-            exponents,
-            agreement(knowledge),
+    def _empty(self, optimizer: Optimizer, histograms: bool, failed_rank: int | None) -> LocalStats:
+        """The columns of a rank without parameters, of the same shapes on all ranks."""
+        self._scopes = self._reader.all_scopes(optimizer)
+        self._columns = self._request.columns(Capabilities.ALL)
+        parameters, columns = len(self._scopes), self._columns
+        groups = len(self._scopes.group_names) if histograms and steps_as_adam(optimizer) else 0
+        return LocalStats(
+            torch.zeros(parameters, len(columns.sums), dtype=torch.float64),
+            torch.full((parameters, len(columns.maxima)), -math.inf, dtype=torch.float64),
+            _no_counts(groups),
+            rank_status(Capabilities.ALL, failed_rank),
         )
 
-    def _columns_of(self, knowledge: Knowledge) -> Columns:
-        return columns_of(self._wanted.accumulators(knowledge))
+    def _reduce(self, optimizer: Optimizer, stats: LocalStats) -> None:
+        parameters = (each for group in optimizer.param_groups for each in group["params"])
+        self._keep(
+            self._reader.settings(optimizer), all_reduce_stats(stats, next(parameters).device)
+        )
 
-    def _measured(
-        self, views: Sequence[TensorView], columns: Columns, skipped_steps: Tensor | float
+    def _local_stats(
+        self, optimizer: Optimizer, empty: LocalStats, given: Mapping[str, Tensor | float]
+    ) -> LocalStats:
+        states = self._reader.after_step(optimizer)
+        capabilities = capabilities_of(optimizer, states)
+        columns = self._request.columns(capabilities)
+        sums, maxima = self._measure(states, columns, given)
+        exponents = empty.exponents
+        if len(exponents) and len(states):
+            exponents = self._exponents(states, self._scopes.group_names)
+        return LocalStats(
+            _within(empty.sums, sums, states.positions, self._columns.sums, columns.sums),
+            _within(empty.maxima, maxima, states.positions, self._columns.maxima, columns.maxima),
+            exponents,
+            rank_status(capabilities),
+        )
+
+    def _measure(
+        self, states: ParamStates, columns: Columns, given: Mapping[str, Tensor | float]
     ) -> tuple[Tensor, Tensor]:
-        # No tensor tells how often the optimizer has skipped.
-        asked = [name for name in (*columns.sums, *columns.maxima) if name != "skipped_steps"]
-        rows = self._rows(views, asked)
-        sums, maxima = torch.tensor_split(rows, [len(columns.sums)], dim=1)
-        if "skipped_steps" in columns.maxima:
-            maxima = torch.cat([maxima, _column(skipped_steps, rows)], dim=1)
+        read = [name for name in (*columns.sums, *columns.maxima) if name not in GIVEN]
+        rows = self._rows(states, read)
+        by_name = dict(zip(read, rows.unbind(1), strict=True))
+        given = {**given, "grad_squares_before_clip": self._squares_before_clip(states)}
+        for name in GIVEN:
+            by_name[name] = _filled(given[name], rows)
+        sums, maxima = (
+            torch.stack([by_name[name] for name in names], dim=1)
+            if names
+            else rows.new_zeros(len(rows), 0)
+            for names in columns
+        )
         return sums, maxima
 
-    def _rows(self, views: Sequence[TensorView], columns: Sequence[str]) -> Tensor:
-        if not self._views.are_quantised:
-            return kernels.measure(views, columns, self.kernel)
-        rows = [kernels.measure(each, columns, self.kernel) for each in dequantised(views)]
+    def _squares_before_clip(self, states: ParamStates) -> Tensor | float:
+        squares, self._before_clip = self._before_clip, None
+        if squares is None:
+            return math.nan
+        positions = torch.tensor(states.positions, dtype=torch.int64)
+        return squares[positions.to(squares.device, non_blocking=True)]
+
+    def _rows(self, states: ParamStates, columns: Sequence[str]) -> Tensor:
+        if not self._reader.are_quantized:
+            return kernels.measure(states, columns, self.kernel)
+        rows = [kernels.measure(each, columns, self.kernel) for each in dequantized(states)]
         return torch.cat([each.to(rows[0].device, non_blocking=True) for each in rows])
 
-    def _exponents(self, views: Sequence[TensorView], groups: list[str]) -> Tensor:
-        positions = [groups.index(view.place.group) for view in views]
-        return kernels.count_exponents(views, positions, self.kernel)
+    def _exponents(self, states: ParamStates, groups: Sequence[str]) -> Tensor:
+        indexes = [groups.index(name.group) for name in states.scopes.names]
+        return kernels.count_exponents(states, indexes, len(groups), self.kernel)
 
-    def _keep(self, rows: Sequence[Row], columns: Columns, part: Part) -> None:
-        self._tensors, self._columns = Tensors.of(rows), columns
-        self.sums, self.maxima, self.exponents, self.agreed = part
+    def _keep(self, settings: Sequence[Any], stats: LocalStats) -> None:
+        self._subsets = [each.subsets for each in settings]
+        self.sums, self.maxima, self.exponents, self.status = stats
 
     def compute(self) -> dict[str, float]:
-        """The statistics by key; those that are undefined in a scope are absent.
+        """Returns the statistics by key; those that are undefined in a scope are absent.
 
         Returns:
-            `adam_<family>/<statistic>` for the model, followed by `/group/<name>`, `/layer/<path>`
-            or `/tensor/<name>` for the other scopes. Empty if no parameter took part in the step.
+            `adam_<family>/<statistic>` for the model, `adam_<family>/group/<name>/<statistic>`,
+            `adam_<family>/layer/<path>/<statistic>` or `adam_<family>/tensor/<name>/<statistic>`
+            for other scopes, and `adam_<family>/worst_1/<statistic>` for `worst`. A single
+            parameter group is the model. Empty if no parameter took part in the step.
         """
         self._check()
         return self.measurement.values()
 
     def table(self, scope: str) -> list[dict[str, str | float]]:
-        """The statistics as rows, one for each group, layer or tensor, by their bare names.
+        """Returns the statistics as rows, one for each group, layer or tensor, by bare names.
 
         Args:
             scope: `group`, `layer` or `tensor`.
 
         Returns:
-            Rows that begin with the name, under the scope's own, as a data frame takes them.
+            Rows that begin with the name of the scope, as a data frame takes them.
 
         Raises:
             ConfigError: If the scope is none of these.
@@ -326,20 +345,20 @@ class AdamStatistics(Metric):
         return self.measurement.table(Scope(scope))
 
     def compute_exponents(self) -> dict[str, list[int]]:
-        """The counts by binary exponent, if the last update took them.
+        """Returns the counts by binary exponent, if the last update took them.
 
         Returns:
             For each of `histograms.QUANTITIES`, 256 counts under `adam_histogram/<quantity>` for
-            the model and `adam_histogram/<quantity>/group/<name>` for each group.
-            `histograms.fold` is what is drawn of them; `histograms.dominated_fractions` of those of
-            `denominator` is what any eps would dominate.
+            the model and, of several groups, `adam_histogram/group/<name>/<quantity>` for each.
+            `histograms.fold` prepares them for a chart, `histograms.dominated_fractions` tells
+            which share of the elements an eps would dominate, from the counts of `denominator`.
         """
         self._check()
         return self.measurement.exponent_counts()
 
     def _check(self) -> None:
         if (rank := self.measurement.failed_rank) is not None:
-            raise RuntimeError(f"AdamStatistics: the measurement has failed on rank {rank}")
+            raise RuntimeError(f"AdamStatistics: the measurement failed on rank {rank}")
 
     @override
     def forward(
@@ -347,74 +366,38 @@ class AdamStatistics(Metric):
         optimizer: Optimizer,
         histograms: bool = False,
         skipped_steps: Tensor | float = math.nan,
+        loss_scale: Tensor | float = math.nan,
     ) -> dict[str, float]:
-        """Measures and computes: what one step did has nothing to be accumulated with."""
-        self.update(optimizer, histograms, skipped_steps)
+        """Measures a step and returns its statistics; nothing is accumulated over steps."""
+        self.update(optimizer, histograms, skipped_steps, loss_scale)
         return self.compute()
 
     @override
     def reset(self) -> None:
-        """Forgets the last measurement."""
+        """Discards the last measurement."""
         super().reset()
-        self._tensors = Tensors([], [], [])
-
-    @override
-    def plot(
-        self,
-        val: Mapping[str, float] | Sequence[Mapping[str, float]] | None = None,
-        ax: "Axes | None" = None,
-    ) -> "tuple[Figure | SubFigure, Axes | list[Axes]]":
-        """Draws a panel for each statistic, with a line or a bar for each scope.
-
-        Args:
-            val: What `compute` returned, once or as often as was measured (default: None, what it
-                returns now).
-            ax: Where to draw, if there is one statistic alone (default: None, a new figure).
-
-        Returns:
-            The figure and its axes.
-
-        Raises:
-            ModuleNotFoundError: Without matplotlib, which `lightning-adam[dashboard]` installs.
-
-        Example:
-            >>> weight = torch.nn.Parameter(torch.ones(3))
-            >>> adam = torch.optim.Adam([weight])
-            >>> statistics = AdamStatistics(["grad_norm", "update_norm"])
-            >>> values = []
-            >>> for _ in range(3):
-            ...     weight.grad = torch.randn(3)
-            ...     adam.step()
-            ...     values.append(statistics(adam))
-            >>> figure, axes = statistics.plot(values)
-            >>> [each.get_title() for each in axes]
-            ['grad_norm', 'update_norm']
-        """
-        from lightning_adam.statistics.plots import plot_statistics
-
-        if val is None:
-            val = self.compute()
-        return plot_statistics([val] if isinstance(val, Mapping) else val, ax)
+        self._scopes = Scopes([], [])
 
 
-def _groups(rows: Sequence[Row]) -> list[str]:
-    """The names of the groups, in their order."""
-    return list(dict.fromkeys(row.place.group for row in rows))
-
-
-def _column(value: Tensor | float, rows: Tensor) -> Tensor:
-    """A number for each of the rows, which may be on the device alone."""
+def _filled(value: Tensor | float, rows: Tensor) -> Tensor:
+    """A number, which may be on the device alone, or one for each row, as a column."""
     if isinstance(value, Tensor):
         value = value.to(rows.device, non_blocking=True)
-    return rows.new_zeros(len(rows), 1) + value
+    return rows.new_zeros(len(rows)) + value
 
 
-def _within(nothing: Tensor, part: Tensor, rows: list[int], columns: Iterable[int]) -> Tensor:
-    """Some rows and columns of what holds nothing else."""
-    whole = nothing.to(part.device, copy=True)
-    places = torch.tensor(rows, dtype=torch.int64, device=part.device)
-    columns_there = torch.tensor(list(columns), dtype=torch.int64, device=part.device)
-    whole[places[:, None], columns_there] = part
+def _within(
+    empty: Tensor,
+    part: Tensor,
+    positions: Sequence[int],
+    columns: Sequence[str],
+    own: Iterable[str],
+) -> Tensor:
+    """The matrix of all parameters with the rows and columns that this rank has measured."""
+    whole = empty.to(part.device, copy=True)
+    rows = torch.tensor(positions, dtype=torch.int64, device=part.device)
+    at = torch.tensor([columns.index(name) for name in own], dtype=torch.int64, device=part.device)
+    whole[rows[:, None], at] = part
     return whole
 
 

@@ -55,6 +55,22 @@ def group_name(group: Mapping[str, Any], index: int) -> str:
     return str(group.get("name", f"group_{index}"))
 
 
+def group_names(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns distinct names for parameter groups: their own, followed by the index if it repeats.
+
+    Example:
+        >>> group_names([{"name": "decay"}, {}, {"name": "decay"}])
+        ['decay', 'group_1', 'decay_2']
+    """
+    names: list[str] = []
+    for index, group in enumerate(groups):
+        name = group_name(group, index)
+        while name in names:
+            name = f"{name}_{index}"
+        names.append(name)
+    return names
+
+
 def optimizer_names(optimizers: Sequence[Optimizer], module: nn.Module) -> list[str]:
     """Returns distinct names for the optimizers of a module: the submodule that each one trains.
 

@@ -19,10 +19,28 @@ from lightning_adam._compat.torch import collective_device, flat_replicas, is_fl
 from lightning_adam.config.errors import ConfigError
 
 ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
+WRAPPING = {"lightning", "pytorch_lightning", "lightning_fabric", "accelerate"}
+"""The packages that wrap an optimizer and keep it as `optimizer`."""
+
+
+def unwrap_wrapper(optimizer: Any) -> Any:
+    """Returns the torch optimizer in a LightningOptimizer, or in Fabric's or Accelerate's wrapper.
+
+    Example:
+        >>> adam = torch.optim.Adam([torch.zeros(2, requires_grad=True)])
+        >>> unwrap_wrapper(adam) is adam
+        True
+    """
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        packages = {kind.__module__.partition(".")[0] for kind in type(optimizer).__mro__}
+        if not packages & WRAPPING:
+            break
+        optimizer = inner
+    return optimizer
 
 
 def unwrap_optimizer(optimizer: Optimizer) -> Optimizer:
-    """The optimizer that holds this rank's state and takes its step.
+    """Returns the optimizer that holds this rank's state and takes its step.
 
     Example:
         >>> adam = torch.optim.Adam([torch.zeros(2, requires_grad=True)])
@@ -155,8 +173,8 @@ def _is_first(parameter: Any) -> bool:
     )
 
 
-class Part(NamedTuple):
-    """What a rank, or all ranks, tell of each parameter."""
+class LocalStats(NamedTuple):
+    """The columns of each parameter, of one rank or of all."""
 
     sums: Tensor
     """`[parameters, columns]`"""
@@ -164,30 +182,30 @@ class Part(NamedTuple):
     """`[parameters, columns]`"""
     exponents: Tensor
     """`[groups, quantities, bins]`"""
-    agreed: Tensor
-    """Numbers of which the largest of any rank counts."""
+    status: Tensor
+    """See `rank_status`; the largest number of any rank counts."""
 
 
-def over_ranks(part: Part, device: torch.device) -> Part:
-    """What all ranks tell, of what each tells, in two collectives; every rank calls this.
+def all_reduce_stats(stats: LocalStats, device: torch.device) -> LocalStats:
+    """Combines the columns of all ranks in two collectives; every rank calls this.
 
     Args:
-        part: This rank's, of the same shapes on all ranks.
-        device: That of the parameters.
+        stats: This rank's, of the same shapes on all ranks.
+        device: The device of the parameters.
     """
     device = collective_device(device)
-    sums, maxima, exponents, agreed = (each.to(device, non_blocking=True) for each in part)
+    sums, maxima, exponents, status = (each.to(device, non_blocking=True) for each in stats)
     # The largest value of NaN and a number is not NaN in every backend; the sum is.
     is_nan = maxima.isnan()
     numbers = maxima.masked_fill(is_nan, -torch.inf)
     added = _joined([sums, exponents, is_nan])
-    largest = _joined([numbers, agreed])
+    largest = _joined([numbers, status])
     dist.all_reduce(added, dist.ReduceOp.SUM)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
     sums, exponents, is_nan = _parted(added, [sums, exponents, is_nan])
-    numbers, agreed = _parted(largest, [numbers, agreed])
+    numbers, status = _parted(largest, [numbers, status])
     maxima = numbers.masked_fill(is_nan > 0, torch.nan)
-    return Part(sums, maxima, exponents.to(torch.int64), agreed)
+    return LocalStats(sums, maxima, exponents.to(torch.int64), status)
 
 
 def this_rank() -> int:

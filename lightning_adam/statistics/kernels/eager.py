@@ -11,9 +11,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lightning_adam.statistics.accumulators import COLUMNS
+from lightning_adam.statistics.columns import COLUMNS, HYPERPARAMETERS
 from lightning_adam.statistics.histograms import BINS, QUANTITIES
-from lightning_adam.statistics.views import TensorView
+from lightning_adam.statistics.param_states import ParamState, ParamStates
 
 PIECE = 1 << 16
 """Elements at a time: half a megabyte in float64, of which about thirty live at once."""
@@ -22,12 +22,12 @@ PIECE_ON_A_DEVICE = 1 << 20
 
 
 @torch.no_grad()
-def measure(views: Sequence[TensorView], columns: Sequence[str]) -> Tensor:
-    """What the columns say of each tensor.
+def measure(states: ParamStates, columns: Sequence[str]) -> Tensor:
+    """Returns the columns of each tensor.
 
     Args:
-        views: Tensors of one device, at least one, right after the step.
-        columns: Names of `COLUMNS`, in their order.
+        states: Parameters on one device, at least one, right after the step.
+        columns: Names of `COLUMNS`.
 
     Returns:
         The matrix `[tensors, columns]` in float64, on the tensors' device.
@@ -37,52 +37,86 @@ def measure(views: Sequence[TensorView], columns: Sequence[str]) -> Tensor:
         >>> adam = torch.optim.Adam(layer.parameters())
         >>> layer(torch.ones(3)).sum().backward()
         >>> adam.step()
-        >>> from lightning_adam.statistics.views import Views
-        >>> measure(Views().after_step(adam), ["elements", "grad_squares", "grad_max_abs"])
+        >>> from lightning_adam.statistics.param_states import StateReader
+        >>> states = StateReader().after_step(adam)
+        >>> measure(states, ["elements", "grad_squares", "grad_max_abs"])
         tensor([[12., 12.,  1.]], dtype=torch.float64)
     """
-    return torch.stack([_row(view, columns) for view in views])
+    return torch.stack([_row(state, columns) for state in states])
 
 
 @torch.no_grad()
-def count_exponents(views: Sequence[TensorView], groups: Sequence[int]) -> Tensor:
-    """Active elements by the binary exponent of each of `QUANTITIES`, for each group of tensors.
+def count_exponents(states: ParamStates, groups: Sequence[int], number: int) -> Tensor:
+    """Counts active elements by the binary exponent of each of `QUANTITIES`, a group of tensors.
 
     Args:
-        views: Tensors of one device, at least one, right after the step.
-        groups: The position of each tensor's group in what is returned.
+        states: Parameters on one device, at least one, right after the step.
+        groups: Index of each tensor's group in the result.
+        number: Number of groups.
 
     Returns:
-        Counts, `[groups, len(QUANTITIES), BINS]` in int64, on the tensors' device.
+        Counts, `[number, len(QUANTITIES), BINS]` in int64, on the tensors' device.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.zeros(5))
         >>> adam = torch.optim.Adam([weight])
         >>> weight.grad = torch.ones(5)
         >>> adam.step()
-        >>> from lightning_adam.statistics.views import Views
-        >>> int(count_exponents(Views().after_step(adam), [0])[0, 0, 127])
+        >>> from lightning_adam.statistics.param_states import StateReader
+        >>> int(count_exponents(StateReader().after_step(adam), [0], 1)[0, 0, 127])
         5
     """
-    shape = (max(groups) + 1, len(QUANTITIES), BINS)
-    counts = torch.zeros(shape, dtype=torch.int64, device=views[0].parameter.device)
-    for view, group in zip(views, groups, strict=True):
-        for elements in _elements(view):
+    shape = (number, len(QUANTITIES), BINS)
+    counts = torch.zeros(shape, dtype=torch.int64, device=states.parameter[0].device)
+    for state, group in zip(states, groups, strict=True):
+        for elements in _elements(state):
             ones = elements.active.long()
             for quantity, row in zip(QUANTITIES, counts[group], strict=True):
                 row.scatter_add_(0, _exponents(_MAGNITUDES[quantity](elements)), ones)
     return counts
 
 
-def _row(view: TensorView, columns: Sequence[str]) -> Tensor:
-    sums = sum(not COLUMNS[name].is_maximum for name in columns)
+@torch.no_grad()
+def grad_squares(grads: Sequence[Tensor]) -> Tensor:
+    """Returns Σg² of gradients; NaN for sparse ones.
+
+    Args:
+        grads: Gradients on one device, at least one.
+
+    Returns:
+        The sums, `[gradients]` in float64, on the gradients' device.
+
+    Example:
+        >>> grad_squares([torch.tensor([3.0, 4.0])])
+        tensor([25.], dtype=torch.float64)
+    """
+    device = grads[0].device
+    real = [torch.view_as_real(each) if each.is_complex() else each for each in grads]
+    if device.type != "cpu" and all(each.layout is torch.strided for each in real):
+        # A few launches for all of them, each in float64 within.
+        return torch.stack(torch._foreach_norm(real, 2, dtype=torch.float64)).square()
+    return torch.stack([_sum_of_squares(each) for each in real])
+
+
+def _sum_of_squares(grad: Tensor) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64, device=grad.device)
+    if grad.layout is not torch.strided:
+        return total + math.nan
+    for (piece,) in _pieces([grad]):
+        total += _squares(piece.double())
+    return total
+
+
+def _row(state: ParamState, columns: Sequence[str]) -> Tensor:
+    sums = torch.tensor([not COLUMNS[name].is_maximum for name in columns], device="cpu")
+    sums = sums.to(state.parameter.device, non_blocking=True)
     rows = (
         torch.stack([_LINES[name](elements).double() for name in columns])
-        for elements in _elements(view)
+        for elements in _elements(state)
     )
     row = next(rows)
     for other in rows:
-        row = torch.cat([row[:sums] + other[:sums], torch.maximum(row[sums:], other[sums:])])
+        row = torch.where(sums, row + other, torch.maximum(row, other))
     return row
 
 
@@ -92,16 +126,16 @@ class _Elements:
     Letters and symbols are the catalogue's.
     """
 
-    def __init__(self, view: TensorView, **piece: Tensor) -> None:
-        self.settings = view.settings
+    def __init__(self, state: ParamState, **piece: Tensor) -> None:
+        self.settings = state.settings
         self.piece = piece
         self.p, self.g, self.m = (piece[name].double() for name in ("parameter", "grad", "exp_avg"))
-        step = view.step.double() if isinstance(view.step, Tensor) else view.step
+        step = state.step.double() if isinstance(state.step, Tensor) else state.step
         self.step = step
-        self.bias1 = 1 - view.settings.beta1**step
-        self.bias2 = 1 - view.settings.beta2**step
-        self.is_decoupled = view.settings.decoupled and view.settings.weight_decay > 0
-        self.is_coupled = not view.settings.decoupled and view.settings.weight_decay > 0
+        self.bias1 = 1 - state.settings.beta1**step
+        self.bias2 = 1 - state.settings.beta2**step
+        self.is_decoupled = state.settings.decoupled and state.settings.weight_decay > 0
+        self.is_coupled = not state.settings.decoupled and state.settings.weight_decay > 0
         self.zero = self.scalar(0.0)
 
     def scalar(self, value: Tensor | float) -> Tensor:
@@ -110,8 +144,9 @@ class _Elements:
             value = value.to(self.p.device, non_blocking=True)
         return torch.zeros((), dtype=torch.float64, device=self.p.device) + value
 
-    def setting(self, value: Tensor | float) -> Tensor:
+    def setting(self, name: str) -> Tensor:
         """A hyperparameter as a maximum: that of no elements does not count."""
+        value = self.step if name == "step" else getattr(self.settings, name)
         return self.scalar(value if self.p.numel() else -math.inf)
 
     def rounds_to_itself(self, name: str, exact: Tensor, value: Tensor) -> Tensor:
@@ -161,8 +196,12 @@ class _Elements:
     @cached_property
     def p_before(self) -> Tensor:
         """p₀."""
-        undone = self.p + self.update
-        return undone / (1 - self.decay_rate) if self.is_decoupled else undone
+        return self.undecayed / (1 - self.decay_rate) if self.is_decoupled else self.undecayed
+
+    @cached_property
+    def undecayed(self) -> Tensor:
+        """p+ηu."""
+        return self.p + self.update
 
     @property
     def decay_rate(self) -> Tensor | float:
@@ -170,14 +209,14 @@ class _Elements:
         return self.settings.lr * self.settings.weight_decay
 
     @cached_property
-    def entered(self) -> Tensor:
+    def effective(self) -> Tensor:
         """g̃."""
         signed = -self.g if self.settings.maximize else self.g
         return signed + self.settings.weight_decay * self.p_before if self.is_coupled else signed
 
     @cached_property
     def active(self) -> Tensor:
-        return (self.m != 0) | (self.v != 0) | (self.entered != 0)
+        return (self.m != 0) | (self.v != 0) | (self.effective != 0)
 
     @cached_property
     def has_denominator(self) -> Tensor:
@@ -192,12 +231,6 @@ class _Elements:
     @cached_property
     def moved(self) -> Tensor:
         return self.update != 0
-
-    @cached_property
-    def decay(self) -> Tensor:
-        """What decay takes off the weights, or adds to the gradient."""
-        strength = self.decay_rate if self.is_decoupled else self.settings.weight_decay
-        return strength * self.p_before
 
 
 def _squares(values: Tensor) -> Tensor:
@@ -236,11 +269,11 @@ _LINES: dict[str, _Line] = {
     ).sum(),
     "max_exp_avg_sq_sum": lambda e: e.zero if e.v_max is None else e.v_max.sum(),
     "active": lambda e: e.active.sum(),
-    "entered_squares": lambda e: _squares(e.entered),
-    "exp_avg_times_entered": lambda e: e.m.dot(e.entered),
-    "denominator_sum": lambda e: e.denominator.sum(),
-    "entered_over_second_moment": lambda e: _over(
-        e.active, e.entered**2 / e.v_own.clamp(min=e.settings.eps**2)
+    "effective_grad_squares": lambda e: _squares(e.effective),
+    "exp_avg_times_effective_grad": lambda e: e.m.dot(e.effective),
+    "exp_avg_sq_roots": lambda e: (e.v if e.v_max is None else e.v_max).sqrt().sum(),
+    "grad_over_second_moment": lambda e: _over(
+        e.active, e.effective**2 / e.v_own.clamp(min=e.settings.eps**2)
     ).sum(),
     "second_moment_positive": lambda e: e.has_second_moment.sum(),
     "signal": lambda e: _over(e.has_second_moment, (e.m_hat**2 / e.v_own).clamp(max=1)).sum(),
@@ -252,42 +285,33 @@ _LINES: dict[str, _Line] = {
     "energy_lost_to_eps": lambda e: (
         _over(e.has_denominator, e.u) ** 2 * e.eps_share * (2 + e.eps_share)
     ).sum(),
-    "exp_avg_sq_zero": lambda e: ((e.v == 0) & (e.entered != 0)).sum(),
-    "direction_squares": lambda e: _squares(e.u),
-    "direction_large": lambda e: (e.u.abs() > 0.8).sum(),
-    "update_squares": lambda e: _squares(e.update),
+    "exp_avg_sq_zero": lambda e: ((e.v == 0) & (e.effective != 0)).sum(),
+    "normalized_update_squares": lambda e: _squares(e.u),
+    "normalized_update_large": lambda e: (e.u.abs() > 0.8).sum(),
     "update_nonzero": lambda e: e.moved.sum(),
     "update_lost": lambda e: (e.moved & e.rounds_to_itself("parameter", e.p - e.update, e.p)).sum(),
     "weight_nonzero": lambda e: (e.p != 0).sum(),
-    "decay_squares": lambda e: _squares(e.decay),
-    "decay_times_update": lambda e: e.decay.dot(e.update),
     "decay_lost": lambda e: (
         (e.p != 0) & e.rounds_to_itself("parameter", e.p * (1 - e.decay_rate), e.p)
     ).sum(),
-    "equilibrium_squares": lambda e: (
-        e.scalar(e.p.numel() * e.settings.lr / (2 * e.settings.weight_decay))
-        if e.settings.weight_decay > 0
-        else e.zero
+    "undecayed_squares": lambda e: _squares(e.undecayed),
+    "undecayed_times_update": lambda e: e.undecayed.dot(e.u),
+    "undecayed_over_denominator_squares": lambda e: (
+        _squares(e.undecayed / (e.denominator + e.settings.eps)) if e.is_coupled else e.zero
     ),
     "grad_max_abs": lambda e: _largest(e.g.abs()),
     "exp_avg_max_abs": lambda e: _largest(e.m.abs()),
     "exp_avg_sq_largest": lambda e: _largest(e.v),
-    "direction_max_abs": lambda e: _largest(_over(e.active, e.u.abs(), -math.inf)),
-    "lr": lambda e: e.setting(e.settings.lr),
-    "beta1": lambda e: e.setting(e.settings.beta1),
-    "beta2": lambda e: e.setting(e.settings.beta2),
-    "eps": lambda e: e.setting(e.settings.eps),
-    "weight_decay": lambda e: e.setting(e.settings.weight_decay),
-    "decay_rate": lambda e: e.setting(e.decay_rate),
-    "step": lambda e: e.setting(e.step),
+    "normalized_update_max_abs": lambda e: _largest(_over(e.active, e.u.abs(), -math.inf)),
+    **{name: (lambda e, name=name: e.setting(name)) for name in HYPERPARAMETERS},  # type: ignore[misc]
 }
-"""How each column is computed over a piece; `skipped_steps` belongs to no tensor."""
+"""How each column is computed over a piece."""
 
 _MAGNITUDES: dict[str, _Line] = {
     "grad": lambda e: e.g.abs(),
     "exp_avg": lambda e: e.m_hat.abs(),
     "denominator": lambda e: e.denominator,
-    "direction": lambda e: e.u.abs(),
+    "normalized_update": lambda e: e.u.abs(),
 }
 """What each histogram counts."""
 
@@ -299,18 +323,18 @@ def _exponents(magnitudes: Tensor) -> Tensor:
     return (exponents - (1023 - 127)).clamp_(0, BINS - 1)
 
 
-def _elements(view: TensorView) -> Iterator[_Elements]:
+def _elements(state: ParamState) -> Iterator[_Elements]:
     """The elements of a tensor, piece by piece."""
     tensors = {
-        "parameter": view.parameter,
-        "grad": view.grad,
-        "exp_avg": view.exp_avg,
-        "exp_avg_sq": view.exp_avg_sq,
-        "max_exp_avg_sq": view.max_exp_avg_sq,
+        "parameter": state.parameter,
+        "grad": state.grad,
+        "exp_avg": state.exp_avg,
+        "exp_avg_sq": state.exp_avg_sq,
+        "max_exp_avg_sq": state.max_exp_avg_sq,
     }
     present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     for piece in _pieces(list(present.values())):
-        yield _Elements(view, **dict(zip(present, piece, strict=True)))
+        yield _Elements(state, **dict(zip(present, piece, strict=True)))
 
 
 def _pieces(tensors: list[Tensor]) -> Iterator[list[Tensor]]:

@@ -1,0 +1,308 @@
+"""The columns of a measurement, and the accumulators that they add up to.
+
+A kernel returns one row a tensor: the columns of `COLUMNS`. Those of `DERIVED` follow from them and
+from the hyperparameters; they are computed on the host in float64, once for all kernels. An
+accumulator is a column over a subset of the tensors. The symbols are those of `catalogue.py`.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum, IntFlag
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+
+class Capabilities(IntFlag):
+    """What can be read of an optimizer, beside its parameters and hyperparameters."""
+
+    SETTINGS = 0
+    """Nothing else."""
+    GRADIENT = 1
+    """The gradients that the step used: the step leaves them unchanged."""
+    FIRST_MOMENT = 2
+    """`exp_avg`."""
+    SECOND_MOMENT = 4
+    """`exp_avg_sq`."""
+    STORAGE = 8
+    """`exp_avg_sq` is stored in its dtype, and decays in it by `betas[1]`."""
+    STEP = 16
+    """The step is Adam's or AdamW's: u, p₀ and g̃ follow from the state and the gradient."""
+    ALL = GRADIENT | FIRST_MOMENT | SECOND_MOMENT | STORAGE | STEP
+
+
+class Column(NamedTuple):
+    """One number of a tensor."""
+
+    formula: str
+    is_maximum: bool
+    """Whether the largest value counts, over elements and shards; other columns add up."""
+    needs: Capabilities
+
+    @property
+    def empty(self) -> float:
+        """The value of a tensor without elements."""
+        return -math.inf if self.is_maximum else 0.0
+
+
+def _total(formula: str, needs: Capabilities = Capabilities.STEP) -> Column:
+    return Column(f"Σ {formula}", False, needs)
+
+
+def _count(formula: str, needs: Capabilities = Capabilities.STEP) -> Column:
+    return Column(f"number of elements {formula}".rstrip(), False, needs)
+
+
+def _largest(formula: str, needs: Capabilities = Capabilities.STEP) -> Column:
+    return Column(f"max {formula}", True, needs)
+
+
+SETTINGS, GRADIENT = Capabilities.SETTINGS, Capabilities.GRADIENT
+FIRST, SECOND = Capabilities.FIRST_MOMENT, Capabilities.SECOND_MOMENT
+STORED = SECOND | Capabilities.STORAGE
+EFFECTIVE = GRADIENT | Capabilities.STEP
+KINDS = (GRADIENT, FIRST, SECOND, Capabilities.STORAGE, Capabilities.STEP)
+"""The capabilities, one by one."""
+HYPERPARAMETERS = ("lr", "beta1", "beta2", "eps", "weight_decay", "step")
+"""Columns that hold a hyperparameter of the tensor, or its step."""
+COLUMNS: dict[str, Column] = {
+    "elements": _count("", SETTINGS),
+    "grad_squares": _total("g²", GRADIENT),
+    "grad_zero": _count("with g = 0", GRADIENT),
+    "exp_avg_sum": _total("m", FIRST),
+    "exp_avg_squares": _total("m²", FIRST),
+    "weight_squares": _total("p²", SETTINGS),
+    "nonfinite": _count("with a non-finite g, m, v or p", GRADIENT | FIRST),
+    "exp_avg_sq_sum": _total("v", SECOND),
+    "exp_avg_sq_subnormal": _count("with 0 < v < the smallest normal of v's dtype", STORED),
+    "exp_avg_sq_stalled": _count("with v > 0 and fl(β2·v) = v", STORED),
+    "max_exp_avg_sq_sum": _total("max_exp_avg_sq; 0 without amsgrad"),
+    "active": _count("that are active"),
+    "effective_grad_squares": _total("g̃²", EFFECTIVE),
+    "exp_avg_times_effective_grad": _total("m·g̃", EFFECTIVE),
+    "exp_avg_sq_roots": _total("√v, with amsgrad √max_exp_avg_sq"),
+    "grad_over_second_moment": _total("g̃²/max(ṽ, ε²) over active elements", EFFECTIVE),
+    "second_moment_positive": _count("with ṽ > 0"),
+    "signal": _total("min(m̂²/ṽ, 1) over ṽ > 0"),
+    "eps_dominated": _count("that are active, with √v̂ < ε"),
+    "denominator_share": _total("√v̂/(√v̂+ε) over active elements"),
+    "energy_without_eps": _total("m̂²/v̂ over v̂ > 0"),
+    "energy_lost_to_eps": _total("u²r(2+r) over v̂ > 0, r = ε/√v̂"),
+    "exp_avg_sq_zero": _count("with v = 0 and g̃ ≠ 0", EFFECTIVE),
+    "normalized_update_squares": _total("u²"),
+    "normalized_update_large": _count("with |u| > 0.8"),
+    "update_nonzero": _count("with ηu ≠ 0"),
+    "update_lost": _count("with ηu ≠ 0 and fl(p-ηu) = p"),
+    "weight_nonzero": _count("with p ≠ 0"),
+    "decay_lost": _count("with p ≠ 0 and fl(p(1-ηλ)) = p"),
+    "undecayed_squares": _total("(p+ηu)²"),
+    "undecayed_times_update": _total("(p+ηu)·u"),
+    "undecayed_over_denominator_squares": _total("((p+ηu)/(√v̂+ε))² under coupled decay, else 0"),
+    "grad_max_abs": _largest("|g|", GRADIENT),
+    "exp_avg_max_abs": _largest("|m|", FIRST),
+    "exp_avg_sq_largest": _largest("v", SECOND),
+    "normalized_update_max_abs": _largest("|u| over active elements"),
+    "lr": _largest("η", SETTINGS),
+    "beta1": _largest("β1", SETTINGS),
+    "beta2": _largest("β2", SETTINGS),
+    "eps": _largest("ε", SETTINGS),
+    "weight_decay": _largest("λ", SETTINGS),
+    "step": _largest("t", SETTINGS),
+}
+"""What a kernel returns, by name: sums and counts, then maxima."""
+GIVEN: dict[str, Column] = {
+    "grad_squares_before_clip": _total("g² before clipping; NaN if not measured", GRADIENT),
+    "loss_scale": _largest("the GradScaler's scale; NaN without one", SETTINGS),
+    "skipped_steps": _largest("the optimizer's skipped steps", SETTINGS),
+}
+"""What the caller of a measurement knows, and no kernel."""
+
+
+class Derived(NamedTuple):
+    """A column that follows from others."""
+
+    column: Column
+    sources: tuple[str, ...]
+    compute: Callable[..., Array]
+
+
+def _derived(formula: str, compute: Callable[..., Array], *, is_maximum: bool = False) -> Derived:
+    """A derived column; the names of the function's arguments are its sources."""
+    sources = compute.__code__.co_varnames[: compute.__code__.co_argcount]
+    needs = Capabilities.SETTINGS
+    for name in sources:
+        needs |= COLUMNS[name].needs
+    make = _largest if is_maximum else _total
+    return Derived(make(formula, needs), sources, compute)
+
+
+DERIVED: dict[str, Derived] = {
+    "update_squares": _derived(
+        "(ηu)²", lambda lr, normalized_update_squares: lr**2 * normalized_update_squares
+    ),
+    "denominator_sum": _derived(
+        "√v̂",
+        lambda exp_avg_sq_roots, beta2, step: exp_avg_sq_roots / np.sqrt(1 - beta2**step),
+    ),
+    "previous_exp_avg_squares": _derived(
+        "(β1·m₋₁)²",
+        lambda exp_avg_squares, exp_avg_times_effective_grad, effective_grad_squares, beta1: (
+            exp_avg_squares
+            - 2 * (1 - beta1) * exp_avg_times_effective_grad
+            + (1 - beta1) ** 2 * effective_grad_squares
+        ),
+    ),
+    "previous_exp_avg_times_grad": _derived(
+        "β1·m₋₁·g̃",
+        lambda exp_avg_times_effective_grad, effective_grad_squares, beta1: (
+            exp_avg_times_effective_grad - (1 - beta1) * effective_grad_squares
+        ),
+    ),
+    "rms_ratio": _derived(
+        "√mean(g̃²/max(ṽ, ε²)) of a tensor",
+        lambda grad_over_second_moment, active: np.where(
+            active == 0, -np.inf, np.sqrt(grad_over_second_moment / active)
+        ),
+        is_maximum=True,
+    ),
+    "update_to_weight": _derived(
+        "‖ηu‖/‖p‖ of a tensor",
+        lambda lr, normalized_update_squares, weight_squares: np.where(
+            weight_squares == 0, -np.inf, lr * np.sqrt(normalized_update_squares / weight_squares)
+        ),
+        is_maximum=True,
+    ),
+    "decay_rate": _derived("ηλ", lambda lr, weight_decay: lr * weight_decay, is_maximum=True),
+    "decay_squares": _derived(
+        "(ηλp₀)² of decoupled decay",
+        lambda lr, weight_decay, undecayed_squares: (
+            _decay_strength(lr, weight_decay) ** 2 * undecayed_squares
+        ),
+    ),
+    "decay_times_update": _derived(
+        "ηλp₀·ηu of decoupled decay",
+        lambda lr, weight_decay, undecayed_times_update: (
+            _decay_strength(lr, weight_decay) * lr * undecayed_times_update
+        ),
+    ),
+    "equilibrium_squares": _derived(
+        "η/(2λ)", lambda elements, lr, weight_decay: elements * lr / (2 * weight_decay)
+    ),
+    "decay_step_squares": _derived(
+        "(ηλp₀/(√v̂+ε))² of coupled decay",
+        lambda lr, weight_decay, undecayed_over_denominator_squares: (
+            (lr * weight_decay) ** 2 * undecayed_over_denominator_squares
+        ),
+    ),
+    "decay_grad_squares": _derived(
+        "(λp₀)² of coupled decay",
+        lambda weight_decay, undecayed_squares: weight_decay**2 * undecayed_squares,
+    ),
+}
+"""What is computed of `COLUMNS`, by name."""
+
+
+def _decay_strength(lr: Array, weight_decay: Array) -> Array:
+    """What makes ηλp₀ of p+ηu = (1-ηλ)p₀."""
+    return lr * weight_decay / (1 - lr * weight_decay)
+
+
+ALL_COLUMNS: dict[str, Column] = {
+    **COLUMNS,
+    **GIVEN,
+    **{name: derived.column for name, derived in DERIVED.items()},
+}
+
+
+class ParamSubset(Enum):
+    """The tensors that an accumulator is taken over."""
+
+    ALL = "all tensors"
+    DECOUPLED = "tensors under decoupled decay"
+    COUPLED = "tensors under coupled decay"
+    AMSGRAD = "tensors with amsgrad"
+
+
+class Accumulator(NamedTuple):
+    """The sum, or the largest value, of a column over tensors."""
+
+    column: str
+    subset: ParamSubset = ParamSubset.ALL
+    is_negated: bool = False
+    """Whether it is the largest value of the negated column: its smallest value, negated."""
+
+    @property
+    def is_maximum(self) -> bool:
+        """Whether the largest value counts; other accumulators add up."""
+        return ALL_COLUMNS[self.column].is_maximum
+
+    @property
+    def needs(self) -> Capabilities:
+        """What has to be readable of an optimizer."""
+        needs = ALL_COLUMNS[self.column].needs
+        return needs if self.subset is ParamSubset.ALL else needs | Capabilities.STEP
+
+
+def sources_of(columns: Iterable[str]) -> list[str]:
+    """The columns of `COLUMNS` and `GIVEN` that columns are computed from, in their order.
+
+    Example:
+        >>> sources_of(["decay_rate", "grad_zero"])
+        ['grad_zero', 'lr', 'weight_decay']
+    """
+    needed = {
+        source
+        for name in columns
+        for source in (DERIVED[name].sources if name in DERIVED else (name,))
+    }
+    return [name for name in (*COLUMNS, *GIVEN) if name in needed]
+
+
+def column_values(name: str, known: Mapping[str, Array]) -> Array:
+    """The values of a column, one a tensor.
+
+    Args:
+        name: The column.
+        known: The columns of `sources_of([name])`.
+
+    Example:
+        >>> column_values("decay_rate", {"lr": np.array([0.1]), "weight_decay": np.array([0.5])})
+        array([0.05])
+    """
+    if name not in DERIVED:
+        return known[name]
+    derived = DERIVED[name]
+    return derived.compute(*(known[source] for source in derived.sources))
+
+
+def _over(subset: ParamSubset, prefix: str, columns: Iterable[str]) -> dict[str, Accumulator]:
+    return {f"{prefix}_{column}": Accumulator(column, subset) for column in columns}
+
+
+def _smallest(columns: Iterable[str]) -> dict[str, Accumulator]:
+    return {
+        f"negated_smallest_{column}": Accumulator(column, is_negated=True) for column in columns
+    }
+
+
+_OF_DECOUPLED = (
+    *("decay_squares", "update_squares", "decay_times_update", "weight_squares"),
+    *("equilibrium_squares", "weight_nonzero", "decay_lost", "decay_rate"),
+)
+_OF_COUPLED = ("decay_step_squares", "decay_grad_squares", "grad_squares")
+_OF_SUBSETS = {*_OF_DECOUPLED, *_OF_COUPLED, "max_exp_avg_sq_sum"} - {
+    *("update_squares", "weight_squares", "grad_squares")
+}
+"""Columns that have a meaning over a subset only."""
+ACCUMULATORS: dict[str, Accumulator] = {
+    **{name: Accumulator(name) for name in ALL_COLUMNS if name not in _OF_SUBSETS},
+    **_smallest(HYPERPARAMETERS),
+    **_over(ParamSubset.AMSGRAD, "amsgrad", ("exp_avg_sq_sum", "max_exp_avg_sq_sum")),
+    **_over(ParamSubset.COUPLED, "coupled", ("elements", *_OF_COUPLED)),
+    **_over(ParamSubset.DECOUPLED, "decoupled", ("elements", *_OF_DECOUPLED)),
+    "negated_smallest_decoupled_decay_rate": Accumulator("decay_rate", ParamSubset.DECOUPLED, True),
+}
+"""What statistics are derived from, by name; adds up over tensors, groups and ranks."""

@@ -1,36 +1,51 @@
 """The CPU kernel: one pass over all tensors, compiled by numba, on torch's number of threads.
 
-The tensors are cut into items, which torch's own threads take in turns. numba's would load a second
-OpenMP beside torch's, which slows the training step that follows; threads of ours have to share the
-processors with torch's, and stand in only where torch has another OpenMP than libgomp. Tensors
-whose elements float32 does not do justice to are left to `eager`.
+The tensors are cut into items, which torch's own threads take in turns. numba's threads would load
+a second OpenMP beside torch's, which slows the training step that follows; threads of our own have
+to share the processors with torch's, and stand in only where torch has another OpenMP than libgomp.
+
+Tensors whose elements are outside the range of float32 are measured again in float64, and from then
+on in float64 only, until float32 would do. `eager` measures what has a dtype that these loops do
+not read.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_adam._compat.numba import has_compiled
 from lightning_adam._compat.openmp import run_in_team
-from lightning_adam.statistics.accumulators import COLUMNS
+from lightning_adam.statistics.columns import COLUMNS, HYPERPARAMETERS
 from lightning_adam.statistics.histograms import BINS, QUANTITIES
 from lightning_adam.statistics.kernels import eager
 from lightning_adam.statistics.kernels.numba_loops import (
     BLOCK,
+    KINDS,
     ROW,
     STORED,
     Array,
     Factors,
-    Maxima,
+    add_grad_squares,
     add_items,
+    add_items_exact,
     count_items,
+    count_items_exact,
+    read_steps,
 )
-from lightning_adam.statistics.views import TensorView, lie_alike
+from lightning_adam.statistics.param_states import (
+    MAX_DEQUANTIZED,
+    ParamStates,
+    addresses_of,
+    in_parts,
+    same_layout,
+)
 
 ITEM = 32 * BLOCK
 """Elements of an item, at least: half a megabyte of float32."""
@@ -40,17 +55,20 @@ TURN = 8 * ITEM
 """Elements that a thread takes at a time, at least: some tenths of a millisecond."""
 SAFE = (1e-15, 1e15)
 """Magnitudes whose squares float32 holds with all digits."""
+SAFE_EPS = (1e-30, 1e30)
+"""Values of eps whose inverse float32 holds with all digits; they are not squared."""
 CANCELLED = 1e-3
-"""The share of Σp² that Σp₀² has to reach: below, float32 has lost two digits of p₀ or more."""
+"""The share of Σp² that Σ(p+ηu)² has to reach: below, float32 has lost two digits of it or more."""
 Result = TypeVar("Result")
+Work = Callable[[Iterator[tuple[int, int]]], Result]
 
 
-def measure(views: Sequence[TensorView], columns: Sequence[str]) -> Tensor:
-    """What the columns say of each tensor.
+def measure(states: ParamStates, columns: Sequence[str]) -> Tensor:
+    """Returns the columns of each tensor.
 
     Args:
-        views: Tensors on the CPU, at least one, right after the step.
-        columns: Names of `COLUMNS`, in their order.
+        states: Parameters on the CPU, at least one, right after the step.
+        columns: Names of `COLUMNS`.
 
     Returns:
         The matrix `[tensors, columns]` in float64.
@@ -60,177 +78,89 @@ def measure(views: Sequence[TensorView], columns: Sequence[str]) -> Tensor:
         >>> adam = torch.optim.Adam(layer.parameters())
         >>> layer(torch.ones(3)).sum().backward()
         >>> adam.step()
-        >>> from lightning_adam.statistics.views import Views
-        >>> measure(Views().after_step(adam), ["elements", "grad_squares", "grad_max_abs"])
+        >>> from lightning_adam.statistics.param_states import StateReader
+        >>> states = StateReader().after_step(adam)
+        >>> measure(states, ["elements", "grad_squares", "grad_max_abs"])
         tensor([[12., 12.,  1.]], dtype=torch.float64)
     """
-    rows = np.empty((len(views), len(columns)))
-    is_left = np.ones(len(views), dtype=bool)
+    prepared = _prepared(states)
+    rows = np.empty((len(columns), len(states)))
+    settings = prepared.settings(states)
     with np.errstate(all="ignore"):
-        for batch in _batches(views):
-            row = batch.added_up()
-            known = batch.columns(row)
-            rows[batch.positions] = np.stack([known[name] for name in columns], axis=1)
-            is_left[batch.positions] = ~batch.is_measured(row)
-    measured = torch.from_numpy(rows)
-    left = is_left.nonzero()[0].tolist()
-    if left:
-        measured[left] = eager.measure([views[each] for each in left], columns)
+        for batch in prepared.batches:
+            row = batch.measure(states, settings)
+            for place, name in enumerate(columns):
+                rows[place, batch.indexes] = row[name]
+    measured = torch.from_numpy(rows).T
+    for indexes, part in prepared.others(states):
+        measured[indexes] = (eager.measure if part.is_foreign else measure)(part.states, columns)
     return measured
 
 
-def count_exponents(views: Sequence[TensorView], groups: Sequence[int]) -> Tensor:
-    """Active elements by the binary exponent of each of `QUANTITIES`, for each group of tensors.
+def count_exponents(states: ParamStates, groups: Sequence[int], number: int) -> Tensor:
+    """Counts active elements by the binary exponent of each of `QUANTITIES`, a group of tensors.
 
     Args:
-        views: Tensors on the CPU, at least one, right after the step.
-        groups: The position of each tensor's group in what is returned.
+        states: Parameters on the CPU, at least one, right after the step.
+        groups: Index of each tensor's group in the result.
+        number: Number of groups.
 
     Returns:
-        Counts, `[groups, len(QUANTITIES), BINS]` in int64.
+        Counts, `[number, len(QUANTITIES), BINS]` in int64.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.zeros(5))
         >>> adam = torch.optim.Adam([weight])
         >>> weight.grad = torch.ones(5)
         >>> adam.step()
-        >>> from lightning_adam.statistics.views import Views
-        >>> int(count_exponents(Views().after_step(adam), [0])[0, 0, 127])
+        >>> from lightning_adam.statistics.param_states import StateReader
+        >>> int(count_exponents(StateReader().after_step(adam), [0], 1)[0, 0, 127])
         5
     """
-    counts = np.zeros((max(groups) + 1, len(QUANTITIES), BINS), np.int64)
-    is_left = np.ones(len(views), dtype=bool)
-    for batch in _batches(views):
-        counts += batch.counted(np.array(groups)[batch.positions], counts.shape)
-        is_left[batch.positions] = False
-    left = is_left.nonzero()[0].tolist()
-    if left:
-        of_left = eager.count_exponents([views[at] for at in left], [groups[at] for at in left])
-        counts[: len(of_left)] += of_left.numpy()
-    return torch.from_numpy(counts)
+    prepared = _prepared(states)
+    counts = np.zeros((number, len(QUANTITIES), BINS), np.int64)
+    settings = prepared.settings(states)
+    own = np.array(groups, dtype=np.int64)
+    with np.errstate(all="ignore"):
+        for batch in prepared.batches:
+            batch.count(states, settings, own[batch.indexes], counts)
+    counted = torch.from_numpy(counts)
+    for indexes, part in prepared.others(states):
+        count = eager.count_exponents if part.is_foreign else count_exponents
+        counted += count(part.states, [groups[index] for index in indexes], number)
+    return counted
 
 
-class _Batch:
-    """Tensors that one compiled function measures.
+def grad_squares(grads: Sequence[Tensor]) -> Tensor:
+    """Returns Σg² of gradients; NaN for sparse ones.
 
     Args:
-        positions: Where they stand among all.
-        views: The tensors.
-        dtypes: Those of their p, g, m, v and max_exp_avg_sq.
-        is_coupled: Whether they are under coupled decay.
+        grads: Gradients on the CPU.
+
+    Returns:
+        The sums, `[gradients]` in float64.
+
+    Example:
+        >>> grad_squares([torch.tensor([3.0, 4.0])])
+        tensor([25.], dtype=torch.float64)
     """
-
-    def __init__(
-        self,
-        positions: list[int],
-        views: Sequence[TensorView],
-        dtypes: Sequence[torch.dtype],
-        is_coupled: bool,
-    ) -> None:
-        self.positions = positions
-        self.is_coupled = is_coupled
-        self.elements = np.array([view.parameter.numel() for view in views])
-        self.settings = _settings(views)
-        with np.errstate(all="ignore"):
-            self.factors = _factors(self.settings, torch.finfo(dtypes[3]).tiny)
-            rate = self.settings.lr * self.settings.weight_decay
-            self.decay = self.settings.weight_decay if is_coupled else rate / (1 - rate)
-        self.items, self.firsts = _items(self.elements)
-        self.arguments = (
-            self.items,
-            _addresses(views),
-            self.factors,
-            *(None if dtype is None else STORED[dtype] for dtype in dtypes),
-            True if is_coupled else None,
-        )
-
-    def added_up(self) -> dict[str, Array]:
-        """The row of each tensor, by name."""
-        rows = np.zeros((len(self.items), len(ROW)))
-
-        def work(turns: Iterator[tuple[int, int]]) -> None:
-            for turn in turns:
-                add_items(*turn, *self.arguments, rows)
-
-        _in_threads(work, _turns(self.items))
-        maxima = len(Maxima._fields)
-        sums = np.add.reduceat(rows[:, :-maxima], self.firsts)
-        bits = np.maximum.reduceat(rows[:, -maxima:], self.firsts)
-        largest = bits.astype(np.int32).view(np.float32).astype(np.float64)
-        return dict(zip(ROW, [*sums.T, *largest.T], strict=True))
-
-    def counted(self, groups: Array, shape: tuple[int, ...]) -> Array:
-        """The counts by group, quantity and exponent."""
-
-        def work(turns: Iterator[tuple[int, int]]) -> Array:
-            counts = np.zeros(shape, np.int64)
-            for turn in turns:
-                count_items(*turn, *self.arguments, groups, counts)
-            return counts
-
-        counts: Array = np.sum(_in_threads(work, _turns(self.items)), axis=0)
-        return counts
-
-    def columns(self, row: dict[str, Array]) -> dict[str, Array]:
-        """What the row and the settings say of each of `COLUMNS`."""
-        of = self.settings
-        known = (
-            row
-            | of._asdict()
-            | {
-                "elements": self.elements.astype(np.float64),
-                "nonfinite": np.zeros(len(self.elements)),
-                "update_squares": of.lr**2 * row["direction_squares"],
-                "decay_squares": self.decay**2 * row["undecayed_squares"],
-                "decay_times_update": self.decay * of.lr * row["undecayed_times_direction"],
-                "equilibrium_squares": np.where(
-                    of.weight_decay > 0, self.elements * of.lr / (2 * of.weight_decay), 0
-                ),
-                "decay_rate": of.lr * of.weight_decay,
-                "direction_max_abs": np.where(row["active"] > 0, row["direction_max_abs"], -np.inf),
-            }
-        )
-        if not self.is_coupled:
-            known["entered_squares"] = row["grad_squares"]
-            known["exp_avg_times_entered"] = of.sign * row["exp_avg_times_entered"]
-        is_empty = self.elements == 0
-        return {
-            name: np.where(is_empty, column.nothing, known[name]) if is_empty.any() else known[name]
-            for name, column in COLUMNS.items()
-            if name in known
-        }
-
-    def is_measured(self, row: dict[str, Array]) -> Array:
-        """Whether float32 holds all factors and the squares of what is summed, and tells p₀."""
-        moved = row["exp_avg_max_abs"] * row["second_moment_positive"]
-        entered = row["entered_squares"] if self.is_coupled else row["grad_max_abs"]
-        is_measured: Any = np.isfinite(self.factors).all(axis=1) & np.isfinite(self.decay)
-        for magnitudes, source in (
-            (row["grad_max_abs"], row["grad_max_abs"]),
-            (row["exp_avg_max_abs"], row["exp_avg_max_abs"]),
-            (np.sqrt(row["exp_avg_sq_largest"]), row["exp_avg_sq_largest"]),
-            (row["direction_max_abs"], row["direction_max_abs"]),
-            (_root_mean(row["weight_squares"], row["weight_nonzero"]), row["weight_nonzero"]),
-            (_root_mean(row["entered_squares"], row["active"]), row["entered_squares"]),
-            (_root_mean(row["entered_over_second_moment"], row["active"]), entered),
-            (_root_mean(row["signal"], row["active"]), moved),
-            (_root_mean(row["energy_without_eps"], row["active"]), moved),
-            (_root_mean(row["energy_lost_to_eps"], row["active"]), moved),
-        ):
-            is_measured &= (source == 0) | _is_safe(magnitudes)
-        if (self.decay > 0).any():
-            # Where p is all update, as after the first step from zero, p₀ is a small difference.
-            is_told = row["undecayed_squares"] >= CANCELLED * row["weight_squares"]
-            is_measured &= is_told | (self.decay == 0)
-        return np.asarray(is_measured)
+    is_read = [
+        grad.layout is torch.strided and grad.dtype in KINDS and grad.is_contiguous()
+        for grad in grads
+    ]
+    if not all(is_read):
+        return eager.grad_squares(grads)
+    items, firsts = _items(np.array([grad.numel() for grad in grads]))
+    addresses = np.array(addresses_of(grads))
+    kinds = np.array([KINDS[grad.dtype] for grad in grads])
+    squares = np.zeros(len(items))
+    _in_threads(_adding(add_grad_squares, items, addresses, kinds, squares), _turns(items))
+    return torch.from_numpy(np.add.reduceat(squares, firsts))
 
 
-def _root_mean(squares: Array, elements: Array) -> Array:
-    return np.sqrt(np.where(elements > 0, squares / np.maximum(elements, 1), 0))
-
-
-def _is_safe(magnitudes: Any) -> Any:
-    return (magnitudes >= SAFE[0]) & (magnitudes <= SAFE[1])
+def is_compiled() -> bool:
+    """Returns whether the loops have been compiled before, in this process or on this machine."""
+    return has_compiled(add_items)
 
 
 class _Settings(NamedTuple):
@@ -241,101 +171,300 @@ class _Settings(NamedTuple):
     beta2: Array
     eps: Array
     weight_decay: Array
-    decoupled: Array
     sign: Array
     step: Array
 
+    def at(self, indexes: Array) -> "_Settings":
+        return _Settings(*(each[indexes] for each in self))
 
-def _settings(views: Sequence[TensorView]) -> _Settings:
-    distinct = {id(view.settings): view.settings for view in views}
-    positions = {key: position for position, key in enumerate(distinct)}
-    table = np.array(
-        [
-            (
-                float(of.lr),
-                float(of.beta1),
-                float(of.beta2),
-                of.eps,
-                of.weight_decay,
-                of.decoupled,
-                -1.0 if of.maximize else 1.0,
+
+class _Others(NamedTuple):
+    """Tensors that no batch reads where they are."""
+
+    states: ParamStates
+    is_foreign: bool
+    """Whether their dtypes cannot be read; otherwise they are contiguous copies."""
+
+
+class _Prepared:
+    """What is kept between two measurements of tensors in the same places.
+
+    Args:
+        states: The tensors.
+    """
+
+    def __init__(self, states: ParamStates) -> None:
+        self.couplings = _couplings(states)
+        self.step_addresses, self.step_kinds = _step_addresses(states)
+        self._foreign: list[int] = []
+        self._gapped: list[int] = []
+        alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+        contiguous = all(
+            each is None or each.is_contiguous()
+            for each in chain(
+                states.parameter,
+                states.grad,
+                states.exp_avg,
+                states.exp_avg_sq,
+                states.max_exp_avg_sq,
             )
-            for of in distinct.values()
+        )
+        for index in range(len(states)):
+            state = states[index]
+            tensors = (state.parameter, state.grad, state.exp_avg, state.exp_avg_sq)
+            dtypes = tuple(None if each is None else each.dtype for each in tensors)
+            v_max = None if state.max_exp_avg_sq is None else state.max_exp_avg_sq.dtype
+            if not all(each in KINDS for each in dtypes) or (v_max not in (None, *KINDS)):
+                self._foreign.append(index)
+            elif not (contiguous or same_layout(state)):
+                self._gapped.append(index)
+            else:
+                key = (*dtypes, v_max, self.couplings[states.scopes.groups[index]])
+                alike[key].append(index)
+        self.batches = [
+            _Batch(states, indexes, dtypes, is_coupled)
+            for (*dtypes, is_coupled), indexes in alike.items()
         ]
-    )
-    of_views = table[[positions[id(view.settings)] for view in views]]
-    return _Settings(
-        lr=of_views[:, 0],
-        beta1=of_views[:, 1],
-        beta2=of_views[:, 2],
-        eps=of_views[:, 3],
-        weight_decay=of_views[:, 4],
-        decoupled=of_views[:, 5],
-        sign=of_views[:, 6],
-        step=np.array([float(view.step) for view in views]),
-    )
+
+    def settings(self, states: ParamStates) -> _Settings:
+        """The hyperparameters that the step used."""
+        if self.step_addresses is None:
+            steps = np.array([float(each) for each in states.step])
+        else:
+            steps = np.empty(len(states))
+            read_steps(self.step_addresses, self.step_kinds, steps)
+        table = np.array(
+            [
+                [float(getattr(of, name)) for name in ("lr", "beta1", "beta2", "eps")]
+                + [float(of.weight_decay), -1.0 if of.maximize else 1.0]
+                for of in states.settings
+            ]
+        )
+        return _Settings(*table[states.scopes.groups].T, steps)
+
+    def others(self, states: ParamStates) -> Iterator[tuple[list[int], _Others]]:
+        """The indexes and states of tensors that no batch reads, a few at a time."""
+        if self._foreign:
+            yield self._foreign, _Others(states.select(self._foreign), True)
+        place = {states.positions[index]: index for index in self._gapped}
+        for part in in_parts((states[index] for index in self._gapped), MAX_DEQUANTIZED):
+            copies = [
+                state._replace(
+                    **{
+                        name: tensor.contiguous()
+                        for name, tensor in state._asdict().items()
+                        if isinstance(tensor, Tensor) and name != "step"
+                    }
+                )
+                for state in part
+            ]
+            if copies:
+                indexes = [place[state.position] for state in copies]
+                yield indexes, _Others(ParamStates.of(copies), False)
 
 
-def _factors(of: _Settings, normal: float) -> Array:
-    columns = Factors(
-        first=1 / (1 - of.beta1**of.step),
-        root=1 / np.sqrt(1 - of.beta2**of.step),
-        eps=of.eps,
-        inverse_eps=1 / of.eps,
-        lr=of.lr,
-        sign=of.sign,
-        coupled=of.weight_decay,
-        decay_rate=of.lr * of.weight_decay,
-        forgotten=1 - of.beta2,
-        normal=np.full_like(of.lr, normal),
-    )
-    return np.stack(columns, axis=1).astype(np.float32)
+def _prepared(states: ParamStates) -> _Prepared:
+    known = states.layout.prepared.get("numba")
+    if known is None or known.couplings != _couplings(states):
+        known = states.layout.prepared["numba"] = _Prepared(states)
+    prepared: _Prepared = known
+    return prepared
 
 
-def _addresses(views: Sequence[TensorView]) -> Array:
-    """Of p, g, m, v and max_exp_avg_sq of each tensor; 0 for what there is not."""
-    # Attribute by attribute: with thousands of tensors, Python's calls cost more than the kernel.
-    columns = [
-        [0 if each is None else each.data_ptr() for each in tensors] for tensors in _tensors(views)
+def _couplings(states: ParamStates) -> list[bool]:
+    return [each.is_coupled for each in states.settings]
+
+
+def _step_addresses(states: ParamStates) -> tuple[Array | None, Array]:
+    """Addresses and dtypes of the steps; no addresses if they are not all tensors of the CPU."""
+    kinds = [
+        KINDS[each.dtype]
+        for each in states.step
+        if isinstance(each, Tensor)
+        and each.device.type == "cpu"
+        and each.dtype in (torch.float32, torch.float64)
     ]
-    return np.ascontiguousarray(np.array(columns).T)
+    if len(kinds) < len(states):
+        return None, np.array([])
+    return np.array(addresses_of(states.step)), np.array(kinds)
 
 
-def _tensors(views: Sequence[TensorView]) -> list[list[Tensor | None]]:
-    """All p, all g, all m, all v and all max_exp_avg_sq."""
-    return [
-        [view.parameter for view in views],
-        [view.grad for view in views],
-        [view.exp_avg for view in views],
-        [view.exp_avg_sq for view in views],
-        [view.max_exp_avg_sq for view in views],
-    ]
+class _Batch:
+    """Tensors that one compiled function measures.
+
+    Args:
+        states: All tensors.
+        indexes: Which of them.
+        dtypes: The dtypes of their p, g, m, v and max_exp_avg_sq.
+        is_coupled: Whether they are under coupled decay.
+    """
+
+    def __init__(
+        self,
+        states: ParamStates,
+        indexes: list[int],
+        dtypes: Sequence[torch.dtype | None],
+        is_coupled: bool,
+    ) -> None:
+        self.indexes = np.array(indexes)
+        self.coupled = True if is_coupled else None
+        self.amsgrad = None if dtypes[4] is None else True
+        own = states.select(indexes)
+        self.elements = np.array([each.numel() for each in own.parameter])
+        tensors = (own.parameter, own.grad, own.exp_avg, own.exp_avg_sq, own.max_exp_avg_sq)
+        self.addresses = np.ascontiguousarray(np.array(list(map(addresses_of, tensors))).T)
+        kinds = [-1 if each is None else KINDS[each] for each in dtypes]
+        self.kinds = np.tile(np.array(kinds), (len(indexes), 1))
+        v = dtypes[3]
+        self.normal = torch.finfo(v).tiny if v is not None else math.nan
+        self.tokens: list[Any] | None = None
+        if torch.float64 not in dtypes:
+            self.tokens = [None if each is None else STORED[each] for each in dtypes]
+        self.is_exact = np.full(len(indexes), self.tokens is None)
+        """Whether float64 measures a tensor."""
+        self.cut: dict[bytes, tuple[Array, Array, list[tuple[int, int]]]] = {}
+
+    def measure(self, states: ParamStates, settings: _Settings) -> dict[str, Array]:
+        """The columns of each tensor, by name."""
+        factors, of = self._refresh(states, settings)
+        row = np.zeros((len(self.indexes), len(ROW)))
+        is_exact = self.is_exact
+        if not is_exact.all():
+            self._add(row, ~is_exact, factors)
+            is_safe = self._is_safe(row, factors, of)
+            is_exact = is_exact | ~is_safe
+        if is_exact.any():
+            row[is_exact] = 0
+            self._add(row, is_exact, factors, exact=True)
+        if self.tokens is not None and is_exact.any():
+            is_exact = is_exact & ~self._is_safe(row, factors, of)
+        self.is_exact = is_exact
+        return self._columns(row, of)
+
+    def count(self, states: ParamStates, settings: _Settings, groups: Array, counts: Array) -> None:
+        """Adds the counts by group, quantity and exponent."""
+        factors, _ = self._refresh(states, settings)
+        for exact in (False, True):
+            chosen = self.is_exact if exact else ~self.is_exact
+            if chosen.any():
+                items, _, turns = self._cut(chosen)
+                function, arguments = self._call(exact, factors, count_items, count_items_exact)
+                work = _counting(function, (items, *arguments, groups), counts.shape)
+                counts += np.sum(_in_threads(work, turns), axis=0)
+
+    def _refresh(self, states: ParamStates, settings: _Settings) -> tuple[Array, _Settings]:
+        """The factors and hyperparameters of this step."""
+        grads = states.grad
+        if len(self.indexes) < len(states):
+            grads = [grads[index] for index in self.indexes]
+        self.addresses[:, 1] = addresses_of(grads)
+        of = settings if len(self.indexes) == len(states) else settings.at(self.indexes)
+        factors = Factors(
+            first=1 / (1 - of.beta1**of.step),
+            root=1 / np.sqrt(1 - of.beta2**of.step),
+            eps=of.eps,
+            inverse_eps=1 / of.eps,
+            lr=of.lr,
+            sign=of.sign,
+            coupled=of.weight_decay,
+            decay_rate=of.lr * of.weight_decay,
+            one_minus_beta2=1 - of.beta2,
+            normal=np.full_like(of.lr, self.normal),
+        )
+        return np.stack(factors, axis=1), of
+
+    def _call(
+        self, exact: bool, factors: Array, in_float32: Any, in_float64: Any
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """A compiled function and its arguments between the items and the result."""
+        if exact:
+            return in_float64, (self.addresses, self.kinds, factors, self.amsgrad, self.coupled)
+        assert self.tokens is not None
+        singles = factors.astype(np.float32)
+        return in_float32, (self.addresses, singles, *self.tokens, self.coupled)
+
+    def _add(self, row: Array, chosen: Array, factors: Array, exact: bool = False) -> None:
+        """Adds up the elements of some of the tensors."""
+        items, firsts, turns = self._cut(chosen)
+        rows = np.zeros((len(items), len(ROW)))
+        function, arguments = self._call(exact, factors, add_items, add_items_exact)
+        _in_threads(_adding(function, items, *arguments, rows), turns)
+        if len(items) > len(firsts):
+            sums = np.add.reduceat(rows[:, :-MAXIMA], firsts)
+            rows = np.hstack([sums, np.maximum.reduceat(rows[:, -MAXIMA:], firsts)])
+        if chosen.all():
+            row[:] = rows
+        else:
+            row[chosen] = rows
+
+    def _cut(self, chosen: Array) -> tuple[Array, Array, list[tuple[int, int]]]:
+        """The items of some of the tensors, each tensor's first, and the turns of the threads."""
+        key = b"" if chosen.all() else np.packbits(chosen).tobytes()
+        if key not in self.cut:
+            items, firsts = _items(self.elements[chosen])
+            items[:, 0] = np.flatnonzero(chosen)[items[:, 0]]
+            # Those of a measurement are asked for twice or thrice, and seldom change.
+            if len(self.cut) > 8:
+                self.cut.clear()
+            self.cut[key] = items, firsts, _turns(items)
+        return self.cut[key]
+
+    def _columns(self, row: Array, of: _Settings) -> dict[str, Array]:
+        known = dict(zip(ROW, row.T, strict=True))
+        known |= {name: getattr(of, name) for name in HYPERPARAMETERS}
+        known["elements"] = self.elements.astype(np.float64)
+        known["normalized_update_max_abs"] = np.where(
+            known["active"] > 0, known["normalized_update_max_abs"], -np.inf
+        )
+        if self.coupled is None:
+            known["effective_grad_squares"] = known["grad_squares"]
+        if not self.elements.all():
+            is_empty = self.elements == 0
+            for name, column in COLUMNS.items():
+                known[name] = np.where(is_empty, column.empty, known[name])
+        return known
+
+    def _is_safe(self, row: Array, factors: Array, of: _Settings) -> Array:
+        """Whether float32 holds all factors and the squares of the sums' terms, and p+ηu."""
+        known = dict(zip(ROW, row.T, strict=True))
+        active, nonzero = known["active"], known["weight_nonzero"]
+        moved = known["exp_avg_max_abs"] * known["second_moment_positive"]
+        effective = known["grad_max_abs"]
+        if self.coupled:
+            effective = known["effective_grad_squares"]
+        is_safe: Any = np.isfinite(factors.astype(np.float32)).all(axis=1)
+        is_safe &= (of.eps >= SAFE_EPS[0]) & (of.eps <= SAFE_EPS[1])
+        for magnitudes, source in (
+            (known["grad_max_abs"], known["grad_max_abs"]),
+            (known["exp_avg_max_abs"], known["exp_avg_max_abs"]),
+            (np.sqrt(known["exp_avg_sq_largest"]), known["exp_avg_sq_largest"]),
+            (known["normalized_update_max_abs"], known["normalized_update_max_abs"]),
+            (_root_mean(known["weight_squares"], nonzero), nonzero),
+            (_root_mean(known["grad_over_second_moment"], active), effective),
+            (_root_mean(known["signal"], active), moved),
+            (_root_mean(known["energy_without_eps"], active), moved),
+            (_root_mean(known["energy_lost_to_eps"], active), moved),
+        ):
+            is_safe &= (source == 0) | ((magnitudes >= SAFE[0]) & (magnitudes <= SAFE[1]))
+        if self.coupled:
+            for name in ("effective_grad_squares", "undecayed_over_denominator_squares"):
+                magnitudes = _root_mean(known[name], active)
+                is_safe &= (known[name] == 0) | ((magnitudes >= SAFE[0]) & (magnitudes <= SAFE[1]))
+        # Where p is all update, as after the first step from zero, p+ηu is a small difference.
+        is_told = known["undecayed_squares"] >= CANCELLED * known["weight_squares"]
+        return np.asarray(is_safe & (is_told | (of.weight_decay == 0)))
 
 
-def _batches(views: Sequence[TensorView]) -> Iterator[_Batch]:
-    """The tensors that can be measured, by what decides which function is compiled for them."""
-    tensors = _tensors(views)
-    dtypes = [[None if each is None else each.dtype for each in same] for same in tensors]
-    are_flat = all(each is None or each.is_contiguous() for same in tensors for each in same)
-    couplings = {
-        id(of): of.weight_decay > 0 and not of.decoupled if _is_safe(of.eps) else None
-        for of in {id(view.settings): view.settings for view in views}.values()
-    }
-    coupled = [couplings[id(view.settings)] for view in views]
-    alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-    for position, key in enumerate(zip(*dtypes, coupled, strict=True)):
-        alike[key].append(position)
-    for (*of, v_max, is_coupled), positions in alike.items():
-        is_stored = all(each in STORED for each in of) and (v_max is None or v_max in STORED)
-        if is_stored and is_coupled is not None:
-            chosen = [at for at in positions if are_flat or lie_alike(views[at])]
-            own = views if len(chosen) == len(views) else [views[at] for at in chosen]
-            if chosen:
-                yield _Batch(chosen, own, (*of, v_max), is_coupled)
+MAXIMA = 4
+"""The last columns of a row."""
+
+
+def _root_mean(squares: Array, elements: Array) -> Array:
+    return np.sqrt(np.where(elements > 0, squares / np.maximum(elements, 1), 0))
 
 
 def _items(elements: Array) -> tuple[Array, Array]:
-    """For each item its tensor, first element and end; and the position of each tensor's first."""
+    """For each item its tensor, first element and end; and the index of each tensor's first."""
     size = max(ITEM, math.ceil(elements.sum() / ITEMS / BLOCK) * BLOCK)
     items = np.maximum(-(-elements // size), 1)
     ends = np.cumsum(items)
@@ -352,9 +481,29 @@ def _turns(items: Array) -> list[tuple[int, int]]:
     return list(zip(firsts, [*firsts[1:], len(items)], strict=True))
 
 
-def _in_threads(
-    work: Callable[[Iterator[tuple[int, int]]], Result], turns: list[tuple[int, int]]
-) -> list[Result]:
+def _adding(function: Any, *arguments: Any) -> Work[None]:
+    """What adds up the items of turns."""
+
+    def work(turns: Iterator[tuple[int, int]]) -> None:
+        for turn in turns:
+            function(*turn, *arguments)
+
+    return work
+
+
+def _counting(function: Any, arguments: tuple[Any, ...], shape: tuple[int, ...]) -> Work[Array]:
+    """What counts the items of turns; each thread has counts of its own."""
+
+    def work(turns: Iterator[tuple[int, int]]) -> Array:
+        counts = np.zeros(shape, np.int64)
+        for turn in turns:
+            function(*turn, *arguments, counts)
+        return counts
+
+    return work
+
+
+def _in_threads(work: Work[Result], turns: list[tuple[int, int]]) -> list[Result]:
     """What the work returns in each of as many threads as torch has; they share the turns."""
     left = iter(turns)
     results: list[Result] = []

@@ -1,13 +1,15 @@
-"""The CPU kernel's loops, compiled by numba: over the elements of some tensors.
+"""The loops of the CPU kernel over the elements of some tensors, compiled by numba.
 
-To add a column, add a field to `Moments`, `Effects`, `Counts` or `Maxima` and its line to `_added`;
-what the settings alone tell stands in `numba.py`.
+To add a column, add a field to `Moments`, `Effects`, `Counts` or `Maxima` and its line to `_added`.
 
-Within a block sums run in float32, in as many lanes as the processor has, and are added up in
+Within a block, sums run in float32, in as many lanes as the processor has, and are added up in
 float64 from block to block: their relative error is that of a hundred additions. Only these
 additions may be reordered. Everything else is strict IEEE arithmetic, so that a rounding is the
-optimizer's own and NaN survives. What numba would type as int64 is kept to int32 by hand: one such
-number leaves the whole loop without vector instructions.
+optimizer's own and NaN survives. Numbers that numba would type as int64 are kept to int32 by hand:
+one of them leaves the whole loop without vector instructions.
+
+`add_items_exact` and `count_items_exact` are the same loops in float64, for elements outside the
+range of float32. They read a block of any dtype into buffers first, so one variant serves all.
 """
 
 from collections.abc import Callable
@@ -25,7 +27,10 @@ BLOCK = 1008
 """Elements that are added up in float32: a multiple of all numbers of lanes, and below 2^10."""
 
 STORED = {torch.float32: np.float32, torch.bfloat16: np.uint16, torch.float16: np.float16}
-"""How a dtype is named to the compiled functions; numpy has no bfloat16."""
+"""The type tokens of dtypes in the float32 loops; numpy has no bfloat16."""
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+"""The codes of dtypes in the float64 loops."""
+F32, BF16, F16, F64 = KINDS.values()
 
 Array = npt.NDArray[Any]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -39,29 +44,30 @@ class Moments(NamedTuple):
     """Sums of p, g, m, v and √v̂ alone."""
 
     grad_squares: float = ZERO
-    entered_squares: float = ZERO
+    effective_grad_squares: float = ZERO
     weight_squares: float = ZERO
     exp_avg_sum: float = ZERO
     exp_avg_squares: float = ZERO
     exp_avg_sq_sum: float = ZERO
     max_exp_avg_sq_sum: float = ZERO
-    exp_avg_times_entered: float = ZERO
-    denominator_sum: float = ZERO
-    entered_over_second_moment: float = ZERO
+    exp_avg_times_effective_grad: float = ZERO
+    exp_avg_sq_roots: float = ZERO
+    grad_over_second_moment: float = ZERO
     signal: float = ZERO
 
 
 class Effects(NamedTuple):
-    """Sums of what the step did."""
+    """Sums over the step."""
 
     denominator_share: float = ZERO
     energy_without_eps: float = ZERO
     energy_lost_to_eps: float = ZERO
-    direction_squares: float = ZERO
+    normalized_update_squares: float = ZERO
     undecayed_squares: float = ZERO
-    """Σ(p+ηu)²."""
-    undecayed_times_direction: float = ZERO
-    """Σ(p+ηu)u."""
+    undecayed_times_update: float = ZERO
+    undecayed_over_denominator_squares: float = ZERO
+    nonfinite: float = ZERO
+    """Counted in float64 only: there a block with NaN ends up."""
 
 
 class Counts(NamedTuple):
@@ -69,33 +75,41 @@ class Counts(NamedTuple):
 
     presence: int = NO
     second_moment: int = NO
-    direction: int = NO
+    update: int = NO
     weight: int = NO
 
 
 class Maxima(NamedTuple):
-    """Bits of the largest magnitudes, which order as the magnitudes do, NaN above all."""
+    """Bits of the largest magnitudes, which have the same order; NaN is above all."""
 
     grad_max_abs: int = NO
     exp_avg_max_abs: int = NO
     exp_avg_sq_largest: int = NO
-    direction_max_abs: int = NO
+    normalized_update_max_abs: int = NO
 
 
 COUNTS = (
     *("grad_zero", "active", "second_moment_positive"),
     *("exp_avg_sq_subnormal", "exp_avg_sq_stalled", "exp_avg_sq_zero"),
-    *("eps_dominated", "direction_large", "update_nonzero"),
+    *("eps_dominated", "normalized_update_large", "update_nonzero"),
     *("update_lost", "weight_nonzero", "decay_lost"),
 )
-"""What is counted, in the order of `Counts`."""
+"""The counts, in the order of `Counts`."""
 ROW = (*Moments._fields, *Effects._fields, *COUNTS, *Maxima._fields)
-"""What the compiled function returns for an item."""
-NOTHING = (Moments(), Effects(), Counts(), Maxima())
+"""The columns that the compiled functions return for an item."""
+_LONG = np.int64(0)
+_DOUBLE = np.float64(0)
+EMPTY = (Moments(), Effects(), Counts(), Maxima())
+EMPTY_EXACT = (
+    Moments(*[_DOUBLE] * len(Moments._fields)),
+    Effects(*[_DOUBLE] * len(Effects._fields)),
+    Counts(),
+    Maxima(*[_LONG] * len(Maxima._fields)),
+)
 
 
 class Factors(NamedTuple):
-    """What a tensor's elements are multiplied by or compared with, in float32."""
+    """The numbers of a tensor that its elements are multiplied by or compared with."""
 
     first: Any
     """1/(1-β1^t)."""
@@ -110,7 +124,7 @@ class Factors(NamedTuple):
     """λ if decay is coupled."""
     decay_rate: Any
     """ηλ."""
-    forgotten: Any
+    one_minus_beta2: Any
     """1-β2."""
     normal: Any
     """The smallest normal number of v's dtype."""
@@ -131,12 +145,13 @@ def _compiled(function: Function) -> Any:
 
 @intrinsic
 def _read(context: Any, address: Any, index: Any, stored: Any) -> Any:
-    """An element of a tensor as float32; None if there is no tensor."""
+    """An element of a tensor as float32, of a float64 tensor as float64; None without a tensor."""
     if isinstance(stored, types.NoneType):
         return types.none(address, index, stored), lambda context, *_: context.get_dummy_value()
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        element = ir.FloatType() if stored.dtype is types.float32 else ir.IntType(16)
+        wide = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
+        element = wide.get(stored.dtype, ir.IntType(16))
         pointer = builder.inttoptr(arguments[0], element.as_pointer())
         value = builder.load(builder.gep(pointer, [arguments[1]]))
         if stored.dtype is types.float16:
@@ -145,28 +160,51 @@ def _read(context: Any, address: Any, index: Any, stored: Any) -> Any:
             return _widened(builder, value)
         return value
 
-    return types.float32(types.int64, types.int64, stored), code
+    read = types.float64 if stored.dtype is types.float64 else types.float32
+    return read(types.int64, types.int64, stored), code
 
 
 @intrinsic
 def _rounded(context: Any, value: Any, stored: Any) -> Any:
-    """A float32 as it would be stored."""
+    """A number as it would be stored: a float32 by a token, a float64 by the code of a dtype."""
+    if isinstance(stored, types.Integer):
+        return types.float64(types.float64, stored), _round_to_kind
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        value = arguments[0]
         if stored.dtype is types.float16:
-            return builder.fpext(builder.fptrunc(value, ir.HalfType()), ir.FloatType())
+            return _through_half(builder, arguments[0])
         if stored.dtype is types.uint16:
-            # To the nearest, ties to even; NaN stays NaN but for its last bits.
-            bits = builder.bitcast(value, ir.IntType(32))
-            odd = builder.and_(builder.lshr(bits, bits.type(16)), bits.type(1))
-            bits = builder.add(builder.add(bits, odd), bits.type(0x7FFF))
-            return _widened(
-                builder, builder.trunc(builder.lshr(bits, bits.type(16)), ir.IntType(16))
-            )
-        return value
+            return _through_bfloat(builder, arguments[0])
+        return arguments[0]
 
     return types.float32(types.float32, stored), code
+
+
+def _round_to_kind(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    value, kind = arguments
+    # torch rounds a float64 to 16 bits by way of float32 too.
+    single = builder.fptrunc(value, ir.FloatType())
+    rounded = value
+    for code, narrow in (
+        (F32, single),
+        (BF16, _through_bfloat(builder, single)),
+        (F16, _through_half(builder, single)),
+    ):
+        is_kind = builder.icmp_signed("==", kind, kind.type(code))
+        rounded = builder.select(is_kind, builder.fpext(narrow, ir.DoubleType()), rounded)
+    return rounded
+
+
+def _through_half(builder: Any, value: Any) -> Any:
+    return builder.fpext(builder.fptrunc(value, ir.HalfType()), ir.FloatType())
+
+
+def _through_bfloat(builder: Any, value: Any) -> Any:
+    """To the nearest, ties to even; NaN stays NaN but for its last bits."""
+    bits = builder.bitcast(value, ir.IntType(32))
+    odd = builder.and_(builder.lshr(bits, bits.type(16)), bits.type(1))
+    bits = builder.add(builder.add(bits, odd), bits.type(0x7FFF))
+    return _widened(builder, builder.trunc(builder.lshr(bits, bits.type(16)), ir.IntType(16)))
 
 
 def _widened(builder: Any, bits: Any) -> Any:
@@ -177,10 +215,25 @@ def _widened(builder: Any, bits: Any) -> Any:
 
 @intrinsic
 def _bits(context: Any, value: Any) -> Any:
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.IntType(32))
+    """The bits of a number as an integer of its width."""
+    bits = types.int64 if value is types.float64 else types.int32
 
-    return types.int32(types.float32), code
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(bits.bitwidth))
+
+    return bits(value), code
+
+
+@intrinsic
+def _number(context: Any, bits: Any) -> Any:
+    """The number of these bits, as float64."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if bits is types.int64:
+            return builder.bitcast(arguments[0], ir.DoubleType())
+        return builder.fpext(builder.bitcast(arguments[0], ir.FloatType()), ir.DoubleType())
+
+    return types.float64(bits), code
 
 
 @intrinsic
@@ -220,21 +273,23 @@ def larger(largest: int, value: float) -> int:
 
 
 class Element(NamedTuple):
-    """What is of use to more than one column; the symbols are those of `catalogue.py`."""
+    """The terms that more than one column needs; the symbols are those of `catalogue.py`."""
 
+    root: float
+    """√v, with amsgrad √max_exp_avg_sq."""
     m_hat: float
     own_denominator: float
     """√ṽ."""
     denominator: float
     """√v̂."""
-    to_direction: float
+    over_denominator: float
     """1/(√v̂+ε)."""
     u: float
     update: float
     """ηu."""
     undecayed: float
     """p+ηu."""
-    entered: float
+    effective_grad: float
     """g̃."""
     is_active: bool
 
@@ -242,24 +297,26 @@ class Element(NamedTuple):
 @_inlined
 def _element(p: float, g: float, m: float, v: float, v_max: Any, by: Any, coupled: Any) -> Element:
     """One element; `v_max` is None without amsgrad, `coupled` without coupled decay."""
-    own_denominator = np.sqrt(v) * by.root
-    denominator = own_denominator if v_max is None else np.sqrt(v_max) * by.root
+    own_root = np.sqrt(v)
+    root = own_root if v_max is None else np.sqrt(v_max)
+    denominator = root * by.root
     m_hat = m * by.first
-    to_direction = ONE / (denominator + by.eps)
-    u = m_hat * to_direction
+    over_denominator = ONE / (denominator + by.eps)
+    u = m_hat * over_denominator
     update = by.lr * u
     undecayed = p + update
-    entered = g if coupled is None else by.sign * g + by.coupled * undecayed
-    is_active = (m != ZERO) | (v != ZERO) | (entered != ZERO)
+    effective_grad = by.sign * g if coupled is None else by.sign * g + by.coupled * undecayed
+    is_active = (m != ZERO) | (v != ZERO) | (effective_grad != ZERO)
     return Element(
+        root,
         m_hat,
-        own_denominator,
+        own_root * by.root,
         denominator,
-        to_direction,
+        over_denominator,
         u,
         update,
         undecayed,
-        entered,
+        effective_grad,
         is_active,
     )
 
@@ -276,27 +333,41 @@ def _added(
     coupled: Any,
     p_stored: Any,
     v_stored: Any,
+    exact: Any,
 ) -> Any:
-    """The totals with one element more."""
+    """The totals with one element more; `exact` is None in float32."""
     moments, effects, counts, maxima = so_far
     e = _element(p, g, m, v, v_max, by, coupled)
     # Not `> 0`: NaN counts.
     has_second_moment = not (e.own_denominator <= ZERO)
     own_inverse = ONE / e.own_denominator
-    over_second_moment = e.entered * min(own_inverse, by.inverse_eps)
+    over_second_moment = e.effective_grad * min(own_inverse, by.inverse_eps)
+    largest_update = e.u
+    v_decayed, p_decayed = v - by.one_minus_beta2 * v, p - by.decay_rate * p
+    if exact is not None:
+        # With eps = 0 the terms of an idle element are NaN.
+        over_second_moment = over_second_moment if e.is_active else ZERO
+        largest_update = e.u if e.is_active else ZERO
+        v_decayed, p_decayed = v * (ONE - by.one_minus_beta2), p * (ONE - by.decay_rate)
     own_without_eps = e.m_hat * (own_inverse if has_second_moment else ZERO)
     signal = own_without_eps * own_without_eps
     inverse = (ONE / e.denominator) if not (e.denominator <= ZERO) else ZERO
     without_eps = e.m_hat * inverse
     eps_share = by.eps * inverse
+    lost = e.u * e.u
+    undecayed_over_denominator = ZERO if coupled is None else e.undecayed * e.over_denominator
+    share = e.denominator * e.over_denominator
+    if exact is not None:
+        lost = lost if inverse != ZERO else ZERO
+        share = share if e.is_active else ZERO
     has_v, moved, has_weight = v > ZERO, e.update != ZERO, p != ZERO
     return (
         Moments(
             plus_product(moments.grad_squares, g, g),
             # Without coupled decay it is the first.
-            moments.entered_squares
+            moments.effective_grad_squares
             if coupled is None
-            else plus_product(moments.entered_squares, e.entered, e.entered),
+            else plus_product(moments.effective_grad_squares, e.effective_grad, e.effective_grad),
             plus_product(moments.weight_squares, p, p),
             plus(moments.exp_avg_sum, m),
             plus_product(moments.exp_avg_squares, m, m),
@@ -304,31 +375,39 @@ def _added(
             moments.max_exp_avg_sq_sum
             if v_max is None
             else plus(moments.max_exp_avg_sq_sum, v_max),
-            plus_product(moments.exp_avg_times_entered, m, e.entered),
-            plus(moments.denominator_sum, e.denominator),
-            plus_product(
-                moments.entered_over_second_moment, over_second_moment, over_second_moment
-            ),
+            plus_product(moments.exp_avg_times_effective_grad, m, e.effective_grad),
+            plus(moments.exp_avg_sq_roots, e.root),
+            plus_product(moments.grad_over_second_moment, over_second_moment, over_second_moment),
             plus(moments.signal, min(signal, ONE)),
         ),
         Effects(
-            plus_product(effects.denominator_share, e.denominator, e.to_direction),
+            plus(effects.denominator_share, share),
             plus(effects.energy_without_eps, without_eps * without_eps),
-            plus_product(effects.energy_lost_to_eps, e.u * e.u, eps_share * (eps_share + TWO)),
-            plus(effects.direction_squares, e.u * e.u),
+            plus_product(effects.energy_lost_to_eps, lost, eps_share * (eps_share + TWO)),
+            plus(effects.normalized_update_squares, e.u * e.u),
             plus_product(effects.undecayed_squares, e.undecayed, e.undecayed),
-            plus_product(effects.undecayed_times_direction, e.undecayed, e.u),
+            plus_product(effects.undecayed_times_update, e.undecayed, e.u),
+            effects.undecayed_over_denominator_squares
+            if coupled is None
+            else plus_product(
+                effects.undecayed_over_denominator_squares,
+                undecayed_over_denominator,
+                undecayed_over_denominator,
+            ),
+            effects.nonfinite
+            if exact is None
+            else plus(effects.nonfinite, ZERO if _are_finite(p, g, m, v) else ONE),
         ),
         Counts(
             plus_counts(counts.presence, g == ZERO, e.is_active, has_second_moment),
             plus_counts(
                 counts.second_moment,
                 has_v & (v < by.normal),
-                has_v & (_rounded(v - by.forgotten * v, v_stored) == v),
-                (v == ZERO) & (e.entered != ZERO),
+                has_v & (_rounded(v_decayed, v_stored) == v),
+                (v == ZERO) & (e.effective_grad != ZERO),
             ),
             plus_counts(
-                counts.direction,
+                counts.update,
                 e.is_active & (e.denominator < by.eps),
                 abs(e.u) > LARGE,
                 moved,
@@ -337,38 +416,27 @@ def _added(
                 counts.weight,
                 moved & (_rounded(p - e.update, p_stored) == p),
                 has_weight,
-                has_weight & (_rounded(p - by.decay_rate * p, p_stored) == p),
+                has_weight & (_rounded(p_decayed, p_stored) == p),
             ),
         ),
         Maxima(
             larger(maxima.grad_max_abs, g),
             larger(maxima.exp_avg_max_abs, m),
             larger(maxima.exp_avg_sq_largest, v),
-            larger(maxima.direction_max_abs, e.u),
+            larger(maxima.normalized_update_max_abs, largest_update),
         ),
     )
 
 
 @_inlined
-def _add_block(
-    addresses: Any, start: int, stop: int, by: Factors, stored: Any, coupled: Any, row: Any
-) -> None:
-    p_stored, g_stored, m_stored, v_stored, v_max_stored = stored
-    p, g, m, v, v_max = addresses
-    totals = NOTHING
-    for index in range(start, stop):
-        totals = _added(
-            totals,
-            _read(p, index, p_stored),
-            _read(g, index, g_stored),
-            _read(m, index, m_stored),
-            _read(v, index, v_stored),
-            _read(v_max, index, v_max_stored),
-            by,
-            coupled,
-            p_stored,
-            v_stored,
-        )
+def _are_finite(p: float, g: float, m: float, v: float) -> bool:
+    limit = np.inf
+    return (abs(p) < limit) & (abs(g) < limit) & (abs(m) < limit) & (abs(v) < limit)
+
+
+@_inlined
+def _flush(totals: Any, row: Any) -> None:
+    """Adds the totals of a block to the row of its item."""
     moments, effects, counts, maxima = totals
     column = 0
     for value in moments:
@@ -383,8 +451,16 @@ def _add_block(
         row[column + 2] += three >> 20
         column += 3
     for bits in maxima:
-        row[column] = max(row[column], np.float64(bits))
+        value = _number(bits)
+        # NaN stays.
+        if not (value <= row[column]) and row[column] == row[column]:
+            row[column] = value
         column += 1
+
+
+@_inlined
+def _factors(by: Any) -> Factors:
+    return Factors(by[0], by[1], by[2], by[3], by[4], by[5], by[6], by[7], by[8], by[9])
 
 
 @_compiled
@@ -402,45 +478,159 @@ def add_items(
     coupled: Any,
     rows: Array,
 ) -> None:
-    """Adds up the elements of some of the items.
+    """Adds up the elements of some of the items, in float32.
 
     Args:
-        first: Position of the first of them.
-        last: Position after the last.
-        items: For each item its tensor's position, its first element and the one after its last.
-        addresses: Of p, g, m, v and max_exp_avg_sq of each tensor.
-        factors: `Factors` of each tensor.
-        p_stored: How p is stored: a value of `STORED`; so for the others.
-        g_stored: How g is stored.
-        m_stored: How m is stored.
-        v_stored: How v is stored.
-        v_max_stored: How max_exp_avg_sq is stored; None without amsgrad.
+        first: Index of the first of them.
+        last: Index after the last.
+        items: For each item its tensor, its first element and the one after its last.
+        addresses: Addresses of p, g, m, v and max_exp_avg_sq of each tensor.
+        factors: `Factors` of each tensor, in float32.
+        p_stored: Token of p's dtype, a value of `STORED`.
+        g_stored: Token of g's dtype.
+        m_stored: Token of m's dtype.
+        v_stored: Token of v's dtype.
+        v_max_stored: Token of max_exp_avg_sq's dtype; None without amsgrad.
         coupled: None if no tensor is under coupled decay.
-        rows: Where a row of `ROW` is left for each item; zeros before.
+        rows: A row of `ROW` for each item; zeros before.
     """
-    stored = (p_stored, g_stored, m_stored, v_stored, v_max_stored)
     for item in range(first, last):
         tensor, start, end = items[item]
-        at = addresses[tensor]
-        by = factors[tensor]
-        each = Factors(by[0], by[1], by[2], by[3], by[4], by[5], by[6], by[7], by[8], by[9])
+        p, g, m, v, v_max = addresses[tensor]
+        by = _factors(factors[tensor])
         while start < end:
             stop = min(start + BLOCK, end)
-            _add_block(
-                (at[0], at[1], at[2], at[3], at[4]), start, stop, each, stored, coupled, rows[item]
-            )
+            totals = EMPTY
+            for index in range(start, stop):
+                totals = _added(
+                    totals,
+                    _read(p, index, p_stored),
+                    _read(g, index, g_stored),
+                    _read(m, index, m_stored),
+                    _read(v, index, v_stored),
+                    _read(v_max, index, v_max_stored),
+                    by,
+                    coupled,
+                    p_stored,
+                    v_stored,
+                    None,
+                )
+            _flush(totals, rows[item])
+            start = stop
+
+
+@_inlined
+def _fill(kind: int, address: int, start: int, stop: int, buffer: Array) -> None:
+    """Reads a block of a tensor as float64."""
+    size = stop - start
+    if kind == F32:
+        for index in range(size):
+            buffer[index] = _read(address, start + index, np.float32)
+    elif kind == BF16:
+        for index in range(size):
+            buffer[index] = _read(address, start + index, np.uint16)
+    elif kind == F16:
+        for index in range(size):
+            buffer[index] = _read(address, start + index, np.float16)
+    else:
+        for index in range(size):
+            buffer[index] = _read(address, start + index, np.float64)
+
+
+@_compiled
+def add_items_exact(
+    first: int,
+    last: int,
+    items: Array,
+    addresses: Array,
+    kinds: Array,
+    factors: Array,
+    amsgrad: Any,
+    coupled: Any,
+    rows: Array,
+) -> None:
+    """Adds up the elements of some of the items, in float64.
+
+    Args:
+        first: Index of the first of them.
+        last: Index after the last.
+        items: As for `add_items`.
+        addresses: As for `add_items`.
+        kinds: Codes of the dtypes of p, g, m, v and max_exp_avg_sq of each tensor.
+        factors: `Factors` of each tensor, in float64.
+        amsgrad: None without amsgrad.
+        coupled: None if no tensor is under coupled decay.
+        rows: A row of `ROW` for each item; zeros before.
+    """
+    buffers = np.empty((5, BLOCK))
+    for item in range(first, last):
+        tensor, start, end = items[item]
+        by = _factors(factors[tensor])
+        p_kind, v_kind = kinds[tensor, 0], kinds[tensor, 3]
+        while start < end:
+            stop = min(start + BLOCK, end)
+            for operand in range(4 if amsgrad is None else 5):
+                address = addresses[tensor, operand]
+                _fill(kinds[tensor, operand], address, start, stop, buffers[operand])
+            totals = EMPTY_EXACT
+            for index in range(stop - start):
+                totals = _added(
+                    totals,
+                    buffers[0, index],
+                    buffers[1, index],
+                    buffers[2, index],
+                    buffers[3, index],
+                    None if amsgrad is None else buffers[4, index],
+                    by,
+                    coupled,
+                    p_kind,
+                    v_kind,
+                    True,
+                )
+            _flush(totals, rows[item])
             start = stop
 
 
 @intrinsic
 def _exponent(context: Any, value: Any) -> Any:
-    """The exponent bits of a number."""
+    """The exponent bits that a number has as float32."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if value is types.float64:
+            bits = builder.bitcast(arguments[0], ir.IntType(64))
+            shifted = builder.and_(builder.lshr(bits, bits.type(52)), bits.type(0x7FF))
+            # 1023 and 127 are the biases.
+            exponent = builder.sub(shifted, bits.type(1023 - 127))
+            for limit, sign in ((0, "<"), (255, ">")):
+                is_beyond = builder.icmp_signed(sign, exponent, bits.type(limit))
+                exponent = builder.select(is_beyond, bits.type(limit), exponent)
+            return builder.trunc(exponent, ir.IntType(8))
         bits = builder.bitcast(arguments[0], ir.IntType(32))
         return builder.trunc(builder.lshr(bits, bits.type(23)), ir.IntType(8))
 
-    return types.uint8(types.float32), code
+    return types.uint8(value), code
+
+
+@_inlined
+def _note(element: Any, grad: float, index: int, exponents: Array) -> int:
+    """Notes an element's exponents; returns 1 if it is idle."""
+    # Those of an idle element are 0.
+    exponents[0, index] = _exponent(abs(grad if element.is_active else grad * ZERO))
+    exponents[1, index] = _exponent(abs(element.m_hat))
+    exponents[2, index] = _exponent(element.denominator)
+    exponents[3, index] = _exponent(abs(element.u if element.is_active else element.m_hat))
+    return NO if element.is_active else _FIRST
+
+
+@_inlined
+def _count(exponents: Array, size: int, idle: int, counts: Array) -> None:
+    """Adds a block's exponents to the counts of its group."""
+    for index in range(size):
+        counts[0, exponents[0, index]] += 1
+        counts[1, exponents[1, index]] += 1
+        counts[2, exponents[2, index]] += 1
+        counts[3, exponents[3, index]] += 1
+    counts[:, 0] -= idle
 
 
 @_compiled
@@ -459,30 +649,28 @@ def count_items(
     groups: Array,
     counts: Array,
 ) -> None:
-    """Counts the exponents of the active elements of some of the items.
+    """Counts the exponents of the active elements of some of the items, in float32.
 
     Args:
         first: As for `add_items`; so are the others.
-        last: Position after the last item.
+        last: Index after the last item.
         items: The items.
-        addresses: Of the tensors.
-        factors: Of the tensors.
-        p_stored: How p is stored.
-        g_stored: How g is stored.
-        m_stored: How m is stored.
-        v_stored: How v is stored.
-        v_max_stored: How max_exp_avg_sq is stored.
+        addresses: Addresses of the tensors.
+        factors: Factors of the tensors.
+        p_stored: Token of p's dtype.
+        g_stored: Token of g's dtype.
+        m_stored: Token of m's dtype.
+        v_stored: Token of v's dtype.
+        v_max_stored: Token of max_exp_avg_sq's dtype.
         coupled: Whether decay is coupled.
-        groups: The position of each tensor's group.
-        counts: Where the counts are added, `[groups, quantities, bins]`.
+        groups: Index of each tensor's group.
+        counts: The counts, `[groups, quantities, bins]`.
     """
     exponents = np.empty((4, BLOCK), np.uint8)
     for item in range(first, last):
         tensor, start, end = items[item]
         p, g, m, v, v_max = addresses[tensor]
-        of = factors[tensor]
-        by = Factors(of[0], of[1], of[2], of[3], of[4], of[5], of[6], of[7], of[8], of[9])
-        ours = counts[groups[tensor]]
+        by = _factors(factors[tensor])
         while start < end:
             stop = min(start + BLOCK, end)
             idle = NO
@@ -497,16 +685,103 @@ def count_items(
                     by,
                     coupled,
                 )
-                # All magnitudes of an idle element are 0, as long as its gradient is.
-                exponents[0, index - start] = _exponent(abs(grad) if element.is_active else ZERO)
-                exponents[1, index - start] = _exponent(abs(element.m_hat))
-                exponents[2, index - start] = _exponent(element.denominator)
-                exponents[3, index - start] = _exponent(abs(element.u))
-                idle = _int32_sum(idle, NO if element.is_active else _FIRST)
-            for index in range(stop - start):
-                ours[0, exponents[0, index]] += 1
-                ours[1, exponents[1, index]] += 1
-                ours[2, exponents[2, index]] += 1
-                ours[3, exponents[3, index]] += 1
-            ours[:, 0] -= idle
+                idle = _int32_sum(idle, _note(element, grad, index - start, exponents))
+            _count(exponents, stop - start, idle, counts[groups[tensor]])
             start = stop
+
+
+@_compiled
+def count_items_exact(
+    first: int,
+    last: int,
+    items: Array,
+    addresses: Array,
+    kinds: Array,
+    factors: Array,
+    amsgrad: Any,
+    coupled: Any,
+    groups: Array,
+    counts: Array,
+) -> None:
+    """Counts the exponents of the active elements of some of the items, in float64.
+
+    Args:
+        first: As for `add_items_exact`; so are the others.
+        last: Index after the last item.
+        items: The items.
+        addresses: Addresses of the tensors.
+        kinds: Codes of the dtypes.
+        factors: Factors of the tensors.
+        amsgrad: None without amsgrad.
+        coupled: None if no tensor is under coupled decay.
+        groups: Index of each tensor's group.
+        counts: The counts, `[groups, quantities, bins]`.
+    """
+    exponents = np.empty((4, BLOCK), np.uint8)
+    buffers = np.empty((5, BLOCK))
+    for item in range(first, last):
+        tensor, start, end = items[item]
+        by = _factors(factors[tensor])
+        while start < end:
+            stop = min(start + BLOCK, end)
+            for operand in range(4 if amsgrad is None else 5):
+                address = addresses[tensor, operand]
+                _fill(kinds[tensor, operand], address, start, stop, buffers[operand])
+            idle = NO
+            for index in range(stop - start):
+                grad = buffers[1, index]
+                element = _element(
+                    buffers[0, index],
+                    grad,
+                    buffers[2, index],
+                    buffers[3, index],
+                    None if amsgrad is None else buffers[4, index],
+                    by,
+                    coupled,
+                )
+                idle = _int32_sum(idle, _note(element, grad, index, exponents))
+            _count(exponents, stop - start, idle, counts[groups[tensor]])
+            start = stop
+
+
+@_compiled
+def add_grad_squares(
+    first: int, last: int, items: Array, addresses: Array, kinds: Array, squares: Array
+) -> None:
+    """Adds up the squares of some of the items' gradients, in float64.
+
+    Args:
+        first: Index of the first item.
+        last: Index after the last.
+        items: As for `add_items`.
+        addresses: Address of each gradient.
+        kinds: Code of each gradient's dtype.
+        squares: The sum of each item; zeros before.
+    """
+    buffer = np.empty(BLOCK)
+    for item in range(first, last):
+        tensor, start, end = items[item]
+        while start < end:
+            stop = min(start + BLOCK, end)
+            _fill(kinds[tensor], addresses[tensor], start, stop, buffer)
+            total = _DOUBLE
+            for index in range(stop - start):
+                total = plus_product(total, buffer[index], buffer[index])
+            squares[item] += total
+            start = stop
+
+
+@_compiled
+def read_steps(addresses: Array, kinds: Array, steps: Array) -> None:
+    """Reads one number at each address.
+
+    Args:
+        addresses: Addresses of the numbers.
+        kinds: Codes of their dtypes, float32 or float64.
+        steps: The numbers.
+    """
+    for index in range(len(addresses)):
+        if kinds[index] == F64:
+            steps[index] = _read(addresses[index], 0, np.float64)
+        else:
+            steps[index] = _read(addresses[index], 0, np.float32)

@@ -229,7 +229,9 @@ def correlated_updates(
     """
     noise = math.sqrt((1 - beta1) / (1 + beta1))
     is_long = normalized_update_rms > max(threshold, 1.5 * noise)
-    are_many = normalized_update_large_fraction > max(large_fraction, 2 * math.erfc(0.8 / noise / 2**0.5))
+    are_many = normalized_update_large_fraction > max(
+        large_fraction, 2 * math.erfc(0.8 / noise / 2**0.5)
+    )
     does_no_harm = update_to_weight < large_step and training.loss_share < 1
     return (is_long or are_many) and update_to_weight >= update_to_weight_above and not does_no_harm
 
@@ -369,8 +371,8 @@ def decay_uneven(
 
 @rule(
     severity=Severity.error,
-    sentence="The step does not fit the moments: its size is {normalized_update_rms:.2f} learning rates,"
-    " and was {normalized_update_rms_before:.2f}; part of the optimizer's state was lost.",
+    sentence="The step does not fit the moments: its size is {normalized_update_rms:.2f} learning"
+    " rates, and was {normalized_update_rms_before:.2f}; part of the optimizer's state was lost.",
     remedy=remedies.restored_state,
     source="derived: thresholds of what is seen after moments or steps are lost",
     persistence=1,
@@ -393,7 +395,9 @@ def state_mismatch(
     Moments without their past, which point where one gradient does; a step that begins anew beside
     old moments, so that steps are less than `smaller` of what they were; or it stands still.
     """
-    is_out_of_step = normalized_update_rms > larger or normalized_update_rms < smaller * past.last("normalized_update_rms")
+    is_out_of_step = normalized_update_rms > larger or normalized_update_rms < smaller * past.last(
+        "normalized_update_rms"
+    )
     is_of_one_gradient = exp_avg_carryover < 0.05
     is_forgetful = step > 3 and is_of_one_gradient and past.last("exp_avg_carryover") > 0.05
     # At the first step of all the first moment is of one gradient.

@@ -6,13 +6,26 @@ from typing import NamedTuple
 from lightning_adam.statistics.catalogue import STATISTICS, Statistic
 from lightning_adam.statistics.histograms import QUANTITIES
 
+PERCENTILES = {
+    quantity: [f"{key}_p{percent}" for percent in (1, 50, 99)]
+    for quantity, key in {
+        "denominator": "adam_moments/denominator",
+        "normalized_update": "adam_update/normalized_update",
+    }.items()
+}
+"""The keys of what is read off histograms, by their quantity."""
 BASES = {
     **{statistic.key: statistic for statistic in STATISTICS.values()},
     **dict.fromkeys((f"adam_histogram/{quantity}" for quantity in QUANTITIES), None),
+    **dict.fromkeys((key for keys in PERCENTILES.values() for key in keys), None),
 }
 """The keys of the whole model, and the statistics that they are of."""
-SCOPE = re.compile(r"(?:/optimizer/(.+?))?(?:/(group|layer|tensor)/(.+))?")
-"""What follows: optimizer, kind and name."""
+KEY = re.compile(
+    r"(adam_[a-z_]+/)(?:optimizer/([^/]+)/)?(?:(group|layer|tensor)/([^/]+)/|(worst)_(\d+)/)?([^/]+)"
+)
+"""Family, optimizer, kind and name of the scope, and statistic."""
+TENSOR = "_tensor"
+"""What follows the key of one of the largest values of a statistic: its tensor's name."""
 
 
 class Scope(NamedTuple):
@@ -21,8 +34,9 @@ class Scope(NamedTuple):
     optimizer: str = ""
     """Empty if it is the only one."""
     kind: str = ""
-    """`group`, `layer` or `tensor`; empty for the whole model."""
+    """`group`, `layer`, `tensor` or `worst`; empty for the whole model."""
     name: str = ""
+    """Of `worst`, the rank: 1 is the largest value of a tensor."""
 
     @property
     def is_inner(self) -> bool:
@@ -35,8 +49,12 @@ class Scope(NamedTuple):
         Example:
             >>> print(Scope("generator", "group", "decay"))
             generator: decay
+            >>> print(Scope("", "worst", "2"))
+            worst 2
         """
         inner = self.name if self.kind else "" if self.optimizer else "model"
+        if self.kind == "worst":
+            inner = f"worst {self.name}"
         return ": ".join(filter(None, (self.optimizer, inner)))
 
 
@@ -46,7 +64,7 @@ class Key(NamedTuple):
     base: str
     """All but the scope; of a key that is not ours, all of it."""
     statistic: Statistic | None
-    """What it is of; None for a histogram and for what is not ours."""
+    """What it is of; None for a histogram, a percentile, and what is not ours."""
     scope: Scope
 
 
@@ -60,8 +78,21 @@ def read_key(key: str) -> Key:
         >>> read_key("train/loss").base
         'train/loss'
     """
-    base = "/".join(key.split("/", 2)[:2])
-    found = SCOPE.fullmatch(key[len(base) :])
-    if base not in BASES or found is None:
+    found = KEY.fullmatch(key)
+    if found is None:
         return Key(key, None, Scope())
-    return Key(base, BASES[base], Scope(*(part or "" for part in found.groups())))
+    family, optimizer, kind, name, worst, rank, statistic = (part or "" for part in found.groups())
+    base = family + statistic
+    if base not in BASES:
+        return Key(key, None, Scope())
+    return Key(base, BASES[base], Scope(optimizer, kind or worst, name or rank))
+
+
+def is_tensor(key: str) -> bool:
+    """Returns whether a key holds the name of the tensor with one of the largest values.
+
+    Example:
+        >>> is_tensor("adam_gradient/worst_1/grad_max_tensor"), is_tensor("train/my_tensor")
+        (True, False)
+    """
+    return key.endswith(TENSOR) and read_key(key.removesuffix(TENSOR)).scope.kind == "worst"

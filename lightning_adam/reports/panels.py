@@ -10,6 +10,7 @@ from enum import Enum
 
 from lightning_adam.config.errors import format_override
 from lightning_adam.monitor.log_keys import DENOMINATOR
+from lightning_adam.reports.keys import PERCENTILES
 from lightning_adam.statistics.catalogue import STATISTICS, Statistic
 from lightning_adam.statistics.histograms import QUANTITIES
 
@@ -95,6 +96,19 @@ EPS_CURVE = Panel(
     absent=NO_HISTOGRAMS,
     matters=True,
 )
+
+
+def _percentiles(quantity: str, unit: str = "") -> Panel:
+    return Panel(
+        title=f"{quantity} percentiles",
+        meaning="What 1 %, 50 % and 99 % of the active elements are below; read off the histogram.",
+        keys="|".join(PERCENTILES[quantity]),
+        definition=QUANTITIES[quantity],
+        unit=unit,
+        absent="Not logged. Set " + format_override("adam_monitor.histograms_every_n_steps", 100),
+    )
+
+
 HISTOGRAM = Panel(
     title="√v̂ histogram",
     meaning="Where the denominators stand, step by step, beside eps: below its line Adam is SGD."
@@ -112,7 +126,7 @@ LAYERS = Panel(
     keys="|".join(statistic.key for statistic in STATISTICS.values()),
     drawing=Drawing.LAYERS,
     absent="The run has no layers. Set "
-    + format_override("adam_monitor.scopes", ["model", "group", "layer"]),
+    + format_override("adam_monitor.scopes", ["model", "layer"]),
     matters=True,
 )
 EVENTS = Panel(
@@ -144,9 +158,14 @@ SECTIONS: dict[str, list[Panel]] = {
         ),
         _of(STATISTICS["lr"], matters=True),
     ],
-    "Moments": _section("moments", first="rms_ratio"),
+    "Gradient": _section("gradient", first="grad_norm"),
+    "Moments": _section(
+        "moments", first="rms_ratio", beside=[_percentiles("denominator", "gradient")]
+    ),
     "Underflow": _section("underflow", first="eps_energy_loss", beside=[EPS_CURVE, HISTOGRAM]),
-    "Update": _section("update", first="update_to_weight"),
+    "Update": _section(
+        "update", first="update_to_weight", beside=[_percentiles("normalized_update")]
+    ),
     "Weight decay": _section("weight_decay", first="decay_to_update"),
     "Layers": [LAYERS, EVENTS],
     "Schedule": [panel for panel in _section("schedule") if panel.title != "lr"],

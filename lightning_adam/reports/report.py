@@ -10,7 +10,7 @@ from lightning_adam.config.errors import ConfigError, format_value
 from lightning_adam.config.monitor import Severity
 from lightning_adam.findings.showing import numbers, typed
 from lightning_adam.reports.comparison import TOLERANCE, config_differences, parting
-from lightning_adam.reports.keys import BASES, Scope, read_key
+from lightning_adam.reports.keys import BASES, Key, Scope, read_key
 from lightning_adam.reports.panels import SECTIONS, Drawing, Panel
 from lightning_adam.reports.reduction import (
     COLUMNS,
@@ -199,13 +199,15 @@ def _curves(panel: Panel, runs: Sequence[Run]) -> dict[str, Any]:
     """Of each key that the panel draws the lines of its scopes."""
     choices: dict[str, list[dict[str, Any]]] = {}
     all_values: dict[str, list[Floats]] = {}
-    for place, key, scope, series in _drawn(panel, [run.series for run in runs]):
+    for place, key, (base, _, scope), series in _drawn(panel, [run.series for run in runs]):
         if not scope.is_inner:
             shown = thinned(series)
             arrays = {"steps": packed(shown.steps), "values": packed(shown.values)}
-            told = {"run": place, "scope": str(scope) if key in BASES else None}
-            choices.setdefault(key, []).append(told | arrays)
-            all_values.setdefault(key, []).append(series.values)
+            told: dict[str, Any] = {"run": place, "scope": str(scope) if base in BASES else None}
+            if scope.kind == "worst":
+                told["tensors"] = _tensors(runs[place], key, shown.steps.tolist())
+            choices.setdefault(base, []).append(told | arrays)
+            all_values.setdefault(base, []).append(series.values)
     return {
         "choices": [
             {"label": key, "isLog": is_logarithmic(panel.unit, values), "lines": choices[key]}
@@ -214,6 +216,14 @@ def _curves(panel: Panel, runs: Sequence[Run]) -> dict[str, Any]:
             )
         ]
     }
+
+
+def _tensors(run: Run, key: str, steps: Iterable[int]) -> dict[str, list[Any]]:
+    """The tensors that the values of a key are of: their names, and each step's place in these."""
+    by_step = run.tensors.get(key, {})
+    names = [by_step.get(step, "") for step in steps]
+    places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    return {"names": [*places], "places": [places[name] for name in names]}
 
 
 def _layers(panel: Panel, runs: Sequence[Run]) -> dict[str, Any]:
@@ -238,7 +248,7 @@ def _layer_maps(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Of each statistic and what was logged the values by layer and step."""
     found: dict[tuple[str, int], dict[str, Series]] = {}
-    for place, key, scope, series in _drawn(panel, logged):
+    for place, _, (key, _, scope), series in _drawn(panel, logged):
         if scope.is_inner:
             found.setdefault((key, place), {})[str(scope)] = series
     columns = min(max(CELLS // max(sum(map(len, found.values())), 1), 20), COLUMNS)
@@ -257,7 +267,7 @@ def _layer_maps(
 def _histograms(panel: Panel, runs: Sequence[Run]) -> dict[str, Any]:
     """Of each quantity, scope and run the shares by octave and step."""
     maps = []
-    for place, base, scope, by_step in _drawn(panel, [run.histograms for run in runs]):
+    for place, _, (base, _, scope), by_step in _drawn(panel, [run.histograms for run in runs]):
         steps, lowest, shares = octaves(by_step)
         entry = {"run": place, "scope": str(scope), "quantity": base.rpartition("/")[2]}
         entry |= {"eps": _eps_of(runs[place], scope), "lowest": lowest}
@@ -269,7 +279,7 @@ def _histograms(panel: Panel, runs: Sequence[Run]) -> dict[str, Any]:
 def _eps_curves(panel: Panel, runs: Sequence[Run]) -> dict[str, Any]:
     """Of each run and scope the share of the last step's elements below every power of two."""
     lines = []
-    for place, _, scope, by_step in _drawn(panel, [run.histograms for run in runs]):
+    for place, _, (_, _, scope), by_step in _drawn(panel, [run.histograms for run in runs]):
         step = max(by_step)
         at, shares = below_edges(by_step[step])
         line = {"run": place, "scope": str(scope), "eps": _eps_of(runs[place], scope)}
@@ -289,12 +299,14 @@ DRAWINGS: dict[Drawing, Callable[[Panel, Sequence[Run]], dict[str, Any]]] = {
 
 def _drawn(
     panel: Panel, logged: Iterable[Mapping[str, Logged]]
-) -> Iterator[tuple[int, str, Scope, Logged]]:
-    """What a panel draws of each run: the run's number, the key without scope, scope and values."""
+) -> Iterator[tuple[int, str, Key, Logged]]:
+    """What a panel draws of each run: its number, and its keys with their values, by scope."""
     for place, by_key in enumerate(logged):
         keys = {key: read_key(key) for key in by_key}
-        for key in sorted((key for key in keys if panel.draws(keys[key].base)), key=_natural):
-            yield place, keys[key].base, keys[key].scope, by_key[key]
+        order = {key: [*map(_natural, (each.base, *each.scope))] for key, each in keys.items()}
+        for key in sorted(keys, key=order.__getitem__):
+            if panel.draws(keys[key].base):
+                yield place, key, keys[key], by_key[key]
 
 
 def _natural(key: str) -> list[tuple[int, str]]:

@@ -19,6 +19,7 @@ from lightning_adam._compat.wandb import ConfigRecord, HistoryItem, is_log, reco
 from lightning_adam.config.errors import ConfigError
 from lightning_adam.findings.finding import Finding
 from lightning_adam.monitor.log_keys import FINDINGS, FLIGHT_RECORDER, LAYERS, X_AXIS
+from lightning_adam.reports.keys import TENSOR, is_tensor
 from lightning_adam.statistics.catalogue import STATISTICS, key_part
 from lightning_adam.statistics.histograms import Histogram
 
@@ -66,6 +67,8 @@ class Run:
     """In the order of their steps."""
     findings: list[Finding] | None = None
     """In the order of their steps; None if nothing was looked for, or nothing kept."""
+    tensors: dict[str, dict[int, str]] = field(default_factory=dict)
+    """Names of the tensors with the largest values, by the values' key and step."""
 
     @property
     def is_monitored(self) -> bool:
@@ -144,6 +147,7 @@ class _Reading:
         self.numbers, self.steps, self.values = array("q"), array("q"), array("d")
         """Of each value: its key's number, its step and itself."""
         self.histograms: dict[str, dict[int, Histogram]] = {}
+        self.tensors: dict[str, dict[int, str]] = {}
         self.events: list[Event] = []
         self.findings: list[Finding] | None = None
         self.notes: list[str] = []
@@ -153,6 +157,9 @@ class _Reading:
         self.numbers.extend([self.keys.setdefault(key, len(self.keys)) for key in row])
         self.values.extend(row.values())
         self.steps.extend(array("q", [step]) * len(row))
+
+    def add_tensor(self, step: int, key: str, name: str) -> None:
+        self.tensors.setdefault(key.removesuffix(TENSOR), {})[step] = name
 
     def continue_with(self, other: "_Reading") -> None:
         if other is self:
@@ -164,6 +171,8 @@ class _Reading:
         self.values.extend(other.values)
         for key, histograms in other.histograms.items():
             self.histograms.setdefault(key, {}).update(histograms)
+        for key, tensors in other.tensors.items():
+            self.tensors.setdefault(key, {}).update(tensors)
         self.events += other.events
         # A training that is resumed goes on with the findings there were.
         self.findings = self.findings if other.findings is None else other.findings
@@ -183,6 +192,7 @@ class _Reading:
             notes=self.notes,
             events=sorted(self.events, key=lambda event: event.step),
             findings=self.findings,
+            tensors=self.tensors,
         )
 
     def series(self) -> dict[str, Series]:
@@ -243,9 +253,13 @@ def _read_config(reading: _Reading, config: ConfigRecord) -> None:
 
 def _read_row(reading: _Reading, items: Iterable[HistoryItem]) -> None:
     row: dict[str, float] = {}
+    tensors: dict[str, str] = {}
     others: dict[str, dict[str, Any]] = {}
     for item in items:
         names = [item.key] if item.key else item.nested_key
+        if is_tensor(names[0]):
+            tensors[names[0]] = str(json.loads(item.value_json))
+            continue
         try:
             row[names[0] if len(names) == 1 else ".".join(names)] = float(item.value_json)
         except ValueError:
@@ -254,6 +268,8 @@ def _read_row(reading: _Reading, items: Iterable[HistoryItem]) -> None:
     for own in ("_step", "_runtime", "_timestamp", "epoch"):
         row.pop(own, None)
     reading.add(step, row)
+    for key, name in tensors.items():
+        reading.add_tensor(step, key, name)
     for key, fields in others.items():
         if fields.get("_type") == "histogram":
             counted = Histogram(fields["values"], fields["bins"])
@@ -281,10 +297,10 @@ def _layer_rows(table: dict[str, Any]) -> list[tuple[int, dict[str, float]]]:
 
 def _measured(row: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a row, by key; one without a layer is of the whole model."""
-    optimizer = f"/optimizer/{key_part(row['optimizer'])}" if row.get("optimizer") else ""
-    scope = f"{optimizer}/layer/{key_part(row['layer'])}" if row["layer"] else optimizer
+    scope = f"optimizer/{key_part(row['optimizer'])}/" if row.get("optimizer") else ""
+    scope += f"layer/{key_part(row['layer'])}/" if row["layer"] else ""
     return {
-        STATISTICS[name].key + scope: float(value)
+        STATISTICS[name].key_of(scope): float(value)
         for name, value in row.items()
         if name in STATISTICS and value not in (None, "")
     }
@@ -334,15 +350,13 @@ def _read_csv(reading: _Reading) -> None:
             if not re.fullmatch("[0-9]{1,18}", step):
                 incomplete += 1
                 continue
-            cells = dict(zip(names, row, strict=True))
-            reading.add(
-                int(step),
-                {
-                    name: float(cell)
-                    for name, cell in cells.items()
-                    if name not in ("step", "epoch") and _is_number(cell)
-                },
-            )
+            numbers = {}
+            for name, cell in zip(names, row, strict=True):
+                if is_tensor(name) and cell:
+                    reading.add_tensor(int(step), name, cell)
+                elif name not in ("step", "epoch") and _is_number(cell):
+                    numbers[name] = float(cell)
+            reading.add(int(step), numbers)
     if incomplete or not _ends_a_line(reading.file):
         reading.notes.append(f"{reading.name}: its file has lines that are cut; the rest is shown.")
     _read_beside(reading, folder)

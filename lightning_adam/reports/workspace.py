@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ except ModuleNotFoundError as error:
 NAME = "Adam"
 ADDRESS = "lightningadam"
 """Stands in the workspace's address: by it a second run finds the first's."""
-OPTIMIZERS = "(/optimizer/[^/]+)?"
+OPTIMIZER = "(optimizer/[^/]+/)?"
 """With several optimizers the scope of the whole model is that of each."""
 LAYER_STATISTIC = "update_to_weight"
 COMPARED = ("lr", "betas", "eps", "weight_decay")
@@ -70,7 +71,7 @@ def workspace_spec(project: str) -> str:
     Example:
         >>> spec = json.loads(workspace_spec("my-team/mnist"))
         >>> [each["name"] for each in spec["section"]["panelBankConfig"]["sections"]][:2]
-        ['Overview', 'Moments']
+        ['Overview', 'Gradient']
     """
     entity, name = _split(project)
     spec = spec_of(_workspace(entity, name, f"{entity}/{HEAT_MAP}"))
@@ -155,11 +156,16 @@ def _curves(panel: Panel) -> wr.LinePlot:
     return wr.LinePlot(
         title=panel.title,
         x=X_AXIS,
-        metric_regex=f"^({panel.keys}){OPTIMIZERS}$",
+        metric_regex=f"^({_of_optimizers(panel.keys)})$",
         title_y=panel.unit or None,
         # What is measured in the gradient's unit spans decades.
         log_y=panel.unit.startswith("gradient") or None,
     )
+
+
+def _of_optimizers(keys: str) -> str:
+    """A pattern of keys of a family, of each optimizer too."""
+    return re.sub("(^|[|])(adam_[a-z_]+/)", rf"\1\2{OPTIMIZER}", keys)
 
 
 def _eps_curve(panel: Panel) -> wr.CustomChart:
@@ -178,11 +184,11 @@ def _histogram(panel: Panel) -> wr.LinePlot:
 
 def _layers(panel: Panel) -> wr.LinePlot:
     """A line for each layer, where layers are among the scopes."""
-    key = STATISTICS[LAYER_STATISTIC].key
+    key = STATISTICS[LAYER_STATISTIC].key_of("(layer|tensor)/[^/]+/")
     return wr.LinePlot(
         title=f"{panel.title}: {LAYER_STATISTIC}",
         x=X_AXIS,
-        metric_regex=f"^{key}{OPTIMIZERS}/(layer|tensor)/.*$",
+        metric_regex=f"^{_of_optimizers(key)}$",
         log_y=True,
     )
 

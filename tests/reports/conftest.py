@@ -11,8 +11,11 @@ from tests.reports.logged_training import log_training
 from tests.support.commands import offline_runs
 from tests.support.shared import shared
 
-UNDEFINED = {"amsgrad_gap", "decay_to_grad"}
-"""The statistics that are undefined for AdamW without amsgrad."""
+UNDEFINED = {
+    *("amsgrad_gap", "decay_to_grad"),
+    *("grad_norm_before_clip", "clip_coefficient", "loss_scale"),
+}
+"""The statistics that are undefined for AdamW without amsgrad, clipping and GradScaler."""
 
 
 class LoggedRun(NamedTuple):

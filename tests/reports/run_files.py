@@ -20,6 +20,7 @@ from tests.support.commands import GLOBAL_STEP, history, records
 OWN = ("_step", "_runtime", "_timestamp", "epoch", GLOBAL_STEP)
 """The keys that a logger adds to a row."""
 KEY = "adam_update/update_norm"
+LAYER_KEY = "adam_update/layer/{}/update_norm"
 BLOCK = 32768
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 IDENTIFIER = b":W&B\xe1\xbe\0"

@@ -97,13 +97,14 @@ FRACTIONS = ("idle_fraction", "signal_fraction")
 MEASURED = (*RELATIVE, *FRACTIONS, *COSINES, *NOT_COMPARED)
 SCOPES = {
     "": Scope(),
-    "/group/decay": Scope("", "group", "decay"),
-    "/layer/net.0": Scope("", "layer", "net.0"),
-    "/tensor/net.0.weight": Scope("", "tensor", "net.0.weight"),
-    "/optimizer/gan": Scope("gan"),
-    "/optimizer/gan/layer/a/b": Scope("gan", "layer", "a/b"),
+    "group/decay/": Scope("", "group", "decay"),
+    "layer/net.0/": Scope("", "layer", "net.0"),
+    "tensor/net.0.weight/": Scope("", "tensor", "net.0.weight"),
+    "optimizer/gan/": Scope("gan"),
+    "optimizer/gan/layer/a_b/": Scope("gan", "layer", "a_b"),
+    "worst_1/": Scope("", "worst", "1"),
 }
-KEYS = [STATISTICS[name].key + suffix for name in MEASURED for suffix in SCOPES]
+KEYS = [STATISTICS[name].key_of(scope) for name in MEASURED for scope in SCOPES]
 VALUES = (
     st.sampled_from([0.0, 1.0, 1.05, 1.2, -1.0, 0.1, 1e-300, math.nan, math.inf, -math.inf])
     | st.floats()
@@ -139,8 +140,8 @@ def places_apart(first: Values, second: Values, tolerance: float) -> list[Place]
     """All that is apart in the first step in which anything is; layers alone, if there are any."""
     found = []
     for name in set(MEASURED) - set(NOT_COMPARED):
-        for suffix, scope in SCOPES.items():
-            key = STATISTICS[name].key + suffix
+        for part, scope in SCOPES.items():
+            key = STATISTICS[name].key_of(part)
             for step in first.get(key, {}).keys() & second.get(key, {}).keys():
                 values = first[key][step], second[key][step]
                 apart = distance(name, *values)

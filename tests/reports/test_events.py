@@ -15,7 +15,7 @@ from lightning_adam.reports.report import page
 from lightning_adam.reports.runs import Event, Run, read_runs
 from lightning_adam.statistics.catalogue import STATISTICS
 from tests.reports.parsed_report import EVENTS, ParsedReport, report_of, unpacked
-from tests.reports.run_files import KEY, run_of, wait_for_end
+from tests.reports.run_files import KEY, LAYER_KEY, run_of, wait_for_end
 from tests.support.exploding import Exploding, files_of, numbers, read, recorded
 from tests.support.monitored import TwoOptimizers
 from tests.support.tables import each_row
@@ -70,9 +70,7 @@ def test_event_is_read_from_the_folder_of_its_run(kind: str, tmp_path: Path) -> 
     assert shown["event"] == "not_finite at step 12"
     assert shown["layers"] == ["net.0", "net.1", "net.3"]
     assert {each["statistic"] for each in data} == {
-        name
-        for name, each in STATISTICS.items()
-        if any(key.startswith(f"{each.key}/layer/") for key in event.series)
+        name for name, each in STATISTICS.items() if each.key_of("layer/net.0/") in event.series
     }
     update_norm = next(each for each in data if each["statistic"] == "update_norm")
     values = unpacked(update_norm["values"]).reshape(3, -1)
@@ -109,7 +107,7 @@ def test_each_event_of_each_run_has_its_maps() -> None:
     def run(name: str, steps: list[int]) -> Run:
         plain = run_of({KEY: {0: 1.0}}, name)
         for step in steps:
-            series = run_of({f"{KEY}/layer/net": {step - 2: 1.0, step - 1: 2.0 * step}}).series
+            series = run_of({LAYER_KEY.format("net"): {step - 2: 1.0, step - 1: 2.0 * step}}).series
             plain.events.append(Event(step, "loss_spike", series))
         return plain
 

@@ -30,9 +30,9 @@ from lightning_adam.reports.inspection.numbers import (
 from lightning_adam.reports.inspection.page import inspect
 from lightning_adam.reports.inspection.saved import Saved, optimizers_of
 from lightning_adam.statistics import kernels
-from lightning_adam.statistics.accumulators import ACCUMULATORS, COLUMNS
 from lightning_adam.statistics.catalogue import STATISTICS
-from lightning_adam.statistics.views import Views
+from lightning_adam.statistics.columns import ACCUMULATORS, COLUMNS, sources_of
+from lightning_adam.statistics.param_states import ParamStates, StateReader
 from tests.statistics.cases import reference_tensors, stepped
 from tests.support.monitored import TwoOptimizers
 from tests.support.oracle import reference_statistics
@@ -40,17 +40,13 @@ from tests.support.tables import each_row
 from tests.support.training import ADAMW, Lit, loader, loss_of, network, trainer
 
 STEPS = 7
-ALL_COLUMNS = [name for name in COLUMNS if name != "skipped_steps"]
 NEED_THE_GRADIENT = {
-    "grad_norm",
-    "grad_rms",
-    "grad_max",
-    "grad_zero_fraction",
-    "grad_momentum_cosine",
-    "rms_ratio",
-    "exp_avg_sq_zero_fraction",
-    "decay_to_grad",
+    *("grad_norm", "grad_rms", "grad_max", "grad_zero_fraction"),
+    *("grad_norm_before_clip", "clip_coefficient"),
+    *("grad_momentum_cosine", "exp_avg_carryover", "rms_ratio", "rms_ratio_max"),
+    *("exp_avg_sq_zero_fraction", "decay_to_grad"),
 }
+GIVEN_AT_EACH_STEP = {"loss_scale", "skipped_steps"}
 
 
 class Plain(L.LightningModule):
@@ -116,7 +112,7 @@ def test_statistics_of_a_checkpoint_equal_those_of_the_run(tmp_path: Path) -> No
                 assert saved.weights == "state_dict"
                 assert saved.kind == ("Adam" if name in ("coupled", "plain_adam") else "AdamW")
                 known = {each.name for each in moments.known}
-                all_names = {*STATISTICS, UNDERFLOWED.name} - {"skipped_steps"}
+                all_names = {*STATISTICS, UNDERFLOWED.name} - GIVEN_AT_EACH_STEP
                 assert known == all_names - NEED_THE_GRADIENT
                 for scope in Scope:
                     seen = training.measurement.of(scope, STATISTICS.values())
@@ -161,19 +157,22 @@ def test_printed_statistics_need_no_gradient_and_without_weights_no_weights(
     optimizer = stepped(
         [torch.nn.Parameter(torch.randn(50))], decoupled=decoupled, weight_decay=0.1
     )
-    (view,) = Views().after_step(optimizer)
+    (state,) = StateReader().after_step(optimizer)
 
     def changed_by(**tensors: Any) -> set[str]:
-        rows = kernels.measure([view, view._replace(**tensors)], ALL_COLUMNS, "eager")
-        return {name for name, (a, b) in zip(ALL_COLUMNS, rows.T.tolist(), strict=True) if a != b}
+        states = ParamStates.of([state, state._replace(**tensors)])
+        rows = kernels.measure(states, [*COLUMNS], "eager")
+        return {name for name, (a, b) in zip(COLUMNS, rows.T.tolist(), strict=True) if a != b}
 
     elsewhere = torch.randn(50) * torch.tensor([0.0, 1e3]).repeat(25)
     known = {each.name for each in STATISTICS.values()} - NEED_THE_GRADIENT
-    columns = {
-        ACCUMULATORS[accumulator].column
-        for name in known - {"skipped_steps"}
-        for accumulator in STATISTICS[name].accumulators
-    }
+    columns = set(
+        sources_of(
+            ACCUMULATORS[accumulator].column
+            for name in known - GIVEN_AT_EACH_STEP
+            for accumulator in STATISTICS[name].accumulators
+        )
+    )
     assert not changed_by(grad=elsewhere) & columns
     assert changed_by(grad=elsewhere)
     assert changed_by(parameter=elsewhere) & columns <= OF_WEIGHTS
@@ -183,7 +182,7 @@ def test_printed_statistics_need_no_gradient_and_without_weights_no_weights(
 @pytest.mark.parametrize("eps", [1e-8, 1e-3])
 def test_statistics_for_another_eps_agree_with_the_reference(eps: float) -> None:
     optimizer, moments = stepped_and_saved(decoupled=True)
-    found = measured(moments.views, moments.known, with_eps(eps)).of(Scope.model, moments.known)
+    found = measured(moments.states, moments.known, with_eps(eps)).of(Scope.model, moments.known)
     tensors = reference_tensors(optimizer)
     for tensor in tensors:
         tensor.eps = eps
@@ -195,7 +194,7 @@ def test_statistics_for_another_eps_agree_with_the_reference(eps: float) -> None
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_statistics_for_another_dtype_agree_with_the_reference(dtype: torch.dtype) -> None:
     optimizer, moments = stepped_and_saved(decoupled=True, lr=1e-4, eps=1e-4, weight_decay=0.1)
-    found = measured(moments.views, moments.known, in_dtype(dtype)).of(Scope.model, moments.known)
+    found = measured(moments.states, moments.known, in_dtype(dtype)).of(Scope.model, moments.known)
     tensors = reference_tensors(optimizer)
     for each in tensors:
         each.parameter, each.exp_avg = each.parameter.to(dtype), each.exp_avg.to(dtype)
@@ -229,7 +228,7 @@ def test_dominating_eps_is_found_with_an_override_that_prevents_it(tmp_path: Pat
     assert 1e-13 < float(eps) < 1e-9
     assert re.search(r"1e-08 +100% █{50}  < configured", printed)
     _, moments = saved_in(tmp_path / "state.pt")
-    with_remedy = measured(moments.views, moments.known, with_eps(float(eps)))
+    with_remedy = measured(moments.states, moments.known, with_eps(float(eps)))
     assert with_remedy.of(Scope.model, moments.known)["model"]["eps_energy_loss"] < 0.1
 
 
@@ -343,9 +342,9 @@ def test_buffers_and_tied_weights_are_not_counted_as_parameters(tmp_path: Path) 
     optimizer = stepped(list(net.parameters()), decoupled=True)
     _, moments = saved_in(save(net, optimizer))
     names = [name for name, _ in net.named_parameters()]
-    assert [view.place.tensor for view in moments.views] == names
-    for view, parameter in zip(moments.views, net.parameters(), strict=True):
-        assert torch.equal(view.parameter, parameter)
+    assert [each.tensor for each in moments.states.scopes.names] == names
+    for stored, parameter in zip(moments.states.parameter, net.parameters(), strict=True):
+        assert torch.equal(stored, parameter)
 
 
 def test_finished_schedule_is_shown_at_its_peak_lr(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from tests.support.tables import each_row
 
 PANELS = list(itertools.chain.from_iterable(SECTIONS.values()))
 FAMILIES = {
+    "gradient": "Gradient",
     "moments": "Moments",
     "underflow": "Underflow",
     "update": "Update",
@@ -18,6 +19,7 @@ FAMILIES = {
 }
 FIRST_PANELS = {
     "Overview": ["loss", "validation metric", "lr"],
+    "Gradient": ["grad_norm"],
     "Moments": ["rms_ratio"],
     "Underflow": ["eps_energy_loss", "eps_curve", "√v̂ histogram"],
     "Update": ["update_to_weight"],
@@ -25,6 +27,8 @@ FIRST_PANELS = {
     "Layers": ["layers", "before it blew up"],
     "Schedule": [],
 }
+PERCENTILES = {"Moments": "denominator", "Update": "normalized_update"}
+"""Quantities whose percentiles are drawn in a section."""
 FOREIGN_KEYS = {
     "loss": ["loss", "train/loss", "train_loss_epoch", "training/total_loss", "loss_step"],
     "validation metric": ["val/loss", "valid_acc", "validation/f1", "val_acc/dataloader_idx_0"],
@@ -69,6 +73,13 @@ def test_every_histogram_is_drawn_and_that_of_denominators_as_a_curve_too() -> N
     }
 
 
+def test_percentiles_of_a_quantity_share_a_panel() -> None:
+    for section, quantity in PERCENTILES.items():
+        for percent in (1, 50, 99):
+            key = f"adam_{section.lower()}/{quantity}_p{percent}"
+            assert titles_of(key) == [f"{quantity} percentiles"]
+
+
 def test_most_important_panels_are_first_in_their_sections() -> None:
     assert list(SECTIONS) == list(FIRST_PANELS)
     for section, panels in SECTIONS.items():
@@ -77,6 +88,7 @@ def test_most_important_panels_are_first_in_their_sections() -> None:
         assert [panel.title for panel in panels[: len(first)]] == first
         names = [each.name for each in STATISTICS.values() if FAMILIES[each.family] == section]
         others = [panel.title for panel in panels[len(first) :]]
+        names += [f"{PERCENTILES[section]} percentiles"] if section in PERCENTILES else []
         assert others == [name for name in names if name not in {*first, "lr"}]
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from lightning_adam.config.errors import ConfigError
 from lightning_adam.config.monitor import Severity
 from lightning_adam.findings.finding import Finding
+from lightning_adam.reports.keys import BASES
 from lightning_adam.reports.panels import SECTIONS
 from lightning_adam.reports.report import labels, write_report
 from lightning_adam.reports.runs import Run, read_runs
@@ -20,11 +21,13 @@ from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS
 from lightning_adam.statistics.histograms import Histogram
 from tests.reports.conftest import UNDEFINED, LoggedRun
 from tests.reports.parsed_report import EVENTS, ParsedReport, report_of, unpacked
-from tests.reports.run_files import KEY, run_of
+from tests.reports.run_files import KEY, LAYER_KEY, run_of
 from tests.support.tables import each_row
 
 PANELS = [panel for panels in SECTIONS.values() for panel in panels]
 NASTY = "</script><script>alert(1)</script><!-- 😀 \"'&amp; {{ 7 * 7 }}"
+NASTY_KEY = NASTY.replace("/", "")
+"""A part of a key has no slash."""
 NO_OPTIMIZER = "its config does not say which optimizer"
 COUNTED = Histogram([1, 2, 3], [-2.0, -1.0, 0.0, 1.0])
 SHOWN_RUNS = {"wandb": ["wandb"], "csv": ["csv"], "both": ["wandb", "csv"]}
@@ -105,19 +108,29 @@ def test_every_curve_is_a_series_of_its_run(
             for place, run in enumerate(chosen)
             for key in run.series
             if "/layer/" not in key and "/tensor/" not in key
-            if key in FOREIGN_KEYS or key.split("/group/")[0] in STATISTIC_KEYS
+            if key in FOREIGN_KEYS or re.sub("group/[^/]+/", "", key) in BASES
         }
 
 
 FOREIGN_KEYS = ("loss", "val/accuracy", "val/loss")
-STATISTIC_KEYS = {statistic.key for statistic in STATISTICS.values()}
 
 
 def key_of(label: str, scope: str | None, run: Run) -> str:
     assert (scope is None) is (label in FOREIGN_KEYS)
-    suffixes = {None: [""], "model": [""]}.get(scope, [f"/group/{scope}", f"/optimizer/{scope}"])
-    (key,) = (label + suffix for suffix in suffixes if label + suffix in run.series)
+    if scope in (None, "model"):
+        return label
+    (key,) = (
+        key
+        for kind in ("group", "optimizer")
+        if (key := in_scope(label, f"{kind}/{scope}/")) in run.series
+    )
     return key
+
+
+def in_scope(label: str, scope: str) -> str:
+    """Returns the key of a scope, from that of the model."""
+    family, _, name = label.partition("/")
+    return f"{family}/{scope}{name}"
 
 
 def test_maps_histograms_and_the_eps_curve_show_the_numbers_of_the_run(
@@ -134,7 +147,7 @@ def test_maps_histograms_and_the_eps_curve_show_the_numbers_of_the_run(
     ]
     values = unpacked(shown["values"]).reshape(9, -1)
     for place, kind in ((3, "layer"), (5, "tensor")):
-        series = run.series[f"{KEY}/{kind}/{shown['layers'][place]}"]
+        series = run.series[in_scope(KEY, f"{kind}/{shown['layers'][place]}/")]
         assert np.array_equal(unpacked(shown["steps"]), series.steps)
         assert np.array_equal(values[place], series.values.astype(np.float32))
     by_step = run.histograms["adam_histogram/group/net.head/denominator"]
@@ -155,9 +168,9 @@ def test_maps_histograms_and_the_eps_curve_show_the_numbers_of_the_run(
     assert unpacked(line["at"]).tolist() == [2.0**edge for edge in last.log2_edges[1:-1]]
 
 
-def eps_by_scope(optimizer: dict[str, Any], suffixes: list[str]) -> dict[str, list[float]]:
+def eps_by_scope(optimizer: dict[str, Any], scopes: list[str]) -> dict[str, list[float]]:
     config = {"lightning_adam": {"optimizer": optimizer}}
-    keys = [f"adam_histogram/denominator{suffix}" for suffix in suffixes]
+    keys = [f"adam_histogram/{scope}denominator" for scope in scopes]
     run = Run("run", Path(), config, {}, {key: {0: COUNTED} for key in keys}, [])
     lines = report_of(run).panels["eps_curve"]["lines"]
     return {line["scope"]: line["eps"] for line in lines}
@@ -171,17 +184,17 @@ def test_eps_of_a_scope_is_that_of_its_groups() -> None:
         "other": {"lr": 1.0},
         "bare": {"eps": 0},
     }
-    suffixes = ["", "/group/head", "/group/other", "/group/bare"]
+    scopes = ["", "group/head/", "group/other/", "group/bare/"]
     expected = {"model": [1e-8, 1e-4], "head": [1e-4], "other": [], "bare": []}
-    assert eps_by_scope({"param_groups": groups}, suffixes) == expected
+    assert eps_by_scope({"param_groups": groups}, scopes) == expected
 
 
 def test_each_of_several_optimizers_has_its_own_eps() -> None:
     eps = {"generator": 1e-8, "critic": 1e-4}
     optimizer = {name: {"param_groups": {"all": {"eps": each}}} for name, each in eps.items()}
-    suffixes = [f"/optimizer/{name}" for name in (*eps, "unknown")]
+    scopes = [f"optimizer/{name}/" for name in (*eps, "unknown")]
     expected = {"generator": [1e-8], "critic": [1e-4], "unknown": []}
-    assert eps_by_scope(optimizer, suffixes) == expected
+    assert eps_by_scope(optimizer, scopes) == expected
 
 
 # ---- The texts
@@ -253,7 +266,10 @@ def test_page_describes_no_optimizer_where_the_config_has_another_form() -> None
 
 def described(name: str, lr: float, value: float, kind: str = "AdamW") -> Run:
     optimizer = {"class": kind, "lr": lr, "betas": [0.9, 0.999]}
-    series = {KEY: {0: 1.0, 5: value}, f"{KEY}/layer/net.<0>": {0: 1.0, 5: value, 6: 3 * value}}
+    series = {
+        KEY: {0: 1.0, 5: value},
+        LAYER_KEY.format("net.<0>"): {0: 1.0, 5: value, 6: 3 * value},
+    }
     return run_of(series, name, {"seed": 1, "lightning_adam": {"optimizer": optimizer}})
 
 
@@ -315,13 +331,13 @@ def test_names_are_never_read_as_html() -> None:
             KEY: {0: 1.0},
             f"train/{NASTY}loss": {0: 1.0},
             f"val/{NASTY}": {0: 1.0},
-            f"{KEY}/layer/{NASTY}": {0: value},
-            f"{KEY}/group/{NASTY}": {0: 1.0},
+            in_scope(KEY, f"layer/{NASTY_KEY}/"): {0: value},
+            in_scope(KEY, f"group/{NASTY_KEY}/"): {0: 1.0},
         }
         run = run_of(series, NASTY + suffix, config)
         run.notes.append(NASTY)
         counted = {0: Histogram([1, 2], [0.0, 1.0, 2.0])}
-        run.histograms[f"adam_histogram/group/{NASTY}/denominator"] = counted
+        run.histograms[f"adam_histogram/group/{NASTY_KEY}/denominator"] = counted
         return run
 
     runs = [nasty("x", 1.0), nasty("y", 2.0)]
@@ -335,12 +351,12 @@ def test_names_are_never_read_as_html() -> None:
     assert "49" not in found.text
     assert found.named("note") == [NASTY] * 2
     assert all(term.startswith(NASTY) for term in found.texts("dt"))
-    assert f"layer {NASTY}" in found.named("parting")[0]
+    assert f"layer {NASTY_KEY}" in found.named("parting")[0]
     data = found.data
     assert all(label.startswith(NASTY) for label in data["runs"])
-    assert data["panels"]["layers"]["maps"][0]["layers"] == [NASTY]
+    assert data["panels"]["layers"]["maps"][0]["layers"] == [NASTY_KEY]
     assert [each["label"] for each in data["panels"]["loss"]["choices"]] == [f"train/{NASTY}loss"]
-    assert NASTY in [line["scope"] for line in data["panels"]["eps_curve"]["lines"]]
+    assert NASTY_KEY in [line["scope"] for line in data["panels"]["eps_curve"]["lines"]]
 
 
 def test_name_that_is_no_valid_unicode_can_be_written(tmp_path: Path) -> None:
@@ -380,7 +396,7 @@ def test_file_that_cannot_be_written_raises(tmp_path: Path) -> None:
 
 def test_layers_are_sorted_by_their_numbers() -> None:
     names = ["net.10", "net.2", "net.1.b", "net.1.a", "10", "9", "net"]
-    found = report_of(run_of({f"{KEY}/layer/{name}": {0: 1.0} for name in names}))
+    found = report_of(run_of({LAYER_KEY.format(name): {0: 1.0} for name in names}))
     (shown,) = found.panels["layers"]["maps"]
     assert shown["layers"] == ["9", "10", "net", "net.1.a", "net.1.b", "net.2", "net.10"]
 

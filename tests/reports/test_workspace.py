@@ -16,10 +16,11 @@ from tests.support.commands import records
 from tests.support.tables import each_row
 
 SCOPES = (
-    "/group/decay",
-    "/layer/net.0",
-    "/tensor/net.0.weight",
-    "/optimizer/generator/group/decay",
+    "group/decay/",
+    "layer/net.0/",
+    "tensor/net.0.weight/",
+    "optimizer/generator/group/decay/",
+    "worst_1/",
 )
 FOLDED = ": all of it"
 
@@ -64,18 +65,18 @@ def test_every_statistic_has_a_panel_that_shows_the_whole_model(spec: dict[str, 
             with row(name):
                 expression = expressions[name]
                 assert re.search(expression, statistic.key)
-                assert re.search(expression, f"{statistic.key}/optimizer/generator")
-                assert not any(re.search(expression, statistic.key + scope) for scope in SCOPES)
+                assert re.search(expression, statistic.key_of("optimizer/generator/"))
+                assert not any(re.search(expression, statistic.key_of(scope)) for scope in SCOPES)
                 others = [each.key for each in STATISTICS.values() if each is not statistic]
                 assert not any(re.search(expression, key) for key in others)
 
 
 def test_layers_panel_shows_layers_only(spec: dict[str, Any]) -> None:
     expression = regexes(spec)["layers: update_to_weight"]
-    key = STATISTICS["update_to_weight"].key
-    assert re.search(expression, f"{key}/layer/net.0")
-    assert re.search(expression, f"{key}/optimizer/generator/layer/net.0")
-    assert not any(re.search(expression, key + scope) for scope in ("", "/group/decay"))
+    key_of = STATISTICS["update_to_weight"].key_of
+    assert re.search(expression, key_of("layer/net.0/"))
+    assert re.search(expression, key_of("optimizer/generator/layer/net.0/"))
+    assert not any(re.search(expression, key_of(scope)) for scope in ("", "group/decay/"))
 
 
 def test_meaning_of_a_statistic_stands_beside_its_panel(spec: dict[str, Any]) -> None:

@@ -3,7 +3,8 @@
 Nothing is defined here: kernels, columns and statistics are those that a training is measured by.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,33 +13,29 @@ from tqdm import tqdm
 
 from lightning_adam.reports.inspection.saved import Saved
 from lightning_adam.statistics import kernels
-from lightning_adam.statistics.accumulators import ACCUMULATORS, Knowledge
 from lightning_adam.statistics.catalogue import STATISTICS, Statistic, ratio
-from lightning_adam.statistics.histograms import DENOMINATOR_POSITION, QUANTITIES
-from lightning_adam.statistics.measurement import (
-    Measurement,
-    Tensors,
-    Wanted,
-    agreement,
-    columns_of,
-)
-from lightning_adam.statistics.views import (
+from lightning_adam.statistics.columns import ACCUMULATORS, GIVEN, Capabilities, sources_of
+from lightning_adam.statistics.histograms import BINS, DENOMINATOR_POSITION, QUANTITIES
+from lightning_adam.statistics.measurement import Measurement, MetricRequest, rank_status
+from lightning_adam.statistics.param_states import (
     MOMENTS,
-    Row,
-    TensorView,
-    Views,
+    Layout,
+    ParamStates,
+    StateReader,
+    capabilities_of,
     in_parts,
-    knowledge_of,
 )
+from lightning_adam.statistics.sharding import LocalStats
 
 OF_WEIGHTS = frozenset(
     {
         "weight_squares",
         "weight_nonzero",
         "update_lost",
-        "decay_squares",
-        "decay_times_update",
         "decay_lost",
+        "undecayed_squares",
+        "undecayed_times_update",
+        "undecayed_over_denominator_squares",
     }
 )
 """Columns that depend on the parameters."""
@@ -69,7 +66,7 @@ UNDERFLOWED = Statistic(
 class Moments(NamedTuple):
     """What is measured of an optimizer, as it was saved."""
 
-    views: list[TensorView]
+    states: ParamStates
     measurement: Measurement
     exponents: Tensor
     """Counts of each tensor's √v̂ by binary exponent, `[tensors, 256]`."""
@@ -79,50 +76,50 @@ class Moments(NamedTuple):
 
 def moments_of(saved: Saved) -> Moments:
     """Measures what was saved."""
-    views = Views().after_step(saved.optimizer)
-    known = known_statistics(saved, views)
-    exponents = torch.zeros(len(views), 0)
+    states = StateReader().after_step(saved.optimizer)
+    known = known_statistics(saved, states)
+    exponents = torch.zeros(len(states), 0)
     if saved.is_adams:
         counts = [
-            kernels.count_exponents(few, range(len(few)))[:, DENOMINATOR_POSITION]
-            for few in _few(views, "counting")
+            kernels.count_exponents(few, range(len(few)), len(few))[:, DENOMINATOR_POSITION]
+            for few in _few(states, "counting")
         ]
         exponents = torch.cat(counts)
-    return Moments(views, measured(views, known), exponents, known)
+    return Moments(states, measured(states, known), exponents, known)
 
 
-def known_statistics(saved: Saved, views: Sequence[TensorView]) -> list[Statistic]:
+def known_statistics(saved: Saved, states: ParamStates) -> list[Statistic]:
     """The statistics that need no gradient, and no weights where these are not known.
 
     A gradient that is not finite leaves a first moment that is not, so that what is not finite is
-    counted all the same. How many steps were skipped, no file tells.
+    counted all the same. What was given to a measurement, such as skipped steps, no file tells.
     """
-    knowledge = knowledge_of(saved.optimizer, views) & ~Knowledge.GRADIENT
+    capabilities = capabilities_of(saved.optimizer, states) & ~Capabilities.GRADIENT
     return [
         each
         for each in (*STATISTICS.values(), UNDERFLOWED)
-        if (each.needs in knowledge or each.name == "nonfinite_count")
-        and each.name != "skipped_steps"
-        and (saved.weights or not OF_WEIGHTS & _columns(each))
+        if (each.needs in capabilities or each.name == "nonfinite_count")
+        and not GIVEN.keys() & _sources(each)
+        and (saved.weights or not OF_WEIGHTS & _sources(each))
     ]
 
 
-def _columns(statistic: Statistic) -> set[str]:
-    return {ACCUMULATORS[name].column for name in statistic.accumulators}
+def _sources(statistic: Statistic) -> set[str]:
+    return set(sources_of(ACCUMULATORS[name].column for name in statistic.accumulators))
 
 
-Change = Callable[[TensorView], TensorView]
+Change = Callable[[ParamStates], ParamStates]
 
 
 def measured(
-    views: Sequence[TensorView], statistics: Iterable[Statistic], change: Change | None = None
+    states: ParamStates, statistics: Iterable[Statistic], change: Change | None = None
 ) -> Measurement:
     """A measurement of some statistics.
 
     Args:
-        views: The tensors.
+        states: The tensors.
         statistics: What is to be derived.
-        change: What is done to each of them before (default: nothing).
+        change: What is done to them before (default: nothing).
 
     Example:
         >>> from lightning_adam.config.monitor import Scope
@@ -130,29 +127,23 @@ def measured(
         >>> adam = torch.optim.Adam([weight], eps=1.0)
         >>> weight.grad = torch.ones(3)
         >>> adam.step()
-        >>> views, direction = Views().after_step(adam), STATISTICS["normalized_update_max"]
-        >>> measured(views, [direction]).of(Scope.model, [direction])
+        >>> states, update = StateReader().after_step(adam), STATISTICS["normalized_update_max"]
+        >>> measured(states, [update]).of(Scope.model, [update])
         {'model': {'normalized_update_max': 0.5}}
-        >>> measured(views, [direction], with_eps(3.0)).of(Scope.model, [direction])
+        >>> measured(states, [update], with_eps(3.0)).of(Scope.model, [update])
         {'model': {'normalized_update_max': 0.25}}
     """
-    wanted = Wanted(list(statistics), [], {}, "", [])
-    columns = columns_of(wanted.accumulators(Knowledge.ALL))
-    rows, parts = [], []
-    for few in _few(views, "measuring"):
-        changed = few if change is None else [change(view) for view in few]
-        rows += [Row(*view[:2], view.max_exp_avg_sq is not None) for view in changed]
-        parts.append(kernels.measure(changed, [*columns.sums, *columns.maxima]))
+    request = MetricRequest(list(statistics))
+    columns = request.columns(Capabilities.ALL)
+    parts = [
+        kernels.measure(few if change is None else change(few), [*columns.sums, *columns.maxima])
+        for few in _few(states, "measuring")
+    ]
     sums, maxima = torch.tensor_split(torch.cat(parts), [len(columns.sums)], dim=1)
-    return Measurement(
-        wanted,
-        columns,
-        Tensors.of(rows),
-        sums,
-        maxima,
-        torch.zeros(0, len(QUANTITIES), 0),
-        agreement(Knowledge.ALL),
-    )
+    no_exponents = torch.zeros(0, len(QUANTITIES), BINS, dtype=torch.int64)
+    stats = LocalStats(sums, maxima, no_exponents, rank_status(Capabilities.ALL))
+    subsets = [each.subsets for each in states.settings]
+    return Measurement(request, columns, states.scopes, subsets, stats)
 
 
 def with_eps(eps: float) -> Change:
@@ -161,7 +152,9 @@ def with_eps(eps: float) -> Change:
     Args:
         eps: The eps.
     """
-    return lambda view: view._replace(settings=view.settings._replace(eps=eps))
+    return lambda states: replace(
+        states, settings=[each._replace(eps=eps) for each in states.settings]
+    )
 
 
 def in_dtype(dtype: torch.dtype) -> Change:
@@ -175,22 +168,23 @@ def in_dtype(dtype: torch.dtype) -> Change:
         >>> adam = torch.optim.Adam([weight])
         >>> weight.grad = torch.ones(3)
         >>> adam.step()
-        >>> (view,) = Views().after_step(adam)
-        >>> in_dtype(torch.bfloat16)(view).exp_avg.dtype
+        >>> states = StateReader().after_step(adam)
+        >>> in_dtype(torch.bfloat16)(states).exp_avg[0].dtype
         torch.bfloat16
     """
 
-    def change(view: TensorView) -> TensorView:
+    def change(states: ParamStates) -> ParamStates:
         cast: dict[str, Any] = {
-            name: None if getattr(view, name) is None else getattr(view, name).to(dtype)
+            name: [None if each is None else each.to(dtype) for each in getattr(states, name)]
             for name in ("parameter", "grad", *MOMENTS)
         }
-        return view._replace(**cast)
+        return replace(states, layout=Layout(), **cast)
 
     return change
 
 
-def _few(views: Sequence[TensorView], doing: str) -> Iterator[list[TensorView]]:
-    """The views, so many at a time that their copies fit into memory."""
+def _few(states: ParamStates, doing: str) -> Iterator[ParamStates]:
+    """The tensors, so many at a time that their copies fit into memory."""
     # Only a person who waits is told how far it has come.
-    return in_parts(tqdm(views, desc=doing, unit="tensor", leave=False, disable=None), AT_A_TIME)
+    bar = tqdm(states, desc=doing, unit="tensor", leave=False, disable=None)
+    return map(ParamStates.of, in_parts(bar, AT_A_TIME))

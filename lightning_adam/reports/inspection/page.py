@@ -34,7 +34,7 @@ from lightning_adam.statistics.histograms import (
     dominated_fractions,
     magnitude_above,
 )
-from lightning_adam.statistics.names import group_name
+from lightning_adam.statistics.names import group_names
 
 WIDTH = 100
 NAME = 34
@@ -157,19 +157,18 @@ def _told(saved: Saved) -> Iterator[str]:
 
 def _what_it_is(saved: Saved, moments: Moments) -> str:
     of = f"Optimizer {saved.name}: " if saved.name else ""
-    parameters = sum(view.parameter.numel() for view in moments.views)
-    tensors = "1 tensor" if len(moments.views) == 1 else f"{len(moments.views)} tensors"
+    parameters = sum(each.numel() for each in moments.states.parameter)
+    tensors = "1 tensor" if len(moments.states) == 1 else f"{len(moments.states)} tensors"
     lines = [f"{of}{saved.kind}, {tensors} with {parameters:,} elements"]
     rows = [["group", "tensors", "elements", "lr", "peak", "betas", "eps", "decay", "step"]]
-    for index, group in enumerate(saved.groups):
-        name = group_name(group, index)
-        views = [view for view in moments.views if view.place.group == name]
-        steps = sorted({float(view.step) for view in views})
+    for name, group in zip(group_names(saved.groups), saved.groups, strict=True):
+        states = [state for state in moments.states if state.name.group == name]
+        steps = sorted({float(state.step) for state in states})
         rows.append(
             [
                 _short(name),
                 str(len(group["params"])),
-                f"{sum(view.parameter.numel() for view in views):,}",
+                f"{sum(state.parameter.numel() for state in states):,}",
                 _number(float(group["lr"])),
                 _number(float(peak_lr(group))),
                 ", ".join(_number(float(each)) for each in group["betas"]),
@@ -179,11 +178,11 @@ def _what_it_is(saved: Saved, moments: Moments) -> str:
             ]
         )
     lines += _table(rows)
-    own = _dtypes(view.parameter.dtype for view in moments.views)
-    state = _dtypes(view.exp_avg.dtype for view in moments.views)
+    own = _dtypes(each.dtype for each in moments.states.parameter)
+    moment = _dtypes(each.dtype for each in moments.states.exp_avg)
     place = f"parameters {own} ({saved.weights})" if saved.weights else "parameters unknown"
     amsgrad = ", with amsgrad" if any(group.get("amsgrad") for group in saved.groups) else ""
-    lines.append(f"  {place}, state {state}{amsgrad}")
+    lines.append(f"  {place}, state {moment}{amsgrad}")
     lines += [line for note in saved.notes for line in _wrapped(note)]
     return "\n".join(lines)
 
@@ -215,7 +214,7 @@ def _rank(value: float | None) -> float:
 
 def _eps_curve(moments: Moments) -> str:
     counts = moments.exponents.sum(0).tolist()
-    configured = {view.settings.eps for view in moments.views}
+    configured = {state.settings.eps for state in moments.states}
     eps = sorted({*EPS_SHOWN, *(each for each in configured if each > 0)})
     shares = dominated_fractions(counts, eps)
     lines = ["What each eps would dominate: the share of the elements whose √v̂ is smaller"]
@@ -227,7 +226,7 @@ def _eps_curve(moments: Moments) -> str:
 
 
 def _other_eps(moments: Moments) -> str:
-    first, *others = sorted({view.settings.eps for view in moments.views})
+    first, *others = sorted({state.settings.eps for state in moments.states})
     exponent = round(math.log10(first)) if first > 0 else -8
     chosen = {float(f"1e{exponent + shift}") for shift in SHIFTS} | ({first} - {0.0})
     rows = {}
@@ -240,8 +239,8 @@ def _other_eps(moments: Moments) -> str:
 
 
 def _other_dtypes(moments: Moments) -> str:
-    own = {each.dtype for view in moments.views for each in (view.parameter, view.exp_avg)}
-    eps = [view.settings.eps for view in moments.views]
+    own = {each.dtype for each in (*moments.states.parameter, *moments.states.exp_avg)}
+    eps = [state.settings.eps for state in moments.states]
     rows, notes = {}, []
     for dtype in DTYPES:
         is_own = own == {dtype}
@@ -261,7 +260,7 @@ def _changed(moments: Moments, columns: Sequence[Shown], change: Change | None) 
     known = [each for each in moments.known if each.name in names]
     measurement = moments.measurement
     if change is not None:
-        measurement = measured(moments.views, known, change)
+        measurement = measured(moments.states, known, change)
     return measurement.of(Scope.model, known).get("model", {})
 
 
@@ -278,11 +277,11 @@ def _findings(saved: Saved, moments: Moments) -> str:
         {code: {"persistence": 1} if code in codes else {"severity": "off"} for code in RULES},
         saved.name,
     )
-    steps = [float(view.step) for view in moments.views]
+    steps = [float(step) for step in moments.states.step]
 
     def low_denominator(scope: str) -> float | None:
         inside = moments.measurement.tensors_of(scope)
-        chosen = [view.place.tensor in inside for view in moments.views]
+        chosen = [name.tensor in inside for name in moments.states.scopes.names]
         counts = moments.exponents[torch.tensor(chosen)].sum(0).tolist()
         return magnitude_above(counts, HARMLESS)
 
@@ -314,7 +313,7 @@ def said(finding: Finding) -> list[str]:
 def _training(saved: Saved, moments: Moments) -> Training:
     first = saved.groups[0]
     peaks = [float(peak_lr(group)) for group in saved.groups]
-    own = [view.parameter if saved.weights else view.exp_avg for view in moments.views]
+    own = moments.states.parameter if saved.weights else moments.states.exp_avg
     return Training(
         defaults={**first, "lr": float(peak_lr(first))},
         dtypes=frozenset(dtype_name(each.dtype) for each in own),

@@ -121,6 +121,9 @@ function placesOfSteps(steps) {
   return [Math.max(first - 1, 0), Math.min(end + 1, steps.length)];
 }
 
+/** The tensor that each of a line's values is of. */
+const tensorsOf = ({ tensors }) => tensors.places.map((place) => asText(tensors.names[place]));
+
 function curves(panel, settings) {
   const choice = panel.choices[settings.choice ?? 0];
   const isLog = settings.isLog ?? choice.isLog;
@@ -144,7 +147,8 @@ function curves(panel, settings) {
       y: values,
       line: { color: colourOf(line), width: widthOf(line) },
       marker: { size: 4 },
-      hovertemplate: "%{y:.4g}",
+      ...(line.tensors ? { text: tensorsOf(line).slice(first, end) } : {}),
+      hovertemplate: line.tensors ? "%{y:.4g} in %{text}" : "%{y:.4g}",
     };
   });
   return {

@@ -10,7 +10,7 @@ from lightning_adam.findings import RULES
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.rule import Case, Memory, Past, Rule, Training
 from lightning_adam.statistics.catalogue import STATISTICS
-from lightning_adam.statistics.measurement import Measurement
+from lightning_adam.statistics.measurement import Measurement, largest_first
 
 AFTERMATH = 50
 """Steps for which a finding that has ceased explains others: the moments remember it."""
@@ -305,17 +305,15 @@ class _Judged:
 
     def of_tensors(self, statistic: str) -> list[float]:
         """The values of a statistic, one for each tensor that has one."""
-        rows = self._measurement.of(Scope.tensor, [STATISTICS[statistic]])
-        return [values[statistic] for values in rows.values() if statistic in values]
+        return [*self._measurement.of_tensors(STATISTICS[statistic]).values()]
 
     def worst(self, rule: Rule, scope: str) -> dict[str, float]:
         """The tensors of the scope that are the worst by the rule's first statistic."""
         (name, *_) = rule.statistics
         inside = self._measurement.tensors_of(scope)
-        rows = self._measurement.of(Scope.tensor, [STATISTICS[name]])
-        values = {each: row[name] for each, row in rows.items() if each in inside and name in row}
-        order = {each: math.inf if math.isnan(value) else value for each, value in values.items()}
-        worst = sorted(values, key=order.__getitem__, reverse=True)[:WORST]
+        of_tensors = self._measurement.of_tensors(STATISTICS[name])
+        values = {each: value for each, value in of_tensors.items() if each in inside}
+        worst = largest_first(values)[:WORST]
         if name == "nonfinite_count":
             # The first is where it comes from, or nearest to it.
             worst = [each for each in values if values[each]][:WORST]

@@ -401,6 +401,18 @@ def test_layers_are_sorted_by_their_numbers() -> None:
     assert shown["layers"] == ["9", "10", "net", "net.1.a", "net.1.b", "net.2", "net.10"]
 
 
+def test_largest_values_are_curves_that_name_their_tensors() -> None:
+    worst = in_scope(KEY, "worst_1/")
+    run = run_of({KEY: {0: 1.0}, worst: {0: 2.0, 1: 4.0, 2: 3.0}})
+    run.tensors[worst] = {0: "net.0.weight", 1: "net.1.bias", 2: "net.0.weight"}
+    (choice,) = report_of(run).panels["update_norm"]["choices"]
+    model, largest = choice["lines"]
+    assert (model["scope"], largest["scope"]) == ("model", "worst 1")
+    assert "tensors" not in model
+    names, places = largest["tensors"]["names"], largest["tensors"]["places"]
+    assert [names[place] for place in places] == ["net.0.weight", "net.1.bias", "net.0.weight"]
+
+
 def test_finding_is_listed_and_marked_at_its_step() -> None:
     def finding(code: str, step: int, severity: Severity) -> Finding:
         return Finding(code, severity, "model", step, f"sentence {step}", {}, {}, (), "source")

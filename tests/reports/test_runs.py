@@ -273,13 +273,32 @@ def test_killed_and_resumed_run_has_ended(tmp_path: Path) -> None:
     assert only(tmp_path).notes == []
 
 
+WORST = "adam_update/worst_1/update_norm"
+NAMED = {0: "net.0.weight", 3: "7"}
+"""The tensor with the largest value, by step; a module may be called by a number."""
+
+
+def test_names_of_the_tensors_with_the_largest_values_are_read(tmp_path: Path) -> None:
+    rows = {step: {WORST: 2.0 + step, f"{WORST}_tensor": name} for step, name in NAMED.items()}
+    logged = [{GLOBAL_STEP: step, **row} for step, row in rows.items()]
+    files = [
+        write_wandb(tmp_path / "wandb", logged),
+        write_csv(tmp_path / "csv", rows.items()),  # type: ignore[arg-type]
+    ]
+    for file in files:
+        run = only(file)
+        assert to_dict(run) == {WORST: {0: 2.0, 3: 5.0}}
+        assert run.tensors == {WORST: NAMED}
+        assert run.notes == []
+
+
 def test_table_uses_the_layer_names_of_the_keys(tmp_path: Path) -> None:
     table = wandb.Table(columns=[GLOBAL_STEP, "layer", "update_norm"], data=[[0, "block-1", 2.0]])
-    rows: list[dict[str, Any]] = [{f"{LAYER_KEY}/block_1": 1.0}, {"adam_layers": table}]
+    rows: list[dict[str, Any]] = [{LAYER_KEY.format("block_1"): 1.0}, {"adam_layers": table}]
     written = write_wandb(tmp_path, [{GLOBAL_STEP: 0, **row} for row in rows])
     found = to_dict(only(written))
     assert {key: found[key] for key in found if "block" in key} == {
-        f"{LAYER_KEY}/block_1": {0: 2.0}
+        LAYER_KEY.format("block_1"): {0: 2.0}
     }
 
 

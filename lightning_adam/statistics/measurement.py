@@ -174,6 +174,10 @@ class Measurement:
     def copy(self) -> "Measurement":
         """Returns the measurement without what was derived, outside pinned memory."""
         stats = LocalStats(*(each.clone() if each.is_pinned() else each for each in self.stats))
+        return self.with_stats(stats)
+
+    def with_stats(self, stats: LocalStats) -> "Measurement":
+        """Returns the measurement with other matrices, such as copies on the host."""
         return Measurement(self.request, self.columns, self._all_scopes, self.subsets, stats)
 
     def values(self) -> dict[str, float]:
@@ -328,7 +332,8 @@ class Measurement:
         if accumulator not in rows:
             with np.errstate(all="ignore"):
                 rows[accumulator] = self._reduce(scope, ACCUMULATORS[accumulator])
-        return rows[accumulator].tolist()
+        values: list[float] = rows[accumulator].tolist()
+        return values
 
     def _reduce(self, scope: Scope, accumulator: Accumulator) -> Array:
         cells = self.scopes.cells(scope)

@@ -22,13 +22,7 @@ from lightning_adam.statistics.measurement import (
     MetricRequest,
     rank_status,
 )
-from lightning_adam.statistics.param_states import (
-    ParamStates,
-    StateReader,
-    capabilities_of,
-    dequantized,
-    steps_as_adam,
-)
+from lightning_adam.statistics.param_states import ParamStates, dequantized
 from lightning_adam.statistics.scopes import Scopes
 from lightning_adam.statistics.selection import check_selection
 from lightning_adam.statistics.sharding import (
@@ -38,6 +32,7 @@ from lightning_adam.statistics.sharding import (
     this_rank,
     unwrap_wrapper,
 )
+from lightning_adam.statistics.state_reader import StateReader, capabilities_of, steps_as_adam
 
 
 class AdamStatistics(Metric):

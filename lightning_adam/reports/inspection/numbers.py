@@ -17,14 +17,8 @@ from lightning_adam.statistics.catalogue import STATISTICS, Statistic, ratio
 from lightning_adam.statistics.columns import ACCUMULATORS, GIVEN, Capabilities, sources_of
 from lightning_adam.statistics.histograms import BINS, DENOMINATOR_POSITION, QUANTITIES
 from lightning_adam.statistics.measurement import Measurement, MetricRequest, rank_status
-from lightning_adam.statistics.param_states import (
-    MOMENTS,
-    Layout,
-    ParamStates,
-    StateReader,
-    capabilities_of,
-    in_parts,
-)
+from lightning_adam.statistics.param_states import MOMENTS, Layout, ParamStates, in_parts
+from lightning_adam.statistics.state_reader import StateReader, capabilities_of
 from lightning_adam.statistics.sharding import LocalStats
 
 OF_WEIGHTS = frozenset(

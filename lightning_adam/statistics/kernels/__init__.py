@@ -6,7 +6,6 @@ such as tensors with gaps in memory. Devices without float64 are measured in a c
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_adam.statistics.histograms import BINS, QUANTITIES
-from lightning_adam.statistics.param_states import ParamStates
+from lightning_adam.statistics.param_states import ParamStates, Settings
 
 FAST = {"cpu": "numba", "cuda": "triton"}
 """The fast kernel of each type of device, named after its package."""
@@ -182,26 +181,14 @@ def _measured_on(device: torch.device) -> torch.device:
 
 def _on_cpu(states: ParamStates) -> ParamStates:
     """Copies of the tensors on the CPU."""
-    moved = {
-        name: [each.cpu() if isinstance(each, Tensor) else each for each in getattr(states, name)]
-        for name in ("parameter", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step")
-    }
     settings = [
-        each._replace(
-            **{
-                name: float(getattr(each, name))
-                for name in ("lr", "beta1", "beta2", "eps", "weight_decay")
-            }
-        )
-        for each in states.settings
+        Settings(*(each.item() if isinstance(each, Tensor) else each for each in of))
+        for of in states.settings
     ]
-    return replace(
-        ParamStates.of([]),
-        scopes=states.scopes,
-        positions=states.positions,
-        settings=settings,
-        **moved,
-    )
+    rows = [
+        [each.cpu() if isinstance(each, Tensor) else each for each in row[2:]] for row in states
+    ]
+    return ParamStates.of_columns(states.scopes, settings, rows)
 
 
 def _home(devices: Iterable[torch.device]) -> torch.device:

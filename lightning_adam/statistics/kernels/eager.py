@@ -37,7 +37,7 @@ def measure(states: ParamStates, columns: Sequence[str]) -> Tensor:
         >>> adam = torch.optim.Adam(layer.parameters())
         >>> layer(torch.ones(3)).sum().backward()
         >>> adam.step()
-        >>> from lightning_adam.statistics.param_states import StateReader
+        >>> from lightning_adam.statistics.state_reader import StateReader
         >>> states = StateReader().after_step(adam)
         >>> measure(states, ["elements", "grad_squares", "grad_max_abs"])
         tensor([[12., 12.,  1.]], dtype=torch.float64)
@@ -62,7 +62,7 @@ def count_exponents(states: ParamStates, groups: Sequence[int], number: int) -> 
         >>> adam = torch.optim.Adam([weight])
         >>> weight.grad = torch.ones(5)
         >>> adam.step()
-        >>> from lightning_adam.statistics.param_states import StateReader
+        >>> from lightning_adam.statistics.state_reader import StateReader
         >>> int(count_exponents(StateReader().after_step(adam), [0], 1)[0, 0, 127])
         5
     """

@@ -41,6 +41,7 @@ from lightning_adam.statistics.kernels.numba_loops import (
 )
 from lightning_adam.statistics.param_states import (
     MAX_DEQUANTIZED,
+    ParamState,
     ParamStates,
     addresses_of,
     in_parts,
@@ -78,7 +79,7 @@ def measure(states: ParamStates, columns: Sequence[str]) -> Tensor:
         >>> adam = torch.optim.Adam(layer.parameters())
         >>> layer(torch.ones(3)).sum().backward()
         >>> adam.step()
-        >>> from lightning_adam.statistics.param_states import StateReader
+        >>> from lightning_adam.statistics.state_reader import StateReader
         >>> states = StateReader().after_step(adam)
         >>> measure(states, ["elements", "grad_squares", "grad_max_abs"])
         tensor([[12., 12.,  1.]], dtype=torch.float64)
@@ -113,7 +114,7 @@ def count_exponents(states: ParamStates, groups: Sequence[int], number: int) -> 
         >>> adam = torch.optim.Adam([weight])
         >>> weight.grad = torch.ones(5)
         >>> adam.step()
-        >>> from lightning_adam.statistics.param_states import StateReader
+        >>> from lightning_adam.statistics.state_reader import StateReader
         >>> int(count_exponents(StateReader().after_step(adam), [0], 1)[0, 0, 127])
         5
     """
@@ -240,7 +241,8 @@ class _Prepared:
                 for of in states.settings
             ]
         )
-        return _Settings(*table[states.scopes.groups].T, steps)
+        lr, beta1, beta2, eps, weight_decay, sign = table[states.scopes.groups].T
+        return _Settings(lr, beta1, beta2, eps, weight_decay, sign, steps)
 
     def others(self, states: ParamStates) -> Iterator[tuple[list[int], _Others]]:
         """The indexes and states of tensors that no batch reads, a few at a time."""
@@ -248,19 +250,19 @@ class _Prepared:
             yield self._foreign, _Others(states.select(self._foreign), True)
         place = {states.positions[index]: index for index in self._gapped}
         for part in in_parts((states[index] for index in self._gapped), MAX_DEQUANTIZED):
-            copies = [
-                state._replace(
-                    **{
-                        name: tensor.contiguous()
-                        for name, tensor in state._asdict().items()
-                        if isinstance(tensor, Tensor) and name != "step"
-                    }
-                )
-                for state in part
-            ]
+            copies = [_contiguous(state) for state in part]
             if copies:
                 indexes = [place[state.position] for state in copies]
                 yield indexes, _Others(ParamStates.of(copies), False)
+
+
+def _contiguous(state: ParamState) -> ParamState:
+    tensors: dict[str, Any] = {
+        name: tensor.contiguous()
+        for name, tensor in state._asdict().items()
+        if isinstance(tensor, Tensor)
+    }
+    return state._replace(**tensors)
 
 
 def _prepared(states: ParamStates) -> _Prepared:
@@ -311,8 +313,9 @@ class _Batch:
         self.amsgrad = None if dtypes[4] is None else True
         own = states.select(indexes)
         self.elements = np.array([each.numel() for each in own.parameter])
-        tensors = (own.parameter, own.grad, own.exp_avg, own.exp_avg_sq, own.max_exp_avg_sq)
-        self.addresses = np.ascontiguousarray(np.array(list(map(addresses_of, tensors))).T)
+        columns: list[Any] = [own.parameter, own.grad, own.exp_avg, own.exp_avg_sq]
+        addresses = [addresses_of(each) for each in (*columns, own.max_exp_avg_sq)]
+        self.addresses = np.ascontiguousarray(np.array(addresses).T)
         kinds = [-1 if each is None else KINDS[each] for each in dtypes]
         self.kinds = np.tile(np.array(kinds), (len(indexes), 1))
         v = dtypes[3]

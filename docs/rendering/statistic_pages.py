@@ -17,13 +17,13 @@ from lightning_adam.config.explain import documented
 from lightning_adam.config.monitor import Scope
 from lightning_adam.findings import RULES
 from lightning_adam.reports.panels import SECTIONS
-from lightning_adam.statistics.accumulators import Knowledge
 from lightning_adam.statistics.catalogue import STATISTICS, Statistic
+from lightning_adam.statistics.columns import Capabilities
 
 FAMILIES = dict.fromkeys(each.family for each in STATISTICS.values())
 """In the catalogue's order."""
 PATHS = {Scope.group: "<name>", Scope.layer: "<path>", Scope.tensor: "<name>"}
-"""What stands behind the scope in a key."""
+"""What stands behind the kind of scope in a key."""
 
 
 def pages() -> dict[str, str]:
@@ -107,7 +107,7 @@ def of(known: Statistic) -> str:
         prose(known.meaning),
         definitions(entries),
         "## To log it",
-        prose("In the model and each group; also of each layer; and the tensors where it is most:"),
+        prose("In the model; also of each group and layer; and the tensors with the largest values:"),
         block("bash", [*lines, f"lightning-adam explain {known.name}"]),
         "## Symbols",
         symbols(),
@@ -115,22 +115,22 @@ def of(known: Statistic) -> str:
 
 
 def _scopes(known: Statistic) -> str:
-    behind = {scope: f"/{scope}/{path}" for scope, path in PATHS.items()}
-    keys = [f"{scope}: {code(known.key + behind.get(scope, ''))}" for scope in Scope]
-    return "<br>".join(keys)
+    parts = {scope: f"{scope}/{path}/" for scope, path in PATHS.items()}
+    keys = [f"{scope}: {code(known.key_of(parts.get(scope, '')))}" for scope in Scope]
+    return "<br>".join([*keys, f"worst: {code(known.key_of('worst_1/'))}"])
 
 
 def _needs(known: Statistic) -> str:
-    """What the statistic needs, in the words of `Knowledge`."""
-    if known.needs is Knowledge.SETTINGS:
+    """What the statistic needs, in the words of `Capabilities`."""
+    if known.needs is Capabilities.SETTINGS:
         return "nothing but its parameters and settings: it is measured of any"
-    asked = [each for each in documented(Knowledge) if _is_one_of(each.name, known.needs)]
+    asked = [each for each in documented(Capabilities) if _is_one_of(each.name, known.needs)]
     return " ".join(prose(each.meaning) for each in asked)
 
 
-def _is_one_of(name: str, needs: Knowledge) -> bool:
-    one = Knowledge[name]
-    return one not in (Knowledge.SETTINGS, Knowledge.ALL) and one in needs
+def _is_one_of(name: str, needs: Capabilities) -> bool:
+    one = Capabilities[name]
+    return one not in (Capabilities.SETTINGS, Capabilities.ALL) and one in needs
 
 
 def _rules(known: Statistic, role: str) -> str:

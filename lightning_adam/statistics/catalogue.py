@@ -350,7 +350,7 @@ def rms_ratio(grad_over_second_moment: float, active: float) -> float | None:
     headline=True,
 )
 def rms_ratio_max(rms_ratio: float) -> float | None:
-    """The largest `rms_ratio` of a tensor: a jump in one layer does not vanish in the model's."""
+    """The largest rms_ratio of a tensor: a jump in one layer does not vanish in the model's."""
     return largest_of(rms_ratio)
 
 
@@ -464,7 +464,7 @@ def update_to_weight(update_squares: float, weight_squares: float) -> float | No
 
 @statistic("update", "max over tensors of update_to_weight")
 def update_to_weight_max(update_to_weight: float) -> float | None:
-    """The largest `update_to_weight` of a tensor."""
+    """The largest update_to_weight of a tensor."""
     return largest_of(update_to_weight)
 
 

@@ -32,7 +32,8 @@ from lightning_adam.reports.inspection.saved import Saved, optimizers_of
 from lightning_adam.statistics import kernels
 from lightning_adam.statistics.catalogue import STATISTICS
 from lightning_adam.statistics.columns import ACCUMULATORS, COLUMNS, sources_of
-from lightning_adam.statistics.param_states import ParamStates, StateReader
+from lightning_adam.statistics.param_states import ParamStates
+from lightning_adam.statistics.state_reader import StateReader
 from tests.statistics.cases import reference_tensors, stepped
 from tests.support.monitored import TwoOptimizers
 from tests.support.oracle import reference_statistics

@@ -7,9 +7,11 @@ from typing import NamedTuple
 import pytest
 from lightning.pytorch.loggers import WandbLogger
 
+from lightning_adam.reports.keys import read_key
 from lightning_adam.reports.report import write_report
 from lightning_adam.reports.runs import Run, Series, read_runs
 from tests.reports.logged_training import log_training
+from tests.support.keys import in_scope
 from tests.support.shared import shared
 
 LRS = ("0.002", "0.005")
@@ -56,15 +58,17 @@ def _make(folder: Path) -> None:
 
 
 def curves_of(run: Run, key: str) -> dict[str, dict[int, float]]:
-    keys = {"model": key} | {group: f"{key}/group/{group}" for group in GROUPS}
+    keys = {"model": key} | {group: in_scope(key, f"group/{group}") for group in GROUPS}
     return {scope: line(run.series[each]) for scope, each in keys.items() if each in run.series}
 
 
 def layers_of(run: Run, key: str) -> dict[str, dict[int, float]]:
     return {
-        name.removeprefix(f"{key}/layer/"): line(series)
-        for name, series in run.series.items()
-        if name.startswith(f"{key}/layer/")
+        scope.name: line(series)
+        for (base, _, scope), series in zip(
+            map(read_key, run.series), run.series.values(), strict=True
+        )
+        if (base, scope.kind) == (key, "layer")
     }
 
 
@@ -74,7 +78,8 @@ def line(series: Series) -> dict[int, float]:
 
 def shares_of(run: Run, quantity: str, scope: str) -> Mapping[tuple[int, int], float]:
     """Returns the share of the elements by step and octave."""
-    key = f"adam_histogram/{quantity}" + ("" if scope == "model" else f"/group/{scope}")
+    key = f"adam_histogram/{quantity}"
+    key = key if scope == "model" else in_scope(key, f"group/{scope}")
     return {
         (step, int(edge)): count / sum(counts)
         for step, (counts, edges) in run.histograms[key].items()

@@ -197,8 +197,8 @@ def test_eps_curve_is_the_share_below_each_power_of_two(visit: Visits, logs: Log
     curves = visit(logs.first_page).lines(EPS_CURVE)
     assert {*curves} == {"model", "decay", "no_decay"}
     for scope, curve in curves.items():
-        suffix = "" if scope == "model" else f"/group/{scope}"
-        by_step = logs.runs[0].histograms[f"adam_histogram/denominator{suffix}"]
+        part = "" if scope == "model" else f"group/{scope}/"
+        by_step = logs.runs[0].histograms[f"adam_histogram/{part}denominator"]
         at, shares = below_edges(by_step[max(by_step)])
         assert curve == pytest.approx(dict(zip(at.tolist(), shares.tolist(), strict=True)))
 
@@ -387,7 +387,7 @@ def test_map_of_a_run_without_the_chosen_statistic_shows_another(
     runs = [
         write_csv(
             tmp_path / str(place),
-            [(step, {f"{STATISTICS[name].key}/layer/net": place + 1.0}) for step in range(3)],
+            [(step, {STATISTICS[name].key_of("layer/net/"): place + 1.0}) for step in range(3)],
         )
         for place, name in enumerate(names)
     ]
@@ -520,17 +520,23 @@ def test_every_control_has_a_unique_name(visit: Visits, logs: LoggedRuns) -> Non
 # ---- Names that look like HTML
 
 NASTY = "<img src=x onerror=window.hasAlerted=true>&amp;\"'🙂</script><script>alert(1)</script>"
-SCOPE = NASTY + "a_name_without_any_space_" * 6
+NASTY_SCOPE = NASTY.replace("/", "")
+"""A part of a key has no slash."""
+SCOPE = NASTY_SCOPE + "a_name_without_any_space_" * 6
+LARGEST = "adam_update/worst_1/update_norm"
 NAMES = (f"one {NASTY}", f"two {NASTY}")
 
 
 def write_nasty_run(folder: Path, name: str, value: str) -> Path:
     groups = {SCOPE: {"eps": 1e-8}}
     adam = {"optimizer": {"class": "AdamW", "eps": 1e-8, "param_groups": groups}}
-    keys = ["adam_schedule/lr", f"adam_schedule/group/{SCOPE}/lr"]
+    keys = [f"adam_schedule/group/{SCOPE}/lr", LARGEST]
     keys += [f"adam_update/layer/{SCOPE}/update_to_weight"]
-    keys += ["train/loss", "val/loss", f"val/{name}"]
-    counted = {f"adam_histogram/group/{SCOPE}/denominator": histogram([1, 2, 3], [-3, -2, -1, 0])}
+    keys += ["adam_schedule/lr", "train/loss", "val/loss", f"val/{name}"]
+    counted: dict[str, Any] = {
+        f"adam_histogram/group/{SCOPE}/denominator": histogram([1, 2, 3], [-3, -2, -1, 0])
+    }
+    counted |= {f"{LARGEST}_tensor": NASTY}
     rows = [{**dict.fromkeys(keys, step + 1.0), **counted, GLOBAL_STEP: step} for step in range(5)]
     config = {"lightning_adam": adam, name: value}
     return write_wandb(folder, rows, run_id=name[:3], name=name, config=config)
@@ -557,9 +563,10 @@ def test_names_are_never_read_as_html(visit: Visits, tmp_path: Path) -> None:
         report.draw_all()
         # A label may be shortened, but it is no tag.
         if shown == "one":
-            assert report.chips.all_inner_texts() == ["model", SCOPE]
+            assert report.chips.all_inner_texts() == ["model", SCOPE, "worst 1"]
             for title in ("lr", LAYERS):
-                assert NASTY in hovered(report, title)
+                assert NASTY_SCOPE in hovered(report, title)
+            assert f"in {NASTY}" in hovered(report, "update_norm")
             report.choice("validation metric", "key").select_option(f"val/{NAMES[0]}")
             assert NAMES[0] in hovered(report, "validation metric")
         else:
@@ -582,7 +589,7 @@ def assert_two_runs_are_named(report: ReportPage) -> None:
     assert all(name in hovered(report, "loss") for name in NAMES)
     report.choice(LAYERS, "run").select_option(NAMES[1])
     report.settle()
-    assert NASTY in hovered(report, LAYERS)
+    assert NASTY_SCOPE in hovered(report, LAYERS)
     report.scope.select_option(SCOPE)
     assert list(report.lines("lr")) != []
 
@@ -591,12 +598,12 @@ def assert_two_runs_are_named(report: ReportPage) -> None:
 
 
 def test_page_of_a_large_run_is_small_and_responds(visit: Visits, tmp_path: Path) -> None:
-    groups = ("", "/group/decay", "/group/no_decay")
-    layers = [f"/layer/blocks.{number}.mlp" for number in range(300)]
+    groups = ("", "group/decay/", "group/no_decay/")
+    layers = [f"layer/blocks.{number}.mlp/" for number in range(300)]
     statistics = [each for each in STATISTICS.values() if each.is_headline]
     steps_of = {"train/loss": 100_000}
-    steps_of |= {each.key + group: 100_000 for each in STATISTICS.values() for group in groups}
-    steps_of |= {each.key + layer: 1000 for each in statistics for layer in layers}
+    steps_of |= {each.key_of(group): 100_000 for each in STATISTICS.values() for group in groups}
+    steps_of |= {each.key_of(layer): 1000 for each in statistics for layer in layers}
     generator = np.random.default_rng(0)
     series = {
         key: Series(np.arange(steps), np.exp(generator.normal(size=steps)))

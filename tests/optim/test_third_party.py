@@ -34,7 +34,7 @@ DISTRIBUTIONS = {"optimi": "torch-optimi"}
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-true"}
 COLUMNS = {
     "gradient": ["grad_norm", "grad_rms", "grad_max", "grad_zero_fraction", "nonfinite_count"],
-    "`exp_avg`": ["exp_avg_norm", "exp_avg_rms", "exp_avg_mean", "exp_avg_max"],
+    "`exp_avg`": ["exp_avg_rms", "exp_avg_mean", "exp_avg_max"],
     "`exp_avg_sq`": ["exp_avg_sq_mean", "exp_avg_sq_max"],
     "its rounding": ["exp_avg_sq_subnormal_fraction", "exp_avg_sq_stalled_fraction"],
 }
@@ -325,9 +325,9 @@ def test_few_elements_are_dequantised_at_a_time(
     needs(optimizer)
     sizes, measure = list[int](), kernels.measure
 
-    def counted(views: Sequence[Any], *arguments: Any) -> Tensor:
-        sizes.append(len(views))
-        return measure(views, *arguments)
+    def counted(states: Sequence[Any], *arguments: Any) -> Tensor:
+        sizes.append(len(states))
+        return measure(states, *arguments)  # type: ignore[arg-type]
 
     ended, metric = train(optimizer), AdamStatistics("all")
     module: Any = ended.run.module
@@ -337,7 +337,7 @@ def test_few_elements_are_dequantised_at_a_time(
     assert at_once["adam_moments/exp_avg_rms"] > 0
     monkeypatch.setattr(kernels, "measure", counted)
     # A matrix, its bias, a norm's two vectors, a matrix of one row and its bias.
-    monkeypatch.setattr("lightning_adam.statistics.views.DEQUANTISED", 3 * SIZE)
+    monkeypatch.setattr("lightning_adam.statistics.param_states.MAX_DEQUANTIZED", 3 * SIZE)
     assert metric(ended.optimizers[0]) == at_once
     assert sum(sizes) == 6
     assert len(sizes) == 3

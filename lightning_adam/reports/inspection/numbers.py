@@ -18,8 +18,8 @@ from lightning_adam.statistics.columns import ACCUMULATORS, GIVEN, Capabilities,
 from lightning_adam.statistics.histograms import BINS, DENOMINATOR_POSITION, QUANTITIES
 from lightning_adam.statistics.measurement import Measurement, MetricRequest, rank_status
 from lightning_adam.statistics.param_states import MOMENTS, Layout, ParamStates, in_parts
-from lightning_adam.statistics.state_reader import StateReader, capabilities_of
 from lightning_adam.statistics.sharding import LocalStats
+from lightning_adam.statistics.state_reader import StateReader, capabilities_of
 
 OF_WEIGHTS = frozenset(
     {

@@ -107,7 +107,9 @@ def of(known: Statistic) -> str:
         prose(known.meaning),
         definitions(entries),
         "## To log it",
-        prose("In the model; also of each group and layer; and the tensors with the largest values:"),
+        prose(
+            "In the model; also of each group and layer; and the tensors with the largest values:"
+        ),
         block("bash", [*lines, f"lightning-adam explain {known.name}"]),
         "## Symbols",
         symbols(),

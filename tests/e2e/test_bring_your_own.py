@@ -26,9 +26,12 @@ def train(folder: Path, *overrides: str) -> Finished:
     return finished
 
 
+GROUPS = "adam_monitor.scopes=[model,group]"
+
+
 @pytest.mark.slow
 def test_copy_of_the_folder_trains_with_overrides(tmp_path: Path) -> None:
-    finished = train(tmp_path, "optimizer.lr=3e-3", "max_epochs=3")
+    finished = train(tmp_path, "optimizer.lr=3e-3", "max_epochs=3", GROUPS)
     assert float(finished.after("validation accuracy: ")) > 8 * CHANCE
     (offline_run,) = offline_runs(tmp_path)
     assert run_config(offline_run)["optimizer"]["lr"] == 3e-3

@@ -309,6 +309,7 @@ defaults:
   - lightning_adam/monitor: default
   - _self_
 generator: {lr: 1e-3}
+adam_monitor: {scopes: [model, group]}
 """
 
 
@@ -352,8 +353,8 @@ def test_both_optimizers_are_measured(adversaries: tuple[Path, Finished]) -> Non
     assert len(rows) == 10
     for row in rows:
         for name in ("generator", "discriminator"):
-            for scope in ("", "/group/decay", "/group/no_decay"):
-                assert float(row[f"adam_gradient/optimizer/{name}{scope}/grad_norm"]) > 0
+            for scope in ("", "group/decay/", "group/no_decay/"):
+                assert float(row[f"adam_gradient/optimizer/{name}/{scope}grad_norm"]) > 0
     rates = [float(row["adam_schedule/optimizer/generator/lr"]) for row in rows]
     assert rates == pytest.approx([5e-4, *(1e-3 * left / 9 for left in range(9, 0, -1))])
     assert {float(row["adam_schedule/optimizer/discriminator/lr"]) for row in rows} == {4e-3}

@@ -24,6 +24,7 @@ BRIEFLY = (
     "batch_size=32",
     "generator.lr=1e-3",
     "discriminator.betas=[0.6,0.99]",
+    "adam_monitor.scopes=[model,group]",
     "trainer.max_epochs=2",
     "+trainer.enable_progress_bar=false",
     "reader.width=8",
@@ -55,9 +56,8 @@ def assert_recorded(offline_run: Path) -> None:
 def assert_measured(offline_run: Path) -> None:
     rows = logged_rows(offline_run)
     for name in ("generator", "discriminator"):
-        for scope in ("", "/group/decay", "/group/no_decay"):
-            assert all(
-                row[f"adam_gradient/optimizer/{name}{scope}/grad_norm"] > 0 for row in rows.values()
-            )
+        for scope in ("", "group/decay/", "group/no_decay/"):
+            key = f"adam_gradient/optimizer/{name}/{scope}grad_norm"
+            assert all(row[key] > 0 for row in rows.values())
     rates = {row["adam_schedule/optimizer/generator/lr"] for row in rows.values()}
     assert all(rate == pytest.approx(1e-3) for rate in rates)

@@ -15,13 +15,13 @@ from lightning_adam import AdamMonitor
 from tests.support import forkserver
 from tests.support.commands import (
     BIN,
-    MODEL,
     environment,
     offline_runs,
     run,
     succeed,
     write_the_project,
 )
+from tests.support.keys import in_scope
 from tests.support.offline import fit_offline, steps_of, tables
 from tests.support.tables import each_row
 from tests.support.training import ADAMW, Lit
@@ -151,15 +151,17 @@ def test_overrides_decide_what_is_measured(project: Path) -> None:
     trained = fit_offline(project, Lit(ADAMW), monitor, batches=120)
     layers = ("net.0", "net.1", "net.3")
     measured = [0, 49, 99]
-    for scope in (MODEL, *(f"/layer/{layer}" for layer in layers)):
-        assert steps_of(trained.rows, f"adam_update/update_norm{scope}") == measured
-        assert steps_of(trained.rows, f"adam_moments/signal_fraction{scope}") == measured
+    for scope in ("", *(f"layer/{layer}" for layer in layers)):
+        for key in ("adam_update/update_norm", "adam_moments/signal_fraction"):
+            assert steps_of(trained.rows, in_scope(key, scope)) == measured
     assert steps_of(trained.rows, "adam_histogram/grad.values") == [0, 99]
     for row in trained.rows:
         if "adam_update/update_norm" in row:
-            tensors = {key for key in row if "/tensor/" in key}
-            assert len(tensors) == 2
-            assert all(key.startswith("adam_underflow/eps_energy_loss/") for key in tensors)
+            assert {key for key in row if "/worst_" in key} == {
+                f"adam_underflow/worst_{rank}/eps_energy_loss{tensor}"
+                for rank in (1, 2)
+                for tensor in ("", "_tensor")
+            }
     (table,) = tables(trained.folder, trained.rows, "adam_layers")
     assert len(table.rows) == len(measured) * len(layers)
 

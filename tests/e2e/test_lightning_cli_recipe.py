@@ -15,6 +15,7 @@ ARGUMENTS = (
     "--model.scheduler.name=cosine",
     "--model.width=4",
     "--adam_monitor.every_n_steps=1",
+    "--adam_monitor.scopes=[model,group]",
     "--trainer.max_epochs=1",
     f"--trainer.limit_train_batches={STEPS}",
     "--trainer.log_every_n_steps=1",

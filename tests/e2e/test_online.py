@@ -29,7 +29,7 @@ from tests.support.wandb_server import HISTORY, WandbServer
 HISTOGRAMS = "adam_monitor.histograms_every_n_steps={}".format
 BRIEF = (*BRIEFLY, HISTOGRAMS(10))
 LONGER = ("width=2", "trainer.max_epochs=8", HISTOGRAMS(50))
-LONGER_KEYS = (8 * 63, 10)
+LONGER_KEYS = (8 * 63, 10, 20)
 """Its optimizer steps, `every_n_steps`."""
 
 SOON = {"WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1"}
@@ -65,7 +65,7 @@ def train(
     return recipe(folder, "logger=wandb", *overrides, variables=variables)
 
 
-def assert_delivered(server: WandbServer, folder: Path, measured: tuple[int, int]) -> None:
+def assert_delivered(server: WandbServer, folder: Path, measured: tuple[int, int, int]) -> None:
     """The server has all that was measured, and all that the run has on the disk."""
     local = local_run(folder)
     rows = [flat(row) for row in server.run.history]
@@ -158,7 +158,7 @@ def test_server_that_fails_for_some_seconds_loses_nothing(
 def test_wandb_sync_recovers_what_a_server_that_failed_to_the_end_lacks(
     rows: int,
     overrides: Sequence[str],
-    measured: tuple[int, int],
+    measured: tuple[int, int, int],
     server: WandbServer,
     background: ThreadPoolExecutor,
     tmp_path: Path,

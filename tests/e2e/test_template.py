@@ -147,7 +147,7 @@ def test_presets_replace_the_nodes_of_the_template(project: Path) -> None:
     assert settings(trained, "lr") == {"decay": 0.0, "no_decay": 0.0}
     assert settings(trained, "weight_decay") == {"decay": 0.01, "no_decay": 0.0}
     assert trained["scheduler"]["interval"] == "step"
-    assert "adam_gradient/group/decay/grad_norm" in trained["metrics"]
+    assert "adam_gradient/grad_norm" in trained["metrics"]
 
 
 def test_scheduler_of_epochs_is_stepped_after_each_epoch(project: Path) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning_adam.reports.keys import PERCENTILES
 from lightning_adam.statistics.catalogue import select
 from tests.support import forkserver
 from tests.support.documentation import CONFIG, TRAIN, TRAIN_LINE, named_files, shell_lines
@@ -39,10 +40,10 @@ BRIEFLY = ("width=2", "trainer.max_epochs=1", "trainer.limit_train_batches=25")
 """Overrides for a small training that is a little longer than the recipe's warm-up."""
 PROJECT_KEYS = (10 * 3072 // 32, 10)
 """What decides on the keys of the README's training: optimizer steps, `every_n_steps`."""
-DEMO_KEYS = (8 * 63, 10)
-"""The same of `make demo`."""
-BRIEF_KEYS = (25, 10)
-"""The same of a brief training."""
+DEMO_KEYS = (8 * 63, 10, 20)
+"""The same of `make demo`, and `histograms_every_n_steps`."""
+BRIEF_KEYS = (25, 10, 20)
+"""The same of a brief run."""
 
 Command = Sequence[str | Path]
 ASSIGNED = re.compile(r"[A-Za-z_]\w*=")
@@ -259,15 +260,19 @@ def keys(rows: Mapping[int, Iterable[str]]) -> dict[int, list[str]]:
     return {step: sorted(row) for step, row in rows.items()}
 
 
-def promised_keys(steps: int, every_n_steps: int) -> dict[int, list[str]]:
-    """What a run of so many optimizer steps has to log, and when."""
-    measured = [1, *range(every_n_steps, steps + 1, every_n_steps)]
-    return {
-        step - 1: sorted(
-            statistic.key + scope
-            for statistic in select(["headline"])
-            for scope in SCOPES
-            if not (scope == NO_DECAY and statistic.name in NO_DECAY_LACKS)
-        )
-        for step in measured
-    }
+def promised_keys(
+    steps: int, every_n_steps: int, histograms_every_n_steps: int | None = None
+) -> dict[int, list[str]]:
+    """What a run of so many optimizer steps has to log, and when, without clipping."""
+    logged: dict[int, set[str]] = {}
+    for step in (1, *range(every_n_steps, steps + 1, every_n_steps)):
+        undefined = {*CLIPPING, *(["grad_momentum_cosine"] if step == 1 else [])}
+        logged[step - 1] = {each.key for each in select(["headline"]) if each.name not in undefined}
+    every = histograms_every_n_steps
+    for step in (1, *range(every, steps + 1, every)) if every else ():
+        logged.setdefault(step - 1, set()).update(itertools.chain(*PERCENTILES.values()))
+    return {step: sorted(found) for step, found in sorted(logged.items())}
+
+
+CLIPPING = {"grad_norm_before_clip", "clip_coefficient"}
+"""Statistics that are logged where the Trainer clips."""

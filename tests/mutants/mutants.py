@@ -449,7 +449,7 @@ MUTANTS = (
         "a symptom is raised beside its root cause",
     ),
     Mutant(
-        "findings/watch",
+        "statistics/measurement",
         "math.inf if math.isnan(value) else value for",
         "-math.inf if math.isnan(value) else value for",
         "a tensor that is NaN is not the worst",
@@ -644,6 +644,12 @@ MUTANTS = (
         "of two rows for the same step the earlier one counts",
     ),
     Mutant(
+        "reports/runs",
+        "if is_tensor(name) and cell:",
+        "if False:",
+        "the name of a tensor that is a number is read as a value",
+    ),
+    Mutant(
         "reports/reduction",
         "np.argmax(np.where(finite, part, -np.inf))",
         "np.argmax(part)",
@@ -687,8 +693,8 @@ MUTANTS = (
     ),
     Mutant(
         "reports/keys",
-        "(?:/optimizer/(.+?))?",
-        "(?:/optimizer/(.+))?",
+        "(?:optimizer/([^/]+)/)?",
+        "(?:optimizer/(.+)/)?",
         "the name of an optimizer absorbs that of the layer",
     ),
     Mutant(
@@ -891,13 +897,13 @@ MUTANTS = (
     ),
     Mutant(
         "reports/inspection/numbers",
-        "knowledge_of(saved.optimizer, views) & ~Knowledge.GRADIENT",
-        "knowledge_of(saved.optimizer, views)",
+        "capabilities_of(saved.optimizer, states) & ~Capabilities.GRADIENT",
+        "capabilities_of(saved.optimizer, states)",
         "gradients that no file contains are reported as 0",
     ),
     Mutant(
         "reports/inspection/numbers",
-        "\n        and (saved.weights or not OF_WEIGHTS & _columns(each))",
+        "\n        and (saved.weights or not OF_WEIGHTS & _sources(each))",
         "",
         "unknown weights are reported as 0",
     ),

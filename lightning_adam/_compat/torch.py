@@ -25,6 +25,25 @@ def let_unscale(optimizer: Optimizer, itself: bool) -> None:
     optimizer._step_supports_amp_scaling = itself  # type: ignore[attr-defined]
 
 
+def unscales_itself(optimizer: Optimizer) -> bool:
+    """Returns whether a GradScaler leaves unscaling to the (fused) step of the optimizer."""
+    return getattr(optimizer, "_step_supports_amp_scaling", False)
+
+
+def loss_scale(scaler: Any) -> Tensor | None:
+    """Returns the scale of a GradScaler, on its device, without waiting for it.
+
+    Args:
+        scaler: The GradScaler, or None.
+
+    Returns:
+        A copy, as the scaler changes its own in place; None without a scaler, and before its first
+        use.
+    """
+    scale = getattr(scaler, "_scale", None)
+    return None if scale is None else scale.detach().clone()
+
+
 def collective_device(device: torch.device) -> torch.device:
     """The device itself, if the ranks can reduce what is on it; else one where they can."""
     types = [each.type for each in dist.distributed_c10d._get_default_group()._device_types]

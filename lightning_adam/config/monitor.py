@@ -62,7 +62,7 @@ class MonitorConfig(Validated):
 
     Example:
         >>> [scope.value for scope in MonitorConfig().scopes]
-        ['model', 'group']
+        ['model']
     """
 
     _target_: str = "lightning_adam.AdamMonitor"
@@ -70,12 +70,13 @@ class MonitorConfig(Validated):
     every_n_steps: Annotated[Count, Example(50)] | None = None
     """Measure the first optimizer step and every n-th (default: null, the trainer's
     `log_every_n_steps`; lightning_adam)."""
-    scopes: list[Scope] = field(default_factory=lambda: [Scope.model, Scope.group])
-    """Sets of tensors to describe: `model`, `group`, `layer`, `tensor` (default: [model, group];
+    scopes: list[Scope] = field(default_factory=lambda: [Scope.model])
+    """Sets of tensors to describe: `model`, `group`, `layer`, `tensor` (default: [model];
     lightning_adam)."""
     statistics: Any = "headline"
     """Statistics to measure: `headline`, `all`, or names and globs, `[headline,eps_*,update/*]`
-    (default: headline; `lightning-adam explain statistics`)."""
+    (default: headline; `lightning-adam explain statistics`). `beta1`, `beta2`, `eps` and
+    `weight_decay` are logged when they change."""
     layer_depth: Annotated[Count, Example(2)] | None = None
     """Number of parts of a module's path that form a layer's name: 2 gives `net.blocks` for
     `net.blocks.3.fc` (default: null, all; lightning_adam)."""
@@ -83,9 +84,9 @@ class MonitorConfig(Validated):
     """Number of tensors to log with the largest values of a statistic, whatever the scopes:
     `{eps_energy_loss:5}` (default: {}; lightning_adam)."""
     histograms_every_n_steps: Annotated[Count, Example(500)] | None = None
-    """Log histograms of gradients, moments, denominators and directions by binary exponent at the
-    first optimizer step and every n-th, for W&B and TensorBoard (default: null, never;
-    lightning_adam)."""
+    """Count gradients, moments, denominators and normalized updates by binary exponent at the first
+    optimizer step and every n-th: histograms for W&B and TensorBoard, percentiles for every logger
+    (default: null, never; lightning_adam)."""
     layer_table: bool = False
     """Also log the statistics of every layer to the W&B table `adam_layers` (default: false;
     lightning_adam)."""

@@ -25,7 +25,7 @@ from lightning_adam.config.variables import MONITOR_VARIABLE as VARIABLE
 from lightning_adam.monitor.callback import AdamMonitor
 from lightning_adam.monitor.failsafe import warn_only
 from lightning_adam.optim.console import log_info
-from lightning_adam.statistics.views import is_measurable
+from lightning_adam.statistics.state_reader import is_measurable
 
 PATH = ConfigPath("adam_monitor", source=Source.ENVIRONMENT)
 

@@ -110,12 +110,9 @@ class StepCounter:
             if self._is_taken():
                 after_step()
 
-        # Otherwise a compiled step is compiled again at each count.
-        enter_eagerly = torch.compiler.disable(lambda *_: guard(self._enter))  # type: ignore[no-untyped-call]
-        leave_eagerly = torch.compiler.disable(lambda *_: guard(leave))  # type: ignore[no-untyped-call]
         self._hooks = [
-            self._optimizer.register_step_pre_hook(enter_eagerly),
-            self._optimizer.register_step_post_hook(leave_eagerly),
+            self._optimizer.register_step_pre_hook(_eager_hook(self._enter, guard)),
+            self._optimizer.register_step_post_hook(_eager_hook(leave, guard)),
         ]
 
     def expect(self) -> None:
@@ -185,3 +182,19 @@ class StepCounter:
             parameters = (parameter for group in groups for parameter in group["params"])
             self._seen = next((each for each in parameters if each.grad is not None), None)
         return self._seen is not None
+
+
+def _eager_hook(
+    hook: Callable[[], None], guard: Callable[[Callable[[], None]], None]
+) -> Callable[..., None]:
+    """A hook that torch.compile does not trace: it would compile the step again at each count."""
+    outside_graph = torch.compiler.disable(guard)  # type: ignore[no-untyped-call]
+
+    def call(*_: object) -> None:
+        # Outside of compiled code the wrapper would take longer than the hook.
+        if torch.compiler.is_compiling():
+            outside_graph(hook)
+        else:
+            guard(hook)
+
+    return call

@@ -1,7 +1,7 @@
 """Counts by binary exponent: what is drawn of them, and what eps would dominate."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 QUANTITIES = {
@@ -23,6 +23,12 @@ HARMLESS = 0.01
 SHOWN_BINS = 64
 EPS_SHOWN = [float(f"1e{exponent}") for exponent in range(-20, 1)]
 """Where the curve of `dominated_fractions` is drawn."""
+
+
+PERCENTILES = (1, 50, 99)
+"""Percentiles that are read off the counts."""
+PERCENTILE_FAMILIES = {"denominator": "moments", "normalized_update": "update"}
+"""The quantities that they are read for, and the families of their keys."""
 
 
 class Histogram(NamedTuple):
@@ -106,3 +112,59 @@ def dominated_fractions(counts: Sequence[int], eps: Sequence[float] = EPS_SHOWN)
         below = sum(counts[:octave]) + (place - octave) * counts[octave]
         fractions.append(below / elements if elements else math.nan)
     return fractions
+
+
+def percentile(counts: Sequence[int], percent: float) -> float | None:
+    """Returns the magnitude below which a percentage of the elements lie.
+
+    Exact to the octave; within it the elements are assumed to be spread evenly over the logarithm.
+
+    Args:
+        counts: The counts of a quantity, one a binary exponent, as in `BINS`.
+        percent: The percentage, above 0.
+
+    Returns:
+        The magnitude: 0 among zero and subnormal elements, infinity among infinite and NaN ones;
+        None if there are no elements.
+
+    Example:
+        >>> counts = [0] * BINS
+        >>> counts[127], counts[129] = 50, 50
+        >>> [percentile(counts, percent) for percent in (25, 50, 100)]
+        [1.4142135623730951, 2.0, 8.0]
+    """
+    wanted = percent / 100 * sum(counts)
+    if not wanted:
+        return None
+    exponent, below = 0, 0
+    while below + counts[exponent] < wanted:
+        below += counts[exponent]
+        exponent += 1
+    if exponent == 0:
+        return 0.0
+    if exponent == BINS - 1:
+        return math.inf
+    return float(2.0 ** (exponent - 127 + (wanted - below) / counts[exponent]))
+
+
+def percentiles(exponents: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Returns the percentiles of √v̂ and |u| by key.
+
+    Args:
+        exponents: Counts by key, as `AdamStatistics.compute_exponents` returns them.
+
+    Example:
+        >>> counts = [0] * BINS
+        >>> counts[127] = 100
+        >>> percentiles({"adam_histogram/group/decay/denominator": counts})
+        {'adam_moments/group/decay/denominator_p1': 1.006..., ...
+    """
+    found = {}
+    for key, counts in exponents.items():
+        scope, _, quantity = key.removeprefix("adam_histogram/").rpartition("/")
+        for percent in PERCENTILES if quantity in PERCENTILE_FAMILIES else ():
+            value = percentile(counts, percent)
+            parts = (f"adam_{PERCENTILE_FAMILIES[quantity]}", scope, f"{quantity}_p{percent}")
+            if value is not None:
+                found["/".join(filter(None, parts))] = value
+    return found

@@ -1,12 +1,12 @@
 """Measurements that arrive late from the device are logged under the step they belong to."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
 
 from lightning_adam import AdamMonitor, AdamStatistics
-from lightning_adam.statistics.measurement import Arriving
 from tests.statistics.cases import stepped
 from tests.support.memory_logger import MemoryLogger
 from tests.support.monitored import (
@@ -36,7 +36,9 @@ def delay(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Sets how often a measurement has to be asked for before it arrives."""
 
     def set_delay(asked_for: int) -> None:
-        monkeypatch.setattr("lightning_adam.monitor.callback.Arriving", DelayedArrival)
+        monkeypatch.setattr(
+            "lightning_adam.monitor.tracked_optimizer.PendingMeasurement", DelayedArrival
+        )
         monkeypatch.setattr(DelayedArrival, "asked_for", asked_for)
 
     return set_delay
@@ -99,7 +101,14 @@ def test_late_flags_of_skipped_steps_correct_the_step_counts(
 def test_measurement_on_the_host_has_arrived() -> None:
     statistics = AdamStatistics()
     statistics.update(stepped([torch.nn.Parameter(torch.randn(3))], decoupled=True))
-    arriving = Arriving(statistics.measurement, [torch.tensor(2.0)])
-    assert arriving.has_arrived()
-    assert arriving.measurement().values() == statistics.compute()
-    assert arriving.others() == [2.0]
+    flags = (torch.tensor(3.0), torch.tensor(1.0))
+    with each_row() as row:
+        for given, found in [((), None), (flags, (3, True))]:
+            for loss in (None, 0.5):
+                with row((given, loss)):
+                    scalar = None if loss is None else torch.tensor(loss)
+                    pending = PendingMeasurement(statistics.measurement, given, scalar)
+                    assert pending.has_arrived()
+                    assert pending.measurement().values() == statistics.compute()
+                    assert pending.flags() == found
+                    assert pending.loss() == loss or loss is None and math.isnan(pending.loss())

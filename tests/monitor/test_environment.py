@@ -23,7 +23,7 @@ from lightning_adam.config.variables import MONITOR_VARIABLE as VARIABLE
 from lightning_adam.monitor.environment import settings
 from tests.support.commands import run
 from tests.support.memory_logger import MemoryLogger
-from tests.support.monitored import KEY, TwoOptimizers
+from tests.support.monitored import KEY, TwoOptimizers, scoped
 from tests.support.tables import each_row
 from tests.support.training import (
     LR,
@@ -72,7 +72,7 @@ def _every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 def log_lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The lines that are logged."""
     lines: list[str] = []
-    for place in ("monitor.environment", "monitor.callback"):
+    for place in ("monitor.environment", "monitor.preconditions"):
         monkeypatch.setattr(f"lightning_adam.{place}.log_info", lines.append)
     return lines
 
@@ -200,7 +200,7 @@ def test_import_error_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         "monitor.environment.EnvironmentMonitor._is_first",
         "monitor.environment.is_measurable",
-        "monitor.callback.AdamMonitor._check_kernel",
+        "monitor.preconditions._check_kernel",
     ],
 )
 def test_failure_at_the_start_is_a_warning(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +213,7 @@ def test_failure_at_the_start_is_a_warning(place: str, monkeypatch: pytest.Monke
 
 def test_kernel_for_another_device_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "kernel=triton")
-    monkeypatch.setattr("lightning_adam.monitor.callback.is_installed", lambda kernel: True)
+    monkeypatch.setattr("lightning_adam.monitor.preconditions.is_installed", lambda kernel: True)
     with pytest.warns(
         UserWarning, match=rf"the parameters, cpu\. Use for example {VARIABLE}=kernel=auto"
     ):
@@ -226,14 +226,14 @@ def test_run_is_measured_and_bit_identical(monkeypatch: pytest.MonkeyPatch) -> N
     assert without.steps_of(KEY) == []
     monkeypatch.setenv(VARIABLE, "every_n_steps=2")
     watched = run_training(Plain(), data=4)
-    assert watched.steps_of(KEY) == watched.steps_of(f"{KEY}/group/group_0") == [0, 1, 3]
+    assert watched.steps_of(KEY) == [0, 1, 3]
     assert_same_parameters(without.module, watched.module)
 
 
 def test_several_optimizers_and_several_trainers_are_measured() -> None:
     for _ in range(2):
         run = run_training(TwoOptimizers(torch.optim.Adam), data=4)
-        assert run.steps_of(f"{KEY}/optimizer/second") == [0, 1, 2, 3]
+        assert run.steps_of(scoped("optimizer/second")) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("module", [BoringModel, WithoutOptimizer])

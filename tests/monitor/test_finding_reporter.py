@@ -19,7 +19,8 @@ from torch import nn
 from lightning_adam import AdamMonitor, AdamStatistics
 from lightning_adam.config.monitor import Severity
 from lightning_adam.findings.finding import Finding
-from lightning_adam.monitor.finding_reporter import Judge
+from lightning_adam.monitor.finding_reporter import FindingReporter
+from lightning_adam.monitor.publishing import Publisher
 from lightning_adam.monitor.settings import monitor_config
 from lightning_adam.reports.report import page
 from lightning_adam.reports.runs import read_runs
@@ -188,7 +189,7 @@ class ManualWithoutLoss(Scaled):
         return {"loss": loss.detach().repeat(3)}
 
 
-@pytest.mark.filterwarnings("error:AdamMonitor has failed")
+@pytest.mark.filterwarnings("error:AdamMonitor failed")
 def test_rules_that_need_no_loss_are_judged_without_one() -> None:
     assert above_info(run_training(ManualWithoutLoss(TINY)).monitor.findings) == ["eps_dominates"]
 
@@ -204,7 +205,7 @@ def test_rule_that_raises_disables_the_monitor_and_not_the_training(
         raise ZeroDivisionError("planted")
 
     monkeypatch.setattr("lightning_adam.findings.watch.Watch.judge", fail)
-    with pytest.warns(UserWarning, match="AdamMonitor has failed and is off"):
+    with pytest.warns(UserWarning, match="AdamMonitor failed"):
         failed = run_training(Scaled(TINY))
     assert have_same_parameters(failed, without_findings)
 
@@ -295,22 +296,24 @@ def test_loss_after_a_resume_is_compared_with_the_first_loss_of_the_run() -> Non
     """Gradients that eps dominates are no finding if the loss has fallen to nearly nothing."""
     layer = nn.Linear(100, 1, bias=False)
     adam = torch.optim.Adam(layer.parameters())
+    publisher = Publisher(trainer())
     config = monitor_config({"findings": {"eps_dominates": {"persistence": 1}}})
 
     def measured(steps: int) -> Measurement:
         for _ in range(steps):
             layer.weight.grad = TINY * torch.randn(1, 100)
             adam.step()
-        statistics = AdamStatistics(judged=Judge(config, layer, 1).watch(adam, ""), module=layer)
+        judged = FindingReporter(config, publisher, layer, 1).track(adam, "")
+        statistics = AdamStatistics(judged=judged, module=layer)
         statistics.update(adam)
         return statistics.measurement
 
-    def judged(state: Any, measurement: Measurement, step: int, loss: float) -> Judge:
-        judge = Judge(config, layer, 1)
-        judge.watch(adam, "")
-        judge.restore(state)
-        judge.judge(trainer(), "", measurement, step, loss)
-        return judge
+    def judged(state: Any, measurement: Measurement, step: int, loss: float) -> FindingReporter:
+        reporter = FindingReporter(config, publisher, layer, 1)
+        reporter.track(adam, "")
+        reporter.restore(state)
+        reporter.judge("", measurement, step, step, loss)
+        return reporter
 
     # At step 1 the rule is not judged yet.
     state = judged({}, measured(1), 1, loss=10.0).state()

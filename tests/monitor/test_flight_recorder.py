@@ -15,13 +15,16 @@ from torch import Tensor, nn
 
 from lightning_adam import AdamMonitor, ConfigError
 from lightning_adam.config.monitor import MonitorConfig
+from lightning_adam.monitor.failsafe import Failsafe
+from lightning_adam.monitor.flight_recorder.event_files import MAX_FILES
 from lightning_adam.monitor.flight_recorder.loss_spikes import LossSpikes
-from lightning_adam.monitor.flight_recorder.recorder import MOST_FILES, FlightRecorder
+from lightning_adam.monitor.flight_recorder.recorder import FlightRecorder
 from lightning_adam.optim.steps import StepCounter
 from tests.support.commands import records
 from tests.support.exploding import (
     Exploding,
     files_of,
+    is_hyperparameter,
     logged_by,
     numbers,
     read,
@@ -43,7 +46,7 @@ SPIKE_AT = random.Random(20).randint(70, 90)
 def log_lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The lines that the recorder has logged."""
     lines: list[str] = []
-    monkeypatch.setattr("lightning_adam.monitor.flight_recorder.recorder.log_info", lines.append)
+    monkeypatch.setattr("lightning_adam.monitor.flight_recorder.event_files.log_info", lines.append)
     return lines
 
 
@@ -66,10 +69,11 @@ def test_non_finite_values_are_recorded_with_the_steps_before_and_the_first_laye
         (loss,) = {row["loss"] for row in of_step}
         assert step != AT or float(loss) > 0, "the loss was still finite"
         written = {key: value for row in of_step for key, value in numbers(row).items()}
+        written = {key: value for key, value in written.items() if not is_hyperparameter(key)}
         assert written == pytest.approx(logged[step - 1], rel=0, abs=0, nan_ok=True)
     assert log_lines == [
-        f"AdamMonitor: not_finite at step {AT}; the last 10 steps are in {file}; layer {layer} went"
-        f" first: nonfinite_count=1 at step {AT}; look: lightning-adam report {folder}"
+        f"AdamMonitor: not_finite at step {AT}; the last 10 steps are in {file}; layer {layer}"
+        f" diverged first: nonfinite_count=1 at step {AT}; report: lightning-adam report {folder}"
     ]
 
 
@@ -132,7 +136,7 @@ def test_exception_is_recorded_with_the_layer_that_moved_first(
     assert (rows[-1]["loss"] == "") is (last == AT + 5), "the batch has not ended"
     (line,) = log_lines
     assert f"exception ({type(exception).__name__}) at step {last};" in line
-    assert "; layer net.0 moved first: grad_rms=" in line
+    assert "; layer net.0 grew first: grad_rms=" in line
     assert f" times its median, at step {AT};" in line
 
 
@@ -208,7 +212,7 @@ def test_each_of_several_optimizers_has_its_rows(log_lines: list[str]) -> None:
     assert {row["loss"] for row in rows} == {""}, "its training_step returns none"
     # The last layer's input has the first gradient that is not finite, and it flows to the first.
     (line,) = log_lines
-    assert "layer second.1 went first: nonfinite_count=" in line
+    assert "layer second.1 diverged first: nonfinite_count=" in line
     assert "at step 9 of second;" in line
 
 
@@ -258,15 +262,17 @@ def test_steps_are_numbered_without_those_that_only_the_device_knows_to_be_skipp
     layer = nn.Linear(3, 1)
     adam = torch.optim.Adam(layer.parameters(), fused=True)
     recorder, counter = FlightRecorder(MonitorConfig(flight_recorder=10)), StepCounter(adam)
-    recorder.watch(adam, "", layer, counter)
-    counter.attach(lambda: recorder.after_step("", abstains=False, has_failed=False))
+    recorder.track(adam, "", layer, counter)
+    failsafe = Failsafe(lambda: None)
+    failsafe.start()
+    counter.attach(lambda: recorder.after_step("", failsafe))
     for is_skipped in (False, True, False, True, True, False):
         # As a GradScaler hands its flag to a fused step.
         adam.found_inf = torch.tensor(float(is_skipped))  # type: ignore[attr-defined]
         layer(torch.ones(3)).sum().backward()
         adam.step()
     assert counter.taken == 6, "the host has not asked the device yet"
-    recorder.crash(trainer(default_root_dir=tmp_path), ZeroDivisionError("planted"))
+    recorder.crash(trainer(default_root_dir=tmp_path), ZeroDivisionError("planted"), 0.0)
     (file,) = files_of(tmp_path)
     assert file.name == "step_3_exception.csv"
     assert steps_of(read(file)) == [1, 2, 3]
@@ -276,7 +282,9 @@ def test_steps_are_numbered_without_those_that_only_the_device_knows_to_be_skipp
 def test_measurements_that_arrive_late_are_recorded_unchanged(
     asked_for: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightning_adam.monitor.flight_recorder.recorder.Arriving", DelayedArrival)
+    monkeypatch.setattr(
+        "lightning_adam.monitor.flight_recorder.recorder.PendingMeasurement", DelayedArrival
+    )
     monkeypatch.setattr(DelayedArrival, "asked_for", asked_for)
     _, folder = recorded(Exploding(12, "nan in a gradient"), batches=20)
     (file,) = files_of(folder)
@@ -326,11 +334,11 @@ def test_events_within_recorded_steps_write_no_second_file(every: int, files: li
 def test_number_of_files_is_limited_and_the_limit_is_logged_once(
     log_lines: list[str],
 ) -> None:
-    _, folder = recorded(Unsteady(3), steps=3, batches=3 * MOST_FILES + 12)
-    assert len(files_of(folder)) == MOST_FILES
-    assert len(log_lines) == MOST_FILES + 1
+    _, folder = recorded(Unsteady(3), steps=3, batches=3 * MAX_FILES + 12)
+    assert len(files_of(folder)) == MAX_FILES
+    assert len(log_lines) == MAX_FILES + 1
     assert log_lines[-1].startswith(
-        "AdamMonitor's flight recorder has written 10 files, and writes no"
+        "AdamMonitor's flight recorder has written 10 files, the most of a run."
     )
 
 
@@ -376,7 +384,7 @@ def test_internal_error_is_reported_once_and_changes_no_parameter(
         for place in (
             "lightning_adam.statistics.metric.AdamStatistics.update",
             "lightning_adam.monitor.flight_recorder.recorder.logging_step",
-            "lightning_adam.monitor.flight_recorder.recorder.write",
+            "lightning_adam.monitor.flight_recorder.event_files.write",
             "lightning_adam.monitor.flight_recorder.recorder.LossSpikes.is_spike",
         ):
             with row(place), monkeypatch.context() as patch:

@@ -40,7 +40,7 @@ from tests.support.loops import (
     run_loop,
 )
 from tests.support.memory_logger import MemoryLogger
-from tests.support.monitored import KEY, full_monitor, step_hooks
+from tests.support.monitored import KEY, full_monitor, scoped, step_hooks
 from tests.support.oracle import reference_statistics
 from tests.support.tables import each_row
 from tests.support.training import (
@@ -73,11 +73,10 @@ def test_schedule_ends_with_the_run_and_every_step_is_measured_and_unchanged(loo
 
     measured = run_loop(loop, monitor)
     assert_same_parameters(without.module, measured.module)
-    name = loop.suffix.rpartition("/")[2]
-    assert monitor.state_dict()["steps"][name][0] == loop.steps
+    assert monitor.state_dict()["steps"][loop.optimizer][0] == loop.steps
     if loop.is_logged:
         steps = loop.measured or list(range(1, loop.steps + 1))
-        assert measured.values(STEP + loop.suffix) == steps
+        assert measured.values(loop.key_of("step")) == steps
 
 
 @each_distinct_loop
@@ -95,7 +94,7 @@ def test_monitor_failure_is_reported_once_and_changes_no_step(
     reports = [each for each in caught if "ZeroDivisionError: planted" in str(each.message)]
     assert [each.category for each in reports] == [UserWarning]
     assert_same_parameters(without.module, disturbed.module)
-    assert disturbed.values(KEY + loop.suffix) == []
+    assert disturbed.values(loop.key_of("update_norm")) == []
 
 
 @each_distinct_loop
@@ -104,7 +103,7 @@ def test_last_logged_values_match_the_reference(loop: Loop) -> None:
     ended = run_loop(loop, full_monitor(), scheduler={"name": "constant"})
     expected = reference_statistics(reference_tensors(ended.trainer.optimizers[0]))
     for name in COMPARED:
-        last = ended.values(STATISTICS[name].key + loop.suffix)[-1]
+        last = ended.values(loop.key_of(name))[-1]
         assert last == pytest.approx(expected[name], rel=1e-5, abs=1e-7), name
 
 
@@ -121,13 +120,13 @@ def test_optimizers_of_a_gan_are_named_after_its_parts_in_keys_and_config() -> N
     recorder = Configured()
     run_loop(Loop("gan", 6, kind=Gan, flags={"logger": recorder}), full_monitor())
     keys = {key for _, metrics in recorder.rows for key in metrics}
-    assert {key.split("/optimizer/")[1].split("/")[0] for key in keys if "adam_" in key} == {
+    assert {key.split("/")[2] for key in keys if "adam_" in key} == {
         "generator",
         "discriminator",
     }
-    assert f"{KEY}/optimizer/generator/tensor/generator.weight" in keys
-    assert f"{KEY}/optimizer/discriminator/group/no_decay" in keys
-    steps = f"{STEP}/optimizer/discriminator"
+    assert scoped("optimizer/generator/tensor/generator.weight") in keys
+    assert scoped("optimizer/discriminator/group/no_decay") in keys
+    steps = scoped("optimizer/discriminator", STEP)
     assert [metrics[steps] for _, metrics in recorder.rows if steps in metrics] == [1, 2, 3]
     assert recorder.steps_of(steps) == [1, 3, 5]
     for part, total_steps in (("generator", 6), ("discriminator", 3)):
@@ -213,7 +212,7 @@ def test_two_optimizers_of_one_part_are_numbered_in_keys_and_config() -> None:
     loop = Loop("one part", 6, kind=lambda *_: TwoOnOnePart(), flags={"logger": recorder})
     run_loop(loop, full_monitor())
     for number, kind in (("0", "AdamW"), ("1", "Adam")):
-        assert recorder.steps_of(f"{KEY}/optimizer/{number}") == list(range(6))
+        assert recorder.steps_of(scoped(f"optimizer/{number}")) == list(range(6))
         assert recorder.config["optimizer"][number]["class"] == kind
     assert recorder.config["scheduler"] is None
 
@@ -225,8 +224,8 @@ def test_compiled_module_logs_the_same_keys_and_values(kind: Any) -> None:
         return [metrics for _, metrics in ended.logger.rows if KEY in metrics]
 
     rows = log_of(kind)
-    assert f"{KEY}/tensor/net.0.weight" in rows[0]
-    assert f"{KEY}/layer/net.1" in rows[0]
+    assert scoped("tensor/net.0.weight") in rows[0]
+    assert scoped("layer/net.1") in rows[0]
     assert rows == log_of(WithoutLog)
 
 

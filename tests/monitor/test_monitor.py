@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_adam import AdamMonitor, ConfigError
-from lightning_adam.statistics.catalogue import select
+from lightning_adam.statistics.catalogue import STATISTICS, select
 from tests.statistics.cases import reference_tensors
 from tests.support.memory_logger import MemoryLogger
 from tests.support.monitored import (
@@ -28,6 +28,7 @@ from tests.support.monitored import (
     TwoSteps,
     fit_monitored,
     fit_with_scaler,
+    scoped,
     step_hooks,
 )
 from tests.support.oracle import reference_statistics
@@ -48,7 +49,8 @@ class PlainAdam(Lit):
     """Configures torch's Adam itself, with unnamed groups."""
 
     def configure_optimizers(self) -> Any:
-        return torch.optim.Adam(self.parameters())
+        first, *others = self.parameters()
+        return torch.optim.Adam([{"params": [first]}, {"params": others}])
 
 
 @contextmanager
@@ -82,10 +84,10 @@ def test_the_first_step_and_every_nth_are_measured() -> None:
     cases = [(None, [0, 9, 19]), (1, [*range(25)]), (7, [0, 6, 13, 20]), (100, [0])]
     with each_row() as row:
         for every_n_steps, expected in cases:
-            run = fit_monitored(AdamMonitor(every_n_steps))
+            run = fit_monitored(AdamMonitor(every_n_steps, ["model", "group"]))
             with row(f"every_n_steps={every_n_steps}"):
                 assert run.steps_of(KEY) == expected
-                assert run.steps_of(f"{KEY}/group/no_decay") == expected
+                assert run.steps_of(scoped("group/no_decay")) == expected
 
 
 def test_statistics_and_loss_have_the_same_x_values() -> None:
@@ -103,13 +105,24 @@ def test_log_every_n_steps_0_disables_it() -> None:
     assert fit_monitored(AdamMonitor(), data=3, log_every_n_steps=0).steps_of(KEY) == []
 
 
-def test_headline_statistics_are_logged_for_the_model_and_each_group() -> None:
-    run = fit_monitored(AdamMonitor(10), data=10)
-    logged = {key for _, metrics in run.logger.rows for key in metrics if key.startswith("adam_")}
-    model = {statistic.key for statistic in select(["headline"])}
-    undefined = {"adam_weight_decay/decay_norm", "adam_weight_decay/decay_to_update"}
-    expected = model | {f"{key}/group/decay" for key in model}
-    assert logged == expected | {f"{key}/group/no_decay" for key in model - undefined}
+def test_headline_statistics_are_logged_for_the_model_by_default_and_for_groups_on_request() -> (
+    None
+):
+    names = {statistic.name for statistic in select(["headline"])}
+    names -= {"grad_norm_before_clip", "clip_coefficient"}
+    undefined = {"decay_norm", "decay_to_update"}
+
+    def keys(names: set[str], scope: str) -> set[str]:
+        return {STATISTICS[name].key_of(scope) for name in names}
+
+    def logged(**settings: Any) -> set[str]:
+        rows = fit_monitored(AdamMonitor(10, **settings), data=10).logger.rows
+        return {key for _, metrics in rows for key in metrics if key.startswith("adam_")}
+
+    model = keys(names, "")
+    assert logged() == model
+    groups = keys(names, "group/decay/") | keys(names - undefined, "group/no_decay/")
+    assert logged(scopes=["model", "group"]) == model | groups
 
 
 def test_logged_values_match_the_reference() -> None:
@@ -152,7 +165,7 @@ def test_everything_due_at_any_step_of_a_batch_is_logged(
     """The second batch takes the steps 3 and 4."""
     logged: list[int] = []
     monkeypatch.setattr(
-        "lightning_adam.monitor.callback.log_exponents",
+        "lightning_adam.monitor.row_log.log_exponents",
         lambda logger, counts, step: logged.append(step),
     )
     monitor = AdamMonitor(statistics, histograms_every_n_steps=histograms)
@@ -188,14 +201,14 @@ def test_step_that_raised_is_not_measured_and_later_ones_are() -> None:
 
 def test_each_optimizer_has_its_own_keys() -> None:
     run = fit_monitored(AdamMonitor(1), TwoOptimizers(torch.optim.Adam), data=3)
-    assert run.steps_of(f"{KEY}/optimizer/first/group/group_0") == [0, 1, 2]
-    assert run.steps_of(f"{KEY}/optimizer/second") == [0, 1, 2]
+    assert run.steps_of(scoped("optimizer/first")) == [0, 1, 2]
+    assert run.steps_of(scoped("optimizer/second")) == [0, 1, 2]
 
 
 def test_adam_beside_another_optimizer_is_measured() -> None:
     run = fit_monitored(AdamMonitor(1), TwoOptimizers(torch.optim.SGD), data=3)
-    assert run.steps_of(f"{KEY}/optimizer/first") == [0, 1, 2]
-    assert run.steps_of(f"{KEY}/optimizer/second") == []
+    assert run.steps_of(scoped("optimizer/first")) == [0, 1, 2]
+    assert run.steps_of(scoped("optimizer/second")) == []
 
 
 def test_optimizer_without_moments_raises_before_training() -> None:
@@ -212,16 +225,16 @@ def test_optimizer_without_moments_raises_before_training() -> None:
 
 SCHEDULE = {"name": "cosine", "total_steps": 10, "warmup_steps": 3}
 PLACES = [
-    ("statistics.views.Views.after_step", "for-loop", None),
+    ("statistics.state_reader.StateReader.after_step", "for-loop", None),
     ("statistics.kernels.measure", "for-loop", SCHEDULE),
     ("statistics.kernels.measure", "fused", SCHEDULE),
     ("statistics.measurement.Measurement.values", "for-loop", SCHEDULE),
     ("statistics.measurement.Measurement.values", "fused", SCHEDULE),
-    ("monitor.callback.logging_step", "for-loop", SCHEDULE),
-    ("monitor.callback.log_every_n_steps", "for-loop", SCHEDULE),
-    ("monitor.callback.optimizer_settings", "for-loop", SCHEDULE),
+    ("monitor.row_log.logging_step", "for-loop", SCHEDULE),
+    ("monitor.session.log_every_n_steps", "for-loop", SCHEDULE),
+    ("monitor.run_plan.optimizer_settings", "for-loop", SCHEDULE),
     # Only where the device skips steps is there anything to resolve.
-    ("monitor.callback.AdamMonitor._settled", SELF_SCALING, SCHEDULE),
+    ("monitor.tracked_optimizer.PendingStep.resolve_skipped", SELF_SCALING, SCHEDULE),
     # With a schedule the mixin has a counter of its own, which is no part of the monitor.
     ("optim.steps.StepCounter._enter", "fused", None),
     ("optim.steps.StepCounter._is_taken", "fused", None),
@@ -264,10 +277,10 @@ def test_failure_at_any_place_is_reported_once_and_changes_no_step(
 def test_failure_does_not_stop_training_where_warnings_are_errors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delattr("lightning_adam.statistics.views.Views.after_step")
+    monkeypatch.delattr("lightning_adam.statistics.state_reader.StateReader.after_step")
     without = fit_monitored(None)
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="AdamMonitor has failed")
+        warnings.filterwarnings("error", message="AdamMonitor failed")
         disturbed = fit_monitored(AdamMonitor())
     assert_same_parameters(without.module, disturbed.module)
 
@@ -283,8 +296,8 @@ def test_failure_leaves_the_hooks_of_others_alone(monkeypatch: pytest.MonkeyPatc
             self.steps += 1
 
     counting = CountSteps()
-    monkeypatch.delattr("lightning_adam.statistics.views.Views.after_step")
-    with pytest.warns(UserWarning, match="AdamMonitor has failed"):
+    monkeypatch.delattr("lightning_adam.statistics.state_reader.StateReader.after_step")
+    with pytest.warns(UserWarning, match="AdamMonitor failed"):
         run_training(Lit(ADAMW), AdamMonitor(1), counting, data=4)
     assert counting.steps == 4
 
@@ -303,12 +316,12 @@ def test_wrapper_that_is_no_optimizer_is_a_warning_and_not_measured() -> None:
         monitor.on_train_batch_end(trainer, module, None, None, 0)
         monitor.on_train_end(trainer, module)
     first, no_logger = messages
-    assert first.startswith("AdamMonitor cannot measure DeepSpeedZeroOptimizer, which is not")
+    assert first.startswith("AdamMonitor cannot measure DeepSpeedZeroOptimizer: it is not")
     assert "no logger" in no_logger
 
 
 def test_flat_parameters_raise_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_adam.monitor.callback.is_flattened", lambda parameter: True)
+    monkeypatch.setattr("lightning_adam.monitor.preconditions.is_flattened", lambda parameter: True)
     with pytest.raises(ConfigError, match=r"Use FSDPStrategy\(use_orig_params=True\)"):
         fit_monitored(AdamMonitor())
 
@@ -335,12 +348,6 @@ def test_training_step_that_returns_none_is_not_measured() -> None:
     assert run.steps_of(KEY) == [0, 2]
 
 
-def test_model_scope_alone_logs_no_group() -> None:
-    run = fit_monitored(AdamMonitor(scopes=["model"]), data=2)
-    assert run.steps_of(KEY)
-    assert not run.steps_of(f"{KEY}/group/decay")
-
-
 def test_unnamed_groups_are_numbered() -> None:
-    run = fit_monitored(AdamMonitor(1), PlainAdam(), data=2)
-    assert run.steps_of(f"{KEY}/group/group_0") == [0, 1]
+    run = fit_monitored(AdamMonitor(1, ["group"]), PlainAdam(), data=2)
+    assert run.steps_of(scoped("group/group_0")) == run.steps_of(scoped("group/group_1")) == [0, 1]

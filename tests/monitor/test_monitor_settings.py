@@ -24,9 +24,9 @@ def logged_keys(**settings: Any) -> set[str]:
 
 def test_scopes_and_statistics_select_the_keys() -> None:
     names = [name for name, _ in network().named_parameters(prefix="net")]
-    scopes = [f"/layer/{layer}" for layer in LAYERS] + [f"/tensor/{name}" for name in names]
+    scopes = [f"layer/{layer}" for layer in LAYERS] + [f"tensor/{name}" for name in names]
     expected = {
-        f"adam_underflow/{name}{scope}"
+        f"adam_underflow/{scope}/{name}"
         for name in ("eps_dominated_fraction", "eps_damping", "eps_energy_loss")
         for scope in scopes
     }
@@ -35,7 +35,7 @@ def test_scopes_and_statistics_select_the_keys() -> None:
 
 def test_layer_depth_joins_layers() -> None:
     settings = {"scopes": ["layer"], "layer_depth": 1, "statistics": "grad_norm"}
-    assert logged_keys(**settings) == {f"{GRAD_NORM}/layer/net"}
+    assert logged_keys(**settings) == {"adam_gradient/layer/net/grad_norm"}
 
 
 def test_worst_selects_the_tensors_with_the_largest_values_at_each_step() -> None:
@@ -59,8 +59,11 @@ def test_worst_selects_the_tensors_with_the_largest_values_at_each_step() -> Non
         assert step is not None
         norms = module.norms[step]
         worst = sorted(norms, key=norms.__getitem__)[-2:]
-        expected = {f"{GRAD_NORM}/tensor/{name}": norms[name] for name in worst}
-        assert row == pytest.approx({"adam_schedule/lr": 0.1, **expected}, rel=1e-6)
+        keys = [f"adam_gradient/worst_{rank}/grad_norm" for rank in (2, 1)]
+        values = {key: norms[name] for key, name in zip(keys, worst, strict=True)}
+        numbers = {key: row.pop(key) for key in ("adam_schedule/lr", *keys)}
+        assert numbers == pytest.approx({"adam_schedule/lr": 0.1, **values}, rel=1e-6)
+        assert row == {f"{key}_tensor": name for key, name in zip(keys, worst, strict=True)}
         shown.add(frozenset(worst))
     assert len(shown) > 1, "the worst tensors change during the run"
 
@@ -78,8 +81,8 @@ BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
         {"histograms_every_n_steps": 0},
         r"^histograms_every_n_steps=0 must be at least 1\. Use .* histograms_every_n_steps=500$",
     ),
-    ({"scopes": "layer"}, r"^scopes='layer' must be a list\. .* scopes=\['model', 'group'\]$"),
-    ({"scopes": None}, r"^scopes=None must be a list\. .* scopes=\['model', 'group'\]$"),
+    ({"scopes": "layer"}, r"^scopes='layer' must be a list\. .* scopes=\['model'\]$"),
+    ({"scopes": None}, r"^scopes=None must be a list\. .* scopes=\['model'\]$"),
     ({"statistics": None}, r"^statistics=None must be headline, all, or a list"),
     ({"statistics": {"a": 1}}, r"^statistics=\{'a': 1\} must be headline, all, or a list"),
     ({"worst": ["grad_norm"]}, r"^worst=\['grad_norm'\] must be a dictionary\."),
@@ -118,7 +121,7 @@ def test_kernel_that_is_not_installed_raises_at_construction(
 def test_kernel_that_cannot_be_imported_raises_when_fit_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lightning_adam.monitor.callback.is_installed", lambda kernel: False)
+    monkeypatch.setattr("lightning_adam.monitor.preconditions.is_installed", lambda kernel: False)
     sentence = (
         r"^kernel='numba' does not work here: pip install --upgrade 'lightning-adam\[cpu\]'\. Use"
         r" for example kernel='auto'$"
@@ -131,7 +134,7 @@ def test_kernel_for_another_device_raises_when_fit_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("lightning_adam.statistics.selection.find_spec", lambda package: True)
-    monkeypatch.setattr("lightning_adam.monitor.callback.is_installed", lambda kernel: True)
+    monkeypatch.setattr("lightning_adam.monitor.preconditions.is_installed", lambda kernel: True)
     sentence = (
         r"^kernel='triton' does not support the device of the parameters, cpu\. Use for example"
         r" kernel='auto'$"
@@ -161,11 +164,10 @@ def test_without_a_fast_kernel_one_line_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lines: list[str] = []
-    monkeypatch.setattr("lightning_adam.monitor.callback.log_info", lines.append)
+    monkeypatch.setattr("lightning_adam.monitor.preconditions.log_info", lines.append)
     monkeypatch.setattr(kernels, "is_installed", lambda kernel: False)
     run = run_training(Lit(ADAMW), AdamMonitor(1), data=3)
     assert lines == [
-        "AdamMonitor measures AdamW in many times the time it takes with numba: pip install"
-        " 'lightning-adam[cpu]'"
+        "AdamMonitor measures AdamW many times faster with numba: pip install 'lightning-adam[cpu]'"
     ]
     assert run.steps_of(GRAD_NORM) == [0, 1, 2]

@@ -27,6 +27,8 @@ from tests.support.packages import PACKAGES, plain_module, trainer
 from tests.support.training import loader
 
 BATCHES, NAN_AT = 10, 7
+PRINTING = ("preconditions", "publishing", "finding_reporter")
+"""Modules of the monitor that print."""
 
 
 class Run(NamedTuple):
@@ -55,7 +57,12 @@ def blow_up(package: str, folder: Path, *loggers: str) -> list[str]:
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         patch.setenv("WANDB_DATA_DIR", str(folder))
-        for place in ("callback", "finding_reporter", "flight_recorder.recorder"):
+        for place in (
+            "preconditions",
+            "publishing",
+            "finding_reporter",
+            "flight_recorder.event_files",
+        ):
             patch.setattr(f"lightning_adam.monitor.{place}.log_info", messages.append)
         given = loggers_of(package, folder, *loggers)
         fit = trainer(package, callbacks=[monitor], logger=given)
@@ -121,7 +128,7 @@ def test_nothing_is_said_that_is_not_said_with_lightning(runs: dict[str, Run]) -
 def test_flight_recorder_names_the_page_of_a_csv_run(package: str, tmp_path: Path) -> None:
     messages = blow_up(package, tmp_path, "CSVLogger")
     (line,) = [each for each in messages if "the last 4 steps are in" in each]
-    assert "look: lightning-adam report /lightning_logs/version_0" in line
+    assert "report: lightning-adam report /lightning_logs/version_0" in line
     (without,) = [each for each in messages if "need" in each and "histograms" not in each]
     assert without == "AdamMonitor's layer_table needs a WandbLogger."
 

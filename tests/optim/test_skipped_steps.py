@@ -156,7 +156,7 @@ def test_statistics_and_histograms_are_due_at_separate_steps(
 ) -> None:
     drawn: list[int] = []
     monkeypatch.setattr(
-        "lightning_adam.monitor.callback.log_exponents",
+        "lightning_adam.monitor.row_log.log_exponents",
         lambda logger, counts, step: drawn.append(step),
     )
     module = BadBatches(implementation, None, BAD_STEPS)

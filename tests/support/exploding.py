@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_adam import AdamMonitor
-from lightning_adam.statistics.catalogue import STATISTICS
+from lightning_adam.statistics.catalogue import HYPERPARAMETER_STATISTICS, STATISTICS
 from tests.support.memory_logger import MemoryLogger
 from tests.support.training import ADAMW, Lit, loader, trainer
 
@@ -93,18 +93,27 @@ def steps_of(rows: list[Row]) -> list[int]:
 
 def numbers(row: Mapping[str, str]) -> dict[str, float]:
     """The statistics that are defined, by key."""
-    scope = f"/layer/{row['layer']}" if row["scope"] == "layer" else ""
+    scope = f"layer/{row['layer']}/" if row["scope"] == "layer" else ""
     return {
-        statistic.key + scope: float(row[name])
+        statistic.key_of(scope): float(row[name])
         for name, statistic in STATISTICS.items()
         if row[name]
     }
 
 
+def is_hyperparameter(key: str) -> bool:
+    """Whether a statistic is logged only when it changes."""
+    return key.rpartition("/")[2] in HYPERPARAMETER_STATISTICS
+
+
 def logged_by(recorder: MemoryLogger) -> dict[int | None, dict[str, float]]:
-    """The metrics that the monitor has logged, by the step on the x-axis."""
+    """The metrics that the monitor logs at each measurement, by the step on the x-axis."""
+
+    def is_ours(key: str) -> bool:
+        return key.startswith("adam_") and not is_hyperparameter(key)
+
     return {
-        step: {key: value for key, value in row.items() if key.startswith("adam_")}
+        step: {key: value for key, value in row.items() if is_ours(key)}
         for step, row in recorder.rows
         if any(key.startswith("adam_") for key in row)
     }

@@ -241,8 +241,12 @@ class Loop:
     measured: list[int] | None = None
     """The steps whose measurements are logged, if not all."""
     is_logged: bool = True
-    suffix: str = ""
-    """The end of its keys."""
+    optimizer: str = ""
+    """The name in the keys, of the first of several optimizers."""
+
+    def key_of(self, name: str) -> str:
+        """The key of a statistic of the model."""
+        return STATISTICS[name].key_of(f"optimizer/{self.optimizer}/" if self.optimizer else "")
 
 
 def growing() -> list[L.Callback]:
@@ -304,7 +308,7 @@ LOOPS = [
     ),
     Loop("manual optimization, two batches a step", 3, 6, kind=ManualEverySecondBatch),
     Loop("manual optimization with the raw optimizer", 6, kind=ManualRawOptimizer),
-    Loop("two optimizers", 6, kind=Gan, suffix="/optimizer/generator"),
+    Loop("two optimizers", 6, kind=Gan, optimizer="generator"),
     Loop("None for some batches", 4, 6, kind=Skipping),
     Loop("None for the first batch", 5, 6, kind=SkippingFirst),
     Loop(

@@ -9,12 +9,19 @@ from torch import Tensor
 
 from lightning_adam import AdamMonitor
 from lightning_adam._compat.torch import let_unscale
-from lightning_adam.statistics.measurement import Arriving
+from lightning_adam.monitor.pending import PendingMeasurement
+from lightning_adam.statistics.measurement import Measurement
 from tests.support.precision import IMPLEMENTATIONS, precision_flags
 from tests.support.training import ADAMW, Lit, TrainingRun, loss_of, network, run_training
 
 KEY = "adam_update/update_norm"
 """A statistic that is defined at every step."""
+
+
+def scoped(scope: str, key: str = KEY) -> str:
+    """The key of a statistic in a scope, such as `group/decay`."""
+    family, name = key.split("/")
+    return f"{family}/{scope}/{name}" if scope else key
 
 
 def full_monitor(**settings: Any) -> AdamMonitor:
@@ -31,10 +38,11 @@ def fit_monitored(
     return run_training(module or Lit(ADAMW, {"name": "cosine"}), monitor, data=data, **settings)
 
 
-class DelayedArrival(Arriving):
-    """Arrives after it was asked for a number of times, as from a device that is behind."""
+class DelayedArrival(PendingMeasurement):
+    """Arrives after it was polled a number of times, as from a device that is behind."""
 
     asked_for = 3
+    must_not_wait = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -43,6 +51,10 @@ class DelayedArrival(Arriving):
     def has_arrived(self) -> bool:
         self.asked += 1
         return self.asked > self.asked_for
+
+    def measurement(self) -> Measurement:
+        assert not self.must_not_wait or self.asked > self.asked_for
+        return super().measurement()
 
 
 SELF_SCALING = "fused, as torch leaves it"

@@ -40,8 +40,8 @@ class Fit(NamedTuple):
 def fit(module: L.LightningModule, monitor: AdamMonitor | None = None, **flags: Any) -> Fit:
     lines, warnings = list[str](), list[str]()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lightning_adam.monitor.callback.log_info", lines.append)
-        patch.setattr("lightning_adam.monitor.callback.rank_zero_warn", warnings.append)
+        patch.setattr("lightning_adam.monitor.preconditions.log_info", lines.append)
+        patch.setattr("lightning_adam.monitor.preconditions.rank_zero_warn", warnings.append)
         run = run_training(module, monitor, **flags)
     values = {key: float(value) for key, value in run.trainer.callback_metrics.items()}
     return Fit(run, values, lines, warnings)
@@ -49,4 +49,4 @@ def fit(module: L.LightningModule, monitor: AdamMonitor | None = None, **flags: 
 
 def not_measured(line: str) -> set[str]:
     """The statistics that the monitor's line says it cannot measure."""
-    return set(line.rstrip(".").partition("state tells, not ")[2].split(", "))
+    return set(line.rstrip(".").partition("state does not provide ")[2].split(", "))

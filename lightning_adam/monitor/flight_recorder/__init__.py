@@ -1,1 +1,1 @@
-"""The last steps of a training, kept for when it blows up."""
+"""The last steps of a run, kept in memory and written on a failure."""

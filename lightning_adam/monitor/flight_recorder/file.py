@@ -1,4 +1,4 @@
-"""A flight recorder's file: the steps before a training blew up, and which layer went first."""
+"""A flight recorder's file: the steps before an event, and the layer that diverged first."""
 
 import csv
 import itertools
@@ -15,13 +15,13 @@ from lightning_adam.statistics.measurement import Measurement
 
 STEP = "optimizer_step"
 COLUMNS = (X_AXIS, STEP, "optimizer", "loss", "scope", "layer", *STATISTICS)
-"""What a row tells: of the model or of a layer at one step."""
-ALONE = 30.0
-"""How many times as much as the others' a layer's gradient has grown if it is said to have moved
-first. Calibrated: on healthy runs of CNNs, MLPs and a GPT layers stay below it."""
+"""A row describes the model or a layer at one step."""
+MIN_GROWTH = 30.0
+"""How many times more than the others' a layer's gradient must have grown to be named.
+Calibrated: in healthy runs of CNNs, MLPs and a GPT layers stay below it."""
 
 EVIDENCE = ("scope", "optimizer", STEP, "layer", "nonfinite_count", "grad_rms")
-"""What tells which layer went first."""
+"""The columns that `first_diverging_layer` reads."""
 
 Row = dict[str, str | float | None]
 
@@ -39,17 +39,17 @@ class Step(NamedTuple):
 
 
 def write(file: Path, steps: Sequence[Step]) -> list[Row]:
-    """Writes a row of the model and one of each layer for every step, and never a part of a file.
+    """Writes a row of the model and one of each layer for every step.
 
-    A statistic that is undefined is left empty; NaN and infinities stand as `nan` and `inf`. The
-    column `optimizer` is there only if there are several.
+    The file is complete as soon as it exists. A statistic that is undefined is empty; NaN and
+    infinities are `nan` and `inf`. The column `optimizer` exists if there are several.
 
     Args:
-        file: Where to; its folder is made.
+        file: The file; its folder is created.
         steps: The steps, in their order.
 
     Returns:
-        Of each row what `went_first` has to know.
+        The columns `EVIDENCE` of each row.
     """
     has_names = any(step.optimizer for step in steps)
     columns = [each for each in COLUMNS if has_names or each != "optimizer"]
@@ -70,22 +70,22 @@ def write(file: Path, steps: Sequence[Step]) -> list[Row]:
 
 
 def _rows(step: Step) -> Iterator[Row]:
-    # What is derived of another is let go with it.
-    measurement = step.measurement.renewed()
+    # What is derived of a copy is freed with it.
+    measurement = step.measurement.copy()
     for scope in (Scope.model, Scope.layer):
-        for told in measurement.table(scope):
+        for statistics in measurement.table(scope):
             row: Row = {X_AXIS: step.x, STEP: step.number, "optimizer": step.optimizer}
             row |= {"loss": step.loss, "scope": scope.value}
-            row.update(told)
+            row.update(statistics)
             yield row
 
 
-def went_first(rows: Iterable[Row], modules: Sequence[str]) -> str:
-    """The layer that went first, as a sentence; empty where it cannot be told.
+def first_diverging_layer(rows: Iterable[Row], modules: Sequence[str]) -> str:
+    """Returns the layer that diverged first, as a sentence; empty if it cannot be told.
 
-    Of layers in which something is not finite, those of the first step that has any count; of
-    several the one nearest to the output, for gradients flow back from there. If that are all, or
-    none, it is the layer whose gradient is the first to outgrow those of the others.
+    Among layers with elements that are not finite, it is one of the first step with any. Of
+    several it is the one nearest to the output, as gradients flow back from there. If all layers
+    have such elements, or none, it is the layer whose gradient is the first to outgrow the others'.
 
     Args:
         rows: What `write` returned.
@@ -96,26 +96,26 @@ def went_first(rows: Iterable[Row], modules: Sequence[str]) -> str:
         ...     {"scope": "layer", "optimizer": "", STEP: 7, "layer": name, "nonfinite_count": bad}
         ...     for name, bad in (("0", 0.0), ("1", 4.0))
         ... ]
-        >>> went_first(rows, ["", "0", "1"])
-        'layer 1 went first: nonfinite_count=4 at step 7'
+        >>> first_diverging_layer(rows, ["", "0", "1"])
+        'layer 1 diverged first: nonfinite_count=4 at step 7'
     """
     steps = [_Layers.of(rows) for rows in _by_step(rows)]
     order = {name: place for place, name in enumerate(modules)}
     for index, layers in enumerate(steps):
         broken = [name for name, row in layers.rows.items() if row.get("nonfinite_count")]
         if len(broken) == len(layers.rows) and broken:
-            # All at once: what tells is before.
+            # All at once: the steps before show more.
             steps = steps[:index]
             break
         if broken:
             last = max(broken, key=lambda name: order.get(name, -1))
             count = layers.rows[last]["nonfinite_count"]
-            return f"layer {last} went first: nonfinite_count={count:.0f} at {layers.step}"
-    return _moved_first(steps)
+            return f"layer {last} diverged first: nonfinite_count={count:.0f} at {layers.step}"
+    return _first_growing_layer(steps)
 
 
 class _Layers(NamedTuple):
-    """What the layers did at a step of an optimizer."""
+    """The layers at a step of an optimizer."""
 
     step: str
     optimizer: object
@@ -128,9 +128,9 @@ class _Layers(NamedTuple):
         return cls(f"step {rows[0][STEP]}{of}", rows[0]["optimizer"], named)
 
     def grad_rms(self) -> dict[str, float]:
-        """Of the layers that have one, and not of 0."""
-        told = {name: row.get("grad_rms") for name, row in self.rows.items()}
-        return {name: float(value) for name, value in told.items() if value}
+        """The `grad_rms` of the layers in which it is not 0."""
+        found = {name: row.get("grad_rms") for name, row in self.rows.items()}
+        return {name: float(value) for name, value in found.items() if value}
 
 
 def _by_step(rows: Iterable[Row]) -> Iterator[list[Row]]:
@@ -138,7 +138,7 @@ def _by_step(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield list(each)
 
 
-def _moved_first(steps: Sequence[_Layers]) -> str:
+def _first_growing_layer(steps: Sequence[_Layers]) -> str:
     grads = [each.grad_rms() for each in steps]
     usual: dict[tuple[object, str], list[float]] = {}
     for layers, grad_rms in zip(steps, grads, strict=True):
@@ -150,8 +150,8 @@ def _moved_first(steps: Sequence[_Layers]) -> str:
         if len(grown) > 1:
             first = max(grown, key=grown.__getitem__)
             others = median(value for name, value in grown.items() if name != first)
-            if grown[first] > ALONE * max(others, 1.0):
+            if grown[first] > MIN_GROWTH * max(others, 1.0):
                 times = f"{grown[first]:.3g} times its median"
-                moved = f"layer {first} moved first: grad_rms={grad_rms[first]:.3g}"
-                return f"{moved}, {times}, at {layers.step}"
+                grew = f"layer {first} grew first: grad_rms={grad_rms[first]:.3g}"
+                return f"{grew}, {times}, at {layers.step}"
     return ""

@@ -1,21 +1,21 @@
-"""Whether a training's loss has jumped, judged by what it was before."""
+"""LossSpikes: whether the loss of a run has jumped, compared with the losses before."""
 
 import math
 from collections import deque
 
 LATEST = 7
-"""The losses of which the median is judged: one bad batch is no spike, nor are three."""
+"""Number of losses whose median is compared: up to three bad batches are no spike."""
 BEFORE = 256
-"""The losses before them that it is judged by."""
+"""Number of losses before them that it is compared with, at most."""
 WARM_UP = 64
-"""The fewest of those that it is judged by."""
+"""Number of those, at least."""
 DEVIATIONS = 3.2
 """Standard deviations above the mean that make a spike (Wortsman et al. 2023, arXiv 2304.13013,
 appendix D)."""
 
 
 class LossSpikes:
-    """Judges losses, one after the other.
+    """Looks for a jump in a series of losses.
 
     The loss has jumped if the median of the latest 7 lies more than 3.2 standard deviations above
     the mean of up to 256 before them (Wortsman et al. 2023, arXiv 2304.13013, appendix D), and
@@ -36,7 +36,7 @@ class LossSpikes:
         self._before: deque[float] = deque(maxlen=BEFORE)
 
     def is_spike(self, loss: float) -> bool:
-        """Takes the next loss, and says whether they have jumped by now.
+        """Adds a loss, and returns whether the losses have jumped.
 
         Args:
             loss: A finite number.
@@ -47,7 +47,7 @@ class LossSpikes:
         if len(self._before) < WARM_UP:
             return False
         level = sorted(self._latest)[LATEST // 2]
-        # The rest is seldom reached.
+        # The threshold takes longer, and is rarely needed.
         return level > max(self._before) and level > self._threshold()
 
     def _threshold(self) -> float:

@@ -1,0 +1,248 @@
+"""Publisher: writes to every logger of a trainer what is measured.
+
+wandb takes a second to import, so it is imported only for its own logger.
+"""
+
+import itertools
+import json
+import math
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from lightning_adam.monitor.failsafe import warn_only
+from lightning_adam.monitor.log_keys import DENOMINATOR, EPS_CURVE, FINDINGS, TENSOR, X_AXIS
+from lightning_adam.monitor.loggers import is_csv, is_tensorboard, is_wandb, location, run_folder
+from lightning_adam.optim.console import log_info
+from lightning_adam.statistics.histograms import (
+    EPS_SHOWN,
+    Histogram,
+    dominated_fractions,
+    fold,
+)
+
+if TYPE_CHECKING:
+    import wandb
+
+
+class Publisher:
+    """Writes to each logger of a trainer by itself.
+
+    On an error in a logger it warns once for that logger. The other loggers and later rows are not
+    affected.
+
+    Args:
+        trainer: The trainer.
+
+    Example:
+        >>> publisher = Publisher(Trainer(logger=False, barebones=True))
+        >>> publisher.log_metrics({"adam_update/update_norm": 2.0}, step=0)
+        >>> publisher.each(lambda logger: logger.save())
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._failed: set[int] = set()
+
+    def each(self, publish: Callable[..., object], *arguments: Any) -> None:
+        """Calls a function with every logger, and with the arguments."""
+        for logger in self._trainer.loggers:
+            try:
+                publish(logger, *arguments)
+            except Exception:
+                self._warn_once(logger)
+
+    def log_metrics(
+        self, values: Mapping[str, float], step: int, tensors: Mapping[str, str] | None = None
+    ) -> None:
+        """Logs numbers.
+
+        Args:
+            values: The numbers, by key; if there are none, nothing is logged.
+            step: The step of the x-axis.
+            tensors: Names of tensors, by the key of the number that each belongs to; loggers that
+                take strings get them too (default: none).
+        """
+        named = {f"{key}{TENSOR}": name for key, name in (tensors or {}).items()}
+        if values:
+            self.each(_log_metrics, values, named, step)
+
+    def _warn_once(self, logger: Logger) -> None:
+        if id(logger) not in self._failed:
+            self._failed.add(id(logger))
+            warn_only(
+                f"{type(logger).__name__} failed to log what AdamMonitor measured. Monitoring and"
+                f" training continue; later errors of this logger are not shown.\n"
+                f"{traceback.format_exc()}"
+            )
+
+
+def takes_histograms(logger: Logger) -> bool:
+    """Returns whether `log_exponents` logs to a logger.
+
+    Example:
+        >>> from lightning.pytorch.loggers import CSVLogger
+        >>> takes_histograms(CSVLogger("."))
+        False
+    """
+    return is_wandb(logger) or is_tensorboard(logger)
+
+
+def _log_metrics(
+    logger: Logger, values: Mapping[str, float], named: Mapping[str, str], step: int
+) -> None:
+    if named and (is_wandb(logger) or is_csv(logger)):
+        logger.log_metrics({**values, **named}, step=step)  # type: ignore[dict-item]
+        return
+    logger.log_metrics(values, step=step)  # type: ignore[arg-type]
+    if named and is_tensorboard(logger):
+        rank_zero_only(_add_texts)(logger, named, step)
+
+
+def _add_texts(logger: TensorBoardLogger, texts: Mapping[str, str], step: int) -> None:
+    for key, text in texts.items():
+        logger.experiment.add_text(key, text, step)
+
+
+def log_settings(logger: Logger, settings: Mapping[str, Any]) -> None:
+    """Logs settings to the run's config, and tells W&B the x-axis of our keys."""
+    logger.log_hyperparams({"lightning_adam": settings})
+    if is_wandb(logger):
+        logger.experiment.define_metric("adam_*", step_metric=X_AXIS)
+
+
+def log_location(logger: Logger) -> None:
+    """Prints where a logger has written its run, and how to see a report of it."""
+    found = location(logger)
+    if found is not None:
+        report = f"; report: {found.report}" if found.report else ""
+        log_info(f"AdamMonitor logged to {found.place} ({type(logger).__name__}){report}")
+
+
+def log_exponents(logger: Logger, exponents: Mapping[str, Sequence[int]], step: int) -> None:
+    """Logs counts by binary exponent as histograms over the logarithm to base 2.
+
+    W&B also gets the share of the elements that each eps would dominate, as a curve.
+
+    Args:
+        logger: A logger; only W&B's and TensorBoard's log histograms.
+        exponents: The counts that `AdamStatistics.compute_exponents` returns.
+        step: The step of the x-axis.
+    """
+    if is_wandb(logger):
+        import wandb
+
+        histograms = {}
+        for key, counts in exponents.items():
+            shown = fold(counts)
+            binned = (np.asarray(shown.counts), np.asarray(shown.log2_edges))
+            histograms[key] = wandb.Histogram(np_histogram=binned)
+        curves = _eps_curves(exponents)
+        for key, curve in curves.items():
+            _keep_as_file(curve.table, logger, f"{key}_table")
+        logger.log_metrics({**histograms, **curves}, step)  # type: ignore[dict-item]
+    elif is_tensorboard(logger):
+        for key, counts in exponents.items():
+            _log_to_tensorboard(logger, key, fold(counts), step)
+
+
+def _eps_curves(exponents: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """A chart for each optimizer, with a line for the model and each group."""
+    lines: dict[str, dict[str, list[float]]] = {}
+    histogram, quantity = DENOMINATOR.split("/")
+    family, curve = EPS_CURVE.split("/")
+    for key, counts in exponents.items():
+        _, *scope, last = key.split("/")
+        if last == quantity and key.startswith(f"{histogram}/"):
+            optimizer, inner = (scope[:2], scope[2:]) if scope[:1] == ["optimizer"] else ([], scope)
+            chart = lines.setdefault("/".join([family, *optimizer, curve]), {})
+            chart["/".join(inner) or "model"] = dominated_fractions(counts)
+    import wandb
+
+    return {
+        key: wandb.plot.line_series(
+            xs=[math.log10(eps) for eps in EPS_SHOWN],
+            ys=list(chart.values()),
+            keys=list(chart),
+            title="elements that eps would dominate",
+            xname="log10(eps)",
+        )
+        for key, chart in lines.items()
+    }
+
+
+def _log_to_tensorboard(logger: TensorBoardLogger, key: str, shown: Histogram, step: int) -> None:
+    edges, counts = shown.log2_edges, shown.counts
+    centers = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
+    occupied = [position for position, number in enumerate(counts) if number]
+    logger.experiment.add_histogram_raw(
+        key,
+        min=edges[occupied[0]] if occupied else 0.0,
+        max=edges[occupied[-1] + 1] if occupied else 0.0,
+        num=sum(counts),
+        sum=sum(number * center for number, center in zip(counts, centers, strict=True)),
+        sum_squares=sum(number * center**2 for number, center in zip(counts, centers, strict=True)),
+        bucket_limits=edges[1:],
+        bucket_counts=counts,
+        global_step=step,
+    )
+
+
+def log_table(
+    logger: WandbLogger, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
+) -> None:
+    """Logs a table to W&B, as a file of the run."""
+    import wandb
+
+    table = wandb.Table(columns=[*columns], data=[*map(list, rows)])
+    _keep_as_file(table, logger, key)
+    logger.log_metrics({key: table}, step)  # type: ignore[dict-item]
+
+
+@rank_zero_only
+def _keep_as_file(table: "wandb.Table", logger: WandbLogger, key: str) -> None:
+    from lightning_adam._compat.wandb import keep_as_file
+
+    keep_as_file(table, logger.experiment, key)
+
+
+@rank_zero_only
+def log_findings(logger: Logger, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+    """Writes all findings so far to a file in the run's folder; W&B gets a table and a summary too.
+
+    Args:
+        logger: A logger.
+        rows: `Finding.as_row` of each finding; at least one.
+        step: The step of the x-axis.
+    """
+    folder = run_folder(logger)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{FINDINGS}.json"
+        # A reader never finds a part of a file.
+        unfinished = file.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        unfinished.replace(file)
+    if is_wandb(logger):
+        log_table(logger, FINDINGS, [*rows[0]], [*map(_cells, rows)], step)
+        is_open = [row["code"] for row in rows if row["closed"] is None]
+        for code in dict.fromkeys(row["code"] for row in rows):
+            first = min(row["step"] for row in rows if row["code"] == code)
+            logger.experiment.summary[f"{FINDINGS}_raised/{code}"] = first
+        logger.experiment.summary[f"{FINDINGS}_open"] = ", ".join(dict.fromkeys(is_open))
+
+
+def _cells(row: Mapping[str, Any]) -> list[Any]:
+    return [json.dumps(each) if isinstance(each, list | dict) else each for each in row.values()]
+
+
+@rank_zero_only
+def alert(logger: Logger, title: str, text: str) -> None:
+    """Sends a W&B alert, if the run is online."""
+    if is_wandb(logger) and not logger.experiment.offline:
+        logger.experiment.alert(title=title, text=text)

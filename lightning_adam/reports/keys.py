@@ -3,29 +3,25 @@
 import re
 from typing import NamedTuple
 
+from lightning_adam.monitor.log_keys import TENSOR
 from lightning_adam.statistics.catalogue import STATISTICS, Statistic
-from lightning_adam.statistics.histograms import QUANTITIES
+from lightning_adam.statistics.histograms import PERCENTILE_FAMILIES, PERCENTILES, QUANTITIES
 
-PERCENTILES = {
-    quantity: [f"{key}_p{percent}" for percent in (1, 50, 99)]
-    for quantity, key in {
-        "denominator": "adam_moments/denominator",
-        "normalized_update": "adam_update/normalized_update",
-    }.items()
+PERCENTILE_KEYS = {
+    quantity: [f"adam_{family}/{quantity}_p{percent}" for percent in PERCENTILES]
+    for quantity, family in PERCENTILE_FAMILIES.items()
 }
 """The keys of what is read off histograms, by their quantity."""
 BASES = {
     **{statistic.key: statistic for statistic in STATISTICS.values()},
     **dict.fromkeys((f"adam_histogram/{quantity}" for quantity in QUANTITIES), None),
-    **dict.fromkeys((key for keys in PERCENTILES.values() for key in keys), None),
+    **dict.fromkeys((key for keys in PERCENTILE_KEYS.values() for key in keys), None),
 }
 """The keys of the whole model, and the statistics that they are of."""
 KEY = re.compile(
     r"(adam_[a-z_]+/)(?:optimizer/([^/]+)/)?(?:(group|layer|tensor)/([^/]+)/|(worst)_(\d+)/)?([^/]+)"
 )
 """Family, optimizer, kind and name of the scope, and statistic."""
-TENSOR = "_tensor"
-"""What follows the key of one of the largest values of a statistic: its tensor's name."""
 
 
 class Scope(NamedTuple):

@@ -10,7 +10,7 @@ from enum import Enum
 
 from lightning_adam.config.errors import format_override
 from lightning_adam.monitor.log_keys import DENOMINATOR
-from lightning_adam.reports.keys import PERCENTILES
+from lightning_adam.reports.keys import PERCENTILE_KEYS
 from lightning_adam.statistics.catalogue import STATISTICS, Statistic
 from lightning_adam.statistics.histograms import QUANTITIES
 
@@ -102,7 +102,7 @@ def _percentiles(quantity: str, unit: str = "") -> Panel:
     return Panel(
         title=f"{quantity} percentiles",
         meaning="What 1 %, 50 % and 99 % of the active elements are below; read off the histogram.",
-        keys="|".join(PERCENTILES[quantity]),
+        keys="|".join(PERCENTILE_KEYS[quantity]),
         definition=QUANTITIES[quantity],
         unit=unit,
         absent="Not logged. Set " + format_override("adam_monitor.histograms_every_n_steps", 100),

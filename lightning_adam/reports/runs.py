@@ -18,8 +18,8 @@ from tqdm import tqdm
 from lightning_adam._compat.wandb import ConfigRecord, HistoryItem, is_log, records
 from lightning_adam.config.errors import ConfigError
 from lightning_adam.findings.finding import Finding
-from lightning_adam.monitor.log_keys import FINDINGS, FLIGHT_RECORDER, LAYERS, X_AXIS
-from lightning_adam.reports.keys import TENSOR, is_tensor
+from lightning_adam.monitor.log_keys import FINDINGS, FLIGHT_RECORDER, LAYERS, TENSOR, X_AXIS
+from lightning_adam.reports.keys import is_tensor
 from lightning_adam.statistics.catalogue import STATISTICS, key_part
 from lightning_adam.statistics.histograms import Histogram
 

@@ -11,7 +11,7 @@ from lightning_adam.reports.keys import read_key
 from lightning_adam.reports.report import write_report
 from lightning_adam.reports.runs import Run, Series, read_runs
 from tests.reports.logged_training import log_training
-from tests.support.keys import in_scope
+from tests.support.monitored import scoped
 from tests.support.shared import shared
 
 LRS = ("0.002", "0.005")
@@ -58,7 +58,7 @@ def _make(folder: Path) -> None:
 
 
 def curves_of(run: Run, key: str) -> dict[str, dict[int, float]]:
-    keys = {"model": key} | {group: in_scope(key, f"group/{group}") for group in GROUPS}
+    keys = {"model": key} | {group: scoped(f"group/{group}", key) for group in GROUPS}
     return {scope: line(run.series[each]) for scope, each in keys.items() if each in run.series}
 
 
@@ -79,7 +79,7 @@ def line(series: Series) -> dict[int, float]:
 def shares_of(run: Run, quantity: str, scope: str) -> Mapping[tuple[int, int], float]:
     """Returns the share of the elements by step and octave."""
     key = f"adam_histogram/{quantity}"
-    key = key if scope == "model" else in_scope(key, f"group/{scope}")
+    key = key if scope == "model" else scoped(f"group/{scope}", key)
     return {
         (step, int(edge)): count / sum(counts)
         for step, (counts, edges) in run.histograms[key].items()

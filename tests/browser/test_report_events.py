@@ -11,7 +11,7 @@ from lightning_adam.reports.runs import Event
 from tests.reports.parsed_report import EVENTS
 from tests.reports.run_files import run_of
 from tests.support.browser import ReportPage, Visits
-from tests.support.keys import in_scope
+from tests.support.monitored import scoped
 
 pytestmark = pytest.mark.slow
 
@@ -25,15 +25,15 @@ def event(step: int, reason: str) -> Event:
     logged = {}
     for layer in LAYERS:
         before = {at: 10.0 ** (at - step) for at in range(step - 10, last)}
-        logged[in_scope(GRAD_RMS, f"layer/{layer}")] = before | {last: math.nan}
-        logged[in_scope(NONFINITE, f"layer/{layer}")] = dict.fromkeys(before, 0.0) | {last: 1.0}
+        logged[scoped(f"layer/{layer}", GRAD_RMS)] = before | {last: math.nan}
+        logged[scoped(f"layer/{layer}", NONFINITE)] = dict.fromkeys(before, 0.0) | {last: 1.0}
     return Event(step, reason, run_of(logged).series)
 
 
 @pytest.fixture
 def opened(visit: Visits, tmp_path: Path) -> ReportPage:
     logged = {GRAD_RMS: dict.fromkeys(range(0, 5001, 50), 1.0)}
-    logged |= {in_scope(GRAD_RMS, f"layer/{layer}"): {0: 1.0, 5000: 2.0} for layer in LAYERS}
+    logged |= {scoped(f"layer/{layer}", GRAD_RMS): {0: 1.0, 5000: 2.0} for layer in LAYERS}
     events = [event(1000, "loss_spike"), event(5000, "not_finite")]
     write_report([replace(run_of(logged), events=events)], tmp_path / "report.html")
     return visit(tmp_path / "report.html")

@@ -21,7 +21,7 @@ from tests.support.commands import (
     succeed,
     write_the_project,
 )
-from tests.support.keys import in_scope
+from tests.support.monitored import scoped
 from tests.support.offline import fit_offline, steps_of, tables
 from tests.support.tables import each_row
 from tests.support.training import ADAMW, Lit
@@ -153,7 +153,7 @@ def test_overrides_decide_what_is_measured(project: Path) -> None:
     measured = [0, 49, 99]
     for scope in ("", *(f"layer/{layer}" for layer in layers)):
         for key in ("adam_update/update_norm", "adam_moments/signal_fraction"):
-            assert steps_of(trained.rows, in_scope(key, scope)) == measured
+            assert steps_of(trained.rows, scoped(scope, key)) == measured
     assert steps_of(trained.rows, "adam_histogram/grad.values") == [0, 99]
     for row in trained.rows:
         if "adam_update/update_norm" in row:

@@ -11,7 +11,7 @@ import torch
 
 from lightning_adam.config.variables import MONITOR_VARIABLE as VARIABLE
 from tests.support.commands import BIN, environment, our_rows, run
-from tests.support.keys import in_scope
+from tests.support.monitored import scoped
 from tests.support.packages import PACKAGES
 
 SCRIPTS = Path(__file__).parent
@@ -34,7 +34,7 @@ def test_script_is_measured_and_trains_bit_identically(package: str, tmp_path: P
     assert_same_parameters(without, measured)
     rows = our_rows(logged(measured), "step")
     assert sorted(rows) == [0, 9, 19, 29]
-    assert all({UPDATE, in_scope(UPDATE, "layer/net.1")} <= row.keys() for row in rows.values())
+    assert all({UPDATE, scoped("layer/net.1", UPDATE)} <= row.keys() for row in rows.values())
     own = [
         {key: value for key, value in row.items() if not key.startswith("adam_")}
         for row in logged(measured)

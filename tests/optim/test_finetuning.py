@@ -18,9 +18,8 @@ from torch.optim import AdamW, Optimizer
 
 from lightning_adam import AdamMixin, AdamMonitor, build_adam
 from lightning_adam.optim.optimizers import build_optimizer
-from tests.support.keys import in_scope
 from tests.support.memory_logger import MemoryLogger
-from tests.support.monitored import KEY
+from tests.support.monitored import KEY, scoped
 from tests.support.tables import each_row
 from tests.support.training import ADAMW, LR, Lit, loader, loss_of, network, parameters, trainer
 
@@ -163,10 +162,10 @@ def test_monitor_measures_unfrozen_parts_and_changes_nothing(scheduler: Any) -> 
     measured = fit(Tuned(scheduler=scheduler), Unfreezing(), full_monitor())
     assert_same(fit(Tuned(scheduler=scheduler), Unfreezing()).module, measured.module)
     rows = measured.recorder
-    assert rows.steps_of(in_scope(KEY, "group/decay")) == list(range(24))
+    assert rows.steps_of(scoped("group/decay")) == list(range(24))
     for later in ("group/group_2", "group/group_2_no_decay", "layer/backbone.0"):
-        assert rows.steps_of(in_scope(KEY, later)) == list(range(12, 24)), later
-    assert rows.steps_of(in_scope(KEY, "tensor/backbone.1.bias")) == list(range(12, 24))
+        assert rows.steps_of(scoped(later)) == list(range(12, 24)), later
+    assert rows.steps_of(scoped("tensor/backbone.1.bias")) == list(range(12, 24))
 
 
 class Unfreeze(L.Callback):
@@ -208,9 +207,7 @@ def test_group_may_be_added_in_every_form() -> None:
                 for each in ended.module.rates[6:]:
                     assert all(each[name] == pytest.approx(each["decay"]) for name, _ in added)
                 for name, _ in added:
-                    assert ended.recorder.steps_of(in_scope(KEY, f"group/{name}")) == list(
-                        range(6, 12)
-                    )
+                    assert ended.recorder.steps_of(scoped(f"group/{name}")) == list(range(6, 12))
 
 
 def test_group_added_with_an_lr_continues_from_it() -> None:
@@ -243,7 +240,7 @@ def test_parts_may_be_unfrozen_one_after_another() -> None:
     joined = ["group_2_no_decay", "group_3", "group_3_no_decay"]
     assert list(ended.module.rates[-1]) == ["decay", "no_decay", *joined]
     for name, since in zip(joined, (6, 12, 12), strict=True):
-        assert ended.recorder.steps_of(in_scope(KEY, f"group/{name}")) == list(range(since, 24))
+        assert ended.recorder.steps_of(scoped(f"group/{name}")) == list(range(since, 24))
         for each in ended.module.rates[since:]:
             assert each[name] == pytest.approx(each["decay"] / 10)
 
@@ -328,7 +325,7 @@ class Backbone(BackboneFinetuning):
 
 def test_backbone_finetuning_multiplies_the_lr_of_the_backbone() -> None:
     ended = fit(Tuned(), Backbone(), full_monitor())
-    assert ended.recorder.steps_of(in_scope(KEY, "group/group_2")) == list(range(12, 24))
+    assert ended.recorder.steps_of(scoped("group/group_2")) == list(range(12, 24))
     for each in ended.module.rates[12:18]:
         assert each == {
             "decay": LR,
@@ -429,17 +426,17 @@ def test_part_frozen_during_the_run_is_not_measured_afterwards(clears: bool) -> 
     measured = fit(Tuned(scheduler={"name": "linear"}), frozen, full_monitor())
     assert_same(fit(Tuned(scheduler={"name": "linear"}), frozen).module, measured.module)
     rows = measured.recorder
-    assert rows.steps_of(in_scope(KEY, "layer/backbone.0")) == list(range(12))
-    assert rows.steps_of(in_scope(KEY, "tensor/backbone.1.bias")) == list(range(12))
-    assert rows.steps_of(in_scope(KEY, "layer/head")) == list(range(24))
-    assert rows.steps_of(in_scope(KEY, "group/decay")) == list(range(24))
+    assert rows.steps_of(scoped("layer/backbone.0")) == list(range(12))
+    assert rows.steps_of(scoped("tensor/backbone.1.bias")) == list(range(12))
+    assert rows.steps_of(scoped("layer/head")) == list(range(24))
+    assert rows.steps_of(scoped("group/decay")) == list(range(24))
 
 
 def test_group_frozen_during_the_run_is_not_measured_afterwards() -> None:
     groups = [{"name": "backbone", "match": "backbone.*"}]
     measured = fit(Tuned({**ADAMW, "groups": groups}), FreezingAgain(False), full_monitor())
     for name in ("backbone", "backbone_no_decay"):
-        assert measured.recorder.steps_of(in_scope(KEY, f"group/{name}")) == list(range(12))
+        assert measured.recorder.steps_of(scoped(f"group/{name}")) == list(range(12))
 
 
 GROUPED = {**ADAMW, "groups": [{"name": "head", "match": "head.*", "lr_scale": 5.0}]}

@@ -22,7 +22,7 @@ from lightning_adam.statistics.histograms import Histogram
 from tests.reports.conftest import UNDEFINED, LoggedRun
 from tests.reports.parsed_report import EVENTS, ParsedReport, report_of, unpacked
 from tests.reports.run_files import KEY, LAYER_KEY, run_of
-from tests.support.keys import in_scope
+from tests.support.monitored import scoped
 from tests.support.tables import each_row
 
 PANELS = [panel for panels in SECTIONS.values() for panel in panels]
@@ -123,7 +123,7 @@ def key_of(label: str, scope: str | None, run: Run) -> str:
     (key,) = (
         key
         for kind in ("group", "optimizer")
-        if (key := in_scope(label, f"{kind}/{scope}")) in run.series
+        if (key := scoped(f"{kind}/{scope}", label)) in run.series
     )
     return key
 
@@ -142,7 +142,7 @@ def test_maps_histograms_and_the_eps_curve_show_the_numbers_of_the_run(
     ]
     values = unpacked(shown["values"]).reshape(9, -1)
     for place, kind in ((3, "layer"), (5, "tensor")):
-        series = run.series[in_scope(KEY, f"{kind}/{shown['layers'][place]}")]
+        series = run.series[scoped(f"{kind}/{shown['layers'][place]}")]
         assert np.array_equal(unpacked(shown["steps"]), series.steps)
         assert np.array_equal(values[place], series.values.astype(np.float32))
     by_step = run.histograms["adam_histogram/group/net.head/denominator"]
@@ -326,8 +326,8 @@ def test_names_are_never_read_as_html() -> None:
             KEY: {0: 1.0},
             f"train/{NASTY}loss": {0: 1.0},
             f"val/{NASTY}": {0: 1.0},
-            in_scope(KEY, f"layer/{NASTY_KEY}"): {0: value},
-            in_scope(KEY, f"group/{NASTY_KEY}"): {0: 1.0},
+            scoped(f"layer/{NASTY_KEY}"): {0: value},
+            scoped(f"group/{NASTY_KEY}"): {0: 1.0},
         }
         run = run_of(series, NASTY + suffix, config)
         run.notes.append(NASTY)
@@ -397,7 +397,7 @@ def test_layers_are_sorted_by_their_numbers() -> None:
 
 
 def test_largest_values_are_curves_that_name_their_tensors() -> None:
-    worst = in_scope(KEY, "worst_1")
+    worst = scoped("worst_1")
     run = run_of({KEY: {0: 1.0}, worst: {0: 2.0, 1: 4.0, 2: 3.0}})
     run.tensors[worst] = {0: "net.0.weight", 1: "net.1.bias", 2: "net.0.weight"}
     (choice,) = report_of(run).panels["update_norm"]["choices"]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_adam.reports.keys import PERCENTILES
+from lightning_adam.reports.keys import PERCENTILE_KEYS
 from lightning_adam.statistics.catalogue import select
 from tests.support import forkserver
 from tests.support.documentation import CONFIG, TRAIN, TRAIN_LINE, named_files, shell_lines
@@ -28,13 +28,9 @@ GLOBAL_STEP = "trainer/global_step"
 MODEL = ""
 DECAY = "/group/decay"
 NO_DECAY = "/group/no_decay"
-SCOPES = (MODEL, DECAY, NO_DECAY)
 
 NO_NUMBERS = ("adam_histogram/", "adam_underflow/eps_curve", "adam_layers", "adam_findings")
 """What the keys of histograms, curves and tables begin with."""
-
-NO_DECAY_LACKS = {"decay_norm", "decay_to_update"}
-"""Undefined where nothing decays."""
 
 BRIEFLY = ("width=2", "trainer.max_epochs=1", "trainer.limit_train_batches=25")
 """Overrides for a small training that is a little longer than the recipe's warm-up."""
@@ -270,7 +266,7 @@ def promised_keys(
         logged[step - 1] = {each.key for each in select(["headline"]) if each.name not in undefined}
     every = histograms_every_n_steps
     for step in (1, *range(every, steps + 1, every)) if every else ():
-        logged.setdefault(step - 1, set()).update(itertools.chain(*PERCENTILES.values()))
+        logged.setdefault(step - 1, set()).update(itertools.chain(*PERCENTILE_KEYS.values()))
     return {step: sorted(found) for step, found in sorted(logged.items())}
 
 

@@ -15,20 +15,13 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from lightning_adam import AdamMonitor, __version__
-from lightning_adam.monitor.loggers import log_findings, log_values
+from lightning_adam.monitor.publishing import Publisher, log_findings
 from lightning_adam.statistics.catalogue import STATISTICS, select
 from tests.statistics.cases import reference_tensors
-from tests.support.commands import (
-    DECAY,
-    GLOBAL_STEP,
-    MODEL,
-    NO_DECAY,
-    history,
-    offline_runs,
-    records,
-)
+from tests.support.commands import GLOBAL_STEP, history, offline_runs, records
+from tests.support.exploding import is_hyperparameter
 from tests.support.memory_logger import MemoryLogger
-from tests.support.monitored import TwoOptimizers
+from tests.support.monitored import TwoOptimizers, scoped
 from tests.support.offline import (
     OfflineRun,
     Row,
@@ -52,12 +45,11 @@ from tests.support.training import (
 )
 
 GRAD_NORM = STATISTICS["grad_norm"].key
-QUANTITIES = ("grad", "exp_avg", "denominator", "direction")
-GROUPS = {MODEL: None, DECAY: 0, NO_DECAY: 1}
+QUANTITIES = ("grad", "exp_avg", "denominator", "normalized_update")
+GROUPS = {"": None, "group/decay": 0, "group/no_decay": 1}
 """The position of each scope's group in the optimizer."""
-LINES = {MODEL: "model", DECAY: "group/decay", NO_DECAY: "group/no_decay"}
 HISTOGRAMS = {
-    f"adam_histogram/{quantity}{scope}": (quantity, scope)
+    scoped(scope, f"adam_histogram/{quantity}"): (quantity, scope)
     for quantity in QUANTITIES
     for scope in GROUPS
 }
@@ -73,8 +65,8 @@ def histogram_keys(rows: Iterable[Row]) -> set[str]:
     return {key.removesuffix(".values") for key in keys if key.endswith(".values")}
 
 
-def curves(run: OfflineRun, suffix: str = "") -> list[Table]:
-    return tables(run.folder, run.rows, f"{EPS_CURVE}{suffix}_table")
+def curves(run: OfflineRun, optimizer: str = "") -> list[Table]:
+    return tables(run.folder, run.rows, f"{scoped(optimizer, EPS_CURVE)}_table")
 
 
 @pytest.fixture(scope="module")
@@ -139,13 +131,15 @@ def test_eps_curve_is_the_share_of_denominators_below_each_eps(run: OfflineRun) 
     chart = curves(run)[-1]
     with each_row() as row:
         for scope, group in GROUPS.items():
-            points = [(log10, share) for log10, line, share in chart.rows if line == LINES[scope]]
+            points = [
+                (log10, share) for log10, line, share in chart.rows if line == (scope or "model")
+            ]
             shares = [share for _, share in points]
             denominators = reference_magnitudes(reference_tensors(run.optimizer, group))[
                 "denominator"
             ]
             octaves = np.floor(np.log2(denominators))
-            with row(LINES[scope]):
+            with row(scope):
                 assert [log10 for log10, _ in points] == list(range(-20, 1))
                 assert shares == sorted(shares)
                 assert shares[0] == 0
@@ -169,7 +163,11 @@ def test_wandb_run_has_the_settings_the_step_metric_and_the_chart(run: OfflineRu
     panels = [each.get(f"_wandb.visualize.{EPS_CURVE}") for each in updates]
     (panel,) = {each["panel_config"]["panelDefId"] for each in panels if each}
     assert panel == "wandb/lineseries/v0"
-    assert {line for _, line, _ in curves(run)[-1].rows} == set(LINES.values())
+    assert {line for _, line, _ in curves(run)[-1].rows} == {
+        "model",
+        "group/decay",
+        "group/no_decay",
+    }
 
 
 def test_parameters_are_bit_identical_with_and_without_all_of_it(run: OfflineRun) -> None:
@@ -179,13 +177,18 @@ def test_parameters_are_bit_identical_with_and_without_all_of_it(run: OfflineRun
 
 def layer_rows(rows: Sequence[Row], statistics: str) -> dict[tuple[int, str], list[Any]]:
     """The values of each step and layer, from the keys of the scope `layer`."""
-    keys = [statistic.key for statistic in select([statistics])]
-    measured = [row for row in rows if any("/layer/" in key for key in row)]
-    return {
-        (row[GLOBAL_STEP], layer): [row.get(f"{key}/layer/{layer}") for key in keys]
-        for row in measured
-        for layer in LAYERS
-    }
+    chosen = select([statistics])
+    found = {}
+    hyperparameters: dict[str, Any] = {}
+    for row in rows:
+        if any("/layer/" in key for key in row):
+            # They are logged when they change.
+            hyperparameters |= {key: row[key] for key in row if is_hyperparameter(key)}
+            row = {**hyperparameters, **row}
+            for layer in LAYERS:
+                values = [row.get(each.key_of(f"layer/{layer}/")) for each in chosen]
+                found[row[GLOBAL_STEP], layer] = values
+    return found
 
 
 def test_layer_table_has_the_values_of_the_layer_keys(run: OfflineRun) -> None:
@@ -214,7 +217,7 @@ def test_layer_table_is_sent_in_pieces_and_at_the_end_of_the_run(
     kind: type[Lit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wandb.Table, "MAX_ROWS", 4)
-    monkeypatch.setattr("lightning_adam.monitor.callback.ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("lightning_adam.monitor.row_log.ROWS_AT_ONCE", 7)
     monitor = AdamMonitor(1, scopes=["layer"], layer_table=True)
     logger = WandbLogger(offline=True, save_dir=tmp_path)
     try:
@@ -240,17 +243,16 @@ def test_layer_table_is_sent_in_pieces_and_at_the_end_of_the_run(
 def test_each_optimizer_has_its_own_histograms_curves_and_rows(tmp_path: Path) -> None:
     monitor = AdamMonitor(1, histograms_every_n_steps=2, layer_table=True)
     both = fit_offline(tmp_path, TwoOptimizers(torch.optim.Adam), monitor, batches=2)
-    optimizers = ["/optimizer/first", "/optimizer/second"]
+    optimizers = ["optimizer/first", "optimizer/second"]
     assert histogram_keys(both.rows) == {
-        f"adam_histogram/{quantity}{optimizer}{scope}"
+        scoped(optimizer, f"adam_histogram/{quantity}")
         for quantity in QUANTITIES
         for optimizer in optimizers
-        for scope in ("", "/group/group_0")
     }
     for optimizer in optimizers:
         charts = curves(both, optimizer)
         assert [chart.step for chart in charts] == [0, 1]
-        assert {line for _, line, _ in charts[-1].rows} == {"model", "group/group_0"}
+        assert {line for _, line, _ in charts[-1].rows} == {"model"}
     (layers,) = tables(both.folder, both.rows, "adam_layers")
     assert {tuple(row[:3]) for row in layers.rows} == {
         (step, net, f"{net}.{layer}")
@@ -303,38 +305,82 @@ def test_setting_that_no_logger_can_show_is_a_warning(
     assert [step for step, row in csv_rows(tmp_path).items() if GRAD_NORM in row] == [0, 1, 2]
 
 
+class FailingLogger(MemoryLogger):
+    """Fails at some calls: those that log, and those of the experiment."""
+
+    def __init__(self, *failing: str) -> None:
+        super().__init__()
+        self.failing = failing
+
+    def reach(self, place: str) -> None:
+        if place in self.failing:
+            raise ZeroDivisionError(f"planted in {place}")
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
+        if any(key.startswith("adam_") for key in metrics):
+            self.reach(f"row {step}")
+        super().log_metrics(metrics, step)
+
+    def log_hyperparams(self, *arguments: Any, **keywords: Any) -> None:
+        self.reach("settings")
+
+    @property
+    def log_dir(self) -> str:
+        self.reach("folder")
+        return super().log_dir
+
+
+def test_failing_logger_is_reported_once_and_loses_nothing_else() -> None:
+    """Other loggers and later rows are logged, and training is unchanged."""
+
+    def fit(monitor: AdamMonitor | None, *loggers: Any) -> L.LightningModule:
+        return run_training(Lit(ADAMW), monitor, logger=[*loggers]).module
+
+    without = fit(None)
+    # A finding is logged before the first step, to the run's folder.
+    findings = {"warmup_short": {"severity": "warning"}}
+    with each_row() as each:
+        for place in ("row 1", "settings", "folder"):
+            failing, other = FailingLogger(place), MemoryLogger()
+            with each(place), warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                disturbed = fit(AdamMonitor(1, findings=findings), failing, other)
+                ours = [str(one.message) for one in caught if "AdamMonitor" in str(one.message)]
+                (report,) = ours
+                assert report.startswith("FailingLogger failed to log what AdamMonitor measured.")
+                assert f"ZeroDivisionError: planted in {place}" in report
+                assert other.steps_of(GRAD_NORM) == [0, 1, 2, 3, 4, 5]
+                left_out = 1 if place == "row 1" else None
+                assert failing.steps_of(GRAD_NORM) == [x for x in range(6) if x != left_out]
+                assert_same_parameters(without, disturbed)
+
+
 class RefusingLogger(WandbLogger):
-    """A logger that fails at histograms."""
+    """A logger that fails at histograms, tables and alerts."""
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        if any(isinstance(value, wandb.Histogram) for value in metrics.values()):
+        if not all(isinstance(value, float | str) for value in metrics.values()):
             raise ZeroDivisionError("planted")
         super().log_metrics(metrics, step)
 
 
-def test_failing_logger_is_reported_once_and_changes_no_step(tmp_path: Path) -> None:
-    def fit(monitor: AdamMonitor | None, logger: Any) -> L.LightningModule:
-        return run_training(Lit(ADAMW), monitor, logger=logger).module
-
-    without = fit(None, False)
+def test_logger_that_fails_at_histograms_and_tables_gets_all_numbers(tmp_path: Path) -> None:
     monitor = AdamMonitor(1, histograms_every_n_steps=3, layer_table=True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        disturbed = fit(monitor, RefusingLogger(offline=True, save_dir=tmp_path))
+        run_training(Lit(ADAMW), monitor, logger=RefusingLogger(offline=True, save_dir=tmp_path))
     wandb.finish()
-    reports = [str(each.message) for each in caught if "AdamMonitor" in str(each.message)]
-    assert len(reports) == 1
-    assert "ZeroDivisionError: planted" in reports[0]
-    assert_same_parameters(without, disturbed)
+    (report,) = [str(each.message) for each in caught if "AdamMonitor" in str(each.message)]
+    assert "ZeroDivisionError: planted" in report
     (offline_run,) = offline_runs(tmp_path)
-    assert steps_of(history(offline_run), GRAD_NORM) == [0]
+    assert steps_of(history(offline_run), GRAD_NORM) == [0, 1, 2, 3, 4, 5]
 
 
 def test_measurement_without_values_logs_no_row() -> None:
     logger = MemoryLogger()
-    fit = trainer(logger=logger)
-    log_values(fit, {}, step=1)
-    log_values(fit, {GRAD_NORM: 0.5}, step=2)
+    publisher = Publisher(trainer(logger=logger))
+    publisher.log_metrics({}, step=1)
+    publisher.log_metrics({GRAD_NORM: 0.5}, step=2)
     assert logger.rows == [(2, {GRAD_NORM: 0.5})]
 
 

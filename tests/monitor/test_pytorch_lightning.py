@@ -128,7 +128,7 @@ def test_nothing_is_said_that_is_not_said_with_lightning(runs: dict[str, Run]) -
 def test_flight_recorder_names_the_page_of_a_csv_run(package: str, tmp_path: Path) -> None:
     messages = blow_up(package, tmp_path, "CSVLogger")
     (line,) = [each for each in messages if "the last 4 steps are in" in each]
-    assert "report: lightning-adam report /lightning_logs/version_0" in line
+    assert "report: lightning-adam report lightning_logs/version_0" in line
     (without,) = [each for each in messages if "need" in each and "histograms" not in each]
     assert without == "AdamMonitor's layer_table needs a WandbLogger."
 

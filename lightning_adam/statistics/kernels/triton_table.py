@@ -1,0 +1,191 @@
+"""What the device needs to find the tensors of a measurement, kept as long as they stand there."""
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from itertools import compress
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lightning_adam.statistics.kernels.triton_rows import BY_VALUE, DTYPE_CODES, SENT, TensorRow
+from lightning_adam.statistics.param_states import (
+    ParamState,
+    ParamStates,
+    Settings,
+    addresses_of,
+    same_layout,
+)
+
+Words = npt.NDArray[np.int64]
+_SCALARS: dict[torch.dtype, Any] = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
+"""The dtypes of scalars that a kernel reads."""
+_ALIGNMENT = 2
+"""Words: Triton compiles a kernel anew for arguments that are not aligned to 16 bytes."""
+
+
+class DeviceWords:
+    """Words of 64 bits on a device. An update copies only the stretch that changed.
+
+    Args:
+        device: The device.
+        sizes: Number of words of each section.
+    """
+
+    def __init__(self, device: torch.device, *sizes: int) -> None:
+        aligned = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes]
+        self._starts = np.cumsum([0, *aligned]).tolist()
+        self._words = np.zeros(self._starts[-1], dtype=np.int64)
+        self._tensor = to_device(self._words, device)
+        self.sections = self._tensor.split(aligned)
+
+    def update(self, *sections: Words) -> None:
+        """Sets the words of the sections, in the order of the device's current stream."""
+        words = np.zeros_like(self._words)
+        for start, section in zip(self._starts, sections, strict=False):
+            words[start : start + len(section)] = section
+        changed = np.flatnonzero(words != self._words)
+        if len(changed):
+            start, end = int(changed[0]), int(changed[-1]) + 1
+            source = _pinned(words[start:end], self._tensor.device)
+            self._tensor[start:end].copy_(source, non_blocking=True)
+        self._words = words
+
+
+def to_device(words: npt.ArrayLike, device: torch.device) -> Tensor:
+    """Returns words in the memory of a device, which is not waited for."""
+    return _pinned(words, device).to(device, non_blocking=True)
+
+
+def _pinned(words: npt.ArrayLike, device: torch.device) -> Tensor:
+    # Only from pinned memory does a copy not wait. It is not given away before the copy ended.
+    array = np.asarray(words, dtype=np.int64)
+    is_pinned = device.type == "cuda"
+    pinned = torch.empty(len(array), dtype=torch.int64, device="cpu", pin_memory=is_pinned)
+    pinned.numpy()[:] = array
+    return pinned
+
+
+class DeviceTable:
+    """The tensors of a layout, as the device finds them.
+
+    Args:
+        states: The tensors. Those that no Triton kernel can read are left out.
+        chunk: Elements of a chunk.
+    """
+
+    def __init__(self, states: ParamStates, chunk: int) -> None:
+        self.device = states.parameter[0].device
+        is_readable = [_is_readable(state) for state in states]
+        own = [index for index, each in enumerate(is_readable) if each]
+        self.others = [index for index, each in enumerate(is_readable) if not each]
+        """Indexes of the tensors that are left out."""
+        self._own = own if self.others else None
+        self._steps, step_codes = _scalar_words(self.select(states.step), self.device)
+        self._on_host = step_codes == int(BY_VALUE)
+        self._host_steps = list(map(_cell, compress(self.select(states.step), self._on_host)))
+        p, m, v, v_max, g = map(
+            self.select,
+            (
+                *(states.parameter, states.exp_avg, states.exp_avg_sq, states.max_exp_avg_sq),
+                states.grad,
+            ),
+        )
+        elements = np.array(list(map(Tensor.numel, p)), dtype=np.int64)
+        chunks = -(-elements // chunk)
+        codes = [[DTYPE_CODES[each.dtype] for each in tensors] for tensors in (p, g, m, v)]
+        row = TensorRow(
+            None,
+            *map(addresses_of, (p, m, v, v_max)),
+            *codes,
+            step_code=step_codes,
+            elements=elements,
+            first_chunk=np.cumsum(chunks) - chunks,
+            group=states.scopes.groups[own],
+            position=own,
+        )
+        self.tensors, self.chunks = len(own), int(chunks.sum())
+        is_double = (np.array(codes) == DTYPE_CODES[torch.float64]).any(axis=0)
+        self.codes = _shared(np.array(codes)[:, ~is_double])
+        """The dtypes of p, g, m and v that all tensors share, but for those with float64."""
+        doubles = [own[index] for index in np.flatnonzero(is_double)]
+        self.not_single = sorted([*self.others, *doubles])
+        """Indexes of the tensors that are left out or partly in float64."""
+        self.has_amsgrad = any(row.v_max)
+        self.rows = to_device(np.stack(row[1:], axis=1).reshape(-1), self.device)
+        self.tensors_of_chunks = to_device(np.repeat(np.arange(self.tensors), chunks), self.device)
+        self.others_on_device = to_device(self.others, self.device)
+        settings = len(states.settings) * 2 * int(SENT)
+        self._changing = DeviceWords(self.device, self.tensors, self.tensors, settings)
+        self.steps, self.grads, self.groups = self._changing.sections
+        self.slots: dict[tuple[str, ...], Tensor] = {}
+        """Where the result has which column."""
+        self._scalars: list[Any] = []
+
+    def update(self, states: ParamStates) -> None:
+        """Sends what differs from the last measurement: gradients, hyperparameters, host steps."""
+        steps = self._steps
+        if self._host_steps:
+            steps = steps.copy()
+            steps[self._on_host] = _bits([step.value for step in self._host_steps])
+        grads = np.array(addresses_of(self.select(states.grad)), dtype=np.int64)
+        # A converted scalar has to live until the device has read it.
+        self._scalars = [each for settings in states.settings for each in _sent(settings)]
+        groups = [each.reshape(-1, int(SENT)) for each in _scalar_words(self._scalars, self.device)]
+        self._changing.update(steps, grads, np.stack(groups, axis=1).reshape(-1))
+
+    def select(self, values: list[Any]) -> list[Any]:
+        """Selects what belongs to the tensors that are not left out."""
+        return values if self._own is None else [values[index] for index in self._own]
+
+
+def _is_readable(state: ParamState) -> bool:
+    p, v, v_max, step = state.parameter, state.exp_avg_sq, state.max_exp_avg_sq, state.step
+    if v is None or (v_max is not None and v_max.dtype != v.dtype):
+        return False
+    tensors = [p, state.grad, state.exp_avg, v] + ([] if v_max is None else [v_max])
+    if any(each.dtype not in DTYPE_CODES or each.device != p.device for each in tensors):
+        return False
+    if isinstance(step, Tensor) and step.dtype not in _SCALARS:
+        return False
+    return same_layout(state)
+
+
+def _cell(step: Tensor | float) -> Any:
+    """The place of a step in the host's memory: to read it takes a fifth of `Tensor.item`."""
+    if isinstance(step, Tensor):
+        return _SCALARS[step.dtype].from_address(step.data_ptr())
+    return ctypes.c_double(step)
+
+
+def _sent(settings: Settings) -> Iterator[Any]:
+    """The hyperparameters in the order of `SettingsRow`."""
+    for value in settings[:5]:
+        is_converted = isinstance(value, Tensor) and value.dtype not in _SCALARS
+        yield value.double() if is_converted else value
+    yield settings.decoupled
+    yield -1 if settings.maximize else 1
+
+
+def _scalar_words(values: Sequence[Any], device: torch.device) -> tuple[Words, Words]:
+    """The addresses of scalars on the device, the bits of others, and a code for each."""
+    is_own = [isinstance(each, Tensor) and each.device == device for each in values]
+    pairs = list(zip(values, is_own, strict=True))
+    words = _bits([0.0 if own else float(each) for each, own in pairs])
+    words[is_own] = [each.data_ptr() for each, own in pairs if own]
+    codes = [DTYPE_CODES[each.dtype] if own else int(BY_VALUE) for each, own in pairs]
+    return words, np.array(codes, dtype=np.int64)
+
+
+def _bits(numbers: Sequence[float]) -> Words:
+    """Numbers in float64, as words."""
+    return np.array(numbers, dtype=np.float64).view(np.int64)
+
+
+def _shared(codes: Words) -> tuple[int, ...]:
+    """The code of each kind of tensor, -1 where tensors differ."""
+    if not codes.shape[1]:
+        return (-1,) * len(codes)
+    return tuple(int(own[0]) if (own == own[0]).all() else -1 for own in codes)

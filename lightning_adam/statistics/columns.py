@@ -299,7 +299,8 @@ _OF_SUBSETS = {*_OF_DECOUPLED, *_OF_COUPLED, "max_exp_avg_sq_sum"} - {
 """Columns that have a meaning over a subset only."""
 ACCUMULATORS: dict[str, Accumulator] = {
     **{name: Accumulator(name) for name in ALL_COLUMNS if name not in _OF_SUBSETS},
-    **_smallest(HYPERPARAMETERS),
+    # The learning rate of a scope is its largest.
+    **_smallest(name for name in HYPERPARAMETERS if name != "lr"),
     **_over(ParamSubset.AMSGRAD, "amsgrad", ("exp_avg_sq_sum", "max_exp_avg_sq_sum")),
     **_over(ParamSubset.COUPLED, "coupled", ("elements", *_OF_COUPLED)),
     **_over(ParamSubset.DECOUPLED, "decoupled", ("elements", *_OF_DECOUPLED)),

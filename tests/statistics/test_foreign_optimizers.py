@@ -241,7 +241,7 @@ def test_metric_computes_the_statistics_that_the_state_defines(name: str) -> Non
                 assert bare(values, "") == pytest.approx(expected, rel=1e-6, abs=0)
                 for index, group in enumerate(optimizer.param_groups):
                     of_group = expected if "betas" in group else {}
-                    actual = bare(values, f"/group/group_{index}")
+                    actual = bare(values, f"group/group_{index}/")
                     assert actual == pytest.approx(of_group, rel=1e-6, abs=0)
                 assert {each.name for each in metric.not_measured} == undefined_beside(expected)
                 assert metric.compute_exponents() == {}
@@ -298,7 +298,7 @@ def test_selection_of_defined_statistics_lists_nothing() -> None:
 
 def test_adamw_beside_another_optimizer_is_measured() -> None:
     watched = monitored(lambda: TwoOptimizers(torch.optim.SGD))
-    values = bare(watched.values, "/optimizer/first")
+    values = bare(watched.values, "optimizer/first/")
     assert_agree(values, reference_tensors(watched.optimizers[0]), "numba")
     assert not any("/optimizer/second" in key for key in watched.values)
     assert watched.lines == ["AdamMonitor does not measure SGD: without betas."]

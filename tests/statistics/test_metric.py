@@ -22,9 +22,9 @@ def measured(
     optimizer: Optimizer, group: str | None = None, kernel: str = "eager"
 ) -> dict[str, float]:
     """All statistics of one scope by their bare name."""
-    metric = AdamStatistics("all", kernel=kernel)
+    metric = AdamStatistics("all", ["model", "group"], kernel=kernel)
     metric.update(optimizer)
-    return bare(metric.compute(), "" if group is None else f"/group/{group}")
+    return bare(metric.compute(), "" if group is None else f"group/{group}/")
 
 
 def agrees(optimizer: Optimizer) -> None:
@@ -109,7 +109,7 @@ def test_groups_with_different_hyperparameters_agree_with_the_reference() -> Non
         {"params": [second], "name": "head", "betas": (0.5, 0.9), "weight_decay": 0.0},
     ]
     optimizer = stepped(groups, decoupled=True, steps=4)
-    assert "lr" not in measured(optimizer), "two learning rates are not one value"
+    assert "eps" not in measured(optimizer), "two values of eps are not one value"
     agrees(optimizer)
     for index, name in enumerate(["body", "head"]):
         for kernel in KERNELS:
@@ -117,13 +117,14 @@ def test_groups_with_different_hyperparameters_agree_with_the_reference() -> Non
             assert_agree(measured(optimizer, name, kernel), tensors, kernel)
 
 
-def test_decay_norm_is_undefined_for_coupled_and_decoupled_decay_together() -> None:
+def test_decay_norm_adds_up_coupled_and_decoupled_decay() -> None:
     groups = [
         {"params": [parameter((3,), torch.float32)], "decoupled_weight_decay": True},
         {"params": [parameter((3,), torch.float32)]},
     ]
     optimizer = stepped(groups, decoupled=False, weight_decay=0.1)
-    assert "decay_norm" not in measured(optimizer)
+    norms = [measured(optimizer, f"group_{index}")["decay_norm"] for index in range(2)]
+    assert measured(optimizer)["decay_norm"] == pytest.approx(math.hypot(*norms))
     agrees(optimizer)
 
 
@@ -143,12 +144,36 @@ def test_no_gradient_gives_no_values() -> None:
 
 
 def test_keys_contain_optimizer_name_and_scope() -> None:
-    groups = [{"params": [parameter((3,), torch.float32)], "name": "the head!"}]
-    metric = AdamStatistics(scopes=["group"], optimizer_name="generator")
+    groups = [
+        {"params": [parameter((3,), torch.float32)], "name": name} for name in ("the head!", "body")
+    ]
+    metric = AdamStatistics("lr", scopes=["model", "group"], optimizer_name="generator")
     metric.update(stepped(groups, decoupled=True))
-    keys = metric.compute()
-    assert "adam_schedule/optimizer/generator/group/the_head_/lr" in keys
-    assert all(key.endswith("/optimizer/generator/group/the_head_") for key in keys)
+    assert list(metric.compute()) == [
+        "adam_schedule/optimizer/generator/lr",
+        "adam_schedule/optimizer/generator/group/the_head_/lr",
+        "adam_schedule/optimizer/generator/group/body/lr",
+    ]
+
+
+def test_single_group_is_the_model() -> None:
+    optimizer = stepped([parameter((3,), torch.float32)], decoupled=True)
+    for scopes in (["group"], ["model", "group"]):
+        metric = AdamStatistics("lr", scopes)
+        assert metric(optimizer, histograms=True) == {"adam_schedule/lr": 1e-3}
+        assert len(metric.compute_exponents()) == 4
+
+
+def test_two_groups_of_one_name_are_told_apart() -> None:
+    weights = [parameter((3,), torch.float32) for _ in range(3)]
+    groups = [{"params": [weight], "name": "decay"} for weight in weights]
+    metric = AdamStatistics("weight_norm", ["group"])
+    values = metric(stepped(groups, decoupled=True))
+    norms = {
+        f"decay{suffix}": weight.norm().item()
+        for suffix, weight in zip(("", "_1", "_2"), weights, strict=True)
+    }
+    assert {key.split("/")[2]: value for key, value in values.items()} == pytest.approx(norms)
 
 
 @pytest.mark.parametrize("decoupled", [True, False])
@@ -170,6 +195,10 @@ def test_update_and_decay_are_what_moved_the_weights(
     update = before[-1] - weight.detach() - (decay if decoupled else 0)
     actual = measured(optimizer)
     assert actual["update_norm"] == pytest.approx(update.norm().item())
+    if not decoupled:
+        state = optimizer.state[weight]
+        v = state["max_exp_avg_sq" if amsgrad else "exp_avg_sq"]
+        decay = 0.01 * decay / ((v / (1 - 0.999**6)).sqrt() + 1e-8)
     assert actual["decay_norm"] == pytest.approx(decay.norm().item())
 
 

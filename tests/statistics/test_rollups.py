@@ -66,12 +66,20 @@ def model_histograms(metric: AdamStatistics) -> dict[str, list[int]]:
     return {key: counts for key, counts in metric.compute_exponents().items() if "group" not in key}
 
 
-def assert_same(other: AdamStatistics, whole: AdamStatistics) -> None:
-    values, expected = other.compute(), whole.compute()
+OF_TENSORS = ("rms_ratio_max", "update_to_weight_max")
+"""Statistics that are the largest of those of the tensors."""
+
+
+def assert_same(other: AdamStatistics, whole: AdamStatistics, are_cut: bool = False) -> None:
+    values, expected = dict(other.compute()), dict(whole.compute())
+    if are_cut:
+        for key in [key for key in expected if key.endswith(OF_TENSORS)]:
+            assert values.pop(key) >= expected.pop(key) * (1 - 1e-12)
     assert set(values) == set(expected)
     for key, value in expected.items():
         assert values[key] == pytest.approx(value, rel=1e-12, abs=1e-15), key
-        if key.endswith(("_fraction", "_count", "_max")) and "signal" not in key:
+        is_exact = key.endswith(("_fraction", "_count", "_max")) and "signal" not in key
+        if is_exact and not key.endswith(OF_TENSORS):
             assert values[key] == value, key
     assert model_histograms(other) == model_histograms(whole)
 
@@ -104,7 +112,7 @@ def test_statistics_do_not_depend_on_groups_and_cuts(decoupled: bool) -> None:
                 for chunk in random_cuts(tensor, chance.randint(1, 5), chance):
                     chance.choice(groups).append(chunk)
             with row(f"seed {seed}"):
-                assert_same(measured(rebuilt(groups, optimizer)), whole)
+                assert_same(measured(rebuilt(groups, optimizer)), whole, are_cut=True)
 
 
 @each_decay

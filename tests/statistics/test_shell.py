@@ -1,18 +1,20 @@
-"""AdamStatistics without Lightning: its values, tables, plots and errors."""
+"""AdamStatistics without Lightning: its values, tables and errors."""
 
-import sys
+import pickle
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from matplotlib import pyplot
+from lightning.fabric.strategies import SingleDeviceStrategy
+from lightning.fabric.wrappers import _FabricOptimizer
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import nn
 from torch.optim import Optimizer
 from torchmetrics import MetricCollection
 
 from lightning_adam import AdamStatistics, ConfigError
 from tests.statistics.cases import stepped
+from tests.support.agreement import bare
 from tests.support.tables import each_row
 
 
@@ -59,7 +61,7 @@ def test_table_has_a_row_with_the_values_of_each_layer(net: nn.Module) -> None:
     assert [row["layer"] for row in rows] == ["0", "1.0", "1.1"]
     for row in rows:
         for name, value in list(row.items())[1:]:
-            (key,) = (key for key in values if key.endswith(f"/{name}/layer/{row['layer']}"))
+            (key,) = (key for key in values if key.endswith(f"/layer/{row['layer']}/{name}"))
             assert values[key] == value
 
 
@@ -68,25 +70,67 @@ def test_table_of_an_unknown_scope_raises() -> None:
         AdamStatistics().table("layers")
 
 
-def test_clone_keeps_the_measurement(net: nn.Module) -> None:
-    statistics = AdamStatistics(module=net)
-    statistics.update(optimizer_of(net))
-    assert statistics.clone().compute() == statistics.compute()
+def test_table_of_an_optimizer_without_defined_statistics_has_bare_names(net: nn.Module) -> None:
+    statistics = AdamStatistics("eps_energy_loss", module=net)
+    statistics.update(torch.optim.NAdam(net.parameters()))
+    assert statistics.table("layer") == []
+    optimizer = torch.optim.NAdam(net.parameters())
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    statistics.update(optimizer)
+    assert statistics.table("layer") == [{"layer": name} for name in ("0", "1.0", "1.1")]
 
 
-def test_worst_names_the_tensors_with_the_largest_values(net: nn.Module) -> None:
+def test_copies_keep_the_measurement_and_go_on_measuring(net: nn.Module) -> None:
+    statistics, optimizer = AdamStatistics("all", ["layer"], module=net), optimizer_of(net)
+    statistics.update(optimizer, histograms=True)
+    values = statistics.compute()
+    clone, unpickled = statistics.clone(), pickle.loads(pickle.dumps(statistics))
+    for copy in (clone, unpickled):
+        assert copy.compute() == values
+        assert copy.compute_exponents() == statistics.compute_exponents()
+    assert clone(optimizer) == values, "the clone names the same module"
+    assert len(unpickled(optimizer)) < len(values), "the module is not pickled"
+
+
+def test_nothing_is_measured_before_the_first_update() -> None:
+    measurement = AdamStatistics("all").measurement
+    assert not measurement.has_nonfinite
+    assert measurement.is_empty
+    assert measurement.values() == measurement.exponent_counts() == {}
+
+
+@pytest.mark.parametrize("wrapper", ["lightning", "fabric", "accelerate"])
+def test_wrapped_optimizer_is_measured_as_the_one_inside(wrapper: str) -> None:
+    optimizer = optimizer_of(small_net())
+    wrapped: Any = optimizer
+    if wrapper == "lightning":
+        wrapped = LightningOptimizer(optimizer)
+    elif wrapper == "fabric":
+        wrapped = _FabricOptimizer(optimizer, SingleDeviceStrategy())
+    else:
+        # As accelerate's, which is an Optimizer with the other one inside.
+        kind = type("AcceleratedOptimizer", (Optimizer,), {"__module__": "accelerate.optimizer"})
+        wrapped = kind([nn.Parameter(torch.ones(1))], {})
+        wrapped.optimizer = optimizer
+    assert AdamStatistics("all")(wrapped) == AdamStatistics("all")(optimizer)
+
+
+def test_worst_has_fixed_keys_and_names_the_tensors(net: nn.Module) -> None:
     def grad(parameter: torch.Tensor, step: int) -> torch.Tensor:
         return torch.full_like(parameter, 10.0 ** -parameter.numel())
 
     worst = {"grad_max": 2, "nonfinite_count": 1}
-    statistics = AdamStatistics(["lr"], ["model"], worst=worst, module=net)
-    optimizer = optimizer_of(net, grad=grad)
-    statistics.update(optimizer)
-    tensors = [key for key in statistics.compute() if "grad_max/tensor" in key]
-    assert tensors == [
-        "adam_gradient/tensor/1.1.bias/grad_max",
-        "adam_gradient/tensor/0.bias/grad_max",
-    ]
+    statistics = AdamStatistics(["lr"], worst=worst, module=net)
+    statistics.update(optimizer_of(net, grad=grad))
+    tensors = {key: name for key, (_, name) in statistics.measurement.worst_tensors().items()}
+    assert tensors == {
+        "adam_gradient/worst_1/grad_max": "1.1.bias",
+        "adam_gradient/worst_2/grad_max": "0.bias",
+        "adam_underflow/worst_1/nonfinite_count": "0.weight",
+    }
+    assert statistics.compute()["adam_gradient/worst_1/grad_max"] == pytest.approx(0.01)
 
 
 def test_nan_is_the_largest_value() -> None:
@@ -98,11 +142,37 @@ def test_nan_is_the_largest_value() -> None:
             statistics = AdamStatistics("lr", worst=worst, module=net)
             net.get_parameter(sick).grad.view(-1)[0] = float("nan")  # type: ignore[union-attr]
             statistics.update(optimizer)
-            first, second, count = list(statistics.compute())[2:]
+            first, second, count = (
+                name for _, name in statistics.measurement.worst_tensors().values()
+            )
             with row(sick):
-                assert first == f"adam_gradient/tensor/{sick}/grad_max"
-                assert second != first
-                assert count == f"adam_underflow/tensor/{sick}/nonfinite_count"
+                assert first == count == sick
+                assert second != sick
+
+
+def test_norm_before_clipping_is_that_of_the_next_update(net: nn.Module) -> None:
+    optimizer, statistics = (
+        optimizer_of(net),
+        AdamStatistics(["grad*", "clip*"], ["model", "layer"]),
+    )
+    parameters = list(net.parameters())
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    norm = torch.cat([each.grad.double().flatten() for each in parameters]).norm().item()
+    statistics.before_clip(optimizer)
+    nn.utils.clip_grad_norm_(parameters, 0.5)
+    optimizer.step()
+    values = bare(statistics(optimizer))
+    assert values["grad_norm_before_clip"] == pytest.approx(norm)
+    assert values["clip_coefficient"] == pytest.approx(0.5 / norm, rel=1e-5)
+    assert "clip_coefficient" not in bare(statistics(optimizer)), "no gradient was clipped again"
+
+
+def test_loss_scale_is_reported_where_there_is_one(net: nn.Module) -> None:
+    optimizer, statistics = optimizer_of(net), AdamStatistics("loss_scale")
+    assert statistics(optimizer) == {}
+    values = statistics(optimizer, loss_scale=torch.tensor(65536.0))
+    assert values == {"adam_gradient/loss_scale": 65536.0}
 
 
 INVALID: list[tuple[dict[str, Any], str]] = [
@@ -136,47 +206,3 @@ def test_invalid_arguments_raise() -> None:
         for arguments, sentence in INVALID:
             with row(arguments), pytest.raises(ConfigError, match=sentence):
                 AdamStatistics(**arguments)
-
-
-def test_plot_draws_lines_of_several_measurements_and_bars_of_one(net: nn.Module) -> None:
-    statistics = AdamStatistics(["lr", "grad_norm", "update/*"])
-    values = [statistics(optimizer_of(net, steps=steps)) for steps in (1, 2, 3)]
-    _, axes = statistics.plot(values)
-    assert [ax.get_title() for ax in axes] == [  # type: ignore[union-attr]
-        "grad_norm",
-        "update_norm",
-        "normalized_update_rms",
-        "normalized_update_max",
-        "normalized_update_large_fraction",
-        "update_to_weight",
-        "lr",
-    ]
-    line = axes[0].get_lines()[0]  # type: ignore[index]
-    assert np.array_equal(line.get_ydata(), [each["adam_gradient/grad_norm"] for each in values])
-    _, axes = statistics.plot()
-    assert len(axes[0].patches) == 2, "the model and its group"  # type: ignore[index]
-    pyplot.close("all")
-
-
-def test_plot_draws_into_given_axes() -> None:
-    statistics = AdamStatistics("lr")
-    with pytest.raises(ValueError, match="nothing to plot"):
-        statistics.plot()
-    values = statistics(stepped([nn.Parameter(torch.ones(3))], decoupled=True))
-    figure, ax = pyplot.subplots()
-    assert statistics.plot(values, ax) == (figure, ax)
-    with pytest.raises(ValueError, match=r"Choose one.*statistics=\['grad_norm'\]"):
-        AdamStatistics().plot({"adam_gradient/grad_norm": 1.0, "adam_schedule/lr": 1.0}, ax)
-    pyplot.close("all")
-
-
-def test_plot_without_matplotlib_names_the_extra_to_install(
-    net: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in [each for each in sys.modules if each.startswith("matplotlib")]:
-        monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "lightning_adam.statistics.plots", raising=False)
-    statistics = AdamStatistics()
-    assert statistics(optimizer_of(net))
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'lightning-adam\[dashboard\]'"):
-        statistics.plot()

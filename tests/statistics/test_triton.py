@@ -16,13 +16,13 @@ from torch.optim import Adam, AdamW, Optimizer
 triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
+from lightning_adam.statistics.accumulators import COLUMNS  # noqa: E402
+from lightning_adam.statistics.views import Views  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 from lightning_adam import AdamStatistics  # noqa: E402
-from lightning_adam.statistics.accumulators import COLUMNS  # noqa: E402
 from lightning_adam.statistics.kernels import eager  # noqa: E402
 from lightning_adam.statistics.kernels import triton as kernel  # noqa: E402
-from lightning_adam.statistics.views import Views  # noqa: E402
 from tests.statistics.triton_agreement import (  # noqa: E402
     ALL,
     assert_counts_agree,

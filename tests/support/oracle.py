@@ -43,7 +43,7 @@ class Tensor:
 
 
 def reference_statistics(tensors: Sequence[Tensor]) -> dict[str, float]:
-    """Evaluate every statistic of the catalogue over one scope, but for `skipped_steps`."""
+    """Evaluate the statistics of the catalogue over one scope that its tensors define."""
     present = _nonempty(tensors)
     if not present:
         return {}
@@ -53,6 +53,7 @@ def reference_statistics(tensors: Sequence[Tensor]) -> dict[str, float]:
         values = (
             _moment_statistics(scope)
             | {"amsgrad_gap": _amsgrad_gap(present)}
+            | _largest_of_tensors(present)
             | _underflow_statistics(scope)
             | _update_statistics(scope)
             | _decay_statistics(present, scope)
@@ -67,7 +68,7 @@ def reference_magnitudes(tensors: Sequence[Tensor]) -> dict[str, Array]:
         "grad": "grad",
         "exp_avg": "corrected_exp_avg",
         "denominator": "denominator",
-        "direction": "direction",
+        "normalized_update": "direction",
     }
     present = _nonempty(tensors)
     if not present:
@@ -94,10 +95,42 @@ def signed_sum_scale(tensors: Sequence[Tensor]) -> dict[str, float]:
         return _defined(
             {
                 "exp_avg_mean": mean(np.abs(scope.exp_avg)),
-                "grad_momentum_cosine": cosine(np.abs(scope.exp_avg), np.abs(scope.entered)),
+                **_scale_of_previous(scope),
                 "decay_alignment": cosine(np.abs(decay), np.abs(update)),
             }
         )
+
+
+def _scale_of_previous(scope: SimpleNamespace) -> dict[str, float | None]:
+    """Evaluate how an error of the sums m², m·g̃ and g̃² grows in what is derived of β1·m₋₁."""
+    rate, m, g = scope.one_minus_beta1, np.abs(scope.exp_avg), np.abs(scope.entered)
+    squares = np.sum(square(m) + 2 * rate * widen(m) * g + square(rate * g))
+    products = np.sum(widen(m) * g + rate * square(g))
+    previous, effective = norm(scope.previous), norm(scope.entered)
+    value = cosine(scope.previous, scope.entered) or 0.0
+    slope = products / (previous * effective) + abs(value) * squares / np.square(previous)
+    return {
+        "grad_momentum_cosine": float(slope),
+        "exp_avg_carryover": float(squares / sum_of_squares(m)),
+    }
+
+
+def _largest_of_tensors(tensors: Sequence[Tensor]) -> dict[str, float | None]:
+    """Evaluate the statistics that are the largest value of a tensor."""
+    scopes = [_scope_of([tensor]) for tensor in tensors]
+    ratios = [_exp_avg_sq_lag(scope) for scope in scopes]
+    sizes = [ratio(norm(scope.update), norm(scope.parameter)) for scope in scopes]
+    return {
+        "rms_ratio_max": maximum(np.array([each for each in ratios if each is not None])),
+        "update_to_weight_max": maximum(np.array([each for each in sizes if each is not None])),
+    }
+
+
+def _momentum_cosine(scope: SimpleNamespace) -> float | None:
+    """Evaluate cos(m₋₁, g̃), where m₋₁ is more than the rounding of m."""
+    if sum_of_squares(scope.previous) < 1e-3 * sum_of_squares(scope.exp_avg):
+        return None
+    return cosine(scope.previous, scope.entered)
 
 
 def _moment_statistics(scope: SimpleNamespace) -> dict[str, float | None]:
@@ -105,14 +138,14 @@ def _moment_statistics(scope: SimpleNamespace) -> dict[str, float | None]:
         "grad_norm": norm(scope.grad),
         "grad_rms": root_mean_square(scope.grad),
         "grad_max": maximum(np.abs(scope.grad)),
-        "exp_avg_norm": norm(scope.exp_avg),
         "exp_avg_rms": root_mean_square(scope.exp_avg),
         "exp_avg_mean": mean(scope.exp_avg),
         "exp_avg_max": maximum(np.abs(scope.exp_avg)),
         "exp_avg_sq_mean": mean(scope.exp_avg_sq),
         "exp_avg_sq_max": maximum(scope.exp_avg_sq),
         "denominator_mean": mean(scope.denominator),
-        "grad_momentum_cosine": cosine(scope.exp_avg, scope.entered),
+        "grad_momentum_cosine": _momentum_cosine(scope),
+        "exp_avg_carryover": ratio(norm(scope.previous), norm(scope.exp_avg)),
         "signal_fraction": _signal_fraction(scope),
         "rms_ratio": _exp_avg_sq_lag(scope),
     }
@@ -151,13 +184,12 @@ def _update_statistics(scope: SimpleNamespace) -> dict[str, float | None]:
 
 def _decay_statistics(tensors: Sequence[Tensor], scope: SimpleNamespace) -> dict[str, float | None]:
     coupled, decoupled = scope.coupled_decay, scope.decoupled_decay
-    one_kind = bool(coupled.any()) != bool(decoupled.any())
-    either_decay = norm(scope.decay[coupled | decoupled])
+    decays = bool(coupled.any()) or bool(decoupled.any())
     decay, update = _decoupled_pulls(tensors, scope)
     return {
         "weight_norm": norm(scope.parameter),
         "weight_rms": root_mean_square(scope.parameter),
-        "decay_norm": either_decay if one_kind and _recoverable(tensors) else None,
+        "decay_norm": norm(scope.decay_step) if decays and _recoverable(tensors) else None,
         "decay_to_update": ratio(norm(decay), norm(update)),
         "decay_alignment": cosine(decay, update),
         "decay_to_grad": ratio(norm(scope.decay[coupled]), norm(scope.grad[coupled])),
@@ -168,8 +200,9 @@ def _decay_statistics(tensors: Sequence[Tensor], scope: SimpleNamespace) -> dict
 
 
 def _schedule_statistics(tensors: Sequence[Tensor]) -> dict[str, float | None]:
-    names = ("lr", "beta1", "beta2", "eps", "weight_decay", "step")
-    return {name: single_value(getattr(tensor, name) for tensor in tensors) for name in names}
+    names = ("beta1", "beta2", "eps", "weight_decay", "step")
+    shared = {name: single_value(getattr(tensor, name) for tensor in tensors) for name in names}
+    return {"lr": max(tensor.lr for tensor in tensors), **shared}
 
 
 def _signal_fraction(scope: SimpleNamespace) -> float | None:
@@ -264,6 +297,9 @@ def _elements_of(tensor: Tensor) -> SimpleNamespace:
         parameter=parameter,
         grad=grad,
         entered=entered,
+        # β1·m₋₁.
+        previous=exp_avg - (1 - tensor.beta1) * entered,
+        one_minus_beta1=np.full_like(grad, 1 - tensor.beta1),
         exp_avg=exp_avg,
         exp_avg_sq=exp_avg_sq,
         corrected_exp_avg=corrected_exp_avg,
@@ -276,6 +312,9 @@ def _elements_of(tensor: Tensor) -> SimpleNamespace:
         direction=direction,
         update=update,
         decay=decay,
+        decay_step=decay
+        if tensor.decoupled or tensor.weight_decay == 0
+        else tensor.lr * decay / (denominator + tensor.eps),
         exp_avg_sq_subnormal=(exp_avg_sq > 0) & (exp_avg_sq < smallest_normal),
         exp_avg_sq_stalled=(exp_avg_sq > 0)
         & (round_to(exp_avg_sq_dtype, tensor.beta2 * exp_avg_sq) == exp_avg_sq),

@@ -181,14 +181,13 @@ def _measured_on(device: torch.device) -> torch.device:
 
 def _on_cpu(states: ParamStates) -> ParamStates:
     """Copies of the tensors on the CPU."""
-    settings = [
-        Settings(*(each.item() if isinstance(each, Tensor) else each for each in of))
-        for of in states.settings
-    ]
-    rows = [
-        [each.cpu() if isinstance(each, Tensor) else each for each in row[2:]] for row in states
-    ]
+    settings = [Settings(*map(_to_cpu, of)) for of in states.settings]
+    rows = [[*map(_to_cpu, state[2:])] for state in states]
     return ParamStates.of_columns(states.scopes, settings, rows)
+
+
+def _to_cpu(value: Any) -> Any:
+    return value.cpu() if isinstance(value, Tensor) else value
 
 
 def _home(devices: Iterable[torch.device]) -> torch.device:

@@ -5,8 +5,8 @@ a second OpenMP beside torch's, which slows the training step that follows; thre
 to share the processors with torch's, and stand in only where torch has another OpenMP than libgomp.
 
 Tensors whose elements are outside the range of float32 are measured again in float64, and from then
-on in float64 only, until float32 would do. `eager` measures what has a dtype that these loops do
-not read.
+on in float64 only, until float32 would do. `eager` measures tensors with gaps in memory, and dtypes
+that these loops do not read.
 """
 
 import math
@@ -40,11 +40,8 @@ from lightning_adam.statistics.kernels.numba_loops import (
     read_steps,
 )
 from lightning_adam.statistics.param_states import (
-    MAX_DEQUANTIZED,
-    ParamState,
     ParamStates,
     addresses_of,
-    in_parts,
     same_layout,
 )
 
@@ -93,8 +90,8 @@ def measure(states: ParamStates, columns: Sequence[str]) -> Tensor:
             for place, name in enumerate(columns):
                 rows[place, batch.indexes] = row[name]
     measured = torch.from_numpy(rows).T
-    for indexes, part in prepared.others(states):
-        measured[indexes] = (eager.measure if part.is_foreign else measure)(part.states, columns)
+    if prepared.others:
+        measured[prepared.others] = eager.measure(states.select(prepared.others), columns)
     return measured
 
 
@@ -126,9 +123,9 @@ def count_exponents(states: ParamStates, groups: Sequence[int], number: int) -> 
         for batch in prepared.batches:
             batch.count(states, settings, own[batch.indexes], counts)
     counted = torch.from_numpy(counts)
-    for indexes, part in prepared.others(states):
-        count = eager.count_exponents if part.is_foreign else count_exponents
-        counted += count(part.states, [groups[index] for index in indexes], number)
+    if prepared.others:
+        of_others = [groups[index] for index in prepared.others]
+        counted += eager.count_exponents(states.select(prepared.others), of_others, number)
     return counted
 
 
@@ -179,14 +176,6 @@ class _Settings(NamedTuple):
         return _Settings(*(each[indexes] for each in self))
 
 
-class _Others(NamedTuple):
-    """Tensors that no batch reads where they are."""
-
-    states: ParamStates
-    is_foreign: bool
-    """Whether their dtypes cannot be read; otherwise they are contiguous copies."""
-
-
 class _Prepared:
     """What is kept between two measurements of tensors in the same places.
 
@@ -197,8 +186,8 @@ class _Prepared:
     def __init__(self, states: ParamStates) -> None:
         self.couplings = _couplings(states)
         self.step_addresses, self.step_kinds = _step_addresses(states)
-        self._foreign: list[int] = []
-        self._gapped: list[int] = []
+        self.others: list[int] = []
+        """Tensors that `eager` measures."""
         alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
         contiguous = all(
             each is None or each.is_contiguous()
@@ -215,10 +204,9 @@ class _Prepared:
             tensors = (state.parameter, state.grad, state.exp_avg, state.exp_avg_sq)
             dtypes = tuple(None if each is None else each.dtype for each in tensors)
             v_max = None if state.max_exp_avg_sq is None else state.max_exp_avg_sq.dtype
-            if not all(each in KINDS for each in dtypes) or (v_max not in (None, *KINDS)):
-                self._foreign.append(index)
-            elif not (contiguous or same_layout(state)):
-                self._gapped.append(index)
+            is_read = all(each in KINDS for each in dtypes) and v_max in (None, *KINDS)
+            if not is_read or not (contiguous or same_layout(state)):
+                self.others.append(index)
             else:
                 key = (*dtypes, v_max, self.couplings[states.scopes.groups[index]])
                 alike[key].append(index)
@@ -243,26 +231,6 @@ class _Prepared:
         )
         lr, beta1, beta2, eps, weight_decay, sign = table[states.scopes.groups].T
         return _Settings(lr, beta1, beta2, eps, weight_decay, sign, steps)
-
-    def others(self, states: ParamStates) -> Iterator[tuple[list[int], _Others]]:
-        """The indexes and states of tensors that no batch reads, a few at a time."""
-        if self._foreign:
-            yield self._foreign, _Others(states.select(self._foreign), True)
-        place = {states.positions[index]: index for index in self._gapped}
-        for part in in_parts((states[index] for index in self._gapped), MAX_DEQUANTIZED):
-            copies = [_contiguous(state) for state in part]
-            if copies:
-                indexes = [place[state.position] for state in copies]
-                yield indexes, _Others(ParamStates.of(copies), False)
-
-
-def _contiguous(state: ParamState) -> ParamState:
-    tensors: dict[str, Any] = {
-        name: tensor.contiguous()
-        for name, tensor in state._asdict().items()
-        if isinstance(tensor, Tensor)
-    }
-    return state._replace(**tensors)
 
 
 def _prepared(states: ParamStates) -> _Prepared:

@@ -1,8 +1,9 @@
-"""Views of an optimizer: current at every measurement, rightly named, and without side effects."""
+"""Reading an optimizer's state: current at each measurement, named, and without side effects."""
 
 import copy
 import gc
 import math
+import re
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from lightning_adam import AdamStatistics
-from lightning_adam.statistics.views import Views
+from lightning_adam.statistics.state_reader import StateReader
 from tests.statistics.cases import reference_tensors
 from tests.support import oracle
 from tests.support.agreement import assert_agree, bare
@@ -74,7 +75,7 @@ def values(metric: AdamStatistics, optimizer: Optimizer) -> dict[str, float]:
 
 
 def references(net: nn.Module, optimizer: Optimizer) -> dict[str, list[oracle.Tensor]]:
-    """The tensors of every scope, by what it appends to a key."""
+    """The tensors of every scope, by its part of the keys."""
     names = {parameter: name for name, parameter in net.named_parameters()}
     groups = [(group["name"], each) for group in optimizer.param_groups for each in group["params"]]
     trained = [(group, each) for group, each in groups if each.grad is not None]
@@ -82,8 +83,8 @@ def references(net: nn.Module, optimizer: Optimizer) -> dict[str, list[oracle.Te
     for (group, parameter), tensor in zip(trained, reference_tensors(optimizer), strict=True):
         path = names[parameter]
         layer = path.rpartition(".")[0] or "root"
-        for suffix in ("", f"/group/{group}", f"/layer/{layer}", f"/tensor/{path}"):
-            scopes[suffix].append(tensor)
+        for scope in ("", f"group/{group}/", f"layer/{layer}/", f"tensor/{path}/"):
+            scopes[scope].append(tensor)
     return scopes
 
 
@@ -92,9 +93,9 @@ def agrees(kept: AdamStatistics, net: nn.Module, optimizer: Optimizer) -> None:
     actual = values(kept, optimizer)
     assert actual == values(statistics(net), optimizer)
     scopes = references(net, optimizer)
-    for suffix, tensors in scopes.items():
-        assert_agree(bare(actual, suffix), tensors, "numba")
-    assert len(actual) == sum(len(bare(actual, suffix)) for suffix in scopes)
+    for scope, tensors in scopes.items():
+        assert_agree(bare(actual, scope), tensors, "numba")
+    assert len(actual) == sum(len(bare(actual, scope)) for scope in scopes)
 
 
 def load_checkpoint(net: Net, optimizer: AdamW) -> None:
@@ -229,7 +230,7 @@ def test_measuring_changes_neither_optimizer_nor_gradients() -> None:
     before, in_state = everything(), len(optimizer.state)
     metric = statistics(net)
     metric.update(optimizer, histograms=True)
-    assert metric.passed_over == ["head.weight", "head.bias"]
+    assert metric.skipped == ["head.weight", "head.bias"]
     assert not any("head" in key for key in metric.compute())
     assert everything() == before
     assert len(optimizer.state) == in_state
@@ -256,8 +257,10 @@ def test_nothing_of_the_optimizer_is_kept_alive(dtype: torch.dtype) -> None:
 
 def norms(metric: AdamStatistics, scope: str) -> dict[str, float]:
     """The norms of a scope's weights by what the key calls them."""
-    prefix, computed = f"{NORM}/{scope}/", metric.compute()
-    return {key.removeprefix(prefix): computed[key] for key in computed if key.startswith(prefix)}
+    family, name = NORM.split("/")
+    keys = re.compile(rf"{family}/{scope}/(.+)/{name}")
+    found = {keys.fullmatch(key): value for key, value in metric.compute().items()}
+    return {match[1]: value for match, value in found.items() if match}
 
 
 def members(metric: AdamStatistics, optimizer: Optimizer, scope: str) -> list[str]:
@@ -363,8 +366,87 @@ def test_shared_parameter_counts_once() -> None:
 
 def test_reused_id_gets_the_name_of_the_new_parameter() -> None:
     net = nn.Sequential(nn.Linear(4, 2, bias=False))
-    optimizer, views = Adam(net.parameters()), Views(net)
+    optimizer, reader = Adam(net.parameters()), StateReader(net)
     train(net, optimizer)
     gone = torch.ones(2)
-    views._names = {id(net[0].weight): (weakref.ref(gone), "gone")}
-    assert [view.place.tensor for view in views.after_step(optimizer)] == ["0.weight"]
+    reader._names = {id(net[0].weight): (weakref.ref(gone), "gone")}
+    assert [state.name.tensor for state in reader.after_step(optimizer)] == ["0.weight"]
+
+
+def test_names_are_read_once_with_parameters_outside_the_module(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = Net()
+    others = [nn.Parameter(torch.ones(2)) for _ in range(20)]
+    optimizer, metric = Adam([*net.parameters(), *others]), statistics(net)
+    named, calls = nn.Module.named_parameters, list[nn.Module]()
+
+    def spy(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        calls.append(module)
+        return named(module, *args, **kwargs)
+
+    monkeypatch.setattr(nn.Module, "named_parameters", spy)
+    for _ in range(3):
+        net(torch.randn(5, 4)).square().mean().backward()
+        for other in others:
+            other.grad = torch.ones(2)
+        optimizer.step()
+        metric.update(optimizer)
+    assert calls.count(net) == 1
+    assert "adam_weight_decay/tensor/group_0.7/weight_norm" in metric.compute()
+
+
+def test_unchanged_state_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net()
+    optimizer, reader = optimizer_of(net), StateReader(net)
+    layouts = []
+    for change in (None, None, toggle_scale, toggle_scale, recreate_state, None):
+        if change is not None:
+            change(net, optimizer)
+        train(net, optimizer)
+        layouts.append(reader.after_step(optimizer).layout)
+    assert layouts[0] is layouts[1], "only the gradients are new"
+    assert len({*layouts}) == 4
+    assert layouts[4] is layouts[5]
+
+
+def move_data(net: Net, optimizer: AdamW) -> None:
+    net.linear.weight.data = net.linear.weight.data.clone()
+
+
+def move_moment(net: Net, optimizer: AdamW) -> None:
+    moment = optimizer.state[net.linear.weight]["exp_avg"]
+    moment.data = moment.data * 1.0
+
+
+def move_step(net: Net, optimizer: AdamW) -> None:
+    step = optimizer.state[net.linear.weight]["step"]
+    step.data = step.data + 0.0
+
+
+def gradient_in_other_order(net: Net, optimizer: AdamW) -> None:
+    weight = net.linear.weight
+    assert weight.grad is not None
+    weight.grad = weight.grad.t().contiguous().t()
+
+
+def gradient_in_float64(net: Net, optimizer: AdamW) -> None:
+    weight = net.linear.weight
+    assert weight.grad is not None
+    weight.grad_dtype = None
+    weight.grad = weight.grad.double()
+
+
+def test_replaced_memory_is_read_anew() -> None:
+    """The objects are the same, and what they point to is not."""
+    changes = (move_data, move_moment, move_step, gradient_in_other_order, gradient_in_float64)
+    with each_row() as row:
+        for change in changes:
+            net = Net()
+            optimizer, kept = optimizer_of(net), statistics(net)
+            train(net, optimizer)
+            kept.update(optimizer)
+            for _ in range(2):
+                change(net, optimizer)
+                with row(change.__name__):
+                    agrees(kept, net, optimizer)

@@ -29,6 +29,7 @@ import torch
 import wandb
 
 from benchmarks.monitor_cost.in_between import in_between
+from benchmarks.monitor_cost.inputs import measure_inputs
 from benchmarks.monitor_cost.machine import machine
 from benchmarks.monitor_cost.results import Results, Size, StepPart, TrainingPart
 from benchmarks.monitor_cost.saving import save
@@ -57,6 +58,7 @@ def main() -> None:
                 command=command,
                 machine=here,
                 in_between=in_between(typed.rounds, folder),
+                inputs=measure_inputs(typed.device, typed.rounds),
                 sizes=sizes,
             )
             for size in typed.sizes:

@@ -35,6 +35,8 @@ class Timed:
     work: Work
     without: Work | None = None
     """What is taken off: the same without what the arm is about."""
+    start: Work | None = None
+    """The same without waiting for the device."""
 
 
 def arms_of(named: Named, optimizer: torch.optim.AdamW) -> dict[str, Timed]:
@@ -54,11 +56,14 @@ def arms_of(named: Named, optimizer: torch.optim.AdamW) -> dict[str, Timed]:
 
         return work
 
+    def start(name: str) -> Work:
+        return lambda: statistics[name].update(optimizer, histograms=name == HISTOGRAMS)
+
     arms = {
         READ: Timed(plain_read(optimizer)),
         STEP: Timed(optimizer.step),
         STEP_AGAIN: Timed(optimizer.step),
-        **{name: Timed(measure(name)) for name in OURS},
+        **{name: Timed(measure(name), start=start(name)) for name in OURS},
         COMPOSER: Timed(lambda: composer(named, optimizer)),
         OLMO: Timed(lambda: olmo(named, optimizer)),
     }

@@ -17,6 +17,7 @@ STEPS = (STEP, STEP_AGAIN)
 OURS = (HEADLINE, ALL, HISTOGRAMS, EAGER)
 MATRICES = "matrix products"
 
+HEALTHY = "healthy"
 NONE = "none"
 NONE_AGAIN = "none again"
 
@@ -29,6 +30,10 @@ class Arm(TypedDict):
     """How far one call makes the peak of memory rise; None where the system does not tell."""
     launches: int | None
     """Kernels on the device; None on the CPU."""
+    device_ms: float | None
+    """Time of these kernels; None on the CPU."""
+    host_ms: float | None
+    """Time until the host has started them, without waiting; None on the CPU and for others."""
 
 
 class Size(TypedDict):
@@ -44,6 +49,8 @@ class StepPart(TypedDict):
     machine: str
     in_between: dict[str, list[float]]
     """Microseconds that a step gets longer by."""
+    inputs: dict[str, list[float]]
+    """Ratios of a measurement to that of a healthy input."""
     sizes: dict[str, Size]
 
 

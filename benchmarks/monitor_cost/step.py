@@ -13,7 +13,7 @@ import wandb
 from benchmarks.monitor_cost.contestants import Timed, arms_of
 from benchmarks.monitor_cost.results import ALL, MATRICES, READ, READ_AGAIN, STEP, Arm, Size
 from benchmarks.monitor_cost.tensors import SHAPES, build
-from benchmarks.monitor_cost.timing import extra_mb, launches, seconds
+from benchmarks.monitor_cost.timing import extra_mb, host_ms, on_device, seconds
 from benchmarks.quiet import progress, silence
 
 LONG_S = 1.0
@@ -57,15 +57,18 @@ def compare(size: str, arms: Mapping[str, Timed], device: str, rounds: int) -> d
             taken[name].append(1e3 * value)
             ratios[name].append(value / here[STEP])
     gc.collect()
-    return {
-        name: Arm(
+    compared = {}
+    for name, arm in progress(arms.items(), f"{size}: memory"):
+        launches, device_ms = on_device(arm.work) if device == "cuda" else (None, None)
+        compared[name] = Arm(
             milliseconds=taken[name],
             ratios=ratios[name],
             extra_mb=extra_mb(arm.work, device),
-            launches=launches(arm.work) if device == "cuda" else None,
+            launches=launches,
+            device_ms=device_ms,
+            host_ms=host_ms(arm.start) if arm.start and device == "cuda" else None,
         )
-        for name, arm in progress(arms.items(), f"{size}: memory")
-    }
+    return compared
 
 
 def seconds_of(arm: Timed, device: str) -> float:

@@ -54,10 +54,24 @@ def peak_bytes() -> int:
     return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
-def launches(work: Work) -> int:
-    """How many kernels one call starts."""
+def host_ms(work: Work) -> float:
+    """The milliseconds until the host has started what one call does on the device."""
+    taken = []
+    for _ in range(5):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        work()
+        taken.append(1e3 * (time.perf_counter() - start))
+    torch.cuda.synchronize()
+    return min(taken)
+
+
+def on_device(work: Work) -> tuple[int, float]:
+    """How many kernels one call starts, and the milliseconds that they take."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
         work()
         torch.cuda.synchronize()
-    return sum(each.count for each in profile.key_averages() if "LaunchKernel" in each.key)
+    found = profile.key_averages()
+    launches = sum(each.count for each in found if "LaunchKernel" in each.key)
+    return launches, sum(each.self_device_time_total for each in found) / 1e3

@@ -38,7 +38,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks.small_gpt import SmallGPT, text_loader
 from lightning_adam import AdamMonitor
 from lightning_adam.config.monitor import MonitorConfig
+from lightning_adam.monitor.failsafe import Failsafe
 from lightning_adam.monitor.flight_recorder.recorder import FlightRecorder
+from lightning_adam.monitor.publishing import Publisher
 from lightning_adam.optim.steps import StepCounter
 from recipes.mnist import mnist_loaders, small_cnn
 
@@ -174,7 +176,7 @@ def trained(training: Training, factor: float = 1.0) -> Outcome:
         )
         try:
             with mock.patch(
-                "lightning_adam.monitor.flight_recorder.recorder.log_info", lines.append
+                "lightning_adam.monitor.flight_recorder.event_files.log_info", lines.append
             ):
                 fit.fit(module, training.data())
         except EndedError:
@@ -219,27 +221,30 @@ def measure_cost(name: str, net: nn.Module) -> None:
         parameter.grad = torch.randn_like(parameter)
     adam.step()
     counter = StepCounter(adam)
-    recorder = FlightRecorder(MonitorConfig(flight_recorder=STEPS))
-    recorder.watch(adam, "", net, counter)
+    failsafe = Failsafe(lambda: None)
+    failsafe.start()
     epoch_loop = SimpleNamespace(_batches_that_stepped=0)
     trainer: Any = SimpleNamespace(
         lightning_module=SimpleNamespace(automatic_optimization=True),
         accumulate_grad_batches=1,
         fit_loop=SimpleNamespace(epoch_loop=epoch_loop),
         loggers=[],
+        precision_plugin=None,
         default_root_dir=tempfile.mkdtemp(),
     )
+    recorder = FlightRecorder(MonitorConfig(flight_recorder=STEPS), trainer, Publisher(trainer))
+    recorder.track(adam, "", net, counter)
     loss = {"loss": torch.tensor(1.0)}
 
     def step() -> None:
         epoch_loop._batches_that_stepped += 1
         counter.taken += 1
-        recorder.after_step("", False, False)
-        recorder.after_batch(trainer, loss)
+        recorder.after_step("", failsafe)
+        recorder.after_batch(loss)
 
     recording = recorder._recordings[""]
     measuring = timed(lambda: recording.statistics.update(adam))
-    recorder.forget()
+    recorder.clear()
     tracemalloc.start()
     for _ in range(STEPS):
         step()
@@ -248,7 +253,7 @@ def measure_cost(name: str, net: nn.Module) -> None:
     with mock.patch.object(recording.statistics, "update"):
         rest = timed(step)
     begin = time.perf_counter()
-    recorder.crash(trainer, KeyboardInterrupt())
+    recorder.crash(KeyboardInterrupt(), 1.0)
     written = time.perf_counter() - begin
     (file,) = Path(trainer.default_root_dir).rglob("*.csv")
     print(

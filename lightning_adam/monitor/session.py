@@ -108,9 +108,9 @@ class MonitorSession:
         if self._recorder is not None and self.failsafe.is_active:
             with self.failsafe.guard():
                 if exception is None:
-                    self._learn(self._recorder.settle(self._trainer))
+                    self._learn(self._recorder.settle())
                 else:
-                    self._recorder.crash(self._trainer, exception, wait_s)
+                    self._recorder.crash(exception, wait_s)
         with self.failsafe.guard():
             self._rows.log_arrived(wait_s, may_wait=is_complete)
             self._rows.log_layers()
@@ -150,7 +150,7 @@ class MonitorSession:
             self.reporter = FindingReporter(config, self._publisher, holder, interval)
             self._rows.reporter = self.reporter
         if config.flight_recorder:
-            self._recorder = FlightRecorder(config, self._gradients)
+            self._recorder = FlightRecorder(config, trainer, self._publisher)
         cadence = Cadence(interval, config.histograms_every_n_steps)
         for optimizer, name in zip(optimizers, names, strict=True):
             if is_measurable(optimizer):
@@ -219,7 +219,7 @@ class MonitorSession:
 
     def _record_batch(self, outputs: Any) -> None:
         if self._recorder is not None:
-            self._learn(self._recorder.after_batch(self._trainer, outputs))
+            self._learn(self._recorder.after_batch(outputs))
 
     def _learn(self, failed_rank: int | None) -> None:
         if failed_rank is not None:

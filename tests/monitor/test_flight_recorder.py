@@ -19,6 +19,7 @@ from lightning_adam.monitor.failsafe import Failsafe
 from lightning_adam.monitor.flight_recorder.event_files import MAX_FILES
 from lightning_adam.monitor.flight_recorder.loss_spikes import LossSpikes
 from lightning_adam.monitor.flight_recorder.recorder import FlightRecorder
+from lightning_adam.monitor.publishing import Publisher
 from lightning_adam.optim.steps import StepCounter
 from tests.support.commands import records
 from tests.support.exploding import (
@@ -261,7 +262,8 @@ def test_steps_are_numbered_without_those_that_only_the_device_knows_to_be_skipp
 ) -> None:
     layer = nn.Linear(3, 1)
     adam = torch.optim.Adam(layer.parameters(), fused=True)
-    recorder, counter = FlightRecorder(MonitorConfig(flight_recorder=10)), StepCounter(adam)
+    fit, counter = trainer(default_root_dir=tmp_path), StepCounter(adam)
+    recorder = FlightRecorder(MonitorConfig(flight_recorder=10), fit, Publisher(fit))
     recorder.track(adam, "", layer, counter)
     failsafe = Failsafe(lambda: None)
     failsafe.start()
@@ -272,7 +274,7 @@ def test_steps_are_numbered_without_those_that_only_the_device_knows_to_be_skipp
         layer(torch.ones(3)).sum().backward()
         adam.step()
     assert counter.taken == 6, "the host has not asked the device yet"
-    recorder.crash(trainer(default_root_dir=tmp_path), ZeroDivisionError("planted"), 0.0)
+    recorder.crash(ZeroDivisionError("planted"), 0.0)
     (file,) = files_of(tmp_path)
     assert file.name == "step_3_exception.csv"
     assert steps_of(read(file)) == [1, 2, 3]

@@ -326,7 +326,9 @@ class FailingLogger(MemoryLogger):
 
     @property
     def log_dir(self) -> str:
-        self.reach("folder")
+        # Lightning asks for it before.
+        if self._experiment is not None:
+            self.reach("folder")
         return super().log_dir
 
 
@@ -344,7 +346,7 @@ def test_failing_logger_is_reported_once_and_loses_nothing_else() -> None:
             failing, other = FailingLogger(place), MemoryLogger()
             with each(place), warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                disturbed = fit(AdamMonitor(1, findings=findings), failing, other)
+                disturbed = fit(AdamMonitor(1, findings=findings), other, failing)
                 ours = [str(one.message) for one in caught if "AdamMonitor" in str(one.message)]
                 (report,) = ours
                 assert report.startswith("FailingLogger failed to log what AdamMonitor measured.")

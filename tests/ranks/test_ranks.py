@@ -14,8 +14,11 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
 from lightning_adam import AdamMonitor
-from lightning_adam.monitor.finding_reporter import Judge
+from lightning_adam.monitor.finding_reporter import FindingReporter
+from lightning_adam.monitor.row_log import RowLog
+from lightning_adam.monitor.session import MonitorSession
 from lightning_adam.statistics import kernels
+from tests.support.exploding import is_hyperparameter
 from tests.support.memory_logger import MemoryLogger
 from tests.support.parallel import KINDS, STEPS, fit_ranks, local_parameters
 from tests.support.ranks import Collectives, Ranks
@@ -23,11 +26,11 @@ from tests.support.ranks import Collectives, Ranks
 MEASURED = [1, 2, 3, 4, 6]
 """Every second step and, for histograms, every third."""
 PLACES: dict[str, tuple[Any, str, int]] = {
-    "at the start": (AdamMonitor, "_begin", 0),
+    "at the start": (MonitorSession, "_start", 0),
     "measuring": (kernels, "measure", 2),
-    "sending": (AdamMonitor, "_send", 2),
-    "logging": (MemoryLogger, "log_metrics", 2),
-    "judging": (Judge, "judge", 2),
+    "sending": (MonitorSession, "_log_batch", 2),
+    "logging": (RowLog, "_publish", 2),
+    "judging": (FindingReporter, "judge", 2),
 }
 """Functions, and the call at which each fails."""
 
@@ -91,11 +94,11 @@ def steps_until_statistic(kind: str) -> int:
     return trainer.global_step
 
 
-def steps_until_finding(kind: str) -> int:
+def steps_until_finding(kind: str, every_n_steps: int) -> int:
     """Trains until a finding that only the last rank has stops it."""
     is_last = dist.get_rank() == dist.get_world_size() - 1
     severity = {"warmup_short": {"severity": "warning" if is_last else "off"}}
-    monitor = AdamMonitor(every_n_steps=2, findings=severity, stop_on=["warmup_short"])
+    monitor = AdamMonitor(every_n_steps, findings=severity, stop_on=["warmup_short"])
     return fit_ranks(kind, [monitor])[0].global_step
 
 
@@ -150,7 +153,15 @@ def assert_close_rows(first: Any, second: Any) -> None:
     assert [step for step, _ in first] == [step for step, _ in second]
     for (_, values), (_, others) in zip(first, second, strict=True):
         assert values.keys() == others.keys()
-        assert values == pytest.approx(others, rel=1e-5, abs=1e-7)
+        assert squared(values) == pytest.approx(squared(others), rel=1e-5, abs=1e-7)
+
+
+def squared(values: dict[str, float]) -> dict[str, float]:
+    """With the square of what is the root of a difference of sums."""
+    return {
+        key: value**2 if key.endswith("exp_avg_carryover") else value
+        for key, value in values.items()
+    }
 
 
 def assert_logged_like_one_process(fit: dict[str, Any], kind: str) -> None:
@@ -212,6 +223,11 @@ def test_ranks_log_the_same_after_a_resume(
         pairs = zip(straight["parameters"], halves["parameters"], strict=True)
         assert all(torch.allclose(*pair, rtol=1e-5) for pair in pairs)
         later = [row for row in straight["rows"] if row[0] >= STEPS // 2]
+        if not is_monitored:
+            # Hyperparameters are logged once.
+            logged = straight["rows"][0][1]
+            once = {key: value for key, value in logged.items() if is_hyperparameter(key)}
+            later[0] = (later[0][0], {**once, **later[0][1]})
         assert_close_rows(halves["rows"], later)
 
 
@@ -220,10 +236,13 @@ def test_statistic_stops_all_ranks_at_the_same_step(ranks: Ranks, kind: str) -> 
     assert ranks.run(steps_until_statistic, kind) == [3, 3]
 
 
+@pytest.mark.parametrize("every_n_steps", [2, 4])
 @fsdp2_and_others
-def test_finding_of_one_rank_stops_all_ranks_at_the_same_step(ranks: Ranks, kind: str) -> None:
-    # It is checked at every second batch.
-    assert ranks.run(steps_until_finding, kind) == [2, 2]
+def test_finding_of_one_rank_stops_all_ranks_at_the_next_measurement(
+    ranks: Ranks, kind: str, every_n_steps: int
+) -> None:
+    """Also where an epoch, of 3 steps, is shorter than the interval."""
+    assert ranks.run(steps_until_finding, kind, every_n_steps) == [every_n_steps] * 2
 
 
 FAULTS = [
@@ -240,18 +259,16 @@ def test_fault_on_one_rank_ends_monitoring_and_not_training(
     for fit, result in zip(fits(kind), results, strict=True):
         assert result["step"] == STEPS
         assert are_same(result["parameters"], fit["plain"]["parameters"])
-    if kind == "DDP":
-        return
-    # Ranks that measure together stop together, and the one that fails gives the reason.
+    # The rank that fails prints the error.
     reports = [result["warnings"] for result in results]
     (report,) = reports[failing]
     assert "ZeroDivisionError: planted" in report
     assert reports[1 - failing] == (
         [
-            "AdamMonitor has failed on rank 1, which says why, and is off from here on; training is"
-            " not affected."
+            "AdamMonitor failed on rank 1, which prints the error. It is disabled for the rest of"
+            " the run; training continues."
         ]
         if failing
         else []
     )
-    assert max(len(result["rows"]) for result in results) <= 4
+    assert max(len(result["rows"]) for result in results) <= (5 if kind == "DDP" else 4)

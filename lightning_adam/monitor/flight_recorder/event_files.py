@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger
 
 from lightning_adam.monitor.flight_recorder.file import Step, first_diverging_layer, write
 from lightning_adam.monitor.log_keys import FLIGHT_RECORDER
 from lightning_adam.monitor.loggers import is_wandb, location, run_folder
+from lightning_adam.monitor.publishing import Publisher
 from lightning_adam.optim.console import log_info
 
 MAX_FILES = 10
@@ -36,16 +38,19 @@ class EventFiles:
 
     Args:
         length: That number of steps.
+        trainer: The trainer.
+        publisher: Calls its loggers.
     """
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, trainer: Trainer, publisher: Publisher) -> None:
         self._length = length
+        self._trainer = trainer
+        self._publisher = publisher
         self._last: tuple[int, Event] | None = None
         self._number = 0
 
     def write(
         self,
-        trainer: Trainer,
         event: Event,
         steps: Sequence[Sequence[Step]],
         modules: Sequence[str],
@@ -54,7 +59,6 @@ class EventFiles:
         """Writes the steps to the folder of the first logger that has one.
 
         Args:
-            trainer: The trainer.
             event: The event.
             steps: The last steps of each optimizer, at least one of each.
             modules: The paths of the modules, those of the input first.
@@ -74,12 +78,10 @@ class EventFiles:
                     f" run. It does not write {event.value} at step {last}, nor later events."
                 )
             return
-        run = _run_of(trainer)
+        run = self._run()
         file = run.folder / FLIGHT_RECORDER / f"step_{last}_{event.value}.csv"
         evidence = write(file, sorted((row for each in steps for row in each), key=_x))
-        if run.wandb is not None:
-            # W&B's own process uploads it; offline, `wandb sync` does.
-            run.wandb.save(str(file), base_path=str(run.folder), policy="now")
+        self._publisher.each(_upload, run.folder, file)
         parts = [
             f"the last {len(steps[0])} steps are in {file}",
             first_diverging_layer(evidence, modules),
@@ -88,6 +90,11 @@ class EventFiles:
         what = f"{event.value} ({details})" if details else event.value
         log_info(f"AdamMonitor: {what} at step {last}; {'; '.join(filter(None, parts))}")
 
+    def _run(self) -> "_Run":
+        found: list[_Run] = []
+        self._publisher.each(_add_run, found)
+        return found[0] if found else _Run(Path(self._trainer.default_root_dir))
+
 
 class _Run(NamedTuple):
     """Where the files of a run are."""
@@ -95,16 +102,18 @@ class _Run(NamedTuple):
     folder: Path
     report: str = ""
     """The command that shows a report of them; empty if there is none."""
-    wandb: Any = None
-    """W&B's run, which uploads files."""
 
 
-def _run_of(trainer: Trainer) -> _Run:
-    for logger in trainer.loggers:
-        folder, found = run_folder(logger), location(logger)
-        if folder is not None and found is not None:
-            return _Run(folder, found.report, logger.experiment if is_wandb(logger) else None)
-    return _Run(Path(trainer.default_root_dir))
+def _add_run(logger: Logger, runs: list[_Run]) -> None:
+    folder, found = run_folder(logger), location(logger)
+    if folder is not None and found is not None:
+        runs.append(_Run(folder, found.report))
+
+
+def _upload(logger: Logger, folder: Path, file: Path) -> None:
+    if is_wandb(logger) and run_folder(logger) == folder:
+        # W&B's own process does it; offline, `wandb sync` does.
+        logger.experiment.save(str(file), base_path=str(folder), policy="now")
 
 
 def _x(step: Step) -> int:

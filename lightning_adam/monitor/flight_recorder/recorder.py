@@ -19,6 +19,7 @@ from lightning_adam.monitor.flight_recorder.file import Step
 from lightning_adam.monitor.flight_recorder.loss_spikes import LossSpikes
 from lightning_adam.monitor.gradient_processing import GradientProcessing
 from lightning_adam.monitor.pending import AsyncHostCopy, PendingMeasurement, PendingQueue
+from lightning_adam.monitor.publishing import Publisher
 from lightning_adam.monitor.tracked_optimizer import is_capturing
 from lightning_adam.optim.steps import StepCounter
 from lightning_adam.statistics.measurement import Measurement
@@ -76,18 +77,21 @@ class FlightRecorder:
 
     Args:
         config: The monitor's settings.
-        gradients: What the Trainer does to the gradients (default: nothing).
+        trainer: The trainer.
+        publisher: Calls its loggers.
 
     Example:
-        >>> FlightRecorder(MonitorConfig(flight_recorder=200)).length
+        >>> trainer = Trainer(barebones=True)
+        >>> FlightRecorder(MonitorConfig(flight_recorder=200), trainer, Publisher(trainer)).length
         200
     """
 
-    def __init__(self, config: MonitorConfig, gradients: GradientProcessing | None = None) -> None:
+    def __init__(self, config: MonitorConfig, trainer: Trainer, publisher: Publisher) -> None:
         self.length = config.flight_recorder or 0
         """The number of steps of each optimizer that are kept."""
         self._config = config
-        self._gradients = gradients
+        self._trainer = trainer
+        self._gradients = GradientProcessing(trainer)
         self._is_recording = this_rank() == 0
         """Whether this rank keeps what is measured; the others measure with it."""
         self._recordings: dict[str, _Recording] = {}
@@ -100,7 +104,7 @@ class FlightRecorder:
         self._x = 0
         self._batches: PendingQueue[_PendingBatch] = PendingQueue()
         self._was_finite = True
-        self._files = EventFiles(self.length)
+        self._files = EventFiles(self.length, trainer, publisher)
 
     def track(
         self, optimizer: Optimizer, name: str, module: nn.Module, counter: StepCounter
@@ -142,18 +146,17 @@ class FlightRecorder:
         if not failsafe.is_active:
             statistics.update_empty(recording.optimizer, has_failed=failsafe.has_failed)
             return
-        scale = math.nan if self._gradients is None else self._gradients.loss_scale()
-        statistics.update(recording.optimizer, skipped_steps=counter.all_skipped, loss_scale=scale)
+        skipped, loss_scale = counter.all_skipped, self._gradients.loss_scale()
+        statistics.update(recording.optimizer, skipped_steps=skipped, loss_scale=loss_scale)
         if self._is_recording:
             flags, applied = counter.found_inf_flags, counter.applied_flags
             step = _MeasuredStep(name, counter.taken, applied, statistics.measurement, flags)
             self._measured.append(step)
 
-    def after_batch(self, trainer: Trainer, outputs: Any) -> int | None:
+    def after_batch(self, outputs: Any) -> int | None:
         """Keeps the batch's steps, and writes them on an event.
 
         Args:
-            trainer: The trainer.
             outputs: What `training_step` returned, as `on_train_batch_end` gets it.
 
         Returns:
@@ -161,23 +164,22 @@ class FlightRecorder:
         """
         if not self._is_recording:
             return None
-        x = logging_step(trainer)
+        x = logging_step(self._trainer)
         if x != self._x:
             # A GradScaler has skipped the step of these losses.
             self._send(self._x, [])
         self._x = x
-        loss = loss_of_batch(trainer, outputs)
+        loss = loss_of_batch(self._trainer, outputs)
         if loss is not None:
             self._losses.append(loss)
         if self._measured:
             self._send(x, self._measured)
-        return self._record_arrived(trainer, 0.0)
+        return self._record_arrived(0.0)
 
-    def settle(self, trainer: Trainer, wait_s: float = math.inf) -> int | None:
+    def settle(self, wait_s: float = math.inf) -> int | None:
         """Keeps the steps that are still on their way.
 
         Args:
-            trainer: The trainer.
             wait_s: How long to wait for them, as `PendingQueue.arrived` does (default: as long as
                 it takes).
 
@@ -186,23 +188,22 @@ class FlightRecorder:
         """
         self._send(self._x, [])
         # The loss of a batch that has not ended is not known.
-        self._send(logging_step(trainer), self._measured)
-        return self._record_arrived(trainer, wait_s)
+        self._send(logging_step(self._trainer), self._measured)
+        return self._record_arrived(wait_s)
 
-    def crash(self, trainer: Trainer, exception: BaseException, wait_s: float) -> None:
+    def crash(self, exception: BaseException, wait_s: float) -> None:
         """Writes the steps because an exception has ended the run.
 
         Args:
-            trainer: The trainer.
             exception: The exception.
             wait_s: How long to wait for steps on their way, in seconds. They never arrive if
                 another rank is gone.
         """
         # The device itself may have failed.
         with suppress(RuntimeError):
-            self.settle(trainer, wait_s)
+            self.settle(wait_s)
         self._batches.clear()
-        self._write(trainer, Event.EXCEPTION, type(exception).__name__)
+        self._write(Event.EXCEPTION, type(exception).__name__)
 
     def clear(self) -> None:
         """Discards all steps."""
@@ -224,14 +225,14 @@ class FlightRecorder:
         self._losses.clear()
         measured.clear()
 
-    def _record_arrived(self, trainer: Trainer, wait_s: float) -> int | None:
+    def _record_arrived(self, wait_s: float) -> int | None:
         for batch in self._batches.arrived(wait_s):
-            failed_rank = self._record(trainer, batch)
+            failed_rank = self._record(batch)
             if failed_rank is not None:
                 return failed_rank
         return None
 
-    def _record(self, trainer: Trainer, batch: _PendingBatch) -> int | None:
+    def _record(self, batch: _PendingBatch) -> int | None:
         loss = None if batch.loss is None else float(batch.loss.tensors()[0])
         is_finite = loss is None or math.isfinite(loss)
         for step, pending in batch.steps:
@@ -248,12 +249,12 @@ class FlightRecorder:
         has_jumped = is_finite and loss is not None and self._spikes.is_spike(loss)
         was_finite, self._was_finite = self._was_finite, is_finite
         if was_finite and not is_finite:
-            self._write(trainer, Event.NOT_FINITE)
+            self._write(Event.NOT_FINITE)
         elif has_jumped:
-            self._write(trainer, Event.LOSS_SPIKE)
+            self._write(Event.LOSS_SPIKE)
         return None
 
-    def _write(self, trainer: Trainer, event: Event, details: str = "") -> None:
+    def _write(self, event: Event, details: str = "") -> None:
         steps = [each.steps for each in self._recordings.values() if each.steps]
         if steps:
-            self._files.write(trainer, event, steps, self._modules, details)
+            self._files.write(event, steps, self._modules, details)

@@ -350,9 +350,13 @@ def _added(
         largest_update = e.u if e.is_active else ZERO
         v_decayed, p_decayed = v * (ONE - by.one_minus_beta2), p * (ONE - by.decay_rate)
     own_without_eps = e.m_hat * (own_inverse if has_second_moment else ZERO)
-    signal = own_without_eps * own_without_eps
     inverse = (ONE / e.denominator) if not (e.denominator <= ZERO) else ZERO
     without_eps = e.m_hat * inverse
+    if exact is not None:
+        # A first moment of NaN without a second moment does not count.
+        own_without_eps = own_without_eps if has_second_moment else ZERO
+        without_eps = without_eps if inverse != ZERO else ZERO
+    signal = own_without_eps * own_without_eps
     eps_share = by.eps * inverse
     lost = e.u * e.u
     undecayed_over_denominator = ZERO if coupled is None else e.undecayed * e.over_denominator

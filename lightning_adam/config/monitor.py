@@ -74,9 +74,9 @@ class MonitorConfig(Validated):
     """Sets of tensors to describe: `model`, `group`, `layer`, `tensor` (default: [model];
     lightning_adam)."""
     statistics: Any = "headline"
-    """Statistics to measure: `headline`, `all`, or names and globs, `[headline,eps_*,update/*]`
-    (default: headline; `lightning-adam explain statistics`). `beta1`, `beta2`, `eps` and
-    `weight_decay` are logged when they change."""
+    """Statistics to measure: `headline`, `all`, or names and globs, `[headline,eps_*,update/*]`;
+    `beta1`, `beta2`, `eps` and `weight_decay` are logged when they change (default: headline;
+    `lightning-adam explain statistics`)."""
     layer_depth: Annotated[Count, Example(2)] | None = None
     """Number of parts of a module's path that form a layer's name: 2 gives `net.blocks` for
     `net.blocks.3.fc` (default: null, all; lightning_adam)."""

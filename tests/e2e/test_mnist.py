@@ -41,7 +41,7 @@ from tests.support.tables import each_row
 
 LR = 3e-4
 WARMUP_STEPS = 20
-STEPS, _ = BRIEF_KEYS
+STEPS, *_ = BRIEF_KEYS
 OVERRIDES = (
     "optimizer.betas=[0.9,0.95]",
     "optimizer.eps=1e-7",

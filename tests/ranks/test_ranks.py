@@ -1,6 +1,7 @@
 """AdamMonitor on several ranks: logged values, collectives, checkpoints, stops and faults."""
 
 import itertools
+import re
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -153,15 +154,15 @@ def assert_close_rows(first: Any, second: Any) -> None:
     assert [step for step, _ in first] == [step for step, _ in second]
     for (_, values), (_, others) in zip(first, second, strict=True):
         assert values.keys() == others.keys()
-        assert squared(values) == pytest.approx(squared(others), rel=1e-5, abs=1e-7)
-
-
-def squared(values: dict[str, float]) -> dict[str, float]:
-    """With the square of what is the root of a difference of sums."""
-    return {
-        key: value**2 if key.endswith("exp_avg_carryover") else value
-        for key, value in values.items()
-    }
+        for key, value in others.items():
+            if re.search(r"_p\d+$", key):
+                # An element beside a power of two may be counted in either octave.
+                assert values[key] == pytest.approx(value, rel=0.1), key
+            elif key.endswith("exp_avg_carryover"):
+                # The root of a difference of sums.
+                assert values[key] ** 2 == pytest.approx(value**2, rel=1e-5, abs=1e-6), key
+            else:
+                assert values[key] == pytest.approx(value, rel=1e-5, abs=1e-7), key
 
 
 def assert_logged_like_one_process(fit: dict[str, Any], kind: str) -> None:

@@ -23,7 +23,7 @@ from torch.optim import Adam, AdamW, NAdam, Optimizer
 
 from lightning_adam import AdamStatistics, ConfigError
 from lightning_adam._compat.torch import is_flattened
-from lightning_adam.statistics.sharding import Part, over_ranks
+from lightning_adam.statistics.sharding import LocalStats, all_reduce_stats
 from tests.support.ranks import Collectives, Ranks
 
 SCOPES = ("model", "group", "layer", "tensor")
@@ -215,12 +215,13 @@ def measure_case(name: str) -> dict[str, Any]:
     return measure(sharded)
 
 
-def reduce_nan_of_last_rank() -> Part:
+def reduce_nan_of_last_rank() -> LocalStats:
     """Reduces numbers of which the last rank's is NaN."""
     is_last = dist.get_rank() == dist.get_world_size() - 1
     number = torch.tensor([[torch.nan if is_last else 1.0, -torch.inf]], dtype=torch.float64)
     counts = torch.full((1, 1, 1), 2**40, dtype=torch.int64)
-    return over_ranks(Part(number, number, counts, torch.zeros(1)), torch.device("cpu"))
+    stats = LocalStats(number, number, counts, torch.zeros(1))
+    return all_reduce_stats(stats, torch.device("cpu"))
 
 
 def find_flat_parameters() -> dict[bool, list[bool]]:

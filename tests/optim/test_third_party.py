@@ -380,7 +380,7 @@ class WithoutMemory(Tensor):
         raise NotImplementedError
 
 
-def test_state_without_memory_is_passed_over() -> None:
+def test_state_without_memory_is_skipped() -> None:
     weights = [nn.Parameter(torch.ones(3)) for _ in range(2)]
     optimizer = torch.optim.NAdam(weights)
     for weight in weights:
@@ -390,7 +390,7 @@ def test_state_without_memory_is_passed_over() -> None:
     # The other kernels would crash where its elements should be.
     metric = AdamStatistics("all", kernel="eager")
     assert metric(optimizer)["adam_gradient/grad_norm"] == pytest.approx(3**0.5)
-    assert metric.passed_over == ["group_0.0"]
+    assert metric.skipped == ["group_0.0"]
 
 
 def test_schedulefree_validates_and_saves_the_averaged_weights(tmp_path: Path) -> None:

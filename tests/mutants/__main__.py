@@ -172,6 +172,10 @@ MIRRORS: dict[str, tuple[str, ...]] = {
         "test_generated",
     ),
     "statistics/kernels/triton": ("test_triton",),
+    "statistics/kernels/triton_columns": ("test_triton",),
+    "statistics/kernels/triton_elements": ("test_triton",),
+    "statistics/kernels/triton_programs": ("test_triton",),
+    "statistics/kernels/triton_table": ("test_triton",),
 }
 """The test files that mirror a module, or all modules of a folder, the cheapest first. Files that a
 project does not have are ignored."""

@@ -3,9 +3,11 @@
 import copy
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -16,13 +18,13 @@ from torch.optim import Adam, AdamW, Optimizer
 triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
-from lightning_adam.statistics.accumulators import COLUMNS  # noqa: E402
-from lightning_adam.statistics.views import Views  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 from lightning_adam import AdamStatistics  # noqa: E402
-from lightning_adam.statistics.kernels import eager  # noqa: E402
+from lightning_adam.statistics.columns import COLUMNS  # noqa: E402
+from lightning_adam.statistics.kernels import eager, triton_programs, triton_rows, triton_table  # noqa: E402
 from lightning_adam.statistics.kernels import triton as kernel  # noqa: E402
+from lightning_adam.statistics.state_reader import StateReader  # noqa: E402
 from tests.statistics.triton_agreement import (  # noqa: E402
     ALL,
     assert_counts_agree,
@@ -33,7 +35,8 @@ from tests.support.commands import BIN, REPOSITORY, run  # noqa: E402
 HERE = Path(__file__).parent
 CHEAP = (
     "adam_decayed and bfloat16 or different or strides or idle_elements or blocks_and_chunks"
-    " or some_columns or integer_step or tensors or (nonfinite and grad)"
+    " or some_columns or integer_step or tensors or (nonfinite and grad) or measurements or host"
+    " or again"
 )
 """The interpreted cases of the default tier; those of CI are the rest."""
 
@@ -53,45 +56,61 @@ def test_interpreted_kernel_agrees_with_the_eager_one(names: str, tmp_path: Path
     assert " passed" in finished.output
 
 
-FLOAT32, BFLOAT16 = ((kernel._KINDS[dtype],) * 4 for dtype in (torch.float32, torch.bfloat16))
-CHUNKS = {"table": "*i64", "settings": "*fp64", "tensors_of_chunks": "*i64"}
+FLOAT32, BFLOAT16 = (
+    (triton_rows.DTYPE_CODES[dtype],) * 4 for dtype in (torch.float32, torch.bfloat16)
+)
+CHUNKS = {"table": "*i64", "grads": "*i64", "settings": "*fp64", "tensors_of_chunks": "*i64"}
 SIZES = {"CHUNK": kernel.CHUNK, "ROWS": kernel.ROWS, "LANES": kernel.LANES}
 
 
-def measuring(number: Any, kinds: Any, amsgrad: bool, most: int, **sizes: Any) -> Any:
-    constants = {"ADDED": kernel._ALL_ADDED, "NUMBER": number, **SIZES, **sizes}
+def measuring(number: Any, codes: Any, amsgrad: bool, most: int, **sizes: Any) -> Any:
+    constants = {"NEEDED": kernel.ALL_NEEDED, "NUMBER": number, **SIZES, **sizes}
     types = {**CHUNKS, "rows": "*fp64"}
-    return kernel._measure_chunks, types, {"KINDS": kinds, "AMSGRAD": amsgrad, **constants}, most
+    variant = {"CODES": codes, "AMSGRAD": amsgrad, **constants}
+    return triton_programs.measure_chunks, types, variant, most
 
 
 COMPILED: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
     "float32": measuring(tl.float32, FLOAT32, False, 144),
     "bfloat16": measuring(tl.float32, BFLOAT16, False, 168),
-    "any_dtypes": measuring(tl.float32, kernel._ANY_KINDS, True, 255),
-    "float64": measuring(tl.float64, kernel._ANY_KINDS, True, 255, ROWS=1),
+    "any_dtypes": measuring(tl.float32, kernel.ANY_DTYPES, True, 255),
+    "float64": measuring(tl.float64, kernel.ANY_DTYPES, True, 255, ROWS=1),
     "settings": (
-        kernel._collect_settings,
-        {"table": "*i64", "known": "*fp64", "settings": "*fp64", "tensors": "i32"},
+        triton_programs.collect_settings,
+        {
+            "table": "*i64",
+            "steps": "*i64",
+            "groups": "*i64",
+            "settings": "*fp64",
+            "tensors": "i32",
+        },
         {"BLOCK": kernel.TENSORS},
         128,
     ),
     "adding_up": (
-        kernel._add_up,
-        {"table": "*i64", "rows": "*fp64", "slots": "*i64", "result": "*fp64", "columns": "i32"},
-        {"CHUNK": kernel.CHUNK, "PARTS": kernel.PARTS, "PADDED_WIDTH": 64},
+        triton_programs.add_up,
+        {
+            "table": "*i64",
+            "settings": "*fp64",
+            "rows": "*fp64",
+            "slots": "*i64",
+            "result": "*fp64",
+            "columns": "i32",
+        },
+        {"CHUNK": kernel.CHUNK, "PARTS": kernel.PARTS, "PADDED_WIDTH": kernel.PADDED_WIDTH},
         255,
     ),
     "histograms": (
-        kernel._count_chunks,
-        {**CHUNKS, "counts": "*i64"},
-        {"KINDS": FLOAT32, "AMSGRAD": False, "BINS": 256, **SIZES},
+        triton_programs.count_chunks,
+        {**CHUNKS, "groups": "*i64", "counts": "*i64"},
+        {"CODES": FLOAT32, "AMSGRAD": False, "BINS": 256, **SIZES},
         128,
     ),
 }
 """Kernel, types of its arguments, constants, and the most registers that a thread should need."""
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled_kernel_fits_into_registers(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -119,8 +138,98 @@ def test_compiled_kernel_fits_into_registers(
 
 def test_maxima_follow_sums() -> None:
     """The kernel distinguishes them by their position."""
-    maxima = [COLUMNS[name].is_maximum for name in kernel._ROW]
+    names: tuple[str, ...] = triton_rows.ElementColumns._fields[:-1]
+    maxima = [COLUMNS[name].is_maximum for name in names]
     assert maxima == sorted(maxima)
+
+
+class Program:
+    """Stands in for a program, and notes when it would have been launched."""
+
+    def __init__(self, name: str, launches: list[str]) -> None:
+        self.name, self.launches = name, launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *_, **__: self.launches.append(self.name)
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The programs that would have been launched."""
+    names: list[str] = []
+    for name in ("collect_settings", "measure_chunks", "add_up", "count_chunks"):
+        monkeypatch.setattr(kernel, name, Program(name, names))
+    return names
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The words of each copy to the device."""
+    copies: list[list[int]] = []
+    own = triton_table._pinned
+
+    def pinned(words: Any, device: torch.device) -> torch.Tensor:
+        copies.append(list(words))
+        return own(words, device)
+
+    monkeypatch.setattr(triton_table, "_pinned", pinned)
+    return copies
+
+
+def move_gradients(weights: list[nn.Parameter]) -> list[int]:
+    """Gives all parameters gradients elsewhere, and returns their addresses."""
+    grads = [torch.ones_like(weight) for weight in weights]
+    for weight, grad in zip(weights, grads, strict=True):
+        weight.grad = grad
+    return [grad.data_ptr() for grad in grads]
+
+
+@pytest.mark.usefixtures("launches")
+def test_next_measurement_sends_what_changed(sent: list[list[int]]) -> None:
+    weights = [nn.Parameter(torch.randn(5)) for _ in range(7)]
+    adam, reader = AdamW(weights), StateReader()
+    step(adam)
+    with torch.device("meta"):
+        # Copies start on the CPU, whatever torch's default device is.
+        kernel.measure(reader.after_step(adam), ALL)
+    sent.clear()
+    addresses = move_gradients(weights)
+    kernel.measure(reader.after_step(adam), ALL)
+    assert sent == [addresses]
+    sent.clear()
+    kernel.measure(reader.after_step(adam), ALL)
+    assert not sent
+    adam.param_groups[0]["lr"] = 0.5
+    kernel.measure(reader.after_step(adam), ALL)
+    assert sent == [triton_table._bits([0.5]).tolist()]
+
+
+def test_host_work_does_not_depend_on_the_number_of_tensors(launches: list[str]) -> None:
+    """But for what is done once for a layout, and within built-in functions."""
+
+    def calls(tensors: int) -> list[str]:
+        weights = [nn.Parameter(torch.randn(5)) for _ in range(tensors)]
+        adam, reader = AdamW(weights), StateReader()
+        step(adam)
+        kernel.measure(reader.after_step(adam), ALL)
+        move_gradients(weights)
+        states = reader.after_step(adam)
+        called: list[str] = []
+
+        def note(frame: FrameType, event: str, argument: object) -> None:
+            if event == "call":
+                called.append(frame.f_code.co_name)
+
+        launches.clear()
+        sys.setprofile(note)
+        try:
+            kernel.measure(states, ALL)
+        finally:
+            sys.setprofile(None)
+        assert launches == ["collect_settings", *["measure_chunks"] * 2, "add_up"]
+        return called
+
+    assert calls(3) == calls(300)
 
 
 without_device = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -156,12 +265,12 @@ def step(optimizer: Optimizer, scale: float = 1e-3) -> None:
 
 
 def assert_agrees(adam: Optimizer) -> None:
-    views = Views().after_step(adam)
-    groups = [index % 2 for index in range(len(views))]
+    states = StateReader().after_step(adam)
+    groups = [index % 2 for index in range(len(states))]
     with nothing_waits():
-        rows, counts = kernel.measure(views, ALL), kernel.count_exponents(views, groups)
-    assert_rows_agree(views, rows, ALL)
-    assert_counts_agree(views, counts, groups)
+        rows, counts = kernel.measure(states, ALL), kernel.count_exponents(states, groups, 2)
+    assert_rows_agree(states, rows, ALL)
+    assert_counts_agree(states, counts, groups)
 
 
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
@@ -210,12 +319,12 @@ def test_number_of_launches_does_not_depend_on_the_number_of_tensors() -> None:
     for tensors in (3, 300):
         adam = AdamW(on_device(tensors=tensors), fused=True)
         step(adam)
-        views = Views().after_step(adam)
-        kernel.measure(views, ALL)
+        states = StateReader().after_step(adam)
+        kernel.measure(states, ALL)
         torch.cuda.synchronize()
         activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
         with torch.profiler.profile(activities=activities) as profile:
-            kernel.measure(views, ALL)
+            kernel.measure(states, ALL)
             torch.cuda.synchronize()
         names = [event.name for event in profile.events() or [] if event.device_type.name == "CUDA"]
         launches.append([name for name in names if not name.startswith("Mem")])
@@ -227,8 +336,8 @@ def test_number_of_launches_does_not_depend_on_the_number_of_tensors() -> None:
 def test_result_is_deterministic_on_the_device() -> None:
     adam = AdamW(on_device(), fused=True)
     step(adam)
-    views = Views().after_step(adam)
-    first, second = kernel.measure(views, ALL), kernel.measure(views, ALL)
+    states = StateReader().after_step(adam)
+    first, second = kernel.measure(states, ALL), kernel.measure(states, ALL)
     assert first.cpu().numpy().tobytes() == second.cpu().numpy().tobytes()
 
 
@@ -241,14 +350,14 @@ def test_eager_kernel_measures_on_the_device(transposed: bool) -> None:
     weights = [nn.Parameter(data.t() if transposed else data), *on_device()]
     adam = AdamW(weights, fused=True)
     step(adam)
-    views = Views().after_step(adam)
+    states = StateReader().after_step(adam)
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     with nothing_waits():
-        rows = eager.measure(views, ALL)
+        rows = eager.measure(states, ALL)
     assert torch.cuda.max_memory_allocated() - before < 200e6
-    assert_rows_agree(views, rows, ALL)
+    assert_rows_agree(states, rows, ALL)
 
 
 @needs_device
@@ -263,7 +372,7 @@ def test_elements_beyond_int32_are_counted_on_the_device() -> None:
     adam = AdamW([weight], lr=0.0, fused=True)
     adam.step()
     columns = ["elements", "grad_squares", "weight_squares", "active", "grad_max_abs"]
-    row = kernel.measure(Views().after_step(adam), columns)[0]
+    row = kernel.measure(StateReader().after_step(adam), columns)[0]
     assert row.tolist() == [elements, 4.0, 9.0, 1.0, 2.0]
 
 

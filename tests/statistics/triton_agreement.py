@@ -1,11 +1,11 @@
 """What a measurement in float32 has to share with the reference kernel's in float64."""
 
 import torch
-from lightning_adam.statistics.columns import COLUMNS
-from lightning_adam.statistics.param_states import ParamState, ParamStates
 from torch import Tensor
 
+from lightning_adam.statistics.columns import COLUMNS
 from lightning_adam.statistics.kernels import eager
+from lightning_adam.statistics.param_states import ParamState, ParamStates
 
 ALL = list(COLUMNS)
 RELATIVE = 1e-5

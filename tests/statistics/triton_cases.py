@@ -3,6 +3,7 @@
 By hand: `pytest -p tests.statistics.triton_interpreter tests/statistics/triton_cases.py`.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,13 +12,13 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from lightning_adam.statistics.columns import COLUMNS, Capabilities
-from lightning_adam.statistics.state_reader import StateReader
 from torch import Tensor, nn
 from torch.optim import Adam, NAdam, Optimizer
 
 from lightning_adam import AdamStatistics
-from lightning_adam.statistics.kernels import eager, triton
+from lightning_adam.statistics.columns import COLUMNS, Capabilities
+from lightning_adam.statistics.kernels import eager, triton, triton_table
+from lightning_adam.statistics.state_reader import StateReader
 from tests.statistics.cases import reference_tensors, stepped
 from tests.statistics.generated_states import build, parameter_groups
 from tests.statistics.triton_agreement import ALL, assert_counts_agree, assert_rows_agree
@@ -32,8 +33,10 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "CHUNK", 1024)
 
 
-def agrees(optimizer: Optimizer, columns: list[str] = ALL) -> Tensor:
-    states = StateReader().after_step(optimizer)
+def agrees(
+    optimizer: Optimizer, columns: list[str] = ALL, reader: StateReader | None = None
+) -> Tensor:
+    states = (reader or StateReader()).after_step(optimizer)
     rows = triton.measure(states, columns)
     assert_rows_agree(states, rows, columns)
     groups = [index % 2 for index in range(len(states))]
@@ -110,19 +113,23 @@ def test_agrees_for_different_settings_and_steps() -> None:
     agrees(optimizer)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_agrees_for_settings_in_tensors(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_settings_in_tensors_are_those_in_numbers(dtype: torch.dtype) -> None:
     optimizer = stepped(weights((90,), (5,)), decoupled=True)
-    group = optimizer.param_groups[0]
-    group["lr"] = torch.tensor(1e-3, dtype=dtype)
-    group["betas"] = (torch.tensor(0.9, dtype=dtype), torch.tensor(0.999, dtype=dtype))
+    numbers = [torch.tensor(number, dtype=dtype) for number in (1e-3, 0.9, 0.99)]
+    rows = []
+    for lr, *betas in (numbers, [number.item() for number in numbers]):
+        optimizer.param_groups[0].update(lr=lr, betas=tuple(betas))
+        rows.append(triton.measure(StateReader().after_step(optimizer), ALL))
+    assert torch.equal(*rows)
     agrees(optimizer)
 
 
 def test_agrees_for_an_integer_step() -> None:
-    optimizer = stepped(weights((90,), (5,)), decoupled=True)
-    state = optimizer.state[optimizer.param_groups[0]["params"][0]]
-    state["step"] = state["step"].long()
+    parameters = weights((90,), (5,), (7,))
+    optimizer = stepped(parameters, decoupled=True)
+    optimizer.state[parameters[0]]["step"] = optimizer.state[parameters[0]]["step"].long()
+    optimizer.state[parameters[1]]["step"] = 3
     agrees(optimizer)
 
 
@@ -170,10 +177,49 @@ def test_agrees_for_different_dtypes() -> None:
     agrees(optimizer)
 
 
-@pytest.mark.parametrize("columns", [["elements"], ["exp_avg_sq_roots"], ["step", "grad_max_abs"]])
-def test_agrees_for_some_columns_only(columns: list[str]) -> None:
-    optimizer = stepped(weights((90,), (0,)), decoupled=True)
-    agrees(optimizer, columns)
+def test_agrees_for_some_columns_only() -> None:
+    optimizer, reader = stepped(weights((90,), (0,)), decoupled=True), StateReader()
+    for columns in (["elements"], ["exp_avg_sq_roots"], ["step", "grad_max_abs"], ["elements"]):
+        agrees(optimizer, columns, reader)
+
+
+def test_next_measurements_agree() -> None:
+    """What changes and what stays is found by its address."""
+    parameters = weights((90,), (1100,), (5,))
+    groups = [{"params": parameters[:2]}, {"params": parameters[2:], "lr": 0.1}]
+    optimizer, reader = stepped(groups, decoupled=True, weight_decay=0.1), StateReader()
+    other = {name: copy.deepcopy(value) for name, value in optimizer.state_dict().items()}
+    with torch.device("meta"):
+        states = reader.after_step(optimizer)
+        first = triton.measure(states, ALL)
+    assert_rows_agree(states, first, ALL)
+
+    def replace_gradients() -> None:
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape)
+
+    def change_settings() -> None:
+        optimizer.param_groups[1].update(lr=0.3, maximize=True)
+        optimizer.param_groups[0].update(betas=(0.8, torch.tensor(0.9)), eps=1e-3)
+
+    def replace_data() -> None:
+        parameters[1].data = torch.randn(1100)
+
+    def leave_out_a_parameter() -> None:
+        parameters[0].grad = None
+
+    changes = (replace_gradients, optimizer.step, change_settings, replace_data)
+    for change in (*changes, lambda: optimizer.load_state_dict(other), leave_out_a_parameter):
+        change()
+        agrees(optimizer, reader=reader)
+
+
+def test_steps_on_the_host_are_read_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_table, "_is_on", lambda *_: False)
+    optimizer, reader = stepped(weights((90,), (5,)), decoupled=True), StateReader()
+    for _ in range(2):
+        agrees(optimizer, reader=reader)
+        optimizer.step()
 
 
 def test_agrees_for_an_optimizer_without_step() -> None:
@@ -207,6 +253,14 @@ def test_only_extreme_chunks_are_measured_again_in_float64() -> None:
     error = (triton.measure(states, columns) / eager.measure(states, columns) - 1).abs()
     assert (error[0] > 1e-14).all()
     assert (error[1] < 1e-14).all()
+
+
+def test_a_chunk_whose_decay_float32_cannot_square_is_measured_again() -> None:
+    parameters = weights((900,))
+    optimizer = stepped(parameters, decoupled=False, lr=0.0, weight_decay=0.1)
+    parameters[0].data.fill_(1e-12)
+    optimizer.state[parameters[0]]["exp_avg_sq"].fill_(1e14)
+    agrees(optimizer)
 
 
 def test_metric_uses_the_kernel() -> None:

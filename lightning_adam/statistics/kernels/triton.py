@@ -133,7 +133,7 @@ def count_exponents(states: ParamStates, groups: Sequence[int], number: int) -> 
                 table.grads,
                 settings,
                 table.tensors_of_chunks,
-                to_device(table.select(list(groups)), table.device),
+                to_device(table.select(groups), table.device),
                 counts,
                 CODES=table.codes,
                 AMSGRAD=table.has_amsgrad,
@@ -233,6 +233,5 @@ def _needed(columns: tuple[str, ...]) -> tuple[bool, ...]:
     # Without a step there is no u, and a chunk is none the worse for it.
     if any(Capabilities.STEP in COLUMNS[name].needs for name in columns):
         needed |= {"normalized_update_squares", "exp_avg_sq_roots"}
-    return tuple(
-        index >= SUMS or name in needed for index, name in enumerate(ElementColumns._fields)
-    )
+    names: tuple[str, ...] = ElementColumns._fields
+    return tuple(index >= SUMS or name in needed for index, name in enumerate(names))

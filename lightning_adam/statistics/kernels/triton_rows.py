@@ -1,6 +1,7 @@
 """The rows that the host and the Triton kernels share, and the dtypes that they read."""
 
 from collections import namedtuple
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -67,8 +68,12 @@ class SettingsRow(NamedTuple):
     """What makes √v̂ of √v."""
 
 
+def _named(name: str, fields: Iterable[str]) -> Any:
+    return namedtuple(name, list(fields))
+
+
 _OF_ELEMENTS = [name for name in COLUMNS if name not in ("elements", *HYPERPARAMETERS)]
-ElementColumns: Any = namedtuple("ElementColumns", [*_OF_ELEMENTS, "weight_max_abs"])
+ElementColumns = _named("ElementColumns", [*_OF_ELEMENTS, "weight_max_abs"])
 """What is computed of elements: sums, then maxima, of which the last is no column."""
 PLACES = ("elements", *ElementColumns._fields, "needs_redo", *SettingsRow._fields)
 """A chunk's row, and after it a tensor's settings."""

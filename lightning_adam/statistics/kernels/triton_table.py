@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_adam.statistics.kernels.triton_rows import BY_VALUE, DTYPE_CODES, SENT, TensorRow
 from lightning_adam.statistics.param_states import (
+    MOMENTS,
     ParamState,
     ParamStates,
     Settings,
@@ -39,7 +40,7 @@ class DeviceWords:
         self._starts = np.cumsum([0, *aligned]).tolist()
         self._words = np.zeros(self._starts[-1], dtype=np.int64)
         self._tensor = to_device(self._words, device)
-        self.sections = self._tensor.split(aligned)
+        self.sections = torch.split(self._tensor, aligned)
 
     def update(self, *sections: Words) -> None:
         """Sets the words of the sections, in the order of the device's current stream."""
@@ -86,29 +87,17 @@ class DeviceTable:
         self._steps, step_codes = _scalar_words(self.select(states.step), self.device)
         self._on_host = step_codes == int(BY_VALUE)
         self._host_steps = list(map(_cell, compress(self.select(states.step), self._on_host)))
-        p, m, v, v_max, g = map(
-            self.select,
-            (
-                *(states.parameter, states.exp_avg, states.exp_avg_sq, states.max_exp_avg_sq),
-                states.grad,
-            ),
-        )
+        names = ("parameter", "grad", *MOMENTS)
+        p, g, m, v, v_max = (self.select(getattr(states, name)) for name in names)
+        codes = np.array([[DTYPE_CODES[each.dtype] for each in kind] for kind in (p, g, m, v)])
         elements = np.array(list(map(Tensor.numel, p)), dtype=np.int64)
         chunks = -(-elements // chunk)
-        codes = [[DTYPE_CODES[each.dtype] for each in tensors] for tensors in (p, g, m, v)]
-        row = TensorRow(
-            None,
-            *map(addresses_of, (p, m, v, v_max)),
-            *codes,
-            step_code=step_codes,
-            elements=elements,
-            first_chunk=np.cumsum(chunks) - chunks,
-            group=states.scopes.groups[own],
-            position=own,
-        )
+        addresses = map(addresses_of, (p, m, v, v_max))
+        counts = (elements, np.cumsum(chunks) - chunks, states.scopes.groups[own], own)
+        row = TensorRow._make((None, *addresses, *codes, step_codes, *counts))
         self.tensors, self.chunks = len(own), int(chunks.sum())
-        is_double = (np.array(codes) == DTYPE_CODES[torch.float64]).any(axis=0)
-        self.codes = _shared(np.array(codes)[:, ~is_double])
+        is_double = (codes == DTYPE_CODES[torch.float64]).any(axis=0)
+        self.codes = _shared(codes[:, ~is_double])
         """The dtypes of p, g, m and v that all tensors share, but for those with float64."""
         doubles = [own[index] for index in np.flatnonzero(is_double)]
         self.not_single = sorted([*self.others, *doubles])
@@ -136,9 +125,9 @@ class DeviceTable:
         groups = [each.reshape(-1, int(SENT)) for each in _scalar_words(self._scalars, self.device)]
         self._changing.update(steps, grads, np.stack(groups, axis=1).reshape(-1))
 
-    def select(self, values: list[Any]) -> list[Any]:
+    def select(self, values: Sequence[Any]) -> list[Any]:
         """Selects what belongs to the tensors that are not left out."""
-        return values if self._own is None else [values[index] for index in self._own]
+        return list(values) if self._own is None else [values[index] for index in self._own]
 
 
 def _is_readable(state: ParamState) -> bool:
@@ -163,20 +152,25 @@ def _cell(step: Tensor | float) -> Any:
 def _sent(settings: Settings) -> Iterator[Any]:
     """The hyperparameters in the order of `SettingsRow`."""
     for value in settings[:5]:
-        is_converted = isinstance(value, Tensor) and value.dtype not in _SCALARS
-        yield value.double() if is_converted else value
+        if isinstance(value, Tensor) and value.dtype not in _SCALARS:
+            value = value.double()
+        yield value
     yield settings.decoupled
     yield -1 if settings.maximize else 1
 
 
 def _scalar_words(values: Sequence[Any], device: torch.device) -> tuple[Words, Words]:
     """The addresses of scalars on the device, the bits of others, and a code for each."""
-    is_own = [isinstance(each, Tensor) and each.device == device for each in values]
+    is_own = [_is_on(device, each) for each in values]
     pairs = list(zip(values, is_own, strict=True))
     words = _bits([0.0 if own else float(each) for each, own in pairs])
     words[is_own] = [each.data_ptr() for each, own in pairs if own]
     codes = [DTYPE_CODES[each.dtype] if own else int(BY_VALUE) for each, own in pairs]
     return words, np.array(codes, dtype=np.int64)
+
+
+def _is_on(device: torch.device, value: Any) -> bool:
+    return isinstance(value, Tensor) and value.device == device
 
 
 def _bits(numbers: Sequence[float]) -> Words:

@@ -278,16 +278,18 @@ class _Batch:
     ) -> None:
         self.indexes = np.array(indexes)
         self.coupled = True if is_coupled else None
-        self.amsgrad = None if dtypes[4] is None else True
+        self.has_amsgrad = dtypes[4] is not None
         own = states.select(indexes)
         self.elements = np.array([each.numel() for each in own.parameter])
         columns: list[Any] = [own.parameter, own.grad, own.exp_avg, own.exp_avg_sq]
-        addresses = [addresses_of(each) for each in (*columns, own.max_exp_avg_sq)]
+        columns.append(own.exp_avg_sq if dtypes[4] is None else own.max_exp_avg_sq)
+        addresses = [addresses_of(each) for each in columns]
         self.addresses = np.ascontiguousarray(np.array(addresses).T)
-        kinds = [-1 if each is None else KINDS[each] for each in dtypes]
-        self.kinds = np.tile(np.array(kinds), (len(indexes), 1))
         v = dtypes[3]
-        self.normal = torch.finfo(v).tiny if v is not None else math.nan
+        assert v is not None
+        kinds = [KINDS[each or v] for each in dtypes]
+        self.kinds = np.tile(np.array(kinds), (len(indexes), 1))
+        self.normal = torch.finfo(v).tiny
         self.tokens: list[Any] | None = None
         if torch.float64 not in dtypes:
             self.tokens = [None if each is None else STORED[each] for each in dtypes]
@@ -337,7 +339,7 @@ class _Batch:
             inverse_eps=1 / of.eps,
             lr=of.lr,
             sign=of.sign,
-            coupled=of.weight_decay,
+            coupled=of.weight_decay if self.coupled else np.zeros_like(of.lr),
             decay_rate=of.lr * of.weight_decay,
             one_minus_beta2=1 - of.beta2,
             normal=np.full_like(of.lr, self.normal),
@@ -349,7 +351,7 @@ class _Batch:
     ) -> tuple[Any, tuple[Any, ...]]:
         """A compiled function and its arguments between the items and the result."""
         if exact:
-            return in_float64, (self.addresses, self.kinds, factors, self.amsgrad, self.coupled)
+            return in_float64, (self.addresses, self.kinds, factors)
         assert self.tokens is not None
         singles = factors.astype(np.float32)
         return in_float32, (self.addresses, singles, *self.tokens, self.coupled)
@@ -389,6 +391,8 @@ class _Batch:
         )
         if self.coupled is None:
             known["effective_grad_squares"] = known["grad_squares"]
+        if not self.has_amsgrad:
+            known["max_exp_avg_sq_sum"] = np.zeros(len(self.indexes))
         if not self.elements.all():
             is_empty = self.elements == 0
             for name, column in COLUMNS.items():

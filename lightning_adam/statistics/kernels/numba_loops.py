@@ -10,6 +10,7 @@ one of them leaves the whole loop without vector instructions.
 
 `add_items_exact` and `count_items_exact` are the same loops in float64, for elements outside the
 range of float32. They read a block of any dtype into buffers first, so one variant serves all.
+Compiling takes seconds.
 """
 
 from collections.abc import Callable
@@ -305,7 +306,9 @@ def _element(p: float, g: float, m: float, v: float, v_max: Any, by: Any, couple
     u = m_hat * over_denominator
     update = by.lr * u
     undecayed = p + update
-    effective_grad = by.sign * g if coupled is None else by.sign * g + by.coupled * undecayed
+    effective_grad = by.sign * g
+    if coupled is not None and by.coupled != ZERO:
+        effective_grad += by.coupled * undecayed
     is_active = (m != ZERO) | (v != ZERO) | (effective_grad != ZERO)
     return Element(
         root,
@@ -359,7 +362,9 @@ def _added(
     signal = own_without_eps * own_without_eps
     eps_share = by.eps * inverse
     lost = e.u * e.u
-    undecayed_over_denominator = ZERO if coupled is None else e.undecayed * e.over_denominator
+    undecayed_over_denominator = ZERO
+    if coupled is not None and by.coupled != ZERO:
+        undecayed_over_denominator = e.undecayed * e.over_denominator
     share = e.denominator * e.over_denominator
     if exact is not None:
         lost = lost if inverse != ZERO else ZERO
@@ -549,8 +554,6 @@ def add_items_exact(
     addresses: Array,
     kinds: Array,
     factors: Array,
-    amsgrad: Any,
-    coupled: Any,
     rows: Array,
 ) -> None:
     """Adds up the elements of some of the items, in float64.
@@ -560,10 +563,8 @@ def add_items_exact(
         last: Index after the last.
         items: As for `add_items`.
         addresses: As for `add_items`.
-        kinds: Codes of the dtypes of p, g, m, v and max_exp_avg_sq of each tensor.
+        kinds: Codes of the dtypes of p, g, m, v and, without amsgrad v again, max_exp_avg_sq.
         factors: `Factors` of each tensor, in float64.
-        amsgrad: None without amsgrad.
-        coupled: None if no tensor is under coupled decay.
         rows: A row of `ROW` for each item; zeros before.
     """
     buffers = np.empty((5, BLOCK))
@@ -573,7 +574,7 @@ def add_items_exact(
         p_kind, v_kind = kinds[tensor, 0], kinds[tensor, 3]
         while start < end:
             stop = min(start + BLOCK, end)
-            for operand in range(4 if amsgrad is None else 5):
+            for operand in range(5):
                 address = addresses[tensor, operand]
                 _fill(kinds[tensor, operand], address, start, stop, buffers[operand])
             totals = EMPTY_EXACT
@@ -584,9 +585,9 @@ def add_items_exact(
                     buffers[1, index],
                     buffers[2, index],
                     buffers[3, index],
-                    None if amsgrad is None else buffers[4, index],
+                    buffers[4, index],
                     by,
-                    coupled,
+                    True,
                     p_kind,
                     v_kind,
                     True,
@@ -702,8 +703,6 @@ def count_items_exact(
     addresses: Array,
     kinds: Array,
     factors: Array,
-    amsgrad: Any,
-    coupled: Any,
     groups: Array,
     counts: Array,
 ) -> None:
@@ -716,8 +715,6 @@ def count_items_exact(
         addresses: Addresses of the tensors.
         kinds: Codes of the dtypes.
         factors: Factors of the tensors.
-        amsgrad: None without amsgrad.
-        coupled: None if no tensor is under coupled decay.
         groups: Index of each tensor's group.
         counts: The counts, `[groups, quantities, bins]`.
     """
@@ -728,7 +725,7 @@ def count_items_exact(
         by = _factors(factors[tensor])
         while start < end:
             stop = min(start + BLOCK, end)
-            for operand in range(4 if amsgrad is None else 5):
+            for operand in range(5):
                 address = addresses[tensor, operand]
                 _fill(kinds[tensor, operand], address, start, stop, buffers[operand])
             idle = NO
@@ -739,9 +736,9 @@ def count_items_exact(
                     grad,
                     buffers[2, index],
                     buffers[3, index],
-                    None if amsgrad is None else buffers[4, index],
+                    buffers[4, index],
                     by,
-                    coupled,
+                    True,
                 )
                 idle = _int32_sum(idle, _note(element, grad, index, exponents))
             _count(exponents, stop - start, idle, counts[groups[tensor]])

@@ -187,7 +187,8 @@ def expected_of(optimizer: Optimizer) -> dict[str, float]:
     m = torch.cat([state["exp_avg"].double().flatten() for state in states])
     expected: dict[str, float] = {}
     for name, x in {"grad": g, "exp_avg": m, "weight": p}.items():
-        expected[f"{name}_norm"] = x.square().sum().sqrt().item()
+        if name != "exp_avg":
+            expected[f"{name}_norm"] = x.square().sum().sqrt().item()
         expected[f"{name}_rms"] = x.square().mean().sqrt().item()
     expected |= {"grad_max": g.abs().max().item(), "exp_avg_max": m.abs().max().item()}
     expected |= {"exp_avg_mean": m.mean().item(), "nonfinite_count": 0.0}
@@ -213,7 +214,8 @@ def expected_of(optimizer: Optimizer) -> dict[str, float]:
 
 def undefined_beside(expected: dict[str, float]) -> set[str]:
     """The statistics that are reported as not measured."""
-    always = {"eps", "step", "beta1", "beta2", "skipped_steps"}
+    always = {"eps", "step", "beta1", "beta2", "skipped_steps", "loss_scale"}
+    always |= {"grad_norm_before_clip", "clip_coefficient"}
     return set(STATISTICS) - {*expected, *always}
 
 
@@ -233,13 +235,14 @@ def test_metric_computes_the_statistics_that_the_state_defines(name: str) -> Non
     with each_row() as row:
         for dtype, scale in cases:
             optimizer = stepped({**PARTLY_KNOWN, **WITH_AUX}[name], dtype, scale)
-            metric = AdamStatistics("all", worst={"update_norm": 2})
+            metric = AdamStatistics("all", ["model", "group"], worst={"update_norm": 2})
             metric.update(optimizer, histograms=True)
             expected = expected_of(optimizer)
             values = metric.compute()
             with row(f"{dtype}, scale {scale}"):
                 assert bare(values, "") == pytest.approx(expected, rel=1e-6, abs=0)
-                for index, group in enumerate(optimizer.param_groups):
+                groups = optimizer.param_groups
+                for index, group in enumerate(groups if len(groups) > 1 else ()):
                     of_group = expected if "betas" in group else {}
                     actual = bare(values, f"group/group_{index}/")
                     assert actual == pytest.approx(of_group, rel=1e-6, abs=0)
@@ -292,7 +295,7 @@ def test_parameters_without_moments_are_named() -> None:
 
 
 def test_selection_of_defined_statistics_lists_nothing() -> None:
-    watched = monitored(lambda: Built(PARTLY_KNOWN["OwnAdamW"]), statistics="grad_*")
+    watched = monitored(lambda: Built(PARTLY_KNOWN["OwnAdamW"]), statistics="grad_norm")
     assert watched.lines == []
 
 
@@ -301,7 +304,7 @@ def test_adamw_beside_another_optimizer_is_measured() -> None:
     values = bare(watched.values, "optimizer/first/")
     assert_agree(values, reference_tensors(watched.optimizers[0]), "numba")
     assert not any("/optimizer/second" in key for key in watched.values)
-    assert watched.lines == ["AdamMonitor does not measure SGD: without betas."]
+    assert watched.lines == ["AdamMonitor does not measure SGD: it has no betas."]
 
 
 class Sparse(Lit):
@@ -374,7 +377,7 @@ class SecondStartsLater(TwoOptimizers):
 def test_optimizer_that_begins_later_is_reported_at_its_first_step() -> None:
     watched = fit(SecondStartsLater(NAdam), AdamMonitor(1), data=3)
     (line,) = watched.lines
-    assert "of NAdam what its state tells, not denominator_mean" in line
+    assert "of NAdam: its state does not provide denominator_mean" in line
 
 
 def test_step_count_in_the_group_continues_after_a_resume(tmp_path: Path) -> None:

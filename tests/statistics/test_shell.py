@@ -86,7 +86,8 @@ def test_copies_keep_the_measurement_and_go_on_measuring(net: nn.Module) -> None
     statistics, optimizer = AdamStatistics("all", ["layer"], module=net), optimizer_of(net)
     statistics.update(optimizer, histograms=True)
     values = statistics.compute()
-    clone, unpickled = statistics.clone(), pickle.loads(pickle.dumps(statistics))
+    clone: AdamStatistics = statistics.clone()
+    unpickled = pickle.loads(pickle.dumps(statistics))
     for copy in (clone, unpickled):
         assert copy.compute() == values
         assert copy.compute_exponents() == statistics.compute_exponents()

@@ -26,6 +26,7 @@ from lightning_adam.reports.report import page
 from lightning_adam.reports.runs import read_runs
 from lightning_adam.statistics.measurement import Measurement
 from tests.support.commands import history, offline_runs
+from tests.support.loops import ManualTwoSteps
 from tests.support.tables import each_row
 from tests.support.training import ADAMW, Lit, loader, parameters, trainer
 
@@ -283,6 +284,26 @@ def test_lost_optimizer_state_is_found_at_the_first_step_after_a_resume(
     expected = [("state_mismatch", STEPS + 1)] if lost else []
     assert [(each.code, each.step) for each in found] == expected
     assert all(math.isfinite(each.evidence["normalized_update_rms"]) for each in found)
+
+
+def test_lost_state_is_found_where_the_first_batch_takes_two_steps(tmp_path: Path) -> None:
+    """The second step of the batch must not take the place of the first one's measurement."""
+
+    def fit(epochs: int, path: Path | None) -> AdamMonitor:
+        monitor = AdamMonitor(every_n_steps=1)
+        runner = trainer(max_epochs=epochs, callbacks=[monitor])
+        runner.fit(ManualTwoSteps({**ADAMW, "lr": 1e-3}), loader(STEPS), ckpt_path=path)
+        runner.save_checkpoint(tmp_path / "whole.ckpt")
+        return monitor
+
+    fit(1, None)
+    checkpoint = torch.load(tmp_path / "whole.ckpt", weights_only=False)
+    for state in checkpoint["optimizer_states"][0]["state"].values():
+        state["exp_avg"].zero_()
+        state["exp_avg_sq"].zero_()
+    torch.save(checkpoint, tmp_path / "lossy.ckpt")
+    found = fit(2, tmp_path / "lossy.ckpt").findings
+    assert [each.step for each in found if each.code == "state_mismatch"] == [2 * STEPS + 1]
 
 
 def test_open_findings_are_kept_by_a_checkpoint(saved: Saved) -> None:

@@ -1,21 +1,23 @@
 """Histograms, curves and tables as W&B and TensorBoard have written them to disk."""
 
+import csv
 import json
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
 import wandb
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from lightning_adam import AdamMonitor, __version__
 from lightning_adam.monitor.publishing import Publisher, log_findings
+from lightning_adam.reports.runs import read_runs
 from lightning_adam.statistics.catalogue import STATISTICS, select
 from tests.statistics.cases import reference_tensors
 from tests.support.commands import GLOBAL_STEP, history, offline_runs, records
@@ -376,6 +378,112 @@ def test_logger_that_fails_at_histograms_and_tables_gets_all_numbers(tmp_path: P
     assert "ZeroDivisionError: planted" in report
     (offline_run,) = offline_runs(tmp_path)
     assert steps_of(history(offline_run), GRAD_NORM) == [0, 1, 2, 3, 4, 5]
+
+
+def test_names_of_the_worst_tensors_go_to_loggers_that_take_strings(tmp_path: Path) -> None:
+    class Numbers(Logger):
+        """A logger that takes numbers only, as MLflow's does."""
+
+        name, version = "numbers", 0
+        keys: ClassVar[set[str]] = set()
+
+        def log_hyperparams(self, *arguments: Any, **keywords: Any) -> None:
+            pass
+
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            assert all(isinstance(value, float) for key, value in metrics.items() if "adam" in key)
+            self.keys.update(metrics)
+
+    loggers = [CSVLogger(tmp_path), TensorBoardLogger(tmp_path), Numbers()]
+    monitor = AdamMonitor(1, worst={"grad_norm": 2})
+    run_training(Lit(ADAMW), monitor, data=3, logger=loggers)
+    (metrics,) = tmp_path.rglob("metrics.csv")
+    with metrics.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row[GRAD_NORM]]
+    events = events_under(tmp_path)
+    tensors = {f"net.{name}" for name, _ in network().named_parameters()}
+    for rank in (1, 2):
+        key = f"adam_gradient/worst_{rank}/grad_norm"
+        names = [row[f"{key}_tensor"] for row in rows]
+        assert len(names) == 3
+        assert set(names) <= tensors
+        texts = [
+            each.tensor_proto.string_val[0].decode()
+            for each in events.Tensors(f"{key}_tensor/text_summary")
+        ]
+        assert texts == names
+        assert key in Numbers.keys
+        assert f"{key}_tensor" not in Numbers.keys
+
+
+def test_hyperparameters_are_logged_first_and_when_they_change() -> None:
+    class Changing(Lit):
+        def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+            if self.global_step == 3:
+                optimizer.param_groups[0]["eps"] = 1e-6
+
+    monitor = AdamMonitor(1, ["group"], ["beta2", "eps", "weight_decay", "lr"])
+    run = run_training(Changing(ADAMW), monitor, data=6)
+    schedule = "adam_schedule"
+    expected = {
+        scoped("group/decay", f"{schedule}/lr"): [*range(6)],
+        scoped("group/decay", f"{schedule}/beta2"): [0],
+        scoped("group/decay", f"{schedule}/weight_decay"): [0],
+        scoped("group/decay", f"{schedule}/eps"): [0, 3],
+        scoped("group/no_decay", f"{schedule}/eps"): [0],
+    }
+    assert {key: run.steps_of(key) for key in expected} == expected
+    assert set(expected) <= run.trainer.callback_metrics.keys()
+
+
+def test_percentiles_of_histograms_go_to_every_logger() -> None:
+    module = Lit(ADAMW, CONSTANT)
+    monitor = AdamMonitor(10, ["model", "group"], histograms_every_n_steps=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run = run_training(module, monitor, data=8)
+    magnitudes = reference_magnitudes(reference_tensors(run.trainer.optimizers[0]))
+    for name, quantity in (
+        ("adam_moments/denominator", "denominator"),
+        ("adam_update/normalized_update", "normalized_update"),
+    ):
+        for percent in (1, 50, 99):
+            key = f"{name}_p{percent}"
+            assert run.steps_of(key) == [0, 3, 7]
+            assert run.steps_of(scoped("group/no_decay", key)) == [0, 3, 7]
+            exact = np.quantile(magnitudes[quantity], percent / 100, method="inverted_cdf")
+            assert abs(np.log2(run.values(key)[-1] / exact)) <= 1
+
+
+def test_end_of_a_run_says_where_each_logger_has_written_and_how_to_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr("lightning_adam.monitor.publishing.log_info", lines.append)
+    monkeypatch.chdir(tmp_path)
+    loggers = [
+        WandbLogger(offline=True, save_dir=tmp_path / "our runs"),
+        CSVLogger("logs", version="a"),
+        TensorBoardLogger("logs", version="b"),
+    ]
+    run_training(Lit(ADAMW), AdamMonitor(1), data=2, logger=loggers)
+    wandb.finish()
+    (offline_run,) = offline_runs(tmp_path)
+    folder = offline_run.relative_to(tmp_path)
+    assert lines == [
+        f"AdamMonitor logged to {folder} (WandbLogger); report: lightning-adam report '{folder}'",
+        "AdamMonitor logged to logs/lightning_logs/a (CSVLogger); report: lightning-adam report"
+        " logs/lightning_logs/a",
+        "AdamMonitor logged to logs/lightning_logs/b (TensorBoardLogger)",
+    ]
+    assert read_runs([offline_run, tmp_path / "logs"])
+
+
+def test_run_that_logged_nothing_says_nothing_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr("lightning_adam.monitor.publishing.log_info", lines.append)
+    run_training(Lit(ADAMW), AdamMonitor(flight_recorder=3), data=2, log_every_n_steps=0)
+    assert lines == []
 
 
 def test_measurement_without_values_logs_no_row() -> None:

@@ -160,6 +160,16 @@ def test_requested_kernel_measures(kernel: str, monkeypatch: pytest.MonkeyPatch)
     assert used == [kernel, kernel]
 
 
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_compilation_is_announced_once(is_compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr("lightning_adam.monitor.preconditions.log_info", lines.append)
+    monkeypatch.setattr(numba, "is_compiled", lambda: is_compiled)
+    run_training(Lit(ADAMW), AdamMonitor(1), data=2)
+    expected = ["AdamMonitor compiles its CPU kernel once; this takes about 10 s."]
+    assert lines == ([] if is_compiled else expected)
+
+
 def test_without_a_fast_kernel_one_line_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_adam import AdamStatistics
-from lightning_adam.statistics.histograms import BINS, EPS_SHOWN, dominated_fractions, fold
+from lightning_adam.statistics.histograms import (
+    BINS,
+    EPS_SHOWN,
+    PERCENTILES,
+    dominated_fractions,
+    fold,
+    percentile,
+)
 from tests.statistics.cases import stepped
 
 counts = st.dictionaries(st.integers(0, BINS - 1), st.integers(1, 10**12)).map(
@@ -104,3 +111,33 @@ def test_histograms_of_model_and_groups_have_separate_keys() -> None:
     assert len(sizes) == 12
     assert sizes["adam_histogram/optimizer/0/denominator"] == 8
     assert sizes["adam_histogram/optimizer/0/group/head/normalized_update"] == 5
+
+
+def counted(magnitudes: list[float]) -> list[int]:
+    """The counts of magnitudes by binary exponent in float32."""
+    exponents = np.array(magnitudes, dtype=np.float32).view(np.uint32) >> 23
+    return np.bincount(exponents, minlength=BINS).tolist()  # type: ignore[no-any-return]
+
+
+@given(st.lists(st.floats(1e-30, 1e30), min_size=1, max_size=200), st.sampled_from(PERCENTILES))
+def test_percentiles_are_exact_to_the_octave(numbers: list[float], percent: int) -> None:
+    found = percentile(counted(numbers), percent)
+    assert found is not None
+    # The smallest number that so many elements are at most.
+    place = max(math.ceil(percent / 100 * len(numbers)), 1)
+    exact = sorted(numbers)[place - 1]
+    octave = math.floor(math.log2(float(np.float32(exact))))
+    assert 2.0**octave <= found <= 2.0 ** (octave + 1)
+
+
+def test_percentiles_of_evenly_spread_logarithms_are_interpolated() -> None:
+    numbers = [2.0 ** (exponent / 100) for exponent in range(1000)]
+    for percent in PERCENTILES:
+        expected = 2.0 ** (10 * percent / 100)
+        assert percentile(counted(numbers), percent) == pytest.approx(expected, rel=0.01)
+
+
+def test_percentiles_of_zero_infinite_and_no_elements() -> None:
+    assert percentile(counted([0.0, 0.0, 1.0]), 50) == 0
+    assert percentile(counted([1.0, math.inf, math.nan]), 50) == math.inf
+    assert percentile(counted([]), 50) is None

@@ -54,9 +54,10 @@ SEARCH = ("test_search", "test_report")
 MIRRORS: dict[str, tuple[str, ...]] = {
     "optim/steps": (*MONITOR, "test_mixin", "test_foreign_optimizers"),
     "_compat/lightning": ("test_precision", "test_skipped_steps", "test_mixin", "test_plateau"),
-    "monitor/callback": (
+    "monitor": (
         *MONITOR,
-        "test_monitor_settings",
+        "test_gradients",
+        "test_pending",
         "test_finding_reporter",
         "test_flight_recorder",
     ),
@@ -124,12 +125,11 @@ MIRRORS: dict[str, tuple[str, ...]] = {
     ),
     "config/errors": ("test_errors", "test_parsing", "test_override_lines", "test_environment"),
     "optim/resume": ("test_resume", "test_third_party"),
-    "monitor/loggers": (
-        "test_loggers",
-        "test_layer_table",
-        "test_finding_reporter",
-        "test_monitor",
-    ),
+    "monitor/publishing": ("test_loggers", "test_finding_reporter"),
+    "monitor/layer_table": ("test_loggers", "test_layer_table"),
+    "monitor/row_log": ("test_loggers",),
+    "monitor/pending": ("test_pending",),
+    "monitor/gradient_processing": ("test_gradients",),
     "reports/inspection": ("test_inspect",),
     "monitor/flight_recorder": ("test_flight_recorder", "test_skipped_steps"),
     "findings/rules": ("test_rules", "test_watch", "test_planted_faults"),

@@ -19,7 +19,7 @@ class Mutant(NamedTuple):
     """What goes wrong, in a few words."""
 
 
-REDUNDANT = frozenset({15, 20, 32})
+REDUNDANT = frozenset({28, 40})
 """Mutants of lines that guard against what cannot happen today. No test can kill them."""
 
 MUTANTS = (
@@ -72,81 +72,129 @@ MUTANTS = (
         "a nested call of step() is counted as a separate step",
     ),
     Mutant(
-        "monitor/callback",
-        "return bool(interval and (steps == 1 or steps % interval == 0))",
-        "return bool(interval and steps % interval == 0)",
+        "monitor/cadence",
+        "next_due(since, each or 1) <= step",
+        "step % (each or 1) == 0",
         "the first step is not measured",
     ),
     Mutant(
-        "monitor/callback",
-        "if watched.counter.taken >= watched.due:",
-        "if watched.counter.taken > watched.due:",
+        "monitor/tracked_optimizer",
+        "if self.counter.taken >= self.due and",
+        "if self.counter.taken > self.due and",
         "a measurement comes one step late",
     ),
     Mutant(
-        "monitor/callback",
-        "watched.has_statistics |= _is_due",
-        "watched.has_statistics = _is_due",
-        "a later step of the batch cancels the statistics that an earlier one has left",
+        "monitor/tracked_optimizer",
+        "            since = self.measured[-1].since\n",
+        "            pass\n",
+        "a later step of a batch cancels what was due at an earlier one",
     ),
     Mutant(
-        "monitor/callback",
-        "watched.has_histograms |= _is_due",
-        "watched.has_histograms = _is_due",
-        "a later step of the batch cancels the histograms that an earlier one has left",
+        "monitor/tracked_optimizer",
+        "for each in self.measured if each.is_first]",
+        "for each in self.measured if False]",
+        "a second step in the first batch after a resume hides lost state",
     ),
     Mutant(
-        "monitor/callback",
-        "step = sent.step - (int(skipped) - sent.learned)",
-        "step = sent.step",
+        "monitor/tracked_optimizer",
+        "step, since = self.step - late, self.since - late",
+        "step, since = self.step, self.since",
         "the logged step ignores what the device has skipped meanwhile",
     ),
     Mutant(
-        "monitor/callback",
-        "return taken + 1 if watched.is_resumed else self._next_due(taken)",
-        "return self._next_due(taken)",
+        "monitor/tracked_optimizer",
+        "self.due = taken + 1 if self._is_resumed else self.cadence.next_step(taken)",
+        "self.due = self.cadence.next_step(taken)",
         "the first step after a checkpoint is not judged",
     ),
     Mutant(
-        "monitor/callback",
+        "monitor/tracked_optimizer",
+        "            return self._replace(due=Due(), is_first=False)",
+        "            return self",
+        "a step that the device skipped is logged as if it was taken",
+    ),
+    Mutant(
+        "monitor/tracked_optimizer",
+        "if self.counter.taken >= self.due and not is_capturing():",
+        "if self.counter.taken >= self.due:",
+        "a step within a CUDA graph capture is measured",
+    ),
+    Mutant(
+        "monitor/gradient_processing",
+        'clips = trainer.gradient_clip_val or is_overridden("configure_gradient_clipping", module)',
+        "clips = trainer.gradient_clip_val",
+        "clipping by the module's own method is not seen",
+    ),
+    Mutant(
+        "monitor/failsafe",
         (
-            "            try:\n"
-            "                hook()\n"
-            "            except Exception:\n"
-            "                self._report()"
+            "        try:\n"
+            "            hook()\n"
+            "        except Exception:\n"
+            "            self._fail()"
         ),
-        "            hook()",
+        "        hook()",
         "an exception in a hook stops the run",
     ),
     Mutant(
-        "monitor/callback",
-        "            if not watched.is_sharded:\n                watched.due = sys.maxsize\n",
-        "",
-        "an optimizer that is not sharded stays due after monitoring was switched off",
+        "monitor/preconditions",
+        "return [unwrap_wrapper(each) for each in trainer.optimizers]",
+        "return list(trainer.optimizers)",
+        "an optimizer in Lightning's wrapper is not recognized before its step",
     ),
     Mutant(
-        "monitor/callback",
-        "        for counter in self._counters:\n            counter.remove()\n",
-        "",
+        "monitor/pending",
+        "return all(each.query() for each in self._events)",
+        "return any(each.query() for each in self._events)",
+        "tensors of several devices arrive with the first device",
+    ),
+    Mutant(
+        "monitor/pending",
+        'dtype=tensor.dtype, device="cpu", pin_memory=True',
+        "dtype=tensor.dtype, pin_memory=True",
+        "copies to the host are allocated on the default device",
+    ),
+    Mutant(
+        "monitor/session",
+        "wait_s = math.inf if is_complete else EXCEPTION_WAIT_S",
+        "wait_s = math.inf",
+        "after an exception the end waits for measurements that never arrive",
+    ),
+    Mutant(
+        "monitor/session",
+        "            tracked.counter.remove()\n",
+        "            pass\n",
         "hooks stay on the optimizer after the run",
     ),
     Mutant(
-        "monitor/callback",
-        "            self._guard(watched.counter.close)\n",
+        "monitor/session",
+        "            call(tracked.counter.close)\n",
         "            pass\n",
         "the end of a batch does not resolve the expected step",
     ),
     Mutant(
         "monitor/callback",
-        '        if stage == "fit":\n            self._saved = {}',
+        '        if stage == "fit":\n            self._saved, self._findings = {}, []',
         "        pass",
         "a second fit begins with the state that an earlier one has left",
     ),
     Mutant(
-        "monitor/callback",
-        "has_statistics=sent.has_statistics and not is_skipped and",
-        "has_statistics=sent.has_statistics and",
-        "a step that the device skipped is logged as if it was taken",
+        "monitor/row_log",
+        "has_changed = self._hyperparameters.get(key) != value",
+        "has_changed = True",
+        "hyperparameters are logged at each measurement",
+    ),
+    Mutant(
+        "monitor/publishing",
+        "            except Exception:\n                self._warn_once(logger)",
+        "            except ArithmeticError:\n                raise",
+        "a logger's error disables the monitor",
+    ),
+    Mutant(
+        "monitor/publishing",
+        "if named and (is_wandb(logger) or is_csv(logger)):",
+        "if named:",
+        "loggers that take numbers only get names of tensors",
     ),
     Mutant(
         "optim/mixin",
@@ -486,8 +534,8 @@ MUTANTS = (
     ),
     Mutant(
         "monitor/finding_reporter",
-        "return matters and self._told[_same(finding)] <= MOST_OFTEN",
-        "return matters",
+        "return is_loud and self._printed[_identity(finding)] <= MOST_PRINTED",
+        "return is_loud",
         "a recurring finding is printed every time",
     ),
     Mutant(
@@ -905,19 +953,19 @@ MUTANTS = (
         "scalars of numpy are rejected",
     ),
     Mutant(
-        "monitor/loggers",
-        "for logger in trainer.loggers if values else ():",
-        "for logger in trainer.loggers:",
+        "monitor/publishing",
+        "        if values:\n",
+        "        if True:\n",
         "empty rows are logged",
     ),
     Mutant(
-        "monitor/loggers",
-        'holding = [row["code"] for row in rows if row["closed"] is None]',
-        'holding = [row["code"] for row in rows]',
+        "monitor/publishing",
+        'is_open = [row["code"] for row in rows if row["closed"] is None]',
+        'is_open = [row["code"] for row in rows]',
         "findings that have ended are listed as open",
     ),
     Mutant(
-        "monitor/loggers",
+        "monitor/layer_table",
         "rows, self.rows = self.rows, []",
         "rows = self.rows",
         "rows of the layer table are sent repeatedly",
@@ -956,15 +1004,15 @@ MUTANTS = (
         "unknown weights are reported as 0",
     ),
     Mutant(
-        "monitor/flight_recorder/recorder",
-        "GRAVITY[reason] <= GRAVITY[other]",
-        "GRAVITY[reason] < GRAVITY[other]",
+        "monitor/flight_recorder/event_files",
+        "SEVERITY[event] <= SEVERITY[other]",
+        "SEVERITY[event] < SEVERITY[other]",
         "every spike in a row is written",
     ),
     Mutant(
         "monitor/flight_recorder/recorder",
-        "number = taken.number - (int(skipped) - taken.learned)",
-        "number = taken.number",
+        "number = step.number - (skipped - step.applied_flags)",
+        "number = step.number",
         "recorded steps ignore what the device has skipped",
     ),
     Mutant(

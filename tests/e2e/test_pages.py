@@ -125,7 +125,9 @@ PRINTED = {
     ],
     "OneCycleLR": ["name=OneCycleLR", "total_steps=52", "interval=step"],
     "adam_monitor.findings.": ["AdamMonitor has found nothing wrong in "],
-    "optimi.AdamW": ["AdamMonitor measures of AdamW what its state tells, not "],
+    "optimi.AdamW": [
+        "AdamMonitor does not measure everything of AdamW: its state does not provide "
+    ],
     "weight_decay_on=all": ["0.01 "],
     "ckpt_path=outputs/first": ["optimizer.lr=0.001 replaces the checkpoint's 0.002"],
 }

@@ -263,6 +263,15 @@ def test_a_chunk_whose_decay_float32_cannot_square_is_measured_again() -> None:
     agrees(optimizer)
 
 
+def test_an_element_is_active_by_a_decay_that_float32_cannot_hold() -> None:
+    parameters = weights((90,))
+    optimizer = stepped(parameters, grad=noisy(0.0), decoupled=False, lr=0.0, weight_decay=0.01)
+    parameters[0].data.fill_(1e-44)
+    for name in STATE[:2]:
+        optimizer.state[parameters[0]][name].zero_()
+    agrees(optimizer)
+
+
 def test_metric_uses_the_kernel() -> None:
     optimizer = stepped(weights((90,)), decoupled=True)
     ours, theirs = (AdamStatistics("all", kernel=name)(optimizer) for name in ("triton", "eager"))

@@ -103,8 +103,11 @@ def elements_of(
     if not IS_FAST:
         # Zero times a parameter that is not finite would be NaN.
         effective = tl.where(s.is_coupled, effective, signed)
-    has_second_moment, has_denominator = inside & ~(v <= 0), inside & ~(v_hat <= 0)
     active = (m != 0) | (v != 0) | (effective != 0)
+    if not IS_FAST:
+        # λp₀ may be too small for float32.
+        active |= s.is_coupled & (signed == 0) & (undecayed != 0)
+    has_second_moment, has_denominator = inside & ~(v <= 0), inside & ~(v_hat <= 0)
     return Elements(
         *(p, g, m, v, v_max, has_second_moment, has_denominator),
         *(root, denominator, inverse, inverse_own, inverse_with_eps),

@@ -266,7 +266,10 @@ def promised_keys(
         logged[step - 1] = {each.key for each in select(["headline"]) if each.name not in undefined}
     every = histograms_every_n_steps
     for step in (1, *range(every, steps + 1, every)) if every else ():
-        logged.setdefault(step - 1, set()).update(itertools.chain(*PERCENTILE_KEYS.values()))
+        for key in itertools.chain(*PERCENTILE_KEYS.values()):
+            family, _, name = key.partition("/")
+            groups = {f"{family}/group/{group}/{name}" for group in ("decay", "no_decay")}
+            logged.setdefault(step - 1, set()).update({key, *groups})
     return {step: sorted(found) for step, found in sorted(logged.items())}
 
 

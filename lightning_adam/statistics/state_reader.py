@@ -183,21 +183,14 @@ class StateReader:
             parameters = [parameters[index] for index in seen.counted]
         read = reader_of(optimizer)
         state: list[Any] = list(map(read, parameters, itertools.repeat({})))
-        moments: list[Any] = [list(map(dict.get, state, names)) for names in seen.moment_names]
-        if not all(map(_are, seen.moments, moments)):
-            return None
-        steps = [each.get("step") for each in state]
         try:
-            if [grad.dtype for grad in grads] != seen.grad_dtypes:
-                return None
-            if seen.grad_strides is None:
-                if not all(map(Tensor.is_contiguous, grads)):
-                    return None
-            elif list(map(Tensor.stride, grads)) != seen.grad_strides:
+            moments: list[Any] = [list(map(dict.get, state, names)) for names in seen.moment_names]
+            steps = [each.get("step") for each in state]
+            if not all(map(_are, seen.moments, moments)) or not _are_alike(grads, seen):
                 return None
             addresses = [addresses_of(each) for each in (parameters, *moments, steps)]
-        except (RuntimeError, AttributeError):
-            # A sparse gradient has no strides, a step may be a number.
+        except (RuntimeError, AttributeError, TypeError):
+            # A sparse gradient has no strides, a step may be a number, a state no dict.
             return None
         if addresses != seen.addresses:
             return None
@@ -349,6 +342,15 @@ def _moment_names(group: Group) -> tuple[str, str, str]:
     """The names of the moments in the state; empty, which no state has, for what is not read."""
     second = "exp_avg_sq" if _has_two_betas(group) else ""
     return "exp_avg", second, "max_exp_avg_sq" if group.get("amsgrad") else ""
+
+
+def _are_alike(grads: Sequence[Tensor], seen: _Seen) -> bool:
+    """Whether gradients have the dtypes and strides of the last ones."""
+    if [grad.dtype for grad in grads] != seen.grad_dtypes:
+        return False
+    if seen.grad_strides is None:
+        return all(map(Tensor.is_contiguous, grads))
+    return list(map(Tensor.stride, grads)) == seen.grad_strides
 
 
 def _are(references: Sequence[Callable[[], Any]], objects: Sequence[Any]) -> bool:

@@ -867,8 +867,8 @@ MUTANTS = (
     ),
     Mutant(
         "statistics/state_reader",
-        "if [grad.dtype for grad in grads] != seen.grad_dtypes:",
-        "if False:",
+        "    if [grad.dtype for grad in grads] != seen.grad_dtypes:",
+        "    if False:",
         "a gradient of another dtype is read as one of the old",
     ),
     Mutant(

@@ -127,12 +127,7 @@ MUTANTS = (
     ),
     Mutant(
         "monitor/failsafe",
-        (
-            "        try:\n"
-            "            hook()\n"
-            "        except Exception:\n"
-            "            self._fail()"
-        ),
+        ("        try:\n            hook()\n        except Exception:\n            self._fail()"),
         "        hook()",
         "an exception in a hook stops the run",
     ),

@@ -6,6 +6,7 @@ such as tensors with gaps in memory. Devices without float64 are measured in a c
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_adam.statistics.histograms import BINS, QUANTITIES
-from lightning_adam.statistics.param_states import ParamStates, Settings
+from lightning_adam.statistics.param_states import Layout, ParamStates, Settings
 
 FAST = {"cpu": "numba", "cuda": "triton"}
 """The fast kernel of each type of device, named after its package."""
@@ -165,12 +166,14 @@ def _by_device(states: ParamStates) -> dict[torch.device, tuple[list[int], Param
         indexes: dict[torch.device, list[int]] = defaultdict(list)
         for index, parameter in enumerate(states.parameter):
             indexes[parameter.device].append(index)
-        states.layout.prepared[key] = dict(indexes)
+        states.layout.prepared[key] = {device: (own, Layout()) for device, own in indexes.items()}
     parts = {}
-    for device, own in states.layout.prepared[key].items():
+    for device, (own, layout) in states.layout.prepared[key].items():
         part = states.select(own)
         if device.type in WITHOUT_FLOAT64:
             part = _on_cpu(part)
+        elif part is not states:
+            part = replace(part, layout=layout)
         parts[_measured_on(device)] = (own, part)
     return parts
 

@@ -96,10 +96,11 @@ def test_rows_that_never_arrive_do_not_delay_the_end_after_an_exception(
     monkeypatch.setattr(DelayedArrival, "must_not_wait", True)
     recorder_path = "lightning_adam.monitor.flight_recorder.recorder.PendingMeasurement"
     monkeypatch.setattr(recorder_path, DelayedArrival)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", "(?s).*AdamMonitor failed")
-        monitor = AdamMonitor(1, flight_recorder=3)
+    monitor = AdamMonitor(1, flight_recorder=3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         assert fit_breaking(monitor).steps_of(KEY) == []
+    assert not [each for each in caught if "AdamMonitor failed" in str(each.message)]
     assert monitor.state_dict()["steps"] == {"": [4, 0]}
 
 
@@ -183,6 +184,8 @@ def test_copies_are_on_the_host_whatever_the_default_device(
     class OnDevice:
         is_cuda, shape, dtype = True, (2,), torch.float64
 
+    with torch.device("meta"):
+        assert torch.empty(2).device.type == "meta", "otherwise nothing is tested"
     monkeypatch.setattr(torch, "empty", empty_unpinned)
     monkeypatch.setattr(torch.Tensor, "copy_", lambda host, *_, **__: host)
     with torch.device("meta"):
@@ -202,7 +205,5 @@ def test_flags_are_those_of_the_measured_step(delay: Any) -> None:
     statistics = ["step", "skipped_steps"]
     module = LosesFlags(SELF_SCALING, SCHEDULE, bad_batches=(1,))
     monitor = AdamMonitor(1, statistics=statistics)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", "(?s).*AdamMonitor failed")
-        run = fit_with_scaler(module, monitor, data=4)
+    run = fit_with_scaler(module, monitor, data=4)
     assert [x for x, *_ in steps_logged(run)] == [0, 2, 3]

@@ -34,7 +34,8 @@ def report(results: Results) -> str:
         parts += [f"### One measurement{on}", source(step["command"], step["machine"])]
         parts += [size_table(name, size) for name, size in step["sizes"].items()]
         parts += [f"### The step after{on}", after_table(step["sizes"])]
-        parts += [f"### Any input{on}", inputs_table(step["inputs"])]
+        if step["inputs"]:
+            parts += [f"### Any input{on}", inputs_table(step["inputs"])]
         parts += [f"### A step in between{on}", in_between_table(step["in_between"])]
     for device, training in results["training"].items():
         parts += [f"### A training{ON[device]}", source(training["command"], training["machine"])]

@@ -4,7 +4,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -100,7 +100,7 @@ class Pending(Protocol):
 T = TypeVar("T", bound=Pending)
 
 
-class PendingQueue(Generic[T]):
+class PendingQueue(deque[T]):
     """Hands out what was sent, in order, once it has arrived.
 
     Example:
@@ -110,20 +110,6 @@ class PendingQueue(Generic[T]):
         [[tensor(2.)]]
     """
 
-    def __init__(self) -> None:
-        self._entries: deque[T] = deque()
-
-    def __bool__(self) -> bool:
-        return bool(self._entries)
-
-    def append(self, entry: T) -> None:
-        """Adds what was sent last."""
-        self._entries.append(entry)
-
-    def clear(self) -> None:
-        """Forgets all entries."""
-        self._entries.clear()
-
     def arrived(self, wait_s: float = 0.0) -> Iterator[T]:
         """Yields and removes entries until one has not arrived.
 
@@ -132,10 +118,10 @@ class PendingQueue(Generic[T]):
                 (default: 0); `math.inf` yields all of them, so that using one waits for it.
         """
         deadline = time.monotonic() + wait_s
-        while self._entries:
-            if math.isfinite(wait_s) and not has_arrived_by(self._entries[0], deadline):
+        while self:
+            if math.isfinite(wait_s) and not has_arrived_by(self[0], deadline):
                 return
-            yield self._entries.popleft()
+            yield self.popleft()
 
 
 def has_arrived_by(entry: Pending, deadline: float) -> bool:

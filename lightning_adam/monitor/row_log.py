@@ -52,13 +52,11 @@ class RowLog:
         self.reporter: FindingReporter | None = None
         self.is_empty = True
         """Whether nothing was logged yet."""
-        self._rows: PendingQueue[_Row] = PendingQueue()
+        self.queue: PendingQueue[_Row] = PendingQueue()
+        """The rows that are not logged yet."""
         self._layers = LayerTable([])
         self._hyperparameters: dict[str, float] = {}
         """The last values logged, by key."""
-
-    def __bool__(self) -> bool:
-        return bool(self._rows)
 
     def start(self, statistics: Sequence[str], saved: Mapping[str, Any]) -> None:
         """Continues from what a checkpoint stores.
@@ -80,7 +78,7 @@ class RowLog:
 
     def append(self, steps: Sequence[PendingStep]) -> None:
         """Adds the measurements of a batch, under the step of its loss."""
-        self._rows.append(_Row(logging_step(self._trainer), steps))
+        self.queue.append(_Row(logging_step(self._trainer), steps))
 
     def log_arrived(self, wait_s: float = 0.0, may_wait: bool = True) -> None:
         """Logs the rows that have arrived.
@@ -89,7 +87,7 @@ class RowLog:
             wait_s: How long to wait for those that have not, as `PendingQueue.arrived` does.
             may_wait: Whether reporting a finding may wait for the device (default: True).
         """
-        for row in self._rows.arrived(wait_s):
+        for row in self.queue.arrived(wait_s):
             self._log(row, may_wait)
 
     def log_layers(self) -> None:
@@ -100,7 +98,7 @@ class RowLog:
 
     def clear(self) -> None:
         """Discards what is not logged yet."""
-        self._rows.clear()
+        self.queue.clear()
         self._layers.take()
 
     def _log(self, row: _Row, may_wait: bool) -> None:

@@ -53,6 +53,7 @@ class MonitorSession:
         self.reporter: FindingReporter | None = None
         self._publisher = Publisher(trainer)
         self._rows = RowLog(config, trainer, self._publisher, self.failsafe)
+        self._queue = self._rows.queue
         self._recorder: FlightRecorder | None = None
         self._gradients = GradientProcessing(trainer)
         self._batches = 0
@@ -87,7 +88,7 @@ class MonitorSession:
             call(tracked.counter.close)
             if tracked.measured:
                 has_measured = True
-        if has_measured or self._rows:
+        if has_measured or self._queue:
             call(partial(self._log_batch, outputs))
         if self._recorder is not None and self.failsafe.is_active:
             call(partial(self._record_batch, outputs))

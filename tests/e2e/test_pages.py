@@ -82,7 +82,7 @@ EXPERIMENT = ("yaml", "# @package _global_\n# configs/experiment/adam.yaml\n")
 CLI = ("python", "# cli.py\n")
 CLI_FILE = ("yaml", "# fit.yaml\n")
 EXTENSIONS = {
-    "# statistic.py\n": "'adam_moments/grad_peak': 1.8898",
+    "# statistic.py\n": "'adam_gradient/grad_peak': 1.8898",
     "# finding.py\n": "adam_monitor.findings.step_large.threshold=0.5",
     "# schedule.py\n": "[0.5, 1.0, 1.0, 0.5, 0.5]",
 }

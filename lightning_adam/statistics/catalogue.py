@@ -314,8 +314,10 @@ def grad_momentum_cosine(
 def exp_avg_carryover(previous_exp_avg_squares: float, exp_avg_squares: float) -> float | None:
     """First moment from before the step relative to that after it.
 
-    About 0 at the first step and after moments were lost, β1 if the gradient is constant.
+    0 at the first step and after moments were lost, β1 if the gradient is constant.
     """
+    if 0 <= previous_exp_avg_squares < SMALLEST_PREVIOUS * exp_avg_squares:
+        return 0.0
     return ratio(math.sqrt(max(previous_exp_avg_squares, 0.0)), math.sqrt(exp_avg_squares))
 
 

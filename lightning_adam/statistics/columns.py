@@ -8,12 +8,13 @@ accumulator is a column over a subset of the tensors. The symbols are those of `
 import math
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum, IntFlag
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
+    Array = npt.NDArray[np.float64]
 
 
 class Capabilities(IntFlag):
@@ -126,10 +127,10 @@ class Derived(NamedTuple):
 
     column: Column
     sources: tuple[str, ...]
-    compute: Callable[..., Array]
+    compute: Callable[..., Any]
 
 
-def _derived(formula: str, compute: Callable[..., Array], *, is_maximum: bool = False) -> Derived:
+def _derived(formula: str, compute: Callable[..., Any], *, is_maximum: bool = False) -> Derived:
     """A derived column; the names of the function's arguments are its sources."""
     sources = compute.__code__.co_varnames[: compute.__code__.co_argcount]
     needs = Capabilities.SETTINGS
@@ -145,7 +146,7 @@ DERIVED: dict[str, Derived] = {
     ),
     "denominator_sum": _derived(
         "√v̂",
-        lambda exp_avg_sq_roots, beta2, step: exp_avg_sq_roots / np.sqrt(1 - beta2**step),
+        lambda exp_avg_sq_roots, beta2, step: exp_avg_sq_roots / (1 - beta2**step) ** 0.5,
     ),
     "previous_exp_avg_squares": _derived(
         "(β1·m₋₁)²",
@@ -163,15 +164,13 @@ DERIVED: dict[str, Derived] = {
     ),
     "rms_ratio": _derived(
         "√mean(g̃²/max(ṽ, ε²)) of a tensor",
-        lambda grad_over_second_moment, active: np.where(
-            active == 0, -np.inf, np.sqrt(grad_over_second_moment / active)
-        ),
+        lambda grad_over_second_moment, active: _root_of_ratio(grad_over_second_moment, active),
         is_maximum=True,
     ),
     "update_to_weight": _derived(
         "‖ηu‖/‖p‖ of a tensor",
-        lambda lr, normalized_update_squares, weight_squares: np.where(
-            weight_squares == 0, -np.inf, lr * np.sqrt(normalized_update_squares / weight_squares)
+        lambda lr, normalized_update_squares, weight_squares: _root_of_ratio(
+            lr**2 * normalized_update_squares, weight_squares
         ),
         is_maximum=True,
     ),
@@ -205,7 +204,16 @@ DERIVED: dict[str, Derived] = {
 """What is computed of `COLUMNS`, by name."""
 
 
-def _decay_strength(lr: Array, weight_decay: Array) -> Array:
+def _root_of_ratio(numerator: "Array", denominator: "Array") -> "Array":
+    """The root of a tensor's ratio; -inf, the largest of nothing, where it is undefined."""
+    # Not `where`: names are read without numpy, in commands that have to start fast.
+    defined = denominator != 0
+    root: Array = (numerator / (denominator + ~defined)) ** 0.5
+    root[~defined] = -math.inf
+    return root
+
+
+def _decay_strength(lr: "Array", weight_decay: "Array") -> "Array":
     """What makes ηλp₀ of p+ηu = (1-ηλ)p₀."""
     return lr * weight_decay / (1 - lr * weight_decay)
 
@@ -261,7 +269,7 @@ def sources_of(columns: Iterable[str]) -> list[str]:
     return [name for name in (*COLUMNS, *GIVEN) if name in needed]
 
 
-def column_values(name: str, known: Mapping[str, Array]) -> Array:
+def column_values(name: str, known: "Mapping[str, Array]") -> "Array":
     """The values of a column, one a tensor.
 
     Args:
@@ -269,13 +277,15 @@ def column_values(name: str, known: Mapping[str, Array]) -> Array:
         known: The columns of `sources_of([name])`.
 
     Example:
+        >>> import numpy as np
         >>> column_values("decay_rate", {"lr": np.array([0.1]), "weight_decay": np.array([0.5])})
         array([0.05])
     """
     if name not in DERIVED:
         return known[name]
     derived = DERIVED[name]
-    return derived.compute(*(known[source] for source in derived.sources))
+    values: Array = derived.compute(*(known[source] for source in derived.sources))
+    return values
 
 
 def _over(subset: ParamSubset, prefix: str, columns: Iterable[str]) -> dict[str, Accumulator]:

@@ -72,6 +72,7 @@ def same_layout(state: ParamState) -> bool:
     Then a kernel can read them side by side, whatever their shape.
 
     Example:
+        >>> import torch
         >>> image = torch.zeros(1, 2, 4, 4).to(memory_format=torch.channels_last)
         >>> state = ParamState(None, None, 0, image, image, image, image, None, 1)
         >>> same_layout(state), same_layout(state._replace(grad=image.contiguous()))
@@ -228,11 +229,9 @@ def in_parts(states: Iterable[ParamState], most: int) -> Iterator[list[ParamStat
         most: The elements of a part, unless a single tensor has more.
 
     Example:
-        >>> adam = torch.optim.Adam(torch.nn.Linear(3, 4).parameters())
-        >>> for each in adam.param_groups[0]["params"]:
-        ...     each.grad = torch.ones_like(each)
-        >>> adam.step()
-        >>> [len(part) for part in in_parts(StateReader().after_step(adam), most=12)]
+        >>> import torch
+        >>> states = [ParamState(None, None, 0, torch.zeros(size), *[None] * 5) for size in (12, 4)]
+        >>> [len(part) for part in in_parts(states, most=12)]
         [1, 1]
     """
     part, elements = list[ParamState](), 0

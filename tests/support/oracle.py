@@ -133,6 +133,13 @@ def _momentum_cosine(scope: SimpleNamespace) -> float | None:
     return cosine(scope.previous, scope.entered)
 
 
+def _carryover(scope: SimpleNamespace) -> float | None:
+    """Evaluate ‖β1·m₋₁‖/‖m‖, where that is more than the rounding of m."""
+    if 0 < sum_of_squares(scope.exp_avg) * 1e-3 > sum_of_squares(scope.previous):
+        return 0.0
+    return ratio(norm(scope.previous), norm(scope.exp_avg))
+
+
 def _moment_statistics(scope: SimpleNamespace) -> dict[str, float | None]:
     return {
         "grad_norm": norm(scope.grad),
@@ -145,7 +152,7 @@ def _moment_statistics(scope: SimpleNamespace) -> dict[str, float | None]:
         "exp_avg_sq_max": maximum(scope.exp_avg_sq),
         "denominator_mean": mean(scope.denominator),
         "grad_momentum_cosine": _momentum_cosine(scope),
-        "exp_avg_carryover": ratio(norm(scope.previous), norm(scope.exp_avg)),
+        "exp_avg_carryover": _carryover(scope),
         "signal_fraction": _signal_fraction(scope),
         "rms_ratio": _exp_avg_sq_lag(scope),
     }

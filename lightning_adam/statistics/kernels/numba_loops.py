@@ -353,12 +353,13 @@ def _added(
         largest_update = e.u if e.is_active else ZERO
         v_decayed, p_decayed = v * (ONE - by.one_minus_beta2), p * (ONE - by.decay_rate)
     own_without_eps = e.m_hat * (own_inverse if has_second_moment else ZERO)
-    inverse = (ONE / e.denominator) if not (e.denominator <= ZERO) else ZERO
+    has_denominator = not (e.denominator <= ZERO)
+    inverse = (ONE / e.denominator) if has_denominator else ZERO
     without_eps = e.m_hat * inverse
     if exact is not None:
         # A first moment of NaN without a second moment does not count.
         own_without_eps = own_without_eps if has_second_moment else ZERO
-        without_eps = without_eps if inverse != ZERO else ZERO
+        without_eps = without_eps if has_denominator else ZERO
     signal = own_without_eps * own_without_eps
     eps_share = by.eps * inverse
     lost = e.u * e.u
@@ -367,7 +368,7 @@ def _added(
         undecayed_over_denominator = e.undecayed * e.over_denominator
     share = e.denominator * e.over_denominator
     if exact is not None:
-        lost = lost if inverse != ZERO else ZERO
+        lost = lost if has_denominator else ZERO
         share = share if e.is_active else ZERO
     has_v, moved, has_weight = v > ZERO, e.update != ZERO, p != ZERO
     return (
@@ -617,14 +618,14 @@ def _exponent(context: Any, value: Any) -> Any:
 
 
 @_inlined
-def _note(element: Any, grad: float, index: int, exponents: Array) -> int:
-    """Notes an element's exponents; returns 1 if it is idle."""
-    # Those of an idle element are 0.
-    exponents[0, index] = _exponent(abs(grad if element.is_active else grad * ZERO))
-    exponents[1, index] = _exponent(abs(element.m_hat))
-    exponents[2, index] = _exponent(element.denominator)
-    exponents[3, index] = _exponent(abs(element.u if element.is_active else element.m_hat))
-    return NO if element.is_active else _FIRST
+def _exponents(element: Any, grad: float) -> Any:
+    """The exponents of an element's magnitudes; those of an idle one are 0."""
+    return (
+        _exponent(abs(grad if element.is_active else element.m_hat)),
+        _exponent(abs(element.m_hat)),
+        _exponent(element.denominator),
+        _exponent(abs(element.u if element.is_active else element.m_hat)),
+    )
 
 
 @_inlined
@@ -690,7 +691,12 @@ def count_items(
                     by,
                     coupled,
                 )
-                idle = _int32_sum(idle, _note(element, grad, index - start, exponents))
+                of_grad, of_m, of_denominator, of_u = _exponents(element, grad)
+                exponents[0, index - start] = of_grad
+                exponents[1, index - start] = of_m
+                exponents[2, index - start] = of_denominator
+                exponents[3, index - start] = of_u
+                idle = _int32_sum(idle, NO if element.is_active else _FIRST)
             _count(exponents, stop - start, idle, counts[groups[tensor]])
             start = stop
 
@@ -740,7 +746,12 @@ def count_items_exact(
                     by,
                     True,
                 )
-                idle = _int32_sum(idle, _note(element, grad, index, exponents))
+                of_grad, of_m, of_denominator, of_u = _exponents(element, grad)
+                exponents[0, index] = of_grad
+                exponents[1, index] = of_m
+                exponents[2, index] = of_denominator
+                exponents[3, index] = of_u
+                idle = _int32_sum(idle, NO if element.is_active else _FIRST)
             _count(exponents, stop - start, idle, counts[groups[tensor]])
             start = stop
 

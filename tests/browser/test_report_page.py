@@ -14,7 +14,7 @@ from lightning_adam.reports.reduction import below_edges
 from lightning_adam.reports.report import write_report
 from lightning_adam.reports.runs import Run, Series, read_runs
 from lightning_adam.statistics.catalogue import STATISTICS
-from lightning_adam.statistics.histograms import QUANTITIES
+from lightning_adam.statistics.histograms import PERCENTILE_FAMILIES, QUANTITIES
 from tests.browser.logged_runs import (
     BATCHES,
     EPS,
@@ -80,7 +80,8 @@ def test_every_curve_shows_the_numbers_of_the_run(visit: Visits, logs: LoggedRun
     drawn = report.curves()
     measured = {name for name, each in STATISTICS.items() if curves_of(run, each.key)}
     foreign = {"loss": "loss", "validation metric": "val/accuracy"}
-    assert drawn.keys() == measured | foreign.keys()
+    percentiles = {f"{quantity} percentiles" for quantity in PERCENTILE_FAMILIES}
+    assert drawn.keys() == measured | foreign.keys() | percentiles
     assert {*report.titles} == drawn.keys() | {LAYERS, HISTOGRAM, EPS_CURVE}
     for name in measured:
         assert_drawn(drawn[name], curves_of(run, STATISTICS[name].key))

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from tests.support.commands import (
-    BRIEF_KEYS,
     BRIEFLY,
     GLOBAL_STEP,
     Command,
@@ -28,9 +27,11 @@ from tests.support.wandb_server import HISTORY, WandbServer
 
 HISTOGRAMS = "adam_monitor.histograms_every_n_steps={}".format
 BRIEF = (*BRIEFLY, HISTOGRAMS(10))
+BRIEF_KEYS = (25, 10, 10)
+"""As `LONGER_KEYS`."""
 LONGER = ("width=2", "trainer.max_epochs=8", HISTOGRAMS(50))
-LONGER_KEYS = (8 * 63, 10, 20)
-"""Its optimizer steps, `every_n_steps`."""
+LONGER_KEYS = (8 * 63, 10, 50)
+"""Its optimizer steps, `every_n_steps`, `histograms_every_n_steps`."""
 
 SOON = {"WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1"}
 """Seconds; by default W&B's client sends rows every 15, which is longer than these runs."""

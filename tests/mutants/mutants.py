@@ -778,8 +778,8 @@ MUTANTS = (
     ),
     Mutant(
         "statistics/columns",
-        "lr**2 * normalized_update_squares",
-        "lr * normalized_update_squares",
+        "normalized_update_squares: lr**2 *",
+        "normalized_update_squares: lr *",
         "the squared update has one factor of the learning rate",
     ),
     Mutant(

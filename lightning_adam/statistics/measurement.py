@@ -55,11 +55,17 @@ class MetricRequest:
         self.worst = dict(worst or {})
         self.judged = list(judged)
         self._prefix = f"optimizer/{key_part(optimizer)}/" if optimizer else ""
+        self._columns: dict[Capabilities, Columns] = {}
         self._parts: dict[tuple[Scope, str], str] = {}
         self._taken: set[str] = set()
 
     def columns(self, capabilities: Capabilities) -> "Columns":
         """Returns the columns to measure, as far as the optimizer has them."""
+        if capabilities not in self._columns:
+            self._columns[capabilities] = self._columns_of(capabilities)
+        return self._columns[capabilities]
+
+    def _columns_of(self, capabilities: Capabilities) -> "Columns":
         names = {
             ACCUMULATORS[name].column
             for statistic in (*self.statistics, *self.worst, *self.judged)
@@ -116,7 +122,8 @@ def rank_status(capabilities: Capabilities, failed_rank: int | None = None) -> T
     """
     known = [float(-(each in capabilities)) for each in KINDS]
     failed = -math.inf if failed_rank is None else -float(failed_rank)
-    return torch.tensor([*known, failed], dtype=torch.float64)
+    # torch.set_default_device does not apply.
+    return torch.tensor([*known, failed], dtype=torch.float64, device="cpu")
 
 
 class Measurement:
@@ -145,9 +152,10 @@ class Measurement:
         self.stats = stats
         self._all_scopes = scopes
         self._columns: dict[str, Array] = {}
+        self._cells: dict[tuple[Scope, str, bool], Array] = {}
         self._rows: dict[Scope, dict[str, Array]] = {}
 
-    @property
+    @cached_property
     def capabilities(self) -> Capabilities:
         """What can be read of the optimizer on every rank."""
         known = compress(KINDS, (each < 0 for each in self.stats.status.tolist()))
@@ -338,7 +346,7 @@ class Measurement:
     def _reduce(self, scope: Scope, accumulator: Accumulator) -> Array:
         cells = self.scopes.cells(scope)
         column = ALL_COLUMNS[accumulator.column]
-        values = self._cells(cells, scope, accumulator)
+        values = self._cells_of(cells, scope, accumulator)
         if accumulator.subset is not ParamSubset.ALL:
             is_inside = np.array([accumulator.subset in each for each in self.subsets])
             values = np.where(is_inside[cells.groups], values, column.empty)
@@ -348,18 +356,18 @@ class Measurement:
         reduced: Array = operation.reduceat(values, cells.member_starts)
         return reduced
 
-    def _cells(self, cells: Cells, scope: Scope, accumulator: Accumulator) -> Array:
+    def _cells_of(self, cells: Cells, scope: Scope, accumulator: Accumulator) -> Array:
         """A column reduced to the cells of a kind of scope; the model has those of its groups."""
-        kind = Scope.group if scope is Scope.model else scope
-        name = f"{kind.value} {accumulator.is_negated} {accumulator.column}"
-        if name not in self._columns:
-            values = self._column(accumulator.column)
-            if accumulator.is_negated:
-                self._columns[name] = -cells.reduce(values, np.minimum)
+        name, _, is_negated = accumulator
+        key = (Scope.group if scope is Scope.model else scope, name, is_negated)
+        if key not in self._cells:
+            values = self._column(name)
+            if is_negated:
+                self._cells[key] = -cells.reduce(values, np.minimum)
             else:
-                is_maximum = ALL_COLUMNS[accumulator.column].is_maximum
-                self._columns[name] = cells.reduce(values, np.maximum if is_maximum else np.add)
-        return self._columns[name]
+                is_maximum = ALL_COLUMNS[name].is_maximum
+                self._cells[key] = cells.reduce(values, np.maximum if is_maximum else np.add)
+        return self._cells[key]
 
     def _column(self, name: str) -> Array:
         """A column of all tensors that took part, by its name."""

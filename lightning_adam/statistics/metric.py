@@ -230,8 +230,10 @@ class AdamStatistics(Metric):
         parameters, columns = len(self._scopes), self._columns
         groups = len(self._scopes.group_names) if histograms and steps_as_adam(optimizer) else 0
         return LocalStats(
-            torch.zeros(parameters, len(columns.sums), dtype=torch.float64),
-            torch.full((parameters, len(columns.maxima)), -math.inf, dtype=torch.float64),
+            torch.zeros(parameters, len(columns.sums), dtype=torch.float64, device="cpu"),
+            torch.full(
+                (parameters, len(columns.maxima)), -math.inf, dtype=torch.float64, device="cpu"
+            ),
             _no_counts(groups),
             rank_status(Capabilities.ALL, failed_rank),
         )
@@ -262,17 +264,14 @@ class AdamStatistics(Metric):
     def _measure(
         self, states: ParamStates, columns: Columns, given: Mapping[str, Tensor | float]
     ) -> tuple[Tensor, Tensor]:
-        read = [name for name in (*columns.sums, *columns.maxima) if name not in GIVEN]
-        rows = self._rows(states, read)
-        by_name = dict(zip(read, rows.unbind(1), strict=True))
         given = {**given, "grad_squares_before_clip": self._squares_before_clip(states)}
-        for name in GIVEN:
-            by_name[name] = _filled(given[name], rows)
+        # The columns of no kernel come last.
+        read, others = zip(*map(_split, columns), strict=True)
+        rows = self._rows(states, [*read[0], *read[1]])
+        parts = torch.tensor_split(rows, [len(read[0])], dim=1)
         sums, maxima = (
-            torch.stack([by_name[name] for name in names], dim=1)
-            if names
-            else rows.new_zeros(len(rows), 0)
-            for names in columns
+            torch.cat([part, *(_filled(given[name], rows) for name in names)], dim=1)
+            for part, names in zip(parts, others, strict=True)
         )
         return sums, maxima
 
@@ -280,7 +279,7 @@ class AdamStatistics(Metric):
         squares, self._before_clip = self._before_clip, None
         if squares is None:
             return math.nan
-        positions = torch.tensor(states.positions, dtype=torch.int64)
+        positions = torch.tensor(states.positions, dtype=torch.int64, device="cpu")
         return squares[positions.to(squares.device, non_blocking=True)]
 
     def _rows(self, states: ParamStates, columns: Sequence[str]) -> Tensor:
@@ -377,8 +376,15 @@ class AdamStatistics(Metric):
 def _filled(value: Tensor | float, rows: Tensor) -> Tensor:
     """A number, which may be on the device alone, or one for each row, as a column."""
     if isinstance(value, Tensor):
-        value = value.to(rows.device, non_blocking=True)
-    return rows.new_zeros(len(rows)) + value
+        value = value.to(rows.device, non_blocking=True).reshape(-1, 1)
+    return rows.new_zeros(len(rows), 1) + value
+
+
+def _split(columns: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The columns of the kernels, and those that the caller knows."""
+    return [each for each in columns if each not in GIVEN], [
+        each for each in columns if each in GIVEN
+    ]
 
 
 def _within(
@@ -397,4 +403,4 @@ def _within(
 
 
 def _no_counts(groups: int) -> Tensor:
-    return torch.zeros(groups, len(QUANTITIES), BINS, dtype=torch.int64)
+    return torch.zeros(groups, len(QUANTITIES), BINS, dtype=torch.int64, device="cpu")

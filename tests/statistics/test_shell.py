@@ -172,6 +172,20 @@ def test_norm_before_clipping_is_that_of_the_next_update(net: nn.Module) -> None
     assert "clip_coefficient" not in bare(statistics(optimizer)), "no gradient was clipped again"
 
 
+@pytest.mark.parametrize("kernel", ["eager", "numba"])
+def test_default_device_does_not_matter(net: nn.Module, kernel: str) -> None:
+    optimizer = optimizer_of(net)
+    statistics, scale = AdamStatistics("all", kernel=kernel), torch.tensor(8.0)
+    values = statistics(optimizer, histograms=True, loss_scale=scale)
+    counts = statistics.compute_exponents()
+    with torch.device("meta"):
+        statistics.before_clip(optimizer)
+        found = statistics(optimizer, histograms=True, loss_scale=scale)
+        assert statistics.compute_exponents() == counts
+    assert found.items() >= values.items()
+    assert "adam_gradient/grad_norm_before_clip" in found
+
+
 def test_loss_scale_is_reported_where_there_is_one(net: nn.Module) -> None:
     optimizer, statistics = optimizer_of(net), AdamStatistics("loss_scale")
     assert statistics(optimizer) == {}

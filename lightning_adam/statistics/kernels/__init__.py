@@ -29,7 +29,7 @@ def measure(states: ParamStates, columns: Sequence[str], kernel: str = "auto") -
 
     Args:
         states: Parameters on any devices, right after the step.
-        columns: Names of `COLUMNS`.
+        columns: Names of `COLUMNS`, sums before maxima.
         kernel: Kernel for the tensors of its type of device: `auto`, `eager`, `numba` or `triton`;
             `eager` measures the others (default: auto, the fast one if it is installed).
 
@@ -41,7 +41,7 @@ def measure(states: ParamStates, columns: Sequence[str], kernel: str = "auto") -
         torch.Size([0, 2])
     """
     if not (len(states) and columns):
-        return torch.zeros(len(states), len(columns), dtype=torch.float64)
+        return torch.zeros(len(states), len(columns), dtype=torch.float64, device="cpu")
     parts = _by_device(states)
     rows: dict[torch.device, Tensor] = {
         device: _kernel(kernel, device).measure(part, columns)

@@ -31,7 +31,7 @@ MOST_PRINTED = 3
 
 @dataclasses.dataclass
 class _Judged:
-    """One optimizer, its rules, and what they are told of the run."""
+    """One optimizer, its rules, and the facts of the run that they read."""
 
     optimizer: Optimizer
     rules: Watch

@@ -28,7 +28,7 @@ from lightning_adam.version import __version__
 def training_facts(
     trainer: Trainer, module: LightningModule, optimizer: Optimizer, every_n_steps: int
 ) -> Training:
-    """Returns what rules are told beside the measurements.
+    """Returns the facts of a run that rules read beside the measurements.
 
     Args:
         trainer: The trainer.
@@ -67,7 +67,7 @@ def run_plan(trainer: Trainer, module: nn.Module, optimizer: Optimizer, training
         trainer: The trainer.
         module: The module that holds the parameters.
         optimizer: The optimizer.
-        training: What rules are told of the run.
+        training: The facts that `training_facts` returns.
     """
     schedules = [each.scheduler for each in trainer.lr_scheduler_configs]
     own = [scheduler_settings(each) for each in schedules if each.optimizer is optimizer]

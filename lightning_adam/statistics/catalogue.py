@@ -604,9 +604,7 @@ def skipped_steps(skipped_steps: float) -> float | None:
     return None if math.isnan(skipped_steps) else largest_of(skipped_steps)
 
 
-HYPERPARAMETER_STATISTICS = tuple(
-    STATISTICS[name].name for name in ("beta1", "beta2", "eps", "weight_decay")
-)
+HYPERPARAMETER_STATISTICS = ("beta1", "beta2", "eps", "weight_decay")
 """Statistics that are logged when they change, not at each measurement."""
 
 

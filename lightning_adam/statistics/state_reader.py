@@ -81,11 +81,8 @@ class _Seen(NamedTuple):
     """Of each group its name, number of parameters, and which moments are read."""
     parameters: list[Callable[[], Tensor | None]]
     """All parameters of the optimizer."""
-    has_grad: list[bool]
-    counted: list[int]
-    """Indexes of the parameters that are measured."""
     moments: list[list[Callable[[], Tensor | None]]]
-    """Of those, one list a moment."""
+    """Of the parameters that are measured, one list a moment."""
     moment_names: list[list[str]]
     addresses: list[list[int]]
     """Of parameters, moments and steps."""
@@ -176,11 +173,12 @@ class StateReader:
         if not _are(seen.parameters, parameters):
             return None
         grads: list[Any] = list(map(_grad, parameters))
-        if [grad is not None for grad in grads] != seen.has_grad:
+        positions = [position for position, grad in enumerate(grads) if grad is not None]
+        if positions != seen.states.positions:
             return None
-        if len(seen.counted) < len(grads):
-            grads = [grads[index] for index in seen.counted]
-            parameters = [parameters[index] for index in seen.counted]
+        if len(positions) < len(grads):
+            grads = [grads[position] for position in positions]
+            parameters = [parameters[position] for position in positions]
         read = reader_of(optimizer)
         state: list[Any] = list(map(read, parameters, itertools.repeat({})))
         try:
@@ -261,14 +259,11 @@ class StateReader:
     def _remember(self, groups: Sequence[Group], states: ParamStates) -> None:
         if not all(isinstance(each, Tensor) for each in states.step):
             return
-        parameters = _parameters(groups)
         contiguous = all(map(Tensor.is_contiguous, states.grad))
         moments = (states.exp_avg, states.exp_avg_sq, states.max_exp_avg_sq)
         self._seen = _Seen(
             groups=_signature(groups),
-            parameters=list(map(ref, parameters)),
-            has_grad=[parameter.grad is not None for parameter in parameters],
-            counted=states.positions,
+            parameters=list(map(ref, _parameters(groups))),
             moments=[list(map(_reference, each)) for each in moments],
             moment_names=[
                 [names[index] for index in states.scopes.groups]

@@ -27,7 +27,7 @@ def measure(states: ParamStates, columns: Sequence[str]) -> Tensor:
 
     Args:
         states: Parameters on one device, at least one, right after the step.
-        columns: Names of `COLUMNS`.
+        columns: Names of `COLUMNS`, sums before maxima.
 
     Returns:
         The matrix `[tensors, columns]` in float64, on the tensors' device.
@@ -108,15 +108,14 @@ def _sum_of_squares(grad: Tensor) -> Tensor:
 
 
 def _row(state: ParamState, columns: Sequence[str]) -> Tensor:
-    sums = torch.tensor([not COLUMNS[name].is_maximum for name in columns], device="cpu")
-    sums = sums.to(state.parameter.device, non_blocking=True)
+    sums = sum(not COLUMNS[name].is_maximum for name in columns)
     rows = (
         torch.stack([_LINES[name](elements).double() for name in columns])
         for elements in _elements(state)
     )
     row = next(rows)
     for other in rows:
-        row = torch.where(sums, row + other, torch.maximum(row, other))
+        row = torch.cat([row[:sums] + other[:sums], torch.maximum(row[sums:], other[sums:])])
     return row
 
 

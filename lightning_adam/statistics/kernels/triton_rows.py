@@ -28,7 +28,7 @@ BY_VALUE = tl.constexpr(-1)
 class TensorRow(NamedTuple):
     """A tensor's addresses, dtypes and place; letters are the catalogue's.
 
-    All but `g`, which changes from step to step, stands in the table.
+    The table holds all but `g`, which changes at each step.
     """
 
     g: Any

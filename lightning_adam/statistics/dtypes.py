@@ -1,10 +1,10 @@
-"""What is told of a dtype: its name, and whether it can hold a number."""
+"""Dtypes: their names, and whether they can hold a number."""
 
 import torch
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """A dtype as it is typed.
+    """Returns the name of a dtype without `torch.`.
 
     Example:
         >>> dtype_name(torch.bfloat16)
@@ -14,7 +14,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def rounds_to_0(number: float, dtype: torch.dtype) -> bool:
-    """Whether a number of at least 0 is 0 in a floating dtype.
+    """Returns whether a number of at least 0 rounds to 0 in a floating dtype.
 
     Example:
         >>> rounds_to_0(1e-8, torch.float16), rounds_to_0(1e-8, torch.bfloat16)

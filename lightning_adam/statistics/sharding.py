@@ -225,9 +225,9 @@ def largest_over_ranks(numbers: list[float], device: torch.device) -> list[float
         numbers: This rank's.
         device: That of the parameters.
     """
-    told = torch.tensor(numbers, dtype=torch.float64, device=collective_device(device))
-    dist.all_reduce(told, dist.ReduceOp.MAX)
-    return [float(each) for each in told]
+    largest = torch.tensor(numbers, dtype=torch.float64, device=collective_device(device))
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return [float(each) for each in largest]
 
 
 def _joined(tensors: Iterable[Tensor]) -> Tensor:

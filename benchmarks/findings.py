@@ -16,20 +16,21 @@ from collections.abc import Sequence
 import torch
 from tqdm import tqdm
 
-from benchmarks.planted_faults import EVERY_N_STEPS, RUNS, Verdict, watched
+from benchmarks.healthy_runs import HEALTHY
+from benchmarks.planted_faults import EVERY_N_STEPS, RUNS, Verdict, judge
 from lightning_adam.config.monitor import Severity
-from lightning_adam.findings.rule import RULES
+from lightning_adam.findings import RULES
 
 LETTERS = {Severity.error: "E", Severity.warning: "W", Severity.info: "i"}
 
 
 def cell(verdict: Verdict, code: str) -> str:
     """What a run has to say of a rule."""
-    steps = {each.severity: each.step for each in reversed(verdict.findings) if each.code == code}
-    if not steps:
+    found = [each for each in verdict.findings if each.code == code]
+    if not found:
         return "missed" if code in verdict.missed else ""
-    ((severity, step),) = steps.items()
-    return f"{LETTERS[severity]} {step}{'!' if code in verdict.wrong else ''}"
+    first = next((each for each in found if each.is_above_info), found[0])
+    return f"{LETTERS[first.severity]} {first.step}{'!' if code in verdict.wrong else ''}"
 
 
 def table(verdicts: Sequence[Verdict]) -> str:
@@ -78,7 +79,9 @@ def main() -> int:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     runs = [
-        run for run in RUNS if chosen.only is None or any(each in run.name for each in chosen.only)
+        run
+        for run in [*RUNS, *HEALTHY]
+        if chosen.only is None or any(each in run.name for each in chosen.only)
     ]
     if not runs:
         names = "\n".join(run.name for run in RUNS)
@@ -88,7 +91,9 @@ def main() -> int:
     verdicts = []
     for run in progress:
         progress.set_description(run.name)
-        verdicts.append(watched(run, chosen.every_n_steps))
+        begin = time.perf_counter()
+        verdicts.append(judge(run, chosen.every_n_steps))
+        print(f"{time.perf_counter() - begin:5.1f} s  {run.name}", file=sys.stderr)
     print(table(verdicts))
     print(f"\n{len(runs)} runs in {time.perf_counter() - start:.0f} s")
     print("\n".join(conclusion(verdicts)))

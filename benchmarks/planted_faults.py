@@ -22,10 +22,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from benchmarks.small_gpt import SmallGPT, text_loader
 from lightning_adam import AdamStatistics
-from lightning_adam.config.monitor import Severity
+from lightning_adam.findings.context import RunFacts
+from lightning_adam.findings.engine import RuleEngine
 from lightning_adam.findings.finding import Finding
-from lightning_adam.findings.rule import Training
-from lightning_adam.findings.watch import Watch
+from lightning_adam.monitor.finding_reporter import low_denominator
+from lightning_adam.monitor.run_facts import groups_of, initial_norm
+from lightning_adam.statistics.dtypes import dtype_name
 from recipes.mnist import small_cnn
 
 EVERY_N_STEPS = 5
@@ -56,7 +58,7 @@ class Run:
     """A training and what has to be found in it."""
 
     name: str
-    build: Callable[[], Loop]
+    build: Callable[..., Loop]
     faults: frozenset[str] = frozenset()
     """The codes that have to be raised: none, if it is well."""
     allowed: frozenset[str] = frozenset()
@@ -82,7 +84,7 @@ class Verdict:
     @property
     def wrong(self) -> frozenset[str]:
         """What should not have been raised; what is only recorded does no harm."""
-        told = {each.code for each in self.findings if each.severity is not Severity.info}
+        told = {each.code for each in self.findings if each.is_above_info}
         return frozenset(told - self.run.faults - self.run.allowed)
 
     @property
@@ -91,41 +93,54 @@ class Verdict:
         return not self.missed and not self.wrong
 
 
-def watched(run: Run, every_n_steps: int = EVERY_N_STEPS) -> Verdict:
-    """Trains, and judges the measurements as AdamMonitor does."""
+def judge(run: Run, every_n_steps: int = EVERY_N_STEPS, **changes: Any) -> Verdict:
+    """Trains, and judges the measurements as AdamMonitor does.
+
+    Args:
+        run: The run.
+        every_n_steps: Steps from one measurement to the next, unless the run has its own.
+        changes: Arguments of the builder in place of the run's, such as `eps=1e-10`.
+    """
     torch.manual_seed(0)
-    loop = run.build()
+    loop = run.build(**changes)
     every = run.every_n_steps or every_n_steps
     optimizer = loop.optimizer
-    peak_lr = optimizer.param_groups[0]["lr"]
+    facts = run_facts(loop, every)
     schedule = LambdaLR(optimizer, lambda step: loop.schedule(step / loop.steps))
-    dtypes = {str(each.dtype).removeprefix("torch.") for each in loop.module.parameters()}
-    watch = Watch()
-    statistics = AdamStatistics(judged=watch.statistics, module=loop.module)
-    first_loss = loss = math.nan
+    engine = RuleEngine()
+    statistics = AdamStatistics(judged=engine.statistics, module=loop.module)
+    losses = []
     for step in range(1, loop.steps + 1):
         is_resumed = loop.interrupt(step, optimizer)
-        loss = loop.backward(step)
-        first_loss = loss if step == 1 else first_loss
+        losses.append(loop.backward(step))
         optimizer.step()
         loop.before_reading()
         is_due = step == 1 or step % every == 0
         if is_due or is_resumed:
-            training = Training(
-                defaults={**optimizer.defaults, "lr": peak_lr},
-                dtypes=frozenset(dtypes),
-                peak_lr=peak_lr,
-                total_steps=loop.steps,
-                every_n_steps=every,
-                loss_share=loss / first_loss,
-            )
             statistics.update(optimizer)
+            measurement = statistics.measurement
             if is_resumed:
-                watch.resume(statistics.measurement, step, training)
+                engine.judge_resumed(measurement, step, facts)
             if is_due:
-                watch.judge(statistics.measurement, step, training)
+                low = partial(low_denominator, optimizer, loop.module, measurement)
+                engine.judge(measurement, step, facts, losses[-1], low)
         schedule.step()
-    return Verdict(run, watch.all, loss)
+    last = losses[-max(loop.steps // 10, 1) :]
+    return Verdict(run, engine.findings, sum(last) / len(last))
+
+
+def run_facts(loop: Loop, every_n_steps: int) -> RunFacts:
+    """The facts that AdamMonitor takes from a trainer."""
+    optimizer, parameters = loop.optimizer, list(loop.module.parameters())
+    return RunFacts(
+        defaults=optimizer.defaults,
+        groups=groups_of(optimizer),
+        dtypes=frozenset(dtype_name(each.dtype) for each in parameters),
+        peak_lr=max(group["lr"] for group in optimizer.param_groups),
+        total_steps=loop.steps,
+        every_n_steps=every_n_steps,
+        initial_norm=initial_norm([each for each in parameters if each.requires_grad]),
+    )
 
 
 class Weights(nn.Module):
@@ -582,7 +597,7 @@ JUMPS = [
     control("one gradient x 2", partial(synthetic, once(150, 2), steps=160), every_n_steps=1),
     fault(
         "gradients / 100, beta2 .999",
-        "exp_avg_sq_stale",
+        "exp_avg_sq_collapse",
         partial(synthetic, after(1500, 0.01), steps=2000),
         every_n_steps=20,
     ),

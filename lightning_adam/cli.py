@@ -10,7 +10,8 @@ from pathlib import Path
 from lightning_adam.config.errors import ConfigError, nearest
 from lightning_adam.config.explain import TOPICS, explain
 from lightning_adam.findings import RULES
-from lightning_adam.findings.showing import explained
+from lightning_adam.findings.describe import explain_rule
+from lightning_adam.findings.preflight import NOTICES
 from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS, explain_statistic, select
 from lightning_adam.statistics.histograms import QUANTITIES, fold
 from lightning_adam.version import __version__
@@ -142,14 +143,17 @@ def _topic(name: str) -> str:
         shown = [f"adam_histogram/{key}\n    {meaning}" for key, meaning in QUANTITIES.items()]
         return "\n\n".join([*shown, inspect.cleandoc(fold.__doc__ or "").partition("\n\nArgs")[0]])
     if name == "findings":
-        return "\n\n".join([*map(explained, RULES.values()), SYMBOLS])
+        return "\n\n".join(
+            [*map(explain_rule, RULES.values()), *map(explain_rule, NOTICES.values()), SYMBOLS]
+        )
     chosen = select(["all" if name == "statistics" else name])
-    rules = [RULES[name]] if name in RULES else []
+    found = RULES.get(name) or NOTICES.get(name)
+    rules = [] if found is None else [explain_rule(found)]
     if not chosen and not rules:
         topics = [*TOPICS, "statistics", "histograms", "findings"]
-        close = nearest(name, [*topics, *STATISTICS, *RULES], 1)
+        close = nearest(name, [*topics, *STATISTICS, *RULES, *NOTICES], 1)
         raise argparse.ArgumentTypeError(
             f"{name} is neither {', '.join(topics)} nor the name of a statistic or a finding. Use"
             f" for example lightning-adam explain {(close or ['statistics'])[0]}"
         )
-    return "\n\n".join([*map(explained, rules), *map(explain_statistic, chosen), SYMBOLS])
+    return "\n\n".join([*rules, *map(explain_statistic, chosen), SYMBOLS])

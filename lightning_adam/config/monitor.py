@@ -91,7 +91,7 @@ class MonitorConfig(Validated):
     """Also log the statistics of every layer to the W&B table `adam_layers` (default: false;
     lightning_adam)."""
     findings: dict[str, Any] | None = field(default_factory=dict)
-    """Settings of the rules by name: thresholds, `persistence` in measurements, and `severity`
+    """Settings of the rules by name: thresholds, `patience` in measurements, and `severity`
     (off, info, warning or error), such as `eps_dominates.threshold=0.2`; null disables all rules
     (default: {}, no changes; `lightning-adam explain findings`)."""
     stop_on: list[str] = field(default_factory=list)

@@ -1,44 +1,91 @@
-"""Finding: what is wrong in one scope.
+"""`Finding`: a fault in one scope, its evidence, and suggestions.
 
 Imports neither torch nor lightning.
 """
 
+import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from lightning_adam.config.monitor import Severity
-from lightning_adam.findings.rule import Cure
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """One way to fix a fault.
+
+    Example:
+        >>> str(Suggestion(("optimizer.eps=1e-13",)))
+        'optimizer.eps=1e-13'
+        >>> str(Suggestion(("optimizer.lr=1e-5,1e-4",), is_lead=True, is_sweep=True))
+        '--multirun optimizer.lr=1e-5,1e-4'
+    """
+
+    overrides: tuple[str, ...] = ()
+    """Overrides to append to the command, each `key=value` without a shell's quotes."""
+    hint: str = ""
+    """What to do where there is no override, or what comes with it."""
+    is_lead: bool = False
+    """Whether it may help, or may not: compare the validation metric before you keep it."""
+    is_sweep: bool = False
+    """Whether the overrides list values to compare, for Hydra's `--multirun`."""
+
+    def __str__(self) -> str:
+        words = ["--multirun"] if self.is_sweep else []
+        # A sweep's commas are Hydra's own.
+        words += self.overrides if self.is_sweep else map(shlex.quote, self.overrides)
+        typed = " ".join(words)
+        return f"{typed}  ({self.hint})" if typed and self.hint else typed or self.hint
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong in one scope, with what proves it and what to type."""
+    """A fault in one scope, its evidence, and suggestions; or a notice before the first step."""
 
     code: str
     severity: Severity
     scope: str
-    """`model`, `group/<name>` or `layer/<path>`."""
+    """`model`, `group/<name>`, `layer/<path>` or `tensor/<name>`."""
     step: int
-    """The optimizer step at which it was raised."""
+    """The optimizer step at which it was raised; 0 for a preflight notice."""
     sentence: str
     evidence: Mapping[str, float]
     worst: Mapping[str, float]
-    """The tensors with the largest values of the statistic that the rule is about."""
-    cures: tuple[Cure, ...]
+    """The tensors with the largest values of the statistic that the rule judges."""
+    suggestions: tuple[Suggestion, ...]
+    """The best first."""
     source: str
     optimizer: str = ""
-    """Its name, if there are several."""
+    """The optimizer's name, if there are several."""
     closed: int | None = None
-    """The step at which it had ceased; None while it holds."""
+    """The step at which it was resolved or superseded; None while it is open."""
+    superseded_by: str | None = None
+    """The scope whose finding of the same code has replaced it; None if none has."""
+
+    @property
+    def is_notice(self) -> bool:
+        """Whether it is a preflight notice, known before the first step."""
+        return self.step == 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its condition still holds."""
+        return self.closed is None
+
+    @property
+    def is_above_info(self) -> bool:
+        """Whether it is printed."""
+        return self.severity is not Severity.info
 
     @property
     def remedy(self) -> tuple[str, ...]:
-        """The overrides of the first cure that can be typed."""
-        return next((each.overrides for each in self.cures if each.overrides), ())
+        """The overrides of the first suggestion that is more than a lead; empty without one."""
+        firm = (each for each in self.suggestions if each.overrides and not each.is_lead)
+        return next((each.overrides for each in firm), ())
 
     def as_row(self) -> dict[str, Any]:
-        """The finding in plain values, as tables and files keep it."""
+        """Returns the finding as plain values, for tables and files."""
         return {
             "code": self.code,
             "severity": self.severity.value,
@@ -46,15 +93,20 @@ class Finding:
             "optimizer": self.optimizer,
             "step": self.step,
             "closed": self.closed,
+            "superseded_by": self.superseded_by,
             "sentence": self.sentence,
             "evidence": dict(self.evidence),
             "worst": dict(self.worst),
-            "cures": [[list(each.overrides), each.hint] for each in self.cures],
+            "suggestions": [asdict(each) for each in self.suggestions],
             "source": self.source,
         }
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> "Finding":
-        """What `as_row` has made a row of."""
-        cures = tuple(Cure(tuple(overrides), hint) for overrides, hint in row["cures"])
-        return cls(**{**row, "severity": Severity(row["severity"]), "cures": cures})
+        """Returns the finding of a row that `as_row` has returned."""
+        suggestions = tuple(
+            Suggestion(**{**each, "overrides": tuple(each["overrides"])})
+            for each in row["suggestions"]
+        )
+        severity = Severity(row["severity"])
+        return cls(**{**row, "severity": severity, "suggestions": suggestions})

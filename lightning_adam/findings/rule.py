@@ -1,18 +1,20 @@
-"""What a rule is, and what it is given to judge by.
+"""`rule`: declares what a finding judges, when, and what it suggests.
 
 Imports neither torch nor lightning.
 """
 
+import ast
 import inspect
-import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from lightning_adam.config.errors import ConfigError, ConfigPath
+from lightning_adam.config.errors import ConfigError
 from lightning_adam.config.monitor import Scope, Severity
+from lightning_adam.findings.context import RuleContext
+from lightning_adam.findings.finding import Suggestion
 from lightning_adam.statistics.catalogue import STATISTICS
 
 
@@ -25,7 +27,7 @@ class Warmup(Enum):
     SECOND_MOMENT = "1/(1-β2) steps"
 
     def steps(self, beta1: float, beta2: float) -> float:
-        """How many they are.
+        """Returns their number.
 
         Example:
             >>> round(Warmup.FIRST_MOMENT.steps(0.9, 0.999))
@@ -39,245 +41,181 @@ class Warmup(Enum):
         return max(0.1 * least / (1 - beta1), least)
 
 
-class Memory(NamedTuple):
-    """What is kept of a statistic of a scope."""
-
-    first: float
-    last: float
-    largest: float
-
-    def with_next(self, value: float) -> "Memory":
-        """The same with one more measurement."""
-        return Memory(self.first, value, max(self.largest, value))
-
-
-class Past:
-    """What earlier measurements have said of a scope, NaN where they have said nothing.
-
-    Example:
-        >>> Past({"lr": Memory(first=0.1, last=0.2, largest=0.3)}).largest("lr")
-        0.3
-    """
-
-    def __init__(self, memories: Mapping[str, Memory]) -> None:
-        self._memories = memories
-
-    def first(self, statistic: str) -> float:
-        """Its first value."""
-        return self._of(statistic).first
-
-    def last(self, statistic: str) -> float:
-        """Its value at the measurement before this one."""
-        return self._of(statistic).last
-
-    def largest(self, statistic: str) -> float:
-        """Its largest value."""
-        return self._of(statistic).largest
-
-    def _of(self, statistic: str) -> Memory:
-        return self._memories.get(statistic, Memory(math.nan, math.nan, math.nan))
-
-
-@dataclass(frozen=True)
-class Training:
-    """What is known of a training beside its measurements."""
-
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    """The optimizer's own settings, `lr`, `betas` and so on, without its groups'."""
-    optimizer_path: ConfigPath = field(default_factory=lambda: ConfigPath("optimizer"))
-    """The place of the optimizer's config."""
-    scheduler_path: ConfigPath = field(default_factory=lambda: ConfigPath("scheduler"))
-    """The place of the schedule's config."""
-    dtypes: frozenset[str] = frozenset({"float32"})
-    """Those of the parameters, in torch's words."""
-    peak_lr: float = math.nan
-    """The largest learning rate that the schedule comes to."""
-    total_steps: float = math.inf
-    """The optimizer steps that the trainer will take."""
-    steps_per_epoch: float = math.nan
-    every_n_steps: int = 1
-    """The steps from one measurement to the next."""
-    loss_share: float = math.nan
-    """The loss, as a share of the first that was seen."""
-    is_resumed: bool = False
-    """Whether the step was the first after a checkpoint was loaded: `Watch.resume` asks."""
-
-    @property
-    def has_converged(self) -> bool:
-        """Whether the loss is a fiftieth of what it was: then gradients are small in health."""
-        return abs(self.loss_share) < 0.02
-
-
-class Cure(NamedTuple):
-    """One way to mend it."""
-
-    overrides: tuple[str, ...]
-    """What to type behind the training's command, each `key=value`."""
-    hint: str = ""
-    """What has to be done where nothing can be typed, or what comes with it."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """What a remedy is computed from: the scope in which a finding is raised."""
-
-    values: Mapping[str, float]
-    """The statistics of the scope."""
-    training: Training
-    low_denominator: Callable[[], float | None] = lambda: None
-    """What 1 % of the scope's √v̂ are below, counted when it is asked for."""
-
-    @property
-    def betas(self) -> tuple[float, float]:
-        """The optimizer's own."""
-        beta1, beta2 = self.training.defaults.get("betas", (0.9, 0.999))
-        return float(beta1), float(beta2)
-
-    def setting(self, name: str) -> float:
-        """One of the optimizer's own settings."""
-        return float(self.training.defaults.get(name, math.nan))
-
-
 @dataclass(frozen=True)
 class Rule:
-    """One pathology, and all there is to know of it."""
+    """One fault: its condition, and what is reported."""
 
     code: str
     severity: Severity
     meaning: str
-    """What is wrong and why it hurts, in words."""
+    """What is wrong and why it hurts."""
     sentence: str
-    """What is said of it, with statistics in braces, as `str.format` takes them."""
+    """What is reported, with statistics in braces, as `str.format` takes them."""
     source: str
     scopes: tuple[Scope, ...]
-    """Where it is judged, the widest first: what is found in one is not told of the next."""
-    persistence: int
-    """The measurements in a row that raise it, and that close it."""
+    """Where it is always judged, the widest first."""
+    is_local: bool
+    """Whether it is also judged for each group, layer and tensor that the monitor describes."""
+    patience: int
+    """Measurements in a row that raise a finding."""
     warmup: Warmup
-    explained_by: tuple[str, ...]
-    """Codes of findings that are its cause: while one of them holds, it is not raised."""
+    waits_for_peak: bool
+    """Whether it is not judged while the learning rate warms up."""
+    suppressed_by: tuple[str, ...]
+    """Codes of root causes: while one holds in its scope or a wider one, it is not raised."""
     evidence: tuple[str, ...]
-    """Statistics that prove it beside those of the condition."""
-    remedy: Callable[[Case], list[Cure]]
-    condition: Callable[..., Any]
+    """Statistics to report beside those of the condition."""
+    suggest: Callable[[RuleContext], list[Suggestion]]
+    condition: Callable[..., bool | Severity]
     statistics: tuple[str, ...]
-    """The statistics that the condition is judged by, in the order of its arguments."""
-    asks_for: tuple[str, ...]
-    """What else it is judged by, of `ASKABLE`."""
+    """The statistics that the condition takes, in the order of its arguments."""
+    takes: tuple[str, ...]
+    """What else it takes, of `FACTS`."""
     thresholds: Mapping[str, float]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What can be set of it, under `adam_monitor.findings.<code>`."""
-        return {
-            **self.thresholds,
-            "persistence": self.persistence,
-            "severity": self.severity.value,
-        }
-
-    @property
-    def is_foreseen(self) -> bool:
-        """Whether it is judged before the first step, by the plan alone."""
-        return "plan" in self.asks_for
+        """The fields of `adam_monitor.findings.<code>`, at their defaults."""
+        return {**self.thresholds, "patience": self.patience, "severity": self.severity.value}
 
     @property
     def definition(self) -> str:
-        """The condition as it is written."""
-        body = inspect.getsource(self.condition).rpartition('"""\n')[2]
-        return textwrap.dedent(body).rstrip()
+        """The body of the condition."""
+        return body_of(self.condition)
 
 
-ASKABLE = ("past", "training", "tensors", "plan")
-"""What a condition may ask for beside statistics: a `Past`, a `Training`, a function that gives the
-values of a statistic, one for each tensor, or, before the first step, a `preflight.Plan`."""
+FACTS = ("history", "grad_decline", "run", "model", "spikes", "tensors")
+"""What a condition may take beside statistics: the `History` of the scope, its `grad_decline`, the
+`RunFacts`, the same statistics of the model, the `Spikes` of the measurement, and a function that
+returns a statistic's values by tensor."""
 RULES: dict[str, Rule] = {}
 """The rules, by code, in the order in which they are shown."""
 Condition = TypeVar("Condition", bound=Callable[..., Any])
+
+
+def body_of(function: Callable[..., Any]) -> str:
+    """Returns the source of a function's body, without its docstring.
+
+    Example:
+        >>> from lightning_adam.findings import RULES
+        >>> body_of(RULES["not_finite"].condition)
+        'return nonfinite_count != 0'
+    """
+    source = textwrap.dedent(inspect.getsource(function))
+    (definition,) = ast.parse(source).body
+    assert isinstance(definition, ast.FunctionDef)
+    statements = definition.body
+    first = statements[1] if ast.get_docstring(definition) is not None else statements[0]
+    lines = source.splitlines()
+    # A comment may precede the first statement.
+    start = statements[0].end_lineno if first is not statements[0] else first.lineno - 1
+    return textwrap.dedent("\n".join(lines[start:])).strip()
+
+
+def summary_of(function: Callable[..., Any]) -> str:
+    """Returns the docstring of a function in one line."""
+    return " ".join((function.__doc__ or "").split())
+
+
+def check_name(code: str, function: Callable[..., Any], others: Mapping[str, Any]) -> None:
+    """Raises if another module has taken a name.
+
+    Raises:
+        ConfigError: If it has.
+    """
+    other = others.get(code)
+    if other is not None and other.condition.__module__ != function.__module__:
+        raise ConfigError(
+            f"@rule {code}: {other.condition.__module__} defines a rule of this name",
+            f"Rename the function, for example to my_{code}",
+        )
 
 
 def rule(
     *,
     severity: Severity,
     sentence: str,
-    remedy: Callable[[Case], list[Cure]],
+    suggest: Callable[[RuleContext], list[Suggestion]],
     source: str,
     scopes: Sequence[Scope] = (Scope.model,),
-    persistence: int = 3,
+    is_local: bool = False,
+    patience: int = 3,
     warmup: Warmup = Warmup.FIRST_MOMENT,
-    explained_by: Sequence[str] = (),
+    waits_for_peak: bool = True,
+    suppressed_by: Sequence[str] = (),
     evidence: Sequence[str] = (),
 ) -> Callable[[Condition], Condition]:
     """Makes a function a rule: its name is the code, its docstring the meaning.
 
-    What the function takes by position are statistics of the catalogue, or one of `ASKABLE`; it is
-    not asked where one of the statistics is undefined. What it takes by keyword are thresholds,
-    which `adam_monitor.findings.<code>.<threshold>` sets.
+    Its positional arguments are statistics of the catalogue, or one of `FACTS`; it is not called
+    where one of the statistics is undefined. Its keyword arguments are thresholds, which
+    `adam_monitor.findings.<code>.<threshold>` sets. It returns whether the fault is present, or
+    `Severity.info` for what is stored and not printed.
 
     Args:
-        severity: `info` (recorded, not printed), `warning` or `error`.
-        sentence: What is said of it, as in `"eps takes {eps_energy_loss:.0%} of the update"`.
-        remedy: What to type, from the numbers.
+        severity: `info` (stored, not printed), `warning` or `error`; at most `warning` in a scope
+            below the model.
+        sentence: What is reported, as in `"eps removes {eps_energy_loss:.0%} of the update"`.
+        suggest: Returns suggestions from the numbers.
         source: The paper it comes from, or `calibrated`.
         scopes: Where it is judged, the widest first (default: the model).
-        persistence: Measurements in a row that raise it (default: 3).
-        warmup: Steps before which it is not judged (default: 3/(1-β1)).
-        explained_by: Codes of findings that are its cause (default: none).
-        evidence: Statistics to tell beside those of the condition (default: none).
+        is_local: Judge it in all scopes of the monitor too (default: False).
+        patience: Measurements in a row that raise it (default: 3).
+        warmup: Steps before which it is not judged (default: 3/(1-β1), at least 30).
+        waits_for_peak: Do not judge it while the learning rate warms up (default: True).
+        suppressed_by: Codes of findings that are its cause (default: none).
+        evidence: Statistics to report beside those of the condition (default: none).
 
     Raises:
-        ConfigError: If there is another rule of this name, or an argument is no statistic.
+        ConfigError: If another module has a rule of this name, or an argument is not a statistic.
 
     Example:
         >>> @rule(
         ...     severity=Severity.warning,
-        ...     sentence="The gradient's norm is {grad_norm:.3g}.",
-        ...     remedy=lambda case: [Cure(("trainer.gradient_clip_val=1.0",))],
+        ...     sentence="The gradient norm is {grad_norm:.3g}.",
+        ...     suggest=lambda context: [Suggestion(("trainer.gradient_clip_val=1.0",))],
         ...     source="calibrated",
         ... )
         ... def large_gradient(grad_norm, *, threshold=10.0):
         ...     '''Gradients are larger than this model's ever were.'''
         ...     return grad_norm > threshold
         >>> RULES.pop("large_gradient").settings
-        {'threshold': 10.0, 'persistence': 3, 'severity': 'warning'}
+        {'threshold': 10.0, 'patience': 3, 'severity': 'warning'}
     """
 
-    def enter(condition: Condition) -> Condition:
+    def register(condition: Condition) -> Condition:
         code = condition.__name__
-        others = RULES.get(code)
-        if others is not None and others.condition.__module__ != condition.__module__:
-            raise ConfigError(
-                f"@rule {code}: {others.condition.__module__} defines a rule of this name",
-                f"Rename the function, for example to my_{code}",
-            )
+        check_name(code, condition, RULES)
         parameters = inspect.signature(condition).parameters.values()
-        by_position = [each.name for each in parameters if each.kind is not each.KEYWORD_ONLY]
-        asks_for = [name for name in by_position if name in ASKABLE]
-        statistics = [name for name in by_position if name not in asks_for]
+        positional = [each.name for each in parameters if each.kind is not each.KEYWORD_ONLY]
+        statistics = [name for name in positional if name not in FACTS]
         for name in (*statistics, *evidence):
             if name not in STATISTICS:
                 raise ConfigError(
-                    f"@rule {code}: {name} is neither a statistic nor one of {', '.join(ASKABLE)}",
+                    f"@rule {code}: {name} is neither a statistic nor one of {', '.join(FACTS)}",
                     "Run lightning-adam explain statistics for the names",
                 )
         RULES[code] = Rule(
             code=code,
             severity=severity,
-            meaning=" ".join((condition.__doc__ or "").split()),
+            meaning=summary_of(condition),
             sentence=sentence,
             source=source,
             scopes=tuple(scopes),
-            persistence=persistence,
+            is_local=is_local,
+            patience=patience,
             warmup=warmup,
-            explained_by=tuple(explained_by),
+            waits_for_peak=waits_for_peak,
+            suppressed_by=tuple(suppressed_by),
             evidence=tuple(evidence),
-            remedy=remedy,
+            suggest=suggest,
             condition=condition,
             statistics=tuple(statistics),
-            asks_for=tuple(asks_for),
+            takes=tuple(name for name in positional if name in FACTS),
             thresholds={
                 each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY
             },
         )
         return condition
 
-    return enter
+    return register

@@ -46,7 +46,7 @@ class AdamMonitor(AnyCallback):
             None, never).
         layer_table: Also log the statistics of every layer to the W&B table `adam_layers`
             (default: False).
-        findings: Settings of the rules by name: thresholds, `persistence` and `severity`, as in
+        findings: Settings of the rules by name: thresholds, `patience` and `severity`, as in
             `{"eps_dominates": {"threshold": 0.2}}`; None disables all rules (default: {}, no
             changes).
         stop_on: Findings that stop training, as in `["not_finite"]` (default: none).
@@ -129,7 +129,7 @@ class AdamMonitor(AnyCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hooks into the optimizers, whose state a checkpoint has restored by now."""
-        self._session = MonitorSession(self.config, trainer)
+        self._session = MonitorSession(self.config, self._path, trainer)
         self._session.start(pl_module, self._saved)
 
     @override

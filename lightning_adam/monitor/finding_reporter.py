@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,14 +12,20 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_adam.config.monitor import MonitorConfig, Severity
+from lightning_adam.config.errors import ConfigPath
+from lightning_adam.config.monitor import MonitorConfig, Scope
+from lightning_adam.findings.context import RunFacts
+from lightning_adam.findings.describe import (
+    describe_closed,
+    describe_raised,
+    sampling_advice,
+    summarize,
+)
+from lightning_adam.findings.engine import RuleEngine
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.preflight import preflight
-from lightning_adam.findings.rule import Training
-from lightning_adam.findings.showing import closed, raised, summary
-from lightning_adam.findings.watch import Watch
 from lightning_adam.monitor.publishing import Publisher, alert, log_findings
-from lightning_adam.monitor.run_plan import run_plan, training_facts
+from lightning_adam.monitor.run_facts import run_facts
 from lightning_adam.optim.console import log_info
 from lightning_adam.statistics import kernels
 from lightning_adam.statistics.histograms import DENOMINATOR_POSITION, HARMLESS, magnitude_above
@@ -29,13 +36,14 @@ MOST_PRINTED = 3
 """How often a finding that recurs is printed."""
 
 
-@dataclasses.dataclass
+@dataclass
 class _Judged:
-    """One optimizer, its rules, and the facts of the run that they read."""
+    """One optimizer, its rules, and what is known of its run."""
 
     optimizer: Optimizer
-    rules: Watch
-    training: Training
+    engine: RuleEngine
+    run: RunFacts
+    measurements: int = 0
 
 
 class FindingReporter:
@@ -43,21 +51,27 @@ class FindingReporter:
 
     Args:
         config: The monitor's config.
+        path: Its place.
         publisher: Writes to the loggers.
         module: The module that holds the parameters.
         every_n_steps: Optimizer steps from one measurement to the next.
     """
 
     def __init__(
-        self, config: MonitorConfig, publisher: Publisher, module: nn.Module, every_n_steps: int
+        self,
+        config: MonitorConfig,
+        path: ConfigPath,
+        publisher: Publisher,
+        module: nn.Module,
+        every_n_steps: int,
     ) -> None:
         self._config = config
+        self._path = path
         self._publisher = publisher
         self._module = module
         self._every_n_steps = every_n_steps
         self._judged: dict[str, _Judged] = {}
-        self._first_loss = math.nan
-        self._measurements = 0
+        self._notices: list[Finding] = []
         self.should_stop = False
         """Whether a finding in `stop_on` was raised."""
         self._has_unlogged = False
@@ -65,8 +79,12 @@ class FindingReporter:
 
     @property
     def findings(self) -> list[Finding]:
-        """All findings, open and closed, in the order of their steps."""
-        return [finding for each in self._judged.values() for finding in each.rules.all]
+        """Preflight notices, then open and closed findings, in the order of their steps."""
+        return [*self._notices, *self._raised]
+
+    @property
+    def _raised(self) -> list[Finding]:
+        return [finding for each in self._judged.values() for finding in each.engine.findings]
 
     def track(self, optimizer: Optimizer, name: str) -> list[str]:
         """Adds an optimizer, and returns the statistics that its rules read.
@@ -75,25 +93,27 @@ class FindingReporter:
             optimizer: The optimizer.
             name: Its name; empty if it is the only one.
         """
-        rules = Watch(self._config.findings, name)
-        self._judged[name] = _Judged(optimizer, rules, Training())
-        return rules.statistics
+        scopes = [each for each in self._config.scopes if each is not Scope.model]
+        engine = RuleEngine(self._config.findings, name, scopes)
+        self._judged[name] = _Judged(optimizer, engine, RunFacts())
+        return engine.statistics
 
     def start(self, trainer: Trainer, module: LightningModule, x: int) -> None:
-        """Reports what is known before the first step.
+        """Reports the preflight notices.
 
         Args:
             trainer: The trainer.
             module: The module that is trained.
             x: The step of the x-axis.
         """
-        notices = []
-        for judged in self._judged.values():
-            facts = training_facts(trainer, module, judged.optimizer, self._every_n_steps)
-            judged.training = facts
-            plan = run_plan(trainer, self._module, judged.optimizer, facts)
-            notices += judged.rules.foresee(preflight(plan, judged.rules.rules))
-        self._report(notices, x)
+        self._notices = []
+        for name, each in self._judged.items():
+            facts = run_facts(trainer, module, self._module, each.optimizer)
+            each.run = dataclasses.replace(
+                facts, every_n_steps=self._every_n_steps, monitor_path=self._path
+            )
+            self._notices += preflight(each.run, self._config.findings, name)
+        self._report(self._notices, x)
 
     def judge(
         self,
@@ -121,26 +141,22 @@ class FindingReporter:
         """
         judged = self._judged[name]
         if is_resumed:
-            self._report(judged.rules.resume(measurement, step, judged.training), x)
+            self._report(judged.engine.judge_resumed(measurement, step, judged.run), x)
         if not is_due:
             return
-        self._measurements += 1
-        if not math.isfinite(self._first_loss):
-            self._first_loss = loss
-        share = loss / self._first_loss if self._first_loss else math.nan
-        training = dataclasses.replace(judged.training, loss_share=share)
+        judged.measurements += 1
 
-        def low_denominator(scope: str) -> float | None:
+        def denominator_of(scope: str) -> float | None:
             if not may_wait:
                 return None
-            return _low_denominator(judged.optimizer, self._module, measurement, scope)
+            return low_denominator(judged.optimizer, self._module, measurement, scope)
 
-        changes = judged.rules.judge(measurement, step, training, low_denominator)
+        changes = judged.engine.judge(measurement, step, judged.run, loss, denominator_of)
         if changes.closed:
             self._has_unlogged = True
-            resolved = [each for each in changes.closed if self._is_printed(each)]
-            if resolved:
-                log_info(closed(resolved))
+            printed = [each for each in changes.closed if self._is_printed(each)]
+            if printed:
+                log_info(describe_closed(printed))
         self._report(changes.raised, x)
 
     def finish(self, x: int) -> None:
@@ -149,22 +165,25 @@ class FindingReporter:
         Args:
             x: The step of the x-axis.
         """
-        if self._measurements:
-            log_info(summary(self.findings, self._measurements))
+        measured = [each for each in self._judged.values() if each.measurements]
+        if measured:
+            first = max(measured, key=lambda each: len(each.engine.unjudged()))
+            unjudged = first.engine.unjudged()
+            advice = sampling_advice(unjudged, first.run, self._path) if unjudged else ""
+            number = sum(each.measurements for each in measured)
+            log_info(summarize(self._raised, number, unjudged, advice))
         if self._has_unlogged:
             self._log(x)
 
     def state(self) -> dict[str, Any]:
         """Returns what a checkpoint stores."""
-        rules = {name: each.rules.state() for name, each in self._judged.items()}
-        return {"first_loss": self._first_loss, "watches": rules}
+        return {name: each.engine.state() for name, each in self._judged.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continues from what a checkpoint stores."""
-        self._first_loss = state.get("first_loss", math.nan)
-        for name, rules in state.get("watches", {}).items():
+        for name, saved in state.items():
             if name in self._judged:
-                self._judged[name].rules.restore(rules)
+                self._judged[name].engine.restore(saved)
 
     def _report(self, findings: Sequence[Finding], x: int) -> None:
         if not findings:
@@ -174,19 +193,22 @@ class FindingReporter:
         printed = [each for each in findings if self._is_printed(each)]
         if not printed:
             return
-        log_info(raised(printed))
+        log_info(describe_raised(printed))
         if self._config.alert:
             for finding in printed:
-                self._publisher.each(alert, f"Adam: {finding.code}", raised([finding]))
-        stopping = [each.code for each in printed if each.code in self._config.stop_on]
+                self._publisher.each(alert, f"Adam: {finding.code}", describe_raised([finding]))
+        stopping = [each.code for each in printed if self._stops(each)]
         if stopping:
             self.should_stop = True
             log_info(f"AdamMonitor stops the run: {stopping[0]} is in stop_on.")
         self._log(x)
 
+    def _stops(self, finding: Finding) -> bool:
+        return finding.code in self._config.stop_on and not finding.is_notice
+
     def _is_printed(self, finding: Finding) -> bool:
         """Whether to print it: not at `info`, and not again and again."""
-        is_loud = finding.severity is not Severity.info or finding.code in self._config.stop_on
+        is_loud = finding.is_above_info or self._stops(finding)
         return is_loud and self._printed[_identity(finding)] <= MOST_PRINTED
 
     def _log(self, x: int) -> None:
@@ -200,10 +222,10 @@ def _identity(finding: Finding) -> tuple[str, str, str]:
     return finding.code, finding.scope, finding.optimizer
 
 
-def _low_denominator(
+def low_denominator(
     optimizer: Optimizer, module: nn.Module, measurement: Measurement, scope: str
 ) -> float | None:
-    """The value that 1 % of the √v̂ of a scope are below.
+    """Returns the value that 1 % of the √v̂ of a scope are below.
 
     Over this rank's part of the parameters that still have their gradients; None if there are none,
     or if it is smaller than any sensible eps.

@@ -15,6 +15,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_adam.config.monitor import Severity
 from lightning_adam.monitor.failsafe import warn_only
 from lightning_adam.monitor.log_keys import DENOMINATOR, EPS_CURVE, FINDINGS, TENSOR, X_AXIS
 from lightning_adam.monitor.loggers import is_csv, is_tensorboard, is_wandb, location, run_folder
@@ -230,11 +231,12 @@ def log_findings(logger: Logger, rows: Sequence[Mapping[str, Any]], step: int) -
         unfinished.replace(file)
     if is_wandb(logger):
         log_table(logger, FINDINGS, [*rows[0]], [*map(_cells, rows)], step)
-        is_open = [row["code"] for row in rows if row["closed"] is None]
-        for code in dict.fromkeys(row["code"] for row in rows):
-            first = min(row["step"] for row in rows if row["code"] == code)
-            logger.experiment.summary[f"{FINDINGS}_raised/{code}"] = first
-        logger.experiment.summary[f"{FINDINGS}_open"] = ", ".join(dict.fromkeys(is_open))
+        shown = [row for row in rows if row["step"] and row["severity"] != Severity.info.value]
+        for row in reversed(shown):
+            # The first step at which it was raised comes last.
+            logger.experiment.summary[f"{FINDINGS}_raised/{row['code']}"] = row["step"]
+        is_open = dict.fromkeys(row["code"] for row in shown if row["closed"] is None)
+        logger.experiment.summary[f"{FINDINGS}_open"] = ", ".join(is_open)
 
 
 def _cells(row: Mapping[str, Any]) -> list[Any]:

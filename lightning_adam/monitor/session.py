@@ -16,6 +16,7 @@ from lightning_adam._compat.lightning import (
     logging_step,
     loss_of_batch,
 )
+from lightning_adam.config.errors import ConfigPath
 from lightning_adam.config.monitor import MonitorConfig
 from lightning_adam.monitor.cadence import Cadence
 from lightning_adam.monitor.failsafe import Failsafe
@@ -26,7 +27,7 @@ from lightning_adam.monitor.pending import AsyncHostCopy, has_arrived_by
 from lightning_adam.monitor.preconditions import announce_compilation, torch_optimizers
 from lightning_adam.monitor.publishing import Publisher, log_location, log_settings
 from lightning_adam.monitor.row_log import RowLog
-from lightning_adam.monitor.run_plan import run_settings
+from lightning_adam.monitor.run_facts import run_settings
 from lightning_adam.monitor.tracked_optimizer import TrackedOptimizer
 from lightning_adam.statistics.metric import AdamStatistics
 from lightning_adam.statistics.names import optimizer_names
@@ -42,11 +43,13 @@ class MonitorSession:
 
     Args:
         config: The monitor's config.
+        path: Its place.
         trainer: The trainer.
     """
 
-    def __init__(self, config: MonitorConfig, trainer: Trainer) -> None:
+    def __init__(self, config: MonitorConfig, path: ConfigPath, trainer: Trainer) -> None:
         self._config = config
+        self._path = path
         self._trainer = trainer
         self.failsafe = Failsafe(self._mute)
         self.tracked: list[TrackedOptimizer] = []
@@ -148,7 +151,7 @@ class MonitorSession:
         names = optimizer_names(optimizers, module)
         holder = holder_of_parameters(trainer, module)
         if config.findings is not None:
-            self.reporter = FindingReporter(config, self._publisher, holder, interval)
+            self.reporter = FindingReporter(config, self._path, self._publisher, holder, interval)
             self._rows.reporter = self.reporter
         if config.flight_recorder:
             self._recorder = FlightRecorder(config, trainer, self._publisher)

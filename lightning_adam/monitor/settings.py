@@ -7,6 +7,8 @@ from typing import Any
 from lightning_adam.config.errors import ConfigPath, nearest
 from lightning_adam.config.monitor import MonitorConfig, Severity, parse_monitor
 from lightning_adam.findings import RULES
+from lightning_adam.findings.preflight import NOTICES, Notice
+from lightning_adam.findings.rule import Rule
 from lightning_adam.statistics.selection import check_selection
 
 
@@ -30,6 +32,9 @@ def monitor_config(node: Any, path: ConfigPath | None = None) -> MonitorConfig:
     config, path = parsed.config, parsed.path
     config.findings = _rule_settings(config.findings, path / "findings")
     for code in config.stop_on:
+        if code in NOTICES:
+            problem = f"has {code}, a preflight notice, which does not stop a run"
+            raise (path / "stop_on").invalid(config.stop_on, problem, ["not_finite"])
         if code not in RULES:
             close = nearest(code, RULES, 1, cutoff=0.0)
             problem = f"has {code!r}, which is not a finding"
@@ -44,10 +49,11 @@ def _rule_settings(findings: Any, path: ConfigPath) -> dict[str, Any] | None:
     """The settings of the rules, each of which its rule has."""
     if findings is None:
         return None
+    known: dict[str, Rule | Notice] = {**RULES, **NOTICES}
     for code, settings in findings.items():
-        if code not in RULES:
-            raise (path / code).unknown(settings, RULES, "a finding")
-        own = RULES[code].settings
+        if code not in known:
+            raise (path / code).unknown(settings, known, "a finding")
+        own = known[code].settings
         if not isinstance(settings, Mapping):
             raise (path / code).invalid(settings, "must be settings of the rule", own)
         for name, value in settings.items():
@@ -60,7 +66,7 @@ def _rule_settings(findings: Any, path: ConfigPath) -> dict[str, Any] | None:
                     raise place.invalid(value, f"must be one of {', '.join(words)}", own[name])
             elif isinstance(value, bool) or not isinstance(value, int | float) or isnan(value):
                 raise place.invalid(value, "must be a number", own[name])
-            elif name == "persistence" and (value < 1 or not float(value).is_integer()):
+            elif name == "patience" and (value < 1 or not float(value).is_integer()):
                 raise place.invalid(value, "must be an integer, at least 1", own[name])
     # YAML reads `off` as false.
     return {

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lightning_adam.config.errors import ConfigError, format_value
-from lightning_adam.config.monitor import Severity
-from lightning_adam.findings.showing import numbers, typed
+from lightning_adam.findings.describe import format_numbers
 from lightning_adam.reports.comparison import TOLERANCE, config_differences, parting
 from lightning_adam.reports.keys import BASES, Key, Scope, read_key
 from lightning_adam.reports.panels import SECTIONS, Drawing, Panel
@@ -109,8 +108,7 @@ def page(runs: Sequence[Run]) -> str:
             for label, run in zip(names, runs, strict=True)
             if run.findings is not None
         ],
-        typed=typed,
-        numbers=numbers,
+        numbers=format_numbers,
         data={"runs": names, "panels": drawn, "findings": _marks(runs)},
         format_value=format_value,
         plotly=get_plotlyjs(),
@@ -118,16 +116,21 @@ def page(runs: Sequence[Run]) -> str:
 
 
 def _marks(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Where findings were raised in the middle of a training, one mark a pathology."""
-    first: dict[tuple[int, str], int] = {}
-    for place, run in enumerate(runs):
-        for finding in run.findings or []:
-            if finding.step and finding.severity is not Severity.info:
+    """Where findings were raised during the run: one mark for each optimizer and code."""
+    first: dict[tuple[int, str, str], int] = {}
+    for index, run in enumerate(runs):
+        for each in run.findings or []:
+            if each.is_above_info and not each.is_notice:
                 # The first optimizer step is logged at 0.
-                first.setdefault((place, finding.code), finding.step - 1)
+                first.setdefault((index, each.optimizer, each.code), each.step - 1)
     return [
-        {"run": place, "scope": None, "code": code, "step": step}
-        for (place, code), step in first.items()
+        {
+            "run": index,
+            "scope": None,
+            "code": f"{code} of {optimizer}" if optimizer else code,
+            "step": step,
+        }
+        for (index, optimizer, code), step in first.items()
     ]
 
 

@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 
 from lightning_adam._compat.lightning import logging_step, loss_of_batch
 from lightning_adam.config.monitor import MonitorConfig, Scope
+from lightning_adam.findings.spikes import DEVIATIONS, SpikeWindow
 from lightning_adam.monitor.failsafe import Failsafe
 from lightning_adam.monitor.flight_recorder.event_files import Event, EventFiles
 from lightning_adam.monitor.flight_recorder.file import Step
-from lightning_adam.monitor.flight_recorder.loss_spikes import LossSpikes
 from lightning_adam.monitor.gradient_processing import GradientProcessing
 from lightning_adam.monitor.pending import AsyncHostCopy, PendingMeasurement, PendingQueue
 from lightning_adam.monitor.publishing import Publisher
@@ -97,7 +97,7 @@ class FlightRecorder:
         self._recordings: dict[str, _Recording] = {}
         self._modules: list[str] = []
         """The paths of the modules."""
-        self._spikes = LossSpikes()
+        self._losses_before = SpikeWindow()
         self._measured: list[_MeasuredStep] = []
         self._losses: list[Tensor] = []
         """Of the batches since the last step."""
@@ -246,11 +246,11 @@ class FlightRecorder:
                 kept = Step(batch.x, number, step.name, loss, measurement.copy())
                 self._recordings[step.name].steps.append(kept)
                 is_finite &= not kept.measurement.has_nonfinite
-        has_jumped = is_finite and loss is not None and self._spikes.is_spike(loss)
+        has_jumped = loss is not None and self._losses_before.add(loss) > DEVIATIONS
         was_finite, self._was_finite = self._was_finite, is_finite
         if was_finite and not is_finite:
             self._write(Event.NOT_FINITE)
-        elif has_jumped:
+        elif is_finite and has_jumped:
             self._write(Event.LOSS_SPIKE)
         return None
 

@@ -10,10 +10,10 @@ import torch
 
 from lightning_adam.config.monitor import Scope
 from lightning_adam.findings import RULES
+from lightning_adam.findings.context import RunFacts
+from lightning_adam.findings.describe import describe_finding
+from lightning_adam.findings.engine import RuleEngine
 from lightning_adam.findings.finding import Finding
-from lightning_adam.findings.rule import Training
-from lightning_adam.findings.showing import described
-from lightning_adam.findings.watch import Watch
 from lightning_adam.optim.param_groups import peak_lr
 from lightning_adam.reports.inspection.files import read
 from lightning_adam.reports.inspection.numbers import (
@@ -266,15 +266,12 @@ def _changed(moments: Moments, columns: Sequence[Shown], change: Change | None) 
 
 def _findings(saved: Saved, moments: Moments) -> str:
     known = {each.name for each in moments.known}
-    # One measurement has no past, and what lasts cannot be told from what does not.
-    judged = [
-        rule
-        for rule in RULES.values()
-        if rule.statistics and {*rule.statistics} <= known and "past" not in rule.asks_for
-    ]
-    codes = {rule.code for rule in judged}
-    watch = Watch(
-        {code: {"persistence": 1} if code in codes else {"severity": "off"} for code in RULES},
+    is_known = {code: {*rule.statistics} <= known for code, rule in RULES.items()}
+    # A checkpoint is one measurement: it has no history.
+    needs_history = [code for code, rule in RULES.items() if {"history", "spikes"} & {*rule.takes}]
+    codes = [code for code in RULES if is_known[code] and code not in needs_history]
+    engine = RuleEngine(
+        {code: {"patience": 1} if code in codes else {"severity": "off"} for code in RULES},
         saved.name,
     )
     steps = [float(step) for step in moments.states.step]
@@ -285,36 +282,38 @@ def _findings(saved: Saved, moments: Moments) -> str:
         counts = moments.exponents[torch.tensor(chosen)].sum(0).tolist()
         return magnitude_above(counts, HARMLESS)
 
-    watch.judge(moments.measurement, int(max(steps)), _training(saved, moments), low_denominator)
+    facts = _run_facts(saved, moments)
+    engine.judge(moments.measurement, int(max(steps)), facts, low_denominator=low_denominator)
     lines = ["Findings"]
-    for finding in watch.open:
-        lines += said(finding)
-    if not watch.open:
+    for finding in engine.open:
+        lines += _described(finding)
+    if not engine.open:
         lines.append("  None.")
-    elif not saved.is_recorded and any(each.remedy for each in watch.open):
+    elif not saved.is_recorded and any(each.remedy for each in engine.open):
         lines += _wrapped(
             "optimizer.… is typed where lightning_adam's configs are used; elsewhere it is the"
             " argument of that name, in torch.optim.AdamW(…)."
         )
-    not_judged = [rule.code for rule in RULES.values() if rule.code not in codes]
-    lines += _wrapped(f"Judged: {', '.join(sorted(codes)) or 'nothing'}.")
-    lines += _wrapped(
-        f"Not judged, as they need a gradient, weights or a past: {', '.join(not_judged)}."
-    )
+    lines += _wrapped(f"Judged: {', '.join(codes) or 'nothing'}.")
+    unknown = [code for code in RULES if not is_known[code]]
+    lines += _wrapped(f"Not judged, as the checkpoint has no gradient: {', '.join(unknown)}.")
+    later = [code for code in needs_history if is_known[code]]
+    if later:
+        lines += _wrapped(f"Not judged, as they need earlier measurements: {', '.join(later)}.")
     return "\n".join(lines)
 
 
-def said(finding: Finding) -> list[str]:
-    """A finding: what is wrong, the numbers that prove it, and what to type."""
+def _described(finding: Finding) -> list[str]:
+    """A finding as lines."""
     title = f"  {finding.code} ({finding.severity}) in {finding.scope}"
-    return [title, *(f"  {line}" for line in described(finding))]
+    return [title, *(f"  {line}" for line in describe_finding(finding))]
 
 
-def _training(saved: Saved, moments: Moments) -> Training:
+def _run_facts(saved: Saved, moments: Moments) -> RunFacts:
     first = saved.groups[0]
     peaks = [float(peak_lr(group)) for group in saved.groups]
     own = moments.states.parameter if saved.weights else moments.states.exp_avg
-    return Training(
+    return RunFacts(
         defaults={**first, "lr": float(peak_lr(first))},
         dtypes=frozenset(dtype_name(each.dtype) for each in own),
         peak_lr=max(peaks),

@@ -1,4 +1,4 @@
-"""What the rules know of a run before its first step: lengths, settings, and the parameters."""
+"""Facts of a run that the rules read beside its measurements: lengths, settings and parameters."""
 
 import math
 from collections import Counter
@@ -12,10 +12,9 @@ from torch.optim import Optimizer
 
 from lightning_adam._compat.lightning import is_smoke_test
 from lightning_adam.config.errors import ConfigPath, Source
-from lightning_adam.findings.preflight import Plan, PlannedGroup
-from lightning_adam.findings.rule import Training
+from lightning_adam.findings.context import GroupFacts, RunFacts
 from lightning_adam.optim.length import steps_of
-from lightning_adam.optim.optimizers import optimizer_settings
+from lightning_adam.optim.optimizers import optimizer_settings, plan_of
 from lightning_adam.optim.param_groups import peak_lr
 from lightning_adam.optim.schedulers import scheduler_settings
 from lightning_adam.statistics.dtypes import dtype_name, rounds_to_0
@@ -24,34 +23,51 @@ from lightning_adam.statistics.sharding import distributed_tensor
 from lightning_adam.statistics.state_reader import steps_as_adam
 from lightning_adam.version import __version__
 
+FIELDS_OF_GROUPS = ("betas", "eps", "weight_decay")
+"""Settings that a group's config may set."""
 
-def training_facts(
-    trainer: Trainer, module: LightningModule, optimizer: Optimizer, every_n_steps: int
-) -> Training:
-    """Returns the facts of a run that rules read beside the measurements.
+
+def run_facts(
+    trainer: Trainer, module: LightningModule, holder: nn.Module, optimizer: Optimizer
+) -> RunFacts:
+    """Returns the facts of a run.
 
     Args:
         trainer: The trainer.
         module: The module, whose configs are named in suggestions.
+        holder: The module that holds the parameters.
         optimizer: The optimizer.
-        every_n_steps: Optimizer steps from one measurement to the next.
     """
     paths = getattr(module, "config_paths", (ConfigPath("optimizer"), ConfigPath("scheduler")))
-    peaks = [_number(peak_lr(group)) for group in optimizer.param_groups]
+    schedules = [each.scheduler for each in trainer.lr_scheduler_configs]
+    own = [scheduler_settings(each) for each in schedules if each.optimizer is optimizer]
     steps = None
     if len(trainer.optimizers) == 1 and not is_smoke_test(trainer):
         steps = steps_of(trainer)
-    epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
+    batches, window = float(trainer.num_training_batches), trainer.accumulate_grad_batches
+    batches = batches if math.isfinite(batches) else math.nan
+    is_manual = not module.automatic_optimization
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    return Training(
+    peaks = [_number(peak_lr(group)) for group in optimizer.param_groups]
+    return RunFacts(
         defaults={**optimizer.defaults, "lr": _number(optimizer.defaults.get("lr", math.nan))},
+        groups=groups_of(optimizer) if steps_as_adam(optimizer) else [],
         optimizer_path=_with_config(paths[0]),
         scheduler_path=_with_config(paths[1]),
+        schedule=own[0] if own else None,
         dtypes=frozenset(dtype_name(each.dtype) for each in parameters),
         peak_lr=max(peaks, default=math.nan),
         total_steps=math.inf if steps is None else steps,
-        every_n_steps=every_n_steps,
-        steps_per_epoch=epoch if math.isfinite(epoch) else math.nan,
+        steps_per_epoch=batches / window,
+        batches_per_epoch=math.nan if is_manual else batches,
+        accumulate_grad_batches=window,
+        samples_per_step=_samples(trainer) * window * trainer.world_size,
+        gradient_clip_val=None
+        if trainer.gradient_clip_val is None
+        else float(trainer.gradient_clip_val),
+        is_manual_optimization=is_manual,
+        left_out=_left_out(trainer, holder),
+        initial_norm=initial_norm(parameters),
     )
 
 
@@ -60,27 +76,21 @@ def _with_config(path: ConfigPath) -> ConfigPath:
     return ConfigPath(path.config) if path.source is Source.PYTHON else path
 
 
-def run_plan(trainer: Trainer, module: nn.Module, optimizer: Optimizer, training: Training) -> Plan:
-    """Returns what is about to be trained, for the preflight notices.
+def _samples(trainer: Trainer) -> float:
+    """Samples in a batch; NaN if the data loader does not say."""
+    size = getattr(trainer.train_dataloader, "batch_size", None)
+    return float(size) if isinstance(size, int) else math.nan
 
-    Args:
-        trainer: The trainer.
-        module: The module that holds the parameters.
-        optimizer: The optimizer.
-        training: The facts that `training_facts` returns.
+
+def initial_norm(parameters: Sequence[Tensor]) -> float:
+    """Returns the norm that matrices have at a standard initialisation, of 1/fan_in variance.
+
+    Example:
+        >>> initial_norm([torch.zeros(4, 100), torch.zeros(100)])
+        2.0
     """
-    schedules = [each.scheduler for each in trainer.lr_scheduler_configs]
-    own = [scheduler_settings(each) for each in schedules if each.optimizer is optimizer]
-    return Plan(
-        training=training,
-        groups=[
-            _planned(group_name(group, index), group)
-            for index, group in enumerate(optimizer.param_groups)
-            if steps_as_adam(optimizer)
-        ],
-        schedule=own[0] if own else {},
-        left_out=_left_out(trainer, module),
-    )
+    matrices = [each.shape for each in parameters if each.ndim > 1]
+    return math.sqrt(sum(shape[0] for shape in matrices))
 
 
 def _left_out(trainer: Trainer, module: nn.Module) -> list[str]:
@@ -105,13 +115,26 @@ def _left_out(trainer: Trainer, module: nn.Module) -> list[str]:
     return left_out
 
 
-def _planned(name: str, group: Mapping[str, Any]) -> PlannedGroup:
+def groups_of(optimizer: Optimizer) -> list[GroupFacts]:
+    """Returns the parameter groups of an optimizer, as it is about to train them."""
+    groups = enumerate(optimizer.param_groups)
+    return [_group(optimizer, group_name(group, index), group) for index, group in groups]
+
+
+def _group(optimizer: Optimizer, name: str, group: Mapping[str, Any]) -> GroupFacts:
     dtypes = {each.dtype for each in group["params"] if each.is_floating_point()}
     eps = float(group["eps"])
     settings = {**group, "lr": _number(peak_lr(group)), "betas": [*map(_number, group["betas"])]}
-    return PlannedGroup(
+    try:
+        plan, first = plan_of(optimizer), group["params"][0]
+        paths = {field: plan.path_of(first, field) / field for field in FIELDS_OF_GROUPS}
+    except (KeyError, IndexError):
+        # Something else has built it, or the group is empty.
+        paths = {}
+    return GroupFacts(
         name,
-        {key: value for key, value in settings.items() if key != "params"},
+        {key: value for key, value in settings.items() if key not in ("params", "param_names")},
+        {field: path for field, path in paths.items() if path.field.startswith("groups.")},
         {dtype_name(dtype): 0.0 if rounds_to_0(eps, dtype) else eps for dtype in dtypes},
         {dtype_name(dtype): torch.finfo(dtype).eps for dtype in dtypes},
     )

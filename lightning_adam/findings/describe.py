@@ -1,0 +1,241 @@
+"""Findings as text: in the console, and in `lightning-adam explain`."""
+
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+
+from lightning_adam.config.errors import ConfigPath, format_value
+from lightning_adam.findings.context import RuleContext, RunFacts
+from lightning_adam.findings.finding import Finding, Suggestion
+from lightning_adam.findings.preflight import Notice
+from lightning_adam.findings.rule import Rule, summary_of
+from lightning_adam.statistics.catalogue import STATISTICS
+
+WIDTH = 98
+NAMED = 3
+"""Scopes and rules that are named of many."""
+
+
+def describe_raised(findings: Sequence[Finding]) -> str:
+    """Returns findings of one optimizer and step as text, one block a code."""
+    return "\n".join(_block(each) for each in _by_code(findings).values())
+
+
+def _block(alike: Sequence[Finding]) -> str:
+    finding = alike[0]
+    where = _some([each.scope for each in alike])
+    of = f" of {finding.optimizer}" if finding.optimizer else ""
+    when = "before the first step" if finding.is_notice else f"at step {finding.step}"
+    title = f"AdamMonitor: {finding.code} ({finding.severity}) {when}, in {where}{of}"
+    # The latest suggestion serves all scopes.
+    body = describe_finding(finding, alike[-1].suggestions)
+    return "\n".join([title, *body])
+
+
+def describe_finding(
+    finding: Finding, suggestions: Iterable[Suggestion] | None = None
+) -> list[str]:
+    """Returns a finding's sentence, evidence and suggestions, line by line.
+
+    Args:
+        finding: The finding.
+        suggestions: Suggestions in place of its own (default: None).
+    """
+    lines = _wrapped(finding.sentence)
+    if not finding.is_notice and finding.evidence:
+        lines += _wrapped(format_numbers(finding.evidence))
+    if finding.worst:
+        lines += _wrapped(f"most in {format_numbers(finding.worst)}")
+    lines += describe_suggestions(finding.suggestions if suggestions is None else suggestions)
+    lines.append(f"  more:    lightning-adam explain {finding.code}")
+    return lines
+
+
+def describe_suggestions(suggestions: Iterable[Suggestion]) -> list[str]:
+    """Returns suggestions in their order, a line each.
+
+    Example:
+        >>> lead = Suggestion(("optimizer.betas=[0.9,0.95]",), is_lead=True)
+        >>> for line in describe_suggestions([Suggestion(("optimizer.eps=1e-13",)), lead]):
+        ...     print(line)
+          type:    optimizer.eps=1e-13
+          or try:  'optimizer.betas=[0.9,0.95]'  (a lead)
+    """
+    lines: list[str] = []
+    for each in suggestions:
+        word = "do:" if not each.overrides else "try:" if each.is_lead else "type:"
+        text = str(each)
+        if each.is_lead:
+            text = f"{text[:-1]}; a lead)" if text.endswith(")") else f"{text}  (a lead)"
+        lines.append(f"  {f'or {word}' if lines else word:<9}{text}")
+    return lines
+
+
+def format_numbers(values: Mapping[str, float]) -> str:
+    """Returns numbers by name, in one line.
+
+    Example:
+        >>> format_numbers({"eps_energy_loss": 0.62345, "eps": 1e-8})
+        'eps_energy_loss 0.623, eps 1e-08'
+    """
+    return ", ".join(f"{name} {value:.3g}" for name, value in values.items())
+
+
+def describe_closed(findings: Iterable[Finding]) -> str:
+    """Returns closed findings as text, a line each."""
+    return "\n".join(
+        f"AdamMonitor: {each.code} {_end(each)} at step {each.closed}, in {each.scope} (raised at"
+        f" step {each.step})"
+        for each in findings
+    )
+
+
+def _end(finding: Finding) -> str:
+    by = finding.superseded_by
+    return f"superseded by {by}" if by else "resolved"
+
+
+def summarize(
+    findings: Sequence[Finding],
+    measurements: int,
+    unjudged: Sequence[Rule] = (),
+    advice: str = "",
+) -> str:
+    """Returns the summary at the end of a run.
+
+    Args:
+        findings: Open and closed findings, without notices.
+        measurements: Number of measurements.
+        unjudged: Rules that too few measurements could judge (default: none).
+        advice: How to judge them (default: none).
+
+    Example:
+        >>> summarize([], 63)
+        'AdamMonitor: No issues found (63 measurements)'
+    """
+    number = f"{measurements} measurement{'' if measurements == 1 else 's'}"
+    shown = _by_code(each for each in findings if each.is_above_info)
+    lines = []
+    if shown:
+        lines.append(
+            f"AdamMonitor: {len(shown)} issues in {number}".replace(" 1 issues", " 1 issue")
+        )
+    elif not unjudged:
+        return f"AdamMonitor: No issues found ({number})"
+    for code, alike in shown.items():
+        first = alike[0]
+        is_open = [each for each in alike if each.is_open]
+        until = "to the end" if is_open else f"to step {max(each.closed or 0 for each in alike)}"
+        lines.append(f"  {code} ({first.severity}), from step {first.step} {until}")
+        # The last that was raised serves all that are open.
+        lines += describe_suggestions(
+            max(is_open or alike, key=lambda each: each.step).suggestions
+        )[:1]
+    if unjudged:
+        few = f"{number} {'is' if measurements == 1 else 'are'} too few to judge"
+        codes = _some([each.code for each in unjudged])
+        sentence = f"{few} {codes}. {advice}".rstrip()
+        lines += [f"  {sentence}"] if lines else [f"AdamMonitor: {sentence}"]
+    return "\n".join(lines)
+
+
+def sampling_advice(unjudged: Iterable[Rule], run: RunFacts, path: ConfigPath) -> str:
+    """Returns which `every_n_steps` lets a run judge some rules.
+
+    Args:
+        unjudged: The rules.
+        run: Facts of the run.
+        path: The place of the monitor's config.
+
+    Example:
+        >>> from lightning_adam.findings import RULES
+        >>> rules, path = [RULES["eps_dominates"]], ConfigPath("adam_monitor")
+        >>> sampling_advice(rules, RunFacts(total_steps=48), path)
+        'Use adam_monitor.every_n_steps=6 in a run of 48 steps.'
+    """
+    betas = RuleContext({}, run).betas
+    room = [
+        (run.total_steps - max(rule.warmup.steps(*betas), run.warmup_steps)) / rule.patience
+        for rule in unjudged
+    ]
+    possible = [each for each in room if each >= 1]
+    if not possible:
+        return f"A run of {run.total_steps:,.0f} steps is too short."
+    if math.isinf(min(possible)):
+        return "They need a longer run."
+    setting = (path / "every_n_steps").override(math.floor(min(possible)))
+    return f"Use {setting} in a run of {run.total_steps:,.0f} steps."
+
+
+def explain_rule(rule: Rule | Notice, place: str = "adam_monitor") -> str:
+    """Returns the meaning, the condition, the settings and the source of a rule or a notice."""
+    kind = "a preflight notice" if isinstance(rule, Notice) else "a finding"
+    title = f"{rule.code} ({kind}: {rule.severity}, {when_judged(rule)})"
+    lines = [*_wrapped(title, 0), *_wrapped(rule.meaning, 4)]
+    lines += textwrap.indent(rule.definition, " " * 6).splitlines()
+    if isinstance(rule, Rule):
+        for name in rule.statistics:
+            lines += _wrapped(f"{name} = {STATISTICS[name].formula}", 4)
+    suggested = suggestion_summary(rule)
+    lines += _wrapped(f"Suggestion: {suggested}", 4) if suggested else []
+    lines += [f"    {override}" for override in format_settings(rule, place)]
+    if isinstance(rule, Rule) and rule.suppressed_by:
+        lines += _wrapped(f"Suppressed by {', '.join(rule.suppressed_by)}.", 4)
+    lines += _wrapped(f"Source: {rule.source}", 4)
+    return "\n".join(lines)
+
+
+def when_judged(rule: Rule | Notice) -> str:
+    """Returns when and where a rule is judged, and how long it has to hold.
+
+    Example:
+        >>> from lightning_adam.findings import RULES
+        >>> when_judged(RULES["not_finite"])
+        'judged from the first step, for model; raised after 1 measurement'
+    """
+    if isinstance(rule, Notice):
+        return "judged before the first step"
+    is_at_once = rule.warmup.value == "none"
+    when = "from the first step" if is_at_once else f"after {rule.warmup.value}"
+    when += " and the learning-rate warm-up" if rule.waits_for_peak else ""
+    scopes = " and ".join(each.value for each in rule.scopes)
+    scopes += " and the monitor's scopes" if rule.is_local else ""
+    rows = "1 measurement" if rule.patience == 1 else f"{rule.patience} measurements in a row"
+    return f"judged {when}, for {scopes}; raised after {rows}"
+
+
+def suggestion_summary(rule: Rule | Notice) -> str:
+    """Returns what a rule suggests, in words; empty if nothing."""
+    text = summary_of(rule.suggest)
+    return "" if text == "None." else text
+
+
+def format_settings(rule: Rule | Notice, place: str = "adam_monitor") -> list[str]:
+    """Returns the settings of a rule as overrides, at their defaults.
+
+    Example:
+        >>> from lightning_adam.findings.preflight import NOTICES
+        >>> format_settings(NOTICES["eps_vanishes"])
+        ['adam_monitor.findings.eps_vanishes.severity=error']
+    """
+    return [
+        f"{place}.findings.{rule.code}.{name}={format_value(value)}"
+        for name, value in rule.settings.items()
+    ]
+
+
+def _by_code(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
+    by_code: dict[str, list[Finding]] = {}
+    for finding in findings:
+        by_code.setdefault(finding.code, []).append(finding)
+    return by_code
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _wrapped(text: str, indent: int = 2) -> list[str]:
+    space = " " * indent
+    return textwrap.wrap(text, WIDTH, initial_indent=space, subsequent_indent=space)

@@ -1,0 +1,410 @@
+"""`RuleEngine`: judges one measurement after the other, and keeps the findings."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from lightning_adam.config.monitor import Scope, Severity
+from lightning_adam.findings.context import History, RuleContext, RunFacts, RunningSummary, Spikes
+from lightning_adam.findings.finding import Finding
+from lightning_adam.findings.rule import RULES, Rule
+from lightning_adam.findings.scope_values import MODEL, REMEMBERED, SETTINGS, ScopeValues
+from lightning_adam.findings.spikes import SpikeWindow, TensorSpikes
+from lightning_adam.statistics.catalogue import STATISTICS
+from lightning_adam.statistics.measurement import Measurement
+
+COOLDOWN_STEPS = 50
+"""Steps for which a resolved finding still suppresses others: the moments remember it."""
+MOST_KEPT = 200
+"""Resolved findings that are kept: the last."""
+CLOSING = 2
+"""Measurements that it takes longer to resolve a finding than to raise it."""
+
+
+class FindingKey(NamedTuple):
+    """A rule and the scope in which it is judged."""
+
+    code: str
+    scope: str
+
+
+@dataclass
+class _Streaks:
+    """Measurements in a row in which a condition has held, and has not."""
+
+    held: int = 0
+    above_info: int = 0
+    ceased: int = 0
+    """Without what keeps an open finding open: at its severity, info or above."""
+
+    def count(self, severity: Severity, found: Finding | None) -> None:
+        """Adds a measurement.
+
+        Args:
+            severity: The severity of the condition; `off` if it does not hold.
+            found: The open finding; None if there is none.
+        """
+        is_above_info = _is_above_info(severity)
+        holds = severity is not Severity.off
+        self.held = self.held + 1 if holds else 0
+        self.above_info = self.above_info + 1 if is_above_info else 0
+        is_kept = is_above_info if found is not None and found.is_above_info else holds
+        self.ceased = 0 if is_kept else self.ceased + 1
+
+
+class Changes(NamedTuple):
+    """What a measurement has changed."""
+
+    raised: list[Finding]
+    closed: list[Finding]
+
+
+class RuleEngine:
+    """Judges measurements: raises findings that last, and closes them when they are resolved.
+
+    Args:
+        settings: `severity`, `patience` and thresholds of rules, by code (default: none).
+        optimizer: The optimizer's name, if there are several (default: empty).
+        scopes: Kinds of scope in which local rules are judged beside their own (default: none).
+
+    Example:
+        >>> import torch
+        >>> from lightning_adam import AdamStatistics
+        >>> weight = torch.nn.Parameter(torch.ones(100))
+        >>> adam = torch.optim.Adam([weight])
+        >>> engine = RuleEngine()
+        >>> statistics = AdamStatistics(judged=engine.statistics)
+        >>> for step in range(1, 51):
+        ...     weight.grad = 1e-9 * torch.randn(100)
+        ...     adam.step()
+        ...     statistics.update(adam)
+        ...     changes = engine.judge(statistics.measurement, step)
+        >>> [finding.code for finding in engine.open]
+        ['eps_dominates']
+    """
+
+    def __init__(
+        self,
+        settings: Mapping[str, Mapping[str, Any]] | None = None,
+        optimizer: str = "",
+        scopes: Sequence[Scope] = (),
+    ) -> None:
+        chosen = [_with(rule, (settings or {}).get(code, {})) for code, rule in RULES.items()]
+        self.rules = {each.code: each for each in chosen if each.severity is not Severity.off}
+        self._optimizer = optimizer
+        self._scopes = tuple(scopes)
+        self._streaks: dict[FindingKey, _Streaks] = {}
+        self._open: dict[FindingKey, Finding] = {}
+        self._closed: list[Finding] = []
+        self._summaries: dict[str, dict[str, RunningSummary]] = {}
+        self._losses, self._grad_norms = SpikeWindow(), SpikeWindow()
+        self._tensor_norms, self._rms_ratios = TensorSpikes(), TensorSpikes()
+        self._defined: set[str] = set()
+        """Codes of the rules whose statistics were defined."""
+        self._judged: Counter[str] = Counter()
+        """By code, the measurements in which a rule was judged."""
+
+    @property
+    def open(self) -> list[Finding]:
+        """The findings whose condition holds, in the order in which they were raised."""
+        return [*self._open.values()]
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Open and closed findings, in the order in which they were raised."""
+        return sorted([*self._closed, *self._open.values()], key=lambda each: each.step)
+
+    @property
+    def statistics(self) -> list[str]:
+        """The statistics that the rules need of a measurement."""
+        wanted = {*SETTINGS, *REMEMBERED, "rms_ratio"}
+        for rule in self.rules.values():
+            wanted.update((*rule.statistics, *rule.evidence))
+        return [name for name in STATISTICS if name in wanted]
+
+    def unjudged(self) -> list[Rule]:
+        """Returns the rules above info that too few measurements could judge."""
+        return [
+            rule
+            for code, rule in self.rules.items()
+            if code in self._defined
+            and rule.severity is not Severity.info
+            and self._judged[code] < rule.patience
+        ]
+
+    def judge(
+        self,
+        measurement: Measurement,
+        step: int,
+        run: RunFacts | None = None,
+        loss: float = math.nan,
+        low_denominator: Callable[[str], float | None] = lambda scope: None,
+    ) -> Changes:
+        """Judges a measurement.
+
+        Args:
+            measurement: One that has the statistics of `self.statistics`.
+            step: Its optimizer step.
+            run: Facts of the run (default: none are known).
+            loss: The loss of its batch (default: not known).
+            low_denominator: Returns the value that 1 % of the √v̂ of a scope are below; called when
+                a suggestion needs it (default: not known).
+
+        Returns:
+            The findings that are new or more severe, and those that were resolved or superseded.
+        """
+        run = run or RunFacts()
+        values = ScopeValues(measurement, self.rules.values(), self._scopes)
+        spikes = self._add_spikes(values, loss)
+        verdicts = self._verdicts(values, run, spikes, self.rules.values())
+        self._judged.update({key.code for key in verdicts})
+        raised, closed = [], []
+        for key, severity in self._unsuppressed(verdicts, values, step):
+            found, patience = self._open.get(key), self.rules[key.code].patience
+            if found is None and self._wider(key, self._open, values) is not None:
+                self._streaks.pop(key, None)
+                continue
+            streaks = self._streaks.setdefault(key, _Streaks())
+            streaks.count(severity, found)
+            if found is not None and streaks.ceased >= patience + CLOSING:
+                closed.append(self._close(key, step))
+            elif streaks.above_info >= patience and not (found and found.is_above_info):
+                raised.append(self._raise(key, severity, step, values, run, low_denominator))
+            elif streaks.held >= patience and found is None:
+                raised.append(self._raise(key, Severity.info, step, values, run, low_denominator))
+        closed += self._supersede(values, step)
+        self._remember(values)
+        return Changes(raised, closed)
+
+    def judge_resumed(self, measurement: Measurement, step: int, run: RunFacts) -> list[Finding]:
+        """Judges the first step after a checkpoint was loaded by what such a step alone shows.
+
+        It is measured whether or not it is due. Nothing else is learned from it, so that a run that
+        was interrupted continues as if it had not been.
+        """
+        rules = [
+            self.rules[code] for code in ("state_mismatch", "not_finite") if code in self.rules
+        ]
+        values = ScopeValues(measurement, rules)
+        verdicts = self._verdicts(values, replace(run, is_resumed=True), Spikes(), rules)
+        return [
+            self._raise(key, severity, step, values, run, lambda scope: None)
+            for key, severity in self._unsuppressed(verdicts, values, step)
+            if severity is not Severity.off and key not in self._open
+        ]
+
+    def state(self) -> dict[str, Any]:
+        """Returns what a checkpoint stores."""
+        return {
+            "open": [each.as_row() for each in self._open.values()],
+            "closed": [each.as_row() for each in self._closed],
+            "streaks": [
+                [*key, each.held, each.above_info, each.ceased]
+                for key, each in self._streaks.items()
+            ],
+            "summaries": {
+                scope: {name: list(summary) for name, summary in summaries.items()}
+                for scope, summaries in self._summaries.items()
+            },
+            "spikes": [each.state() for each in self._detectors],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continues from what a checkpoint stores."""
+        found = [Finding.of_row(row) for row in state.get("open", [])]
+        self._open = {
+            FindingKey(each.code, each.scope): each for each in found if each.code in self.rules
+        }
+        self._closed = [Finding.of_row(row) for row in state.get("closed", [])]
+        self._streaks = {
+            FindingKey(code, scope): _Streaks(*numbers)
+            for code, scope, *numbers in state.get("streaks", [])
+        }
+        self._summaries = {
+            scope: {name: RunningSummary(*values) for name, values in summaries.items()}
+            for scope, summaries in state.get("summaries", {}).items()
+        }
+        for detector, saved in zip(self._detectors, state.get("spikes", []), strict=False):
+            detector.restore(saved)
+
+    @property
+    def _detectors(self) -> tuple[SpikeWindow | TensorSpikes, ...]:
+        return self._losses, self._grad_norms, self._tensor_norms, self._rms_ratios
+
+    def _add_spikes(self, values: ScopeValues, loss: float) -> Spikes:
+        self._tensor_norms.add(values.of_tensors("grad_norm"))
+        self._rms_ratios.add(values.of_tensors("rms_ratio"))
+        return Spikes(
+            loss=self._losses.add(loss),
+            loss_streak=self._losses.streak,
+            grad_norm=self._grad_norms.add(values.model.get("grad_norm", math.nan)),
+            tensor_scores=self._tensor_norms.scores,
+            tensor_times_largest=self._tensor_norms.times_largest,
+            rms_ratio_times_largest=self._rms_ratios.times_largest,
+        )
+
+    def _verdicts(
+        self, values: ScopeValues, run: RunFacts, spikes: Spikes, rules: Iterable[Rule]
+    ) -> dict[FindingKey, Severity]:
+        """The severity of each condition that can be judged; `off` where it does not hold."""
+        verdicts = {}
+        for rule in rules:
+            for scope in values.scopes_of(rule):
+                self._defined.add(rule.code)
+                own = values.values[scope]
+                history = History(self._summaries.get(scope, {}))
+                if _is_warm(rule, own, history, run):
+                    facts = {
+                        "history": history,
+                        "grad_decline": history.grad_decline,
+                        "run": run,
+                        "model": values.model,
+                        "spikes": spikes,
+                        "tensors": values.of_tensors,
+                    }
+                    verdicts[FindingKey(rule.code, scope)] = _verdict(rule, scope, own, facts)
+        return verdicts
+
+    def _unsuppressed(
+        self, verdicts: Mapping[FindingKey, Severity], values: ScopeValues, step: int
+    ) -> Iterator[tuple[FindingKey, Severity]]:
+        """The verdicts, `off` where a root cause holds in the scope or in a wider one."""
+        causes = {key for key, severity in verdicts.items() if _is_above_info(severity)}
+        causes |= {key for key, each in self._open.items() if each.is_above_info}
+        causes |= {
+            FindingKey(each.code, each.scope)
+            for each in self._closed
+            if each.is_above_info and step - (each.closed or 0) < COOLDOWN_STEPS
+        }
+        for key, severity in verdicts.items():
+            if severity is not Severity.off and self._cause(key, causes, values) is not None:
+                self._streaks.pop(key, None)
+            else:
+                yield key, severity
+
+    def _cause(
+        self, key: FindingKey, causes: Iterable[FindingKey], values: ScopeValues
+    ) -> FindingKey | None:
+        """The first root cause of a finding in its scope or in a wider one; None if it has none."""
+        codes = self.rules[key.code].suppressed_by
+        own = [each for each in causes if each.code in codes]
+        wider = values.wider_than(key.scope) if own else []
+        return next((each for each in own if each.scope in wider), None)
+
+    def _raise(
+        self,
+        key: FindingKey,
+        severity: Severity,
+        step: int,
+        values: ScopeValues,
+        run: RunFacts,
+        low_denominator: Callable[[str], float | None],
+    ) -> Finding:
+        rule, history = self.rules[key.code], History(self._summaries.get(key.scope, {}))
+        measured = values.with_evidence(rule, key.scope)
+
+        def lowest() -> float | None:
+            """Of all scopes in which the finding is open: one suggestion serves them all."""
+            scopes = {key.scope, *(each.scope for each in self._open if each.code == key.code)}
+            found = [low_denominator(scope) for scope in scopes]
+            return min((each for each in found if each is not None), default=None)
+
+        context = RuleContext(
+            measured, run, history, values.groups_in(key.scope), low_denominator=lowest
+        )
+        shown = {f"{name}_before": history.last(name) for name in rule.statistics}
+        shown["steps_left"] = run.total_steps - measured.get("step", math.nan)
+        shown |= {**dict.fromkeys(rule.evidence, math.nan), **measured, **rule.thresholds}
+        names = (*rule.statistics, *rule.evidence)
+        self._open[key] = Finding(
+            code=rule.code,
+            severity=severity,
+            scope=key.scope,
+            step=step,
+            sentence=rule.sentence.format_map(shown),
+            evidence={name: measured[name] for name in names if name in measured},
+            worst=values.worst(rule, key.scope),
+            suggestions=tuple(rule.suggest(context)),
+            source=rule.source,
+            optimizer=self._optimizer,
+        )
+        return self._open[key]
+
+    def _close(self, key: FindingKey, step: int, superseded_by: str | None = None) -> Finding:
+        finding = replace(self._open.pop(key), closed=step, superseded_by=superseded_by)
+        self._closed = [*self._closed, finding][-MOST_KEPT:]
+        return finding
+
+    def _supersede(self, values: ScopeValues, step: int) -> list[Finding]:
+        """Closes what an open root cause explains, or the same finding in a wider scope."""
+        above_info = [key for key, each in self._open.items() if each.is_above_info]
+        closed = []
+        for key, finding in list(self._open.items()):
+            others = above_info if finding.is_above_info else self._open
+            cause = self._wider(key, others, values) or self._cause(key, above_info, values)
+            if cause is not None:
+                closed.append(self._close(key, step, f"{cause.code} in {cause.scope}"))
+                self._streaks.pop(key, None)
+        return closed
+
+    def _wider(
+        self, key: FindingKey, others: Container[FindingKey], values: ScopeValues
+    ) -> FindingKey | None:
+        """The same rule in the widest other scope that contains the finding's; None without one."""
+        if key.scope == MODEL:
+            return None
+        wider = (FindingKey(key.code, scope) for scope in values.wider_than(key.scope)[:-1])
+        return next((each for each in wider if each in others), None)
+
+    def _remember(self, values: ScopeValues) -> None:
+        judged = [rule for rule in self.rules.values() if "history" in rule.takes]
+        names = {*REMEMBERED, *(name for rule in judged for name in rule.statistics)}
+        for scope, own in values.values.items():
+            summaries = self._summaries.setdefault(scope, {})
+            # The size of the first steps says nothing of those that follow.
+            is_early = own.get("step", math.inf) < 3 / (1 - own.get("beta1", 0.9))
+            for name in names & own.keys():
+                if not (is_early and name == "normalized_update_rms"):
+                    before = summaries.get(name)
+                    value = own[name]
+                    summaries[name] = before.updated(value) if before else RunningSummary.of(value)
+
+
+def _is_above_info(severity: Severity) -> bool:
+    return severity in (Severity.warning, Severity.error)
+
+
+def _is_warm(rule: Rule, values: Mapping[str, float], history: History, run: RunFacts) -> bool:
+    """Whether a rule's warm-up is over, and that of the learning rate where it waits for it."""
+    step, lr = values.get("step", math.inf), values.get("lr", math.nan)
+    warmup = rule.warmup.steps(values.get("beta1", 0.9), values.get("beta2", 0.999))
+    is_rising = step <= run.warmup_steps or lr > history.last("lr")
+    return step > warmup and not (rule.waits_for_peak and is_rising)
+
+
+def _verdict(
+    rule: Rule, scope: str, values: Mapping[str, float], facts: Mapping[str, Any]
+) -> Severity:
+    """The severity of a condition in a scope; `off` if it does not hold."""
+    taken = {name: values[name] for name in rule.statistics}
+    taken |= {name: facts[name] for name in rule.takes}
+    try:
+        holds = rule.condition(**taken, **rule.thresholds)
+    except ZeroDivisionError:
+        return Severity.off
+    if not isinstance(holds, Severity):
+        holds = rule.severity if holds else Severity.off
+    # A part of the model is never more than a warning.
+    return Severity.warning if holds is Severity.error and scope != MODEL else holds
+
+
+def _with(rule: Rule, settings: Mapping[str, Any]) -> Rule:
+    thresholds = {name: settings.get(name, value) for name, value in rule.thresholds.items()}
+    return replace(
+        rule,
+        severity=Severity(settings.get("severity", rule.severity)),
+        patience=settings.get("patience", rule.patience),
+        thresholds=thresholds,
+    )

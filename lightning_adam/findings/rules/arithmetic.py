@@ -1,0 +1,170 @@
+"""Rules on what the arithmetic loses: NaN, eps, underflow, and rounding."""
+
+import math
+from collections.abc import Mapping
+
+from lightning_adam.config.monitor import Scope, Severity
+from lightning_adam.findings import suggestions
+from lightning_adam.findings.context import RunFacts
+from lightning_adam.findings.rule import Warmup, rule
+
+MODEL_AND_LAYERS = (Scope.model, Scope.layer)
+
+
+@rule(
+    severity=Severity.error,
+    sentence="{nonfinite_count:.0f} elements are NaN or infinite.",
+    suggest=suggestions.first_nonfinite,
+    source="arithmetic",
+    patience=1,
+    warmup=Warmup.NONE,
+    waits_for_peak=False,
+)
+def not_finite(nonfinite_count: float) -> bool:
+    """A gradient, a moment or a parameter is NaN or infinite after a step that was taken.
+
+    It stays in the moments and spreads to every parameter. The tensor that is named is the first.
+    """
+    return nonfinite_count != 0
+
+
+@rule(
+    severity=Severity.error,
+    sentence="eps removes {eps_energy_loss:.0%} of the energy of the update: it outweighs √v̂.",
+    suggest=suggestions.smaller_eps,
+    source="Wortsman et al. 2023, arXiv 2309.14322; Everett et al. 2024, arXiv 2407.05872;"
+    " thresholds calibrated",
+    scopes=MODEL_AND_LAYERS,
+    is_local=True,
+    suppressed_by=("not_finite", "exp_avg_sq_underflow"),
+    evidence=("eps_dominated_fraction", "eps_damping"),
+)
+def eps_dominates(
+    eps_energy_loss: float,
+    denominator_mean: float,
+    eps: float,
+    grad_decline: float,
+    model: Mapping[str, float],
+    *,
+    threshold: float = 0.3,
+    denominator_below: float = 100.0,
+    beside_model: float = 1e-3,
+    converged_below: float = 0.02,
+) -> bool | Severity:
+    """Eps, not the second moment, divides the first: steps shrink with the gradient, as SGD's do.
+
+    It does not count where the mean denominator is at least `denominator_below` times eps: then the
+    elements that eps dominates are those whose gradients do not matter beside the others', such as
+    rows of tokens that never occur. It is info for a layer whose mean denominator is below
+    `beside_model` of the model's, and where the gradient has fallen below `converged_below` of the
+    largest that it has been, both smoothed: the run converges.
+    """
+    if eps_energy_loss <= threshold or denominator_mean >= denominator_below * eps:
+        return False
+    is_negligible = denominator_mean < beside_model * model["denominator_mean"]
+    has_converged = grad_decline < converged_below
+    return Severity.info if is_negligible or has_converged else True
+
+
+@rule(
+    severity=Severity.error,
+    sentence="The second moment of {exp_avg_sq_zero_fraction:.0%} of the elements has underflowed:"
+    " their gradient is not 0.",
+    suggest=suggestions.state_that_holds_gradients,
+    source="derived: v is 0 for a first gradient below 5.5e-3 in float16, 2.1e-19 in bfloat16,"
+    " 8.4e-22 in float32, at β2 = 0.999; threshold calibrated",
+    scopes=MODEL_AND_LAYERS,
+    is_local=True,
+    warmup=Warmup.NONE,
+    waits_for_peak=False,
+    suppressed_by=("not_finite",),
+    evidence=("grad_rms", "eps_damping"),
+)
+def exp_avg_sq_underflow(exp_avg_sq_zero_fraction: float, *, threshold: float = 0.01) -> bool:
+    """The square of a small gradient is 0 in the dtype of the state: only eps divides its step."""
+    return exp_avg_sq_zero_fraction > threshold
+
+
+@rule(
+    severity=Severity.error,
+    sentence="The second moment of {exp_avg_sq_stalled_fraction:.0%} of the elements cannot decay"
+    " in its dtype: the gradient is {rms_ratio:.0%} of what it remembers.",
+    suggest=suggestions.state_that_decays,
+    source="derived: half an ulp of bfloat16 is larger than (1-β2)v for 1-β2 below 0.002 to 0.004;"
+    " threshold calibrated",
+    is_local=True,
+    suppressed_by=("not_finite",),
+    evidence=("normalized_update_rms",),
+)
+def exp_avg_sq_stalled(
+    exp_avg_sq_stalled_fraction: float,
+    rms_ratio: float,
+    *,
+    threshold: float = 0.5,
+    rms_ratio_below: float = 0.3,
+) -> bool:
+    """The second moment grows with the gradient, but cannot fall with it again: steps stay small.
+
+    (1-β2)v is less than half a unit in the last place of v, as in bfloat16 with β2 = 0.999.
+    """
+    return exp_avg_sq_stalled_fraction > threshold and rms_ratio < rms_ratio_below
+
+
+@rule(
+    severity=Severity.error,
+    sentence="{update_lost_fraction:.0%} of the updates are rounded away: the weights do not move.",
+    suggest=suggestions.kept_updates,
+    source="Zamirai et al. 2020, arXiv 2010.06192; threshold calibrated",
+    is_local=True,
+    warmup=Warmup.NONE,
+    suppressed_by=("not_finite", "exp_avg_sq_stalled", "eps_dominates", "schedule_exhausted"),
+    evidence=("grad_zero_fraction", "update_to_weight"),
+)
+def updates_lost(
+    update_lost_fraction: float,
+    grad_zero_fraction: float,
+    lr: float,
+    run: RunFacts,
+    *,
+    threshold: float = 0.5,
+) -> bool:
+    """An update that is less than half a unit in the last place of its weight changes nothing.
+
+    Updates of elements without a gradient do not count: they fade in healthy runs. Neither does the
+    end of a schedule, at less than 1 % of the peak.
+    """
+    lost = update_lost_fraction - grad_zero_fraction
+    return lost > threshold * (1 - grad_zero_fraction) and _is_before_end(lr, run)
+
+
+@rule(
+    severity=Severity.warning,
+    sentence="Weight decay is rounded away from {decay_lost_fraction:.0%} of the weights.",
+    suggest=suggestions.mixed_precision,
+    source="Zamirai et al. 2020, arXiv 2010.06192; Nerogar/OneTrainer issue 996; threshold"
+    " calibrated",
+    is_local=True,
+    warmup=Warmup.NONE,
+    suppressed_by=("updates_lost", "not_finite"),
+    evidence=("decay_to_update",),
+)
+def decay_lost(
+    decay_lost_fraction: float,
+    lr: float,
+    weight_decay: float,
+    run: RunFacts,
+    *,
+    threshold: float = 0.5,
+) -> bool:
+    """p(1-ηλ) is p in the dtype of the weights, as for ηλ below 0.002 in bfloat16.
+
+    A decay that would not change a weight by 1 % in the whole run does not count.
+    """
+    steps = min(run.total_steps, 1e6)
+    would_matter = lr * weight_decay * steps > 0.01
+    return decay_lost_fraction > threshold and would_matter and _is_before_end(lr, run)
+
+
+def _is_before_end(lr: float, run: RunFacts) -> bool:
+    """Whether the learning rate is at least 1 % of the peak."""
+    return math.isnan(run.peak_lr) or lr >= 0.01 * run.peak_lr

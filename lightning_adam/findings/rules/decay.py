@@ -1,0 +1,106 @@
+"""Rules on weight decay."""
+
+import math
+from collections.abc import Callable, Mapping
+
+from lightning_adam.config.monitor import Severity
+from lightning_adam.findings import suggestions
+from lightning_adam.findings.context import History
+from lightning_adam.findings.rule import Warmup, rule
+
+Tensors = Callable[[str], Mapping[str, float]]
+
+
+@rule(
+    severity=Severity.warning,
+    sentence="Weight decay is {decay_to_update:.0%} of the step, and has shrunk the weights.",
+    suggest=suggestions.weaker_decay,
+    source="derived; threshold calibrated",
+    is_local=True,
+    suppressed_by=("not_finite", "updates_lost", "eps_dominates", "exp_avg_sq_stalled"),
+)
+def decay_dominates(
+    decay_to_update: float,
+    weight_norm: float,
+    update_to_weight: float,
+    grad_decline: float,
+    history: History,
+    *,
+    threshold: float = 0.3,
+    shrunk_to: float = 0.9,
+    converged_below: float = 0.02,
+) -> bool | Severity:
+    """Weight decay shrinks the weights faster than the gradient builds them.
+
+    Weights that the first step has replaced do not count. It is info where the gradient has fallen
+    below `converged_below` of the largest that it has been, both smoothed.
+    """
+    were_replaced = history.first("update_to_weight") > 0.3
+    has_shrunk = weight_norm < shrunk_to * history.first("weight_norm") and not were_replaced
+    if decay_to_update <= threshold or not has_shrunk:
+        return False
+    return Severity.info if grad_decline < converged_below else True
+
+
+@rule(
+    severity=Severity.warning,
+    sentence="Decay is added to the gradient, {decay_to_grad:.2g} times as large on the whole, and"
+    " to some tensors over ten times as much as to others: Adam divides it by √v.",
+    suggest=suggestions.decoupled_decay,
+    source="Loshchilov & Hutter 2019, arXiv 1711.05101, section 2; thresholds calibrated",
+    suppressed_by=("not_finite",),
+)
+def decay_uneven(
+    decay_to_grad: float,
+    tensors: Tensors,
+    *,
+    threshold: float = 0.1,
+    spread: float = 10.0,
+    negligible: float = 1e-4,
+) -> bool:
+    """Coupled decay (L2) shrinks weights with small gradients, and hardly those with large ones.
+
+    The decay relative to the gradient differs between tensors by more than `spread`. A tensor whose
+    gradient is below `negligible` of the largest rms of a tensor does not count, such as a bias
+    before a normalisation.
+    """
+    gradients = tensors("grad_rms")
+    largest = max(gradients.values(), default=math.nan)
+    decays = [
+        each
+        for name, each in tensors("decay_to_grad").items()
+        if each > 0 and gradients.get(name, 0.0) > negligible * largest
+    ]
+    return len(decays) > 1 and max(decays) > max(threshold, spread * min(decays))
+
+
+@rule(
+    severity=Severity.info,
+    sentence="Under weight decay, some tensors turn more than {spread:g} times as fast as others.",
+    suggest=suggestions.nothing,
+    source="Kosson et al. 2023, arXiv 2305.17212: in equilibrium AdamW turns each layer by"
+    " √(2ηλ(1-β1)/(1+β1)) a step, and Adam with L2 does not; thresholds calibrated",
+    warmup=Warmup.DIRECTION,
+    suppressed_by=("not_finite", "decay_uneven", "decay_dominates"),
+    evidence=("update_to_weight", "update_to_weight_max"),
+)
+def rotation_uneven(
+    weight_norm: float,
+    weight_decay: float,
+    history: History,
+    tensors: Tensors,
+    *,
+    spread: float = 10.0,
+    steady_within: float = 0.01,
+) -> bool:
+    """The weights have reached their size, and layers still turn at very different speeds.
+
+    In equilibrium, decay balances growth, and each decayed tensor turns by the same angle a step.
+    """
+    smoothed = history.smoothed("weight_norm")
+    if weight_decay == 0 or not abs(weight_norm - smoothed) < steady_within * smoothed:
+        return False
+    decayed = [*tensors("decay_to_update"), *tensors("decay_to_grad")]
+    speeds = tensors("update_to_weight")
+    found = [speeds[name] for name in decayed if 0 < speeds.get(name, 0.0) < 1]
+    return len(found) > 1 and max(found) > spread * min(found)

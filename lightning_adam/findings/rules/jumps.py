@@ -1,0 +1,177 @@
+"""Rules on gradients and losses that change faster than the second moment follows."""
+
+import math
+from collections.abc import Callable, Mapping
+
+from lightning_adam.config.monitor import Severity
+from lightning_adam.findings import suggestions
+from lightning_adam.findings.context import History, Spikes
+from lightning_adam.findings.rule import Warmup, rule
+
+Tensors = Callable[[str], Mapping[str, float]]
+
+
+@rule(
+    severity=Severity.warning,
+    sentence="The gradient of a tensor is {rms_ratio_max:.1f} times as large as its second moment"
+    " expects.",
+    suggest=suggestions.absorbed_jump,
+    source="Wortsman et al. 2023, arXiv 2304.13013, section 3.4: a value of 2.3 in the patch"
+    " embedding precedes spikes of the loss by 1 to 8 steps; other thresholds calibrated",
+    patience=1,
+    waits_for_peak=False,
+    suppressed_by=("not_finite", "exp_avg_sq_underflow", "state_mismatch"),
+    evidence=("rms_ratio", "grad_norm", "normalized_update_max"),
+)
+def exp_avg_sq_lags(
+    rms_ratio_max: float,
+    rms_ratio: float,
+    history: History,
+    spikes: Spikes,
+    tensors: Tensors,
+    *,
+    threshold: float = 2.3,
+    times_largest: float = 2.0,
+    grad_share: float = 0.01,
+) -> bool | Severity:
+    """The gradient of a tensor grows faster than its second moment follows: steps are too large.
+
+    It lasts a step or two, and a loss spike often follows. To see one, measure at every step. Small
+    tensors and rows that seldom have a gradient exceed 2.3 in healthy runs, which is info. It is a
+    warning if the tensor has at least `grad_share` of the squared gradient norm, and its value is
+    `times_largest` times the largest before; or if the whole model has exceeded 2.3 for a while.
+    """
+    if rms_ratio_max <= threshold:
+        return False
+    if history.smoothed("rms_ratio") > threshold:
+        return True
+    jumped = {
+        name: ratio
+        for name, ratio in tensors("rms_ratio").items()
+        if ratio > threshold and spikes.rms_ratio_times_largest.get(name, 0.0) > times_largest
+    }
+    return bool(_with_share(jumped, tensors, grad_share)) or Severity.info
+
+
+@rule(
+    severity=Severity.warning,
+    sentence="The gradient norm of a tensor has jumped: it is more than {deviations:.0f} standard"
+    " deviations above its average.",
+    suggest=suggestions.absorbed_jump,
+    source="z-score on a moving average: Kumar et al. 2025, ZClip, arXiv 2504.02507; by tensor:"
+    " Wang et al. 2025, AdaGC, arXiv 2502.11034; thresholds calibrated",
+    patience=1,
+    waits_for_peak=False,
+    suppressed_by=("not_finite", "exp_avg_sq_lags", "state_mismatch"),
+)
+def grad_spike(
+    grad_norm: float,
+    spikes: Spikes,
+    tensors: Tensors,
+    *,
+    deviations: float = 6.0,
+    times_largest: float = 2.0,
+    grad_share: float = 0.1,
+) -> bool | Severity:
+    """The gradient norm of a tensor is far above its own moving average.
+
+    That alone is info: gradients have heavy tails. It is a warning if the norm is also
+    `times_largest` times the largest of the tensor so far, and the tensor has at least `grad_share`
+    of the squared gradient norm.
+    """
+    jumped = {name: score for name, score in spikes.tensor_scores.items() if score > deviations}
+    if not jumped:
+        return False
+    new = {
+        name: score
+        for name, score in jumped.items()
+        if spikes.tensor_times_largest.get(name, 0.0) > times_largest
+    }
+    return bool(_with_share(new, tensors, grad_share)) or Severity.info
+
+
+@rule(
+    severity=Severity.warning,
+    sentence="The loss or the gradient norm is more than {deviations:.0f} standard deviations above"
+    " the mean of the last 128 measurements.",
+    suggest=suggestions.inspected_batch,
+    source="SkipStepOptimizer of allenai/OLMo-core: 6 standard deviations over 128 steps",
+    patience=1,
+    warmup=Warmup.NONE,
+    waits_for_peak=False,
+    suppressed_by=("not_finite", "state_mismatch"),
+)
+def loss_spike(
+    grad_norm: float, spikes: Spikes, *, deviations: float = 6.0, lasting: float = 3
+) -> bool | Severity:
+    """The loss or the gradient norm has jumped, compared with the measurements before.
+
+    One bad batch is info. A loss that stays there for `lasting` measurements is a warning.
+    """
+    if spikes.loss > deviations and spikes.loss_streak >= lasting:
+        return True
+    is_spike = max(spikes.loss, spikes.grad_norm, key=_or_nothing) > deviations
+    return Severity.info if is_spike else False
+
+
+@rule(
+    severity=Severity.info,
+    sentence="The second moment decays at the rate of β2 alone: the gradient is {rms_ratio:.0%} of"
+    " what it remembers.",
+    suggest=suggestions.lower_beta2,
+    source="Bai et al. 2025, arXiv 2506.04805: v then decays as β2^t until the preconditioned"
+    " curvature along the gradient exceeds 2/η, and the loss spikes; thresholds calibrated",
+    warmup=Warmup.SECOND_MOMENT,
+    suppressed_by=("exp_avg_sq_stalled", "eps_dominates", "exp_avg_sq_underflow"),
+    evidence=("exp_avg_sq_mean",),
+)
+def exp_avg_sq_collapse(
+    exp_avg_sq_mean: float,
+    rms_ratio: float,
+    beta2: float,
+    step: float,
+    history: History,
+    *,
+    decay_share: float = 0.9,
+    shrunk_to: float = 0.5,
+) -> bool:
+    """The gradient is gone, and the second moment shrinks as fast as β2 lets it.
+
+    Steps are small now, and become too large for the curvature when it has shrunk. Runs that
+    converge show it too.
+    """
+    before, steps = history.last("exp_avg_sq_mean"), step - history.last("step")
+    if not (0 < exp_avg_sq_mean < shrunk_to * history.largest("exp_avg_sq_mean") and before > 0):
+        return False
+    at_rate_of_beta2 = decay_share * steps * math.log(beta2)
+    return rms_ratio < 1 and math.log(exp_avg_sq_mean / before) < at_rate_of_beta2
+
+
+@rule(
+    severity=Severity.warning,
+    sentence="AMSGrad's maximum holds the steps at 1/{amsgrad_gap:.1f} of their size.",
+    suggest=suggestions.no_amsgrad,
+    source="Reddi et al. 2018, arXiv 1904.09237; threshold calibrated",
+    is_local=True,
+    suppressed_by=("not_finite",),
+    evidence=("normalized_update_rms",),
+)
+def amsgrad_frozen(amsgrad_gap: float, grad_decline: float, *, threshold: float = 2.0) -> bool:
+    """One large gradient has set AMSGrad's maximum, which never falls: the steps stay small.
+
+    A gap that the gradient's own decline explains does not count.
+    """
+    return amsgrad_gap * grad_decline > threshold
+
+
+def _with_share(found: Mapping[str, float], tensors: Tensors, share: float) -> list[str]:
+    """The tensors with at least a share of the squared gradient norm."""
+    if not found:
+        return []
+    squares = {name: norm**2 for name, norm in tensors("grad_norm").items()}
+    total = math.fsum(squares.values())
+    return [name for name in found if not squares.get(name, 0.0) < share * total]
+
+
+def _or_nothing(value: float) -> float:
+    return -math.inf if math.isnan(value) else value

@@ -1,0 +1,150 @@
+"""Rules on the size and the direction of the steps."""
+
+import math
+
+from lightning_adam.config.monitor import Severity
+from lightning_adam.findings import suggestions
+from lightning_adam.findings.context import History, RunFacts
+from lightning_adam.findings.rule import Warmup, rule
+
+
+@rule(
+    severity=Severity.warning,
+    sentence="Successive steps agree: their rms is {normalized_update_rms:.2f} learning rates, and"
+    " {normalized_update_large_fraction:.0%} of the elements take the longest.",
+    suggest=suggestions.decorrelated_steps,
+    source="Molybog et al. 2023, arXiv 2304.09871; threshold calibrated",
+    warmup=Warmup.DIRECTION,
+    suppressed_by=(
+        "not_finite",
+        "exp_avg_sq_lags",
+        "exp_avg_sq_underflow",
+        "updates_lost",
+        "state_mismatch",
+    ),
+    evidence=("grad_momentum_cosine",),
+)
+def correlated_updates(
+    normalized_update_rms: float,
+    normalized_update_large_fraction: float,
+    update_to_weight: float,
+    beta1: float,
+    run: RunFacts,
+    *,
+    threshold: float = 0.6,
+    large_fraction: float = 0.2,
+    large_step: float = 5e-3,
+) -> bool | Severity:
+    """Gradients of successive steps agree, so that the elements move together, at full length.
+
+    Large models diverge from it. Noise gives √((1-β1)/(1+β1)), 0.23 at β1 = 0.9: what counts is
+    half as much again, and twice as many long steps as in noise. Where steps are below `large_step`
+    of the weights they agree because they are small, which is info.
+    """
+    noise = math.sqrt((1 - beta1) / (1 + beta1))
+    is_long = normalized_update_rms > max(threshold, 1.5 * noise)
+    are_many = normalized_update_large_fraction > max(
+        large_fraction, 2 * math.erfc(0.8 / noise / 2**0.5)
+    )
+    if not (is_long or are_many):
+        return False
+    return True if update_to_weight >= large_step else Severity.info
+
+
+@rule(
+    severity=Severity.info,
+    sentence="A step moves the weights by {update_to_weight:.1e} of their size while the gradient"
+    " keeps its direction: a larger learning rate may train faster.",
+    suggest=suggestions.larger_lr,
+    source="calibrated",
+    suppressed_by=("updates_lost", "eps_dominates", "exp_avg_sq_stalled", "exp_avg_sq_underflow"),
+    evidence=("lr",),
+)
+def learning_rate_too_small(
+    update_to_weight: float,
+    signal_fraction: float,
+    grad_momentum_cosine: float,
+    lr: float,
+    beta1: float,
+    step: float,
+    run: RunFacts,
+    *,
+    threshold: float = 1e-4,
+    signal_above_noise: float = 3.0,
+    cosine: float = 0.1,
+) -> bool:
+    """Steps are tiny and all point the same way.
+
+    The gradient's mean explains more than `signal_above_noise` times as much of it as in noise.
+    Fine-tuning looks the same and is right, so that it is never more than info.
+    """
+    noise = (1 - beta1) / (1 + beta1) * (1 - beta1 ** (2 * step)) / (1 - beta1**step) ** 2
+    has_direction = signal_fraction > signal_above_noise * noise and grad_momentum_cosine > cosine
+    is_at_peak = not lr < 0.5 * run.peak_lr
+    return update_to_weight < threshold and has_direction and is_at_peak
+
+
+@rule(
+    severity=Severity.warning,
+    sentence="A step moves the weights by {update_to_weight:.1%} of their size, and"
+    " {grad_zero_fraction:.0%} of the gradient is 0.",
+    suggest=suggestions.smaller_lr,
+    source="CS231n, Learning, section 'Ratio of weights:updates'; thresholds calibrated",
+    suppressed_by=(
+        "decay_dominates",
+        "decay_uneven",
+        "not_finite",
+        "exp_avg_sq_lags",
+        "state_mismatch",
+    ),
+    evidence=("normalized_update_rms",),
+)
+def learning_rate_too_large(
+    update_to_weight: float,
+    update_norm: float,
+    grad_zero_fraction: float,
+    history: History,
+    run: RunFacts,
+    *,
+    threshold: float = 0.03,
+    first_above: float = 0.3,
+    alive_below: float = 0.25,
+) -> bool:
+    """Steps are as large as the weights, so that what was learned is overwritten.
+
+    Or the first ones were, by more than `first_above`, and have left less than `alive_below` of the
+    elements that had a gradient with one: units that never fire again. Weights that began below a
+    standard initialisation (variance 1/fan_in) are judged as if they had that size.
+    """
+    if history.first("update_to_weight") > 0.9999:
+        # They began at 0.
+        return False
+    alive, were_alive = 1 - grad_zero_fraction, 1 - history.first("grad_zero_fraction")
+    relative = [update_to_weight, history.largest("update_to_weight")]
+    norms = [update_norm, history.largest("update_norm")]
+    if run.initial_norm:
+        # Of the weights as they are, or as a standard initialisation would have them.
+        allowed = [norm / run.initial_norm for norm in norms]
+        relative = [min(pair) for pair in zip(relative, allowed, strict=True)]
+    now, largest = relative
+    return now > threshold or (largest > first_above and alive < alive_below * were_alive)
+
+
+@rule(
+    severity=Severity.info,
+    sentence="Weights have grown more than {threshold:g} times without weight decay: relative steps"
+    " shrink as much.",
+    suggest=suggestions.weight_decay,
+    source="Kosson et al. 2023, arXiv 2305.17212; threshold calibrated",
+    warmup=Warmup.DIRECTION,
+    evidence=("update_to_weight",),
+)
+def weights_grow(
+    weight_norm: float, weight_decay: float, history: History, *, threshold: float = 3.0
+) -> bool:
+    """Weights grow without decay, which reduces the relative step like a hidden schedule.
+
+    It matters where a normalisation follows a layer: then its size is not learned. Weights that
+    began near 0 grow in health.
+    """
+    return weight_decay == 0 and weight_norm > threshold * history.first("weight_norm")

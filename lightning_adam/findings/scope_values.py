@@ -1,0 +1,113 @@
+"""`ScopeValues`: the statistics of one measurement, by the scopes in which rules are judged."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from lightning_adam.config.monitor import Scope
+from lightning_adam.findings.rule import Rule
+from lightning_adam.statistics.catalogue import STATISTICS
+from lightning_adam.statistics.measurement import Measurement, largest_first
+
+SETTINGS = ("lr", "beta1", "beta2", "eps", "weight_decay", "step")
+"""Known in every scope: the largest value where its groups differ."""
+REMEMBERED = ("lr", "step", "grad_norm")
+"""Remembered in every scope, whatever its rules read."""
+MODEL = Scope.model.value
+WORST = 3
+"""Tensors that a finding names."""
+
+
+class ScopeValues:
+    """The statistics of one measurement, as far as some rules need them.
+
+    Args:
+        measurement: The measurement.
+        rules: The rules.
+        scopes: Kinds of scope in which local rules are judged beside their own.
+    """
+
+    def __init__(
+        self, measurement: Measurement, rules: Iterable[Rule], scopes: Sequence[Scope] = ()
+    ) -> None:
+        self._measurement = measurement
+        self._tensors: dict[str, dict[str, float]] = {}
+        self._kinds = {rule.code: kinds_of(rule, scopes) for rule in rules}
+        wanted: dict[Scope, set[str]] = {}
+        for rule in rules:
+            for kind in self._kinds[rule.code]:
+                wanted.setdefault(kind, {*REMEMBERED}).update(rule.statistics)
+        self._members: dict[Scope, list[str]] = {}
+        self.values: dict[str, dict[str, float]] = {}
+        """Statistics by the name of the scope, as in `layer/net.0`."""
+        for kind, names in wanted.items():
+            chosen = [STATISTICS[name] for name in STATISTICS if name in names]
+            rows = measurement.of(kind, chosen)
+            settings = measurement.largest(kind, SETTINGS)
+            self._members[kind] = [_scope_name(kind, name) for name in rows]
+            for name, values in rows.items():
+                self.values[_scope_name(kind, name)] = settings[name] | values
+
+    def scopes_of(self, rule: Rule) -> list[str]:
+        """Returns the scopes in which a rule can be judged, the widest first."""
+        kinds = self._kinds[rule.code]
+        return [
+            scope
+            for kind in kinds
+            for scope in self._members.get(kind, [])
+            if all(name in self.values[scope] for name in rule.statistics)
+        ]
+
+    @property
+    def model(self) -> Mapping[str, float]:
+        """The statistics of the model."""
+        return self.values.get(MODEL, {})
+
+    def with_evidence(self, rule: Rule, scope: str) -> dict[str, float]:
+        """Returns the values of a scope, with those that a rule reports beside its condition."""
+        kind, _, name = scope.partition("/")
+        evidence = [STATISTICS[each] for each in rule.evidence]
+        more = self._measurement.of(Scope(kind), evidence).get(name or kind, {})
+        return self.values[scope] | more
+
+    def of_tensors(self, statistic: str) -> dict[str, float]:
+        """Returns the values of a statistic by tensor, where it is defined."""
+        if statistic not in self._tensors:
+            self._tensors[statistic] = self._measurement.of_tensors(STATISTICS[statistic])
+        return self._tensors[statistic]
+
+    def worst(self, rule: Rule, scope: str) -> dict[str, float]:
+        """Returns the tensors of a scope with the largest values of a rule's first statistic."""
+        name = rule.statistics[0].removesuffix("_max")
+        inside = self._measurement.tensors_of(scope)
+        values = {each: value for each, value in self.of_tensors(name).items() if each in inside}
+        worst = largest_first(values)[:WORST]
+        if name == "nonfinite_count":
+            # The first is where it comes from, or nearest to it.
+            worst = [each for each in values if values[each]][:WORST]
+        return {each: values[each] for each in worst}
+
+    def wider_than(self, scope: str) -> list[str]:
+        """Returns the scopes that contain a scope, the widest first, and itself at the end."""
+        if scope == MODEL:
+            return [MODEL]
+        kinds = [kind.value for kind in Scope]
+        depth = kinds.index(scope.partition("/")[0])
+        others = [each for each in self.values if each.partition("/")[0] in kinds[1:depth]]
+        inside = self._measurement.tensors_of(scope) if others else set()
+        contain = [each for each in others if inside <= self._measurement.tensors_of(each)]
+        return [MODEL, *contain, scope]
+
+    def groups_in(self, scope: str) -> list[str]:
+        """Returns the names of the parameter groups with tensors in a scope."""
+        inside = self._measurement.tensors_of(scope)
+        names = self._measurement.scopes.names
+        return list(dict.fromkeys(each.group for each in names if each.tensor in inside))
+
+
+def kinds_of(rule: Rule, scopes: Sequence[Scope]) -> tuple[Scope, ...]:
+    """Returns the kinds of scope in which a rule is judged, the widest first."""
+    more = scopes if rule.is_local else ()
+    return tuple(kind for kind in Scope if kind in rule.scopes or kind in more)
+
+
+def _scope_name(kind: Scope, name: str) -> str:
+    return kind.value if kind is Scope.model else f"{kind.value}/{name}"

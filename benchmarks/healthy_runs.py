@@ -189,7 +189,7 @@ def pretrained_classifier(net: Callable[[], nn.Module]) -> dict[str, Tensor]:
 @functools.cache
 def pretrained_language_model(net: Callable[[], nn.Module]) -> dict[str, Tensor]:
     """Train a network on source code and return its weights."""
-    return trained_weights(language_model(net, steps=400, lr=3e-3, betas=(0.9, 0.95), clip=1.0))
+    return trained_weights(language_model(net, steps=300, lr=3e-3, betas=(0.9, 0.95), clip=1.0))
 
 
 def trained_weights(loop: Loop) -> dict[str, Tensor]:
@@ -210,7 +210,7 @@ def documentation() -> Tensor:
 def diffusion(
     net: Callable[[], nn.Module],
     *,
-    batch_size: int = 64,
+    batch_size: int = 32,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     **options: Any,
@@ -472,7 +472,9 @@ REZERO = partial(classifier, rezero_mlp)
 RING_GAN = partial(gan, data=ring_of_gaussians, of=Adam, lr=2e-4)
 DIGIT_GAN = partial(gan, data=flat_digits, of=Adam, lr=1e-3)
 TUNED_MLP = partial(classifier, plain_mlp, pretrained=True, shift=2, lr=1e-5)
-TUNED_GPT = partial(language_model, small_gpt, pretrained=True, prose=True, batch_size=32, lr=1e-5)
+TUNED_GPT = partial(
+    language_model, small_gpt, pretrained=True, prose=True, batch_size=32, steps=200, lr=1e-5
+)
 LOW_RANK = partial(language_model, small_gpt, pretrained=True, prose=True)
 HEALTHY = [
     Run(

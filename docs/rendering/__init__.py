@@ -1,4 +1,1 @@
-"""What is known of statistics, findings and settings, as pages in Markdown.
-
-Nothing here knows of the site's generator but what Markdown it reads.
-"""
+"""Pages in Markdown for each statistic, finding and setting, rendered from the package."""

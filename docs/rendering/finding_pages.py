@@ -1,6 +1,5 @@
-"""A page for each finding, and one with all of them."""
+"""A page for each finding and each preflight notice, and one that lists them."""
 
-import inspect
 import re
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -21,119 +20,119 @@ from lightning_adam.config.explain import documented
 from lightning_adam.config.monitor import Severity
 from lightning_adam.config.optimizer import AdamConfig
 from lightning_adam.findings import RULES
-from lightning_adam.findings.preflight import EARLY
-from lightning_adam.findings.rule import Case, Rule, Training
-from lightning_adam.findings.showing import judged, remedy, settings_typed, to_type
+from lightning_adam.findings.context import History, RuleContext, RunFacts, RunningSummary
+from lightning_adam.findings.describe import (
+    describe_suggestions,
+    format_settings,
+    suggestion_summary,
+    when_judged,
+)
+from lightning_adam.findings.preflight import NOTICES, Notice
+from lightning_adam.findings.rule import Rule
 from lightning_adam.statistics.catalogue import STATISTICS
 
-MEASURED = [rule for rule in RULES.values() if not rule.is_foreseen]
-FORESEEN = [rule for rule in RULES.values() if rule.is_foreseen]
+DURING = "While the run trains"
+BEFORE = "Before the first step"
 FAULTS = Path(__file__).parents[2] / "recipes/conf/fault"
 PRECISIONS = ("float32", "bfloat16")
-"""Dtypes of the parameters for which a remedy is shown."""
+"""Dtypes of the parameters for which suggestions are shown."""
 STEPS = 10_000
 VALUES = dict.fromkeys(STATISTICS, 1.0) | {"rms_ratio": 5.0, "eps": AdamConfig.eps}
-"""What a training that is ill might measure."""
+"""Statistics of the example."""
 DENOMINATOR = 1e-9
-"""What 1 % of its √v̂ might be below."""
+"""The value that 1 % of the √v̂ of the example are below."""
 
 
 def pages() -> dict[str, str]:
-    """The pages, by their paths."""
-    each = {f"findings/{name}.md": of(rule) for name, rule in RULES.items()}
+    """Returns the pages by their paths."""
+    each = {f"findings/{name}.md": page_of(rule) for name, rule in (RULES | NOTICES).items()}
     return {"findings/index.md": index(), **each}
 
 
 def navigation() -> list[object]:
-    """Where they stand."""
-    parts = {"While it trains": MEASURED, "Before the first step": FORESEEN}
+    """Returns their entries in the navigation."""
+    parts: dict[str, Iterable[str]] = {DURING: RULES, BEFORE: NOTICES}
     return [
         "findings/index.md",
         *(
-            {title: [{each.code: f"findings/{each.code}.md"} for each in rules]}
-            for title, rules in parts.items()
+            {title: [{name: f"findings/{name}.md"} for name in part]}
+            for title, part in parts.items()
         ),
     ]
 
 
 def index() -> str:
-    """All findings, those apart that are told before the first step."""
+    """Returns the page that lists the findings and the notices."""
     return page(
         "Findings",
-        prose(
-            "What AdamMonitor says of a training that is ill: what is wrong, the numbers that prove"
-            " it, and what to type. Each has thresholds that can be set, and can be switched off."
-        ),
+        "`AdamMonitor` judges each measurement by these rules. A finding has a sentence, the"
+        " numbers that prove it, and suggestions. [Watch Adam](../guides/monitor.md#findings)"
+        " explains how to read, configure and disable findings.",
         block("bash", ["lightning-adam explain findings", "lightning-adam explain eps_dominates"]),
-        "## While it trains",
-        _listed(MEASURED),
-        "## Before the first step",
-        _listed(FORESEEN),
-        prose("Some of those above can be told before the first step too: ")
-        + ", ".join(map(finding, EARLY))
-        + ".",
+        f"## {DURING}",
+        _listed(RULES.values()),
+        f"## {BEFORE}",
+        "Preflight notices: what the settings of a run show. They never stop a run.",
+        _listed(NOTICES.values()),
         "## Severity",
         definitions((word.name, prose(word.meaning)) for word in documented(Severity)),
     )
 
 
-def _listed(rules: Iterable[Rule]) -> str:
+def _listed(rules: Iterable[Rule | Notice]) -> str:
     rows = [(finding(each.code), each.severity.value, prose(_summary(each))) for each in rules]
-    return table(("finding", "severity", "what is wrong"), rows)
+    return table(("finding", "severity", "meaning"), rows)
 
 
-def _summary(rule: Rule) -> str:
-    """The first sentence of its meaning."""
-    return " ".join((inspect.getdoc(rule.condition) or "").partition("\n\n")[0].split())
+def _summary(rule: Rule | Notice) -> str:
+    """The first paragraph of its meaning."""
+    return " ".join((rule.condition.__doc__ or "").partition("\n\n")[0].split())
 
 
-def of(rule: Rule) -> str:
-    """One finding's page."""
+def page_of(rule: Rule | Notice) -> str:
+    """Returns the page of a finding or a notice."""
     severities = {word.name: word.meaning for word in documented(Severity)}
     entries = [
-        ("It says", _sentence(rule)),
+        ("Message", _sentence(rule.sentence)),
         ("Severity", f"{rule.severity}: {prose(severities[rule.severity.value])}"),
-        ("When", prose(judged(rule)) + (_EARLY if rule.code in EARLY else "")),
-        ("Shown with it", ", ".join(map(statistic, rule.evidence))),
-        ("Not raised while one of these holds", ", ".join(map(finding, rule.explained_by))),
-        ("Not raised while it holds", ", ".join(map(finding, _explains(rule)))),
+        ("When", prose(when_judged(rule))),
+        *(_relations(rule) if isinstance(rule, Rule) else []),
         ("Source", prose(rule.source)),
     ]
     return page(
         code(rule.code),
         prose(rule.meaning),
         definitions(entries),
-        "## The condition",
+        "## Condition",
         block("python", [rule.definition]),
-        *_judged_by(rule),
-        "## What to type against it",
-        prose(remedy(rule)),
-        *_examples(rule),
-        "## What can be set of it",
-        block("bash", [f"python train.py {typed}" for typed in settings_typed(rule)]),
+        *(_statistics(rule) if isinstance(rule, Rule) else []),
+        *_suggestions(rule),
+        "## Settings",
+        block("bash", [f"python train.py {setting}" for setting in format_settings(rule)]),
         *_clinic(rule),
     )
 
 
-def _judged_by(rule: Rule) -> list[str]:
-    """The statistics of the condition, as they are defined."""
+def _relations(rule: Rule) -> list[tuple[str, str]]:
+    suppressed = [each.code for each in RULES.values() if rule.code in each.suppressed_by]
+    return [
+        ("Evidence", ", ".join(map(statistic, (*rule.statistics, *rule.evidence)))),
+        ("Suppressed by", ", ".join(map(finding, rule.suppressed_by))),
+        ("Suppresses", ", ".join(map(finding, suppressed))),
+    ]
+
+
+def _statistics(rule: Rule) -> list[str]:
+    """The definitions of the statistics in the condition."""
     if not rule.statistics:
         return []
     formulas = [(statistic(name), code(STATISTICS[name].formula)) for name in rule.statistics]
-    legend = "[The symbols](../statistics/index.md#symbols) are those of all statistics."
-    return [definitions(formulas), legend]
+    return [definitions(formulas), "[Symbols](../statistics/index.md#symbols) of the formulas."]
 
 
-_EARLY = "; it can be told before the first step too"
-
-
-def _explains(rule: Rule) -> list[str]:
-    return [each.code for each in RULES.values() if rule.code in each.explained_by]
-
-
-def _sentence(rule: Rule) -> str:
-    """What it says, with the names of the numbers that it is said with."""
-    parts = re.split(r"\{(\w+)[^}]*\}", rule.sentence)
+def _sentence(sentence: str) -> str:
+    """A sentence with the names of its numbers."""
+    parts = re.split(r"\{(\w+)[^}]*\}", sentence)
     return "".join(_blank(part) if place % 2 else plain(part) for place, part in enumerate(parts))
 
 
@@ -141,56 +140,67 @@ def _blank(name: str) -> str:
     return statistic(name) if name in STATISTICS else code(name)
 
 
-def example(rule: Rule, dtype: str) -> list[str]:
-    """What it would say to type in a training with AdamW's defaults."""
+def example(rule: Rule | Notice, dtype: str) -> list[str]:
+    """Returns the suggestions for a run with AdamW's defaults, a line each.
+
+    Args:
+        rule: The rule or the notice.
+        dtype: The dtype of the parameters.
+    """
     settings = asdict(AdamConfig(weight_decay=0.01, decoupled_weight_decay=True))
-    training = Training(
+    run = RunFacts(
         defaults=settings,
         dtypes=frozenset({dtype}),
+        schedule={"name": "cosine", "warmup_steps": 0, "total_steps": STEPS // 2},
         peak_lr=settings["lr"],
         total_steps=STEPS,
         steps_per_epoch=STEPS / 10,
+        samples_per_step=256 if isinstance(rule, Rule) else 8,
+        every_n_steps=50,
     )
-    case = Case(VALUES, training, lambda: DENOMINATOR)
-    return [line.strip() for line in to_type(rule.remedy(case))]
+    history = History({"grad_norm": RunningSummary.of(0.5)})
+    context = RuleContext(VALUES, run, history, low_denominator=lambda: DENOMINATOR)
+    return [line.strip() for line in describe_suggestions(rule.suggest(context))]
 
 
-def _examples(rule: Rule) -> list[str]:
-    """A remedy by example, once where the precision does not matter."""
+def _suggestions(rule: Rule | Notice) -> list[str]:
+    """What is suggested, with an example; one for each precision where they differ."""
+    summary = suggestion_summary(rule)
+    if not summary:
+        return []
     lines = {dtype: example(rule, dtype) for dtype in PRECISIONS}
-    is_same = len({*map(tuple, lines.values())}) == 1
-    shown = {"": lines[PRECISIONS[0]]} if is_same else lines
-    parts = []
-    for dtype, each in shown.items():
-        of_dtype = f", with parameters in {dtype}" if dtype else ""
-        parts.append(
-            prose(f"In a training of {STEPS:,} steps with AdamW's defaults{of_dtype}, for example:")
-        )
-        parts.append(block("text", each))
+    if len({*map(tuple, lines.values())}) == 1:
+        lines = {"": lines[PRECISIONS[0]]}
+    elif isinstance(rule, Notice):
+        # A notice on a dtype does not appear in float32.
+        del lines[PRECISIONS[0]]
+    parts = ["## Suggestion", prose(summary)]
+    for dtype, each in lines.items():
+        if each:
+            of_dtype = f" and parameters in {dtype}" if dtype else ""
+            parts.append(prose(f"Example, in a run of {STEPS:,} steps with AdamW{of_dtype}:"))
+            parts.append(block("text", each))
     return parts
 
 
 def faults() -> dict[str, tuple[str, str]]:
-    """The options of `recipes/conf/fault` and what they plant, by the finding that tells of it."""
+    """Returns the options of `recipes/conf/fault` and what they plant, by their finding."""
     found = {}
     for file in sorted(FAULTS.glob("*.yaml")):
-        comment = file.read_text(encoding="utf-8").splitlines()[1].removeprefix("# ")
-        name, _, planted = comment.partition(": ")
-        if name in RULES:
-            found[name] = (file.stem, planted)
+        text = file.read_text(encoding="utf-8")
+        name = re.search(r"^finding: (\w+)$", text, re.MULTILINE)
+        if name:
+            found[name[1]] = (file.stem, text.splitlines()[1].removeprefix("# "))
     return found
 
 
-def _clinic(rule: Rule) -> list[str]:
-    """How to see it, where the clinic has it."""
+def _clinic(rule: Rule | Notice) -> list[str]:
+    """The command that reproduces it, where the clinic has its fault."""
     fault, planted = faults().get(rule.code, ("", ""))
     if not fault:
         return []
     return [
-        "## See it",
-        prose(
-            f"{planted[:1].upper()}{planted[1:]} The clinic trains so, types the remedy, and trains"
-            " again:"
-        ),
+        "## Reproduce",
+        prose(f"{planted} The recipe trains with this fault, and again with a remedy:"),
         block("bash", [f"python -m recipes.clinic fault={fault}"]),
     ]

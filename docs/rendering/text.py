@@ -7,6 +7,7 @@ from dataclasses import fields
 
 from lightning_adam.config.explain import TOPICS
 from lightning_adam.findings import RULES
+from lightning_adam.findings.preflight import NOTICES
 from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS
 
 FIELDS = {
@@ -14,7 +15,7 @@ FIELDS = {
 }
 UNAMBIGUOUS = {
     name
-    for name in {*STATISTICS, *RULES} - (STATISTICS.keys() & RULES.keys()) - FIELDS
+    for name in (STATISTICS.keys() ^ (RULES.keys() | NOTICES.keys())) - FIELDS
     # `step` and `lr` are words of any sentence.
     if "_" in name
 }

@@ -9,6 +9,8 @@ import yaml
 from docs.rendering import finding_pages, setting_pages, statistic_pages
 from docs.rendering.text import code, definitions, plain, prose, table
 from lightning_adam.findings import RULES
+from lightning_adam.findings.describe import suggestion_summary
+from lightning_adam.findings.preflight import NOTICES
 from lightning_adam.statistics.catalogue import STATISTICS
 from tests.support.commands import REPOSITORY
 from tests.support.html_page import HtmlPage
@@ -27,6 +29,7 @@ HOSTILE = (
 LINKS = {
     "see rms_ratio.": "../statistics/rms_ratio.md",
     "see `eps_dominates`": "../findings/eps_dominates.md",
+    "as eps_vanishes": "../findings/eps_vanishes.md",
     "alg. 1 of arXiv 1412.6980": "https://arxiv.org/abs/1412.6980",
     "2506.04805; calibrated": "https://arxiv.org/abs/2506.04805",
     "pytorch/pytorch issue 147437": "https://github.com/pytorch/pytorch/issues/147437",
@@ -95,14 +98,19 @@ def test_page_of_a_statistic_shows_its_key_formula_and_meaning() -> None:
                     assert text in page
 
 
-def test_page_of_a_finding_shows_a_remedy_in_every_precision() -> None:
+def test_page_of_a_finding_shows_its_suggestions_by_example() -> None:
     with each_row() as row:
-        for name, rule in RULES.items():
-            for dtype in finding_pages.PRECISIONS:
-                with row(f"{name} in {dtype}"):
-                    lines = finding_pages.example(rule, dtype)
-                    assert lines
-                    assert all(re.match(r"(or )?(type|do):", line) for line in lines)
+        for name, rule in (RULES | NOTICES).items():
+            with row(name):
+                lines = {
+                    dtype: finding_pages.example(rule, dtype) for dtype in finding_pages.PRECISIONS
+                }
+                assert bool(lines["bfloat16"]) == bool(suggestion_summary(rule))
+                each = [line for of_dtype in lines.values() for line in of_dtype]
+                assert all(re.match(r"(or )?(type|try|do): ", line) for line in each)
+                text = rendered(finding_pages.page_of(rule)).text
+                shown = [" ".join(line.split()) for line in lines["bfloat16"]]
+                assert [line for line in shown if line not in text] == []
 
 
 def test_every_fault_of_the_clinic_belongs_to_a_finding() -> None:

@@ -13,6 +13,7 @@ from lightning_adam import findings
 from lightning_adam.config import monitor, optimizer, schedule, tune
 from lightning_adam.config.explain import TOPICS
 from lightning_adam.findings import RULES
+from lightning_adam.findings.preflight import NOTICES
 from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS
 from tests.support.commands import REPOSITORY
 from tests.support.html_page import HtmlPage
@@ -146,9 +147,9 @@ def test_every_symbol_is_explained(pages: dict[str, SitePage]) -> None:
         assert [symbol for symbol in symbols if symbol not in page.text] == []
 
 
-def test_every_finding_has_a_page(pages: dict[str, SitePage]) -> None:
+def test_every_finding_and_notice_has_a_page(pages: dict[str, SitePage]) -> None:
     with each_row() as row:
-        for code, rule in RULES.items():
+        for code, rule in (RULES | NOTICES).items():
             with row(code):
                 page = pages[f"findings/{code}/"]
                 for text in (rule.meaning, rule.source, *rule.definition.splitlines()):
@@ -156,7 +157,10 @@ def test_every_finding_has_a_page(pages: dict[str, SitePage]) -> None:
                 for name, value in rule.settings.items():
                     assert f"adam_monitor.findings.{code}.{name}={value}" in page.text
                 assert page.address in pages["findings/"].links
-                assert {f"{HOST}/statistics/{name}/" for name in rule.statistics} <= set(page.links)
+        for code, finding in RULES.items():
+            with row(code):
+                links = {f"{HOST}/statistics/{name}/" for name in finding.statistics}
+                assert links <= set(pages[f"findings/{code}/"].links)
 
 
 def test_every_config_field_is_documented(pages: dict[str, SitePage]) -> None:
@@ -177,7 +181,11 @@ def test_every_config_field_is_documented(pages: dict[str, SitePage]) -> None:
 def test_every_public_name_is_documented(pages: dict[str, SitePage]) -> None:
     api = [page for path, page in pages.items() if path.startswith("api/")]
     public = {f"lightning_adam.{name}" for name in lightning_adam.__all__}
-    public |= {f"lightning_adam.findings.rule.{name}" for name in findings.__all__}
+    public |= {
+        f"{value.__module__}.{name}" if callable(value) else f"lightning_adam.findings.rule.{name}"
+        for name, value in vars(findings).items()
+        if name in findings.__all__
+    }
     for module in (optimizer, schedule, monitor, tune):
         configs = {
             f"{module.__name__}.{name}"

@@ -8,7 +8,7 @@ be found.
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -22,12 +22,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from benchmarks.small_gpt import SmallGPT, text_loader
 from lightning_adam import AdamStatistics
-from lightning_adam.findings.context import RunFacts
+from lightning_adam.findings.context import RuleContext, RunFacts
 from lightning_adam.findings.engine import RuleEngine
-from lightning_adam.findings.finding import Finding
+from lightning_adam.findings.finding import Finding, Suggestion
+from lightning_adam.findings.scope_values import MODEL, ScopeValues
 from lightning_adam.monitor.finding_reporter import low_denominator
 from lightning_adam.monitor.run_facts import groups_of, initial_norm
 from lightning_adam.statistics.dtypes import dtype_name
+from lightning_adam.statistics.measurement import Measurement
 from recipes.mnist import small_cnn
 
 EVERY_N_STEPS = 5
@@ -74,7 +76,12 @@ class Verdict:
     run: Run
     findings: Sequence[Finding]
     """All that was raised, whether it holds to the end or not."""
-    loss: float = field(default=math.nan)
+    loss: float = math.nan
+    """Mean of the last tenth of the run."""
+    fall: float = math.nan
+    """How far the loss has fallen from the first step."""
+    possible: Sequence[tuple[str, Suggestion]] = ()
+    """What rules would suggest on the last measurement, beyond leads, by their codes."""
 
     @property
     def missed(self) -> frozenset[str]:
@@ -126,7 +133,25 @@ def judge(run: Run, every_n_steps: int = EVERY_N_STEPS, **changes: Any) -> Verdi
                 engine.judge(measurement, step, facts, losses[-1], low)
         schedule.step()
     last = losses[-max(loop.steps // 10, 1) :]
-    return Verdict(run, engine.findings, sum(last) / len(last))
+    loss = sum(last) / len(last)
+    possible = possible_suggestions(engine, statistics.measurement, facts, loop)
+    return Verdict(run, engine.findings, loss, losses[0] - loss, possible)
+
+
+def possible_suggestions(
+    engine: RuleEngine, measurement: Measurement, facts: RunFacts, loop: Loop
+) -> list[tuple[str, Suggestion]]:
+    """What the rules would suggest if all of them were raised, beyond leads."""
+    values = ScopeValues(measurement, engine.rules.values())
+    low = partial(low_denominator, loop.optimizer, loop.module, measurement, MODEL)
+    found: dict[tuple[str, ...], tuple[str, Suggestion]] = {}
+    for rule in engine.rules.values():
+        if MODEL in values.scopes_of(rule):
+            measured = values.with_evidence(rule, MODEL)
+            for each in rule.suggest(RuleContext(measured, facts, low_denominator=low)):
+                if each.overrides and not each.is_lead:
+                    found.setdefault(each.overrides, (rule.code, each))
+    return list(found.values())
 
 
 def run_facts(loop: Loop, every_n_steps: int) -> RunFacts:
@@ -598,7 +623,7 @@ JUMPS = [
     fault(
         "gradients / 100, beta2 .999",
         "exp_avg_sq_collapse",
-        partial(synthetic, after(1500, 0.01), steps=2000),
+        partial(synthetic, after(1000, 0.01), steps=2000),
         every_n_steps=20,
     ),
     fault(
@@ -727,6 +752,7 @@ FAULTY_TRAINING_RUNS = [
         "MLP, inputs x 20 from step 400",
         "exp_avg_sq_lags",
         partial(BRIEF, change=lambda step, inputs: inputs * (20 if step >= 400 else 1)),
+        allowed="loss_spike",
         every_n_steps=1,
     ),
     fault("MLP, bfloat16, lr 1e-5", "updates_lost", partial(BRIEF, dtype=BRAIN, lr=1e-5)),
@@ -734,6 +760,7 @@ FAULTY_TRAINING_RUNS = [
         "MLP, resumed without moments",
         "state_mismatch",
         partial(BRIEF, **loses(400, moments=True)),
+        allowed="exp_avg_sq_lags",
     ),
     fault(
         "MLP, L2 1e-2, pixels x .01",

@@ -231,7 +231,12 @@ class RuleEngine:
 
     @property
     def _detectors(self) -> tuple[SpikeWindow | TensorSpikes, ...]:
-        return self._losses, self._grad_norms, self._tensor_norms, self._rms_ratios
+        return (
+            self._losses,
+            self._grad_norms,
+            self._tensor_norms,
+            self._rms_ratios,
+        )
 
     def _add_spikes(self, values: ScopeValues, loss: float) -> Spikes:
         self._tensor_norms.add(values.of_tensors("grad_norm"))

@@ -126,8 +126,8 @@ class TensorSpikes:
         clipped = np.where(is_known, np.minimum(value, mean + DEVIATIONS * deviation), value)
         mean_now = ALPHA * mean + (1 - ALPHA) * clipped
         variance = ALPHA * variance + (1 - ALPHA) * (clipped - mean_now) ** 2
-        # The first gradients are no measure of those that follow.
-        largest = np.where(is_known, np.maximum(largest, value), np.maximum(mean_now, value))
+        # The very first gradients are no measure of those that follow.
+        largest = np.where(number > 1, np.maximum(largest, value), value)
         rows = np.stack([mean_now, variance, largest, number + 1], 1)
         self._averages.update(zip(names, rows.tolist(), strict=True))
 

@@ -56,7 +56,7 @@ def decay_uneven(
     *,
     threshold: float = 0.1,
     spread: float = 10.0,
-    negligible: float = 1e-4,
+    negligible: float = 1e-3,
 ) -> bool:
     """Coupled decay (L2) shrinks weights with small gradients, and hardly those with large ones.
 

@@ -26,11 +26,13 @@ Tensors = Callable[[str], Mapping[str, float]]
 def exp_avg_sq_lags(
     rms_ratio_max: float,
     rms_ratio: float,
+    beta2: float,
     history: History,
     spikes: Spikes,
     tensors: Tensors,
     *,
     threshold: float = 2.3,
+    jump: float = 5.0,
     times_largest: float = 2.0,
     grad_share: float = 0.01,
 ) -> bool | Severity:
@@ -38,17 +40,19 @@ def exp_avg_sq_lags(
 
     It lasts a step or two, and a loss spike often follows. To see one, measure at every step. Small
     tensors and rows that seldom have a gradient exceed 2.3 in healthy runs, which is info. It is a
-    warning if the tensor has at least `grad_share` of the squared gradient norm, and its value is
-    `times_largest` times the largest before; or if the whole model has exceeded 2.3 for a while.
+    warning if the value is above `jump`, or near its bound of 1/√(1-β2), and `times_largest` times
+    the largest of the tensor before, and the tensor has at least `grad_share` of the squared
+    gradient norm; or if the whole model has exceeded 2.3 for a while.
     """
     if rms_ratio_max <= threshold:
         return False
     if history.smoothed("rms_ratio") > threshold:
         return True
+    least = min(jump, 0.8 / math.sqrt(1 - beta2))
     jumped = {
         name: ratio
         for name, ratio in tensors("rms_ratio").items()
-        if ratio > threshold and spikes.rms_ratio_times_largest.get(name, 0.0) > times_largest
+        if ratio > least and spikes.rms_ratio_times_largest.get(name, 0.0) > times_largest
     }
     return bool(_with_share(jumped, tensors, grad_share)) or Severity.info
 

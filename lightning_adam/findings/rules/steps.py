@@ -28,6 +28,7 @@ def correlated_updates(
     normalized_update_rms: float,
     normalized_update_large_fraction: float,
     update_to_weight: float,
+    update_norm: float,
     beta1: float,
     run: RunFacts,
     *,
@@ -39,7 +40,7 @@ def correlated_updates(
 
     Large models diverge from it. Noise gives √((1-β1)/(1+β1)), 0.23 at β1 = 0.9: what counts is
     half as much again, and twice as many long steps as in noise. Where steps are below `large_step`
-    of the weights they agree because they are small, which is info.
+    of the weights they agree because they are small, or by nature as a GAN's, which is info.
     """
     noise = math.sqrt((1 - beta1) / (1 + beta1))
     is_long = normalized_update_rms > max(threshold, 1.5 * noise)
@@ -48,7 +49,8 @@ def correlated_updates(
     )
     if not (is_long or are_many):
         return False
-    return True if update_to_weight >= large_step else Severity.info
+    step = _relative(update_to_weight, update_norm, run)
+    return True if step >= large_step else Severity.info
 
 
 @rule(
@@ -120,13 +122,8 @@ def learning_rate_too_large(
         # They began at 0.
         return False
     alive, were_alive = 1 - grad_zero_fraction, 1 - history.first("grad_zero_fraction")
-    relative = [update_to_weight, history.largest("update_to_weight")]
-    norms = [update_norm, history.largest("update_norm")]
-    if run.initial_norm:
-        # Of the weights as they are, or as a standard initialisation would have them.
-        allowed = [norm / run.initial_norm for norm in norms]
-        relative = [min(pair) for pair in zip(relative, allowed, strict=True)]
-    now, largest = relative
+    now = _relative(update_to_weight, update_norm, run)
+    largest = _relative(history.largest("update_to_weight"), history.largest("update_norm"), run)
     return now > threshold or (largest > first_above and alive < alive_below * were_alive)
 
 
@@ -148,3 +145,13 @@ def weights_grow(
     began near 0 grow in health.
     """
     return weight_decay == 0 and weight_norm > threshold * history.first("weight_norm")
+
+
+def _relative(update_to_weight: float, update_norm: float, run: RunFacts) -> float:
+    """The step relative to the weights, or to a standard initialisation of them if that is larger.
+
+    Embeddings begin far below it, and grow until they matter.
+    """
+    if not run.initial_norm:
+        return update_to_weight
+    return min(update_to_weight, update_norm / run.initial_norm)

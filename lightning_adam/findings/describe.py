@@ -17,8 +17,8 @@ NAMED = 3
 
 
 def describe_raised(findings: Sequence[Finding]) -> str:
-    """Returns findings of one optimizer and step as text, one block a code."""
-    return "\n".join(_block(each) for each in _by_code(findings).values())
+    """Returns findings of one step as text, one block a code and optimizer."""
+    return "\n".join(map(_block, _alike(findings)))
 
 
 def _block(alike: Sequence[Finding]) -> str:
@@ -114,7 +114,7 @@ def summarize(
         'AdamMonitor: No issues found (63 measurements)'
     """
     number = f"{measurements} measurement{'' if measurements == 1 else 's'}"
-    shown = _by_code(each for each in findings if each.is_above_info)
+    shown = _alike(each for each in findings if each.is_above_info)
     lines = []
     if shown:
         lines.append(
@@ -122,15 +122,14 @@ def summarize(
         )
     elif not unjudged:
         return f"AdamMonitor: No issues found ({number})"
-    for code, alike in shown.items():
+    for alike in shown:
         first = alike[0]
+        of = f" of {first.optimizer}" if first.optimizer else ""
         is_open = [each for each in alike if each.is_open]
         until = "to the end" if is_open else f"to step {max(each.closed or 0 for each in alike)}"
-        lines.append(f"  {code} ({first.severity}), from step {first.step} {until}")
+        lines.append(f"  {first.code} ({first.severity}){of}, from step {first.step} {until}")
         # The last that was raised serves all that are open.
-        lines += describe_suggestions(
-            max(is_open or alike, key=lambda each: each.step).suggestions
-        )[:1]
+        lines += describe_suggestions((is_open or alike)[-1].suggestions)[:1]
     if unjudged:
         few = f"{number} {'is' if measurements == 1 else 'are'} too few to judge"
         codes = _some([each.code for each in unjudged])
@@ -224,11 +223,12 @@ def format_settings(rule: Rule | Notice, place: str = "adam_monitor") -> list[st
     ]
 
 
-def _by_code(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
-    by_code: dict[str, list[Finding]] = {}
+def _alike(findings: Iterable[Finding]) -> list[list[Finding]]:
+    """Findings of the same code and optimizer together."""
+    alike: dict[tuple[str, str], list[Finding]] = {}
     for finding in findings:
-        by_code.setdefault(finding.code, []).append(finding)
-    return by_code
+        alike.setdefault((finding.code, finding.optimizer), []).append(finding)
+    return [*alike.values()]
 
 
 def _some(names: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -162,6 +162,8 @@ class RuleEngine:
         self._judged.update({key.code for key in verdicts})
         raised, closed = [], []
         for key, severity in self._unsuppressed(verdicts, values, step):
+            if severity is Severity.off and key not in self._streaks:
+                continue
             found, patience = self._open.get(key), self.rules[key.code].patience
             if found is None and self._wider(key, self._open, values) is not None:
                 self._streaks.pop(key, None)
@@ -174,6 +176,8 @@ class RuleEngine:
                 raised.append(self._raise(key, severity, step, values, run, low_denominator))
             elif streaks.held >= patience and found is None:
                 raised.append(self._raise(key, Severity.info, step, values, run, low_denominator))
+            if not streaks.held and key not in self._open:
+                del self._streaks[key]
         closed += self._supersede(values, step)
         self._remember(values)
         return Changes(raised, closed)
@@ -254,14 +258,21 @@ class RuleEngine:
         self, values: ScopeValues, run: RunFacts, spikes: Spikes, rules: Iterable[Rule]
     ) -> dict[FindingKey, Severity]:
         """The severity of each condition that can be judged; `off` where it does not hold."""
+        is_rising = self._is_rising(values.model, run)
+        facts: dict[str, dict[str, Any]] = {}
         verdicts = {}
         for rule in rules:
-            for scope in values.scopes_of(rule):
+            scopes = values.scopes_of(rule)
+            if scopes:
                 self._defined.add(rule.code)
+            for scope in scopes if not (rule.waits_for_peak and is_rising) else ():
                 own = values.values[scope]
-                history = History(self._summaries.get(scope, {}))
-                if _is_warm(rule, own, history, run):
-                    facts = {
+                if not _is_warm(rule, own):
+                    continue
+                if scope not in facts:
+                    history = History(self._summaries.get(scope, {}))
+                    facts[scope] = {
+                        **own,
                         "history": history,
                         "grad_decline": history.grad_decline,
                         "run": run,
@@ -269,8 +280,13 @@ class RuleEngine:
                         "spikes": spikes,
                         "tensors": values.of_tensors,
                     }
-                    verdicts[FindingKey(rule.code, scope)] = _verdict(rule, scope, own, facts)
+                verdicts[FindingKey(rule.code, scope)] = _verdict(rule, scope, facts[scope])
         return verdicts
+
+    def _is_rising(self, model: Mapping[str, float], run: RunFacts) -> bool:
+        """Whether the learning rate warms up."""
+        last = History(self._summaries.get(MODEL, {})).last("lr")
+        return model.get("step", math.inf) <= run.warmup_steps or model.get("lr", math.nan) > last
 
     def _unsuppressed(
         self, verdicts: Mapping[FindingKey, Severity], values: ScopeValues, step: int
@@ -355,22 +371,24 @@ class RuleEngine:
         return closed
 
     def _wider(
-        self, key: FindingKey, others: Container[FindingKey], values: ScopeValues
+        self, key: FindingKey, others: Collection[FindingKey], values: ScopeValues
     ) -> FindingKey | None:
         """The same rule in the widest other scope that contains the finding's; None without one."""
-        if key.scope == MODEL:
+        if key.scope == MODEL or not any(each.code == key.code for each in others):
             return None
         wider = (FindingKey(key.code, scope) for scope in values.wider_than(key.scope)[:-1])
         return next((each for each in wider if each in others), None)
 
     def _remember(self, values: ScopeValues) -> None:
         judged = [rule for rule in self.rules.values() if "history" in rule.takes]
-        names = {*REMEMBERED, *(name for rule in judged for name in rule.statistics)}
+        of_model = {*REMEMBERED, *(name for rule in judged for name in rule.statistics)}
+        local = [rule for rule in judged if rule.is_local]
+        of_others = {"grad_norm", *(name for rule in local for name in rule.statistics)}
         for scope, own in values.values.items():
             summaries = self._summaries.setdefault(scope, {})
             # The size of the first steps says nothing of those that follow.
             is_early = own.get("step", math.inf) < 3 / (1 - own.get("beta1", 0.9))
-            for name in names & own.keys():
+            for name in own.keys() & (of_model if scope == MODEL else of_others):
                 if not (is_early and name == "normalized_update_rms"):
                     before = summaries.get(name)
                     value = own[name]
@@ -378,23 +396,17 @@ class RuleEngine:
 
 
 def _is_above_info(severity: Severity) -> bool:
-    return severity in (Severity.warning, Severity.error)
+    return severity is Severity.error or severity is Severity.warning
 
 
-def _is_warm(rule: Rule, values: Mapping[str, float], history: History, run: RunFacts) -> bool:
-    """Whether a rule's warm-up is over, and that of the learning rate where it waits for it."""
-    step, lr = values.get("step", math.inf), values.get("lr", math.nan)
-    warmup = rule.warmup.steps(values.get("beta1", 0.9), values.get("beta2", 0.999))
-    is_rising = step <= run.warmup_steps or lr > history.last("lr")
-    return step > warmup and not (rule.waits_for_peak and is_rising)
+def _is_warm(rule: Rule, values: Mapping[str, float]) -> bool:
+    beta1, beta2 = values.get("beta1", 0.9), values.get("beta2", 0.999)
+    return values.get("step", math.inf) > rule.warmup.steps(beta1, beta2)
 
 
-def _verdict(
-    rule: Rule, scope: str, values: Mapping[str, float], facts: Mapping[str, Any]
-) -> Severity:
+def _verdict(rule: Rule, scope: str, facts: Mapping[str, Any]) -> Severity:
     """The severity of a condition in a scope; `off` if it does not hold."""
-    taken = {name: values[name] for name in rule.statistics}
-    taken |= {name: facts[name] for name in rule.takes}
+    taken = {name: facts[name] for name in (*rule.statistics, *rule.takes)}
     try:
         holds = rule.condition(**taken, **rule.thresholds)
     except ZeroDivisionError:

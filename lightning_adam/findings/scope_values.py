@@ -36,9 +36,11 @@ class ScopeValues:
             for kind in self._kinds[rule.code]:
                 wanted.setdefault(kind, {*REMEMBERED}).update(rule.statistics)
         self._members: dict[Scope, list[str]] = {}
+        self._wider: dict[str, list[str]] = {}
         self.values: dict[str, dict[str, float]] = {}
         """Statistics by the name of the scope, as in `layer/net.0`."""
-        for kind, names in wanted.items():
+        for kind in (each for each in Scope if each in wanted):
+            names = wanted[kind]
             chosen = [STATISTICS[name] for name in STATISTICS if name in names]
             rows = measurement.of(kind, chosen)
             settings = measurement.largest(kind, SETTINGS)
@@ -48,12 +50,12 @@ class ScopeValues:
 
     def scopes_of(self, rule: Rule) -> list[str]:
         """Returns the scopes in which a rule can be judged, the widest first."""
-        kinds = self._kinds[rule.code]
+        needed = {*rule.statistics}
         return [
             scope
-            for kind in kinds
+            for kind in self._kinds[rule.code]
             for scope in self._members.get(kind, [])
-            if all(name in self.values[scope] for name in rule.statistics)
+            if self.values[scope].keys() >= needed
         ]
 
     @property
@@ -87,14 +89,19 @@ class ScopeValues:
 
     def wider_than(self, scope: str) -> list[str]:
         """Returns the scopes that contain a scope, the widest first, and itself at the end."""
-        if scope == MODEL:
-            return [MODEL]
-        kinds = [kind.value for kind in Scope]
-        depth = kinds.index(scope.partition("/")[0])
-        others = [each for each in self.values if each.partition("/")[0] in kinds[1:depth]]
+        if scope not in self._wider:
+            self._wider[scope] = [MODEL, *self._containing(scope), scope][scope == MODEL :]
+        return self._wider[scope]
+
+    def _containing(self, scope: str) -> list[str]:
+        kinds = list(self._members)
+        others = [
+            each
+            for kind in kinds[1 : kinds.index(Scope(scope.partition("/")[0]))]
+            for each in self._members[kind]
+        ]
         inside = self._measurement.tensors_of(scope) if others else set()
-        contain = [each for each in others if inside <= self._measurement.tensors_of(each)]
-        return [MODEL, *contain, scope]
+        return [each for each in others if inside <= self._measurement.tensors_of(each)]
 
     def groups_in(self, scope: str) -> list[str]:
         """Returns the names of the parameter groups with tensors in a scope."""

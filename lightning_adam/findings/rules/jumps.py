@@ -74,7 +74,7 @@ def grad_spike(
     tensors: Tensors,
     *,
     deviations: float = 6.0,
-    times_largest: float = 2.0,
+    times_largest: float = 5.0,
     grad_share: float = 0.1,
 ) -> bool | Severity:
     """The gradient norm of a tensor is far above its own moving average.

@@ -10,60 +10,70 @@ from torch import nn
 
 from lightning_adam import AdamStatistics
 from lightning_adam.config.errors import ConfigError
-from lightning_adam.config.monitor import Severity
-from lightning_adam.findings import RULES, Cure, rule
+from lightning_adam.config.monitor import Scope, Severity
+from lightning_adam.findings import RULES, Suggestion, rule, suggestions
+from lightning_adam.findings.context import RunFacts
+from lightning_adam.findings.describe import describe_raised, summarize
+from lightning_adam.findings.engine import CLOSING, Changes, RuleEngine
 from lightning_adam.findings.finding import Finding
-from lightning_adam.findings.rule import Training, Warmup
-from lightning_adam.findings.watch import CLOSING, Changes, Watch
+from lightning_adam.findings.preflight import preflight
+from lightning_adam.findings.rule import Warmup
 from tests.support.tables import each_row
 
-TINY, LARGE = 1e-10, 1e-3
+TINY, LARGE = 1e-10, 1e-5
 """Gradients far below eps, and far above it."""
+SMALL = 1e-8
+"""Gradients that eps dominates, and that are not negligible beside the large ones."""
+LAYERS = (Scope.layer,)
 
 
 class Loop:
-    """Two layers that are trained on noise of a given size."""
+    """Layers that are trained on noise of a given size."""
 
     def __init__(
         self,
-        watch: Watch,
-        elements: int = 500,
+        engine: RuleEngine,
+        names: str = "ab",
         dtype: torch.dtype = torch.float32,
         **settings: Any,
     ) -> None:
         torch.manual_seed(0)
         self.noise = torch.Generator().manual_seed(0)
-        self.layers = nn.ModuleDict({"a": _weights(elements), "b": _weights(elements)}).to(dtype)
+        self.layers = nn.ModuleDict({name: nn.Linear(500, 1, bias=False) for name in names})
+        self.layers.to(dtype)
         self.adam = torch.optim.AdamW(self.layers.parameters(), **settings)
-        self.watch = watch
-        self.statistics = AdamStatistics(judged=watch.statistics, module=self.layers)
+        self.engine = engine
+        self.statistics = AdamStatistics(judged=engine.statistics, module=self.layers)
         self.step = 0
+        self.low: dict[str, float] = {}
+        """By scope, the value that 1 % of the denominators are below."""
 
-    def run(self, steps: int, a: float, b: float | None = None, **training: Any) -> list[Changes]:
+    def run(self, steps: int, *sizes: float, **facts: Any) -> list[Changes]:
+        """Trains: one size a layer, or one for all."""
+        weights = [*self.layers.parameters()]
+        sizes = sizes if len(sizes) > 1 else sizes * len(weights)
         changes = []
         for _ in range(steps):
             self.step += 1
-            for name, size in (("a", a), ("b", a if b is None else b)):
-                weight = self.layers.get_parameter(f"{name}.weight")
+            for weight, size in zip(weights, sizes, strict=True):
                 noise = torch.randn(weight.shape, generator=self.noise)
                 weight.grad = (size * noise).to(weight.dtype)
             self.adam.step()
             self.statistics.update(self.adam)
-            training_now = Training(**{"defaults": self.adam.defaults, **training})
-            changes.append(self.watch.judge(self.statistics.measurement, self.step, training_now))
+            run = RunFacts(**{"defaults": self.adam.defaults, **facts})
+            measurement = self.statistics.measurement
+            changes.append(
+                self.engine.judge(measurement, self.step, run, low_denominator=self.low.get)
+            )
         return changes
 
 
-def _weights(elements: int) -> nn.Module:
-    return nn.Linear(elements, 1, bias=False)
-
-
 def codes(findings: list[Finding]) -> list[tuple[str, str]]:
-    return [(each.code, each.scope) for each in findings if each.severity is not Severity.info]
+    return [(each.code, each.scope) for each in findings if each.is_above_info]
 
 
-def test_finding_is_raised_once_after_its_persistence_and_closed_after_recovery() -> None:
-    loop = Loop(Watch())
+def test_finding_is_raised_once_after_its_patience_and_closed_after_recovery() -> None:
+    loop = Loop(RuleEngine())
     changes = loop.run(60, TINY)
     (raised,) = [each for change in changes for each in change.raised]
     # Judged from step 31 on: 3/(1-β1) steps are not, and three measurements have to agree.
@@ -73,45 +83,52 @@ def test_finding_is_raised_once_after_its_persistence_and_closed_after_recovery(
     recovery = loop.run(10, LARGE)
     closed = {each.code: each.closed for change in recovery for each in change.closed}
     assert closed["eps_dominates"] == 60 + 3 + CLOSING
-    assert ("eps_dominates", "model") not in codes(loop.watch.open)
-    assert ("eps_dominates", "model") in codes(loop.watch.all)
+    assert ("eps_dominates", "model") not in codes(loop.engine.open)
+    assert ("eps_dominates", "model") in codes(loop.engine.findings)
 
 
-def test_episodes_shorter_than_the_persistence_raise_nothing() -> None:
-    watch = Watch({"exp_avg_sq_lags": {"severity": "off"}})
-    loop = Loop(watch, betas=(0.9, 0.5))
+def test_episodes_shorter_than_the_patience_raise_nothing() -> None:
+    off = {code: {"severity": "off"} for code in ("exp_avg_sq_lags", "grad_spike", "loss_spike")}
+    engine = RuleEngine(off)
+    loop = Loop(engine, betas=(0.9, 0.5))
     for _ in range(20):
         loop.run(2, TINY)
         loop.run(3, LARGE)
-    assert codes(watch.all) == []
+    assert codes(engine.findings) == []
 
 
 def test_fault_in_one_layer_is_reported_for_that_layer() -> None:
-    watch = Watch()
-    loop = Loop(watch)
-    loop.run(50, TINY, b=LARGE)
+    engine = RuleEngine()
+    loop = Loop(engine)
+    loop.run(50, SMALL, LARGE)
     # Half of the energy is lost in the model, but its mean denominator is far above eps.
-    assert codes(watch.open) == [("eps_dominates", "layer/a")]
-    assert list(watch.open[-1].worst) == ["a.weight"]
+    assert codes(engine.open) == [("eps_dominates", "layer/a")]
+    assert list(engine.open[-1].worst) == ["a.weight"]
 
 
 def test_finding_of_the_model_replaces_those_of_its_layers() -> None:
-    watch = Watch()
-    loop = Loop(watch, betas=(0.9, 0.95))
-    loop.run(50, TINY, b=LARGE)
-    assert codes(watch.open) == [("eps_dominates", "layer/a")]
-    loop.run(400, TINY)
-    assert codes(watch.open) == [("eps_dominates", "model")]
+    engine = RuleEngine()
+    loop = Loop(engine)
+    loop.run(40, SMALL, LARGE)
+    assert codes(engine.open) == [("eps_dominates", "layer/a")]
+    loop.adam.param_groups[0]["eps"] = 1e-4
+    # One measurement in which the condition of the model holds replaces nothing.
+    loop.run(RULES["eps_dominates"].patience - 1, SMALL, LARGE)
+    assert codes(engine.open) == [("eps_dominates", "layer/a")]
+    (change,) = loop.run(1, SMALL, LARGE)
+    assert codes(engine.open) == [("eps_dominates", "model")]
+    (layer,) = [each for each in change.closed if each.scope == "layer/a"]
+    assert (layer.closed, layer.superseded_by) == (loop.step, "eps_dominates in model")
 
 
 def test_root_cause_suppresses_its_symptoms() -> None:
-    watch = Watch()
-    loop = Loop(watch)
+    engine = RuleEngine()
+    loop = Loop(engine)
     loop.run(40, TINY)
     loop.run(1, float("nan"))
-    assert codes(watch.open)[-1] == ("not_finite", "model")
+    assert codes(engine.open)[-1] == ("not_finite", "model")
     loop.run(10, float("nan"))
-    assert codes(watch.open) == [("not_finite", "model")]
+    assert codes(engine.open) == [("not_finite", "model")]
 
 
 def test_root_cause_suppresses_symptoms_of_the_same_measurement() -> None:
@@ -121,46 +138,190 @@ def test_root_cause_suppresses_symptoms_of_the_same_measurement() -> None:
     with each_row() as row:
         for settings, code in rows:
             with row(code):
-                watch = Watch(settings)
-                Loop(watch, **lossy).run(RULES[code].persistence, LARGE)
-                assert codes(watch.all) == [(code, "model")]
+                engine = RuleEngine(settings)
+                loop = Loop(engine, **lossy)
+                loop.run(RULES[code].patience, LARGE)
+                assert codes(engine.findings) == [(code, "model")]
 
 
 def test_not_finite_is_raised_at_once_and_names_the_tensor() -> None:
-    watch = Watch()
-    loop = Loop(watch)
-    (change,) = loop.run(1, LARGE, b=float("inf"))
+    engine = RuleEngine()
+    loop = Loop(engine)
+    (change,) = loop.run(1, LARGE, float("inf"))
     assert codes(change.raised) == [("not_finite", "model")]
     assert list(change.raised[0].worst) == ["b.weight"]
 
 
-def test_vanished_loss_raises_nothing() -> None:
-    watch = Watch()
-    Loop(watch).run(60, TINY, loss_share=1e-3)
-    assert codes(watch.all) == []
+def test_gradient_that_has_vanished_raises_nothing() -> None:
+    engine = RuleEngine()
+    loop = Loop(engine, betas=(0.9, 0.95))
+    loop.run(20, 1e-3)
+    loop.run(600, TINY)
+    assert codes(engine.findings) == []
+    assert "eps_dominates" in [each.code for each in engine.open]
 
 
-def test_thresholds_severity_and_persistence_are_settings() -> None:
+def test_thresholds_severity_and_patience_are_settings() -> None:
     for settings in ({"threshold": 1.5}, {"severity": "off"}):
-        watch = Watch({"eps_dominates": settings})
-        Loop(watch).run(60, TINY)
-        assert codes(watch.all) == [], settings
-    watch = Watch({"eps_dominates": {"threshold": 0.1, "severity": "warning", "persistence": 7}})
-    Loop(watch).run(60, TINY)
-    (found,) = [each for each in watch.open if each.code == "eps_dominates"]
+        engine = RuleEngine({"eps_dominates": settings})
+        Loop(engine).run(60, TINY)
+        assert codes(engine.findings) == [], settings
+    engine = RuleEngine({"eps_dominates": {"threshold": 0.1, "severity": "warning", "patience": 7}})
+    Loop(engine).run(60, TINY)
+    (found,) = [each for each in engine.open if each.code == "eps_dominates"]
     assert (found.severity, found.step) == (Severity.warning, 37)
 
 
-def test_restored_watch_continues_as_if_uninterrupted() -> None:
-    uninterrupted, parts = Loop(Watch()), Loop(Watch())
-    uninterrupted.run(60, TINY)
-    for _ in range(12):
-        parts.run(5, TINY)
-        state = json.loads(json.dumps(parts.watch.state()))
-        parts.watch = Watch()
-        parts.watch.restore(state)
-    assert parts.watch.open == uninterrupted.watch.open
-    assert parts.watch.state() == uninterrupted.watch.state()
+def test_restored_engine_continues_as_if_uninterrupted() -> None:
+    loop, restored = Loop(RuleEngine()), RuleEngine()
+    for step in range(1, 61):
+        loop.run(1, TINY)
+        run = RunFacts(defaults=loop.adam.defaults)
+        restored.judge(loop.statistics.measurement, step, run)
+        if step % 5 == 0:
+            state = json.loads(json.dumps(restored.state()))
+            restored = RuleEngine()
+            restored.restore(state)
+    assert codes(restored.open) == [("eps_dominates", "model")]
+    assert restored.open == loop.engine.open
+    assert restored.state() == loop.engine.state()
+
+
+# ---- Scopes
+
+
+@pytest.fixture
+def symptom() -> Iterator[None]:
+    """A rule whose condition always holds, of which eps_dominates is the cause."""
+
+    @rule(
+        severity=Severity.warning,
+        sentence="There is a symptom.",
+        suggest=suggestions.nothing,
+        source="this test",
+        scopes=LAYERS,
+        warmup=Warmup.NONE,
+        suppressed_by=("eps_dominates",),
+    )
+    def symptom(grad_norm: float) -> bool:
+        """A symptom."""
+        return grad_norm > 0
+
+    yield
+    del RULES["symptom"]
+
+
+@pytest.mark.usefixtures("symptom")
+def test_cause_in_a_layer_suppresses_symptoms_of_that_layer_alone() -> None:
+    a, b = (("symptom", f"layer/{name}") for name in "ab")
+    with each_row() as row:
+        for patience, early in [(3, [a, b]), (40, [])]:
+            with row(patience):
+                engine = RuleEngine({"symptom": {"patience": patience}})
+                loop = Loop(engine)
+                loop.run(10, SMALL, LARGE)
+                assert codes(engine.open) == early
+                loop.run(40, SMALL, LARGE)
+                assert {*codes(engine.open)} == {("eps_dominates", "layer/a"), b}
+                closed = [each for each in engine.findings if not each.is_open]
+                assert codes(closed) == early[:1]
+                assert all(each.superseded_by == "eps_dominates in layer/a" for each in closed)
+
+
+@pytest.mark.usefixtures("symptom")
+def test_cause_in_the_model_suppresses_symptoms_of_its_layers() -> None:
+    engine = RuleEngine()
+    Loop(engine).run(40, TINY)
+    assert codes(engine.open) == [("eps_dominates", "model")]
+    ends = {each.superseded_by for each in engine.findings if each.code == "symptom"}
+    assert ends == {"eps_dominates in model"}
+
+
+def test_local_rules_are_judged_in_the_scopes_of_the_monitor_at_warning_at_most() -> None:
+    """The updates of one layer of three are lost: its weights are large."""
+
+    def found(scopes: tuple[Scope, ...]) -> list[tuple[str, str, Severity]]:
+        engine = RuleEngine(scopes=scopes)
+        loop = Loop(engine, "abc", torch.bfloat16, weight_decay=0.0)
+        with torch.no_grad():
+            loop.layers.get_parameter("a.weight").add_(100)
+        loop.run(5, LARGE)
+        shown = [each for each in engine.open if each.is_above_info]
+        return [(each.code, each.scope, each.severity) for each in shown]
+
+    assert RULES["updates_lost"].severity is Severity.error
+    assert found(()) == []
+    assert found(LAYERS) == [("updates_lost", "layer/a", Severity.warning)]
+
+
+def test_last_suggestion_serves_all_layers() -> None:
+    """Two layers need eps=1e-11 and eps=1e-13."""
+    with each_row() as row:
+        for low in ({"layer/a": 3e-10, "layer/b": 3e-12}, {"layer/a": 3e-12, "layer/b": 3e-10}):
+            for later in (SMALL, LARGE):
+                with row((low, later)):
+                    engine = RuleEngine()
+                    loop = Loop(engine, "abc")
+                    loop.low = low
+                    changes = loop.run(40, SMALL, later, LARGE)
+                    # A second moment that was large is still remembered.
+                    loop.adam.state.pop(loop.layers.get_parameter("b.weight"))
+                    changes += loop.run(40, SMALL, SMALL, LARGE)
+                    raised = [each for change in changes for each in change.raised]
+                    shown = [each for each in raised if each.is_above_info]
+                    assert codes(shown) == [("eps_dominates", scope) for scope in low]
+                    for text in (describe_raised(shown), summarize(engine.findings, 80)):
+                        assert text.count("optimizer.eps=") == 1
+                        assert "optimizer.eps=1e-13" in text
+
+
+# ---- Preflight notices
+
+
+def test_notice_does_not_suppress_findings() -> None:
+    """A schedule that is too short is noticed; the updates are lost all the same."""
+    engine = RuleEngine()
+    facts: dict[str, Any] = {"schedule": {"name": "cosine", "total_steps": 10}, "total_steps": 1000}
+    assert "schedule_length" in [each.code for each in preflight(RunFacts(**facts))]
+    Loop(engine, dtype=torch.bfloat16, lr=1e-6).run(5, LARGE, **facts)
+    assert codes(engine.open) == [("updates_lost", "model")]
+
+
+# ---- Learning-rate warm-up
+
+
+def test_rule_waits_until_the_learning_rate_has_reached_its_peak() -> None:
+    """In bfloat16 the first updates of a warm-up are lost, in health."""
+
+    def raised(until: int, **facts: Any) -> list[tuple[str, int]]:
+        engine = RuleEngine()
+        loop = Loop(engine, dtype=torch.bfloat16, lr=0.0)
+        for step in range(1, 41):
+            loop.adam.param_groups[0]["lr"] = 1e-6 * min(step, until)
+            loop.run(1, LARGE, **facts)
+        return [(each.code, each.step) for each in engine.findings if each.is_above_info]
+
+    patience = RULES["updates_lost"].patience
+    assert raised(until=100) == []
+    assert raised(until=1) == [("updates_lost", patience)]
+    assert raised(until=1, schedule={"warmup_steps": 30}) == [("updates_lost", 30 + patience)]
+    # Where the schedule does not say, a step at which the learning rate has risen is not judged.
+    ((_, step),) = raised(until=20)
+    assert 20 < step <= 20 + patience
+
+
+def test_gates_that_begin_at_zero_raise_nothing_under_warmup() -> None:
+    engine = RuleEngine()
+    loop = Loop(engine, lr=0.0, weight_decay=0.0)
+    with torch.no_grad():
+        loop.layers.get_parameter("a.weight").zero_()
+    for step in range(1, 101):
+        loop.adam.param_groups[0]["lr"] = 1e-2 * min(step / 100, 1.0)
+        loop.run(1, LARGE, schedule={"warmup_steps": 100})
+    assert codes(engine.findings) == []
+
+
+# ---- Custom rules
 
 
 @pytest.fixture
@@ -168,10 +329,10 @@ def custom_rule() -> Iterator[None]:
     @rule(
         severity=Severity.error,
         sentence="The gradient's norm is {grad_norm:.3g}.",
-        remedy=lambda case: [Cure(("trainer.gradient_clip_val=1.0",))],
+        suggest=lambda context: [Suggestion(("trainer.gradient_clip_val=1.0",))],
         source="this test",
         warmup=Warmup.NONE,
-        persistence=2,
+        patience=2,
     )
     def large_gradient(grad_norm: float, *, threshold: float = 10.0) -> bool:
         """Gradients are larger than ever."""
@@ -182,21 +343,21 @@ def custom_rule() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("custom_rule")
-def test_custom_rule_is_raised_with_its_own_settings_and_remedy() -> None:
+def test_custom_rule_is_raised_with_its_own_settings_and_suggestion() -> None:
     settings = {"exp_avg_sq_lags": {"severity": "off"}}
-    loop = Loop(Watch({**settings, "large_gradient": {"threshold": 5.0}}))
+    loop = Loop(RuleEngine({**settings, "large_gradient": {"threshold": 5.0}}))
     loop.run(1, LARGE)
     loop.run(2, 1.0)
-    (found,) = [each for each in loop.watch.open if each.code == "large_gradient"]
+    (found,) = [each for each in loop.engine.open if each.code == "large_gradient"]
     assert found.remedy == ("trainer.gradient_clip_val=1.0",)
     assert found.sentence.startswith("The gradient's norm is 3")
 
 
 @pytest.mark.usefixtures("custom_rule")
 def test_tensor_with_a_nan_statistic_is_named_first_among_the_worst() -> None:
-    loop = Loop(Watch())
-    loop.run(2, LARGE, b=float("nan"))
-    (found,) = [each for each in loop.watch.open if each.code == "large_gradient"]
+    loop = Loop(RuleEngine())
+    loop.run(2, LARGE, float("nan"))
+    (found,) = [each for each in loop.engine.open if each.code == "large_gradient"]
     assert list(found.worst) == ["b.weight", "a.weight"]
 
 
@@ -204,7 +365,7 @@ def test_custom_rule_with_a_taken_name_or_an_unknown_statistic_raises() -> None:
     given: dict[str, Any] = {
         "severity": Severity.info,
         "sentence": "",
-        "remedy": lambda case: [],
+        "suggest": lambda context: [],
         "source": "",
     }
     with pytest.raises(ConfigError, match=r"@rule eps_dominates: .* defines a rule of this name"):
@@ -221,12 +382,12 @@ def test_custom_rule_with_a_taken_name_or_an_unknown_statistic_raises() -> None:
 
 
 def test_parameter_groups_with_different_settings_are_judged() -> None:
-    watch = Watch()
-    loop = Loop(watch)
+    engine = RuleEngine()
+    loop = Loop(engine)
     parameters = [
         {"params": [loop.layers["a"].weight], "lr": 1e-3, "eps": 1e-8},
         {"params": [loop.layers["b"].weight], "lr": 1e-2, "eps": 1e-7},
     ]
     loop.adam = torch.optim.AdamW(parameters)
     loop.run(50, TINY)
-    assert codes(watch.open) == [("eps_dominates", "model")]
+    assert codes(engine.open) == [("eps_dominates", "model")]

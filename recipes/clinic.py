@@ -1,16 +1,16 @@
-"""A training that is ill, what the monitor finds, and the same training with what it says to type.
+"""Trains a network with a planted fault, then again with the suggestion of its finding.
 
 python -m recipes.clinic fault=eps
-python -m recipes.clinic fault=bf16_updates heal=false
+python -m recipes.clinic fault=bf16_updates compare=false
 python -m recipes.clinic fault=learning_rate_small optimizer.lr=1e-5 logger=wandb_offline
 
-Every pathology is an option of `recipes/conf/fault`; `fault=none` is the training in health.
+Each fault is an option of `recipes/conf/fault`; `fault=none` is the healthy run.
 """
 
 import math
 import shlex
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_adam.config.monitor import Severity
+from lightning_adam.findings.describe import describe_suggestions
 from lightning_adam.findings.finding import Finding
 from lightning_adam.reports.report import write_report
 from lightning_adam.reports.runs import read_runs
@@ -35,26 +36,26 @@ from recipes.mnist import LitClassifier, mnist_loaders
 from recipes.quiet import quieten
 
 NO_WORSE = 1.1
-"""How much larger a loss may be where a remedy is not expected to lower it."""
+"""How much larger the loss may be with a remedy that is not expected to lower it."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a training."""
+    """The result of a run."""
 
     findings: Sequence[Finding]
-    """Those that are told: of the severities warning and error."""
+    """Warnings and errors, and the finding of the planted fault whatever its severity."""
     loss: float
-    look: str
-    rows: Path | None
+    location: str
+    folder: Path | None
 
     @property
     def codes(self) -> str:
-        """The findings' names, each once."""
+        """The names of the findings, each once."""
         return ", ".join(dict.fromkeys(each.code for each in self.findings)) or "none"
 
-    def is_healthier_than(self, other: "Outcome") -> bool:
-        """Whether nothing is found any more, and the loss is finite and no worse."""
+    def has_resolved(self, other: "Outcome") -> bool:
+        """Returns whether there are no findings, and the loss is finite and no worse."""
         is_better = not math.isfinite(other.loss) or self.loss < NO_WORSE * other.loss
         return not self.findings and math.isfinite(self.loss) and is_better
 
@@ -66,8 +67,8 @@ class Exponential(nn.Module):
         return inputs.exp()
 
 
-class LitPatient(LitClassifier):
-    """A classifier whose gradients can be made larger than they are, and remember others."""
+class LitWithFault(LitClassifier):
+    """A classifier that multiplies its gradients, and adds those of the step before."""
 
     def __init__(
         self,
@@ -96,8 +97,8 @@ class LitPatient(LitClassifier):
                 self.last[parameter] = parameter.grad.clone()
 
 
-class StopForNow(Callback):
-    """Ends a training after an epoch, and leaves a checkpoint."""
+class StopAfterEpoch(Callback):
+    """Ends a run after an epoch, and saves a checkpoint."""
 
     def __init__(self, epochs: int, path: Path) -> None:
         self.epochs = epochs
@@ -109,8 +110,8 @@ class StopForNow(Callback):
             trainer.should_stop = True
 
 
-class Times(nn.Module):
-    """Inputs on another scale."""
+class Scale(nn.Module):
+    """Multiplies its inputs."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -123,7 +124,7 @@ class Times(nn.Module):
 def small_mlp(width: int, activation: type[nn.Module], pixels_times: float) -> nn.Module:
     return nn.Sequential(
         nn.Flatten(),
-        Times(pixels_times),
+        Scale(pixels_times),
         nn.Linear(784, width),
         activation(),
         nn.Linear(width, width),
@@ -133,7 +134,7 @@ def small_mlp(width: int, activation: type[nn.Module], pixels_times: float) -> n
 
 
 def short_trainer(cfg: DictConfig, logger: Logger, *callbacks: Callback) -> L.Trainer:
-    """A trainer of which only the numbers are kept."""
+    """Returns a trainer that saves no checkpoints."""
     trainer: L.Trainer = instantiate(
         cfg.trainer,
         logger=logger,
@@ -144,18 +145,13 @@ def short_trainer(cfg: DictConfig, logger: Logger, *callbacks: Callback) -> L.Tr
     return trainer
 
 
-def above_info(findings: Sequence[Finding]) -> list[Finding]:
-    """Those that are told."""
-    return [each for each in findings if each.severity is not Severity.info]
-
-
-def by_gravity(findings: Sequence[Finding]) -> list[Finding]:
-    """The gravest first."""
+def by_severity(findings: Iterable[Finding]) -> list[Finding]:
+    """Returns the errors, then the others."""
     return sorted(findings, key=lambda each: each.severity is not Severity.error)
 
 
 def train(cfg: DictConfig) -> Outcome:
-    """Trains as it is configured."""
+    """Trains with a config."""
     L.seed_everything(cfg.seed, verbose=False)
     logger = instantiate(cfg.logger)
     loaders = mnist_loaders(cfg.batch_size)
@@ -165,16 +161,18 @@ def train(cfg: DictConfig) -> Outcome:
         trainer = short_trainer(cfg, logger, monitor, *callbacks)
         planted = cfg.planted
         net = small_mlp(cfg.width, get_class(planted.activation), planted.pixels_times)
-        module = LitPatient(net, cfg.optimizer, cfg.scheduler, planted)
+        module = LitWithFault(net, cfg.optimizer, cfg.scheduler, planted)
         trainer.fit(module, *loaders, ckpt_path=ckpt_path)
-        told = above_info(monitor.findings)
+        found = [
+            each for each in monitor.findings if each.is_above_info or each.code == cfg.finding
+        ]
         loss = float(trainer.callback_metrics["val/loss"])
-        return Outcome(told, loss, where_to_look(logger), folder_of(logger))
+        return Outcome(found, loss, where_to_look(logger), folder_of(logger))
 
     checkpoint = None
     if cfg.planted.resume_after_epoch is not None:
         checkpoint = Path(HydraConfig.get().runtime.output_dir, "stopped.ckpt")
-        fit(None, StopForNow(cfg.planted.resume_after_epoch, checkpoint))
+        fit(None, StopAfterEpoch(cfg.planted.resume_after_epoch, checkpoint))
         if cfg.planted.lose_moments:
             lose_moments(checkpoint)
     outcome = fit(checkpoint)
@@ -193,15 +191,31 @@ def lose_moments(checkpoint: Path) -> None:
     torch.save(saved, checkpoint)
 
 
-def remedy_of(findings: Sequence[Finding], by_hand: Sequence[str]) -> list[str]:
-    """What the gravest finding says to type, or what stands for it in the configuration."""
-    return list(by_gravity(findings)[0].remedy) or list(by_hand)
+def main_finding(findings: Sequence[Finding], code: str | None) -> Finding:
+    """Returns the finding of the planted fault, or the most severe if it is not there.
+
+    Of several scopes, the latest that is open: its suggestion applies to all of them.
+    """
+    codes = {each.code for each in findings}
+    code = code if code in codes else by_severity(findings)[0].code
+    alike = [each for each in findings if each.code == code]
+    return max([each for each in alike if each.is_open] or alike, key=lambda each: each.step)
+
+
+def remedy_of(finding: Finding, by_hand: Sequence[str]) -> list[str]:
+    """Returns the overrides of the second run.
+
+    They are those that the finding suggests to type, else those of the config, else its first lead
+    that is not a sweep.
+    """
+    leads = [each.overrides for each in finding.suggestions if not each.is_sweep]
+    return list(finding.remedy or by_hand or next(filter(None, leads), ()))
 
 
 def side_by_side(before: Outcome, after: Outcome) -> str:
-    """Two trainings, a row for each thing to compare."""
+    """Returns a table of two runs."""
     rows = [
-        ("", "as it is", "with the remedy"),
+        ("", "with the fault", "with the remedy"),
         ("findings", before.codes, after.codes),
         ("validation loss", f"{before.loss:.4f}", f"{after.loss:.4f}"),
     ]
@@ -214,23 +228,25 @@ def main(cfg: DictConfig) -> float:
     quieten()
     warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU")
     before = train(cfg)
-    remedy = remedy_of(before.findings, cfg.by_hand) if before.findings else []
     runs = [before]
     print(f"\nfindings: {before.codes}\nvalidation loss: {before.loss:.4f}")
-    if not before.findings:
-        print("nothing to heal")
-    elif not cfg.heal or not remedy:
-        print(f"to type: {shlex.join(remedy) or 'nothing'}")
-    else:
-        print(f"\nnow the same with {shlex.join(remedy)}\n")
-        job = list(HydraConfig.get().overrides.task)
-        after = train(hydra.compose("clinic", [*job, *remedy]))
-        runs.append(after)
-        print(f"\n{side_by_side(before, after)}")
-        print(f"typed: {shlex.join(remedy)}")
-        print("healed" if after.is_healthier_than(before) else "not healed")
-    print("\n".join(dict.fromkeys(each.look for each in runs)))
-    folders = [each.rows for each in runs if each.rows is not None]
+    if before.findings:
+        finding = main_finding(before.findings, cfg.finding)
+        remedy = remedy_of(finding, cfg.by_hand)
+        print(
+            "\n".join(
+                [f"suggestions for {finding.code}:", *describe_suggestions(finding.suggestions)]
+            )
+        )
+        print(f"remedy: {shlex.join(remedy) or 'none'}")
+        if cfg.compare and remedy:
+            job = list(HydraConfig.get().overrides.task)
+            after = train(hydra.compose("clinic", [*job, *remedy]))
+            runs.append(after)
+            print(f"\n{side_by_side(before, after)}")
+            print("resolved" if after.has_resolved(before) else "not resolved")
+    print("\n".join(dict.fromkeys(each.location for each in runs)))
+    folders = [each.folder for each in runs if each.folder is not None]
     if folders:
         report = Path(HydraConfig.get().runtime.output_dir, "report.html")
         write_report(read_runs(folders), report)

@@ -1,10 +1,11 @@
-"""Adam in float16 and bfloat16: what is lost, what the monitor finds, and what it says to type.
+"""Adam in float16 and bfloat16: what is lost, what the monitor finds, and what its suggestions do.
 
 python -m recipes.half_precision
 python -m recipes.half_precision 'cases=["trainer.precision=16-true optimizer.eps=1e-4"]'
-python -m recipes.half_precision optimizer.lr=3e-4 trainer.max_epochs=8 heal=false
+python -m recipes.half_precision optimizer.lr=3e-4 trainer.max_epochs=8 compare=false
 
-One row a training. Those with a plus are the one above them, with a cure of its gravest finding.
+The table has a row for each run. A row with a plus is the run above it with one suggestion of its
+most severe finding.
 """
 
 import shlex
@@ -22,30 +23,31 @@ from torch import nn
 from torch.optim import AdamW
 
 from lightning_adam.findings.finding import Finding
-from recipes.clinic import LitPatient, above_info, by_gravity, short_trainer, small_mlp
+from recipes.clinic import LitWithFault, main_finding, short_trainer, small_mlp
 from recipes.looking import format_value
 from recipes.mnist import mnist_loaders
 from recipes.quiet import quieten
 
 
 class Row(NamedTuple):
-    """A training, as the table shows it."""
+    """A run, as the table shows it."""
 
     precision: str
     eps: str
     beta2: str
-    foreseen: str
-    """What was found before the first step; of what need not be wrong too."""
-    found: str
+    notices: str
+    """Preflight notices, also those of severity info."""
+    findings: str
+    """Warnings and errors."""
     loss: str
-    typed: str
+    overrides: str
 
 
-HEAD = Row("precision", "eps", "β2", "before the first step", "in training", "val/loss", "typed")
+HEAD = Row("precision", "eps", "β2", "before the first step", "findings", "val/loss", "overrides")
 
 
-class LitByTorch(LitPatient):
-    """The same, with the optimizer that torch builds, whatever its eps is in the dtype."""
+class LitWithTorchAdamW(LitWithFault):
+    """Uses the AdamW of torch, which accepts an eps that is 0 in the parameters' dtype."""
 
     def __init__(self, net: nn.Module, optimizer: DictConfig, *others: Any) -> None:
         super().__init__(net, optimizer, *others)
@@ -56,43 +58,45 @@ class LitByTorch(LitPatient):
         return AdamW(self.parameters(), lr=adam.lr, betas=tuple(adam.betas), eps=adam.eps)
 
 
-def train(cfg: DictConfig, typed: str, loaders: Sequence[Any]) -> tuple[Row, list[Finding]]:
-    """Trains as it is configured."""
+def train(cfg: DictConfig, overrides: str, loaders: Sequence[Any]) -> tuple[Row, list[Finding]]:
+    """Trains with a config, and returns its row, and its warnings and errors."""
     L.seed_everything(cfg.seed, verbose=False)
     monitor = instantiate(cfg.adam_monitor)
     trainer = short_trainer(cfg, instantiate(cfg.logger), monitor)
-    lit = LitByTorch if cfg.by_torch else LitPatient
+    lit = LitWithTorchAdamW if cfg.by_torch else LitWithFault
     net = small_mlp(cfg.width, nn.ReLU, pixels_times=1.0)
     trainer.fit(lit(net, cfg.optimizer, cfg.scheduler, cfg.planted), *loaders)
     # Two runs in one process need an end between them.
     wandb.finish()
-    told = above_info(monitor.findings)
+    found = [each for each in monitor.findings if each.is_above_info]
     row = Row(
-        # What Lightning has made of it: without a GPU 16-mixed is bf16-mixed.
+        # Lightning replaces 16-mixed by bf16-mixed without a GPU.
         precision=trainer.precision,
         eps=f"{cfg.optimizer.eps:g}",
         beta2=f"{cfg.optimizer.betas[1]:g}",
-        foreseen=codes(each for each in monitor.findings if each.step == 0),
-        found=codes(each for each in told if each.step > 0),
+        notices=codes(each for each in monitor.findings if each.is_notice),
+        findings=codes(each for each in found if not each.is_notice),
         loss=f"{float(trainer.callback_metrics['val/loss']):.4f}",
-        typed=typed,
+        overrides=overrides,
     )
-    return row, told
+    return row, found
 
 
 def codes(findings: Iterable[Finding]) -> str:
-    """The findings' names, each once."""
-    return ", ".join(dict.fromkeys(each.code for each in findings)) or "nothing"
+    """Returns the names of findings, each once."""
+    return ", ".join(dict.fromkeys(each.code for each in findings)) or "none"
 
 
-def cures_of(findings: Sequence[Finding]) -> list[list[str]]:
-    """All that the gravest finding says to type, the best first."""
-    gravest = by_gravity(findings)[:1]
-    return [list(cure.overrides) for each in gravest for cure in each.cures if cure.overrides]
+def suggested(findings: Sequence[Finding]) -> list[list[str]]:
+    """Returns the overrides that the most severe finding suggests, the best first."""
+    if not findings:
+        return []
+    suggestions = main_finding(findings, None).suggestions
+    return [list(each.overrides) for each in suggestions if each.overrides and not each.is_sweep]
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The trainings below each other."""
+    """Returns the rows as aligned columns."""
     lines = [HEAD, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
@@ -106,12 +110,12 @@ def main(cfg: DictConfig) -> None:
     loaders = mnist_loaders(cfg.batch_size)
     rows = []
     for case in cfg.cases:
-        ill = [*job, *shlex.split(case)]
-        row, findings = train(hydra.compose("half_precision", ill), case, loaders)
+        faulty = [*job, *shlex.split(case)]
+        row, findings = train(hydra.compose("half_precision", faulty), case, loaders)
         rows.append(row)
-        for cure in cures_of(findings) if cfg.heal else []:
-            healed = hydra.compose("half_precision", [*ill, *cure])
-            rows.append(train(healed, f"+ {shlex.join(cure)}", loaders)[0])
+        for overrides in suggested(findings) if cfg.compare else []:
+            changed = hydra.compose("half_precision", [*faulty, *overrides])
+            rows.append(train(changed, f"+ {shlex.join(overrides)}", loaders)[0])
     print(f"\n{table(rows)}")
     print(f"runs: {format_value(HydraConfig.get().runtime.output_dir)}")
 

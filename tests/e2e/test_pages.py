@@ -29,11 +29,10 @@ from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lightning_adam import AdamMonitor, ConfigError, build_adam, cli
-from lightning_adam.config.monitor import Severity
 from lightning_adam.config.variables import MONITOR_VARIABLE as VARIABLE
-from lightning_adam.findings import RULES, Cure
+from lightning_adam.findings import RULES, Suggestion
+from lightning_adam.findings.describe import describe_raised
 from lightning_adam.findings.finding import Finding
-from lightning_adam.findings.showing import raised
 from lightning_adam.monitor.environment import settings
 from lightning_adam.statistics.catalogue import SYMBOLS
 from lightning_adam.tune.plan import read_plan
@@ -124,7 +123,7 @@ PRINTED = {
         "monitor=val/loss",
     ],
     "OneCycleLR": ["name=OneCycleLR", "total_steps=52", "interval=step"],
-    "adam_monitor.findings.": ["AdamMonitor has found nothing wrong in "],
+    "adam_monitor.findings.": [" measurements are too few to judge "],
     "optimi.AdamW": [
         "AdamMonitor does not measure everything of AdamW: its state does not provide "
     ],
@@ -271,19 +270,28 @@ def test_each_topic_of_the_pages_is_explained(capsys: pytest.CaptureFixture[str]
 
 
 def test_finding_is_printed_as_in_the_readme() -> None:
-    """The numbers are those of some run; the form is that of every finding."""
+    """The numbers are those of a run of `recipes.half_precision`."""
+    rule = RULES["eps_dominates"]
+    evidence = {
+        "eps_energy_loss": 0.581,
+        "denominator_mean": 0.00127,
+        "eps": 1e-3,
+        "eps_dominated_fraction": 0.517,
+        "eps_damping": 0.447,
+    }
+    assert tuple(evidence) == (*rule.statistics, *rule.evidence)
     shown = Finding(
-        code="eps_dominates",
-        severity=Severity.error,
+        code=rule.code,
+        severity=rule.severity,
         scope="model",
-        step=150,
-        sentence=RULES["eps_dominates"].sentence.format(eps_energy_loss=0.994),
-        evidence={"eps_energy_loss": 0.994, "denominator_mean": 4.1e-10, "eps": 1e-8},
-        worst={"net.0.weight": 0.997, "net.2.weight": 0.981},
-        cures=(Cure(("optimizer.eps=1e-13",)),),
-        source=RULES["eps_dominates"].source,
+        step=33,
+        sentence=rule.sentence.format_map(evidence),
+        evidence=evidence,
+        worst={"net.2.weight": 0.62, "net.4.weight": 0.454, "net.2.bias": 0.317},
+        suggestions=(Suggestion(("optimizer.eps=1e-08",)),),
+        source=rule.source,
     )
-    assert raised([shown]) in block(*FINDING)
+    assert f"{describe_raised([shown])}\n" == block(*FINDING)
 
 
 def test_checkpoint_in_bfloat16_is_inspected_as_in_the_guides(

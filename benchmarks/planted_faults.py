@@ -195,6 +195,20 @@ def once(at: int, factor: float) -> Gradient:
     return lambda step, noise: noise * (factor if step == at else 1.0)
 
 
+def for_some(start: int, steps: int, factor: float) -> Gradient:
+    """Noise that is `factor` times as large for some steps."""
+    return lambda step, noise: noise * (factor if start <= step < start + steps else 1.0)
+
+
+def one_layer(gradient: Gradient, size: int = 200) -> Gradient:
+    """A gradient that is that of the first `size` elements, and noise elsewhere."""
+
+    def joined(step: int, noise: Tensor) -> Tensor:
+        return torch.cat([gradient(step, noise[:size]), noise[size:]])
+
+    return joined
+
+
 def falling(start: int, stop: int, end: float) -> Gradient:
     """Noise that falls from 1 to `end` by the same factor at each step between two."""
 
@@ -252,6 +266,17 @@ def synthetic(
 
     settings = {"weight_decay": 0.0, "fused": True} | settings
     return Loop(layers, of(weights, **settings), backward, steps, **(loop or {}))
+
+
+def two_rates(rates: Sequence[float], seed: int = 0) -> Loop:
+    """Two layers with decoupled decay, each with its learning rate."""
+    loop = synthetic(scales=[1.0] * len(rates), rms=0.2, steps=1500, seed=seed)
+    groups = [
+        {"params": [weight], "lr": lr}
+        for weight, lr in zip(loop.module.parameters(), rates, strict=True)
+    ]
+    loop.optimizer = AdamW(groups, lr=max(rates), weight_decay=0.1, fused=True)
+    return loop
 
 
 def loses(at: int, *, moments: bool = False, steps: bool = False) -> dict[str, Any]:
@@ -627,6 +652,34 @@ JUMPS = [
         every_n_steps=20,
     ),
     fault(
+        "one layer's gradient x 30 once, beta2 .8",
+        "grad_spike",
+        partial(
+            synthetic, one_layer(once(250, 30)), scales=(1, 1, 1, 1), betas=(0.5, 0.8), steps=260
+        ),
+        every_n_steps=1,
+    ),
+    control(
+        "one layer's gradient x 2 once, beta2 .8",
+        partial(
+            synthetic, one_layer(once(250, 2)), scales=(1, 1, 1, 1), betas=(0.5, 0.8), steps=260
+        ),
+        every_n_steps=1,
+    ),
+    fault(
+        "a layer of .1 % of the elements, gradient x 30 for 4 steps",
+        "exp_avg_sq_lags",
+        partial(
+            synthetic,
+            one_layer(for_some(250, 4, 30)),
+            scales=(1, 1),
+            sizes=(200, 200_000),
+            betas=(0.9, 0.99),
+            steps=260,
+        ),
+        every_n_steps=1,
+    ),
+    fault(
         "gradients read before they are unscaled",
         "exp_avg_sq_lags",
         read_scaled,
@@ -711,6 +764,18 @@ DECAY = [
         "decay 0, lr 1e-3",
         partial(synthetic, rms=0.02, weight_decay=0.0),
     ),
+    fault(
+        "weights .01, lr 2e-3, no decay",
+        "weights_grow",
+        partial(synthetic, rms=0.01, lr=2e-3, steps=600),
+    ),
+    fault(
+        "decay .1, lr 1e-2 and 1e-4, past the timescale",
+        "rotation_uneven",
+        partial(two_rates, (1e-2, 1e-4)),
+        every_n_steps=20,
+    ),
+    control("decay .1, lr 1e-2 twice", partial(two_rates, (1e-2, 1e-2)), every_n_steps=20),
 ]
 SCHEDULES = [
     fault(
@@ -753,6 +818,13 @@ FAULTY_TRAINING_RUNS = [
         "exp_avg_sq_lags",
         partial(BRIEF, change=lambda step, inputs: inputs * (20 if step >= 400 else 1)),
         allowed="loss_spike",
+        every_n_steps=1,
+    ),
+    fault(
+        "MLP, inputs inverted for 20 steps",
+        "loss_spike",
+        partial(BRIEF, change=lambda step, inputs: 1 - inputs if 400 <= step < 420 else inputs),
+        allowed="exp_avg_sq_lags grad_spike",
         every_n_steps=1,
     ),
     fault("MLP, bfloat16, lr 1e-5", "updates_lost", partial(BRIEF, dtype=BRAIN, lr=1e-5)),

@@ -25,7 +25,7 @@ from lightning_adam.findings.engine import RuleEngine
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.preflight import preflight
 from lightning_adam.monitor.publishing import Publisher, alert, log_findings
-from lightning_adam.monitor.run_facts import run_facts
+from lightning_adam.monitor.run_facts import run_facts, with_config
 from lightning_adam.optim.console import log_info
 from lightning_adam.statistics import kernels
 from lightning_adam.statistics.histograms import DENOMINATOR_POSITION, HARMLESS, magnitude_above
@@ -66,7 +66,7 @@ class FindingReporter:
         every_n_steps: int,
     ) -> None:
         self._config = config
-        self._path = path
+        self._path = with_config(path)
         self._publisher = publisher
         self._module = module
         self._every_n_steps = every_n_steps

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_adam._compat.lightning import is_smoke_test
 from lightning_adam.config.errors import ConfigPath, Source
@@ -16,7 +17,7 @@ from lightning_adam.findings.context import GroupFacts, RunFacts
 from lightning_adam.optim.length import steps_of
 from lightning_adam.optim.optimizers import optimizer_settings, plan_of
 from lightning_adam.optim.param_groups import peak_lr
-from lightning_adam.optim.schedulers import scheduler_settings
+from lightning_adam.optim.schedulers import Schedule, scheduler_settings
 from lightning_adam.statistics.dtypes import dtype_name, rounds_to_0
 from lightning_adam.statistics.names import clean_name, group_name
 from lightning_adam.statistics.sharding import distributed_tensor
@@ -40,7 +41,7 @@ def run_facts(
     """
     paths = getattr(module, "config_paths", (ConfigPath("optimizer"), ConfigPath("scheduler")))
     schedules = [each.scheduler for each in trainer.lr_scheduler_configs]
-    own = [scheduler_settings(each) for each in schedules if each.optimizer is optimizer]
+    own = [_schedule(each) for each in schedules if each.optimizer is optimizer]
     steps = None
     if len(trainer.optimizers) == 1 and not is_smoke_test(trainer):
         steps = steps_of(trainer)
@@ -52,8 +53,8 @@ def run_facts(
     return RunFacts(
         defaults={**optimizer.defaults, "lr": _number(optimizer.defaults.get("lr", math.nan))},
         groups=groups_of(optimizer) if steps_as_adam(optimizer) else [],
-        optimizer_path=_with_config(paths[0]),
-        scheduler_path=_with_config(paths[1]),
+        optimizer_path=with_config(paths[0]),
+        scheduler_path=with_config(paths[1]),
         schedule=own[0] if own else None,
         dtypes=frozenset(dtype_name(each.dtype) for each in parameters),
         peak_lr=max(peaks, default=math.nan),
@@ -71,8 +72,16 @@ def run_facts(
     )
 
 
-def _with_config(path: ConfigPath) -> ConfigPath:
-    """A path that names its config: a finding is read without its context."""
+def _schedule(scheduler: LRScheduler) -> dict[str, Any]:
+    """The settings of a schedule; without a name if it is not one of lightning_adam's."""
+    settings = scheduler_settings(scheduler)
+    if not isinstance(scheduler, Schedule):
+        settings.pop("name", None)
+    return settings
+
+
+def with_config(path: ConfigPath) -> ConfigPath:
+    """Returns a path that names its config: a finding is read without its context."""
     return ConfigPath(path.config) if path.source is Source.PYTHON else path
 
 

@@ -87,20 +87,26 @@ def decay_uneven(
 def rotation_uneven(
     weight_norm: float,
     weight_decay: float,
+    lr: float,
+    step: float,
     history: History,
     tensors: Tensors,
     *,
     spread: float = 10.0,
+    timescales: float = 1.0,
     steady_within: float = 0.01,
 ) -> bool:
     """The weights have reached their size, and layers still turn at very different speeds.
 
     In equilibrium, decay balances growth, and each decayed tensor turns by the same angle a step.
+    Decoupled decay needs a timescale of 1/(ηλ) steps to get there.
     """
+    decoupled, coupled = tensors("decay_to_update"), tensors("decay_to_grad")
+    if decoupled and lr * weight_decay * step < timescales:
+        return False
     smoothed = history.smoothed("weight_norm")
     if weight_decay == 0 or not abs(weight_norm - smoothed) < steady_within * smoothed:
         return False
-    decayed = [*tensors("decay_to_update"), *tensors("decay_to_grad")]
     speeds = tensors("update_to_weight")
-    found = [speeds[name] for name in decayed if 0 < speeds.get(name, 0.0) < 1]
+    found = [speeds[name] for name in (*decoupled, *coupled) if 0 < speeds.get(name, 0.0) < 1]
     return len(found) > 1 and max(found) > spread * min(found)

@@ -4,7 +4,7 @@ import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
-from lightning_adam.config.errors import ConfigPath, format_value
+from lightning_adam.config.errors import format_value
 from lightning_adam.findings.context import RuleContext, RunFacts
 from lightning_adam.findings.finding import Finding, Suggestion
 from lightning_adam.findings.preflight import Notice
@@ -99,29 +99,35 @@ def summarize(
     findings: Sequence[Finding],
     measurements: int,
     unjudged: Sequence[Rule] = (),
-    advice: str = "",
+    run: RunFacts | None = None,
 ) -> str:
     """Returns the summary at the end of a run.
 
     Args:
         findings: Open and closed findings, without notices.
         measurements: Number of measurements.
-        unjudged: Rules that too few measurements could judge (default: none).
-        advice: How to judge them (default: none).
+        unjudged: Rules that could not be judged (default: none).
+        run: Facts of the run, which say how to judge them (default: none are known).
 
     Example:
         >>> summarize([], 63)
         'AdamMonitor: No issues found (63 measurements)'
+        >>> from lightning_adam.findings import RULES
+        >>> run = RunFacts(total_steps=48, every_n_steps=50)
+        >>> print(summarize([], 1, [RULES["eps_dominates"]], run))
+        AdamMonitor: 1 measurement is too few to judge eps_dominates
+          Use adam_monitor.every_n_steps=6 in a run of 48 steps.
     """
+    run = run or RunFacts()
     number = f"{measurements} measurement{'' if measurements == 1 else 's'}"
     shown = _alike(each for each in findings if each.is_above_info)
-    lines = []
+    intervals = {rule.code: _interval(rule, run) for rule in unjudged}
+    seldom = [code for code, interval in intervals.items() if 1 <= interval < run.every_n_steps]
+    few = f"{number} {'is' if measurements == 1 else 'are'} too few to judge {_some(seldom)}"
+    title = few if seldom else f"No issues found ({number})"
     if shown:
-        lines.append(
-            f"AdamMonitor: {len(shown)} issues in {number}".replace(" 1 issues", " 1 issue")
-        )
-    elif not unjudged:
-        return f"AdamMonitor: No issues found ({number})"
+        title = f"{len(shown)} issue{'' if len(shown) == 1 else 's'} in {number}"
+    lines = [f"AdamMonitor: {title}"]
     for alike in shown:
         first = alike[0]
         of = f" of {first.optimizer}" if first.optimizer else ""
@@ -130,40 +136,24 @@ def summarize(
         lines.append(f"  {first.code} ({first.severity}){of}, from step {first.step} {until}")
         # The last that was raised serves all that are open.
         lines += describe_suggestions((is_open or alike)[-1].suggestions)[:1]
-    if unjudged:
-        few = f"{number} {'is' if measurements == 1 else 'are'} too few to judge"
-        codes = _some([each.code for each in unjudged])
-        sentence = f"{few} {codes}. {advice}".rstrip()
-        lines += [f"  {sentence}"] if lines else [f"AdamMonitor: {sentence}"]
+    if seldom:
+        lines += [f"  {few}."] if shown else []
+        interval = min(intervals[code] for code in seldom)
+        setting = (run.monitor_path / "every_n_steps").override(interval)
+        lines.append(f"  Use {setting} in a run of {run.total_steps:,.0f} steps.")
+    elif unjudged:
+        lines += _wrapped(f"Not judged, as the run is too short: {_some([*intervals])}.")
     return "\n".join(lines)
 
 
-def sampling_advice(unjudged: Iterable[Rule], run: RunFacts, path: ConfigPath) -> str:
-    """Returns which `every_n_steps` lets a run judge some rules.
-
-    Args:
-        unjudged: The rules.
-        run: Facts of the run.
-        path: The place of the monitor's config.
-
-    Example:
-        >>> from lightning_adam.findings import RULES
-        >>> rules, path = [RULES["eps_dominates"]], ConfigPath("adam_monitor")
-        >>> sampling_advice(rules, RunFacts(total_steps=48), path)
-        'Use adam_monitor.every_n_steps=6 in a run of 48 steps.'
-    """
-    betas = RuleContext({}, run).betas
-    room = [
-        (run.total_steps - max(rule.warmup.steps(*betas), run.warmup_steps)) / rule.patience
-        for rule in unjudged
-    ]
-    possible = [each for each in room if each >= 1]
-    if not possible:
-        return f"A run of {run.total_steps:,.0f} steps is too short."
-    if math.isinf(min(possible)):
-        return "They need a longer run."
-    setting = (path / "every_n_steps").override(math.floor(min(possible)))
-    return f"Use {setting} in a run of {run.total_steps:,.0f} steps."
+def _interval(rule: Rule, run: RunFacts) -> float:
+    """The largest `every_n_steps` at which a run has enough measurements for a rule."""
+    warmup, number = rule.warmup.steps(*RuleContext({}, run).betas), rule.patience
+    if rule.waits_for_peak and run.warmup_steps:
+        # The learning rate of the first measurement after its warm-up is still a higher one.
+        warmup, number = max(warmup, run.warmup_steps), number + 1
+    interval = (run.total_steps - math.floor(warmup)) / number
+    return interval if math.isinf(interval) else math.floor(interval)
 
 
 def explain_rule(rule: Rule | Notice, place: str = "adam_monitor") -> str:

@@ -15,12 +15,7 @@ from torch.optim import Optimizer
 from lightning_adam.config.errors import ConfigPath
 from lightning_adam.config.monitor import MonitorConfig, Scope
 from lightning_adam.findings.context import RunFacts
-from lightning_adam.findings.describe import (
-    describe_closed,
-    describe_raised,
-    sampling_advice,
-    summarize,
-)
+from lightning_adam.findings.describe import describe_closed, describe_raised, summarize
 from lightning_adam.findings.engine import RuleEngine
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.preflight import preflight
@@ -168,10 +163,8 @@ class FindingReporter:
         measured = [each for each in self._judged.values() if each.measurements]
         if measured:
             first = max(measured, key=lambda each: len(each.engine.unjudged()))
-            unjudged = first.engine.unjudged()
-            advice = sampling_advice(unjudged, first.run, self._path) if unjudged else ""
             number = sum(each.measurements for each in measured)
-            log_info(summarize(self._raised, number, unjudged, advice))
+            log_info(summarize(self._raised, number, first.engine.unjudged(), first.run))
         if self._has_unlogged:
             self._log(x)
 

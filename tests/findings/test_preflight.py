@@ -1,16 +1,19 @@
-"""Findings before the first step of real training runs."""
+"""Preflight notices: what the settings of real runs show before their first step."""
 
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
 from torch import nn
 
 from lightning_adam import AdamMonitor
+from lightning_adam.cli import main
+from lightning_adam.config.monitor import Severity
 from lightning_adam.findings import RULES
+from lightning_adam.findings.context import GroupFacts, RunFacts
 from lightning_adam.findings.finding import Finding
-from lightning_adam.findings.preflight import Plan, PlannedGroup, preflight
-from lightning_adam.findings.rule import Training
+from lightning_adam.findings.preflight import NOTICES, preflight
 from lightning_adam.statistics.dtypes import dtype_name
 from tests.support.tables import each_row
 from tests.support.training import ADAMW, Lit, loader, loss_of, network, trainer
@@ -38,26 +41,43 @@ class StopAfterOneStep(L.Callback):
         trainer.should_stop = True
 
 
-def foreseen(
+def noticed(
     module: L.LightningModule, steps: int = 1, every_n_steps: int = 1, **flags: Any
 ) -> dict[str, Finding]:
     monitor = AdamMonitor(every_n_steps=every_n_steps)
     fit = trainer(callbacks=[monitor, StopAfterOneStep()], **{"max_steps": steps, **flags})
     fit.fit(module, loader(8))
-    return {each.code: each for each in monitor.findings if each.step == 0}
+    return {each.code: each for each in monitor.findings if each.is_notice}
+
+
+def test_notices_and_rules_have_different_codes() -> None:
+    assert not NOTICES.keys() & RULES.keys()
+
+
+def test_each_notice_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
+    with each_row() as row:
+        for code, notice in NOTICES.items():
+            with row(code):
+                assert notice.meaning.endswith(".")
+                assert notice.suggest.__doc__
+                main(["explain", code])
+                printed = " ".join(capsys.readouterr().out.split())
+                assert printed.startswith(f"{code} (a preflight notice: {notice.severity}, ")
+                assert notice.meaning in printed
+                assert "@notice" not in printed
 
 
 def test_sound_settings_raise_nothing_above_info() -> None:
     scheduler = {"name": "cosine", "warmup_steps": 2}
-    found = foreseen(Lit(ADAMW, scheduler), max_epochs=1, steps=-1)
+    found = noticed(Lit(ADAMW, scheduler), max_epochs=1, steps=-1)
     assert {each.severity.value for each in found.values()} <= {"info"}
 
 
 def test_eps_that_rounds_to_zero_in_the_dtype_is_found() -> None:
-    found = foreseen(Plain(eps=1e-8), precision="16-true")
+    found = noticed(Plain(eps=1e-8), precision="16-true")
     assert found["eps_vanishes"].remedy == ("trainer.precision=16-mixed",)
-    assert "eps_vanishes" not in foreseen(Plain(eps=1e-4), precision="16-true")
-    assert "eps_vanishes" not in foreseen(Plain(eps=1e-8), precision="bf16-true")
+    assert "eps_vanishes" not in noticed(Plain(eps=1e-4), precision="16-true")
+    assert "eps_vanishes" not in noticed(Plain(eps=1e-8), precision="bf16-true")
 
 
 def test_schedule_of_another_length_than_the_run_is_found() -> None:
@@ -65,44 +85,68 @@ def test_schedule_of_another_length_than_the_run_is_found() -> None:
         for total_steps, is_found in [(4, True), (8, False), (16, True), (None, False)]:
             with row(total_steps):
                 scheduler = {"name": "cosine", "total_steps": total_steps}
-                found = foreseen(Lit(ADAMW, scheduler), max_epochs=1, steps=-1)
-                remedies = [found[code].remedy for code in found if code == "schedule_exhausted"]
+                found = noticed(Lit(ADAMW, scheduler), max_epochs=1, steps=-1)
+                remedies = [found[code].remedy for code in found if code == "schedule_length"]
                 assert remedies == ([("scheduler.total_steps=8",)] if is_found else [])
 
 
 def test_warmup_shorter_than_the_memory_of_the_second_moment_is_found() -> None:
     def of(**scheduler: Any) -> dict[str, Finding]:
-        return foreseen(Lit(ADAMW, {"name": "cosine", **scheduler}), max_epochs=20, steps=-1)
+        return noticed(Lit(ADAMW, {"name": "cosine", **scheduler}), max_epochs=20, steps=-1)
 
-    assert of()["warmup_short"].remedy == ("scheduler.warmup_steps=16",)
+    (suggestion,) = of()["warmup_short"].suggestions
+    assert (suggestion.overrides, suggestion.is_lead) == (("scheduler.warmup_steps=16",), True)
     assert "warmup_short" not in of(warmup_steps=16)
 
 
+def test_settings_of_a_schedule_are_suggested_only_where_there_is_one() -> None:
+    one_cycle = {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": 0.1}
+    custom = {"_target_": f"{__name__}.{WarmedUp.__name__}", "_partial_": True, "warmup_steps": 1}
+    rows = [
+        (None, "warmup_short"),
+        (custom, "warmup_short"),
+        ({**one_cycle, "_partial_": True, "total_steps": 400}, "schedule_length"),
+    ]
+    with each_row() as row:
+        for scheduler, code in rows:
+            with row(scheduler):
+                found = noticed(Lit(ADAMW, scheduler), max_epochs=20, steps=-1)
+                assert found[code].suggestions == ()
+
+
+class WarmedUp(torch.optim.lr_scheduler.LambdaLR):
+    """A schedule of the user's own."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, warmup_steps: int) -> None:
+        self.warmup_steps = warmup_steps
+        super().__init__(optimizer, lambda step: min(1.0, (step + 1) / warmup_steps))
+
+
 def test_decay_too_weak_or_too_strong_for_the_length_of_the_run_is_found() -> None:
-    weak = foreseen(Plain(lr=1e-3, weight_decay=0.01), max_epochs=1, steps=-1)
-    assert "100,000 steps" in weak["decay_timescale"].sentence
-    (override,) = weak["decay_timescale"].remedy
-    cured = Plain(lr=1e-3, weight_decay=float(override.partition("=")[2]))
-    assert "decay_timescale" not in foreseen(cured, max_epochs=1, steps=-1)
-    strong = foreseen(Plain(lr=1.0, weight_decay=5.0), max_epochs=1, steps=-1)
-    assert "an epoch takes 8" in strong["decay_timescale"].sentence
+    weak = noticed(Plain(lr=1e-3, weight_decay=0.01), max_epochs=1, steps=-1)["decay_timescale"]
+    assert "100,000 steps" in weak.sentence
+    assert "the run takes 8" in weak.sentence
+    strong = noticed(Plain(lr=1.0, weight_decay=5.0), max_epochs=1, steps=-1)["decay_timescale"]
+    assert "an epoch takes 8" in strong.sentence
+    # Decay that does nothing does no harm.
+    assert weak.suggestions == strong.suggestions == ()
 
 
 def test_measuring_too_seldom_to_see_single_steps_is_found() -> None:
-    (override,) = foreseen(Plain(), every_n_steps=10)["exp_avg_sq_lags"].remedy
+    (override,) = noticed(Plain(), every_n_steps=10)["measured_rarely"].remedy
     assert override == "adam_monitor.every_n_steps=1"
-    assert "exp_avg_sq_lags" not in foreseen(Plain(), every_n_steps=1)
+    assert "measured_rarely" not in noticed(Plain(), every_n_steps=1)
 
 
 def test_trainable_parameters_without_an_optimizer_are_found() -> None:
     module = Plain()
     module.head = nn.Linear(2, 2)
-    found = foreseen(module)["parameters_left_out"]
+    found = noticed(module)["parameters_left_out"]
     assert "2 parameters" in found.sentence
     assert "head.weight" in found.sentence
     module = Plain()
     module.head = nn.Linear(2, 2).requires_grad_(False)
-    assert "parameters_left_out" not in foreseen(module)
+    assert "parameters_left_out" not in noticed(module)
 
 
 def test_second_moment_that_cannot_decrease_in_bfloat16_is_found() -> None:
@@ -110,8 +154,8 @@ def test_second_moment_that_cannot_decrease_in_bfloat16_is_found() -> None:
     with each_row() as row:
         for precision, beta2, is_found in rows:
             with row((precision, beta2)):
-                found = foreseen(Plain(betas=(0.9, beta2)), precision=precision)
-                assert ("exp_avg_sq_stalled" in found) == is_found
+                found = noticed(Plain(betas=(0.9, beta2)), precision=precision)
+                assert ("exp_avg_sq_cannot_decay" in found) == is_found
 
 
 def test_second_moment_is_stuck_only_if_no_value_of_its_dtype_can_decrease() -> None:
@@ -125,12 +169,43 @@ def test_second_moment_is_stuck_only_if_no_value_of_its_dtype_can_decrease() -> 
                 with row((dtype, beta2)):
                     settings = {"lr": 1e-3, "betas": (0.9, beta2), "eps": 1e-8, "weight_decay": 0.0}
                     name = dtype_name(dtype)
-                    group = PlannedGroup("all", settings, {name: 1e-8}, {name: resolution})
-                    found = preflight(Plan(Training(), [group], {}), RULES)
-                    is_found = "exp_avg_sq_stalled" in {each.code for each in found}
+                    group = GroupFacts("all", settings, {}, {name: 1e-8}, {name: resolution})
+                    found = preflight(RunFacts(groups=[group]))
+                    is_found = "exp_avg_sq_cannot_decay" in {each.code for each in found}
                     assert is_found == torch.equal(octave * beta2, octave)
                     stuck += [(name, beta2)] if is_found else []
     assert stuck == [
         *(("bfloat16", beta2) for beta2 in (0.999, 0.9997, 0.9999)),
         ("float16", 0.9999),
     ]
+
+
+def test_small_batch_with_a_short_memory_is_found() -> None:
+    """The default batches have 8 samples."""
+    rows = [((0.9, 0.99), "optimizer.betas=[0.9,0.9945]"), ((0.999, 0.99), None)]
+    with each_row() as row:
+        for betas, expected in rows:
+            with row(betas):
+                found = noticed(Plain(betas=betas))["beta2_short_memory"]
+                overrides = [each for one in found.suggestions for each in one.overrides]
+                assert overrides == ([] if expected is None else [expected])
+    assert "beta2_short_memory" not in noticed(Plain(betas=(0.9, 0.999)))
+
+
+def test_beta1_above_the_root_of_beta2_is_found() -> None:
+    for beta1, is_found in [(0.96, True), (0.9, False)]:
+        assert ("beta1_above_root_beta2" in noticed(Plain(betas=(beta1, 0.9)))) == is_found
+
+
+def test_epoch_that_ends_within_an_accumulation_is_found() -> None:
+    found = noticed(Plain(), accumulate_grad_batches=3)["partial_accumulation"]
+    assert "accumulates 2 of 3 batches" in found.sentence
+    assert "partial_accumulation" not in noticed(Plain(), accumulate_grad_batches=4)
+
+
+def test_severity_of_a_notice_is_a_setting() -> None:
+    run = RunFacts(every_n_steps=10)
+    assert [each.severity for each in preflight(run)] == [Severity.info]
+    for severity, expected in [("warning", [Severity.warning]), ("off", [])]:
+        found = preflight(run, {"measured_rarely": {"severity": severity}})
+        assert [each.severity for each in found] == expected

@@ -3,15 +3,19 @@
 python -m benchmarks.findings
 python -m benchmarks.findings --only eps float16 --every-n-steps 1
 
-One row a training of `benchmarks/planted_faults.py`, one column a rule. A cell has the severity (E
-error, W warning, i info, which is only recorded) and the step at which the finding was raised, of
-the model or of the first layer; `missed` where it should have been, and `!` where it should not.
+One row a run of `benchmarks/planted_faults.py` and `benchmarks/healthy_runs.py`, one column a rule.
+A cell has the severity (E error, W warning, i info, which is stored only) and the step at which the
+finding was raised; `missed` where it should have been, and `!` where it should not.
 """
 
 import argparse
+import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 import torch
 from tqdm import tqdm
@@ -20,7 +24,9 @@ from benchmarks.healthy_runs import HEALTHY
 from benchmarks.planted_faults import EVERY_N_STEPS, RUNS, Verdict, judge
 from lightning_adam.config.monitor import Severity
 from lightning_adam.findings import RULES
+from lightning_adam.findings.finding import Finding
 
+BY_NAME = {run.name: run for run in [*RUNS, *HEALTHY]}
 LETTERS = {Severity.error: "E", Severity.warning: "W", Severity.info: "i"}
 
 
@@ -76,28 +82,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", metavar="NAME", help="runs whose name contains one")
     parser.add_argument("--every-n-steps", type=int, default=EVERY_N_STEPS)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     chosen = parser.parse_args()
-    torch.set_num_threads(1)
-    runs = [
-        run
-        for run in [*RUNS, *HEALTHY]
-        if chosen.only is None or any(each in run.name for each in chosen.only)
+    names = [
+        name for name in BY_NAME if not chosen.only or any(each in name for each in chosen.only)
     ]
-    if not runs:
-        names = "\n".join(run.name for run in RUNS)
-        parser.error(f"--only {' '.join(chosen.only)}: expected parts of these names\n{names}")
+    if not names:
+        listed = "\n".join(BY_NAME)
+        parser.error(f"--only {' '.join(chosen.only)}: expected parts of these names\n{listed}")
     start = time.perf_counter()
-    progress = tqdm(runs, unit="run", disable=not sys.stderr.isatty())
-    verdicts = []
-    for run in progress:
-        progress.set_description(run.name)
-        begin = time.perf_counter()
-        verdicts.append(judge(run, chosen.every_n_steps))
-        print(f"{time.perf_counter() - begin:5.1f} s  {run.name}", file=sys.stderr)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(chosen.jobs, spawn, partial(torch.set_num_threads, 1)) as pool:
+        judged = pool.map(partial(_judge, every_n_steps=chosen.every_n_steps), names)
+        rows = tqdm(judged, total=len(names), unit="run", disable=not sys.stderr.isatty())
+        verdicts = [
+            Verdict(BY_NAME[name], findings) for name, findings in zip(names, rows, strict=True)
+        ]
     print(table(verdicts))
-    print(f"\n{len(runs)} runs in {time.perf_counter() - start:.0f} s")
+    print(f"\n{len(names)} runs in {time.perf_counter() - start:.0f} s")
     print("\n".join(conclusion(verdicts)))
     return 0 if all(each.holds for each in verdicts) else 1
+
+
+def _judge(name: str, every_n_steps: int) -> list[Finding]:
+    # The builders cannot be sent to another process.
+    return [*judge(BY_NAME[name], every_n_steps).findings]
 
 
 if __name__ == "__main__":

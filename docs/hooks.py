@@ -1,4 +1,4 @@
-"""What MkDocs calls: adds the pages that are rendered from the package, to the nav too."""
+"""Hooks of MkDocs: add the pages that are rendered from the package, and their navigation."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ RENDERED = {
     "findings/": finding_pages,
     "statistics/": statistic_pages,
 }
-"""By what stands for their pages in the nav of mkdocs.yml."""
+"""By their placeholder in the nav of mkdocs.yml."""
 ELSEWHERE = {
     "report.png": ".ci/report.png",
     "benchmarks.md": "benchmarks/README.md",
@@ -26,7 +26,7 @@ ELSEWHERE = {
     "monitor_cost.png": "benchmarks/monitor_cost.png",
     "monitor_cost_cuda.png": "benchmarks/monitor_cost_cuda.png",
 }
-"""Pages and pictures of the site, by where they stand in it, which are read where they are."""
+"""Pages and pictures from outside of docs/: source paths by their paths in the site."""
 
 LINKS = {
     "docs/guides/)": "guides/monitor.md)",
@@ -36,11 +36,11 @@ LINKS = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
 }
-"""How the README's links begin, and how they do on the site."""
+"""Beginnings of the README's links, and of the same links in the site."""
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Adds what is rendered, and what stands elsewhere."""
+    """Adds the rendered pages, and the files from outside of docs/."""
     for pages in RENDERED.values():
         for path, text in pages.pages().items():
             files.append(File.generated(config, path, content=text))
@@ -52,7 +52,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def home() -> str:
-    """The README, as the site's first page: what it links to stands elsewhere there.
+    """Returns the README as the first page of the site, with the links of the site.
 
     Example:
         >>> "](guides/tune_adam.md)" in home()
@@ -65,7 +65,7 @@ def home() -> str:
 
 
 def in_full(entry: object) -> object:
-    """An entry of the nav, with the pages in place of what stands for them.
+    """Returns an entry of the nav with its placeholders replaced by pages.
 
     Example:
         >>> in_full(["index.md", {"Settings": ["configuration/"]}])[1]["Settings"][0]

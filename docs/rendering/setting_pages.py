@@ -8,21 +8,20 @@ from lightning_adam.config.explain import TOPICS, Documented, Section, documente
 
 
 def pages() -> dict[str, str]:
-    """The pages, by their paths."""
+    """Returns the pages by their paths."""
     return {f"configuration/{topic}.md": of(topic) for topic in TOPICS}
 
 
 def navigation() -> list[object]:
-    """Where they stand."""
+    """Returns their entries in the navigation."""
     return [{topic.capitalize(): f"configuration/{topic}.md"} for topic in TOPICS]
 
 
 def of(topic: str) -> str:
-    """A topic's configs, one after the other."""
-    told = prose(f"What `lightning-adam explain {topic}` prints: every field as it is typed, with")
+    """Returns the page of a topic, with the fields of its configs."""
     return page(
         topic.capitalize(),
-        told + prose(" its default."),
+        prose(f"Every field with its default, as `lightning-adam explain {topic}` prints it."),
         *(part for section in TOPICS[topic] for part in _section(section)),
     )
 
@@ -34,14 +33,14 @@ def _section(section: Section) -> list[str]:
 
 
 def _field(section: Section, field: Documented) -> list[str]:
-    # In an anchor, what stands between two underscores would be emphasised.
+    # Markdown would emphasise text between two underscores in an anchor.
     anchor = f"{{ #{section.config.__name__}.{field.name.strip('_')} }}"
     typed = f"{code(section.default(field.name))} of type {code(field.type)}"
     return [f"### {code(field.name)} {anchor}", typed, prose(field.meaning), words(section, field)]
 
 
 def words(section: Section, field: Documented) -> str:
-    """The words that a field takes, one a line, and what each means."""
+    """Returns the words that a field accepts and their meanings, one a line."""
     hint = get_type_hints(section.config)[field.name]
     enums = [
         each

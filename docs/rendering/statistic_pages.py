@@ -1,4 +1,4 @@
-"""A page for each statistic, and one with all of them."""
+"""A page for each statistic, and one that lists them."""
 
 from docs.rendering.text import (
     block,
@@ -21,19 +21,19 @@ from lightning_adam.statistics.catalogue import STATISTICS, Statistic
 from lightning_adam.statistics.columns import Capabilities
 
 FAMILIES = dict.fromkeys(each.family for each in STATISTICS.values())
-"""In the catalogue's order."""
+"""In the order of the catalogue."""
 PATHS = {Scope.group: "<name>", Scope.layer: "<path>", Scope.tensor: "<name>"}
-"""What stands behind the kind of scope in a key."""
+"""The name in a key, by kind of scope."""
 
 
 def pages() -> dict[str, str]:
-    """The pages, by their paths."""
+    """Returns the pages by their paths."""
     each = {f"statistics/{name}.md": of(known) for name, known in STATISTICS.items()}
     return {"statistics/index.md": index(), **each}
 
 
 def navigation() -> list[object]:
-    """Where they stand, a family below the other."""
+    """Returns their entries in the navigation, by family."""
     families = [
         {title(family): [{each.name: f"statistics/{each.name}.md"} for each in members(family)]}
         for family in FAMILIES
@@ -42,17 +42,17 @@ def navigation() -> list[object]:
 
 
 def members(family: str) -> list[Statistic]:
-    """A family's statistics."""
+    """Returns the statistics of a family."""
     return [each for each in STATISTICS.values() if each.family == family]
 
 
 def title(family: str) -> str:
-    """A family in words."""
+    """Returns the title of a family."""
     return family.replace("_", " ").capitalize()
 
 
 def index() -> str:
-    """All statistics, with the symbols of their formulas."""
+    """Returns the page that lists the statistics, with the symbols of their formulas."""
     parts = []
     for family in FAMILIES:
         rows = [
@@ -62,8 +62,8 @@ def index() -> str:
     return page(
         "Statistics",
         prose(
-            f"{len(STATISTICS)} numbers say what Adam does. Those in bold are logged by default. To"
-            " log all of them, or more of them:"
+            f"{len(STATISTICS)} statistics of Adam. Those in bold are logged by default. To log all"
+            " of them, or some more:"
         ),
         block(
             "bash", [f"python train.py {_typed(each)}" for each in ("all", ["headline", "eps_*"])]
@@ -83,7 +83,7 @@ def _marked(known: Statistic) -> str:
 
 
 def of(known: Statistic) -> str:
-    """One statistic's page."""
+    """Returns the page of a statistic."""
     entries = [
         ("Key", code(known.key)),
         ("Definition", code(known.formula)),
@@ -91,9 +91,9 @@ def of(known: Statistic) -> str:
         ("Source", prose(known.source)),
         ("Logged by default", "yes" if known.is_headline else "no"),
         ("Scopes", _scopes(known)),
-        ("What the optimizer has to tell", _needs(known)),
-        ("Findings that are judged by it", _rules(known, "statistics")),
-        ("Findings that show it", _rules(known, "evidence")),
+        ("Requires of the optimizer", _needs(known)),
+        ("Findings that judge it", _rules(known, "statistics")),
+        ("Findings with it as evidence", _rules(known, "evidence")),
         ("Panels of the report and of W&B", _panels(known)),
     ]
     typed: dict[str, object] = {
@@ -106,9 +106,9 @@ def of(known: Statistic) -> str:
         code(known.name),
         prose(known.meaning),
         definitions(entries),
-        "## To log it",
+        "## Log it",
         prose(
-            "In the model; also of each group and layer; and the tensors with the largest values:"
+            "For the model; for each group and layer too; for the tensors with the largest values:"
         ),
         block("bash", [*lines, f"lightning-adam explain {known.name}"]),
         "## Symbols",
@@ -123,9 +123,9 @@ def _scopes(known: Statistic) -> str:
 
 
 def _needs(known: Statistic) -> str:
-    """What the statistic needs, in the words of `Capabilities`."""
+    """What the statistic needs, as `Capabilities` describes it."""
     if known.needs is Capabilities.SETTINGS:
-        return "nothing but its parameters and settings: it is measured of any"
+        return "parameters and settings only: it is measured for any optimizer"
     asked = [each for each in documented(Capabilities) if _is_one_of(each.name, known.needs)]
     return " ".join(prose(each.meaning) for each in asked)
 

@@ -1,4 +1,4 @@
-"""The package's texts as Markdown: nothing in them is markup, and names and papers are links."""
+"""Texts of the package as Markdown: punctuation is escaped, names and papers become links."""
 
 import re
 import string
@@ -16,10 +16,10 @@ FIELDS = {
 UNAMBIGUOUS = {
     name
     for name in (STATISTICS.keys() ^ (RULES.keys() | NOTICES.keys())) - FIELDS
-    # `step` and `lr` are words of any sentence.
+    # `step` and `lr` are ordinary words too.
     if "_" in name
 }
-"""Names that mean one statistic or one finding, wherever they stand."""
+"""Names that mean one statistic or one finding in any text."""
 PAPER = r"arXiv (?P<paper>\d{4}\.\d{4,5})|\b(?P<number_alone>\d{4}\.\d{5})\b"
 ISSUE = r"\b(?P<repository>[\w-]+/[\w-]+) issue (?P<number>\d+)"
 NAME = rf"\b(?P<name>{'|'.join(UNAMBIGUOUS)})\b"
@@ -27,10 +27,9 @@ LINKED = re.compile(rf"`(?P<code>[^`]+)`|{PAPER}|{ISSUE}|{NAME}")
 
 
 def plain(text: str) -> str:
-    """A text in which nothing is markup, whatever stands in it.
+    """Returns a text with all punctuation escaped as character references.
 
-    Any mark of punctuation may mean something to Markdown, or to one of its extensions, which no
-    character reference does.
+    Any punctuation can be markup to Markdown or to one of its extensions.
 
     Example:
         >>> plain("max |u| < *x*")
@@ -40,34 +39,34 @@ def plain(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """A text as code within a line."""
+    """Returns a text as inline code."""
     return f"<code>{plain(text)}</code>"
 
 
 def block(language: str, lines: Iterable[str]) -> str:
-    """Lines as a block of code."""
+    """Returns lines as a block of code."""
     return "\n".join([f"```{language}", *lines, "```"])
 
 
 def statistic(name: str) -> str:
-    """A link to a statistic's page."""
+    """Returns a link to the page of a statistic."""
     return f"[{code(name)}](../statistics/{name}.md)"
 
 
 def finding(name: str) -> str:
-    """A link to a finding's page."""
+    """Returns a link to the page of a finding or a notice."""
     return f"[{code(name)}](../findings/{name}.md)"
 
 
 def named(name: str) -> str:
-    """A link to what a name means, if it means one thing only."""
+    """Returns a name as a link to its page, or as code if it is ambiguous."""
     if name not in UNAMBIGUOUS:
         return code(name)
     return statistic(name) if name in STATISTICS else finding(name)
 
 
 def prose(text: str) -> str:
-    """A text with its code as code, and its names and papers as links.
+    """Returns a text with its code as code, and its names and papers as links.
 
     Example:
         >>> prose("see `a_b`, arXiv 1412.6980")
@@ -92,28 +91,28 @@ def _linked(found: re.Match[str]) -> str:
 
 
 def paragraphs(text: str) -> str:
-    """Several paragraphs of prose."""
+    """Returns paragraphs of prose."""
     return "\n\n".join(prose(" ".join(each.split())) for each in text.split("\n\n"))
 
 
 def definitions(entries: Iterable[tuple[str, str]]) -> str:
-    """What is said of each of several things, those left out of which nothing is said."""
-    return "\n\n".join(f"{term}\n:   {said}" for term, said in entries if said)
+    """Returns a definition list without the empty entries."""
+    return "\n\n".join(f"{term}\n:   {text}" for term, text in entries if text)
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table of cells in Markdown that holds no `|`."""
+    """Returns a table. Its cells are Markdown without `|`."""
     head = list(head)
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def symbols() -> str:
-    """The symbols of the formulas, one a line."""
+    """Returns the symbols of the formulas, one a line."""
     each = re.split(r"(?:;|\.)\s", " ".join(SYMBOLS.split()).rstrip("."))
-    return "\n".join(f"- {prose(said)}" for said in each)
+    return "\n".join(f"- {prose(text)}" for text in each)
 
 
 def page(title: str, *parts: str) -> str:
-    """A page with a title, which is a name or words."""
+    """Returns a page with a title."""
     return "\n\n".join([f"# {title}", *filter(None, parts)]) + "\n"

@@ -182,7 +182,7 @@ class FindingReporter:
         if not findings:
             return
         self._has_unlogged = True
-        self._printed.update({_identity(each) for each in findings})
+        self._printed.update({_identity(each) for each in findings if self._is_loud(each)})
         printed = [each for each in findings if self._is_printed(each)]
         if not printed:
             return
@@ -199,10 +199,12 @@ class FindingReporter:
     def _stops(self, finding: Finding) -> bool:
         return finding.code in self._config.stop_on and not finding.is_notice
 
+    def _is_loud(self, finding: Finding) -> bool:
+        return finding.is_above_info or self._stops(finding)
+
     def _is_printed(self, finding: Finding) -> bool:
         """Whether to print it: not at `info`, and not again and again."""
-        is_loud = finding.is_above_info or self._stops(finding)
-        return is_loud and self._printed[_identity(finding)] <= MOST_PRINTED
+        return self._is_loud(finding) and self._printed[_identity(finding)] <= MOST_PRINTED
 
     def _log(self, x: int) -> None:
         self._has_unlogged = False

@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,17 +15,15 @@ import wandb
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from omegaconf import OmegaConf
-from torch import nn
 
-from lightning_adam import AdamMonitor, AdamStatistics
+from lightning_adam import AdamMonitor
 from lightning_adam.config.monitor import Severity
+from lightning_adam.findings import RULES, rule
 from lightning_adam.findings.finding import Finding
-from lightning_adam.monitor.finding_reporter import FindingReporter
-from lightning_adam.monitor.publishing import Publisher
-from lightning_adam.monitor.settings import monitor_config
+from lightning_adam.findings.rule import Warmup
+from lightning_adam.findings.suggestions import nothing
 from lightning_adam.reports.report import page
 from lightning_adam.reports.runs import read_runs
-from lightning_adam.statistics.measurement import Measurement
 from tests.support.commands import history, offline_runs
 from tests.support.loops import ManualTwoSteps
 from tests.support.tables import each_row
@@ -85,7 +84,7 @@ def without_findings() -> Run:
 
 
 def above_info(findings: list[Finding]) -> list[str]:
-    return [each.code for each in findings if each.severity is not Severity.info]
+    return [each.code for each in findings if each.is_above_info]
 
 
 def have_same_parameters(one: Run, other: Run) -> bool:
@@ -101,16 +100,20 @@ def test_finding_is_logged_with_its_evidence_and_what_to_type(tiny: Run) -> None
     assert f"  type:    {' '.join(finding.remedy)}" in lines
     assert lines[-1] == "  more:    lightning-adam explain eps_dominates"
     assert all(len(line) <= 100 for line in lines)
-    (summary,) = [each for each in tiny.log_lines if f"findings in {STEPS} measurements" in each]
-    assert f"eps_dominates (error), from step {RAISED_AT} to the end" in summary
+    summary = tiny.log_lines[-1].splitlines()
+    assert summary[:3] == [
+        f"AdamMonitor: 1 issue in {STEPS} measurements",
+        f"  eps_dominates (error), from step {RAISED_AT} to the end",
+        f"  type:    {' '.join(finding.remedy)}",
+    ]
 
 
-def test_remedy_prevents_the_finding(tiny: Run) -> None:
+def test_suggestion_prevents_the_finding(tiny: Run) -> None:
     ((override,),) = [each.remedy for each in tiny.found("eps_dominates")]
     name, _, value = override.partition("=")
     assert name == "optimizer.eps"
-    remedied = run_training(Scaled(TINY, optimizer={**ADAMW, "eps": float(value)}))
-    assert "eps_dominates" not in above_info(remedied.monitor.findings)
+    run = run_training(Scaled(TINY, optimizer={**ADAMW, "eps": float(value)}))
+    assert "eps_dominates" not in above_info(run.monitor.findings)
 
 
 def test_override_is_typed_where_the_config_is() -> None:
@@ -132,28 +135,85 @@ def test_override_is_typed_where_the_config_is() -> None:
                 assert override.startswith(beginning)
 
 
-def test_healthy_run_logs_that_nothing_was_found() -> None:
+def test_setting_of_a_group_is_typed_where_the_group_has_it() -> None:
+    head = {"name": "head", "match": "net.3.*", "eps": 1e-7}
+    rows = [
+        ([head], {"optimizer.eps", "optimizer.groups.0.eps"}),
+        ([{**head, "match": "net.*"}], {"optimizer.groups.0.eps"}),
+    ]
+    with each_row() as row:
+        for groups, expected in rows:
+            with row(groups):
+                run = run_training(Scaled(TINY, optimizer={**ADAMW, "groups": groups}))
+                (finding,) = run.found("eps_dominates")
+                assert {each.partition("=")[0] for each in finding.remedy} == expected
+
+
+def test_healthy_run_logs_that_no_issues_were_found() -> None:
     run = run_training(Lit({**ADAMW, "lr": 1e-3}))
     assert above_info(run.monitor.findings) == []
-    assert f"AdamMonitor has found nothing wrong in {STEPS} measurements." in run.log_lines
+    (summary,) = run.log_lines
+    title, *rest = summary.splitlines()
+    assert title == f"AdamMonitor: No issues found ({STEPS} measurements)"
+    assert rest == ["  Not judged, as the run is too short: correlated_updates."]
 
 
-def test_finding_that_ceases_is_closed_and_logged() -> None:
+def test_run_with_too_few_measurements_logs_how_many_steps_apart_they_need_to_be() -> None:
+    faulty = {**ADAMW, "eps": 1.0}
+    run = run_training(Lit(faulty), steps=48, every_n_steps=50)
+    (summary,) = run.log_lines
+    assert "No issues found" not in summary
+    assert "1 measurement is too few to judge" in summary
+    found = re.search(r"Use adam_monitor\.every_n_steps=(\d+) in a run of 48 steps\.", summary)
+    assert found is not None
+    closer = run_training(Lit(faulty), steps=48, every_n_steps=int(found[1]))
+    assert above_info(closer.monitor.findings) == ["eps_dominates"]
+
+
+def test_suggested_interval_allows_for_the_warmup_of_the_learning_rate() -> None:
+    configs = {"optimizer": {**ADAMW, "eps": 1.0}, "scheduler": {"name": "linear"}}
+    configs["scheduler"]["warmup_steps"] = 32
+    run = run_training(Lit(**configs), steps=60, every_n_steps=50)
+    found = re.search(r"every_n_steps=(\d+) in a run", run.log_lines[-1])
+    assert found is not None
+    closer = run_training(Lit(**configs), steps=60, every_n_steps=int(found[1]))
+    assert above_info(closer.monitor.findings) == ["eps_dominates"]
+
+
+def test_finding_that_is_resolved_is_closed_and_logged() -> None:
     run = run_training(Scaled(TINY, until=40), steps=55)
     (finding,) = run.found("eps_dominates")
     assert finding.closed is not None
-    assert any("eps_dominates has ceased at step" in line for line in run.log_lines)
+    assert any("eps_dominates resolved at step" in line for line in run.log_lines)
 
 
-def test_recurring_finding_is_logged_three_times_at_most() -> None:
-    class Restless(Scaled):
-        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-            self.scale = 1.0 if self.global_step % 40 else 100.0
-            return super().training_step(batch, batch_idx)
+@pytest.mark.parametrize(("info_until", "printed"), [(0, [1, 10, 20]), (25, [30, 40])])
+def test_recurring_finding_is_logged_three_times_at_most(
+    info_until: int, printed: list[int]
+) -> None:
+    """What is only info does not count."""
 
-    run = run_training(Restless(1.0, optimizer={**ADAMW, "betas": [0.9, 0.97]}), steps=245)
-    assert len(run.found("exp_avg_sq_lags")) > 5
-    assert len([line for line in run.log_lines if "AdamMonitor: exp_avg_sq_lags (w" in line]) == 3
+    @rule(
+        severity=Severity.warning,
+        sentence="It recurs.",
+        suggest=nothing,
+        source="this test",
+        patience=1,
+        warmup=Warmup.NONE,
+        waits_for_peak=False,
+    )
+    def recurs(step: float) -> bool | Severity:
+        """It holds for half of ten steps."""
+        return step % 10 < 5 and (step > info_until or Severity.info)
+
+    try:
+        run = run_training(Lit(ADAMW))
+    finally:
+        del RULES["recurs"]
+    assert [each.step for each in run.found("recurs")] == [1, 10, 20, 30, 40]
+    lines = "\n".join(run.log_lines)
+    found = re.findall(r"AdamMonitor: recurs \(warning\) at step (\d+)", lines)
+    assert [int(step) for step in found] == printed
 
 
 def test_findings_can_be_disabled_together_or_by_name(without_findings: Run) -> None:
@@ -167,10 +227,18 @@ def test_stop_on_ends_training_when_the_finding_is_raised(tiny: Run) -> None:
     assert (stopped.global_step, tiny.global_step) == (RAISED_AT, STEPS)
 
 
+def test_notice_does_not_stop_a_run() -> None:
+    """A run that is measured rarely may miss exp_avg_sq_lags."""
+    run = run_training(Lit({**ADAMW, "lr": 1e-3}), every_n_steps=10, stop_on=["exp_avg_sq_lags"])
+    assert "measured_rarely" in [each.code for each in run.monitor.findings]
+    assert run.global_step == STEPS
+
+
 def test_stop_on_an_info_finding_ends_training_and_logs_it() -> None:
-    run = run_training(Lit(ADAMW), stop_on=["warmup_short"])
-    assert run.global_step == 1
-    assert any(line.startswith("AdamMonitor: warmup_short (info)") for line in run.log_lines)
+    settings = {"eps_dominates": {"severity": "info"}}
+    run = run_training(Scaled(TINY), findings=settings, stop_on=["eps_dominates"])
+    assert run.global_step == RAISED_AT
+    assert any(line.startswith("AdamMonitor: eps_dominates (info)") for line in run.log_lines)
 
 
 class ManualWithoutLoss(Scaled):
@@ -205,7 +273,7 @@ def test_rule_that_raises_disables_the_monitor_and_not_the_training(
     def fail(*_: Any) -> None:
         raise ZeroDivisionError("planted")
 
-    monkeypatch.setattr("lightning_adam.findings.watch.Watch.judge", fail)
+    monkeypatch.setattr("lightning_adam.findings.engine.RuleEngine.judge", fail)
     with pytest.warns(UserWarning, match="AdamMonitor failed"):
         failed = run_training(Scaled(TINY))
     assert have_same_parameters(failed, without_findings)
@@ -214,11 +282,17 @@ def test_rule_that_raises_disables_the_monitor_and_not_the_training(
 def test_offline_wandb_run_keeps_a_table_a_summary_and_a_file(tmp_path: Path) -> None:
     logger = WandbLogger(offline=True, save_dir=tmp_path)
     monitor = AdamMonitor(every_n_steps=1, alert=True)
-    trainer(max_epochs=1, callbacks=[monitor], logger=logger).fit(Scaled(TINY), loader(STEPS))
+    # The notice schedule_length is a warning.
+    module = Scaled(TINY, scheduler={"name": "cosine", "total_steps": 400})
+    trainer(max_epochs=1, callbacks=[monitor], logger=logger).fit(module, loader(STEPS))
     summary = dict(logger.experiment.summary)
     wandb.finish()
     (run,) = offline_runs(tmp_path)
-    assert summary["adam_findings_open"].split(", ")[-1] == "eps_dominates"
+    assert above_info(monitor.findings) == ["schedule_length", "eps_dominates"]
+    assert {key: value for key, value in summary.items() if key.startswith("adam_findings_")} == {
+        "adam_findings_open": "eps_dominates",
+        "adam_findings_raised/eps_dominates": RAISED_AT,
+    }
     tables = [row["adam_findings.path"] for row in history(run) if "adam_findings.path" in row]
     table = json.loads((run / "files" / tables[-1]).read_text())
     assert [row[0] for row in table["data"]] == [each.code for each in monitor.findings]
@@ -311,36 +385,3 @@ def test_open_findings_are_kept_by_a_checkpoint(saved: Saved) -> None:
     (finding,) = [each for each in monitor.findings if each.code == "eps_dominates"]
     resumed = resume("tiny", checkpoint).findings
     assert [each.step for each in resumed if each.code == "eps_dominates"] == [finding.step]
-
-
-def test_loss_after_a_resume_is_compared_with_the_first_loss_of_the_run() -> None:
-    """Gradients that eps dominates are no finding if the loss has fallen to nearly nothing."""
-    layer = nn.Linear(100, 1, bias=False)
-    adam = torch.optim.Adam(layer.parameters())
-    publisher = Publisher(trainer())
-    config = monitor_config({"findings": {"eps_dominates": {"persistence": 1}}})
-
-    def measured(steps: int) -> Measurement:
-        for _ in range(steps):
-            layer.weight.grad = TINY * torch.randn(1, 100)
-            adam.step()
-        judged = FindingReporter(config, publisher, layer, 1).track(adam, "")
-        statistics = AdamStatistics(judged=judged, module=layer)
-        statistics.update(adam)
-        return statistics.measurement
-
-    def judged(state: Any, measurement: Measurement, step: int, loss: float) -> FindingReporter:
-        reporter = FindingReporter(config, publisher, layer, 1)
-        reporter.track(adam, "")
-        reporter.restore(state)
-        reporter.judge("", measurement, step, step, loss)
-        return reporter
-
-    # At step 1 the rule is not judged yet.
-    state = judged({}, measured(1), 1, loss=10.0).state()
-    late = measured(30)
-    with each_row() as row:
-        for kept, loss, is_found in [(state, 0.1, False), (state, 9.0, True), ({}, 0.1, True)]:
-            with row((kept, loss)):
-                findings = judged(kept, late, 31, loss).findings
-                assert ("eps_dominates" in above_info(findings)) == is_found

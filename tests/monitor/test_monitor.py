@@ -233,7 +233,7 @@ PLACES = [
     ("statistics.measurement.Measurement.values", "fused", SCHEDULE),
     ("monitor.row_log.logging_step", "for-loop", SCHEDULE),
     ("monitor.session.log_every_n_steps", "for-loop", SCHEDULE),
-    ("monitor.run_plan.optimizer_settings", "for-loop", SCHEDULE),
+    ("monitor.run_facts.optimizer_settings", "for-loop", SCHEDULE),
     # Only where the device skips steps is there anything to resolve.
     ("monitor.tracked_optimizer.PendingStep.resolve_skipped", SELF_SCALING, SCHEDULE),
     # With a schedule the mixin has a counter of its own, which is no part of the monitor.

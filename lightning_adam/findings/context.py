@@ -119,6 +119,15 @@ class RunningSummary(NamedTuple):
 UNKNOWN = RunningSummary.of(math.nan)
 
 
+class GradientTrend(NamedTuple):
+    """How a scope's gradient norm has changed; 1 where it is not known."""
+
+    decline: float = 1.0
+    """The norm as a fraction of the largest that it has been, both smoothed."""
+    growth: float = 1.0
+    """The smoothed norm as a multiple of the first."""
+
+
 class History:
     """Earlier measurements of a scope, NaN where there are none.
 
@@ -147,20 +156,21 @@ class History:
         return self._of(statistic).smoothed
 
     @property
-    def grad_decline(self) -> float:
-        """The gradient norm as a fraction of the largest that it has been, both smoothed.
-
-        1 if it is not known.
+    def gradient(self) -> "GradientTrend":
+        """How the gradient norm has changed.
 
         Example:
             >>> summary = RunningSummary.of(1.0)
             >>> for _ in range(100):
             ...     summary = summary.updated(0.0)
-            >>> History({"grad_norm": summary}).grad_decline < 0.001
+            >>> History({"grad_norm": summary}).gradient.decline < 0.001
             True
         """
         norm = self._of("grad_norm")
-        return norm.smoothed / norm.largest_smoothed if norm.largest_smoothed > 0 else 1.0
+        if not norm.largest_smoothed > 0:
+            return GradientTrend()
+        growth = norm.smoothed / norm.first if norm.first else math.inf
+        return GradientTrend(norm.smoothed / norm.largest_smoothed, growth)
 
     def _of(self, statistic: str) -> RunningSummary:
         return self._summaries.get(statistic, UNKNOWN)

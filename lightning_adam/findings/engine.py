@@ -17,8 +17,8 @@ from lightning_adam.statistics.measurement import Measurement
 
 COOLDOWN_STEPS = 50
 """Steps for which a resolved finding still suppresses others: the moments remember it."""
-MOST_KEPT = 200
-"""Resolved findings that are kept: the last."""
+MOST_KEPT = 100
+"""Closed findings that are kept: the last at info, and the last above it."""
 CLOSING = 2
 """Measurements that it takes longer to resolve a finding than to raise it."""
 
@@ -274,7 +274,7 @@ class RuleEngine:
                     facts[scope] = {
                         **own,
                         "history": history,
-                        "grad_decline": history.grad_decline,
+                        "gradient": history.gradient,
                         "run": run,
                         "model": values.model,
                         "spikes": spikes,
@@ -355,7 +355,10 @@ class RuleEngine:
 
     def _close(self, key: FindingKey, step: int, superseded_by: str | None = None) -> Finding:
         finding = replace(self._open.pop(key), closed=step, superseded_by=superseded_by)
-        self._closed = [*self._closed, finding][-MOST_KEPT:]
+        alike = [each for each in self._closed if each.is_above_info is finding.is_above_info]
+        if len(alike) >= MOST_KEPT:
+            self._closed.remove(alike[0])
+        self._closed.append(finding)
         return finding
 
     def _supersede(self, values: ScopeValues, step: int) -> list[Finding]:

@@ -79,6 +79,8 @@ class ScopeValues:
     def worst(self, rule: Rule, scope: str) -> dict[str, float]:
         """Returns the tensors of a scope with the largest values of a rule's first statistic."""
         name = rule.statistics[0].removesuffix("_max")
+        if STATISTICS[name].family == "schedule":
+            return {}
         inside = self._measurement.tensors_of(scope)
         values = {each: value for each, value in self.of_tensors(name).items() if each in inside}
         worst = largest_first(values)[:WORST]

@@ -232,8 +232,8 @@ def log_findings(logger: Logger, rows: Sequence[Mapping[str, Any]], step: int) -
     if is_wandb(logger):
         log_table(logger, FINDINGS, [*rows[0]], [*map(_cells, rows)], step)
         shown = [row for row in rows if row["step"] and row["severity"] != Severity.info.value]
-        for row in reversed(shown):
-            # The first step at which it was raised comes last.
+        # The first step at which it was raised comes last.
+        for row in sorted(shown, key=lambda each: -each["step"]):
             logger.experiment.summary[f"{FINDINGS}_raised/{row['code']}"] = row["step"]
         is_open = dict.fromkeys(row["code"] for row in shown if row["closed"] is None)
         logger.experiment.summary[f"{FINDINGS}_open"] = ", ".join(is_open)

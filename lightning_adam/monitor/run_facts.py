@@ -82,7 +82,7 @@ def _schedule(scheduler: LRScheduler) -> dict[str, Any]:
 
 def with_config(path: ConfigPath) -> ConfigPath:
     """Returns a path that names its config: a finding is read without its context."""
-    return ConfigPath(path.config) if path.source is Source.PYTHON else path
+    return ConfigPath(path.config, path.field) if path.source is Source.PYTHON else path
 
 
 def _samples(trainer: Trainer) -> float:
@@ -136,7 +136,9 @@ def _group(optimizer: Optimizer, name: str, group: Mapping[str, Any]) -> GroupFa
     settings = {**group, "lr": _number(peak_lr(group)), "betas": [*map(_number, group["betas"])]}
     try:
         plan, first = plan_of(optimizer), group["params"][0]
-        paths = {field: plan.path_of(first, field) / field for field in FIELDS_OF_GROUPS}
+        paths = {
+            field: with_config(plan.path_of(first, field)) / field for field in FIELDS_OF_GROUPS
+        }
     except (KeyError, IndexError):
         # Something else has built it, or the group is empty.
         paths = {}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from lightning_adam.config.monitor import Scope, Severity
 from lightning_adam.findings import suggestions
-from lightning_adam.findings.context import RunFacts
+from lightning_adam.findings.context import GradientTrend, RunFacts
 from lightning_adam.findings.rule import Warmup, rule
 
 MODEL_AND_LAYERS = (Scope.model, Scope.layer)
@@ -43,27 +43,29 @@ def eps_dominates(
     eps_energy_loss: float,
     denominator_mean: float,
     eps: float,
-    grad_decline: float,
+    gradient: GradientTrend,
     model: Mapping[str, float],
     *,
     threshold: float = 0.3,
-    denominator_below: float = 100.0,
+    denominator_below: float = 10.0,
     beside_model: float = 1e-3,
     converged_below: float = 0.02,
+    grown_above: float = 10.0,
 ) -> bool | Severity:
     """Eps, not the second moment, divides the first: steps shrink with the gradient, as SGD's do.
 
     It does not count where the mean denominator is at least `denominator_below` times eps: then the
     elements that eps dominates are those whose gradients do not matter beside the others', such as
     rows of tokens that never occur. It is info for a layer whose mean denominator is below
-    `beside_model` of the model's, and where the gradient has fallen below `converged_below` of the
-    largest that it has been, both smoothed: the run converges.
+    `beside_model` of the model's. So it is where the smoothed gradient has fallen below
+    `converged_below` of its largest, as the run converges; and where it has grown above
+    `grown_above` times the first, as behind a gate that begins at 0.
     """
     if eps_energy_loss <= threshold or denominator_mean >= denominator_below * eps:
         return False
     is_negligible = denominator_mean < beside_model * model["denominator_mean"]
-    has_converged = grad_decline < converged_below
-    return Severity.info if is_negligible or has_converged else True
+    has_changed = gradient.decline < converged_below or gradient.growth > grown_above
+    return Severity.info if is_negligible or has_changed else True
 
 
 @rule(

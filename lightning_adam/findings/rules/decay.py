@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from lightning_adam.config.monitor import Severity
 from lightning_adam.findings import suggestions
-from lightning_adam.findings.context import History
+from lightning_adam.findings.context import GradientTrend, History
 from lightning_adam.findings.rule import Warmup, rule
 
 Tensors = Callable[[str], Mapping[str, float]]
@@ -23,7 +23,7 @@ def decay_dominates(
     decay_to_update: float,
     weight_norm: float,
     update_to_weight: float,
-    grad_decline: float,
+    gradient: GradientTrend,
     history: History,
     *,
     threshold: float = 0.3,
@@ -39,7 +39,7 @@ def decay_dominates(
     has_shrunk = weight_norm < shrunk_to * history.first("weight_norm") and not were_replaced
     if decay_to_update <= threshold or not has_shrunk:
         return False
-    return Severity.info if grad_decline < converged_below else True
+    return Severity.info if gradient.decline < converged_below else True
 
 
 @rule(

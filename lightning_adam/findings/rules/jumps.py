@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from lightning_adam.config.monitor import Severity
 from lightning_adam.findings import suggestions
-from lightning_adam.findings.context import History, Spikes
+from lightning_adam.findings.context import GradientTrend, History, Spikes
 from lightning_adam.findings.rule import Warmup, rule
 
 Tensors = Callable[[str], Mapping[str, float]]
@@ -27,11 +27,13 @@ def exp_avg_sq_lags(
     rms_ratio_max: float,
     rms_ratio: float,
     beta2: float,
+    lr: float,
     history: History,
     spikes: Spikes,
     tensors: Tensors,
     *,
     threshold: float = 2.3,
+    lasting: float = 3.0,
     jump: float = 5.0,
     times_largest: float = 2.0,
     grad_share: float = 0.01,
@@ -42,11 +44,12 @@ def exp_avg_sq_lags(
     tensors and rows that seldom have a gradient exceed 2.3 in healthy runs, which is info. It is a
     warning if the value is above `jump`, or near its bound of 1/√(1-β2), and `times_largest` times
     the largest of the tensor before, and the tensor has at least `grad_share` of the squared
-    gradient norm; or if the whole model has exceeded 2.3 for a while.
+    gradient norm; or if the average of the model stays above `lasting` once the learning rate has
+    warmed up.
     """
     if rms_ratio_max <= threshold:
         return False
-    if history.smoothed("rms_ratio") > threshold:
+    if history.smoothed("rms_ratio") > lasting and not lr > history.last("lr"):
         return True
     least = min(jump, 0.8 / math.sqrt(1 - beta2))
     jumped = {
@@ -160,12 +163,12 @@ def exp_avg_sq_collapse(
     suppressed_by=("not_finite",),
     evidence=("normalized_update_rms",),
 )
-def amsgrad_frozen(amsgrad_gap: float, grad_decline: float, *, threshold: float = 2.0) -> bool:
+def amsgrad_frozen(amsgrad_gap: float, gradient: GradientTrend, *, threshold: float = 2.0) -> bool:
     """One large gradient has set AMSGrad's maximum, which never falls: the steps stay small.
 
     A gap that the gradient's own decline explains does not count.
     """
-    return amsgrad_gap * grad_decline > threshold
+    return amsgrad_gap * gradient.decline > threshold
 
 
 def _with_share(found: Mapping[str, float], tensors: Tensors, share: float) -> list[str]:

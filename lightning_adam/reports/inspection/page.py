@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +27,8 @@ from lightning_adam.reports.inspection.numbers import (
     with_eps,
 )
 from lightning_adam.reports.inspection.saved import Saved, optimizers_of
+from lightning_adam.statistics.catalogue import STATISTICS
+from lightning_adam.statistics.columns import Capabilities
 from lightning_adam.statistics.dtypes import dtype_name, rounds_to_0
 from lightning_adam.statistics.histograms import (
     EPS_SHOWN,
@@ -268,7 +270,7 @@ def _findings(saved: Saved, moments: Moments) -> str:
     known = {each.name for each in moments.known}
     is_known = {code: {*rule.statistics} <= known for code, rule in RULES.items()}
     # A checkpoint is one measurement: it has no history.
-    needs_history = [code for code, rule in RULES.items() if {"history", "spikes"} & {*rule.takes}]
+    needs_history = {code for code, rule in RULES.items() if {"history", "spikes"} & {*rule.takes}}
     codes = [code for code in RULES if is_known[code] and code not in needs_history]
     engine = RuleEngine(
         {code: {"patience": 1} if code in codes else {"severity": "off"} for code in RULES},
@@ -295,12 +297,25 @@ def _findings(saved: Saved, moments: Moments) -> str:
             " argument of that name, in torch.optim.AdamW(…)."
         )
     lines += _wrapped(f"Judged: {', '.join(codes) or 'nothing'}.")
-    unknown = [code for code in RULES if not is_known[code]]
-    lines += _wrapped(f"Not judged, as the checkpoint has no gradient: {', '.join(unknown)}.")
-    later = [code for code in needs_history if is_known[code]]
-    if later:
-        lines += _wrapped(f"Not judged, as they need earlier measurements: {', '.join(later)}.")
+    for reason, chosen in _not_judged({*codes}, known).items():
+        lines += _wrapped(f"Not judged, as {reason}: {', '.join(chosen)}.") if chosen else []
     return "\n".join(lines)
+
+
+def _not_judged(judged: Set[str], known: Set[str]) -> dict[str, list[str]]:
+    """The codes of the rules that are not judged, by the reason."""
+    gradient, weights, history = (
+        "the checkpoint has no gradient",
+        "the weights or a part of the state are not known",
+        "they need earlier measurements",
+    )
+    reasons: dict[str, list[str]] = {gradient: [], weights: [], history: []}
+    for code, rule in RULES.items():
+        unknown = {*rule.statistics} - known
+        needs_gradient = any(Capabilities.GRADIENT in STATISTICS[name].needs for name in unknown)
+        if code not in judged:
+            reasons[gradient if needs_gradient else weights if unknown else history].append(code)
+    return reasons
 
 
 def _described(finding: Finding) -> list[str]:

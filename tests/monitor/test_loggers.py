@@ -497,14 +497,24 @@ def test_measurement_without_values_logs_no_row() -> None:
 def test_wandb_summary_names_open_findings_and_the_step_at_which_each_was_raised(
     tmp_path: Path,
 ) -> None:
-    findings = [("eps_dominates", 33, 60), ("updates_lost", 40, 50), ("updates_lost", 70, None)]
-    rows = [dict(zip(("code", "step", "closed"), each, strict=True)) for each in findings]
+    findings = [
+        ("schedule_length", "warning", 0, None),
+        ("exp_avg_sq_lags", "info", 5, None),
+        ("eps_dominates", "error", 33, 60),
+        ("updates_lost", "error", 70, None),
+        # Those of another optimizer follow.
+        ("updates_lost", "error", 40, 50),
+    ]
+    names = ("code", "severity", "step", "closed")
+    rows = [dict(zip(names, each, strict=True)) for each in findings]
     logger = WandbLogger(offline=True, save_dir=tmp_path)
     try:
         log_findings(logger, rows, step=80)
         summary = dict(logger.experiment.summary)
     finally:
         wandb.finish()
-    assert summary["adam_findings_open"] == "updates_lost"
-    assert summary["adam_findings_raised/eps_dominates"] == 33
-    assert summary["adam_findings_raised/updates_lost"] == 40
+    assert {key: value for key, value in summary.items() if key.startswith("adam_findings_")} == {
+        "adam_findings_open": "updates_lost",
+        "adam_findings_raised/eps_dominates": 33,
+        "adam_findings_raised/updates_lost": 40,
+    }

@@ -238,6 +238,32 @@ def test_healthy_state_has_no_findings(tmp_path: Path) -> None:
     assert "Findings\n  None.\n" in inspect(tmp_path / "state.pt")
 
 
+def test_rules_that_are_not_judged_are_listed_by_their_reason(tmp_path: Path) -> None:
+    planted(tmp_path / "state.pt", 1e-2)
+    torch.save(torch.load(tmp_path / "state.pt")["optimizer"], tmp_path / "moments.pt")
+    needs_weights = {"decay_lost", "correlated_updates"}
+    with each_row() as row:
+        for name, of_weights in [("state", set[str]()), ("moments", needs_weights)]:
+            with row(name):
+                printed = " ".join(inspect(tmp_path / f"{name}.pt").split())
+                found = {
+                    reason: {*codes.split(", ")}
+                    for reason, codes in re.findall(
+                        r"(Judged|Not judged[^:]*): ([a-z_, ]*)", printed
+                    )
+                }
+                judged = found.pop("Judged")
+                gradient = found.pop("Not judged, as the checkpoint has no gradient")
+                history = found.pop("Not judged, as they need earlier measurements")
+                reason = "Not judged, as the weights or a part of the state are not known"
+                assert found.pop(reason, set()) >= of_weights
+                assert not found
+                assert {"eps_dominates", *needs_weights - of_weights} <= judged
+                assert {"exp_avg_sq_lags", "exp_avg_sq_stalled", "updates_lost"} <= gradient
+                assert "schedule_exhausted" in history
+                assert not of_weights & (judged | gradient | history)
+
+
 def test_moments_that_underflowed_in_float16_are_counted(tmp_path: Path) -> None:
     weight = nn.Parameter(torch.randn(1000, dtype=torch.float16))
     optimizer = torch.optim.AdamW([weight], eps=1e-4)

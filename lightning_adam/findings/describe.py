@@ -59,16 +59,12 @@ def describe_suggestions(suggestions: Iterable[Suggestion]) -> list[str]:
         >>> for line in describe_suggestions([Suggestion(("optimizer.eps=1e-13",)), lead]):
         ...     print(line)
           type:    optimizer.eps=1e-13
-          or try:  'optimizer.betas=[0.9,0.95]'  (a lead)
+          lead:    'optimizer.betas=[0.9,0.95]'
     """
-    lines: list[str] = []
-    for each in suggestions:
-        word = "do:" if not each.overrides else "try:" if each.is_lead else "type:"
-        text = str(each)
-        if each.is_lead:
-            text = f"{text[:-1]}; a lead)" if text.endswith(")") else f"{text}  (a lead)"
-        lines.append(f"  {f'or {word}' if lines else word:<9}{text}")
-    return lines
+    return [
+        f"  {'lead:' if each.is_lead else 'type:' if each.overrides else 'do:':<9}{each}"
+        for each in suggestions
+    ]
 
 
 def format_numbers(values: Mapping[str, float]) -> str:

@@ -85,8 +85,8 @@ class Rule:
 
 
 FACTS = ("history", "gradient", "run", "model", "spikes", "tensors")
-"""What a condition may take beside statistics: the `History` of the scope, its `GradientTrend`,
-the `RunFacts`, the same statistics of the model, the `Spikes` of the measurement, and a function that
+"""What a condition may take beside statistics: the `History` of the scope, its `GradientTrend`, the
+`RunFacts`, the same statistics of the model, the `Spikes` of the measurement, and a function that
 returns a statistic's values by tensor."""
 RULES: dict[str, Rule] = {}
 """The rules, by code, in the order in which they are shown."""

@@ -116,7 +116,10 @@ def state_that_holds_gradients(context: RuleContext) -> list[Suggestion]:
     """A second moment that holds the squares of the gradients."""
     # An eps that was chosen for half precision is too large beside float32.
     eps = context.overrides(eps=1e-8) if context.setting("eps") > 1e-8 else ()
-    precise = [Suggestion((*each.overrides, *eps), each.hint) for each in mixed_precision(context)]
+    precise = [
+        Suggestion((*each.overrides, *eps), each.hint, is_lead=True)
+        for each in mixed_precision(context)
+    ]
     scaled = Suggestion(hint="multiply the loss by a constant, such as 1e6", is_lead=True)
     return precise or [scaled]
 

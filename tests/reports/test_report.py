@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lightning_adam.config.errors import ConfigError
 from lightning_adam.config.monitor import Severity
-from lightning_adam.findings.finding import Finding
+from lightning_adam.findings.finding import Finding, Suggestion
 from lightning_adam.reports.keys import BASES
 from lightning_adam.reports.panels import SECTIONS
 from lightning_adam.reports.report import labels, write_report
@@ -424,3 +424,23 @@ def test_finding_is_listed_and_marked_at_its_step() -> None:
     # The axis counts steps from 0, and an info is no mark.
     marks = [(mark["code"], mark["step"]) for mark in report.data["findings"]]
     assert marks == [("eps_dominates", 7)]
+
+
+def test_marks_of_a_second_optimizer_are_kept() -> None:
+    first = Finding("eps_dominates", Severity.error, "model", 8, "", {}, {}, (), "", "encoder")
+    found = [first, replace(first, optimizer="decoder", step=12), replace(first, step=0)]
+    report = report_of(replace(run_of({KEY: {0: 1.0}}), findings=found))
+    marks = [(mark["code"], mark["step"]) for mark in report.data["findings"]]
+    assert marks == [("eps_dominates of encoder", 7), ("eps_dominates of decoder", 11)]
+
+
+def test_suggestions_keep_their_order() -> None:
+    suggestions = (
+        Suggestion(hint="inspect the batches", is_lead=True),
+        Suggestion(("optimizer.lr=0.1,1",), is_lead=True, is_sweep=True),
+        Suggestion(("optimizer.eps=1e-10",)),
+    )
+    finding = Finding("loss_spike", Severity.warning, "model", 8, "", {}, {}, suggestions, "")
+    report = report_of(replace(run_of({KEY: {0: 1.0}}), findings=[finding]))
+    expected = "lead: inspect the batches lead: --multirun optimizer.lr=0.1,1 type optimizer.eps="
+    assert expected in " ".join(report.text.split())

@@ -7,27 +7,17 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from lightning_adam.config.monitor import Scope, Severity
-from lightning_adam.findings.context import History, RuleContext, RunFacts, RunningSummary, Spikes
+from lightning_adam.findings.context import RuleContext, RunFacts, Spikes
 from lightning_adam.findings.finding import Finding
+from lightning_adam.findings.finding_log import FindingKey, FindingLog
+from lightning_adam.findings.history_store import HistoryStore
 from lightning_adam.findings.rule import RULES, Rule
 from lightning_adam.findings.scope_values import MODEL, REMEMBERED, SETTINGS, ScopeValues
-from lightning_adam.findings.spikes import SpikeWindow, TensorSpikes
 from lightning_adam.statistics.catalogue import STATISTICS
 from lightning_adam.statistics.measurement import Measurement
 
-COOLDOWN_STEPS = 50
-"""Steps for which a resolved finding still suppresses others: the moments remember it."""
-MOST_KEPT = 100
-"""Closed findings that are kept: the last at info, and the last above it."""
 CLOSING = 2
 """Measurements that it takes longer to resolve a finding than to raise it."""
-
-
-class FindingKey(NamedTuple):
-    """A rule and the scope in which it is judged."""
-
-    code: str
-    scope: str
 
 
 @dataclass
@@ -96,11 +86,8 @@ class RuleEngine:
         self._optimizer = optimizer
         self._scopes = tuple(scopes)
         self._streaks: dict[FindingKey, _Streaks] = {}
-        self._open: dict[FindingKey, Finding] = {}
-        self._closed: list[Finding] = []
-        self._summaries: dict[str, dict[str, RunningSummary]] = {}
-        self._losses, self._grad_norms = SpikeWindow(), SpikeWindow()
-        self._tensor_norms, self._rms_ratios = TensorSpikes(), TensorSpikes()
+        self._log = FindingLog()
+        self._history = HistoryStore(self.rules.values())
         self._defined: set[str] = set()
         """Codes of the rules whose statistics were defined."""
         self._judged: Counter[str] = Counter()
@@ -109,12 +96,12 @@ class RuleEngine:
     @property
     def open(self) -> list[Finding]:
         """The findings whose condition holds, in the order in which they were raised."""
-        return [*self._open.values()]
+        return [*self._log.open.values()]
 
     @property
     def findings(self) -> list[Finding]:
         """Open and closed findings, in the order in which they were raised."""
-        return sorted([*self._closed, *self._open.values()], key=lambda each: each.step)
+        return self._log.findings
 
     @property
     def statistics(self) -> list[str]:
@@ -157,29 +144,29 @@ class RuleEngine:
         """
         run = run or RunFacts()
         values = ScopeValues(measurement, self.rules.values(), self._scopes)
-        spikes = self._add_spikes(values, loss)
+        spikes = self._history.spikes(values, loss)
         verdicts = self._verdicts(values, run, spikes, self.rules.values())
         self._judged.update({key.code for key in verdicts})
         raised, closed = [], []
         for key, severity in self._unsuppressed(verdicts, values, step):
             if severity is Severity.off and key not in self._streaks:
                 continue
-            found, patience = self._open.get(key), self.rules[key.code].patience
-            if found is None and self._wider(key, self._open, values) is not None:
+            found, patience = self._log.open.get(key), self.rules[key.code].patience
+            if found is None and self._wider(key, self._log.open, values) is not None:
                 self._streaks.pop(key, None)
                 continue
             streaks = self._streaks.setdefault(key, _Streaks())
             streaks.count(severity, found)
             if found is not None and streaks.ceased >= patience + CLOSING:
-                closed.append(self._close(key, step))
+                closed.append(self._log.close(key, step))
             elif streaks.above_info >= patience and not (found and found.is_above_info):
                 raised.append(self._raise(key, severity, step, values, run, low_denominator))
             elif streaks.held >= patience and found is None:
                 raised.append(self._raise(key, Severity.info, step, values, run, low_denominator))
-            if not streaks.held and key not in self._open:
+            if not streaks.held and key not in self._log.open:
                 del self._streaks[key]
         closed += self._supersede(values, step)
-        self._remember(values)
+        self._history.add(values)
         return Changes(raised, closed)
 
     def judge_resumed(self, measurement: Measurement, step: int, run: RunFacts) -> list[Finding]:
@@ -196,63 +183,27 @@ class RuleEngine:
         return [
             self._raise(key, severity, step, values, run, lambda scope: None)
             for key, severity in self._unsuppressed(verdicts, values, step)
-            if severity is not Severity.off and key not in self._open
+            if severity is not Severity.off and key not in self._log.open
         ]
 
     def state(self) -> dict[str, Any]:
         """Returns what a checkpoint stores."""
-        return {
-            "open": [each.as_row() for each in self._open.values()],
-            "closed": [each.as_row() for each in self._closed],
-            "streaks": [
-                [*key, each.held, each.above_info, each.ceased]
-                for key, each in self._streaks.items()
-            ],
-            "summaries": {
-                scope: {name: list(summary) for name, summary in summaries.items()}
-                for scope, summaries in self._summaries.items()
-            },
-            "spikes": [each.state() for each in self._detectors],
-        }
+        streaks = [
+            [*key, each.held, each.above_info, each.ceased] for key, each in self._streaks.items()
+        ]
+        return {**self._log.state(), **self._history.state(), "streaks": streaks}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continues from what a checkpoint stores."""
-        found = [Finding.of_row(row) for row in state.get("open", [])]
-        self._open = {
-            FindingKey(each.code, each.scope): each for each in found if each.code in self.rules
-        }
-        self._closed = [Finding.of_row(row) for row in state.get("closed", [])]
+        """Continues from what a checkpoint stores; findings of rules that are off are dropped."""
+        if not state:
+            return
+        is_on = [row for row in state["open"] if row["code"] in self.rules]
+        self._log.restore({**state, "open": is_on})
+        self._history.restore(state)
         self._streaks = {
             FindingKey(code, scope): _Streaks(*numbers)
-            for code, scope, *numbers in state.get("streaks", [])
+            for code, scope, *numbers in state["streaks"]
         }
-        self._summaries = {
-            scope: {name: RunningSummary(*values) for name, values in summaries.items()}
-            for scope, summaries in state.get("summaries", {}).items()
-        }
-        for detector, saved in zip(self._detectors, state.get("spikes", []), strict=False):
-            detector.restore(saved)
-
-    @property
-    def _detectors(self) -> tuple[SpikeWindow | TensorSpikes, ...]:
-        return (
-            self._losses,
-            self._grad_norms,
-            self._tensor_norms,
-            self._rms_ratios,
-        )
-
-    def _add_spikes(self, values: ScopeValues, loss: float) -> Spikes:
-        self._tensor_norms.add(values.of_tensors("grad_norm"))
-        self._rms_ratios.add(values.of_tensors("rms_ratio"))
-        return Spikes(
-            loss=self._losses.add(loss),
-            loss_streak=self._losses.streak,
-            grad_norm=self._grad_norms.add(values.model.get("grad_norm", math.nan)),
-            tensor_scores=self._tensor_norms.scores,
-            tensor_times_largest=self._tensor_norms.times_largest,
-            rms_ratio_times_largest=self._rms_ratios.times_largest,
-        )
 
     def _verdicts(
         self, values: ScopeValues, run: RunFacts, spikes: Spikes, rules: Iterable[Rule]
@@ -270,7 +221,7 @@ class RuleEngine:
                 if not _is_warm(rule, own):
                     continue
                 if scope not in facts:
-                    history = History(self._summaries.get(scope, {}))
+                    history = self._history.of(scope)
                     facts[scope] = {
                         **own,
                         "history": history,
@@ -285,7 +236,7 @@ class RuleEngine:
 
     def _is_rising(self, model: Mapping[str, float], run: RunFacts) -> bool:
         """Whether the learning rate warms up."""
-        last = History(self._summaries.get(MODEL, {})).last("lr")
+        last = self._history.of(MODEL).last("lr")
         return model.get("step", math.inf) <= run.warmup_steps or model.get("lr", math.nan) > last
 
     def _unsuppressed(
@@ -293,12 +244,7 @@ class RuleEngine:
     ) -> Iterator[tuple[FindingKey, Severity]]:
         """The verdicts, `off` where a root cause holds in the scope or in a wider one."""
         causes = {key for key, severity in verdicts.items() if _is_above_info(severity)}
-        causes |= {key for key, each in self._open.items() if each.is_above_info}
-        causes |= {
-            FindingKey(each.code, each.scope)
-            for each in self._closed
-            if each.is_above_info and step - (each.closed or 0) < COOLDOWN_STEPS
-        }
+        causes |= self._log.causes(step)
         for key, severity in verdicts.items():
             if severity is not Severity.off and self._cause(key, causes, values) is not None:
                 self._streaks.pop(key, None)
@@ -323,12 +269,12 @@ class RuleEngine:
         run: RunFacts,
         low_denominator: Callable[[str], float | None],
     ) -> Finding:
-        rule, history = self.rules[key.code], History(self._summaries.get(key.scope, {}))
+        rule, history = self.rules[key.code], self._history.of(key.scope)
         measured = values.with_evidence(rule, key.scope)
 
         def lowest() -> float | None:
             """Of all scopes in which the finding is open: one suggestion serves them all."""
-            scopes = {key.scope, *(each.scope for each in self._open if each.code == key.code)}
+            scopes = {key.scope, *(each.scope for each in self._log.open if each.code == key.code)}
             found = [low_denominator(scope) for scope in scopes]
             return min((each for each in found if each is not None), default=None)
 
@@ -339,7 +285,7 @@ class RuleEngine:
         shown["steps_left"] = run.total_steps - measured.get("step", math.nan)
         shown |= {**dict.fromkeys(rule.evidence, math.nan), **measured, **rule.thresholds}
         names = (*rule.statistics, *rule.evidence)
-        self._open[key] = Finding(
+        self._log.open[key] = Finding(
             code=rule.code,
             severity=severity,
             scope=key.scope,
@@ -351,25 +297,17 @@ class RuleEngine:
             source=rule.source,
             optimizer=self._optimizer,
         )
-        return self._open[key]
-
-    def _close(self, key: FindingKey, step: int, superseded_by: str | None = None) -> Finding:
-        finding = replace(self._open.pop(key), closed=step, superseded_by=superseded_by)
-        alike = [each for each in self._closed if each.is_above_info is finding.is_above_info]
-        if len(alike) >= MOST_KEPT:
-            self._closed.remove(alike[0])
-        self._closed.append(finding)
-        return finding
+        return self._log.open[key]
 
     def _supersede(self, values: ScopeValues, step: int) -> list[Finding]:
         """Closes what an open root cause explains, or the same finding in a wider scope."""
-        above_info = [key for key, each in self._open.items() if each.is_above_info]
+        above_info = self._log.open_above_info()
         closed = []
-        for key, finding in list(self._open.items()):
-            others = above_info if finding.is_above_info else self._open
+        for key, finding in list(self._log.open.items()):
+            others = above_info if finding.is_above_info else self._log.open
             cause = self._wider(key, others, values) or self._cause(key, above_info, values)
             if cause is not None:
-                closed.append(self._close(key, step, f"{cause.code} in {cause.scope}"))
+                closed.append(self._log.close(key, step, f"{cause.code} in {cause.scope}"))
                 self._streaks.pop(key, None)
         return closed
 
@@ -381,21 +319,6 @@ class RuleEngine:
             return None
         wider = (FindingKey(key.code, scope) for scope in values.wider_than(key.scope)[:-1])
         return next((each for each in wider if each in others), None)
-
-    def _remember(self, values: ScopeValues) -> None:
-        judged = [rule for rule in self.rules.values() if "history" in rule.takes]
-        of_model = {*REMEMBERED, *(name for rule in judged for name in rule.statistics)}
-        local = [rule for rule in judged if rule.is_local]
-        of_others = {"grad_norm", *(name for rule in local for name in rule.statistics)}
-        for scope, own in values.values.items():
-            summaries = self._summaries.setdefault(scope, {})
-            # The size of the first steps says nothing of those that follow.
-            is_early = own.get("step", math.inf) < 3 / (1 - own.get("beta1", 0.9))
-            for name in own.keys() & (of_model if scope == MODEL else of_others):
-                if not (is_early and name == "normalized_update_rms"):
-                    before = summaries.get(name)
-                    value = own[name]
-                    summaries[name] = before.updated(value) if before else RunningSummary.of(value)
 
 
 def _is_above_info(severity: Severity) -> bool:

@@ -96,9 +96,8 @@ def preflight(
         >>> settings = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
         >>> group = GroupFacts("group_0", settings, eps_by_dtype={"float16": 0.0})
         >>> run = RunFacts(settings, [group], dtypes=frozenset({"float16"}))
-        >>> for finding in preflight(run):
-        ...     print(finding.code, finding.remedy)
-        eps_vanishes ('trainer.precision=16-mixed',)
+        >>> [(each.code, each.remedy) for each in preflight(run) if each.is_above_info]
+        [('eps_vanishes', ('trainer.precision=16-mixed',))]
     """
     found = []
     for code, each in NOTICES.items():

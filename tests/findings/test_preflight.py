@@ -128,6 +128,8 @@ def test_decay_too_weak_or_too_strong_for_the_length_of_the_run_is_found() -> No
     assert "the run takes 8" in weak.sentence
     strong = noticed(Plain(lr=1.0, weight_decay=5.0), max_epochs=1, steps=-1)["decay_timescale"]
     assert "an epoch takes 8" in strong.sentence
+    between = noticed(Plain(lr=1.0, weight_decay=0.2), max_epochs=1, steps=-1)
+    assert "decay_timescale" not in between
     # Decay that does nothing does no harm.
     assert weak.suggestions == strong.suggestions == ()
 

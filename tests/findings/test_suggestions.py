@@ -29,13 +29,16 @@ def overrides(found: list[Suggestion]) -> list[str]:
 
 def of_rules(**facts: Any) -> dict[str, list[Suggestion]]:
     """What rules and notices suggest, by code, in a run whose statistics are all 0.5."""
-    found = {}
-    for code, each in {**RULES, **NOTICES}.items():
-        statistics = (*each.statistics, *each.evidence) if code in RULES else ()  # type: ignore[union-attr]
-        values = dict.fromkeys(statistics, 0.5)
-        run = RunFacts(**{"defaults": DEFAULTS, "samples_per_step": 1024.0, **facts})
-        found[code] = each.suggest(RuleContext(values, run, NORM, low_denominator=lambda: 1e-9))
-    return found
+    run = RunFacts(**{"defaults": DEFAULTS, "samples_per_step": 1024.0, **facts})
+    given = {
+        code: dict.fromkeys((*each.statistics, *each.evidence), 0.5) for code, each in RULES.items()
+    }
+    suggest = {code: each.suggest for code, each in RULES.items()}
+    suggest |= {code: each.suggest for code, each in NOTICES.items()}
+    return {
+        code: function(RuleContext(given.get(code, {}), run, NORM, low_denominator=lambda: 1e-9))
+        for code, function in suggest.items()
+    }
 
 
 def test_suggestions_are_finite_where_statistics_are_unknown_and_the_run_has_no_end() -> None:

@@ -53,5 +53,5 @@ def left_out(kind: type[Validated]) -> list[str]:
 def test_only_parameters_in_no_group_are_left_out_after_a_validation(ranks: Ranks) -> None:
     assert ranks.run(left_out, Validated) == [[], []]
     for (sentence,) in ranks.run(left_out, WithoutNames):
-        assert sentence.startswith("1 parameters ask for a gradient")
+        assert sentence.startswith("1 parameters require a gradient")
         assert f"such as {LEFT_OUT}:" in sentence

@@ -98,8 +98,11 @@ def steps_until_statistic(kind: str) -> int:
 def steps_until_finding(kind: str, every_n_steps: int) -> int:
     """Trains until a finding that only the last rank has stops it."""
     is_last = dist.get_rank() == dist.get_world_size() - 1
-    severity = {"warmup_short": {"severity": "warning" if is_last else "off"}}
-    monitor = AdamMonitor(every_n_steps, findings=severity, stop_on=["warmup_short"])
+    # At this threshold it holds at every step.
+    settings = {"threshold": -1.0, "patience": 1, "severity": "error" if is_last else "off"}
+    monitor = AdamMonitor(
+        every_n_steps, findings={"updates_lost": settings}, stop_on=["updates_lost"]
+    )
     return fit_ranks(kind, [monitor])[0].global_step
 
 

@@ -187,6 +187,16 @@ def test_restored_engine_continues_as_if_uninterrupted() -> None:
     assert restored.state() == loop.engine.state()
 
 
+def test_open_finding_of_a_rule_that_is_off_after_a_resume_is_dropped() -> None:
+    loop = Loop(RuleEngine())
+    loop.run(40, TINY)
+    restored = RuleEngine({"eps_dominates": {"severity": "off"}})
+    restored.restore(loop.engine.state())
+    loop.engine = restored
+    loop.run(1, TINY)
+    assert restored.findings == []
+
+
 # ---- Scopes
 
 

@@ -57,6 +57,27 @@ def test_too_large_updates_are_found_whether_or_not_the_first_gradient_is_zero()
         assert not condition(0.001, 0.1, 0.1, history=history, run=run)
 
 
+def test_state_is_lost_where_the_step_does_not_fit_the_moments() -> None:
+    """Of a run whose steps had an rms of 0.3 learning rates, and whose moments remember."""
+    history = History(
+        {"normalized_update_rms": Summary.of(0.3), "exp_avg_carryover": Summary.of(1)}
+    )
+    rows = [
+        ("nothing is lost", (0.3, 1.0, 201.0), False),
+        ("moments are large beside a new step", (5.0, 1.0, 1.0), True),
+        ("moments are small beside a new step", (0.05, 1.0, 2.0), True),
+        ("a new step beside old moments", (0.3, 1.0, 1.0), True),
+        ("a new run", (1.0, 0.0, 1.0), False),
+        ("moments of one gradient", (0.3, 0.0, 201.0), True),
+    ]
+    condition = RULES["state_mismatch"].condition
+    with each_row() as row:
+        for name, values, is_found in rows:
+            with row(name):
+                assert condition(*values, history, RunFacts(is_resumed=True)) == is_found
+                assert not condition(*values, history, RunFacts())
+
+
 def test_zero_learning_rate_exhausts_a_schedule_only_after_a_positive_one() -> None:
     rows = [("warm-up from 0", 0.0, False), ("end of a decay", 0.1, True)]
     with each_row() as row:

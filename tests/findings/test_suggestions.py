@@ -83,7 +83,7 @@ def test_clipping_is_suggested_at_twice_the_usual_norm() -> None:
 
 
 def test_clipping_is_not_suggested_where_the_trainer_clips_or_cannot() -> None:
-    rows: list[dict[str, Any]] = [{"gradient_clip_val": 1.0}, {"is_manual_optimization": True}]
+    rows: list[dict[str, Any]] = [{"is_clipped": True}, {"is_manual_optimization": True}]
     with each_row() as row:
         assert "gradient_clip_val" in str(of_rules())
         for facts in rows:

@@ -565,7 +565,7 @@ MUTANTS = (
     ),
     Mutant(
         "findings/suggestions",
-        "if run.is_manual_optimization or run.gradient_clip_val is not None:",
+        "if run.is_manual_optimization or run.is_clipped:",
         "if run.is_manual_optimization:",
         "clipping is suggested to a trainer that clips",
     ),

@@ -57,8 +57,8 @@ class RunFacts:
     """Samples in one optimizer step, over all ranks."""
     every_n_steps: int = 1
     """Steps from one measurement to the next."""
-    gradient_clip_val: float | None = None
-    """The norm or value to which the trainer clips gradients; None if it does not clip."""
+    is_clipped: bool = False
+    """Whether the trainer or the module clips gradients."""
     is_manual_optimization: bool = False
     """Whether the module calls `backward` and `step` itself."""
     left_out: Sequence[str] = ()

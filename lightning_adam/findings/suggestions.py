@@ -69,7 +69,7 @@ def lower_beta2(context: RuleContext) -> list[Suggestion]:
 def clip(context: RuleContext) -> list[Suggestion]:
     """Clip gradients at twice their usual norm, where the trainer can and does not."""
     run = context.run
-    if run.is_manual_optimization or run.gradient_clip_val is not None:
+    if run.is_manual_optimization or run.is_clipped:
         return []
     usual = context.history.smoothed("grad_norm")
     if not (math.isfinite(usual) and usual > 0):

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_adam._compat.lightning import is_smoke_test
+from lightning_adam._compat.lightning import is_overridden, is_smoke_test
 from lightning_adam.config.errors import ConfigPath, Source
 from lightning_adam.findings.context import GroupFacts, RunFacts
 from lightning_adam.optim.length import steps_of
 from lightning_adam.optim.optimizers import optimizer_settings, plan_of
-from lightning_adam.optim.param_groups import peak_lr
+from lightning_adam.optim.param_groups import Plan, peak_lr
 from lightning_adam.optim.schedulers import Schedule, scheduler_settings
 from lightning_adam.statistics.dtypes import dtype_name, rounds_to_0
 from lightning_adam.statistics.names import clean_name, group_name
@@ -49,11 +49,12 @@ def run_facts(
     batches = batches if math.isfinite(batches) else math.nan
     is_manual = not module.automatic_optimization
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    plan = _plan(optimizer)
     peaks = [_number(peak_lr(group)) for group in optimizer.param_groups]
     return RunFacts(
         defaults={**optimizer.defaults, "lr": _number(optimizer.defaults.get("lr", math.nan))},
         groups=groups_of(optimizer) if steps_as_adam(optimizer) else [],
-        optimizer_path=with_config(paths[0]),
+        optimizer_path=with_config(paths[0] if plan is None else plan.path),
         scheduler_path=with_config(paths[1]),
         schedule=own[0] if own else None,
         dtypes=frozenset(dtype_name(each.dtype) for each in parameters),
@@ -63,9 +64,8 @@ def run_facts(
         batches_per_epoch=math.nan if is_manual else batches,
         accumulate_grad_batches=window,
         samples_per_step=_samples(trainer) * window * trainer.world_size,
-        gradient_clip_val=None
-        if trainer.gradient_clip_val is None
-        else float(trainer.gradient_clip_val),
+        is_clipped=bool(trainer.gradient_clip_val)
+        or is_overridden("configure_gradient_clipping", module),
         is_manual_optimization=is_manual,
         left_out=_left_out(trainer, holder),
         initial_norm=initial_norm(parameters),
@@ -130,22 +130,26 @@ def groups_of(optimizer: Optimizer) -> list[GroupFacts]:
     return [_group(optimizer, group_name(group, index), group) for index, group in groups]
 
 
+def _plan(optimizer: Optimizer) -> Plan | None:
+    """The plan of an optimizer; None if `build_optimizer` has not built it."""
+    try:
+        return plan_of(optimizer)
+    except KeyError:
+        return None
+
+
 def _group(optimizer: Optimizer, name: str, group: Mapping[str, Any]) -> GroupFacts:
     dtypes = {each.dtype for each in group["params"] if each.is_floating_point()}
     eps = float(group["eps"])
     settings = {**group, "lr": _number(peak_lr(group)), "betas": [*map(_number, group["betas"])]}
-    try:
-        plan, first = plan_of(optimizer), group["params"][0]
-        paths = {
-            field: with_config(plan.path_of(first, field)) / field for field in FIELDS_OF_GROUPS
-        }
-    except (KeyError, IndexError):
-        # Something else has built it, or the group is empty.
-        paths = {}
+    plan, paths = _plan(optimizer), {}
+    for first in group["params"][:1] if plan is not None else ():
+        places = {field: with_config(plan.path_of(first, field)) for field in FIELDS_OF_GROUPS}
+        paths = {field: place / field for field, place in places.items() if place.field}
     return GroupFacts(
         name,
         {key: value for key, value in settings.items() if key not in ("params", "param_names")},
-        {field: path for field, path in paths.items() if path.field.startswith("groups.")},
+        paths,
         {dtype_name(dtype): 0.0 if rounds_to_0(eps, dtype) else eps for dtype in dtypes},
         {dtype_name(dtype): torch.finfo(dtype).eps for dtype in dtypes},
     )

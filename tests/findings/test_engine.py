@@ -88,13 +88,17 @@ def test_finding_is_raised_once_after_its_patience_and_closed_after_recovery() -
 
 
 def test_episodes_shorter_than_the_patience_raise_nothing() -> None:
-    off = {code: {"severity": "off"} for code in ("exp_avg_sq_lags", "grad_spike", "loss_spike")}
-    engine = RuleEngine(off)
-    loop = Loop(engine, betas=(0.9, 0.5))
+    engine = RuleEngine()
+    loop = Loop(engine)
+    patience = RULES["eps_dominates"].patience
     for _ in range(20):
-        loop.run(2, TINY)
-        loop.run(3, LARGE)
+        for eps, steps in [(1.0, patience - 1), (1e-12, 3)]:
+            loop.adam.param_groups[0]["eps"] = eps
+            loop.run(steps, LARGE)
     assert codes(engine.findings) == []
+    loop.adam.param_groups[0]["eps"] = 1.0
+    loop.run(patience, LARGE)
+    assert codes(engine.findings) == [("eps_dominates", "model")]
 
 
 def test_fault_in_one_layer_is_reported_for_that_layer() -> None:

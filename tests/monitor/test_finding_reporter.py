@@ -171,7 +171,7 @@ def test_run_with_too_few_measurements_logs_how_many_steps_apart_they_need_to_be
 
 
 def test_suggested_interval_allows_for_the_warmup_of_the_learning_rate() -> None:
-    scheduler = {"name": "linear", "warmup_steps": 32}
+    scheduler = {"name": "constant", "warmup_steps": 32}
     configs = {"optimizer": {**ADAMW, "eps": 1.0}, "scheduler": scheduler}
     run = run_training(Lit(**configs), steps=60, every_n_steps=50)
     found = re.search(r"every_n_steps=(\d+) in a run", run.log_lines[-1])

@@ -95,7 +95,7 @@ def test_episodes_shorter_than_the_patience_raise_nothing() -> None:
         for eps, steps in [(1.0, patience - 1), (1e-12, 3)]:
             loop.adam.param_groups[0]["eps"] = eps
             loop.run(steps, LARGE)
-    assert codes(engine.findings) == []
+    assert "eps_dominates" not in [each.code for each in engine.findings]
     loop.adam.param_groups[0]["eps"] = 1.0
     loop.run(patience, LARGE)
     assert codes(engine.findings) == [("eps_dominates", "model")]

@@ -4,7 +4,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -220,6 +220,31 @@ def test_findings_can_be_disabled_together_or_by_name(without_findings: Run) -> 
     assert without_findings.monitor.findings == []
     settings = {"eps_dominates": {"severity": "off"}}
     assert run_training(Scaled(TINY), findings=settings).found("eps_dominates") == []
+
+
+def test_local_rules_are_judged_in_the_scopes_of_the_monitor() -> None:
+    @rule(severity=Severity.error, sentence="", suggest=nothing, source="", is_local=True)
+    def is_part(weight_norm: float, model: Mapping[str, float]) -> bool:
+        """It holds in every part of the model."""
+        return weight_norm < model["weight_norm"]
+
+    try:
+        found = {
+            scopes: run_training(Lit(ADAMW), scopes=[*scopes]).found("is_part")
+            for scopes in (("model",), ("layer",), ("group", "tensor"))
+        }
+    finally:
+        del RULES["is_part"]
+    kinds = {
+        scopes: {(each.scope.partition("/")[0], each.severity) for each in findings}
+        for scopes, findings in found.items()
+    }
+    assert kinds == {
+        ("model",): set(),
+        ("layer",): {("layer", Severity.warning)},
+        # What holds in a group replaces what holds in its tensors.
+        ("group", "tensor"): {("group", Severity.warning)},
+    }
 
 
 def test_stop_on_ends_training_when_the_finding_is_raised(tiny: Run) -> None:

@@ -469,8 +469,8 @@ MUTANTS = (
     ),
     Mutant(
         "findings/engine",
-        "self.above_info = self.above_info + 1 if is_above_info else 0",
-        "self.above_info = self.above_info + is_above_info",
+        "self.held = self.held + 1 if holds else 0",
+        "self.held = self.held + holds",
         "measurements that raise a finding need not follow each other",
     ),
     Mutant(

@@ -143,7 +143,8 @@ def _group(optimizer: Optimizer, name: str, group: Mapping[str, Any]) -> GroupFa
     eps = float(group["eps"])
     settings = {**group, "lr": _number(peak_lr(group)), "betas": [*map(_number, group["betas"])]}
     plan, paths = _plan(optimizer), {}
-    for first in group["params"][:1] if plan is not None else ():
+    if plan is not None and group["params"]:
+        first = group["params"][0]
         places = {field: with_config(plan.path_of(first, field)) for field in FIELDS_OF_GROUPS}
         paths = {field: place / field for field, place in places.items() if place.field}
     return GroupFacts(

@@ -26,7 +26,7 @@ from benchmarks.planted_faults import FAULTY_TRAINING_RUNS, Run, Verdict, judge
 from lightning_adam.findings.finding import Suggestion
 
 TOLERANCE = 0.05
-"""Share of the fall of a healthy run's loss that counts as worse."""
+"""Share of the change of a healthy run's loss that counts as worse."""
 
 
 class Row(NamedTuple):
@@ -110,11 +110,11 @@ def of_healthy(runs: Iterable[Run]) -> list[Row]:
         verdict = judge(run)
         for code, suggestion in verdict.possible:
             row = try_out(verdict, code, suggestion)
-            if row is not None and row.after - row.before > TOLERANCE * verdict.fall:
+            if row is not None and row.after - row.before > TOLERANCE * abs(verdict.fall):
                 # Another seed may differ as much.
                 other = judge(run, seed=1)
                 row = row._replace(before=max(row.before, other.loss))
-                rows += [row] if row.after - row.before > TOLERANCE * verdict.fall else []
+                rows += [row] if row.after - row.before > TOLERANCE * abs(verdict.fall) else []
             if row is not None:
                 print(_line(row), flush=True)
     return rows

@@ -43,7 +43,7 @@ class RunFacts:
     monitor_path: ConfigPath = field(default_factory=lambda: ConfigPath("adam_monitor"))
     """The place of the monitor's config."""
     schedule: Mapping[str, Any] | None = None
-    """The resolved settings of the learning-rate schedule; None without one."""
+    """The resolved settings of a schedule of this package; None without one."""
     dtypes: frozenset[str] = frozenset({"float32"})
     """Dtypes of the parameters, in torch's words."""
     peak_lr: float = math.nan

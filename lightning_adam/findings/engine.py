@@ -152,7 +152,8 @@ class RuleEngine:
             if severity is Severity.off and key not in self._streaks:
                 continue
             found, patience = self._log.open.get(key), self.rules[key.code].patience
-            if found is None and self._wider(key, self._log.open, values) is not None:
+            others = self._log.open_above_info() if _is_above_info(severity) else self._log.open
+            if found is None and self._wider(key, others, values) is not None:
                 self._streaks.pop(key, None)
                 continue
             streaks = self._streaks.setdefault(key, _Streaks())
@@ -191,7 +192,8 @@ class RuleEngine:
         streaks = [
             [*key, each.held, each.above_info, each.ceased] for key, each in self._streaks.items()
         ]
-        return {**self._log.state(), **self._history.state(), "streaks": streaks}
+        judged = {code: self._judged[code] for code in self._defined}
+        return {**self._log.state(), **self._history.state(), "streaks": streaks, "judged": judged}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continues from what a checkpoint stores; findings of rules that are off are dropped."""
@@ -200,6 +202,7 @@ class RuleEngine:
         is_on = [row for row in state["open"] if row["code"] in self.rules]
         self._log.restore({**state, "open": is_on})
         self._history.restore(state)
+        self._defined, self._judged = {*state["judged"]}, Counter(state["judged"])
         self._streaks = {
             FindingKey(code, scope): _Streaks(*numbers)
             for code, scope, *numbers in state["streaks"]

@@ -61,7 +61,8 @@ class Finding:
     closed: int | None = None
     """The step at which it was resolved or superseded; None while it is open."""
     superseded_by: str | None = None
-    """The scope whose finding of the same code has replaced it; None if none has."""
+    """What has replaced it, as in `eps_dominates in model`: the same finding in a wider scope, or
+    its cause; None if nothing has."""
 
     @property
     def is_notice(self) -> bool:

@@ -127,8 +127,7 @@ def preflight(
 def _long_warmup(context: RuleContext) -> list[Suggestion]:
     """A warm-up of 2/(1-β2) steps, or of a tenth of a short run, where the schedule has one."""
     run = context.run
-    # Another schedule has no such setting.
-    if not {"name", "warmup_steps"} <= {*(run.schedule or {})}:
+    if "warmup_steps" not in (run.schedule or {}):
         return []
     steps = math.ceil(min(2 / (1 - context.betas[1]), run.total_steps / 10))
     path = run.scheduler_path / "warmup_steps"

@@ -108,8 +108,8 @@ class TensorSpikes:
         """By tensor, the value as a multiple of the largest before it; after 25 values."""
 
     def add(self, values: Mapping[str, float]) -> None:
-        """Adds a value of each tensor."""
-        names = [name for name, value in values.items() if math.isfinite(value)]
+        """Adds a value of each tensor; 0 and what is not finite do not count."""
+        names = [name for name, value in values.items() if 0 < value < math.inf]
         known = [self._averages.get(name, (math.nan, 0.0, 0.0, 0.0)) for name in names]
         rows = np.array(known, dtype=np.float64).reshape(-1, 4)
         value = np.array([values[name] for name in names], dtype=np.float64)
@@ -133,7 +133,7 @@ class TensorSpikes:
 
     def state(self) -> dict[str, list[float]]:
         """Returns what a checkpoint stores."""
-        return self._averages
+        return {name: list(values) for name, values in self._averages.items()}
 
     def restore(self, state: Mapping[str, Iterable[float]]) -> None:
         """Continues from what a checkpoint stores."""

@@ -30,9 +30,9 @@ def rounded(number: float) -> float:
 
 
 def learning_rate_sweep(context: RuleContext, *factors: float) -> Suggestion:
-    """Returns a sweep over multiples of the peak learning rate."""
-    peak = context.run.peak_lr
-    peak = context.setting("lr") if math.isnan(peak) else peak
+    """Returns a sweep over multiples of the optimizer's learning rate, at its peak."""
+    peak = float(context.run.defaults.get("lr", math.nan))
+    peak = context.run.peak_lr if math.isnan(peak) else peak
     values = ",".join(f"{rounded(peak * factor):g}" for factor in factors)
     path = context.run.optimizer_path / "lr"
     name, _, _ = path.unquoted_override(0).rpartition("=")
@@ -126,9 +126,7 @@ def state_that_holds_gradients(context: RuleContext) -> list[Suggestion]:
 
 def state_that_decays(context: RuleContext) -> list[Suggestion]:
     """A second moment that can decay in its dtype."""
-    beta2 = context.betas[1]
-    lower = other_beta2(context, 0.99) if beta2 > 0.99 else []
-    return [*mixed_precision(context), *lower]
+    return [*mixed_precision(context), *lower_beta2(context)]
 
 
 def kept_updates(context: RuleContext) -> list[Suggestion]:
@@ -205,8 +203,7 @@ def first_nonfinite(context: RuleContext) -> list[Suggestion]:
 def whole_schedule(context: RuleContext) -> list[Suggestion]:
     """A schedule as long as the run."""
     run = context.run
-    # Another schedule has no such setting.
-    if "total_steps" not in (run.schedule or {}) or "name" not in (run.schedule or {}):
+    if "total_steps" not in (run.schedule or {}):
         return []
     total = int(run.total_steps) if math.isfinite(run.total_steps) else None
     return [Suggestion(((run.scheduler_path / "total_steps").unquoted_override(total),))]

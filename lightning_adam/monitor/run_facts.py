@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_adam._compat.lightning import is_overridden, is_smoke_test
 from lightning_adam.config.errors import ConfigPath, Source
@@ -41,7 +40,7 @@ def run_facts(
     """
     paths = getattr(module, "config_paths", (ConfigPath("optimizer"), ConfigPath("scheduler")))
     schedules = [each.scheduler for each in trainer.lr_scheduler_configs]
-    own = [_schedule(each) for each in schedules if each.optimizer is optimizer]
+    own = [each for each in schedules if each.optimizer is optimizer]
     steps = None
     if len(trainer.optimizers) == 1 and not is_smoke_test(trainer):
         steps = steps_of(trainer)
@@ -56,7 +55,7 @@ def run_facts(
         groups=groups_of(optimizer) if steps_as_adam(optimizer) else [],
         optimizer_path=with_config(paths[0] if plan is None else plan.path),
         scheduler_path=with_config(paths[1]),
-        schedule=own[0] if own else None,
+        schedule=own[0].settings if own and isinstance(own[0], Schedule) else None,
         dtypes=frozenset(dtype_name(each.dtype) for each in parameters),
         peak_lr=max(peaks, default=math.nan),
         total_steps=math.inf if steps is None else steps,
@@ -70,14 +69,6 @@ def run_facts(
         left_out=_left_out(trainer, holder),
         initial_norm=initial_norm(parameters),
     )
-
-
-def _schedule(scheduler: LRScheduler) -> dict[str, Any]:
-    """The settings of a schedule; without a name if it is not one of lightning_adam's."""
-    settings = scheduler_settings(scheduler)
-    if not isinstance(scheduler, Schedule):
-        settings.pop("name", None)
-    return settings
 
 
 def with_config(path: ConfigPath) -> ConfigPath:

@@ -102,16 +102,13 @@ def test_warmup_shorter_than_the_memory_of_the_second_moment_is_found() -> None:
 def test_settings_of_a_schedule_are_suggested_only_where_there_is_one() -> None:
     one_cycle = {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": 0.1}
     custom = {"_target_": f"{__name__}.{WarmedUp.__name__}", "_partial_": True, "warmup_steps": 1}
-    rows = [
-        (None, "warmup_short"),
-        (custom, "warmup_short"),
-        ({**one_cycle, "_partial_": True, "total_steps": 400}, "schedule_length"),
-    ]
+    rows = [None, custom, {**one_cycle, "_partial_": True, "total_steps": 400}]
     with each_row() as row:
-        for scheduler, code in rows:
+        for scheduler in rows:
             with row(scheduler):
                 found = noticed(Lit(ADAMW, scheduler), max_epochs=20, steps=-1)
-                assert found[code].suggestions == ()
+                suggested = [str(one) for each in found.values() for one in each.suggestions]
+                assert not [each for each in suggested if "scheduler" in each]
 
 
 class WarmedUp(torch.optim.lr_scheduler.LambdaLR):

@@ -33,7 +33,6 @@ from lightning_adam.statistics.measurement import Measurement
 from recipes.mnist import small_cnn
 
 EVERY_N_STEPS = 5
-SEEDS = (0, 1, 2)
 
 Schedule = Callable[[float], float]
 """The part of the training that is over → a factor of the learning rate."""
@@ -503,11 +502,6 @@ def control(name: str, build: Callable[[], Loop], **kwargs: Any) -> Run:
     return Run(name, build, **kwargs)
 
 
-def healthy(name: str, build: Callable[..., Loop], seeds: Sequence[int] = SEEDS) -> list[Run]:
-    """A training that is well, with several seeds."""
-    return [Run(f"{name}, seed {seed}", partial(build, seed=seed)) for seed in seeds]
-
-
 # Faults in synthetic gradients, and controls that differ from them only in being healthy.
 EPS = [
     fault("eps 1e-8, gradients 1e-9", "eps_dominates", partial(synthetic, normal(1e-9))),
@@ -866,7 +860,7 @@ FAULTY_TRAINING_RUNS = [
     ),
 ]
 HEALTHY_TRAINING_RUNS = [
-    *healthy(
+    control(
         "CNN as in the recipe",
         partial(
             classifier,
@@ -877,61 +871,52 @@ HEALTHY_TRAINING_RUNS = [
             schedule=warmed_up(0.04),
         ),
     ),
-    *healthy("MLP, beta2 .999", partial(BRIEF, steps=3000)),
-    *healthy("MLP, beta2 .95", partial(BRIEF, steps=3000, betas=(0.9, 0.95))),
-    *healthy(
+    control("MLP, beta2 .999", partial(BRIEF, steps=3000)),
+    control("MLP, beta2 .95", partial(BRIEF, steps=3000, betas=(0.9, 0.95))),
+    control(
         "digits MLP with LayerNorm to zero loss",
         partial(classifier, net=DIGITS, data=digits, steps=3000, lr=1e-3, weight_decay=0.01),
     ),
-    *healthy("GPT, vocabulary 4096", gpt),
-    *healthy("MLP, AMSGrad", partial(BRIEF, steps=3000, amsgrad=True), seeds=(0,)),
-    *healthy("MLP, L2 1e-4", partial(BRIEF, steps=3000, of=Adam, weight_decay=1e-4), seeds=(0,)),
-    *healthy("MLP, Adam, no decay", partial(BRIEF, of=Adam, weight_decay=0.0), seeds=(0,)),
-    *healthy("MLP, lr 1e-4", partial(BRIEF, lr=1e-4), seeds=(0,)),
-    *healthy(
+    control("GPT, vocabulary 4096", gpt),
+    control("MLP, AMSGrad", partial(BRIEF, steps=3000, amsgrad=True)),
+    control("MLP, L2 1e-4", partial(BRIEF, steps=3000, of=Adam, weight_decay=1e-4)),
+    control("MLP, Adam, no decay", partial(BRIEF, of=Adam, weight_decay=0.0)),
+    control("MLP, lr 1e-4", partial(BRIEF, lr=1e-4)),
+    control(
         "MLP of two layers, lr 1e-4",
         partial(
             BRIEF, net=partial(mlp, 784, 64, 64, 10), lr=1e-4, schedule=warmed_up(0.06), steps=315
         ),
-        seeds=(0,),
     ),
-    *healthy(
-        "MLP, lr 1e-2, warm-up and cosine",
-        partial(BRIEF, lr=1e-2, schedule=warmed_up(0.1)),
-        seeds=(0,),
-    ),
-    *healthy("MLP, eps 1e-4", partial(BRIEF, eps=1e-4), seeds=(0,)),
-    *healthy("MLP, beta2 .9999", partial(BRIEF, betas=(0.9, 0.9999)), seeds=(0,)),
-    *healthy("MLP, decay 1", partial(BRIEF, weight_decay=1.0), seeds=(0,)),
-    *healthy("MLP, lr 1e-2", partial(BRIEF, lr=1e-2), seeds=(0,)),
-    *healthy("MLP, betas .5, .9", partial(BRIEF, betas=(0.5, 0.9)), seeds=(0,)),
-    *healthy("MLP, betas 0, .99", partial(BRIEF, betas=(0.0, 0.99)), seeds=(0,)),
-    *healthy("MLP, 8 batches accumulated", partial(BRIEF, accumulated=8, steps=400), seeds=(0,)),
-    *healthy("MLP, all but the last layer frozen", partial(BRIEF, net=frozen_but_last), seeds=(0,)),
-    *healthy("MLP, batches of 1", partial(BRIEF, batch_size=1), seeds=(0,)),
-    *healthy(
+    control("MLP, lr 1e-2, warm-up and cosine", partial(BRIEF, lr=1e-2, schedule=warmed_up(0.1))),
+    control("MLP, eps 1e-4", partial(BRIEF, eps=1e-4)),
+    control("MLP, beta2 .9999", partial(BRIEF, betas=(0.9, 0.9999))),
+    control("MLP, decay 1", partial(BRIEF, weight_decay=1.0)),
+    control("MLP, lr 1e-2", partial(BRIEF, lr=1e-2)),
+    control("MLP, betas .5, .9", partial(BRIEF, betas=(0.5, 0.9))),
+    control("MLP, betas 0, .99", partial(BRIEF, betas=(0.0, 0.99))),
+    control("MLP, 8 batches accumulated", partial(BRIEF, accumulated=8, steps=400)),
+    control("MLP, all but the last layer frozen", partial(BRIEF, net=frozen_but_last)),
+    control("MLP, batches of 1", partial(BRIEF, batch_size=1)),
+    control(
         "digits MLP, all images in one batch",
         partial(classifier, net=DIGITS, data=digits, steps=500, lr=1e-3, batch_size=1797),
-        seeds=(0,),
     ),
-    *healthy(
+    control(
         "digits MLP, all images in one batch, lr 1e-4",
         partial(classifier, net=DIGITS, data=digits, steps=600, lr=1e-4, batch_size=1797),
-        seeds=(0,),
     ),
-    *healthy(
+    control(
         "logistic regression from 0",
         partial(classifier, net=lambda: zeroed(mlp(64, 10)), data=digits, steps=600, lr=1e-3),
-        seeds=(0,),
     ),
-    *healthy("MLP, warm-up of half", partial(BRIEF, schedule=warmed_up(0.5)), seeds=(0,)),
-    *healthy("MLP, bfloat16", partial(BRIEF, dtype=BRAIN), seeds=(0,)),
-    *healthy(
+    control("MLP, warm-up of half", partial(BRIEF, schedule=warmed_up(0.5))),
+    control("MLP, bfloat16", partial(BRIEF, dtype=BRAIN)),
+    control(
         "GPT, bfloat16, lr 3e-3, no decay",
         partial(gpt, dtype=BRAIN, vocabulary=256, weight_decay=0.0),
-        seeds=(0,),
     ),
-    *healthy("GPT, beta2 .999", partial(gpt, betas=(0.9, 0.999), vocabulary=256), seeds=(0,)),
-    *healthy("GPT, lr 3e-3, warm-up and cosine", partial(gpt, schedule=warmed_up(0.1)), seeds=(0,)),
+    control("GPT, beta2 .999", partial(gpt, betas=(0.9, 0.999), vocabulary=256)),
+    control("GPT, lr 3e-3, warm-up and cosine", partial(gpt, schedule=warmed_up(0.1))),
 ]
 RUNS = [*SYNTHETIC, *FAULTY_TRAINING_RUNS, *HEALTHY_TRAINING_RUNS]

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from benchmarks.findings import conclusion, table
+from benchmarks.findings import BY_NAME, conclusion, table
+from benchmarks.healthy_runs import HEALTHY
 from benchmarks.planted_faults import (
     FAULTY_TRAINING_RUNS,
     HEALTHY_TRAINING_RUNS,
@@ -73,21 +74,32 @@ TRAINING_RUNS_IN_CI = {
     "MLP, resumed without moments",
     "MLP, L2 1e-2, pixels x .01",
     "GPT, bfloat16, lr 3e-3, decay .1",
-    "MLP, Adam, no decay, seed 0",
-    "MLP, lr 1e-2, seed 0",
-    "MLP, lr 1e-4, seed 0",
-    "MLP, lr 1e-2, warm-up and cosine, seed 0",
-    "MLP, eps 1e-4, seed 0",
-    "MLP, betas 0, .99, seed 0",
-    "MLP, all but the last layer frozen, seed 0",
-    "MLP, batches of 1, seed 0",
-    "MLP, bfloat16, seed 0",
-    "digits MLP, all images in one batch, seed 0",
-    "logistic regression from 0, seed 0",
+    "MLP, lr 1e-2, warm-up and cosine",
+    "MLP, batches of 1",
+    "digits MLP, all images in one batch",
+    "logistic regression from 0",
+    "GPT, lr 1e-3, beta2 .95, decay .1, clip 1",
+    "fine-tuned MLP, lr 1e-5, beta2 .999, warm-up, batch 512",
+    "DiT, adaLN-zero, lr 1e-3, beta2 .95, start of a warm-up of 2,000 steps",
+    "ViT, lr 5e-4, beta2 .95, decay .05",
+    "U-Net, Adam, lr 2e-4, beta2 .999",
+    "GAN on Gaussians, generator, lr 2e-4, betas .5, .999",
+    "GAN on digits, discriminator, lr 1e-3, betas 0, .99",
+    "gridworld, actor-critic, Adam, lr 2.5e-3, beta2 .99, linear decay",
+    "BatchNorm CNN, Adam, lr 1e-3, beta2 .99, warm-up, L2 5e-4",
+    "tied GPT, lr 1e-3, beta2 .999, clip 1",
+    "LSTM, lr 3e-3, beta2 .99, warm-up, decay .01, clip 1",
 }
 """The other training runs are nightly."""
 
-BY_NAME = {run.name: run for run in RUNS}
+HEALTHY_BY_DEFAULT = (
+    "ReZero MLP, lr 1e-3, beta2 .999",
+    "bandit, REINFORCE, Adam, lr 3e-3, beta2 .999",
+    "recommender, Adam, lr 3e-3, beta2 .999",
+    "word2vec, Adam, lr 1e-3, beta2 .999",
+    "BatchNorm CNN, Adam, lr 1e-3, beta2 .95, L2 5e-4",
+)
+"""Healthy training runs of a second or two."""
 
 
 def assert_holds(run: Run) -> Verdict:
@@ -112,8 +124,21 @@ def test_each_rule_finds_its_fault_and_is_silent_in_a_control() -> None:
                 assert RULES[code].severity is not Severity.info or code not in found
 
 
-IN_DEFAULT = {name for names in FAULT_AND_CONTROL.values() for name in names}
-TRAINING_RUNS = [*FAULTY_TRAINING_RUNS, *HEALTHY_TRAINING_RUNS]
+def test_sample_of_healthy_training_runs_raises_nothing_above_info() -> None:
+    with each_row() as row:
+        for name in HEALTHY_BY_DEFAULT:
+            with row(name):
+                assert_holds(BY_NAME[name])
+
+
+IN_DEFAULT = {*HEALTHY_BY_DEFAULT} | {
+    name for names in FAULT_AND_CONTROL.values() for name in names
+}
+TRAINING_RUNS = [
+    run
+    for run in (*FAULTY_TRAINING_RUNS, *HEALTHY_TRAINING_RUNS, *HEALTHY)
+    if run.name not in IN_DEFAULT
+]
 
 
 @pytest.mark.slow
@@ -141,7 +166,7 @@ def test_training_runs(run: Run) -> None:
 def test_tables_cover_all_rules_and_runs() -> None:
     assert {code for run in RUNS for code in run.faults} == RULES.keys()
     assert FAULT_AND_CONTROL.keys() == RULES.keys() - NEEDS_A_LOSS
-    assert len(BY_NAME) == len(RUNS)
+    assert len(BY_NAME) == len(RUNS) + len(HEALTHY)
     assert {run.name for run in TRAINING_RUNS} >= TRAINING_RUNS_IN_CI
     in_ci = {code for name in TRAINING_RUNS_IN_CI for code in BY_NAME[name].faults}
     assert in_ci >= NEEDS_A_LOSS

@@ -40,8 +40,8 @@ def correlated_updates(
 
     Large models diverge from it. Noise gives √((1-β1)/(1+β1)), 0.23 at β1 = 0.9: what counts is
     half as much again, and twice as many long steps as in noise. Below a β1 of 0.4, agreement
-    cannot be told from noise. Where steps are below `large_step`
-    of the weights they agree because they are small, or by nature as a GAN's, which is info.
+    cannot be told from noise. Where steps are below `large_step` of the weights they agree because
+    they are small, or by nature as a GAN's, which is info.
     """
     noise = math.sqrt((1 - beta1) / (1 + beta1))
     if 1.5 * noise >= 1:

@@ -595,8 +595,8 @@ MUTANTS = (
     ),
     Mutant(
         "monitor/run_facts",
-        'settings.pop("name", None)',
-        "pass",
+        "own[0].settings if own and isinstance(own[0], Schedule) else None",
+        "scheduler_settings(own[0]) if own else None",
         "settings are suggested that a user's own schedule does not have",
     ),
     Mutant(

@@ -49,7 +49,7 @@ def eps_dominates(
     threshold: float = 0.3,
     denominator_below: float = 10.0,
     beside_model: float = 1e-3,
-    converged_below: float = 0.02,
+    converged_below: float = 0.1,
     grown_above: float = 10.0,
 ) -> bool | Severity:
     """Eps, not the second moment, divides the first: steps shrink with the gradient, as SGD's do.

@@ -192,7 +192,7 @@ class RuleEngine:
         streaks = [
             [*key, each.held, each.above_info, each.ceased] for key, each in self._streaks.items()
         ]
-        judged = {code: self._judged[code] for code in self._defined}
+        judged = {code: self._judged[code] for code in self.rules if code in self._defined}
         return {**self._log.state(), **self._history.state(), "streaks": streaks, "judged": judged}
 
     def restore(self, state: Mapping[str, Any]) -> None:

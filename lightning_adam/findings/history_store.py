@@ -58,9 +58,10 @@ class HistoryStore:
             summaries = self._summaries.setdefault(scope, {})
             # The size of the first steps says nothing of those that follow.
             is_early = own.get("step", math.inf) < 3 / (1 - own.get("beta1", 0.9))
-            for name in own.keys() & (self._of_model if scope == MODEL else self._of_others):
-                if not (is_early and name == "normalized_update_rms"):
-                    before, value = summaries.get(name), own[name]
+            names = self._of_model if scope == MODEL else self._of_others
+            for name, value in own.items():
+                if name in names and not (is_early and name == "normalized_update_rms"):
+                    before = summaries.get(name)
                     summaries[name] = before.updated(value) if before else RunningSummary.of(value)
 
     def state(self) -> dict[str, Any]:

@@ -274,7 +274,7 @@ def test_last_suggestion_serves_all_layers() -> None:
         for low in ({"layer/a": 3e-10, "layer/b": 3e-12}, {"layer/a": 3e-12, "layer/b": 3e-10}):
             for later in (SMALL, LARGE):
                 with row((low, later)):
-                    engine = RuleEngine()
+                    engine = RuleEngine({"eps_dominates": {"converged_below": 0.0}})
                     loop = Loop(engine, "abc")
                     loop.low = low
                     changes = loop.run(40, SMALL, later, LARGE)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_adam.config.errors import ConfigPath
-from lightning_adam.config.monitor import MonitorConfig, Scope
+from lightning_adam.config.monitor import MonitorConfig, Scope, Severity
 from lightning_adam.findings.context import RunFacts
 from lightning_adam.findings.describe import describe_closed, describe_raised, summarize
 from lightning_adam.findings.engine import RuleEngine
@@ -197,7 +197,11 @@ class FindingReporter:
         self._log(x)
 
     def _stops(self, finding: Finding) -> bool:
-        return finding.code in self._config.stop_on and not finding.is_notice
+        """Whether it is in `stop_on`, at the severity of its rule and not as info beside it."""
+        if finding.is_notice or finding.code not in self._config.stop_on:
+            return False
+        rule = self._judged[finding.optimizer].engine.rules[finding.code]
+        return finding.is_above_info or rule.severity is Severity.info
 
     def _is_loud(self, finding: Finding) -> bool:
         return finding.is_above_info or self._stops(finding)

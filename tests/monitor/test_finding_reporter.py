@@ -266,6 +266,19 @@ def test_stop_on_an_info_finding_ends_training_and_logs_it() -> None:
     assert any(line.startswith("AdamMonitor: eps_dominates (info)") for line in run.log_lines)
 
 
+def test_stop_on_ignores_what_its_rule_takes_for_info() -> None:
+    """A jump that the second moment nearly absorbs is stored only, and no reason to stop."""
+
+    class Jumping(Scaled):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            self.scale = 8.0 if self.global_step == 40 else 1.0
+            return super().training_step(batch, batch_idx)
+
+    run = run_training(Jumping(1.0), stop_on=["exp_avg_sq_lags"])
+    assert {each.severity for each in run.found("exp_avg_sq_lags")} == {Severity.info}
+    assert run.global_step == STEPS
+
+
 class ManualWithoutLoss(Scaled):
     """Manual optimization that returns one number an element, which is no loss of the batch."""
 

@@ -33,7 +33,7 @@ def exp_avg_sq_lags(
     tensors: Tensors,
     *,
     threshold: float = 2.3,
-    lasting: float = 3.0,
+    pooled: float = 3.0,
     jump: float = 5.0,
     times_largest: float = 2.0,
     grad_share: float = 0.01,
@@ -44,12 +44,14 @@ def exp_avg_sq_lags(
     tensors and rows that seldom have a gradient exceed 2.3 in healthy runs, which is info. It is a
     warning if the value is above `jump`, or near its bound of 1/√(1-β2), and `times_largest` times
     the largest of the tensor before, and the tensor has at least `grad_share` of the squared
-    gradient norm; or if the average of the model stays above `lasting` once the learning rate has
-    warmed up.
+    gradient norm. So it is if the value of the whole model is above `pooled` and as new, or stays
+    there, once the learning rate has warmed up.
     """
     if rms_ratio_max <= threshold:
         return False
-    if history.smoothed("rms_ratio") > lasting and not lr > history.last("lr"):
+    is_new = rms_ratio > max(pooled, times_largest * history.largest("rms_ratio"))
+    is_lasting = history.smoothed("rms_ratio") > pooled
+    if (is_new or is_lasting) and not lr > history.last("lr"):
         return True
     least = min(jump, 0.8 / math.sqrt(1 - beta2))
     jumped = {

@@ -331,7 +331,7 @@ class Visits:
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("request", lambda request: self.note_request(request.url))
         page.on("websocket", lambda socket: self.complaints.append(socket.url))
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(30_000)
         page.goto(file.as_uri(), timeout=60_000)
         return ReportPage(page)
 

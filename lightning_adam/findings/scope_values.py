@@ -1,6 +1,6 @@
 """`ScopeValues`: the statistics of one measurement, by the scopes in which rules are judged."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from lightning_adam.config.monitor import Scope
 from lightning_adam.findings.rule import Rule
@@ -26,7 +26,7 @@ class ScopeValues:
     """
 
     def __init__(
-        self, measurement: Measurement, rules: Iterable[Rule], scopes: Sequence[Scope] = ()
+        self, measurement: Measurement, rules: Collection[Rule], scopes: Sequence[Scope] = ()
     ) -> None:
         self._measurement = measurement
         self._tensors: dict[str, dict[str, float]] = {}

@@ -8,7 +8,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from lightning_adam._compat.lightning import AnyCallback
-from lightning_adam.config.monitor import Severity
 from lightning_adam.monitor.callback import AdamMonitor
 from lightning_adam.monitor.failsafe import warn_only
 from lightning_adam.tune.job import Identity, identity, in_one_line
@@ -74,7 +73,7 @@ class TrialCallback(AnyCallback):
             return
         monitors = [each for each in trainer.callbacks if isinstance(each, AdamMonitor)]  # type: ignore[attr-defined]
         found = [each for monitor in monitors for each in monitor.findings]
-        codes = sorted({each.code for each in found if each.severity is not Severity.info})
+        codes = sorted({each.code for each in found if each.is_above_info})
         if codes:
             self._note(findings=codes)
 

@@ -23,6 +23,7 @@ from lightning_adam.findings import RULES
 from lightning_adam.findings.context import History, RuleContext, RunFacts, RunningSummary
 from lightning_adam.findings.describe import (
     describe_suggestions,
+    format_condition,
     format_settings,
     suggestion_summary,
     when_judged,
@@ -103,9 +104,7 @@ def page_of(rule: Rule | Notice) -> str:
         code(rule.code),
         prose(rule.meaning),
         definitions(entries),
-        "## Condition",
-        block("python", [rule.definition]),
-        *(_statistics(rule) if isinstance(rule, Rule) else []),
+        *(_condition(rule) if isinstance(rule, Rule) else []),
         *_suggestions(rule),
         "## Settings",
         block("bash", [f"python train.py {setting}" for setting in format_settings(rule)]),
@@ -122,12 +121,14 @@ def _relations(rule: Rule) -> list[tuple[str, str]]:
     ]
 
 
-def _statistics(rule: Rule) -> list[str]:
-    """The definitions of the statistics in the condition."""
-    if not rule.statistics:
-        return []
-    formulas = [(statistic(name), code(STATISTICS[name].formula)) for name in rule.statistics]
-    return [definitions(formulas), "[Symbols](../statistics/index.md#symbols) of the formulas."]
+def _condition(rule: Rule) -> list[str]:
+    """The condition in words, and the definitions of its statistics."""
+    parts = ["## Condition", f"Raised when {prose(format_condition(rule))}"]
+    if rule.statistics:
+        formulas = [(statistic(name), code(STATISTICS[name].formula)) for name in rule.statistics]
+        symbols = "[Symbols](../statistics/index.md#symbols) of the formulas."
+        parts += [definitions(formulas), symbols]
+    return parts
 
 
 def _sentence(sentence: str) -> str:

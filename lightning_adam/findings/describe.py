@@ -157,8 +157,8 @@ def explain_rule(rule: Rule | Notice, place: str = "adam_monitor") -> str:
     kind = "a preflight notice" if isinstance(rule, Notice) else "a finding"
     title = f"{rule.code} ({kind}: {rule.severity}, {when_judged(rule)})"
     lines = [*_wrapped(title, 0), *_wrapped(rule.meaning, 4)]
-    lines += textwrap.indent(rule.definition, " " * 6).splitlines()
     if isinstance(rule, Rule):
+        lines += _wrapped(f"Raised when {format_condition(rule)}", 4)
         for name in rule.statistics:
             lines += _wrapped(f"{name} = {STATISTICS[name].formula}", 4)
     suggested = suggestion_summary(rule)
@@ -168,6 +168,17 @@ def explain_rule(rule: Rule | Notice, place: str = "adam_monitor") -> str:
         lines += _wrapped(f"Suppressed by {', '.join(rule.suppressed_by)}.", 4)
     lines += _wrapped(f"Source: {rule.source}", 4)
     return "\n".join(lines)
+
+
+def format_condition(rule: Rule) -> str:
+    """Returns the condition of a rule in words, with the values of its thresholds.
+
+    Example:
+        >>> from lightning_adam.findings import RULES
+        >>> format_condition(RULES["amsgrad_frozen"])
+        'amsgrad_gap, times the smoothed grad_norm relative to its maximum, is above 2.'
+    """
+    return f"{rule.when.format(**rule.thresholds)}."
 
 
 def when_judged(rule: Rule | Notice) -> str:

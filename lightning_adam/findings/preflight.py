@@ -12,7 +12,7 @@ from lightning_adam.config.monitor import Severity
 from lightning_adam.findings import suggestions
 from lightning_adam.findings.context import GroupFacts, RuleContext, RunFacts
 from lightning_adam.findings.finding import Finding, Suggestion
-from lightning_adam.findings.rule import body_of, check_name, summary_of
+from lightning_adam.findings.rule import check_name, summary_of
 
 
 class PreflightNotice(NamedTuple):
@@ -43,11 +43,6 @@ class Notice:
     def settings(self) -> dict[str, Any]:
         """The fields of `adam_monitor.findings.<code>`, at their defaults."""
         return {"severity": self.severity.value}
-
-    @property
-    def definition(self) -> str:
-        """The body of the check."""
-        return body_of(self.condition)
 
 
 NOTICES: dict[str, Notice] = {}
@@ -272,7 +267,7 @@ def exp_avg_sq_cannot_decay(run: RunFacts) -> Iterator[PreflightNotice]:
     source="Zhang et al. 2022, arXiv 2208.09632: convergence needs β1 < √β2, and a large β2",
 )
 def beta1_above_root_beta2(run: RunFacts) -> Iterator[PreflightNotice]:
-    """The first moment remembers gradients that the second moment has forgotten."""
+    """With β1 above √β2, the first moment remembers gradients that the second has forgotten."""
     for group in run.groups:
         beta1, beta2 = _beta(group, 0), _beta(group, 1)
         if beta1 > math.sqrt(beta2):
@@ -288,7 +283,7 @@ def beta1_above_root_beta2(run: RunFacts) -> Iterator[PreflightNotice]:
     " shrinks, 0.9999 at batch size 1; the limits of 16 samples a step and of 1,000 are ours",
 )
 def beta2_short_memory(run: RunFacts) -> Iterator[PreflightNotice]:
-    """At a small batch, the second moment averages too few samples to be steady."""
+    """At 16 samples a step or fewer, β2 has a half-life below 1,000 samples: v is not steady."""
     samples = run.samples_per_step
     for group in run.groups:
         beta2 = _beta(group, 1)

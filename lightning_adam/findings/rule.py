@@ -3,9 +3,7 @@
 Imports neither torch nor lightning.
 """
 
-import ast
 import inspect
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -51,6 +49,10 @@ class Rule:
     """What is wrong and why it hurts."""
     sentence: str
     """What is reported, with statistics in braces, as `str.format` takes them."""
+    when: str
+    """The condition in words, with `thresholds` in braces."""
+    limits: Mapping[str, str]
+    """By statistic of the condition, the name of the threshold that is its limit."""
     source: str
     scopes: tuple[Scope, ...]
     """Where it is always judged, the widest first."""
@@ -78,11 +80,6 @@ class Rule:
         """The fields of `adam_monitor.findings.<code>`, at their defaults."""
         return {**self.thresholds, "patience": self.patience, "severity": self.severity.value}
 
-    @property
-    def definition(self) -> str:
-        """The body of the condition."""
-        return body_of(self.condition)
-
 
 FACTS = ("history", "gradient", "run", "model", "spikes", "tensors")
 """What a condition may take beside statistics: the `History` of the scope, its `GradientTrend`, the
@@ -91,25 +88,6 @@ returns a statistic's values by tensor."""
 RULES: dict[str, Rule] = {}
 """The rules, by code, in the order in which they are shown."""
 Condition = TypeVar("Condition", bound=Callable[..., Any])
-
-
-def body_of(function: Callable[..., Any]) -> str:
-    """Returns the source of a function's body, without its docstring.
-
-    Example:
-        >>> from lightning_adam.findings import RULES
-        >>> body_of(RULES["not_finite"].condition)
-        'return nonfinite_count != 0'
-    """
-    source = textwrap.dedent(inspect.getsource(function))
-    (definition,) = ast.parse(source).body
-    assert isinstance(definition, ast.FunctionDef)
-    statements = definition.body
-    first = statements[1] if ast.get_docstring(definition) is not None else statements[0]
-    lines = source.splitlines()
-    # A comment may precede the first statement.
-    start = statements[0].end_lineno if first is not statements[0] else first.lineno - 1
-    return textwrap.dedent("\n".join(lines[start:])).strip()
 
 
 def summary_of(function: Callable[..., Any]) -> str:
@@ -135,8 +113,10 @@ def rule(
     *,
     severity: Severity,
     sentence: str,
+    when: str,
     suggest: Callable[[RuleContext], list[Suggestion]],
     source: str,
+    limits: Mapping[str, str] | None = None,
     scopes: Sequence[Scope] = (Scope.model,),
     is_local: bool = False,
     patience: int = 3,
@@ -156,8 +136,11 @@ def rule(
         severity: `info` (stored, not printed), `warning` or `error`; at most `warning` in a scope
             below the model.
         sentence: What is reported, as in `"eps removes {eps_energy_loss:.0%} of the update"`.
+        when: The condition in words, with thresholds in braces, to follow "Raised when".
         suggest: Returns suggestions from the numbers.
         source: The paper it comes from, or `calibrated`.
+        limits: By statistic of the condition, the name of the threshold that is its limit, in the
+            same units. Charts draw it as a line (default: none).
         scopes: Where it is judged, the widest first (default: the model).
         is_local: Judge it in all scopes of the monitor too (default: False).
         patience: Measurements in a row that raise it (default: 3).
@@ -173,6 +156,7 @@ def rule(
         >>> @rule(
         ...     severity=Severity.warning,
         ...     sentence="The gradient norm is {grad_norm:.3g}.",
+        ...     when="grad_norm is above {threshold:g}",
         ...     suggest=lambda context: [Suggestion(("trainer.gradient_clip_val=1.0",))],
         ...     source="calibrated",
         ... )
@@ -200,6 +184,8 @@ def rule(
             severity=severity,
             meaning=summary_of(condition),
             sentence=sentence,
+            when=when,
+            limits=limits or {},
             source=source,
             scopes=tuple(scopes),
             is_local=is_local,

@@ -211,6 +211,7 @@ def symptom() -> Iterator[None]:
     @rule(
         severity=Severity.warning,
         sentence="There is a symptom.",
+        when="grad_norm is above 0",
         suggest=suggestions.nothing,
         source="this test",
         scopes=LAYERS,
@@ -343,6 +344,7 @@ def custom_rule() -> Iterator[None]:
     @rule(
         severity=Severity.error,
         sentence="The gradient's norm is {grad_norm:.3g}.",
+        when="grad_norm is above {threshold:g}",
         suggest=lambda context: [Suggestion(("trainer.gradient_clip_val=1.0",))],
         source="this test",
         warmup=Warmup.NONE,
@@ -379,6 +381,7 @@ def test_custom_rule_with_a_taken_name_or_an_unknown_statistic_raises() -> None:
     given: dict[str, Any] = {
         "severity": Severity.info,
         "sentence": "",
+        "when": "",
         "suggest": lambda context: [],
         "source": "",
     }

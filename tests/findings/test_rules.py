@@ -1,5 +1,7 @@
 """The declarations of the rules, their conditions and their settings."""
 
+import string
+
 import pytest
 
 from lightning_adam.cli import main
@@ -8,6 +10,7 @@ from lightning_adam.config.monitor import Severity
 from lightning_adam.findings import RULES
 from lightning_adam.findings.context import History, RunFacts
 from lightning_adam.findings.context import RunningSummary as Summary
+from lightning_adam.findings.describe import format_condition
 from lightning_adam.monitor.settings import monitor_config
 from lightning_adam.statistics.catalogue import STATISTICS
 from tests.support.tables import each_row
@@ -30,7 +33,7 @@ def test_explain_prints_the_whole_declaration_of_each_rule(
                 expected = [
                     rule.meaning,
                     " ".join(rule.source.split()),
-                    " ".join(rule.definition.split()),
+                    f"Raised when {format_condition(rule)}",
                     *(STATISTICS[name].formula for name in rule.statistics),
                     *(
                         f"adam_monitor.findings.{code}.{name}={value}"
@@ -38,6 +41,24 @@ def test_explain_prints_the_whole_declaration_of_each_rule(
                     ),
                 ]
                 assert [each for each in expected if each not in printed] == []
+
+
+def test_condition_in_words_names_every_threshold() -> None:
+    with each_row() as row:
+        for code, rule in RULES.items():
+            with row(code):
+                named = {name for _, name, _, _ in string.Formatter().parse(rule.when) if name}
+                assert named == rule.thresholds.keys()
+                assert rule.when
+                assert not rule.when.endswith(".")
+
+
+def test_limits_are_thresholds_of_statistics_in_the_condition() -> None:
+    with each_row() as row:
+        for code, rule in RULES.items():
+            with row(code):
+                assert rule.limits.keys() <= {*rule.statistics}
+                assert {*rule.limits.values()} <= rule.thresholds.keys()
 
 
 # ---- Conditions

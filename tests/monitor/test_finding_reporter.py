@@ -196,6 +196,7 @@ def test_recurring_finding_is_logged_three_times_at_most(
     @rule(
         severity=Severity.warning,
         sentence="It recurs.",
+        when="",
         suggest=nothing,
         source="this test",
         patience=1,
@@ -223,7 +224,7 @@ def test_findings_can_be_disabled_together_or_by_name(without_findings: Run) -> 
 
 
 def test_local_rules_are_judged_in_the_scopes_of_the_monitor() -> None:
-    @rule(severity=Severity.error, sentence="", suggest=nothing, source="", is_local=True)
+    @rule(severity=Severity.error, sentence="", when="", suggest=nothing, source="", is_local=True)
     def is_part(weight_norm: float, model: Mapping[str, float]) -> bool:
         """It holds in every part of the model."""
         return weight_norm < model["weight_norm"]

@@ -14,6 +14,7 @@ MODEL_AND_LAYERS = (Scope.model, Scope.layer)
 @rule(
     severity=Severity.error,
     sentence="{nonfinite_count:.0f} elements are NaN or infinite.",
+    when="nonfinite_count is not 0",
     suggest=suggestions.first_nonfinite,
     source="arithmetic",
     patience=1,
@@ -21,9 +22,10 @@ MODEL_AND_LAYERS = (Scope.model, Scope.layer)
     waits_for_peak=False,
 )
 def not_finite(nonfinite_count: float) -> bool:
-    """A gradient, a moment or a parameter is NaN or infinite after a step that was taken.
+    """A gradient, a moment or a parameter is NaN or infinite after a step.
 
-    It stays in the moments and spreads to every parameter. The tensor that is named is the first.
+    The value stays in the moments and spreads to every parameter. The finding names the first
+    tensor.
     """
     return nonfinite_count != 0
 
@@ -31,6 +33,10 @@ def not_finite(nonfinite_count: float) -> bool:
 @rule(
     severity=Severity.error,
     sentence="eps removes {eps_energy_loss:.0%} of the energy of the update: it outweighs √v̂.",
+    when="eps_energy_loss is above {threshold:g} and denominator_mean is below"
+    " {denominator_below:g} times eps. It is info in a layer whose denominator_mean is below"
+    " {beside_model:g} of the model's, while the smoothed grad_norm is below {converged_below:g}"
+    " of its maximum, and while that is above {grown_above:g} times its first value",
     suggest=suggestions.smaller_eps,
     source="Wortsman et al. 2023, arXiv 2309.14322; Everett et al. 2024, arXiv 2407.05872;"
     " thresholds calibrated",
@@ -38,6 +44,7 @@ def not_finite(nonfinite_count: float) -> bool:
     is_local=True,
     suppressed_by=("not_finite", "exp_avg_sq_underflow"),
     evidence=("eps_dominated_fraction", "eps_damping"),
+    limits={"eps_energy_loss": "threshold"},
 )
 def eps_dominates(
     eps_energy_loss: float,
@@ -54,12 +61,10 @@ def eps_dominates(
 ) -> bool | Severity:
     """Eps, not the second moment, divides the first: steps shrink with the gradient, as SGD's do.
 
-    It does not count where the mean denominator is at least `denominator_below` times eps: then the
-    elements that eps dominates are those whose gradients do not matter beside the others', such as
-    rows of tokens that never occur. It is info for a layer whose mean denominator is below
-    `beside_model` of the model's. So it is where the smoothed gradient has fallen below
-    `converged_below` of its largest, as the run converges; and where it has grown above
-    `grown_above` times the first, as behind a gate that begins at 0.
+    If the mean denominator is well above eps, the elements that eps dominates are those whose
+    gradients do not matter beside the others', such as rows of tokens that never occur. A gradient
+    that falls as the run converges, or grows behind a gate that begins at 0, passes through eps in
+    healthy runs.
     """
     if eps_energy_loss <= threshold or denominator_mean >= denominator_below * eps:
         return False
@@ -72,6 +77,7 @@ def eps_dominates(
     severity=Severity.error,
     sentence="The second moment of {exp_avg_sq_zero_fraction:.0%} of the elements has underflowed:"
     " their gradient is not 0.",
+    when="exp_avg_sq_zero_fraction is above {threshold:g}",
     suggest=suggestions.state_that_holds_gradients,
     source="derived: v is 0 for a first gradient below 5.5e-3 in float16, 2.1e-19 in bfloat16,"
     " 8.4e-22 in float32, at β2 = 0.999; threshold calibrated",
@@ -81,6 +87,7 @@ def eps_dominates(
     waits_for_peak=False,
     suppressed_by=("not_finite",),
     evidence=("grad_rms", "eps_damping"),
+    limits={"exp_avg_sq_zero_fraction": "threshold"},
 )
 def exp_avg_sq_underflow(exp_avg_sq_zero_fraction: float, *, threshold: float = 0.01) -> bool:
     """The square of a small gradient is 0 in the dtype of the state: only eps divides its step."""
@@ -91,12 +98,15 @@ def exp_avg_sq_underflow(exp_avg_sq_zero_fraction: float, *, threshold: float = 
     severity=Severity.error,
     sentence="The second moment of {exp_avg_sq_stalled_fraction:.0%} of the elements cannot decay"
     " in its dtype: the gradient is {rms_ratio:.0%} of what it remembers.",
+    when="exp_avg_sq_stalled_fraction is above {threshold:g} and rms_ratio is below"
+    " {rms_ratio_below:g}",
     suggest=suggestions.state_that_decays,
     source="derived: half an ulp of bfloat16 is larger than (1-β2)v for 1-β2 below 0.002 to 0.004;"
     " threshold calibrated",
     is_local=True,
     suppressed_by=("not_finite",),
     evidence=("normalized_update_rms",),
+    limits={"exp_avg_sq_stalled_fraction": "threshold"},
 )
 def exp_avg_sq_stalled(
     exp_avg_sq_stalled_fraction: float,
@@ -115,6 +125,8 @@ def exp_avg_sq_stalled(
 @rule(
     severity=Severity.error,
     sentence="{update_lost_fraction:.0%} of the updates are rounded away: the weights do not move.",
+    when="the update is lost in more than {threshold:g} of the elements that have a gradient, and"
+    " lr is at least 1 % of its peak",
     suggest=suggestions.kept_updates,
     source="Zamirai et al. 2020, arXiv 2010.06192; threshold calibrated",
     is_local=True,
@@ -132,8 +144,8 @@ def updates_lost(
 ) -> bool:
     """An update that is less than half a unit in the last place of its weight changes nothing.
 
-    Updates of elements without a gradient do not count: they fade in healthy runs. Neither does the
-    end of a schedule, at less than 1 % of the peak.
+    Updates of elements without a gradient fade in healthy runs, and so do all updates at the end of
+    a schedule.
     """
     lost = update_lost_fraction - grad_zero_fraction
     return lost > threshold * (1 - grad_zero_fraction) and _is_before_end(lr, run)
@@ -142,6 +154,8 @@ def updates_lost(
 @rule(
     severity=Severity.warning,
     sentence="Weight decay is rounded away from {decay_lost_fraction:.0%} of the weights.",
+    when="decay_lost_fraction is above {threshold:g}, lr is at least 1 % of its peak, and decay"
+    " would shrink a weight by over 1 % in the whole run",
     suggest=suggestions.mixed_precision,
     source="Zamirai et al. 2020, arXiv 2010.06192; Nerogar/OneTrainer issue 996; threshold"
     " calibrated",
@@ -149,6 +163,7 @@ def updates_lost(
     warmup=Warmup.NONE,
     suppressed_by=("updates_lost", "not_finite"),
     evidence=("decay_to_update",),
+    limits={"decay_lost_fraction": "threshold"},
 )
 def decay_lost(
     decay_lost_fraction: float,
@@ -158,10 +173,7 @@ def decay_lost(
     *,
     threshold: float = 0.5,
 ) -> bool:
-    """p(1-ηλ) is p in the dtype of the weights, as for ηλ below 0.002 in bfloat16.
-
-    A decay that would not change a weight by 1 % in the whole run does not count.
-    """
+    """p(1-ηλ) is p in the dtype of the weights, as for ηλ below 0.002 in bfloat16."""
     steps = min(run.total_steps, 1e6)
     would_matter = lr * weight_decay * steps > 0.01
     return decay_lost_fraction > threshold and would_matter and _is_before_end(lr, run)

@@ -14,10 +14,14 @@ Tensors = Callable[[str], Mapping[str, float]]
 @rule(
     severity=Severity.warning,
     sentence="Weight decay is {decay_to_update:.0%} of the step, and has shrunk the weights.",
+    when="decay_to_update is above {threshold:g} and weight_norm is below {shrunk_to:g} times its"
+    " first value, unless the first step replaced the weights. It is info if the smoothed"
+    " grad_norm is below {converged_below:g} of its maximum",
     suggest=suggestions.weaker_decay,
     source="derived; threshold calibrated",
     is_local=True,
     suppressed_by=("not_finite", "updates_lost", "eps_dominates", "exp_avg_sq_stalled"),
+    limits={"decay_to_update": "threshold"},
 )
 def decay_dominates(
     decay_to_update: float,
@@ -30,11 +34,7 @@ def decay_dominates(
     shrunk_to: float = 0.9,
     converged_below: float = 0.02,
 ) -> bool | Severity:
-    """Weight decay shrinks the weights faster than the gradient builds them.
-
-    Weights that the first step has replaced do not count. It is info where the gradient has fallen
-    below `converged_below` of the largest that it has been, both smoothed.
-    """
+    """Weight decay shrinks the weights faster than the gradient builds them."""
     were_replaced = history.first("update_to_weight") > 0.3
     has_shrunk = weight_norm < shrunk_to * history.first("weight_norm") and not were_replaced
     if decay_to_update <= threshold or not has_shrunk:
@@ -46,6 +46,8 @@ def decay_dominates(
     severity=Severity.warning,
     sentence="Decay is added to the gradient, {decay_to_grad:.2g} times as large on the whole, and"
     " to some tensors over ten times as much as to others: Adam divides it by √v.",
+    when="decay_to_grad of a tensor is above {threshold:g} and above {spread:g} times that of"
+    " another. A tensor does not count if its grad_rms is below {negligible:g} of the largest one",
     suggest=suggestions.decoupled_decay,
     source="Loshchilov & Hutter 2019, arXiv 1711.05101, section 2; thresholds calibrated",
     suppressed_by=("not_finite",),
@@ -60,9 +62,7 @@ def decay_uneven(
 ) -> bool:
     """Coupled decay (L2) shrinks weights with small gradients, and hardly those with large ones.
 
-    The decay relative to the gradient differs between tensors by more than `spread`. A tensor whose
-    gradient is below `negligible` of the largest rms of a tensor does not count, such as a bias
-    before a normalisation.
+    A tensor without a real gradient does not count, such as a bias before a normalisation.
     """
     gradients = tensors("grad_rms")
     largest = max(gradients.values(), default=math.nan)
@@ -77,6 +77,9 @@ def decay_uneven(
 @rule(
     severity=Severity.info,
     sentence="Under weight decay, some tensors turn more than {spread:g} times as fast as others.",
+    when="update_to_weight of a tensor with decay is above {spread:g} times that of another, and"
+    " weight_norm is within {steady_within:g} of its moving average; with decoupled decay, only"
+    " after {timescales:g}/(lr*weight_decay) steps",
     suggest=suggestions.nothing,
     source="Kosson et al. 2023, arXiv 2305.17212: in equilibrium AdamW turns each layer by"
     " √(2ηλ(1-β1)/(1+β1)) a step, and Adam with L2 does not; thresholds calibrated",
@@ -99,7 +102,6 @@ def rotation_uneven(
     """The weights have reached their size, and layers still turn at very different speeds.
 
     In equilibrium, decay balances growth, and each decayed tensor turns by the same angle a step.
-    Decoupled decay needs a timescale of 1/(ηλ) steps to get there.
     """
     decoupled, coupled = tensors("decay_to_update"), tensors("decay_to_grad")
     if decoupled and lr * weight_decay * step < timescales:

@@ -15,6 +15,11 @@ Tensors = Callable[[str], Mapping[str, float]]
     severity=Severity.warning,
     sentence="The gradient of a tensor is {rms_ratio_max:.1f} times as large as its second moment"
     " expects.",
+    when="rms_ratio_max is above {threshold:g}. It is info unless rms_ratio of a tensor is above"
+    " {jump:g} (or 0.8/√(1-β2), if that is less) and {times_largest:g} times its earlier maximum,"
+    " and the tensor has at least {grad_share:g} of the squared gradient norm; or unless rms_ratio"
+    " of the model is above {pooled:g} and {times_largest:g} times its earlier maximum, or stays"
+    " above {pooled:g}, while lr does not rise",
     suggest=suggestions.absorbed_jump,
     source="Wortsman et al. 2023, arXiv 2304.13013, section 3.4: a value of 2.3 in the patch"
     " embedding precedes spikes of the loss by 1 to 8 steps; other thresholds calibrated",
@@ -22,6 +27,7 @@ Tensors = Callable[[str], Mapping[str, float]]
     waits_for_peak=False,
     suppressed_by=("not_finite", "exp_avg_sq_underflow", "state_mismatch"),
     evidence=("rms_ratio", "grad_norm", "normalized_update_max"),
+    limits={"rms_ratio_max": "threshold", "rms_ratio": "pooled"},
 )
 def exp_avg_sq_lags(
     rms_ratio_max: float,
@@ -41,11 +47,7 @@ def exp_avg_sq_lags(
     """The gradient of a tensor grows faster than its second moment follows: steps are too large.
 
     It lasts a step or two, and a loss spike often follows. To see one, measure at every step. Small
-    tensors and rows that seldom have a gradient exceed 2.3 in healthy runs, which is info. It is a
-    warning if the value is above `jump`, or near its bound of 1/√(1-β2), and `times_largest` times
-    the largest of the tensor before, and the tensor has at least `grad_share` of the squared
-    gradient norm. So it is if the value of the whole model is above `pooled` and as new, or stays
-    there, once the learning rate has warmed up.
+    tensors and rows that seldom have a gradient exceed the threshold in healthy runs.
     """
     if rms_ratio_max <= threshold:
         return False
@@ -66,6 +68,9 @@ def exp_avg_sq_lags(
     severity=Severity.warning,
     sentence="The gradient norm of a tensor has jumped: it is more than {deviations:.0f} standard"
     " deviations above its average.",
+    when="the gradient norm of a tensor is more than {deviations:g} standard deviations above its"
+    " moving average. It is info unless the norm is also above {times_largest:g} times its earlier"
+    " maximum, and the tensor has at least {grad_share:g} of the squared gradient norm",
     suggest=suggestions.absorbed_jump,
     source="z-score on a moving average: Kumar et al. 2025, ZClip, arXiv 2504.02507; by tensor:"
     " Wang et al. 2025, AdaGC, arXiv 2502.11034; thresholds calibrated",
@@ -84,9 +89,7 @@ def grad_spike(
 ) -> bool | Severity:
     """The gradient norm of a tensor is far above its own moving average.
 
-    That alone is info: gradients have heavy tails. It is a warning if the norm is also
-    `times_largest` times the largest of the tensor so far, and the tensor has at least `grad_share`
-    of the squared gradient norm.
+    That alone is info: gradients have heavy tails.
     """
     jumped = {name: score for name, score in spikes.tensor_scores.items() if score > deviations}
     if not jumped:
@@ -103,6 +106,8 @@ def grad_spike(
     severity=Severity.warning,
     sentence="The loss or the gradient norm is more than {deviations:.0f} standard deviations above"
     " the mean of the last 128 measurements.",
+    when="the loss or grad_norm is more than {deviations:g} standard deviations above its mean. It"
+    " is info unless the loss stays there for {lasting:g} measurements",
     suggest=suggestions.inspected_batch,
     source="SkipStepOptimizer of allenai/OLMo-core: 6 standard deviations over 128 steps",
     patience=1,
@@ -115,7 +120,7 @@ def loss_spike(
 ) -> bool | Severity:
     """The loss or the gradient norm has jumped, compared with the measurements before.
 
-    One bad batch is info. A loss that stays there for `lasting` measurements is a warning.
+    One bad batch is info.
     """
     if spikes.loss > deviations and spikes.loss_streak >= lasting:
         return True
@@ -127,6 +132,8 @@ def loss_spike(
     severity=Severity.info,
     sentence="The second moment decays at the rate of β2 alone: the gradient is {rms_ratio:.0%} of"
     " what it remembers.",
+    when="rms_ratio is below 1, exp_avg_sq_mean is below {shrunk_to:g} of its maximum, and it"
+    " decays faster than {decay_share:g} of the rate of β2",
     suggest=suggestions.lower_beta2,
     source="Bai et al. 2025, arXiv 2506.04805: v then decays as β2^t until the preconditioned"
     " curvature along the gradient exceeds 2/η, and the loss spikes; thresholds calibrated",
@@ -159,6 +166,8 @@ def exp_avg_sq_collapse(
 @rule(
     severity=Severity.warning,
     sentence="AMSGrad's maximum holds the steps at 1/{amsgrad_gap:.1f} of their size.",
+    when="amsgrad_gap, times the smoothed grad_norm relative to its maximum, is above"
+    " {threshold:g}",
     suggest=suggestions.no_amsgrad,
     source="Reddi et al. 2018, arXiv 1904.09237; threshold calibrated",
     is_local=True,

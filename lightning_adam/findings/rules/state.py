@@ -12,6 +12,9 @@ from lightning_adam.findings.rule import Warmup, rule
     severity=Severity.error,
     sentence="The step does not fit the moments: its size is {normalized_update_rms:.2f} learning"
     " rates, and was {normalized_update_rms_before:.2f}; part of the optimizer's state was lost.",
+    when="after a resume, normalized_update_rms is above {larger:g} or below {smaller:.2g} times"
+    " its previous value, the first moment holds a single gradient, or the step is 1 beside older"
+    " moments. Also whenever the step of the state does not advance",
     suggest=suggestions.restored_state,
     source="derived: thresholds of what is seen after moments or steps are lost",
     patience=1,
@@ -30,10 +33,10 @@ def state_mismatch(
     larger: float = 2.5,
     smaller: float = 1 / 3,
 ) -> bool:
-    """After a checkpoint was loaded, the moments are not those of the step: some of it is lost.
+    """After a resume, the moments do not belong to the step: part of the state was lost.
 
-    Moments without their past point where one gradient does. A step that begins anew beside old
-    moments makes steps less than `smaller` of what they were. Or the step stands still.
+    Moments without their history point where one gradient does. A step that restarts beside old
+    moments makes steps too small.
     """
     is_out_of_step = (
         normalized_update_rms > larger
@@ -50,6 +53,7 @@ def state_mismatch(
 @rule(
     severity=Severity.error,
     sentence="The learning rate is 0 with {steps_left:.0f} steps to go.",
+    when="lr is 0 after it was positive, and more than 1 % of the steps of the run remain",
     suggest=suggestions.whole_schedule,
     source="arithmetic",
     patience=2,

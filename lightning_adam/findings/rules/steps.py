@@ -12,6 +12,9 @@ from lightning_adam.findings.rule import Warmup, rule
     severity=Severity.warning,
     sentence="Successive steps agree: their rms is {normalized_update_rms:.2f} learning rates, and"
     " {normalized_update_large_fraction:.0%} of the elements take the longest.",
+    when="normalized_update_rms is above {threshold:g} and above 1.5 times its value for noise, or"
+    " normalized_update_large_fraction is above {large_fraction:g} and above twice its value for"
+    " noise. It is info if update_to_weight is below {large_step:g}",
     suggest=suggestions.decorrelated_steps,
     source="Molybog et al. 2023, arXiv 2304.09871; threshold calibrated",
     warmup=Warmup.DIRECTION,
@@ -23,6 +26,10 @@ from lightning_adam.findings.rule import Warmup, rule
         "state_mismatch",
     ),
     evidence=("grad_momentum_cosine",),
+    limits={
+        "normalized_update_rms": "threshold",
+        "normalized_update_large_fraction": "large_fraction",
+    },
 )
 def correlated_updates(
     normalized_update_rms: float,
@@ -38,10 +45,9 @@ def correlated_updates(
 ) -> bool | Severity:
     """Gradients of successive steps agree, so that the elements move together, at full length.
 
-    Large models diverge from it. Noise gives √((1-β1)/(1+β1)), 0.23 at β1 = 0.9: what counts is
-    half as much again, and twice as many long steps as in noise. Below a β1 of 0.4, agreement
-    cannot be told from noise. Where steps are below `large_step` of the weights they agree because
-    they are small, or by nature as a GAN's, which is info.
+    Large models diverge from it. Noise gives √((1-β1)/(1+β1)), 0.23 at β1 = 0.9. Below a β1 of 0.4,
+    agreement cannot be told from noise, and the rule is not judged. Steps that are small relative
+    to the weights agree because they are small, or by nature as a GAN's.
     """
     noise = math.sqrt((1 - beta1) / (1 + beta1))
     if 1.5 * noise >= 1:
@@ -61,10 +67,14 @@ def correlated_updates(
     severity=Severity.info,
     sentence="A step moves the weights by {update_to_weight:.1e} of their size while the gradient"
     " keeps its direction: a larger learning rate may train faster.",
+    when="update_to_weight is below {threshold:g}, signal_fraction is above {signal_above_noise:g}"
+    " times its value for noise, grad_momentum_cosine is above {cosine:g}, and lr is at least half"
+    " of its peak",
     suggest=suggestions.larger_lr,
     source="calibrated",
     suppressed_by=("updates_lost", "eps_dominates", "exp_avg_sq_stalled", "exp_avg_sq_underflow"),
     evidence=("lr",),
+    limits={"update_to_weight": "threshold"},
 )
 def learning_rate_too_small(
     update_to_weight: float,
@@ -81,7 +91,6 @@ def learning_rate_too_small(
 ) -> bool:
     """Steps are tiny and all point the same way.
 
-    The gradient's mean explains more than `signal_above_noise` times as much of it as in noise.
     Fine-tuning looks the same and is right, so that it is never more than info.
     """
     noise = (1 - beta1) / (1 + beta1) * (1 - beta1 ** (2 * step)) / (1 - beta1**step) ** 2
@@ -94,6 +103,9 @@ def learning_rate_too_small(
     severity=Severity.warning,
     sentence="A step moves the weights by {update_to_weight:.1%} of their size, and"
     " {grad_zero_fraction:.0%} of the gradient is 0.",
+    when="update_to_weight is above {threshold:g}; or it was above {first_above:g}, and the"
+    " fraction of elements with a gradient is now below {alive_below:g} of the first one. Weights"
+    " smaller than a standard initialisation (variance 1/fan_in) count as having that size",
     suggest=suggestions.smaller_lr,
     source="CS231n, Learning, section 'Ratio of weights:updates'; thresholds calibrated",
     suppressed_by=(
@@ -104,6 +116,7 @@ def learning_rate_too_small(
         "state_mismatch",
     ),
     evidence=("normalized_update_rms",),
+    limits={"update_to_weight": "threshold"},
 )
 def learning_rate_too_large(
     update_to_weight: float,
@@ -118,9 +131,7 @@ def learning_rate_too_large(
 ) -> bool:
     """Steps are as large as the weights, so that what was learned is overwritten.
 
-    Or the first ones were, by more than `first_above`, and have left less than `alive_below` of the
-    elements that had a gradient with one: units that never fire again. Weights that began below a
-    standard initialisation (variance 1/fan_in) are judged as if they had that size.
+    Or the first steps were, and left units that never fire again.
     """
     if history.first("update_to_weight") > 0.9999:
         # They began at 0.
@@ -135,6 +146,7 @@ def learning_rate_too_large(
     severity=Severity.info,
     sentence="Weights have grown more than {threshold:g} times without weight decay: relative steps"
     " shrink as much.",
+    when="weight_norm is above {threshold:g} times its first value and weight_decay is 0",
     suggest=suggestions.weight_decay,
     source="Kosson et al. 2023, arXiv 2305.17212; threshold calibrated",
     warmup=Warmup.DIRECTION,

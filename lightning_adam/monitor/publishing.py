@@ -227,7 +227,7 @@ def log_findings(logger: Logger, rows: Sequence[Mapping[str, Any]], step: int) -
         file = folder / f"{FINDINGS}.json"
         # A reader never finds a part of a file.
         unfinished = file.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        unfinished.write_text(json.dumps({"findings": rows}, indent=1), encoding="utf-8")
         unfinished.replace(file)
     if is_wandb(logger):
         log_table(logger, FINDINGS, [*rows[0]], [*map(_cells, rows)], step)

@@ -69,6 +69,16 @@ class Run:
     """In the order of their steps; None if nothing was looked for, or nothing kept."""
     tensors: dict[str, dict[int, str]] = field(default_factory=dict)
     """Names of the tensors with the largest values, by the values' key and step."""
+    source: str = ""
+    """The logger that has written it: `W&B`, `CSVLogger` or `TensorBoard`."""
+    times: Series | None = None
+    """Unix time in seconds by step; None if the logger stores none."""
+    seconds: float | None = None
+    """Wall time; None if it is not known."""
+    measurements: int | None = None
+    """How often AdamMonitor has measured; None if it is not known."""
+    has_ended: bool = True
+    """False while the run trains, or if it was killed."""
 
     @property
     def is_monitored(self) -> bool:
@@ -311,8 +321,8 @@ def _read_beside(reading: _Reading, folder: Path) -> None:
     file = folder / f"{FINDINGS}.json"
     try:
         if file.exists():
-            rows = json.loads(file.read_text(encoding="utf-8"))
-            reading.findings = [Finding.of_row(row) for row in rows]
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            reading.findings = [Finding.of_row(row) for row in stored["findings"]]
     except (OSError, ValueError, LookupError, TypeError):
         reading.notes.append(f"{reading.name}: its {file.name} could not be read.")
     for file in sorted(folder.glob(f"{FLIGHT_RECORDER}/step_*.csv")):

@@ -340,7 +340,7 @@ def test_findings_of_a_resumed_run_are_those_of_the_last_part_that_has_some(tmp_
     for part, findings in (("1", found[:1]), ("2", found), ("3", None)):
         file = write_wandb(tmp_path / part, [{GLOBAL_STEP: int(part), KEY: 1.0}], run_id="same")
         if findings is not None:
-            rows = json.dumps([each.as_row() for each in findings])
+            rows = json.dumps({"findings": [each.as_row() for each in findings]})
             (file.parent / "files").mkdir(exist_ok=True)
             (file.parent / "files/adam_findings.json").write_text(rows, encoding="utf-8")
     assert only(tmp_path).findings == found

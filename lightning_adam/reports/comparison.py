@@ -1,4 +1,4 @@
-"""Two runs beside each other: what they were told, and where they go different ways."""
+"""Comparison of runs: differences of their configs, and the first step at which they differ."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,16 +13,16 @@ from lightning_adam.reports.runs import Run
 from lightning_adam.statistics.catalogue import Statistic
 
 TOLERANCE = 0.1
-"""How far two runs may be apart: the share of the larger value, for fractions and cosines their
-difference."""
+"""The largest difference that is ignored: relative to the larger value, absolute for fractions and
+cosines."""
 ABSENT = "-"
 """Stands for a setting that a run does not have."""
 
 
 def config_differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """The settings in which runs differ, by dotted name, with the value of each run.
+    """Returns the settings in which runs differ, by dotted name, with the value of each run.
 
-    What a parameter group only repeats of its optimizer's differences is left out.
+    A difference that a parameter group only repeats from its optimizer is left out.
 
     Example:
         >>> from pathlib import Path
@@ -63,29 +63,32 @@ def _dotted(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Parting:
-    """Where two runs are apart for the first time."""
+class FirstDifference:
+    """The first step at which two runs differ."""
 
     step: int
     statistic: str
     scope: Scope
-    """A layer or tensor if there are any, else a group or the model."""
+    """A layer or tensor if there is one, else a group or the model."""
     values: tuple[float, float]
 
 
-def parting(first: Run, second: Run, tolerance: float = TOLERANCE) -> Parting | None:
-    """The first step that both have measured in which they are apart, and what is farthest apart.
+def first_difference(
+    first: Run, second: Run, tolerance: float = TOLERANCE
+) -> FirstDifference | None:
+    """Returns the first step, of those that both runs have measured, at which they differ.
 
-    Of the scopes that differ in that step the layers and tensors are looked at, if there are any.
+    Of the values that differ at that step it names the one that differs most; one of a layer or a
+    tensor, if there is any.
 
     Args:
         first: A run.
         second: Another.
-        tolerance: How far they may be apart (default: 0.1): a share of the larger value, for
-            fractions and cosines the difference; 0 finds the first difference at all.
+        tolerance: The largest difference that is ignored (default: 0.1): relative to the larger
+            value, absolute for fractions and cosines. 0 finds any difference.
 
     Returns:
-        The place; None if they are nowhere apart, or have no step in common.
+        The difference; None if there is none, or the runs have no step in common.
 
     Example:
         >>> from pathlib import Path
@@ -93,11 +96,11 @@ def parting(first: Run, second: Run, tolerance: float = TOLERANCE) -> Parting | 
         >>> def run_of(norms):
         ...     series = {"adam_update/update_norm": Series(np.arange(3), np.array(norms))}
         ...     return Run("run", Path(), {}, series, {}, [])
-        >>> place = parting(run_of([1.0, 2.0, 3.0]), run_of([1.0, 2.1, 4.0]))
+        >>> place = first_difference(run_of([1.0, 2.0, 3.0]), run_of([1.0, 2.1, 4.0]))
         >>> place.step, place.statistic, place.values
         (2, 'update_norm', (3.0, 4.0))
     """
-    found = list(_apart(first, second, tolerance))
+    found = list(_differences(first, second, tolerance))
     if not found:
         return None
     start = min(place.step for _, place in found)
@@ -106,13 +109,15 @@ def parting(first: Run, second: Run, tolerance: float = TOLERANCE) -> Parting | 
     return max(inner or at_start, key=lambda each: each[0])[1]
 
 
-def _apart(first: Run, second: Run, tolerance: float) -> Iterator[tuple[float, Parting]]:
-    """Of every key the first step in which the runs are apart, and how far."""
+def _differences(
+    first: Run, second: Run, tolerance: float
+) -> Iterator[tuple[float, FirstDifference]]:
+    """The first difference of every key, and its size."""
     for key, ours in first.series.items():
         _, statistic, scope = read_key(key)
         if statistic is None or key not in second.series:
             continue
-        # Settings are no dynamics, and a mean of both signs is near 0 by chance.
+        # Settings are inputs, and a mean of both signs is near 0 by chance.
         if statistic.family == "schedule" or statistic.name == "exp_avg_mean":
             continue
         theirs = second.series[key]
@@ -125,13 +130,13 @@ def _apart(first: Run, second: Run, tolerance: float) -> Iterator[tuple[float, P
         if len(places):
             at = places[0]
             pair = float(values[0][at]), float(values[1][at])
-            yield float(distances[at]), Parting(int(steps[at]), statistic.name, scope, pair)
+            yield float(distances[at]), FirstDifference(int(steps[at]), statistic.name, scope, pair)
 
 
 def _distances(
     statistic: Statistic, left: NDArray[np.float64], right: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """How far values are apart; what is not a number in both is no distance at all."""
+    """The sizes of differences; 0 where both are NaN."""
     with np.errstate(invalid="ignore", divide="ignore"):
         distances = np.abs(left - right)
         if statistic.unit != "fraction" and not statistic.formula.startswith("cos"):

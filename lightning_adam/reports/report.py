@@ -1,55 +1,82 @@
-"""The panels as one page that needs no network: the data and plotly.js stand in the file."""
+"""The report: one HTML page with the summary and the charts of some runs, which works offline."""
 
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lightning_adam.config.errors import ConfigError, format_value
+from lightning_adam.findings import RULES
 from lightning_adam.findings.describe import format_numbers
-from lightning_adam.reports.comparison import TOLERANCE, config_differences, parting
-from lightning_adam.reports.keys import BASES, Key, Scope, read_key
-from lightning_adam.reports.panels import SECTIONS, Drawing, Panel
-from lightning_adam.reports.reduction import (
-    COLUMNS,
-    STRETCHES,
-    Floats,
-    below_edges,
-    compact,
-    gridded,
+from lightning_adam.reports.charts import (
+    LOSS,
+    SECTIONS,
+    VALIDATION,
+    Chart,
+    ChartKind,
+    Settings,
     is_logarithmic,
-    octaves,
-    packed,
-    thinned,
+    thresholds,
 )
+from lightning_adam.reports.comparison import TOLERANCE, config_differences, first_difference
+from lightning_adam.reports.downsampling import (
+    BUCKETS,
+    COLUMNS,
+    downsample_minmax,
+    grid,
+    octave_shares,
+    pack,
+)
+from lightning_adam.reports.keys import BASES, Key, Scope, read_key
 from lightning_adam.reports.runs import Run, Series
+from lightning_adam.reports.summary import (
+    MAIN_SETTINGS,
+    Issue,
+    facts_of,
+    issues_of,
+    key_facts,
+    mapping,
+    metrics_of,
+    optimizers_of,
+    own_config,
+    settings_of,
+    verdict_of,
+)
 from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS, key_part
 from lightning_adam.version import __version__
 
 try:
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    from plotly.offline import get_plotlyjs
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        "the report is drawn with plotly: pip install 'lightning-adam[dashboard]'"
+        "the report needs jinja2: pip install 'lightning-adam[dashboard]'"
     ) from error
 
-CELLS = 2_000_000
-"""How many cells the maps of the layers may have together."""
-MAIN_SETTINGS = ("class", "lr", "betas", "eps", "weight_decay", "amsgrad")
-"""By which runs are told apart in a legend."""
+CELLS = 300_000
+"""The largest number of cells of all heat maps of layers together."""
+TIMES = 500
+"""The largest number of points of a run's wall-clock times."""
+PINNED_METRICS = 3
+"""Of many validation metrics, how many are shown first."""
+
+CHECKPOINT = "checkpoint"
+"""The source of a run that is a single step, read from a checkpoint."""
 
 Logged = TypeVar("Logged")
 """A series, or the histograms of a key."""
 
 
-def write_report(runs: Sequence[Run], file: Path) -> None:
+def write_report(runs: Sequence[Run], file: Path, refresh: float | None = None) -> None:
     """Writes the page of some runs.
 
     Args:
-        runs: What `read_runs` returned; the others are compared with the first.
-        file: Where to; a file that is there is replaced.
+        runs: The runs that `read_runs` returned; the others are compared with the first.
+        file: The file to write; an existing one is replaced.
+        refresh: Seconds after which an open page reloads itself, while a run is still training
+            (default: None, never).
 
     Raises:
         ConfigError: If no run has anything that AdamMonitor logs, or the file cannot be written.
@@ -68,8 +95,10 @@ def write_report(runs: Sequence[Run], file: Path) -> None:
             f"Train with callbacks=[AdamMonitor()]. {notes}".rstrip(" ."),
         )
     try:
-        # A name that the filesystem has no text for can be written all the same.
-        file.write_bytes(page(runs).encode("utf-8", errors="backslashreplace"))
+        # A browser never finds a part of a page; a name may be no valid text.
+        unfinished = file.with_name(f".{file.name}.unfinished")
+        unfinished.write_bytes(page(runs, refresh).encode("utf-8", errors="backslashreplace"))
+        os.replace(unfinished, file)
     except OSError as error:
         raise ConfigError(
             f"{file} cannot be written: {error.strerror}",
@@ -77,12 +106,17 @@ def write_report(runs: Sequence[Run], file: Path) -> None:
         ) from error
 
 
-def page(runs: Sequence[Run]) -> str:
-    """The page of some runs, as HTML."""
-    panels = list(itertools.chain.from_iterable(SECTIONS.values()))
+def page(runs: Sequence[Run], refresh: float | None = None) -> str:
+    """Returns the page of some runs, as HTML."""
     names = labels(runs)
-    drawn = {panel.title: DRAWINGS[panel.drawing](panel, runs) for panel in panels}
-    drawn = {title: data for title, data in drawn.items() if any(data.values())}
+    sections = {title: _charts(charts, runs) for title, charts in SECTIONS.items()}
+    overview = [chart.id for chart in sections["Overview"]]
+    drawn = {
+        chart.id: _base(chart, runs) | data | {"isOverview": chart.id in overview}
+        for chart in itertools.chain.from_iterable(sections.values())
+        if any((data := DRAWN[chart.kind](chart, runs)).values())
+    }
+    issues = [issues_of(run.findings or []) for run in runs]
     environment = Environment(
         loader=PackageLoader("lightning_adam.reports", "page"),
         autoescape=True,
@@ -93,49 +127,123 @@ def page(runs: Sequence[Run]) -> str:
     return environment.get_template("page.html").render(
         version=__version__,
         symbols=SYMBOLS,
+        statistics=STATISTICS,
         tolerance=TOLERANCE,
-        stretches=STRETCHES,
+        buckets=BUCKETS,
         columns=COLUMNS,
         runs=runs,
         labels=names,
-        settings=[_described(run) for run in runs],
+        verdicts=[*map(verdict_of, runs)],
+        facts=[*map(key_facts, runs)],
+        metrics=[*map(metrics_of, runs)],
+        settings=[*map(settings_of, runs)],
+        issues=issues,
+        chart_ids={each.statistic: _chart_id(each, drawn) for each in itertools.chain(*issues)},
         differences=config_differences(runs),
-        partings=_partings(runs),
-        sections=SECTIONS,
-        has_data=set(drawn),
-        found=[
-            (label, run.findings)
-            for label, run in zip(names, runs, strict=True)
-            if run.findings is not None
-        ],
+        first_differences=_first_differences(runs),
+        sections=sections,
+        places={chart.id: place for place, chart in enumerate(itertools.chain(*sections.values()))},
+        is_checkpoint=all(run.source == CHECKPOINT for run in runs),
+        drawn=drawn,
         numbers=format_numbers,
-        data={"runs": names, "panels": drawn, "findings": _marks(runs)},
         format_value=format_value,
-        plotly=get_plotlyjs(),
+        data={
+            "runs": [_times(run) | {"name": name} for name, run in zip(names, runs, strict=True)],
+            "charts": drawn,
+            "findings": _intervals(issues),
+            "events": [
+                {"run": place, "step": event.step, "reason": event.reason}
+                for place, run in enumerate(runs)
+                for event in run.events
+            ],
+            "refresh": refresh,
+        },
+        plotly=(files("lightning_adam.reports") / "page" / "plotly-cartesian.min.js").read_text(
+            encoding="utf-8"
+        ),
     )
 
 
-def _marks(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Where findings were raised during the run: one mark for each optimizer and code."""
-    first: dict[tuple[int, str, str], int] = {}
-    for index, run in enumerate(runs):
-        for each in run.findings or []:
-            if each.is_above_info and not each.is_notice:
-                # The first optimizer step is logged at 0.
-                first.setdefault((index, each.optimizer, each.code), each.step - 1)
+def _charts(charts: Sequence[Chart], runs: Sequence[Run]) -> list[Chart]:
+    """The charts of a section; each metric that the module logs itself has its own."""
+    found = []
+    for chart in charts:
+        own = chart is LOSS or chart is VALIDATION
+        keys = {key: None for run in runs for key in run.series if chart.draws(key)} if own else {}
+        judged = [metric.name for run in runs for metric in metrics_of(run)]
+        order = sorted(keys, key=lambda key: (key not in judged, key))
+        found += [chart.of_key(key) for key in order[:PINNED_METRICS]] or [chart]
+        found += [chart.of_key(key, is_pinned=False) for key in order[PINNED_METRICS:]]
+    return found
+
+
+def _base(chart: Chart, runs: Sequence[Run]) -> dict[str, Any]:
+    """What page.js needs of a chart beside its data."""
+    fixed = [each for each in chart.references if not each.code]
+    lines: dict[tuple[str, float], dict[str, Any]] = {}
+    for place, run in enumerate(runs):
+        own = own_config(run)
+        settings = [Settings.of(each) for each in optimizers_of(run).values()] or [Settings()]
+        rules = thresholds(chart.id, mapping(own.get("findings")))
+        for each in [*fixed, *rules]:
+            for value in {each.at(known) for known in settings}:
+                # NaN: the run does not tell.
+                if value == value:
+                    entry = {"label": each.label, "value": value, "code": each.code, "runs": []}
+                    lines.setdefault((each.label, value), entry)["runs"].append(place)
+    base = {"id": chart.id, "kind": chart.kind.value, "unit": chart.unit, "isLog": chart.is_log}
+    return base | {"title": chart.title, "references": [*lines.values()]}
+
+
+def _chart_id(issue: Issue, drawn: Mapping[str, Any]) -> str:
+    """The chart that shows an issue: of the statistic, or of the layers; empty if there is none."""
+    is_inner = issue.worst.scope.startswith(("layer/", "tensor/"))
+    statistics = {each["statistic"] for each in drawn.get("layers", {}).get("maps", [])}
+    if is_inner and issue.statistic in statistics:
+        return "layers"
+    return issue.statistic if issue.statistic in drawn else ""
+
+
+def _times(run: Run) -> dict[str, Any]:
+    """Steps and the seconds since the first of them, as far as the run tells."""
+    if run.times is None or len(run.times.steps) < 2:
+        return {"times": None}
+    every = -(-len(run.times.steps) // TIMES)
+    # The last one always belongs to them.
+    steps = [*run.times.steps[:-1:every], run.times.steps[-1]]
+    values = [*run.times.values[:-1:every], run.times.values[-1]]
+    seconds = [round(float(each - values[0]), 3) for each in values]
+    return {"times": {"steps": [*map(int, steps)], "seconds": seconds}}
+
+
+def _intervals(issues: Sequence[Sequence[Issue]]) -> list[dict[str, Any]]:
+    """From when to when a finding was open: one interval for each finding above info."""
     return [
         {
-            "run": index,
-            "scope": None,
-            "code": f"{code} of {optimizer}" if optimizer else code,
-            "step": step,
+            "run": place,
+            "code": each.code,
+            "optimizer": each.optimizer,
+            "severity": issue.worst.severity.value,
+            "statistics": _statistics(issue),
+            # The first optimizer step is logged at 0.
+            "start": each.step - 1,
+            "end": None if each.closed is None else each.closed - 1,
         }
-        for (index, optimizer, code), step in first.items()
+        for place, of_run in enumerate(issues)
+        for issue in of_run
+        for each in issue.findings
+        if each.is_above_info and not each.is_notice
     ]
 
 
+def _statistics(issue: Issue) -> list[str]:
+    """The statistics whose charts show an issue."""
+    rule = RULES.get(issue.worst.code)
+    return [*dict.fromkeys(filter(None, [issue.statistic, *(rule.limits if rule else ())]))]
+
+
 def labels(runs: Sequence[Run]) -> list[str]:
-    """The runs' names, each with the main settings in which it differs, and no two alike.
+    """Returns the names of runs, each with the main settings in which it differs, no two alike.
 
     Example:
         >>> def run_of(lr):
@@ -144,81 +252,47 @@ def labels(runs: Sequence[Run]) -> list[str]:
         >>> labels([run_of(0.1), run_of(0.2), run_of(0.2)])
         ['run (lr=0.1)', 'run (lr=0.2)', 'run (lr=0.2) #2']
     """
-    optimizers = [_mapping(_ours(run).get("optimizer")) for run in runs]
-    telling = [
+    optimizers = [mapping(own_config(run).get("optimizer")) for run in runs]
+    differing = [
         name
         for name in MAIN_SETTINGS
         if any(each.get(name) != optimizers[0].get(name) for each in optimizers)
     ]
     found: list[str] = []
     for run, optimizer in zip(runs, optimizers, strict=True):
-        told = ", ".join(f"{name}={format_value(optimizer.get(name))}" for name in telling)
-        label = f"{run.name} ({told})" if told else run.name
+        shown = ", ".join(f"{name}={format_value(optimizer.get(name))}" for name in differing)
+        label = f"{run.name} ({shown})" if shown else run.name
         numbered = (f"{label} #{number}" for number in itertools.count(2))
         found.append(next(each for each in itertools.chain([label], numbered) if each not in found))
     return found
 
 
-def _ours(run: Run) -> dict[str, Any]:
-    """What AdamMonitor has put into a run's config."""
-    return _mapping(run.config.get("lightning_adam"))
-
-
-def _mapping(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _described(run: Run) -> str:
-    """A run's optimizer and schedule in a line; of several, each with its name."""
-    optimizers = _mapping(_ours(run).get("optimizer"))
-    schedulers = _mapping(_ours(run).get("scheduler"))
-    if "class" in optimizers:
-        optimizers, schedulers = {"": optimizers}, {"": schedulers}
-    lines = []
-    for name, optimizer in optimizers.items():
-        schedule = _mapping(schedulers.get(name))
-        parts = [
-            _listed(_mapping(optimizer), "class", MAIN_SETTINGS),
-            _listed(schedule, "name", schedule),
-        ]
-        lines.append(": ".join(filter(None, [name, "; ".join(filter(None, parts))])))
-    return " | ".join(filter(None, lines))
-
-
-def _listed(settings: Mapping[str, Any], title: str, names: Iterable[str]) -> str:
-    shown = [f"{name}={format_value(settings[name])}" for name in names if name in settings]
-    return " ".join(shown).replace(f"{title}=", "", 1)
-
-
-def _partings(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Where each run leaves the first: at all, and clearly."""
+def _first_differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Where each run first differs from the first run: at all, and clearly."""
     return [
-        {"at_all": parting(runs[0], run, 0), "clearly": parting(runs[0], run), "run": place}
+        {
+            "any": first_difference(runs[0], run, 0),
+            "clear": first_difference(runs[0], run),
+            "run": place,
+        }
         for place, run in enumerate(runs[1:], start=1)
     ]
 
 
-def _curves(panel: Panel, runs: Sequence[Run]) -> dict[str, Any]:
-    """Of each key that the panel draws the lines of its scopes."""
-    choices: dict[str, list[dict[str, Any]]] = {}
-    all_values: dict[str, list[Floats]] = {}
-    for place, key, (base, _, scope), series in _drawn(panel, [run.series for run in runs]):
+def _curves(chart: Chart, runs: Sequence[Run]) -> dict[str, Any]:
+    """A line for each run, key and scope."""
+    lines = []
+    for place, key, (base, _, scope), series in _drawn(chart, [run.series for run in runs]):
         if not scope.is_inner:
-            shown = thinned(series)
-            arrays = {"steps": packed(shown.steps), "values": packed(shown.values)}
-            told: dict[str, Any] = {"run": place, "scope": str(scope) if base in BASES else None}
+            shown = downsample_minmax(series)
+            line: dict[str, Any] = {"run": place, "scope": str(scope) if base in BASES else None}
+            # Percentiles share a chart.
+            line |= {"part": base.rpartition("_")[2] if "|" in chart.keys else ""}
+            line |= {"steps": pack(shown.steps), "values": pack(shown.values)}
             if scope.kind == "worst":
-                told["tensors"] = _tensors(runs[place], key, shown.steps.tolist())
-            choices.setdefault(base, []).append(told | arrays)
-            all_values.setdefault(base, []).append(series.values)
-    return {
-        "choices": [
-            {"label": key, "isLog": is_logarithmic(panel.unit, values), "lines": choices[key]}
-            for key, values in sorted(
-                all_values.items(), key=lambda each: (-_points(each[1]), each[0])
-            )
-        ]
-    }
+                line["tensors"] = _tensors(runs[place], key, shown.steps.tolist())
+            lines.append(line)
+    return {"lines": lines}
 
 
 def _tensors(run: Run, key: str, steps: Iterable[int]) -> dict[str, list[Any]]:
@@ -229,29 +303,27 @@ def _tensors(run: Run, key: str, steps: Iterable[int]) -> dict[str, list[Any]]:
     return {"names": [*places], "places": [places[name] for name in names]}
 
 
-def _layers(panel: Panel, runs: Sequence[Run]) -> dict[str, Any]:
-    """Of each statistic and run the values by layer and step."""
-    maps = _layer_maps(panel, [run.series for run in runs])
+def _layers(chart: Chart, runs: Sequence[Run]) -> dict[str, Any]:
+    """The values by layer and step of each statistic and run."""
+    maps = _layer_maps(chart, [run.series for run in runs])
     return {"maps": [{"run": place} | entry for place, entry in maps]}
 
 
-def _events(panel: Panel, runs: Sequence[Run]) -> dict[str, Any]:
+def _events(chart: Chart, runs: Sequence[Run]) -> dict[str, Any]:
     """The same of each event of a run."""
     events = [(place, event) for place, run in enumerate(runs) for event in run.events]
     maps = []
-    for number, entry in _layer_maps(panel, [event.series for _, event in events]):
+    for number, entry in _layer_maps(chart, [event.series for _, event in events]):
         place, event = events[number]
         maps.append({"run": place, "event": str(event)} | entry)
-    # Those of an event stand together, the first one's first.
     return {"maps": sorted(maps, key=lambda entry: entry["run"])}
 
 
 def _layer_maps(
-    panel: Panel, logged: Sequence[Mapping[str, Series]]
+    chart: Chart, logged: Sequence[Mapping[str, Series]]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Of each statistic and what was logged the values by layer and step."""
     found: dict[tuple[str, int], dict[str, Series]] = {}
-    for place, _, (key, _, scope), series in _drawn(panel, logged):
+    for place, _, (key, _, scope), series in _drawn(chart, logged):
         if scope.is_inner:
             found.setdefault((key, place), {})[str(scope)] = series
     columns = min(max(CELLS // max(sum(map(len, found.values())), 1), 20), COLUMNS)
@@ -259,56 +331,57 @@ def _layer_maps(
         by_layer = found.get((statistic.key, place), {})
         if by_layer:
             layers = sorted(by_layer, key=_natural)
-            steps, values = gridded([by_layer[layer] for layer in layers], columns)
+            steps, values = grid([by_layer[layer] for layer in layers], columns)
             entry: dict[str, Any] = {"statistic": statistic.name, "unit": statistic.unit}
             entry |= {"meaning": statistic.meaning, "layers": layers}
-            entry |= {"isLog": is_logarithmic(statistic.unit, [values.ravel()])}
-            entry |= {"steps": packed(steps), "values": packed(compact(values))}
+            entry |= {"isLog": is_logarithmic(statistic)}
+            entry |= {"steps": pack(steps), "values": pack(values)}
             yield place, entry
 
 
-def _histograms(panel: Panel, runs: Sequence[Run]) -> dict[str, Any]:
-    """Of each quantity, scope and run the shares by octave and step."""
+def _histograms(chart: Chart, runs: Sequence[Run]) -> dict[str, Any]:
+    """The shares by octave and step of each quantity, scope and run."""
     maps = []
-    for place, _, (base, _, scope), by_step in _drawn(panel, [run.histograms for run in runs]):
-        steps, lowest, shares = octaves(by_step)
+    for place, _, (base, _, scope), by_step in _drawn(chart, [run.histograms for run in runs]):
+        steps, lowest, shares = octave_shares(by_step)
         entry = {"run": place, "scope": str(scope), "quantity": base.rpartition("/")[2]}
         entry |= {"eps": _eps_of(runs[place], scope), "lowest": lowest}
-        entry |= {"steps": packed(steps), "shares": packed(compact(shares))}
+        entry |= {"steps": pack(steps), "shares": pack(shares)}
         maps.append(entry)
     return {"maps": maps}
 
 
-def _eps_curves(panel: Panel, runs: Sequence[Run]) -> dict[str, Any]:
-    """Of each run and scope the share of the last step's elements below every power of two."""
+def _eps_curves(chart: Chart, runs: Sequence[Run]) -> dict[str, Any]:
+    """The share of the last step's elements below each power of two, by run and scope."""
     lines = []
-    for place, _, (_, _, scope), by_step in _drawn(panel, [run.histograms for run in runs]):
+    for place, _, (_, _, scope), by_step in _drawn(chart, [run.histograms for run in runs]):
         step = max(by_step)
-        at, shares = below_edges(by_step[step])
+        magnitudes = [2.0**edge for edge in by_step[step].log2_edges[1:-1]]
+        shares = by_step[step].fractions_below(magnitudes)
         line = {"run": place, "scope": str(scope), "eps": _eps_of(runs[place], scope)}
-        lines.append(line | {"step": step, "at": packed(at), "shares": packed(shares)})
+        lines.append(line | {"step": step, "magnitudes": magnitudes, "shares": shares})
     return {"lines": lines}
 
 
-DRAWINGS: dict[Drawing, Callable[[Panel, Sequence[Run]], dict[str, Any]]] = {
-    Drawing.CURVES: _curves,
-    Drawing.LAYERS: _layers,
-    Drawing.EVENTS: _events,
-    Drawing.HISTOGRAM: _histograms,
-    Drawing.EPS_CURVE: _eps_curves,
+DRAWN: dict[ChartKind, Callable[[Chart, Sequence[Run]], dict[str, Any]]] = {
+    ChartKind.CURVES: _curves,
+    ChartKind.LAYERS: _layers,
+    ChartKind.EVENTS: _events,
+    ChartKind.HISTOGRAM: _histograms,
+    ChartKind.EPS_CURVE: _eps_curves,
 }
-"""What the page is given of a panel; page.js draws it."""
+"""The data of a chart, which page.js draws."""
 
 
 def _drawn(
-    panel: Panel, logged: Iterable[Mapping[str, Logged]]
+    chart: Chart, logged: Iterable[Mapping[str, Logged]]
 ) -> Iterator[tuple[int, str, Key, Logged]]:
-    """What a panel draws of each run: its number, and its keys with their values, by scope."""
+    """What a chart draws of each run: its number, and its keys with their values, by scope."""
     for place, by_key in enumerate(logged):
         keys = {key: read_key(key) for key in by_key}
         order = {key: [*map(_natural, (each.base, *each.scope))] for key, each in keys.items()}
         for key in sorted(keys, key=order.__getitem__):
-            if panel.draws(keys[key].base):
+            if chart.draws(keys[key].base):
                 yield place, key, keys[key], by_key[key]
 
 
@@ -319,21 +392,17 @@ def _natural(key: str) -> list[tuple[int, str]]:
     ]
 
 
-def _points(values: Iterable[Floats]) -> int:
-    return sum(map(len, values))
-
-
 def _named(settings: dict[str, Any], part: str) -> dict[str, Any]:
     """The settings of a name, given as it stands in a key."""
     found = (value for name, value in settings.items() if key_part(name) == part)
-    return _mapping(next(found, None))
+    return mapping(next(found, None))
 
 
 def _eps_of(run: Run, scope: Scope) -> list[float]:
     """The different eps of a scope, as the run's config has them; 0 has no place on a log axis."""
-    optimizer = _mapping(_ours(run).get("optimizer"))
+    optimizer = mapping(own_config(run).get("optimizer"))
     if scope.optimizer:
         optimizer = _named(optimizer, scope.optimizer)
-    groups = _mapping(optimizer.get("param_groups"))
+    groups = mapping(optimizer.get("param_groups"))
     chosen = [_named(groups, scope.name)] if scope.kind == "group" else [*groups.values()]
     return sorted({float(group["eps"]) for group in chosen if group.get("eps")})

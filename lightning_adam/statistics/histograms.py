@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 QUANTITIES = {
     "grad": "|g|, the gradient that the step used, clipped and unscaled.",
     "exp_avg": "|m̂|, the first moment, bias-corrected.",
@@ -32,10 +34,36 @@ PERCENTILE_FAMILIES = {"denominator": "moments", "normalized_update": "update"}
 
 
 class Histogram(NamedTuple):
-    """Counts between edges, which are powers of two, given as their exponents."""
+    """Counts between edges, which are powers of two, given as their exponents.
 
-    counts: list[int]
-    log2_edges: list[float]
+    The first octave also contains everything smaller, zeros included.
+    """
+
+    counts: Sequence[int]
+    log2_edges: Sequence[float]
+
+    def fractions_below(self, magnitudes: Sequence[float]) -> list[float]:
+        """Returns the share of the elements below each magnitude.
+
+        Exact at powers of two; within an octave the elements are assumed to be spread evenly over
+        the logarithm.
+
+        Args:
+            magnitudes: The magnitudes, above 0.
+
+        Returns:
+            The shares, NaN if there are no elements.
+
+        Example:
+            >>> Histogram([1, 1, 2], [-3.0, -2.0, -1.0, 0.0]).fractions_below([0.1, 0.5, 1.0])
+            [0.25, 0.5, 1.0]
+        """
+        total = sum(self.counts)
+        if not total:
+            return [math.nan] * len(magnitudes)
+        below = np.cumsum(self.counts) / total
+        shares: list[float] = np.interp(np.log2(magnitudes), self.log2_edges[1:], below).tolist()
+        return shares
 
 
 def fold(counts: Sequence[int]) -> Histogram:
@@ -86,10 +114,7 @@ def magnitude_above(counts: Sequence[int], share: float) -> float | None:
 
 
 def dominated_fractions(counts: Sequence[int], eps: Sequence[float] = EPS_SHOWN) -> list[float]:
-    """The share of the elements whose √v̂ would be below eps, for every eps asked for.
-
-    Exact where eps is a power of two; within an octave the elements are taken to be spread evenly
-    over its logarithm.
+    """Returns the share of the elements whose √v̂ would be below eps, for every eps.
 
     Args:
         counts: The counts of `denominator`, one a binary exponent, as in `BINS`.
@@ -104,14 +129,7 @@ def dominated_fractions(counts: Sequence[int], eps: Sequence[float] = EPS_SHOWN)
         >>> dominated_fractions(counts, [1e-8, 2.0**-9, 2.0])
         [0.0, 0.5, 1.0]
     """
-    elements = sum(counts)
-    fractions = []
-    for each in eps:
-        place = min(max(math.log2(each) + 127, 1.0), BINS - 1.0)
-        octave = min(int(place), BINS - 2)
-        below = sum(counts[:octave]) + (place - octave) * counts[octave]
-        fractions.append(below / elements if elements else math.nan)
-    return fractions
+    return Histogram(counts, range(-127, BINS - 126)).fractions_below(eps)
 
 
 def percentile(counts: Sequence[int], percent: float) -> float | None:

@@ -2,26 +2,28 @@
 
 const report = JSON.parse(document.getElementById("data").textContent);
 const root = document.documentElement;
+const runNames = report.runs.map((run) => run.name);
 const isComparison = report.runs.length > 1;
 const isTouched = matchMedia("(pointer: coarse)").matches;
 
-// Okabe and Ito's colours, the darker ones lightened where the ground is dark.
-const COLOURS = {
+// Okabe and Ito's colors, the darker ones lightened on a dark background.
+const COLORS = {
   light: ["#0072b2", "#d55e00", "#008060", "#a8407c", "#8a6d00", "#4a4fc4", "#5f6b76"],
   dark: ["#56b4e9", "#f0803c", "#2dbd94", "#e08cc0", "#e3c13b", "#a3a6ff", "#aab4be"],
 };
-// Shares grow out of the ground; of values none is nothing.
 const SHARES = {
   light: [[0, "#dcebf8"], [0.5, "#4292c6"], [1, "#08306b"]],
   dark: [[0, "#17314c"], [0.5, "#4292c6"], [1, "#dcebf8"]],
 };
 const VALUES = "Viridis";
 const SIGNED_VALUES = "RdBu";
+const OUTLIERS = 0.005;
+const LARGEST_LAYERS = 3;
 
-// What is chosen on the page: the colours' ground, the steps, the hidden lines, the scope.
-const chosen = { theme: "light", steps: null, hidden: new Set(), scope: null };
+// The state of the page: theme, range of the x-axis, hidden lines, scope, axis, smoothing.
+const chosen = { theme: "light", range: null, hidden: [], scope: null, axis: "step", smoothing: 0 };
 
-const ARRAYS = { float32: Float32Array, float64: Float64Array };
+const ARRAYS = { float32: Float32Array, float64: Float64Array, uint32: Uint32Array };
 function unpacked(packed) {
   if (!packed.array) {
     const bytes = Uint8Array.from(atob(packed.bytes), (letter) => letter.charCodeAt(0));
@@ -31,54 +33,75 @@ function unpacked(packed) {
   return packed.array;
 }
 
-/** Names may hold anything; Plotly reads tags in its texts. */
-function asText(name) {
-  return String(name).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-}
-
+/** Names may contain anything; Plotly reads tags in its texts. */
+const asText = (name) =>
+  String(name).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 const sorted = (numbers) => Array.from(numbers).sort((one, other) => one - other);
-const powerOfTen = (exponent) => `1e${exponent}`;
+const quantile = (ordered, share) => ordered[Math.round(share * (ordered.length - 1))];
 
-// ---- What there is: scopes, lines, steps
+// ---- Scopes, lines, steps
 
-function everyLine() {
-  return Object.values(report.panels).flatMap((panel) =>
-    panel.lines ?? (panel.choices ?? []).flatMap((choice) => choice.lines));
-}
-// What is not ours, such as the loss, has no scope.
-const scopes = [...new Set(everyLine().map((line) => line.scope ?? []).flat())].sort(
+const charts = Object.values(report.charts);
+// A metric that the module logs itself has no scope.
+const scopes = [...new Set(charts.flatMap((chart) => chart.lines ?? []).map((line) => line.scope ?? [])
+  .flat())].sort(
   (one, other) => (other === "model") - (one === "model") || one.localeCompare(other));
 chosen.scope = scopes[0] ?? "model";
 
-/** The lines are told apart by their runs; those of one run by their scopes. */
-const nameOf = (line) => (isComparison ? report.runs[line.run] : line.scope ?? report.runs[0]);
-const names = isComparison ? report.runs : scopes;
-const colourOf = (line) => {
-  const colours = COLOURS[chosen.theme];
+/** Lines are distinguished by run; those of a single run by scope. */
+const nameOf = (line) => (isComparison ? runNames[line.run] : line.scope ?? runNames[0]);
+const names = isComparison ? runNames : scopes;
+const colorOf = (line) => {
   const place = isComparison ? line.run : Math.max(scopes.indexOf(line.scope), 0);
-  return colours[place % colours.length];
+  return COLORS[chosen.theme][place % COLORS[chosen.theme].length];
 };
-/** Where lines of one run lie upon each other all are seen: the later, the thinner. */
-const widthOf = (line) =>
-  isComparison ? 1.6 : [4, 2.6][scopes.indexOf(line.scope)] ?? 1.4;
+const DASHES = { p1: "dot", p99: "dash" };
+/** The model's line is drawn last, and the widest. */
+const isModel = (line) => scopes.indexOf(line.scope) <= 0;
 const isShown = (line) =>
-  !chosen.hidden.has(nameOf(line)) &&
+  !chosen.hidden.includes(nameOf(line)) &&
   (!isComparison || line.scope === null || line.scope === chosen.scope);
+const shownLines = (chart) => {
+  const lines = chart.lines.filter(isShown);
+  return isComparison ? lines : [...lines.filter((line) => !isModel(line)), ...lines.filter(isModel)];
+};
 
-const ends = [Infinity, -Infinity];
-for (const panel of Object.values(report.panels)) {
-  // The steps before an event stand by themselves.
-  const maps = (panel.maps ?? []).filter((map) => map.event === undefined);
-  for (const line of [...(panel.choices ?? []).flatMap((choice) => choice.lines), ...maps]) {
-    const steps = unpacked(line.steps);
-    if (steps.length) {
-      ends[0] = Math.min(ends[0], steps[0]);
-      ends[1] = Math.max(ends[1], steps[steps.length - 1]);
-    }
+/** The first and the last step of a chart. */
+function endsOf(chart) {
+  const ends = [Infinity, -Infinity];
+  for (const each of [...(chart.lines ?? []), ...(chart.maps ?? [])]) {
+    const steps = each.steps ? unpacked(each.steps) : [];
+    if (!steps.length) continue;
+    const [first, last] = [positionOf(each.run, steps[0]), positionOf(each.run, steps.at(-1))];
+    ends[0] = Math.min(ends[0], first);
+    ends[1] = Math.max(ends[1], last);
   }
+  return ends;
 }
+const ends = () => charts.filter((chart) => chart.kind !== "events").map(endsOf).reduce(
+  (all, each) => [Math.min(all[0], each[0]), Math.max(all[1], each[1])], [Infinity, -Infinity]);
 
-// ---- Drawing: each returns what Plotly needs, from what the panel holds and what is chosen
+/** The position of a step on the x-axis: itself, or hours, minutes or seconds since the start. */
+const longest = Math.max(...report.runs.map((run) => run.times?.seconds.at(-1) ?? 0));
+const [timeUnit, secondsOfUnit] =
+  longest > 7200 ? ["h", 3600] : longest > 120 ? ["min", 60] : ["s", 1];
+const isTime = () => chosen.axis === "time";
+function positionOf(run, step) {
+  if (!isTime()) return step;
+  const times = report.runs[run].times;
+  if (!times) return NaN;
+  let next = times.steps.findIndex((each) => each >= step);
+  if (next === -1) next = times.steps.length - 1;
+  const before = Math.max(next - 1, 0);
+  const width = times.steps[next] - times.steps[before];
+  const share = width ? Math.min(Math.max((step - times.steps[before]) / width, 0), 1) : 0;
+  const seconds = times.seconds[before] + share * (times.seconds[next] - times.seconds[before]);
+  return seconds / secondsOfUnit;
+}
+const positionsOf = (run, steps) =>
+  isTime() ? Array.from(steps, (step) => positionOf(run, step)) : steps;
+
+// ---- Parts of a layout
 
 const style = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 
@@ -95,7 +118,7 @@ function layoutOf(extra) {
     hoverlabel: { align: "left", namelength: 30 },
     ...extra,
   };
-  // Labels make room on their own side: on both, Plotly may not come to an end.
+  // Labels make room on their own side: on both, Plotly may not terminate.
   layout.xaxis = { ...axis, automargin: "bottom", ...extra.xaxis };
   layout.yaxis = { ...axis, automargin: "left", fixedrange: true, ...extra.yaxis };
   return layout;
@@ -103,78 +126,43 @@ function layoutOf(extra) {
 
 const padded = ([first, last]) => [first - 0.02 * (last - first), last + 0.02 * (last - first)];
 
-function stepAxis() {
+function stepAxis(own) {
+  const title = isTime() ? `time (${timeUnit})` : "step";
   return {
-    title: { text: "step", standoff: 4 },
-    tickformat: ",~f", nticks: 6,
-    ...(ends[0] < ends[1] ? { range: chosen.steps ? [...chosen.steps] : padded(ends) } : {}),
+    title: { text: title, standoff: 4 },
+    ...(isTime() ? {} : { tickformat: ",~f" }), nticks: 6,
+    ...(chosen.range ? { range: [...chosen.range] } : own[0] < own[1] ? { range: padded(own) } : {}),
   };
 }
 
-/** The places of the chosen steps, and one more on both sides, so that lines leave the picture. */
-function placesOfSteps(steps) {
-  if (!chosen.steps) return [0, steps.length];
-  let first = steps.findIndex((step) => step >= chosen.steps[0]);
-  first = first === -1 ? steps.length : first;
-  let end = steps.findIndex((step) => step > chosen.steps[1]);
-  end = end === -1 ? steps.length : end;
-  return [Math.max(first - 1, 0), Math.min(end + 1, steps.length)];
+/** The points within the range, and one more on both sides, so that lines leave the plot. */
+function placesWithin(positions) {
+  if (!chosen.range) return [0, positions.length];
+  let first = positions.findIndex((each) => each >= chosen.range[0]);
+  first = first === -1 ? positions.length : first;
+  let end = positions.findIndex((each) => each > chosen.range[1]);
+  end = end === -1 ? positions.length : end;
+  return [Math.max(first - 1, 0), Math.min(end + 1, positions.length)];
 }
 
-/** The tensor that each of a line's values is of. */
-const tensorsOf = ({ tensors }) => tensors.places.map((place) => asText(tensors.names[place]));
+const shortNumber = (value) => {
+  const exact = Number(value.toPrecision(3));
+  const size = Math.abs(exact);
+  return size === 0 || (size >= 1e-3 && size < 1e5) ? String(exact) : exact.toExponential();
+};
+const formatted = (value, unit) =>
+  unit === "fraction" ? `${Number((100 * value).toPrecision(3))}%` : shortNumber(value);
 
-function curves(panel, settings) {
-  const choice = panel.choices[settings.choice ?? 0];
-  const isLog = settings.isLog ?? choice.isLog;
-  const span = [Infinity, -Infinity];
-  const data = choice.lines.filter(isShown).map((line) => {
-    const steps = unpacked(line.steps);
-    const [first, end] = placesOfSteps(steps);
-    let values = unpacked(line.values).subarray(first, end);
-    if (isLog) values = values.map((value) => (value > 0 ? value : NaN));
-    for (const value of values) {
-      // One that is infinite has no place, and would take the others' ticks away.
-      if (!Number.isFinite(value)) continue;
-      if (value < span[0]) span[0] = value;
-      if (value > span[1]) span[1] = value;
-    }
-    return {
-      type: "scatter",
-      mode: end - first > 60 ? "lines" : "lines+markers",
-      name: asText(nameOf(line)),
-      x: steps.subarray(first, end),
-      y: values,
-      line: { color: colourOf(line), width: widthOf(line) },
-      marker: { size: 4 },
-      ...(line.tensors ? { text: tensorsOf(line).slice(first, end) } : {}),
-      hovertemplate: line.tensors ? "%{y:.4g} in %{text}" : "%{y:.4g}",
-    };
-  });
-  return {
-    data,
-    layout: layoutOf({
-      ...findingMarks(),
-      hovermode: "x unified",
-      xaxis: { ...stepAxis(), unifiedhovertitle: { text: "step %{x:,}" } },
-      yaxis: isLog
-        ? { type: "log", ...logarithmicTicks(span) }
-        : span[0] === span[1] && span[0] !== 0 ? constantTicks(span[0]) : { tickformat: ".4~g" },
-    }),
-  };
+/** Ticks at powers of ten between two exponents. */
+function decades(lowest, highest, most = 8) {
+  const every = Math.max(1, Math.ceil((highest - lowest) / most));
+  const ticks = [];
+  for (let tick = Math.ceil(lowest / every) * every; tick <= highest; tick += every) ticks.push(tick);
+  return { tickvals: ticks, ticktext: ticks.map((exponent) => `1e${exponent}`) };
 }
-
-const shortNumber = (value) =>
-  value >= 1e-3 && value < 1e5 ? String(value) : value.toExponential();
-
-const constantTicks = (value) => ({
-  tickvals: [0, value], ticktext: ["0", shortNumber(value)],
-  range: [-0.1 * value, 1.5 * value],
-});
 
 /** Ticks at powers of ten; also at two and five of them, or evenly, where there are few. */
 function logarithmicTicks([low, high]) {
-  if (!(low < high)) return {};
   const ticks = [];
   if (high < 4 * low) {
     const rough = (high - low) / 4, unit = 10 ** Math.floor(Math.log10(rough));
@@ -192,36 +180,239 @@ function logarithmicTicks([low, high]) {
   return { tickvals: exact, ticktext: exact.map(shortNumber) };
 }
 
-/** Where findings were raised; codes at one step share a line and a label. */
-function findingMarks() {
-  const byStep = new Map();
-  for (const each of report.findings.filter(isShown)) {
-    if (chosen.steps && (each.step < chosen.steps[0] || each.step > chosen.steps[1])) continue;
-    byStep.set(each.step, [...(byStep.get(each.step) ?? []), each]);
+/** The axis of values: robust against outliers, from 0 for fractions; close references fit in. */
+function valueAxis(values, { isLog, unit, references, isWhole }) {
+  const scale = isLog ? Math.log10 : (value) => value;
+  const ordered = sorted(values.filter((value) => Number.isFinite(value) && (value > 0 || !isLog)));
+  if (!ordered.length) return { axis: {}, low: NaN, high: NaN, isCut: false };
+  const all = [scale(ordered[0]), scale(ordered.at(-1))];
+  let [low, high] = all;
+  if (ordered.length >= 40 && !isWhole) {
+    const core = [OUTLIERS, 1 - OUTLIERS].map((share) => scale(quantile(ordered, share)));
+    const reach = 3 * Math.max(core[1] - core[0], isLog ? 0.3 : 1e-3 * Math.abs(core[1]));
+    if (high > core[1] + reach) high = core[1] + 0.2 * reach;
+    if (low < core[0] - reach) low = core[0] - 0.2 * reach;
   }
-  const marks = [...byStep].sort(([a], [b]) => a - b);
+  const isCut = low !== all[0] || high !== all[1];
+  if (unit === "fraction" && low >= 0 && !isLog) low = 0;
+  const span = Math.max(high - low, isLog ? 0.5 : 0.05 * Math.max(Math.abs(low), Math.abs(high)));
+  for (const { value } of references) {
+    const at = scale(value);
+    if (at >= low - span && at <= high + span) [low, high] = [Math.min(low, at), Math.max(high, at)];
+  }
+  if (low === high) {
+    if (isLog) [low, high] = [low - 0.5, high + 0.5];
+    else if (low === 0) [low, high] = [0, 1];
+    else [low, high] = [Math.min(0, 1.5 * low), Math.max(0, 1.5 * high)];
+  } else {
+    const room = 0.06 * (high - low);
+    [low, high] = [unit === "fraction" && low === 0 ? 0 : low - room, high + room];
+  }
+  if (unit === "fraction" && !isLog && ordered.at(-1) <= 1) high = Math.min(high, 1.04);
+  const axis = { range: [low, high], ...(isLog ? { type: "log" } : {}) };
+  if (isLog) Object.assign(axis, logarithmicTicks([10 ** low, 10 ** high]));
+  else axis.tickformat = unit === "fraction" ? ".4~%" : ".4~g";
+  return { axis, low, high, isCut };
+}
+
+/** Lines at healthy values and thresholds; those beyond the axis are named at its edge. */
+function referenceMarks(references, { low, high }, isLog, unit, isVertical = false) {
+  const [across, along] = isVertical ? ["y", "x"] : ["x", "y"];
+  const found = { shapes: [], annotations: [] };
+  const stacked = { above: 0, below: 0 };
+  for (const each of references) {
+    const at = isLog ? Math.log10(each.value) : each.value;
+    if (!Number.isFinite(at)) continue;
+    const color = style(each.code ? "--warning" : "--healthy");
+    const text = asText(`${each.label} ${formatted(each.value, unit)}`);
+    const label = { text, showarrow: false, font: { color, size: 10 }, bgcolor: style("--panel") };
+    if (at < low || at > high) {
+      if (isVertical) continue;
+      const side = at > high ? "above" : "below";
+      const shift = 13 * stacked[side]++;
+      found.annotations.push({
+        ...label, text: `${side === "above" ? "↑" : "↓"} ${text}`, xref: "paper", x: 1, xanchor: "right",
+        yref: "paper", y: side === "above" ? 1 : 0, yanchor: side === "above" ? "top" : "bottom",
+        yshift: side === "above" ? -shift : shift,
+      });
+      continue;
+    }
+    found.shapes.push({
+      type: "line", layer: "below", [`${across}ref`]: "paper", [`${across}0`]: 0, [`${across}1`]: 1,
+      [`${along}0`]: each.value, [`${along}1`]: each.value,
+      line: { color, width: 1.2, dash: each.code ? "dash" : "dot" },
+    });
+    found.annotations.push(isVertical
+      ? { ...label, x: at, yref: "paper", y: 1, xanchor: "left", yanchor: "top", xshift: 2 }
+      : { ...label, xref: "paper", x: each.code ? 1 : 0, y: at, yanchor: "bottom",
+        xanchor: each.code ? "right" : "left" });
+  }
+  return found;
+}
+
+const isOfShownRun = (each) => !isComparison || !chosen.hidden.includes(runNames[each.run]);
+const referencesOf = (chart) =>
+  chart.references.filter((each) => each.runs.some((run) => isOfShownRun({ run })));
+
+/** Intervals of findings, merged by code, and recorded failures. */
+function findingMarks(chart, own) {
+  const [first, last] = chosen.range ?? own;
+  const isOverview = chart.isOverview;
+  const byCode = new Map();
+  for (const each of report.findings) {
+    if (!isOfShownRun(each) || !(isOverview || each.statistics.includes(chart.id))) continue;
+    const name = [each.run, each.optimizer, each.code].join("\n");
+    byCode.set(name, [...(byCode.get(name) ?? []), each]);
+  }
+  const marks = [];
+  for (const found of byCode.values()) {
+    const intervals = found.map((each) => [
+      positionOf(each.run, each.start),
+      each.end === null ? Infinity : positionOf(each.run, each.end),
+    ]).sort(([one], [other]) => one - other);
+    const merged = [];
+    for (const [start, end] of intervals) {
+      if (merged.length && start <= merged.at(-1)[1]) merged.at(-1)[1] = Math.max(merged.at(-1)[1], end);
+      else merged.push([start, end]);
+    }
+    const { code, optimizer, severity } = found[0];
+    const label = optimizer ? `${code} (${optimizer})` : code;
+    const color = style(severity === "error" ? "--error" : "--warning");
+    merged.forEach(([start, end], place) => marks.push({
+      start, end: Math.min(end, own[1]), color, label: place ? "" : label,
+    }));
+  }
+  if (isOverview) {
+    for (const each of report.events.filter(isOfShownRun)) {
+      const at = positionOf(each.run, each.step - 1);
+      marks.push({ start: at, end: at, color: style("--error"), label: `⚑ ${each.reason}` });
+    }
+  }
+  const within = marks.filter(({ start, end }) => end >= first && start <= last);
+  const shapes = within.flatMap(({ start, end, color }) => [
+    { type: "rect", layer: "below", yref: "paper", y0: 0, y1: 1, x0: start, x1: end,
+      fillcolor: color, opacity: 0.1, line: { width: 0 } },
+    { type: "line", layer: "below", yref: "paper", y0: 0, y1: 1, x0: start, x1: start,
+      line: { color, width: 1, dash: "dot" } },
+  ]);
+  const labeled = within.filter(({ label }) => label).sort((one, other) => one.start - other.start);
+  const annotations = labeled.map(({ start, color, label }, place) => ({
+    text: asText(label), showarrow: false, font: { color, size: 10 }, bgcolor: style("--panel"),
+    opacity: 0.9, x: Math.max(start, first), yref: "paper", y: 1 - 0.1 * (place % 6), yanchor: "top",
+    xanchor: start > (first + last) / 2 ? "right" : "left",
+  }));
+  return { shapes, annotations };
+}
+
+const merged = (...marks) => ({
+  shapes: marks.flatMap((each) => each.shapes),
+  annotations: marks.flatMap((each) => each.annotations),
+});
+
+// ---- Kinds of charts: each returns what Plotly needs
+
+/** An exponential moving average, without the bias of its start. */
+function smoothed(values) {
+  if (!chosen.smoothing) return values;
+  let average = 0, weight = 0;
+  return Array.from(values, (value) => {
+    if (!Number.isFinite(value)) return value;
+    average = chosen.smoothing * average + (1 - chosen.smoothing) * value;
+    weight = chosen.smoothing * weight + 1 - chosen.smoothing;
+    return average / weight;
+  });
+}
+
+/** The tensor that each value of a line is of. */
+const tensorsOf = ({ tensors }) => tensors.places.map((place) => asText(tensors.names[place]));
+
+/** Values of a single step: a bar each. */
+function bars(labels, values, { isLog, unit, references, colors, hover }) {
+  const axis = valueAxis(values, { isLog, unit, references, isWhole: true });
   return {
-    shapes: marks.map(([step]) => ({
-      type: "line", layer: "below", yref: "paper", y0: 0, y1: 1, x0: step, x1: step,
-      line: { color: style("--warning"), width: 1, dash: "dot" },
-    })),
-    annotations: marks.map(([step, found], place) => ({
-      text: [...new Set(found.map((each) => each.code))].join("<br>"),
-      showarrow: false, font: { color: style("--warning"), size: 10 }, bgcolor: style("--panel"),
-      opacity: 0.9, x: step, yref: "paper", y: 1 - 0.12 * (place % 4), yanchor: "top", xshift: 3,
-      xanchor: step > (ends[0] + ends[1]) / 2 ? "right" : "left",
-    })),
+    data: [{
+      type: "bar", orientation: "h", x: values, y: labels.map((_, place) => place),
+      text: values.map((value) => formatted(value, unit)), textposition: "auto",
+      marker: { color: colors ?? style("--accent") }, hovertemplate: `${hover ?? "%{x:.4g}"}<extra></extra>`,
+    }],
+    layout: layoutOf({
+      ...referenceMarks(references, axis, isLog, unit, true),
+      hovermode: "closest", bargap: 0.35,
+      xaxis: { ...axis.axis, ...(isLog ? {} : { range: [Math.min(axis.low, 0), axis.high] }), fixedrange: true },
+      yaxis: {
+        autorange: "reversed", showgrid: false, zeroline: false,
+        tickvals: labels.map((_, place) => place), ticktext: labels.map(asText),
+      },
+    }),
+    isCut: false,
+  };
+}
+
+function curves(chart, settings) {
+  const lines = shownLines(chart);
+  const references = referencesOf(chart);
+  if (chart.lines.every((line) => unpacked(line.steps).length === 1)) {
+    const shown = lines.toReversed();
+    return bars(
+      shown.map((line) => [nameOf(line), line.part].filter(Boolean).join(" ")),
+      shown.map((line) => unpacked(line.values)[0]),
+      { isLog: settings.isLog, unit: chart.unit, references, colors: shown.map(colorOf) });
+  }
+  const own = endsOf(chart);
+  const inView = [];
+  const data = lines.flatMap((line) => {
+    const positions = positionsOf(line.run, unpacked(line.steps));
+    const [first, end] = placesWithin(positions);
+    let values = unpacked(line.values);
+    if (settings.isLog) values = values.map((value) => (value > 0 ? value : NaN));
+    const shown = smoothed(values).slice(first, end);
+    // One that is infinite has no position, and would remove the ticks of the others.
+    for (const value of shown) if (Number.isFinite(value)) inView.push(value);
+    const name = asText([nameOf(line), line.part].filter(Boolean).join(" "));
+    const trace = {
+      type: "scatter", mode: end - first > 60 ? "lines" : "lines+markers",
+      x: positions.slice(first, end), marker: { size: 4 },
+      line: { color: colorOf(line), width: isComparison ? 1.6 : isModel(line) ? 2.2 : 1.4,
+        dash: DASHES[line.part] ?? "solid" },
+    };
+    const raw = {
+      ...trace, name: `${name} (not smoothed)`, y: values.slice(first, end),
+      mode: "lines", opacity: 0.25, hoverinfo: "skip",
+    };
+    return [...(chosen.smoothing ? [raw] : []), {
+      ...trace, name, y: shown,
+      ...(line.tensors ? { text: tensorsOf(line).slice(first, end) } : {}),
+      hovertemplate: line.tensors ? "%{y:.4g} in %{text}" : "%{y:.4g}",
+    }];
+  });
+  const axis = valueAxis(inView, {
+    isLog: settings.isLog, unit: chart.unit, references, isWhole: settings.isWhole,
+  });
+  const marks = merged(
+    findingMarks(chart, own), referenceMarks(references, axis, settings.isLog, chart.unit));
+  return {
+    data,
+    layout: layoutOf({
+      ...marks,
+      hovermode: "x unified",
+      xaxis: {
+        ...stepAxis(own),
+        unifiedhovertitle: { text: isTime() ? `%{x:.3g} ${timeUnit}` : "step %{x:,}" },
+      },
+      yaxis: axis.axis,
+    }),
+    isCut: axis.isCut,
   };
 }
 
 /** Lines at the eps that were used. */
-function epsMarks(values, isVertical, placeOf) {
+function epsMarks(values, isVertical, positionOfEps) {
   const across = isVertical ? ["y", "x"] : ["x", "y"];
   return {
     shapes: values.map((eps) => ({
       type: "line", layer: "above",
       [`${across[0]}ref`]: "paper", [`${across[0]}0`]: 0, [`${across[0]}1`]: 1,
-      [`${across[1]}0`]: placeOf(eps), [`${across[1]}1`]: placeOf(eps),
+      [`${across[1]}0`]: positionOfEps(eps), [`${across[1]}1`]: positionOfEps(eps),
       line: { color: style("--warning"), width: 2, dash: "dash" },
     })),
     annotations: values.map((eps) => ({
@@ -229,33 +420,49 @@ function epsMarks(values, isVertical, placeOf) {
       showarrow: false, font: { color: style("--warning") }, bgcolor: style("--panel"),
       ...(isVertical
         ? { x: Math.log10(eps), yref: "paper", y: 1, xanchor: "left", yanchor: "top", xshift: 4 }
-        : { xref: "paper", x: 0, y: placeOf(eps), xanchor: "left", yanchor: "bottom", yshift: 2 }),
+        : { xref: "paper", x: 0, y: positionOfEps(eps), xanchor: "left", yanchor: "bottom", yshift: 2 }),
     })),
   };
 }
 
-const epsTicks = (lines) => {
-  const at = lines.flatMap((line) => Array.from(unpacked(line.at)));
-  const { tickvals, ticktext } = decades(Math.log10(Math.min(...at)), Math.log10(Math.max(...at)), 7);
-  return { tickvals: tickvals.map((exponent) => Number(`1e${exponent}`)), ticktext };
-};
+/** From where a thousandth of the elements are below, to where all but a thousandth are. */
+function epsRange(lines) {
+  const range = [Infinity, -Infinity];
+  for (const line of lines) {
+    const first = line.shares.findIndex((share) => share >= 0.001);
+    const last = line.shares.findLastIndex((share) => share <= 0.999);
+    if (first !== -1) range[0] = Math.min(range[0], line.magnitudes[Math.max(first - 1, 0)]);
+    if (last !== -1) {
+      range[1] = Math.max(range[1], line.magnitudes[Math.min(last + 1, line.magnitudes.length - 1)]);
+    }
+    for (const eps of line.eps) {
+      range[0] = Math.min(range[0], eps);
+      range[1] = Math.max(range[1], eps);
+    }
+  }
+  const [low, high] = range.map(Math.log10);
+  return low < high ? [low - 0.5, high + 0.5] : [-20, 0];
+}
 
-function eps_curve(panel) {
-  const lines = panel.lines.filter(isShown);
+function epsCurve(chart, settings, place) {
+  const lines = shownLines(chart);
   const used = sorted(new Set(lines.flatMap((line) => line.eps)));
+  const [low, high] = epsRange(lines);
+  const { tickvals, ticktext } = decades(low, high, place.clientWidth < 420 ? 4 : 7);
   return {
     data: lines.map((line) => ({
       type: "scatter", mode: "lines",
       name: asText(nameOf(line)),
-      x: unpacked(line.at), y: unpacked(line.shares),
-      line: { color: colourOf(line), width: 1.6 },
+      x: line.magnitudes, y: line.shares,
+      line: { color: colorOf(line), width: !isComparison && isModel(line) ? 2.2 : 1.6 },
       hovertemplate: `%{y:.4g} at step ${line.step.toLocaleString("en")}`,
     })),
     layout: layoutOf({
       hovermode: "x unified",
       ...epsMarks(used, true, (eps) => eps),
       xaxis: {
-        type: "log", title: { text: "eps", standoff: 4 }, ...epsTicks(panel.lines),
+        type: "log", title: { text: "eps", standoff: 4 }, range: [low, high],
+        tickvals: tickvals.map((exponent) => Number(`1e${exponent}`)), ticktext,
         unifiedhovertitle: { text: "eps %{x:.2g}" },
       },
       yaxis: { range: [-0.02, 1.02], tickformat: ".0%" },
@@ -263,62 +470,78 @@ function eps_curve(panel) {
   };
 }
 
-const asRows = (values, columns, change) => {
+const asRows = (values, columns, change = (value) => value) => {
   const rows = [];
   for (let start = 0; start < values.length; start += columns) {
-    rows.push(Array.from(values.subarray(start, start + columns), change ?? ((value) => value)));
+    rows.push(Array.from(values.subarray(start, start + columns), change));
   }
   return rows;
 };
 
-/** Ticks at powers of ten between two of them, few enough to be read. */
-function decades(lowest, highest, most = 8) {
-  const every = Math.max(1, Math.ceil((highest - lowest) / most));
-  const ticks = [];
-  for (let tick = Math.ceil(lowest / every) * every; tick <= highest; tick += every) ticks.push(tick);
-  return { tickvals: ticks, ticktext: ticks.map(powerOfTen) };
+/** The first and the last row between which all but a thousandth of the elements are. */
+function occupiedRows(rows) {
+  const sums = rows.map((row) => row.reduce((sum, share) => sum + (share || 0), 0));
+  const total = sums.reduce((sum, each) => sum + each, 0);
+  let below = 0;
+  const upTo = sums.map((each) => (below += each) / total);
+  const first = upTo.findIndex((share) => share >= 0.001);
+  const last = upTo.findIndex((share) => share >= 0.999);
+  return [Math.max(first, 0), last === -1 ? rows.length - 1 : last];
 }
 
-/** Columns stand where their steps are; Plotly puts an edge halfway between two. */
-const stepsOf = (map) => Array.from(unpacked(map.steps));
-
-function histogram(panel, settings) {
-  const map = panel.maps[settings.map];
-  const steps = stepsOf(map);
-  const shares = asRows(unpacked(map.shares), steps.length, (share) => (share > 0 ? share : null));
+function histogram(chart, settings) {
+  const map = chart.maps[settings.map];
+  const positions = Array.from(positionsOf(map.run, unpacked(map.steps)));
+  const shares = asRows(unpacked(map.shares), positions.length, (share) => (share > 0 ? share : null));
   const centers = shares.map((_, octave) => (map.lowest + octave + 0.5) * Math.log10(2));
   const marks = map.quantity === "denominator" ? map.eps : [];
-  const low = Math.min(centers[0], ...marks.map(Math.log10));
-  const high = Math.max(centers.at(-1), ...marks.map(Math.log10));
-  return {
-    data: [{
-      type: "heatmap", x: steps, y: centers, z: shares,
+  const [first, last] = occupiedRows(shares);
+  const low = Math.min(centers[first], ...marks.map(Math.log10)) - 0.4;
+  const high = Math.max(centers[last], ...marks.map(Math.log10)) + 0.4;
+  const isSingle = positions.length === 1;
+  const magnitudes = shares.map((_, octave) => (2 ** (map.lowest + octave)).toExponential(1));
+  const trace = isSingle
+    ? {
+      type: "bar", x: centers, y: shares.map((row) => row[0]), customdata: magnitudes, width: Math.log10(2),
+      marker: { color: COLORS[chosen.theme][0] },
+      hovertemplate: "%{y:.2%} from %{customdata} to its double<extra></extra>",
+    }
+    : {
+      type: "heatmap", x: positions, y: centers, z: shares,
       colorscale: SHARES[chosen.theme],
       colorbar: { thickness: 10, outlinewidth: 0, tickformat: ".0%" },
-      customdata: shares.map((row, octave) =>
-        row.map(() => (2 ** (map.lowest + octave)).toExponential(1))),
-      hovertemplate: "step %{x:,}<br>%{z:.2%} from %{customdata} to its double<extra></extra>",
-    }],
+      customdata: shares.map((row, octave) => row.map(() => magnitudes[octave])),
+      hovertemplate: `${isTime() ? `%{x:.3g} ${timeUnit}` : "step %{x:,}"}<br>`
+        + "%{z:.2%} from %{customdata} to its double<extra></extra>",
+    };
+  const scale = { ...decades(low, high), range: [low, high] };
+  return {
+    data: [trace],
     layout: layoutOf({
       hovermode: "closest",
-      ...epsMarks(marks, false, Math.log10),
-      xaxis: stepAxis(),
-      yaxis: { ...decades(low, high), range: [low - 0.4, high + 0.4] },
+      ...epsMarks(marks, isSingle, Math.log10),
+      xaxis: isSingle ? { ...scale, fixedrange: true } : stepAxis(endsOf(chart)),
+      yaxis: isSingle ? { tickformat: ".0%", rangemode: "tozero" } : scale,
     }),
   };
 }
 
-function layers(panel, settings, place) {
-  const map = panel.maps[settings.map];
-  const steps = stepsOf(map);
+function layers(chart, settings, place) {
+  const map = chart.maps[settings.map];
+  const positions = map.event === undefined
+    ? Array.from(positionsOf(map.run, unpacked(map.steps))) : Array.from(unpacked(map.steps));
   const values = unpacked(map.values);
-  const isLog = settings.isLog ?? map.isLog;
+  const { isLog } = settings;
+  if (positions.length === 1) {
+    place.style.height = `${Math.min(Math.max(90 + 18 * map.layers.length, 250), 1200)}px`;
+    return bars(map.layers, Array.from(values), { isLog, unit: map.unit, references: [] });
+  }
   const finite = values.filter(Number.isFinite);
   const shown = isLog ? finite.filter((value) => value > 0).map(Math.log10) : finite;
   let [low, high] = [Infinity, -Infinity];
   for (const value of shown) { low = Math.min(low, value); high = Math.max(high, value); }
   const isSigned = !isLog && low < 0;
-  const raw = asRows(values, steps.length);
+  const raw = asRows(values, positions.length);
   const height = Math.min(Math.max(140 + 18 * map.layers.length, 250), 640);
   place.style.height = `${height}px`;
   const every = Math.ceil(map.layers.length / ((height - 60) / 16));
@@ -327,22 +550,24 @@ function layers(panel, settings, place) {
   const short = (name) => (name.length > room ? `…${name.slice(1 - room)}` : name);
   return {
     data: [{
-      type: "heatmap", x: steps, y: map.layers.map((_, row) => row),
+      type: "heatmap", x: positions, y: map.layers.map((_, row) => row),
       z: isLog ? raw.map((row) => row.map((value) => (value > 0 ? Math.log10(value) : null))) : raw,
       customdata: raw,
-      text: map.layers.map((name) => Array(steps.length).fill(asText(name))),
-      hovertemplate: `%{text}<br>step %{x:,}<br>${map.statistic} %{customdata:.4g}<extra></extra>`,
+      text: map.layers.map((name) => Array(positions.length).fill(asText(name))),
+      hovertemplate: `%{text}<br>${isTime() ? `%{x:.3g} ${timeUnit}` : "step %{x:,}"}<br>`
+        + `${map.statistic} %{customdata:.4g}<extra></extra>`,
       colorscale: isSigned ? SIGNED_VALUES : VALUES,
       ...(isSigned ? { zmid: 0 } : {}),
       colorbar: {
         thickness: 10, outlinewidth: 0, exponentformat: "power",
-        ...(isLog ? decades(low, high, 5) : { tickformat: ".3~g" }),
+        ...(isLog ? decades(low, high, 5) : { tickformat: map.unit === "fraction" ? ".3~%" : ".3~g" }),
       },
     }],
     layout: layoutOf({
       hovermode: "closest",
       xaxis: map.event === undefined
-        ? stepAxis() : { title: { text: "step", standoff: 4 }, tickformat: ",~f", nticks: 6 },
+        ? stepAxis([positions[0], positions.at(-1)])
+        : { title: { text: "step", standoff: 4 }, tickformat: ",~f", nticks: 6 },
       yaxis: {
         autorange: "reversed", showgrid: false, zeroline: false,
         tickvals: ticks, ticktext: ticks.map((row) => asText(short(map.layers[row]))),
@@ -351,85 +576,135 @@ function layers(panel, settings, place) {
   };
 }
 
-const DRAWINGS = { curves, eps_curve, histogram, layers, events: layers };
+/** The curves of a map of layers: the chosen layers, or those with the largest values, in color. */
+function layerCurves(chart, settings, place, heatMap) {
+  const map = chart.maps[settings.map];
+  const positions = map.event === undefined
+    ? Array.from(positionsOf(map.run, unpacked(map.steps))) : Array.from(unpacked(map.steps));
+  const values = unpacked(map.values);
+  const rows = asRows(values, positions.length,
+    (value) => (settings.isLog && !(value > 0) ? NaN : value));
+  const peaks = rows.map((row) => Math.max(...row.filter(Number.isFinite)));
+  const largest = sorted(rows.keys()).sort((one, other) => peaks[other] - peaks[one]);
+  const named = settings.layer ? [map.layers.indexOf(settings.layer)] : largest.slice(0, LARGEST_LAYERS);
+  const [first, end] = map.event === undefined ? placesWithin(positions) : [0, positions.length];
+  const others = rows.map((_, row) => row).filter((row) => !named.includes(row));
+  const x = positions.slice(first, end);
+  const inView = rows.flatMap((row) => row.slice(first, end));
+  const references = map.event === undefined && report.charts[map.statistic]
+    ? referencesOf(report.charts[map.statistic]) : [];
+  const axis = valueAxis(inView, { isLog: settings.isLog, unit: map.unit, references });
+  place.style.height = heatMap.style.height;
+  return {
+    data: [
+      {
+        // All other layers are one trace with gaps.
+        type: "scatter", mode: "lines", name: "other layers", hoverinfo: "skip",
+        x: others.flatMap(() => [...x, null]),
+        y: others.flatMap((row) => [...rows[row].slice(first, end), null]),
+        line: { color: style("--faint"), width: 0.7 }, opacity: 0.45,
+      },
+      ...named.map((row, color) => ({
+        type: "scatter", mode: x.length > 60 ? "lines" : "lines+markers", marker: { size: 4 },
+        name: asText(map.layers[row]), x, y: smoothed(rows[row]).slice(first, end),
+        line: { color: COLORS[chosen.theme][color % 7], width: 1.8 }, hovertemplate: "%{y:.4g}",
+      })),
+    ],
+    layout: layoutOf({
+      ...referenceMarks(references, axis, settings.isLog, map.unit),
+      hovermode: "x unified", showlegend: true,
+      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 11 } },
+      xaxis: map.event === undefined
+        ? { ...stepAxis([positions[0], positions.at(-1)]), unifiedhovertitle: { text: "%{x:,}" } }
+        : { title: { text: "step", standoff: 4 }, tickformat: ",~f", nticks: 5 },
+      yaxis: axis.axis,
+    }),
+  };
+}
 
-// ---- A panel: its controls, its picture
+const KINDS = { curves, eps_curve: epsCurve, histogram, layers, events: layers };
+
+// ---- A chart: its controls and its plots
 
 class Panel {
   constructor(figure) {
     this.figure = figure;
+    this.chart = report.charts[figure.dataset.chart];
     this.place = figure.querySelector(".plot");
-    this.title = figure.dataset.panel;
-    this.kind = figure.dataset.drawing;
-    this.data = report.panels[this.title];
+    this.side = figure.querySelector(".side");
     this.settings = { map: 0 };
     this.isDue = true;
     this.isVisible = false;
     this.addControls(figure.querySelector(".controls"));
   }
 
+  get kind() { return this.chart.kind; }
+  get isOfLayers() { return this.kind === "layers" || this.kind === "events"; }
+  get map() { return this.chart.maps?.[this.settings.map]; }
+
   addControls(controls) {
-    if (this.data.choices?.length > 1) {
-      const options = this.data.choices.map((choice) => choice.label);
-      controls.append(selection("key", options, (choice) => this.set({ choice, isLog: undefined })));
-    }
-    if (this.data.maps) {
-      // Of each field that tells the maps apart a selection; together they choose one.
-      const fields = ["run", "event", "statistic", "quantity", "scope"].filter(
-        (field) => new Set(this.data.maps.map((map) => map[field])).size > 1 ||
-          (field === "event" && this.kind === "events"));
-      const picked = { ...this.data.maps[this.firstMap()] };
-      const choosers = [];
+    this.choosers = [];
+    if (this.chart.maps) {
       this.settings.map = this.firstMap();
-      for (const field of fields) {
-        const found = new Set(this.data.maps.map((map) => map[field]));
+      // One selection for each field in which the maps differ; together they choose one.
+      this.fields = ["run", "event", "statistic", "quantity", "scope"].filter(
+        (field) => new Set(this.chart.maps.map((map) => map[field])).size > 1 ||
+          (field === "event" && this.kind === "events"));
+      for (const field of this.fields) {
+        const found = new Set(this.chart.maps.map((map) => map[field]));
         const options = field === "run" ? sorted(found) : [...found];
-        const labels = field === "run" ? options.map((run) => report.runs[run]) : options;
-        const chooser = selection(field, labels, (place) => {
-          picked[field] = options[place];
-          let map = this.data.maps.findIndex((each) =>
-            fields.every((other) => each[other] === picked[other]));
-          if (map === -1) {
-            // Not every run has every statistic and scope: the nearest map, and what it is of.
-            map = this.data.maps.findIndex((each) => each[field] === picked[field]);
-            Object.assign(picked, this.data.maps[map]);
-            for (const choose of choosers) choose();
-          }
-          this.set({ map, isLog: undefined });
-        }, options.indexOf(picked[field]));
-        choosers.push(() => { chooser.selectedIndex = options.indexOf(picked[field]); });
+        const labels = field === "run" ? options.map((run) => runNames[run]) : options;
+        const chooser = selection(field, labels, (place) => this.choose(field, options[place]),
+          options.indexOf(this.map[field]));
+        this.choosers.push(() => { chooser.selectedIndex = options.indexOf(this.map[field]); });
         if (field === "statistic") {
           for (const option of chooser.options) {
-            option.title = this.data.maps.find((map) => map.statistic === option.text).meaning;
+            option.title = this.chart.maps.find((map) => map.statistic === option.text).meaning;
           }
         }
         controls.append(chooser);
       }
     }
-    if (this.kind === "curves" || this.isOfLayers()) {
-      this.log = button("log", () => this.set({ isLog: !this.isLog() }));
-      this.log.ariaLabel = `${this.title} on a logarithmic scale`;
-      controls.append(this.log);
+    if (this.isOfLayers) {
+      this.layer = selection("layer", [], (place) =>
+        this.set({ layer: place ? this.map.layers[place - 1] : null }));
+      controls.append(this.layer);
+    }
+    if (this.kind === "curves" || this.isOfLayers) {
+      this.log = button("log", () => this.set({ isLog: !this.isLog }));
+      this.log.ariaLabel = `${this.chart.title} on a logarithmic scale`;
+      this.whole = button("full range", () => this.set({ isWhole: !this.settings.isWhole }));
+      this.whole.ariaLabel = `${this.chart.title} with outliers`;
+      controls.append(this.whole, this.log);
     }
     const save = button("PNG", () => this.save());
-    save.ariaLabel = `save ${this.title} as a PNG`;
+    save.ariaLabel = `save ${this.chart.title} as a PNG`;
     controls.append(save);
   }
 
-  /** What is looked at first: the denominators, how far layers move, and what moved them. */
+  /** Chooses a map by a field; the nearest where not every run has every statistic and scope. */
+  choose(field, value) {
+    const wanted = { ...this.map, [field]: value };
+    const maps = this.chart.maps;
+    let map = maps.findIndex((each) => this.fields.every((other) => each[other] === wanted[other]));
+    if (map === -1) map = maps.findIndex((each) => each[field] === value);
+    this.set({ map, isLog: undefined, layer: null });
+  }
+
+  /** The denominators, and how far layers move or what moved them. */
   firstMap() {
     const statistic = this.kind === "events" ? "grad_rms" : "update_to_weight";
-    const first = this.data.maps.findIndex((map) =>
+    const first = this.chart.maps.findIndex((map) =>
       map.quantity === "denominator" || map.statistic === statistic);
     return Math.max(first, 0);
   }
 
-  isOfLayers() { return this.kind === "layers" || this.kind === "events"; }
-
-  isLog() {
-    const shown = this.isOfLayers()
-      ? this.data.maps[this.settings.map] : this.data.choices[this.settings.choice ?? 0];
-    return this.settings.isLog ?? shown.isLog;
+  /** Whether the axis is logarithmic: as it was chosen, else as the chart says, if it has values. */
+  get isLog() {
+    const { isLog } = this.map ?? this.chart;
+    if (this.settings.isLog !== undefined || !isLog) return this.settings.isLog ?? isLog;
+    const arrays = this.map ? [this.map.values] : this.chart.lines?.map((line) => line.values);
+    return arrays.some((each) => each && unpacked(each).some((value) => value > 0));
   }
 
   set(settings) {
@@ -442,49 +717,77 @@ class Panel {
     if (this.isVisible) this.draw();
   }
 
+  content() {
+    const settings = { ...this.settings, isLog: this.log ? this.isLog : false };
+    const main = KINDS[this.kind](this.chart, settings, this.place);
+    if (!this.side) return [main];
+    if (this.side) this.side.hidden = unpacked(this.map.steps).length === 1;
+    return this.side.hidden ? [main] : [main, layerCurves(this.chart, settings, this.side, this.place)];
+  }
+
   draw() {
     if (!this.isDue) return;
     this.isDue = false;
-    this.log?.setAttribute("aria-pressed", this.isLog());
-    const { data, layout } = DRAWINGS[this.kind](this.data, this.settings, this.place);
-    const isFirst = !this.place.data;
-    // Without it Plotly takes unchanged arrays for no reason to look for the ends of an axis.
+    for (const show of this.choosers) show();
+    if (this.layer) {
+      const options = ["largest layers", ...this.map.layers];
+      this.layer.replaceChildren(...options.map((option) => new Option(option)));
+      this.layer.selectedIndex = this.settings.layer ? options.indexOf(this.settings.layer) : 0;
+    }
+    const content = this.content();
+    this.log?.setAttribute("aria-pressed", this.isLog);
+    if (this.whole) {
+      this.whole.hidden = !content[0].isCut && !this.settings.isWhole;
+      this.whole.setAttribute("aria-pressed", Boolean(this.settings.isWhole));
+    }
+    content.forEach(({ data, layout }, place) => this.plot(place ? this.side : this.place, data, layout));
+  }
+
+  plot(place, data, layout) {
+    const isFirst = !place.data;
+    // Without it Plotly does not look for the ends of an axis in arrays that have not changed.
     layout.datarevision = this.revision = (this.revision ?? 0) + 1;
-    Plotly.react(this.place, data, layout, { displayModeBar: false, responsive: true, doubleClick: false });
-    if (isFirst) {
-      this.place.on("plotly_relayout", (change) => this.follow(change));
-      this.place.on("plotly_doubleclick", () => {
-        if (this.hasSteps()) show({ steps: null });
-        if (this.kind === "events") this.refresh();
+    Plotly.react(place, data, layout, { displayModeBar: false, responsive: true, doubleClick: false });
+    if (!isFirst) return;
+    place.on("plotly_relayout", (change) => this.follow(change));
+    place.on("plotly_doubleclick", () => {
+      if (this.hasSteps) show({ range: null });
+      if (this.kind === "events") this.refresh();
+    });
+    if (this.isOfLayers && place === this.place) {
+      place.on("plotly_click", ({ points }) => {
+        const layer = this.map.layers[points[0].y];
+        this.set({ layer: layer === this.settings.layer ? null : layer });
       });
     }
   }
 
   /** Whether its steps are those of the whole run. */
-  hasSteps() { return this.kind !== "eps_curve" && this.kind !== "events"; }
+  get hasSteps() {
+    const isSingle = this.map && unpacked(this.map.steps).length === 1;
+    return this.kind !== "eps_curve" && this.kind !== "events" && !isSingle;
+  }
 
-  /** Takes a zoom to all other panels. */
+  /** Applies a zoom to all other charts. */
   follow(change) {
     const range = change["xaxis.range"] ?? [change["xaxis.range[0]"], change["xaxis.range[1]"]];
-    if (this.hasSteps() && range[0] !== undefined) show({ steps: range.map(Number) });
+    if (this.hasSteps && range[0] !== undefined) show({ range: range.map(Number) });
   }
 
   /** A picture for a paper or a slide: on white, with its title and its legend. */
   save() {
     const theme = chosen.theme;
     root.dataset.theme = chosen.theme = "light";
-    const { data, layout } = DRAWINGS[this.kind](this.data, this.settings, this.place);
-    const map = this.data.maps?.[this.settings.map];
-    const choice = this.data.choices?.[this.settings.choice ?? 0];
-    const isScoped = (choice ?? this.data).lines?.some((line) => line.scope !== null);
-    const named = [
-      this.title, choice && this.data.choices.length > 1 && choice.label,
-      map?.event, map?.statistic ?? map?.quantity, map?.scope,
-      isComparison && (map ? report.runs[map.run] : isScoped && chosen.scope),
+    const [{ data, layout }] = this.content();
+    const isScoped = this.chart.lines?.some((line) => line.scope !== null);
+    const { map } = this;
+    const parts = [
+      this.chart.title, map?.event, map?.statistic ?? map?.quantity, map?.scope,
+      isComparison && (map ? runNames[map.run] : isScoped && chosen.scope),
     ].filter(Boolean);
-    const unit = map?.unit ?? this.figure.dataset.unit;
+    const unit = map?.unit ?? this.chart.unit;
     layout.title = {
-      text: asText(named.join(", ") + (unit ? ` [${unit}]` : "")), x: 0.02, font: { size: 20 },
+      text: asText(parts.join(", ") + (unit ? ` [${unit}]` : "")), x: 0.02, font: { size: 20 },
     };
     layout.font.size = 16;
     layout.margin = { l: 12, r: 12, t: data.length > 1 ? 84 : 52, b: 12 };
@@ -492,9 +795,9 @@ class Panel {
     layout.legend = { orientation: "h", x: 1, xanchor: "right", y: 1.02, yanchor: "bottom" };
     for (const trace of data) if (trace.line) trace.line.width += 0.8;
     root.dataset.theme = chosen.theme = theme;
-    const name = named.join("_").replaceAll(/[^\w.=-]+/g, "_").replaceAll(/^_+|_+$/g, "");
+    const name = parts.join("_").replaceAll(/[^\w.=-]+/g, "_").replaceAll(/^_+|_+$/g, "");
     return Plotly.downloadImage({ data, layout }, {
-      format: "png", width: 900, height: this.isOfLayers() ? Math.max(500, this.place.clientHeight) : 500,
+      format: "png", width: 900, height: this.isOfLayers ? Math.max(500, this.place.clientHeight) : 500,
       scale: 3, filename: `adam_${name}`,
     });
   }
@@ -519,51 +822,113 @@ function selection(label, options, act, first = 0) {
 
 // ---- The page
 
+const byId = (id) => document.getElementById(id);
 const panels = [...document.querySelectorAll(".panel")].map((figure) => new Panel(figure));
+const panelOf = (chart) => panels.find((panel) => panel.chart.id === chart);
 
-/** Changes what is chosen, and draws again what is in sight. */
+/** Changes the state of the page, and draws the visible charts again. */
 function show(change) {
   Object.assign(chosen, change);
   root.dataset.theme = chosen.theme;
-  const [first, last] = chosen.steps ?? ends;
-  firstStep.value = Math.ceil(first);
-  lastStep.value = Math.floor(last);
+  const [first, last] = chosen.range ?? ends();
+  byId("first-step").value = Math.ceil(first);
+  byId("last-step").value = Math.floor(last);
   for (const each of legend.children) {
-    each.setAttribute("aria-pressed", !chosen.hidden.has(each.name));
-    each.style.setProperty("--mark", each.colour());
+    each.setAttribute("aria-pressed", !chosen.hidden.includes(each.name));
+    each.style.setProperty("--mark", each.color());
+  }
+  for (const each of document.querySelectorAll("[data-run]")) {
+    each.style.setProperty("--mark", colorOf({ run: Number(each.dataset.run) }));
   }
   for (const panel of panels) panel.refresh();
+  remember();
 }
 
-const [firstStep, lastStep] = ["first-step", "last-step"].map((id) => document.getElementById(id));
-for (const input of [firstStep, lastStep]) {
+/** While a run trains, the page reloads itself and keeps its state. */
+const KEPT = "adam_report";
+function remember() {
+  if (report.refresh) sessionStorage.setItem(KEPT, JSON.stringify({ ...chosen, search: search.value }));
+}
+function remembered() {
+  if (!report.refresh) return {};
+  setTimeout(() => location.reload(), 1000 * report.refresh);
+  return JSON.parse(sessionStorage.getItem(KEPT) ?? "{}");
+}
+
+const inputs = ["first-step", "last-step"].map(byId);
+for (const input of inputs) {
   input.addEventListener("change", () => {
-    let steps = [Number(firstStep.value), Number(lastStep.value)];
+    let range = inputs.map((each) => Number(each.value));
     // An end that passes the other leaves that one at its outermost.
-    if (steps[0] >= steps[1]) steps = input === firstStep ? [steps[0], ends[1]] : [ends[0], steps[1]];
-    show({ steps: steps[0] < steps[1] ? steps : null });
+    const all = ends();
+    if (range[0] >= range[1]) range = input === inputs[0] ? [range[0], all[1]] : [all[0], range[1]];
+    show({ range: range[0] < range[1] ? range : null });
   });
 }
-document.getElementById("all-steps").addEventListener("click", () => show({ steps: null }));
-document.getElementById("theme").addEventListener("click", () =>
+byId("all-steps").addEventListener("click", () => show({ range: null }));
+byId("theme").addEventListener("click", () =>
   show({ theme: chosen.theme === "light" ? "dark" : "light" }));
+byId("smoothing").addEventListener("input", (event) => show({ smoothing: Number(event.target.value) }));
 
-const legend = document.getElementById("legend");
+const legend = byId("legend");
 names.forEach((name, place) => {
-  const mark = button(name, () => {
-    chosen.hidden.has(name) ? chosen.hidden.delete(name) : chosen.hidden.add(name);
-    show({});
-  });
+  const mark = button(name, () => show({
+    hidden: chosen.hidden.includes(name)
+      ? chosen.hidden.filter((each) => each !== name) : [...chosen.hidden, name],
+  }));
   mark.name = name;
-  mark.colour = () => COLOURS[chosen.theme][place % COLOURS[chosen.theme].length];
+  mark.color = () => COLORS[chosen.theme][place % COLORS[chosen.theme].length];
   legend.append(mark);
 });
 
 if (isComparison && scopes.length > 1) {
-  const scope = document.getElementById("scope");
-  scope.append(...scopes.map((each) => new Option(each)));
-  scope.addEventListener("change", () => show({ scope: scope.value }));
-  document.getElementById("scope-choice").hidden = false;
+  byId("scope").append(...scopes.map((each) => new Option(each)));
+  byId("scope").addEventListener("change", () => show({ scope: byId("scope").value }));
+  byId("scope-choice").hidden = false;
+}
+if (report.runs.every((run) => run.times)) {
+  byId("axis").addEventListener("change", () => show({ axis: byId("axis").value, range: null }));
+  byId("axis-choice").hidden = false;
+}
+
+/** Shows the charts whose title or explanation has every word. */
+const search = byId("search");
+function filterCharts() {
+  const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+  for (const { figure } of panels) {
+    const text = [figure.dataset.chart, figure.querySelector("h3").textContent,
+      figure.querySelector(".meaning").textContent].join(" ").toLowerCase();
+    figure.hidden = !words.every((word) => text.includes(word));
+  }
+  for (const part of document.querySelectorAll("section.charts, details.more")) {
+    const isFound = part.querySelector("figure:not([hidden])") !== null;
+    part.hidden = words.length > 0 && !isFound;
+    if (part.matches("details")) part.open = words.length > 0 && isFound;
+  }
+  byId("no-chart").hidden = !words.length || panels.some((panel) => !panel.figure.hidden);
+  remember();
+}
+search.addEventListener("input", filterCharts);
+
+/** Follows a link from a finding to the chart that shows it. */
+function showChart({ chart, statistic, scope }) {
+  const panel = panelOf(chart);
+  if (search.value) { search.value = ""; filterCharts(); }
+  panel.figure.closest("details")?.setAttribute("open", "");
+  if (panel.isOfLayers) {
+    panel.choose("statistic", statistic);
+    panel.set({ layer: panel.map.layers.includes(scope) ? scope : null });
+  }
+  for (const each of document.querySelectorAll(".is-shown")) each.classList.remove("is-shown");
+  panel.figure.classList.add("is-shown");
+  panel.figure.scrollIntoView({ block: "center" });
+  panel.figure.focus({ preventScroll: true });
+}
+for (const link of document.querySelectorAll("a[data-chart]")) {
+  link.addEventListener("click", (event) => {
+    event.preventDefault();
+    showChart(link.dataset);
+  });
 }
 
 for (const caption of document.querySelectorAll("figcaption")) {
@@ -576,6 +941,10 @@ for (const caption of document.querySelectorAll("figcaption")) {
   });
 }
 document.addEventListener("keydown", (event) => {
+  if (event.key === "/" && !event.target.matches("input, select")) {
+    event.preventDefault();
+    search.focus();
+  }
   if (event.key !== "Escape") return;
   for (const open of document.querySelectorAll(".is-open")) open.classList.remove("is-open");
   for (const caption of document.querySelectorAll("figcaption:hover, figcaption:focus-within")) {
@@ -583,7 +952,7 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-// A panel is drawn when it comes into sight.
+// A chart is drawn when it comes into view.
 const sight = new IntersectionObserver((entries) => {
   for (const entry of entries) {
     const panel = panels.find((each) => each.place === entry.target);
@@ -593,4 +962,10 @@ const sight = new IntersectionObserver((entries) => {
 }, { rootMargin: "300px" });
 for (const panel of panels) sight.observe(panel.place);
 
-show({ theme: matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light" });
+const kept = remembered();
+search.value = kept.search ?? "";
+delete kept.search;
+byId("axis").value = kept.axis ?? "step";
+byId("smoothing").value = kept.smoothing ?? 0;
+show({ theme: matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light", ...kept });
+if (search.value) filterCharts();

@@ -1,0 +1,277 @@
+"""The summary of a run: verdict, metrics, facts and findings, for the first screen of a report."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lightning_adam.config.errors import format_value
+from lightning_adam.config.monitor import Scope, Severity
+from lightning_adam.findings import RULES
+from lightning_adam.findings.finding import Finding
+from lightning_adam.reports.charts import LOSS, VALIDATION
+from lightning_adam.reports.runs import Run
+from lightning_adam.statistics.catalogue import STATISTICS
+
+MAIN_SETTINGS = ("class", "lr", "betas", "eps", "weight_decay", "amsgrad")
+"""The settings of an optimizer that are shown, in this order."""
+LOWER_IS_BETTER = re.compile("loss|err|perplexity|ppl|mse|mae|nll|bpc|cer|wer")
+HIGHER_IS_BETTER = re.compile("acc|f1|auc|roc|iou|dice|bleu|rouge|score|precision|recall|r2|map")
+"""What the name of a metric tells of its direction, where AdamMonitor has not recorded it."""
+
+
+class Fact(NamedTuple):
+    """A value of a run, and its name."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+class Metric(NamedTuple):
+    """A metric of a run."""
+
+    name: str
+    final: float
+    best: float | None
+    """None where it is not known whether higher is better."""
+    best_step: int | None
+
+
+@dataclass(frozen=True)
+class Issue:
+    """The findings of one code and optimizer, which differ in scope and time."""
+
+    findings: Sequence[Finding]
+    """In the order of their steps."""
+
+    @property
+    def worst(self) -> Finding:
+        """The first of the most severe."""
+        return min(self.findings, key=lambda each: _RANKS[each.severity])
+
+    @property
+    def scopes(self) -> list[str]:
+        """Where it was found, each once, the widest first."""
+        kinds = [each.value for each in Scope]
+        scopes = dict.fromkeys(each.scope for each in self.findings)
+        return sorted(scopes, key=lambda scope: kinds.index(scope.partition("/")[0]))
+
+    @property
+    def start(self) -> int:
+        """The step at which it was first raised; 0 for a notice before the first step."""
+        return self.findings[0].step
+
+    @property
+    def end(self) -> int | None:
+        """The step at which the last was resolved; None while one is open."""
+        ends = [each.closed for each in self.findings]
+        return None if None in ends else max(each for each in ends if each is not None)
+
+    @property
+    def suggesting(self) -> Finding:
+        """The finding whose suggestions serve all that are open: the last of these."""
+        return ([each for each in self.findings if each.is_open] or [*self.findings])[-1]
+
+    @property
+    def statistic(self) -> str:
+        """The statistic whose chart shows it; empty if none does."""
+        rule = RULES.get(self.worst.code)
+        names = [*rule.limits, *rule.statistics] if rule else [*self.worst.evidence]
+        return next((name for name in names if name in STATISTICS), "")
+
+
+_RANKS = {Severity.error: 0, Severity.warning: 1, Severity.info: 2, Severity.off: 3}
+
+
+def issues_of(findings: Iterable[Finding]) -> list[Issue]:
+    """Returns findings grouped by code and optimizer, the most severe and then the earliest first.
+
+    Example:
+        >>> def finding(scope, step):
+        ...     text, source = "eps removes 60% of the update.", ""
+        ...     error = Severity.error
+        ...     return Finding("eps_dominates", error, scope, step, text, {}, {}, (), source)
+        >>> (issue,) = issues_of([finding("layer/net.0", 40), finding("layer/net.1", 30)])
+        >>> issue.scopes, issue.start, issue.end, issue.statistic
+        (['layer/net.1', 'layer/net.0'], 30, None, 'eps_energy_loss')
+    """
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for each in sorted(findings, key=lambda finding: finding.step):
+        groups.setdefault((each.optimizer, each.code), []).append(each)
+    issues = [Issue(group) for group in groups.values()]
+    return sorted(issues, key=lambda each: (_RANKS[each.worst.severity], each.start))
+
+
+class Verdict(NamedTuple):
+    """Whether a run is healthy."""
+
+    level: str
+    """`error`, `warning`, `healthy`, or `unknown` where nothing was judged."""
+    text: str
+    note: str
+
+
+def verdict_of(run: Run) -> Verdict:
+    """Returns whether a run is healthy.
+
+    Example:
+        >>> from pathlib import Path
+        >>> run = Run("run", Path(), {}, {}, {}, [], findings=[], measurements=51)
+        >>> verdict_of(run)
+        Verdict(level='healthy', text='Healthy', note='no issues found in 51 measurements')
+    """
+    if run.findings is None:
+        return Verdict("unknown", "Not judged", "the run has no record of findings")
+    issues = [each for each in issues_of(run.findings) if each.worst.is_above_info]
+    number = run.measurements
+    measured = "" if number is None else f" in {number:,} measurement{'' if number == 1 else 's'}"
+    if not issues:
+        return Verdict("healthy", "Healthy", f"no issues found{measured}")
+    severities = [each.worst.severity for each in issues]
+    counts = {each.value: severities.count(each) for each in (Severity.error, Severity.warning)}
+    text = ", ".join(
+        f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items() if count
+    )
+    is_open = sum(each.end is None for each in issues)
+    note = f"{is_open} open at the end" if is_open else "all resolved"
+    return Verdict(severities[0].value, text, note + measured.replace(" in", ",", 1))
+
+
+def metrics_of(run: Run) -> list[Metric]:
+    """Returns the metric that the run is judged by, and its training loss, if they were logged."""
+    recorded = mapping(facts_of(run).get("metric"))
+    name = recorded.get("name")
+    validation = [key for key in run.series if VALIDATION.draws(key)]
+    # A loss is the safest choice where nothing was recorded.
+    names = [name] if name in run.series else sorted(validation, key=lambda key: "loss" not in key)
+    training = [key for key in run.series if LOSS.draws(key) and key not in names[:1]]
+    metrics = [_metric(run, each, str(recorded.get("mode", ""))) for each in names[:1]]
+    return metrics + [_metric(run, each) for each in training[:1]]
+
+
+def _metric(run: Run, key: str, mode: str = "") -> Metric:
+    steps, values = run.series[key]
+    if not mode and LOWER_IS_BETTER.search(key):
+        mode = "min"
+    elif not mode and HIGHER_IS_BETTER.search(key):
+        mode = "max"
+    if not mode or not np.isfinite(values).any():
+        return Metric(key, float(values[-1]), None, None)
+    place = int(np.nanargmin(values) if mode == "min" else np.nanargmax(values))
+    return Metric(key, float(values[-1]), float(values[place]), int(steps[place]))
+
+
+def key_facts(run: Run) -> list[Fact]:
+    """Returns what a reader asks first: metrics, steps, wall time, parameters, device.
+
+    Example:
+        >>> from pathlib import Path
+        >>> facts = {"parameters": 124_439_808, "device": "NVIDIA H200", "precision": "bf16-mixed"}
+        >>> config = {"lightning_adam": {"run": facts}}
+        >>> for fact in key_facts(Run("run", Path(), config, {}, {}, [], seconds=4000.0)):
+        ...     print(*fact)
+        Wall time 1 h 6 min 
+        Parameters 124.4 M 
+        Device NVIDIA H200 bf16-mixed
+    """
+    facts = []
+    for metric in metrics_of(run):
+        if metric.best is None:
+            facts.append(Fact(metric.name, f"{metric.final:.4g}", "final"))
+        else:
+            note = f"best, at step {metric.best_step:,}; final {metric.final:.4g}"
+            facts.append(Fact(metric.name, f"{metric.best:.4g}", note))
+    recorded = facts_of(run)
+    last = max((int(each.steps[-1]) for each in run.series.values() if len(each.steps)), default=-1)
+    if last >= 0:
+        facts.append(Fact("Last step", f"{last:,}"))
+    if run.seconds is not None:
+        facts.append(Fact("Wall time", format_duration(run.seconds)))
+    if recorded.get("parameters"):
+        facts.append(Fact("Parameters", format_count(int(recorded["parameters"]))))
+    if recorded.get("device"):
+        facts.append(Fact("Device", str(recorded["device"]), str(recorded.get("precision", ""))))
+    return facts
+
+
+def settings_of(run: Run) -> list[str]:
+    """Returns the settings of the optimizers and schedules of a run, one text an optimizer.
+
+    Example:
+        >>> from pathlib import Path
+        >>> adam = {"optimizer": {"class": "AdamW", "lr": 0.001, "eps": 1e-8}}
+        >>> settings_of(Run("run", Path(), {"lightning_adam": adam}, {}, {}, []))
+        ['AdamW lr=0.001 eps=1e-8']
+    """
+    optimizers = optimizers_of(run)
+    schedulers = mapping(own_config(run).get("scheduler"))
+    if [*optimizers] == [""]:
+        schedulers = {"": schedulers}
+    texts = []
+    for name, optimizer in optimizers.items():
+        schedule = mapping(schedulers.get(name))
+        parts = [
+            _listed(optimizer, "class", MAIN_SETTINGS),
+            _listed(schedule, "name", schedule),
+        ]
+        texts.append(": ".join(filter(None, [name, "; ".join(filter(None, parts))])))
+    return [*filter(None, texts)]
+
+
+def _listed(settings: Mapping[str, Any], title: str, names: Iterable[str]) -> str:
+    shown = [f"{name}={format_value(settings[name])}" for name in names if name in settings]
+    return " ".join(shown).replace(f"{title}=", "", 1)
+
+
+def own_config(run: Run) -> dict[str, Any]:
+    """Returns what AdamMonitor has put into the config of a run."""
+    return mapping(run.config.get("lightning_adam"))
+
+
+def facts_of(run: Run) -> dict[str, Any]:
+    """Returns the facts of a run that AdamMonitor has recorded."""
+    return mapping(own_config(run).get("run"))
+
+
+def optimizers_of(run: Run) -> dict[str, dict[str, Any]]:
+    """Returns the settings of each optimizer by name; the name of a single one is empty."""
+    found = mapping(own_config(run).get("optimizer"))
+    if "class" in found:
+        return {"": found}
+    return {name: mapping(each) for name, each in found.items() if isinstance(each, dict)}
+
+
+def mapping(value: object) -> dict[str, Any]:
+    """Returns a dict, empty for anything else: a config may hold anything."""
+    return value if isinstance(value, dict) else {}
+
+
+def format_duration(seconds: float) -> str:
+    """Returns a duration in its two largest units.
+
+    Example:
+        >>> format_duration(2.34), format_duration(75), format_duration(90_000)
+        ('2.3 s', '1 min 15 s', '1 d 1 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.2g} s"
+    units = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
+    first = next(place for place, (_, size) in enumerate(units) if seconds >= size)
+    (name, size), (smaller, part) = units[first], units[first + 1]
+    return f"{seconds // size:.0f} {name} {seconds % size // part:.0f} {smaller}"
+
+
+def format_count(number: int) -> str:
+    """Returns a large number in millions or billions.
+
+    Example:
+        >>> format_count(1234), format_count(124_439_808), format_count(7_000_000_000)
+        ('1,234', '124.4 M', '7 B')
+    """
+    for size, letter in ((1e9, "B"), (1e6, "M")):
+        if number >= size:
+            return f"{number / size:.4g} {letter}"
+    return f"{number:,}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from lightning_adam.findings.describe import describe_closed, describe_raised, s
 from lightning_adam.findings.engine import RuleEngine
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.preflight import preflight
-from lightning_adam.monitor.publishing import Publisher, alert, log_findings
+from lightning_adam.monitor.publishing import Publisher, alert, log_findings, write_findings
 from lightning_adam.monitor.run_facts import run_facts, with_config
 from lightning_adam.optim.console import log_info
 from lightning_adam.statistics import kernels
@@ -70,6 +71,7 @@ class FindingReporter:
         self.should_stop = False
         """Whether a finding in `stop_on` was raised."""
         self._has_unlogged = False
+        self._started = time.monotonic()
         self._printed: Counter[tuple[str, str, str]] = Counter()
 
     @property
@@ -109,6 +111,7 @@ class FindingReporter:
             )
             self._notices += preflight(each.run, self._config.findings, name)
         self._report(self._notices, x)
+        self.write()
 
     def judge(
         self,
@@ -155,7 +158,7 @@ class FindingReporter:
         self._report(changes.raised, x)
 
     def finish(self, x: int) -> None:
-        """Reports all findings at the end of the run.
+        """Reports all findings at the end of the run; `write` comes after it.
 
         Args:
             x: The step of the x-axis.
@@ -167,6 +170,20 @@ class FindingReporter:
             log_info(summarize(self._raised, number, first.engine.unjudged(), first.run))
         if self._has_unlogged:
             self._log(x)
+
+    def write(self, has_ended: bool = False) -> None:
+        """Writes all findings so far to the run's folder.
+
+        Args:
+            has_ended: Whether the run has ended (default: False).
+        """
+        content = {
+            "measurements": sum(each.measurements for each in self._judged.values()),
+            "seconds": time.monotonic() - self._started,
+            "has_ended": has_ended,
+            "findings": [each.as_row() for each in self.findings],
+        }
+        self._publisher.each(write_findings, content)
 
     def state(self) -> dict[str, Any]:
         """Returns what a checkpoint stores."""
@@ -212,8 +229,8 @@ class FindingReporter:
 
     def _log(self, x: int) -> None:
         self._has_unlogged = False
-        rows = [each.as_row() for each in self.findings]
-        self._publisher.each(log_findings, rows, x)
+        self._publisher.each(log_findings, [each.as_row() for each in self.findings], x)
+        self.write()
 
 
 def _identity(finding: Finding) -> tuple[str, str, str]:

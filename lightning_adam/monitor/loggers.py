@@ -25,7 +25,7 @@ def is_csv(logger: Logger) -> bool:
 
 
 def run_folder(logger: Logger) -> Path | None:
-    """Returns the folder in which a logger keeps the files of its run; None if it keeps none.
+    """Returns the local folder in which a logger keeps the files of its run; None if it has none.
 
     Example:
         >>> from lightning.pytorch.loggers import CSVLogger
@@ -36,7 +36,7 @@ def run_folder(logger: Logger) -> Path | None:
         run = logger.experiment
         return None if getattr(run, "disabled", False) else Path(run.dir)
     folder = getattr(logger, "log_dir", None)
-    return Path(folder) if folder else None
+    return Path(folder) if folder and "://" not in str(folder) else None
 
 
 class Location(NamedTuple):
@@ -44,7 +44,7 @@ class Location(NamedTuple):
 
     place: str
     report: str
-    """The command that shows a report of it; empty if it cannot be read."""
+    """The command that writes a report of it; empty if it cannot be read."""
 
 
 def location(logger: Logger) -> Location | None:
@@ -63,7 +63,8 @@ def location(logger: Logger) -> Location | None:
         place = _shortest(folder.parent)
         return Location(f"{url} and {place}" if url else place, report_command(folder.parent))
     if folder is not None:
-        return Location(_shortest(folder), report_command(folder) if is_csv(logger) else "")
+        is_read = is_csv(logger) or is_tensorboard(logger)
+        return Location(_shortest(folder), report_command(folder) if is_read else "")
     # MLflow and others have no folder of a run, but a store.
     parts = [getattr(logger, name, None) for name in ("save_dir", "name", "version")]
     place = "/".join(str(part) for part in parts if part not in (None, ""))
@@ -71,7 +72,7 @@ def location(logger: Logger) -> Location | None:
 
 
 def report_command(run: Path) -> str:
-    """Returns the command that shows a report of a run."""
+    """Returns the command that writes a report of a run."""
     return f"lightning-adam report {shlex.quote(_shortest(run))}"
 
 

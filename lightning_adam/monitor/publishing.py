@@ -8,6 +8,7 @@ import json
 import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -111,14 +112,22 @@ def _add_texts(logger: TensorBoardLogger, texts: Mapping[str, str], step: int) -
 
 
 def log_settings(logger: Logger, settings: Mapping[str, Any]) -> None:
-    """Logs settings to the run's config, and tells W&B the x-axis of our keys."""
+    """Logs settings to the run's config, and sets the x-axis of our keys in W&B."""
     logger.log_hyperparams({"lightning_adam": settings})
     if is_wandb(logger):
         logger.experiment.define_metric("adam_*", step_metric=X_AXIS)
+    elif is_tensorboard(logger):
+        rank_zero_only(_rewrite_hparams)(logger)
+
+
+def _rewrite_hparams(logger: TensorBoardLogger) -> None:
+    """Saves `hparams.yaml` again: the logger has written it before training, and keeps it."""
+    Path(logger.log_dir, logger.NAME_HPARAMS_FILE).unlink(missing_ok=True)
+    logger.save()
 
 
 def log_location(logger: Logger) -> None:
-    """Prints where a logger has written its run, and how to see a report of it."""
+    """Prints where a logger has written its run, and the command for a report of it."""
     found = location(logger)
     if found is not None:
         report = f"; report: {found.report}" if found.report else ""
@@ -213,13 +222,12 @@ def _keep_as_file(table: "wandb.Table", logger: WandbLogger, key: str) -> None:
 
 
 @rank_zero_only
-def log_findings(logger: Logger, rows: Sequence[Mapping[str, Any]], step: int) -> None:
-    """Writes all findings so far to a file in the run's folder; W&B gets a table and a summary too.
+def write_findings(logger: Logger, content: Mapping[str, Any]) -> None:
+    """Writes `adam_findings.json` to the run's folder.
 
     Args:
         logger: A logger.
-        rows: `Finding.as_row` of each finding; at least one.
-        step: The step of the x-axis.
+        content: `measurements`, `seconds`, `has_ended`, and `Finding.as_row` of each of `findings`.
     """
     folder = run_folder(logger)
     if folder is not None:
@@ -227,8 +235,19 @@ def log_findings(logger: Logger, rows: Sequence[Mapping[str, Any]], step: int) -
         file = folder / f"{FINDINGS}.json"
         # A reader never finds a part of a file.
         unfinished = file.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps({"findings": rows}, indent=1), encoding="utf-8")
+        unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
         unfinished.replace(file)
+
+
+@rank_zero_only
+def log_findings(logger: Logger, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+    """Logs a table and a summary of all findings so far to W&B.
+
+    Args:
+        logger: A logger; others log nothing.
+        rows: `Finding.as_row` of each finding; at least one.
+        step: The step of the x-axis.
+    """
     if is_wandb(logger):
         log_table(logger, FINDINGS, [*rows[0]], [*map(_cells, rows)], step)
         shown = [row for row in rows if row["step"] and row["severity"] != Severity.info.value]

@@ -1,6 +1,7 @@
 """Facts of a run that the rules read beside its measurements: lengths, settings and parameters."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_adam._compat.lightning import is_overridden, is_smoke_test
+from lightning_adam._compat.lightning import either, is_overridden, is_smoke_test
+from lightning_adam._compat.torch import flat_shapes
 from lightning_adam.config.errors import ConfigPath, Source
 from lightning_adam.findings.context import GroupFacts, RunFacts
 from lightning_adam.optim.length import steps_of
@@ -152,12 +154,13 @@ def _number(value: Any) -> float:
 
 
 def run_settings(
-    trainer: Trainer, optimizers: Sequence[Optimizer], names: Sequence[str]
+    trainer: Trainer, holder: nn.Module, optimizers: Sequence[Optimizer], names: Sequence[str]
 ) -> dict[str, Any]:
-    """Returns the resolved settings of optimizers and schedules, for the run's config.
+    """Returns the resolved settings of a run, its optimizers and schedules, for the run's config.
 
     Args:
         trainer: The trainer.
+        holder: The module that holds the parameters.
         optimizers: Its optimizers.
         names: Their names; that of a single one is empty.
     """
@@ -172,4 +175,41 @@ def run_settings(
         "version": __version__,
         "optimizer": settings.get("", settings),
         "scheduler": schedulers.get("", schedulers) or None,
+        "run": {
+            "parameters": _number_of_parameters(holder),
+            "device": _device(trainer),
+            "precision": str(trainer.precision),
+            "strategy": _snake_case(type(trainer.strategy).__name__.removesuffix("Strategy")),
+            "metric": _metric(trainer),
+        },
     }
+
+
+def _number_of_parameters(holder: nn.Module) -> int:
+    """Of the whole model, also where it is sharded."""
+    shapes = flat_shapes(holder)
+    return sum(math.prod(shapes.get(id(each), each.shape)) for each in holder.parameters())
+
+
+def _device(trainer: Trainer) -> str:
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return name if trainer.world_size == 1 else f"{trainer.world_size} x {name}"
+
+
+def _snake_case(name: str) -> str:
+    return re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
+def _metric(trainer: Trainer) -> dict[str, str] | None:
+    """The metric by which the run is judged: of a checkpoint, early stopping, or a plateau."""
+    kinds = either("callbacks.ModelCheckpoint") + either("callbacks.EarlyStopping")
+    candidates = [each for each in trainer.callbacks if isinstance(each, kinds)]  # type: ignore[attr-defined]
+    found: list[tuple[Any, Any]] = [(each.monitor, each) for each in candidates]
+    for entry in trainer.lr_scheduler_configs:
+        plateau = getattr(entry.scheduler, "plateau", None)
+        found.append((entry.monitor, plateau or entry.scheduler))
+    for name, judge in found:
+        if name is not None:
+            return {"name": name, "mode": str(getattr(judge, "mode", "min"))}
+    return None

@@ -123,6 +123,10 @@ class MonitorSession:
                 self.reporter.finish(logging_step(self._trainer))
             if not self._rows.is_empty:
                 self._publisher.each(log_location)
+        if self.reporter is not None:
+            # Also where the monitor is muted.
+            with self.failsafe.guard():
+                self.reporter.write(has_ended=True)
         state = self.state()
         self._untrack()
         self.failsafe.stop()
@@ -161,7 +165,8 @@ class MonitorSession:
                 self._track(optimizer, name, holder, cadence)
         self._resume(saved)
         if is_logging:
-            self._publisher.each(log_settings, run_settings(trainer, optimizers, names))
+            settings = run_settings(trainer, holder, optimizers, names)
+            self._publisher.each(log_settings, {**settings, "findings": config.findings})
         if self.reporter is not None:
             self.reporter.start(trainer, module, logging_step(trainer))
         announce_compilation(self.tracked, config.kernel.value)

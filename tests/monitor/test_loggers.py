@@ -474,9 +474,11 @@ def test_end_of_a_run_says_where_each_logger_has_written_and_how_to_read_it(
         f"AdamMonitor logged to {folder} (WandbLogger); report: lightning-adam report '{folder}'",
         "AdamMonitor logged to logs/lightning_logs/a (CSVLogger); report: lightning-adam report"
         " logs/lightning_logs/a",
-        "AdamMonitor logged to logs/lightning_logs/b (TensorBoardLogger)",
+        "AdamMonitor logged to logs/lightning_logs/b (TensorBoardLogger); report: lightning-adam"
+        " report logs/lightning_logs/b",
     ]
-    assert read_runs([offline_run, tmp_path / "logs"])
+    sources = [each.source for each in read_runs([offline_run, tmp_path / "logs"])]
+    assert sources == ["W&B", "CSVLogger", "TensorBoard"]
 
 
 def test_run_that_logged_nothing_says_nothing_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from tests.support.tables import each_row
 
 REFUSED = {
     ("nowhere",): "nowhere does not exist. Pass the folder that is printed",
-    (".",): ". contains no run: neither .wandb files",
+    (".",): ". contains no run: no .wandb file",
     ("csv",): "csv/lightning_logs/version_0: no run has keys that begin with adam_.",
     ("ours", "-o", "nowhere/page.html"): "nowhere/page.html cannot be written",
 }
@@ -39,7 +39,7 @@ def test_report_of_several_runs_names_what_could_not_be_read(
     printed = capsys.readouterr()
     assert printed.err == ""
     assert printed.out.splitlines() == [
-        "trained has not ended, or was cut: shown up to step 12.",
+        "trained is still running, or was interrupted: shown up to step 12.",
         "lightning_logs/version_0 has no keys that begin with adam_; train with"
         " callbacks=[AdamMonitor()].",
         "report: new page.html",

@@ -244,7 +244,7 @@ def test_rows_may_come_in_any_order_and_settings_one_by_one(tmp_path: Path) -> N
     assert to_dict(run) == {KEY: {3: 3.0, 5: 5.0, 1_200: 1_200.0}}
     assert list(run.series[KEY].steps) == [3, 5, 1_200]
     assert run.config == {"a": {"b": {"c": 1, "d": 2}}, "e": [3]}
-    assert run.notes == ["run-3xy has not ended, or was cut: shown up to step 1,200."]
+    assert run.notes == ["run-3xy is still running, or was interrupted: shown up to step 1,200."]
 
 
 # ---- Where runs are found
@@ -268,7 +268,7 @@ def test_killed_and_resumed_run_has_ended(tmp_path: Path) -> None:
     killed = write_wandb(tmp_path / "1", [{GLOBAL_STEP: 0, KEY: 1.0}], run_id="same")
     killed.write_bytes(killed.read_bytes()[: chunks_of(killed.read_bytes())[-1].start])
     (note,) = only(tmp_path).notes
-    assert note == "same has not ended, or was cut: shown up to step 0."
+    assert note == "same is still running, or was interrupted: shown up to step 0."
     write_wandb(tmp_path / "2", [{GLOBAL_STEP: 1, KEY: 1.0}], run_id="same")
     assert only(tmp_path).notes == []
 
@@ -353,7 +353,7 @@ def test_missing_run_raises_with_what_was_expected(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "metrics.txt"):
         with pytest.raises(ConfigError) as raised:
             read_runs([path])
-        assert str(raised.value).startswith(f"{path} contains no run: neither .wandb files")
+        assert str(raised.value).startswith(f"{path} contains no run: no .wandb file")
         assert "\n" not in str(raised.value)
 
 
@@ -408,7 +408,7 @@ def intact(tmp_path_factory: pytest.TempPathFactory) -> IntactRun:
 
 def cut_note(name: str, steps: Collection[int]) -> str:
     shown = f"shown up to step {max(steps):,}" if steps else "it has no rows yet"
-    return f"{name} has not ended, or was cut: {shown}."
+    return f"{name} is still running, or was interrupted: {shown}."
 
 
 def test_file_that_is_cut_anywhere_is_read_up_to_its_last_complete_record(
@@ -435,7 +435,9 @@ def test_file_that_is_no_wandb_run_is_noted(intact: IntactRun) -> None:
                 run = intact.read(content)
                 assert (run.series, run.histograms, run.config) == ({}, {}, {})
                 file = intact.folder / "run.wandb"
-                assert run.notes == [f"{file}: nothing could be read; it is no W&B run, or empty."]
+                assert run.notes == [
+                    f"{file}: nothing could be read; it is empty, or not a run of W&B."
+                ]
 
 
 def damaged_notes(run: Run) -> list[str]:
@@ -516,7 +518,7 @@ def test_rows_that_are_written_while_the_last_block_is_read_are_read_or_left(
     file = intact.folder / "run.wandb"
     # The progress bar is updated after every block.
     bar = SimpleNamespace(update=lambda _: file.write_bytes(intact.content))
-    monkeypatch.setattr("lightning_adam.reports.runs.tqdm", lambda **_: nullcontext(bar))
+    monkeypatch.setattr("lightning_adam.reports.runs.reader.tqdm", lambda **_: nullcontext(bar))
     with each_row() as row:
         for length in (5_000, BLOCK - 3, BLOCK, BLOCK + 3, 2 * BLOCK + 10_000):
             with row(length):
@@ -655,11 +657,10 @@ def test_csv_without_steps_is_noted(csv_folder: Path) -> None:
                 assert run.notes == [no_steps(csv_folder)]
 
 
-UNREADABLE = "its hparams.yaml could not be read; no config then."
+UNREADABLE = "its hparams.yaml could not be read, so it has no config."
 HPARAMS_NOTES: dict[bytes | None, list[str]] = {
     b"lr: [0.1\n": [UNREADABLE],
     b"lr: \xff\n": [UNREADABLE],
-    b"object: !!python/object:nowhere.Config {}\n": [UNREADABLE],
     b"born: 2020-13-45\n": [UNREADABLE],
     b"{lr: 1}: 2\n": [UNREADABLE],
     b"": [],

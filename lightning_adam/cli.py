@@ -2,10 +2,15 @@
 
 import argparse
 import inspect
+import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightning_adam.config.errors import ConfigError, nearest
 from lightning_adam.config.explain import TOPICS, explain
@@ -15,6 +20,12 @@ from lightning_adam.findings.preflight import NOTICES
 from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS, explain_statistic, select
 from lightning_adam.statistics.histograms import QUANTITIES, fold
 from lightning_adam.version import __version__
+
+if TYPE_CHECKING:
+    from lightning_adam.reports.runs import Run
+
+MOST_DESCRIBED = 10
+"""Of more runs, `report` prints only their number."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -53,16 +64,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     explaining.set_defaults(run=lambda chosen: chosen.topic)
     reporting = commands.add_parser(
         "report",
-        help="one page of what Adam did, from offline W&B runs or a CSVLogger's folder",
-        description="Writes a page that needs no network: the panels of one run, or of several"
-        " beside each other, with what differs in their configs and where they part.",
+        help="write an HTML page about runs of W&B, CSVLogger or TensorBoard",
+        description="Writes one HTML page about one run, or compares several. The page needs no"
+        " network. An existing file is overwritten.",
+        epilog="examples:\n"
+        "  lightning-adam report lightning_logs/version_3\n"
+        "  lightning-adam report wandb/offline-run-* -o compared.html\n"
+        "  lightning-adam report lightning_logs/version_3 --watch",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     reporting.add_argument(
         "runs",
         nargs="+",
         type=Path,
-        metavar="RUN",
-        help="folder of a run, as it is named when a training ends, or a folder with runs below",
+        metavar="FOLDER",
+        help="folder of a run, as AdamMonitor prints it at the end, or a folder that contains runs",
     )
     reporting.add_argument(
         "-o",
@@ -70,18 +86,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         type=Path,
         default=Path("report.html"),
         metavar="FILE",
-        help="where to (default: report.html)",
+        help="the file to write (default: report.html)",
+    )
+    reporting.add_argument(
+        "--watch",
+        nargs="?",
+        const=10.0,
+        type=_seconds,
+        metavar="SECONDS",
+        help="rewrite the page while the runs train, until all have ended or Ctrl-C; the open page"
+        " reloads itself (default: every 10 seconds)",
     )
     reporting.set_defaults(run=_report)
     showing = commands.add_parser(
         "dashboard",
-        help="a saved W&B workspace with the panels of what Adam did",
-        description="Creates the workspace in a project, or brings it up to date, and prints its"
-        " address.",
+        help="create or update a W&B workspace with charts of AdamMonitor",
+        description="Creates a workspace with charts of AdamMonitor in a W&B project, or updates"
+        " it, and prints its address.",
     )
     showing.add_argument("project", metavar="ENTITY/PROJECT", help="as in the project's address")
     showing.add_argument(
-        "--json", action="store_true", help="print the workspace's spec; no server is asked"
+        "--json", action="store_true", help="print the workspace as JSON, without W&B's server"
     )
     showing.set_defaults(run=_dashboard)
     inspecting = commands.add_parser(
@@ -108,10 +133,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.exit(1, f"lightning-adam {chosen.command}: {error}\n")
 
 
+def _seconds(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text} is not a number of seconds; put folders before it")
+
+
 def _report(chosen: argparse.Namespace) -> str:
     from lightning_adam.reports.report import write_report
     from lightning_adam.reports.runs import read_runs
+    from lightning_adam.reports.watch import watch_report
 
+    if chosen.watch:
+        watch_report(chosen.runs, chosen.output, chosen.watch, partial(print, flush=True))
+        return f"report: {chosen.output}"
     runs = read_runs(chosen.runs)
     write_report(runs, chosen.output)
     notes = [note for run in runs for note in run.notes]
@@ -120,7 +156,22 @@ def _report(chosen: argparse.Namespace) -> str:
         for run in runs
         if not run.is_monitored and not run.notes
     ]
-    return "\n".join([*notes, f"report: {chosen.output}"])
+    return "\n".join([*_describe(runs), *notes, f"report: {chosen.output}"])
+
+
+def _describe(runs: Sequence["Run"]) -> list[str]:
+    """Says which runs were read."""
+    if len(runs) > MOST_DESCRIBED:
+        sources = Counter(run.source for run in runs).items()
+        return [f"read {len(runs)} runs ({', '.join(f'{n} {source}' for source, n in sources)})"]
+    lines = []
+    for run in runs:
+        here = Path.cwd()
+        path = run.path.relative_to(here) if run.path.is_relative_to(here) else run.path
+        steps = "no rows yet" if run.last_step is None else f"up to step {run.last_step:,}"
+        keys = len({*run.series, *run.histograms})
+        lines.append(f"read {path} ({run.source}: {keys:,} keys, {steps})")
+    return lines
 
 
 def _dashboard(chosen: argparse.Namespace) -> str:

@@ -31,12 +31,18 @@ class Suggestion:
     is_sweep: bool = False
     """Whether the overrides list values to compare, for Hydra's `--multirun`."""
 
-    def __str__(self) -> str:
+    @property
+    def command(self) -> str:
+        """The overrides, as they are appended to the command; empty if there are none."""
         words = ["--multirun"] if self.is_sweep else []
         # A sweep's commas are Hydra's own.
         words += self.overrides if self.is_sweep else map(shlex.quote, self.overrides)
-        typed = " ".join(words)
-        return f"{typed}  ({self.hint})" if typed and self.hint else typed or self.hint
+        return " ".join(words)
+
+    def __str__(self) -> str:
+        if self.command and self.hint:
+            return f"{self.command}  ({self.hint})"
+        return self.command or self.hint
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,15 @@
-"use strict";
+const bytesOf = (base64) => Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+
+/** Runs a script that is compressed. */
+async function load(base64) {
+  const stream = new Blob([bytesOf(base64)]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const script = document.createElement("script");
+  script.textContent = await new Response(stream).text();
+  document.head.append(script);
+}
 
 const report = JSON.parse(document.getElementById("data").textContent);
+await load(document.getElementById("plotly").textContent);
 const root = document.documentElement;
 const runNames = report.runs.map((run) => run.name);
 const isComparison = report.runs.length > 1;
@@ -26,8 +35,7 @@ const chosen = { theme: "light", range: null, hidden: [], scope: null, axis: "st
 const ARRAYS = { float32: Float32Array, float64: Float64Array, uint32: Uint32Array };
 function unpacked(packed) {
   if (!packed.array) {
-    const bytes = Uint8Array.from(atob(packed.bytes), (letter) => letter.charCodeAt(0));
-    packed.array = new ARRAYS[packed.type](bytes.buffer);
+    packed.array = new ARRAYS[packed.type](bytesOf(packed.bytes).buffer);
     packed.bytes = null;
   }
   return packed.array;

@@ -208,7 +208,7 @@ function valueAxis(values, { isLog, unit, references, isWhole }) {
     const at = scale(value);
     if (at >= low - span && at <= high + span) [low, high] = [Math.min(low, at), Math.max(high, at)];
   }
-  if (low === high) {
+  if (high - low <= 1e-6 * Math.abs(high)) {
     if (isLog) [low, high] = [low - 0.5, high + 0.5];
     else if (low === 0) [low, high] = [0, 1];
     else [low, high] = [Math.min(0, 1.5 * low), Math.max(0, 1.5 * high)];
@@ -839,6 +839,7 @@ function show(change) {
   Object.assign(chosen, change);
   root.dataset.theme = chosen.theme;
   const [first, last] = chosen.range ?? ends();
+  byId("unit").textContent = isTime() ? `time (${timeUnit})` : "steps";
   byId("first-step").value = Math.ceil(first);
   byId("last-step").value = Math.floor(last);
   for (const each of legend.children) {

@@ -49,17 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     explaining = commands.add_parser(
         "explain",
-        help="what can be set and what is measured, its meaning and where it comes from",
-        description="Prints every field of a config, with its default, as it is typed on the"
-        " command line of a Hydra app, its meaning and its source; or what a statistic is, or what"
-        " a finding says, when it is raised, and what is done about it.",
+        help="explain settings, statistics and findings",
+        description="Prints the settings of a config with their defaults and meanings, the"
+        " definition of a statistic, or the condition and the suggestions of a finding.",
     )
     explaining.add_argument(
         "topic",
         type=_topic,
         metavar="TOPIC",
-        help=f"{', '.join(TOPICS)}, statistics, histograms, findings, or the name of a statistic or"
-        " of a finding",
+        help=f"{', '.join(TOPICS)}, statistics, histograms, findings, or the name of one statistic"
+        " or finding",
     )
     explaining.set_defaults(run=lambda chosen: chosen.topic)
     reporting = commands.add_parser(
@@ -111,16 +110,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     showing.set_defaults(run=_dashboard)
     inspecting = commands.add_parser(
         "inspect",
-        help="what a checkpoint tells of its Adam: moments, eps, rounding, decay, findings",
-        description="Reads a checkpoint of Lightning, or an optimizer's state_dict of torch.save,"
-        " alone or beside the model's, and prints what it tells of Adam's last step: without a"
-        " training, and without the code of the model.",
+        help="inspect the optimizer state of a checkpoint",
+        description="Prints the findings and the statistics of the last optimizer step in a"
+        " checkpoint of Lightning, or in a file of torch.save with an optimizer's state_dict. It"
+        " needs neither the code of the model nor a run, and runs no code from the file.",
     )
-    inspecting.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="as last.ckpt")
     inspecting.add_argument(
-        "--trust",
-        action="store_true",
-        help="load objects of any class, which may run any code: only for files that you trust",
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="the file, for example last.ckpt"
+    )
+    inspecting.add_argument(
+        "--html", type=Path, metavar="FILE", help="also write a report page (default: none)"
     )
     inspecting.set_defaults(run=_inspect)
     chosen = parser.parse_args(arguments)
@@ -181,13 +180,22 @@ def _dashboard(chosen: argparse.Namespace) -> str:
 
 
 def _inspect(chosen: argparse.Namespace) -> str:
-    from lightning_adam.reports.inspection.page import inspect
+    from lightning_adam.reports.inspection.inspection import inspect
+    from lightning_adam.reports.inspection.text import describe_inspection
 
-    return inspect(chosen.checkpoint, chosen.trust)
+    inspection = inspect(chosen.checkpoint)
+    text = describe_inspection(inspection)
+    if chosen.html is None:
+        return text
+    from lightning_adam.reports.inspection.run import run_of
+    from lightning_adam.reports.report import write_report
+
+    write_report([run_of(inspection)], chosen.html)
+    return f"{text}\n\nreport: {chosen.html}"
 
 
 def _topic(name: str) -> str:
-    """What is said of a topic."""
+    """The explanation of a topic."""
     if name in TOPICS:
         return "\n\n".join(map(explain, TOPICS[name]))
     if name == "histograms":

@@ -1,6 +1,7 @@
 """Private names of torch, seen in 2.13.0."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -107,3 +108,27 @@ def shared_store() -> Any:
     if not (dist.is_available() and dist.is_initialized()):
         return None
     return dist.distributed_c10d._get_default_store()
+
+
+def is_torchscript(path: Path) -> bool:
+    """Returns whether `torch.load` would hand a zip file on to `torch.jit.load`, which runs it."""
+    return "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records()
+
+
+def storage_view(
+    storage: Any, dtype: torch.dtype, offset: int, size: Sequence[int], stride: Sequence[int]
+) -> Tensor:
+    """Returns a tensor over a part of a storage, which is never enlarged.
+
+    Args:
+        storage: A TypedStorage.
+        dtype: The dtype of the tensor.
+        offset: Index of its first element.
+        size: Its shape.
+        stride: Its strides.
+
+    Raises:
+        RuntimeError: If the storage ends before the tensor does.
+    """
+    whole = torch.empty(0, dtype=dtype, device="cpu").set_(storage._untyped_storage)
+    return whole.as_strided(size, stride, offset)

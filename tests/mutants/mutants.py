@@ -1050,35 +1050,35 @@ MUTANTS = (
         "rows of the layer table are sent repeatedly",
     ),
     Mutant(
-        "reports/inspection/saved",
+        "reports/inspection/saved_optimizer",
         (
-            "        if first != [len(possible) - 1 - place for place in last[::-1]]:\n"
+            "        if first != [len(possible) - 1 - index for index in last[::-1]]:\n"
             "            return None\n"
         ),
         "",
         "parameters are guessed where there are several ways to match them",
     ),
     Mutant(
-        "reports/inspection/saved",
+        "reports/inspection/saved_optimizer",
         'group["lr"] = group["lr"] if float(group["lr"]) else peak_lr(saved)',
         "pass",
         "at the end of a schedule all updates are 0",
     ),
     Mutant(
-        "reports/inspection/saved",
-        "if names is None and len(found) > 1 and not usual:",
-        "if False:",
+        "reports/inspection/saved_optimizer",
+        "if len(candidates) == 1:\n        (source,) = candidates",
+        "if candidates:\n        source = candidates[0]",
         "one of two networks of the same shapes is chosen silently",
     ),
     Mutant(
-        "reports/inspection/numbers",
+        "reports/inspection/measurements",
         "capabilities_of(saved.optimizer, states) & ~Capabilities.GRADIENT",
         "capabilities_of(saved.optimizer, states)",
         "gradients that no file contains are reported as 0",
     ),
     Mutant(
-        "reports/inspection/numbers",
-        "\n        and (saved.weights or not OF_WEIGHTS & _sources(each))",
+        "reports/inspection/measurements",
+        "\n        and (saved.weights or not WEIGHT_COLUMNS & _sources(each))",
         "",
         "unknown weights are reported as 0",
     ),

@@ -5,10 +5,10 @@ import gzip
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from lightning_adam.config.errors import ConfigError, format_value
 from lightning_adam.findings import RULES
@@ -32,12 +32,11 @@ from lightning_adam.reports.downsampling import (
     octave_shares,
     pack,
 )
-from lightning_adam.reports.keys import BASES, Key, Scope, read_key
+from lightning_adam.reports.keys import BASES, Scope, read_key
 from lightning_adam.reports.runs import Run, Series
 from lightning_adam.reports.summary import (
     MAIN_SETTINGS,
     Issue,
-    facts_of,
     issues_of,
     key_facts,
     mapping,
@@ -48,6 +47,7 @@ from lightning_adam.reports.summary import (
     verdict_of,
 )
 from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS, key_part
+from lightning_adam.statistics.histograms import Histogram
 from lightning_adam.version import __version__
 
 try:
@@ -69,6 +69,14 @@ CHECKPOINT = "checkpoint"
 
 Logged = TypeVar("Logged")
 """A series, or the histograms of a key."""
+
+
+class IndexedRun(NamedTuple):
+    """A run, and what it has logged by key without its scope."""
+
+    run: Run
+    series: dict[str, list[tuple[str, Scope, Series]]]
+    histograms: dict[str, list[tuple[str, Scope, dict[int, Histogram]]]]
 
 
 def write_report(runs: Sequence[Run], file: Path, refresh: float | None = None) -> None:
@@ -111,12 +119,14 @@ def write_report(runs: Sequence[Run], file: Path, refresh: float | None = None) 
 def page(runs: Sequence[Run], refresh: float | None = None) -> str:
     """Returns the page of some runs, as HTML."""
     names = labels(runs)
-    sections = {title: _charts(charts, runs) for title, charts in SECTIONS.items()}
+    judged = {metric.name for run in runs for metric in metrics_of(run)}
+    sections = {title: _charts(charts, runs, judged) for title, charts in SECTIONS.items()}
+    indexed = [IndexedRun(run, _by_base(run.series), _by_base(run.histograms)) for run in runs]
     overview = [chart.id for chart in sections["Overview"]]
     drawn = {
         chart.id: _base(chart, runs) | data | {"isOverview": chart.id in overview}
         for chart in itertools.chain.from_iterable(sections.values())
-        if any((data := DRAWN[chart.kind](chart, runs)).values())
+        if any((data := DRAWN[chart.kind](chart, indexed)).values())
     }
     issues = [issues_of(run.findings or []) for run in runs]
     environment = Environment(
@@ -137,7 +147,6 @@ def page(runs: Sequence[Run], refresh: float | None = None) -> str:
         labels=names,
         verdicts=[*map(verdict_of, runs)],
         facts=[*map(key_facts, runs)],
-        metrics=[*map(metrics_of, runs)],
         settings=[*map(settings_of, runs)],
         issues=issues,
         chart_ids={each.statistic: _chart_id(each, drawn) for each in itertools.chain(*issues)},
@@ -170,13 +179,15 @@ def _plotly() -> str:
     return base64.b64encode(gzip.compress(bundle.read_bytes(), mtime=0)).decode("ascii")
 
 
-def _charts(charts: Sequence[Chart], runs: Sequence[Run]) -> list[Chart]:
-    """The charts of a section; each metric that the module logs itself has its own."""
+def _charts(charts: Sequence[Chart], runs: Sequence[Run], judged: Container[str]) -> list[Chart]:
+    """The charts of a section; each metric that the module logs itself has its own.
+
+    Those that a run is judged by are the first.
+    """
     found = []
     for chart in charts:
         own = chart is LOSS or chart is VALIDATION
         keys = {key: None for run in runs for key in run.series if chart.draws(key)} if own else {}
-        judged = [metric.name for run in runs for metric in metrics_of(run)]
         order = sorted(keys, key=lambda key: (key not in judged, key))
         found += [chart.of_key(key) for key in order[:PINNED_METRICS]] or [chart]
         found += [chart.of_key(key, is_pinned=False) for key in order[PINNED_METRICS:]]
@@ -285,10 +296,10 @@ def _first_differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
     ]
 
 
-def _curves(chart: Chart, runs: Sequence[Run]) -> dict[str, Any]:
+def _curves(chart: Chart, runs: Sequence[IndexedRun]) -> dict[str, Any]:
     """A line for each run, key and scope."""
     lines = []
-    for place, key, (base, _, scope), series in _drawn(chart, [run.series for run in runs]):
+    for place, key, base, scope, series in _drawn(chart, [each.series for each in runs]):
         if not scope.is_inner:
             shown = downsample_minmax(series)
             line: dict[str, Any] = {"run": place, "scope": str(scope) if base in BASES else None}
@@ -296,7 +307,7 @@ def _curves(chart: Chart, runs: Sequence[Run]) -> dict[str, Any]:
             line |= {"part": base.rpartition("_")[2] if "|" in chart.keys else ""}
             line |= {"steps": pack(shown.steps), "values": pack(shown.values)}
             if scope.kind == "worst":
-                line["tensors"] = _tensors(runs[place], key, shown.steps.tolist())
+                line["tensors"] = _tensors(runs[place].run, key, shown.steps.tolist())
             lines.append(line)
     return {"lines": lines}
 
@@ -309,29 +320,29 @@ def _tensors(run: Run, key: str, steps: Iterable[int]) -> dict[str, list[Any]]:
     return {"names": [*places], "places": [places[name] for name in names]}
 
 
-def _layers(chart: Chart, runs: Sequence[Run]) -> dict[str, Any]:
+def _layers(chart: Chart, runs: Sequence[IndexedRun]) -> dict[str, Any]:
     """The values by layer and step of each statistic and run."""
-    maps = _layer_maps(chart, [run.series for run in runs])
+    maps = _layer_maps(chart, [each.series for each in runs])
     return {"maps": [{"run": place} | entry for place, entry in maps]}
 
 
-def _events(chart: Chart, runs: Sequence[Run]) -> dict[str, Any]:
+def _events(chart: Chart, runs: Sequence[IndexedRun]) -> dict[str, Any]:
     """The same of each event of a run."""
-    events = [(place, event) for place, run in enumerate(runs) for event in run.events]
+    events = [(place, event) for place, each in enumerate(runs) for event in each.run.events]
     maps = []
-    for number, entry in _layer_maps(chart, [event.series for _, event in events]):
+    for number, entry in _layer_maps(chart, [_by_base(event.series) for _, event in events]):
         place, event = events[number]
         maps.append({"run": place, "event": str(event)} | entry)
     return {"maps": sorted(maps, key=lambda entry: entry["run"])}
 
 
 def _layer_maps(
-    chart: Chart, logged: Sequence[Mapping[str, Series]]
+    chart: Chart, logged: Sequence[Mapping[str, list[tuple[str, Scope, Series]]]]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     found: dict[tuple[str, int], dict[str, Series]] = {}
-    for place, _, (key, _, scope), series in _drawn(chart, logged):
+    for place, _, base, scope, series in _drawn(chart, logged):
         if scope.is_inner:
-            found.setdefault((key, place), {})[str(scope)] = series
+            found.setdefault((base, place), {})[str(scope)] = series
     columns = min(max(CELLS // max(sum(map(len, found.values())), 1), 20), COLUMNS)
     for statistic, place in itertools.product(STATISTICS.values(), range(len(logged))):
         by_layer = found.get((statistic.key, place), {})
@@ -345,31 +356,31 @@ def _layer_maps(
             yield place, entry
 
 
-def _histograms(chart: Chart, runs: Sequence[Run]) -> dict[str, Any]:
+def _histograms(chart: Chart, runs: Sequence[IndexedRun]) -> dict[str, Any]:
     """The shares by octave and step of each quantity, scope and run."""
     maps = []
-    for place, _, (base, _, scope), by_step in _drawn(chart, [run.histograms for run in runs]):
+    for place, _, base, scope, by_step in _drawn(chart, [each.histograms for each in runs]):
         steps, lowest, shares = octave_shares(by_step)
         entry = {"run": place, "scope": str(scope), "quantity": base.rpartition("/")[2]}
-        entry |= {"eps": _eps_of(runs[place], scope), "lowest": lowest}
+        entry |= {"eps": _eps_of(runs[place].run, scope), "lowest": lowest}
         entry |= {"steps": pack(steps), "shares": pack(shares)}
         maps.append(entry)
     return {"maps": maps}
 
 
-def _eps_curves(chart: Chart, runs: Sequence[Run]) -> dict[str, Any]:
+def _eps_curves(chart: Chart, runs: Sequence[IndexedRun]) -> dict[str, Any]:
     """The share of the last step's elements below each power of two, by run and scope."""
     lines = []
-    for place, _, (_, _, scope), by_step in _drawn(chart, [run.histograms for run in runs]):
+    for place, _, _, scope, by_step in _drawn(chart, [each.histograms for each in runs]):
         step = max(by_step)
         magnitudes = [2.0**edge for edge in by_step[step].log2_edges[1:-1]]
         shares = by_step[step].fractions_below(magnitudes)
-        line = {"run": place, "scope": str(scope), "eps": _eps_of(runs[place], scope)}
+        line = {"run": place, "scope": str(scope), "eps": _eps_of(runs[place].run, scope)}
         lines.append(line | {"step": step, "magnitudes": magnitudes, "shares": shares})
     return {"lines": lines}
 
 
-DRAWN: dict[ChartKind, Callable[[Chart, Sequence[Run]], dict[str, Any]]] = {
+DRAWN: dict[ChartKind, Callable[[Chart, Sequence[IndexedRun]], dict[str, Any]]] = {
     ChartKind.CURVES: _curves,
     ChartKind.LAYERS: _layers,
     ChartKind.EVENTS: _events,
@@ -379,16 +390,25 @@ DRAWN: dict[ChartKind, Callable[[Chart, Sequence[Run]], dict[str, Any]]] = {
 """The data of a chart, which page.js draws."""
 
 
+def _by_base(by_key: Mapping[str, Logged]) -> dict[str, list[tuple[str, Scope, Logged]]]:
+    """What was logged by key without its scope, in the order of the scopes."""
+    found: dict[str, list[tuple[str, Scope, Logged]]] = {}
+    for key, logged in by_key.items():
+        base, _, scope = read_key(key)
+        found.setdefault(base, []).append((key, scope, logged))
+    for entries in found.values():
+        entries.sort(key=lambda entry: [*map(_natural, entry[1])])
+    return found
+
+
 def _drawn(
-    chart: Chart, logged: Iterable[Mapping[str, Logged]]
-) -> Iterator[tuple[int, str, Key, Logged]]:
-    """What a chart draws of each run: its number, and its keys with their values, by scope."""
-    for place, by_key in enumerate(logged):
-        keys = {key: read_key(key) for key in by_key}
-        order = {key: [*map(_natural, (each.base, *each.scope))] for key, each in keys.items()}
-        for key in sorted(keys, key=order.__getitem__):
-            if chart.draws(keys[key].base):
-                yield place, key, keys[key], by_key[key]
+    chart: Chart, logged: Iterable[Mapping[str, list[tuple[str, Scope, Logged]]]]
+) -> Iterator[tuple[int, str, str, Scope, Logged]]:
+    """What a chart draws of each run: its number, and keys with and without scope, and values."""
+    for place, by_base in enumerate(logged):
+        for base in sorted(filter(chart.draws, by_base)):
+            for key, scope, values in by_base[base]:
+                yield place, key, base, scope, values
 
 
 def _natural(key: str) -> list[tuple[int, str]]:

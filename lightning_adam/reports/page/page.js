@@ -138,7 +138,7 @@ function stepAxis(own) {
   const title = isTime() ? `time (${timeUnit})` : "step";
   return {
     title: { text: title, standoff: 4 },
-    ...(isTime() ? {} : { tickformat: ",~f" }), nticks: 6,
+    ...(isTime() ? {} : { tickformat: own[1] < 1e4 ? ",~f" : "~s" }), nticks: 5, tickangle: 0,
     ...(chosen.range ? { range: [...chosen.range] } : own[0] < own[1] ? { range: padded(own) } : {}),
   };
 }

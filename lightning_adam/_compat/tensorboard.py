@@ -2,12 +2,11 @@
 
 import struct
 from collections.abc import Callable, Iterator
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError as DecodeError  # type: ignore[import-untyped]
 
 from lightning_adam.config.errors import ConfigError
 
@@ -25,25 +24,16 @@ TIME_BYTES, _STEP, _SUMMARY = 9, b"\x10", b"\x2a"
 """The bytes of an event's time, and those before its step and before its summary."""
 
 
-def decode(record: bytes) -> Event:
-    """Decodes an event.
+def event_class() -> Any:
+    """Returns the class of an event, of the package that is installed.
 
     Raises:
         ConfigError: If neither tensorboard nor tensorboardX is installed.
-        ValueError: If the record is damaged.
 
     Example:
-        >>> decode(bytes([0x10, 3])).step
+        >>> event_class()(step=3).step
         3
     """
-    try:
-        return _event_class().FromString(record)
-    except DecodeError as error:
-        raise ValueError("damaged record") from error
-
-
-@cache
-def _event_class() -> Any:
     for name in MODULES:
         try:
             return import_module(name).Event

@@ -14,7 +14,7 @@ import wandb
 from lightning.pytorch.loggers import CSVLogger
 from wandb.proto import wandb_internal_pb2
 
-from lightning_adam.reports.runs import Run, Series
+from lightning_adam.reports.runs import Run, Series, read_runs
 from tests.support.commands import GLOBAL_STEP, history, records
 
 OWN = ("_step", "_runtime", "_timestamp", "epoch", GLOBAL_STEP)
@@ -78,6 +78,11 @@ def write_csv(
         logger.log_metrics(dict(row), step)
     logger.save()
     return Path(logger.log_dir) / "metrics.csv"
+
+
+def only(*paths: Path) -> Run:
+    (run,) = read_runs(paths)
+    return run
 
 
 def to_dict(run: Run) -> Values:

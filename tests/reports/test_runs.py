@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import operator
 import random
 from collections.abc import Collection, Iterable
 from contextlib import nullcontext
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from lightning_adam.config.errors import ConfigError
 from lightning_adam.config.monitor import Severity
 from lightning_adam.findings.finding import Finding
-from lightning_adam.reports.runs import Run, read_runs
+from lightning_adam.reports.runs import Run, RunReader, read_runs
 from tests.reports.run_files import (
     BLOCK,
     FIRST,
@@ -36,6 +37,7 @@ from tests.reports.run_files import (
     comparable,
     histogram,
     logged_by_hand,
+    only,
     records_of,
     rows_of,
     to_dict,
@@ -106,11 +108,6 @@ def wide_rows() -> list[dict[str, Any]]:
 def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [*varied_rows(), *long_rows(), *wide_rows()]
     return write_wandb(tmp_path_factory.mktemp("run"), rows, name="varied")
-
-
-def only(*paths: Path) -> Run:
-    (run,) = read_runs(paths)
-    return run
 
 
 # ---- Compared with W&B's own reader
@@ -332,18 +329,52 @@ def test_resumed_run_is_one_run_in_which_the_later_row_of_a_step_counts(tmp_path
     assert run.notes == []
 
 
-def test_findings_of_a_resumed_run_are_those_of_the_last_part_that_has_some(tmp_path: Path) -> None:
-    found = [
-        Finding("eps_dominates", Severity.warning, "model", step, "", {}, {}, (), "")
-        for step in (3, 5)
-    ]
-    for part, findings in (("1", found[:1]), ("2", found), ("3", None)):
+def stored(findings: Iterable[Finding], **changes: Any) -> str:
+    """What the monitor writes to adam_findings.json."""
+    facts = {"measurements": 5, "seconds": 2.5, "has_ended": True, **changes}
+    return json.dumps({**facts, "findings": [each.as_row() for each in findings]})
+
+
+def finding(step: int, closed: int | None = None) -> Finding:
+    code, severity = "eps_dominates", Severity.warning
+    return Finding(code, severity, "model", step, "", {}, {}, (), "", closed=closed)
+
+
+def test_findings_of_a_resumed_run_are_those_of_all_parts_as_they_are_last(tmp_path: Path) -> None:
+    parts = {"1": [finding(3), finding(4)], "2": [finding(3, closed=5), finding(6)], "3": None}
+    for part, findings in parts.items():
         file = write_wandb(tmp_path / part, [{GLOBAL_STEP: int(part), KEY: 1.0}], run_id="same")
         if findings is not None:
-            rows = json.dumps({"findings": [each.as_row() for each in findings]})
             (file.parent / "files").mkdir(exist_ok=True)
-            (file.parent / "files/adam_findings.json").write_text(rows, encoding="utf-8")
-    assert only(tmp_path).findings == found
+            (file.parent / "files/adam_findings.json").write_text(stored(findings))
+    run = only(tmp_path)
+    assert run.findings == [finding(3, closed=5), finding(4), finding(6)]
+    assert (run.seconds, run.measurements) == (5.0, 10)
+
+
+def test_times_of_a_resumed_run_are_those_of_its_rows_and_its_seconds_add_up(
+    tmp_path: Path,
+) -> None:
+    def rows(steps: Iterable[int], start: float) -> list[dict[str, str]]:
+        return [
+            {GLOBAL_STEP: str(step), KEY: "1", "_timestamp": str(start + 10 * step)}
+            for step in steps
+        ]
+
+    file = tmp_path / "run.wandb"
+    file.write_bytes(logged_by_hand(rows(range(3), 1000.0)))
+    run = only(file)
+    assert run.times is not None
+    assert run.times.steps.tolist() == [0, 1, 2]
+    assert run.times.values.tolist() == [1000.0, 1010.0, 1020.0]
+    assert (run.source, run.seconds, run.has_ended) == ("W&B", 20.0, False)
+    parts = [
+        write_wandb(tmp_path / part, [{GLOBAL_STEP: 0}, {GLOBAL_STEP: 1}], run_id="same")
+        for part in ("1", "2")
+    ]
+    resumed = only(*parts)
+    assert resumed.seconds == pytest.approx(sum(only(part).seconds or 0.0 for part in parts))
+    assert resumed.has_ended
 
 
 def test_missing_run_raises_with_what_was_expected(tmp_path: Path) -> None:
@@ -657,6 +688,41 @@ def test_csv_without_steps_is_noted(csv_folder: Path) -> None:
                 assert run.notes == [no_steps(csv_folder)]
 
 
+PLAIN = """\
+config: !!python/object:src.config.Config
+  lr: 0.1
+  path: !!python/object/apply:pathlib.PosixPath [data, train]
+  color: !!python/object/apply:src.Color [2]
+  betas: !!python/tuple [0.9, 0.99]
+  activation: !!python/name:torch.nn.functional.relu ''
+  text: !custom hello
+harmful: !!python/object/apply:os.mkdir [planted]
+lightning_adam: {version: 0.1.0}
+"""
+
+
+def test_objects_in_hparams_are_read_as_plain_values_and_never_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hparams.yaml").write_text(PLAIN)
+    run = read_csv(tmp_path, TEXT)
+    assert run.config == {
+        "config": {
+            "lr": 0.1,
+            "path": ["data", "train"],
+            "color": [2],
+            "betas": [0.9, 0.99],
+            "activation": "torch.nn.functional.relu",
+            "text": "hello",
+        },
+        "harmful": ["planted"],
+        "lightning_adam": {"version": "0.1.0"},
+    }
+    assert run.notes == []
+    assert not (tmp_path / "planted").exists()
+
+
 UNREADABLE = "its hparams.yaml could not be read, so it has no config."
 HPARAMS_NOTES: dict[bytes | None, list[str]] = {
     b"lr: [0.1\n": [UNREADABLE],
@@ -685,3 +751,74 @@ def test_hparams_that_are_no_settings_leave_an_empty_config(tmp_path: Path) -> N
                 assert len(run.series["loss"].steps) == 20
                 assert run.config == {}
                 assert [note.split(": ", 1)[1] for note in run.notes] == notes
+
+
+# ---- What the monitor writes beside a run
+
+
+def test_run_without_the_monitors_file_was_not_judged_and_has_ended(tmp_path: Path) -> None:
+    run = read_csv(tmp_path, TEXT)
+    assert (run.findings, run.seconds, run.measurements) == (None, None, None)
+    assert run.has_ended
+    assert run.notes == []
+
+
+def test_csv_run_gets_its_duration_and_its_end_from_the_monitors_file(tmp_path: Path) -> None:
+    file = tmp_path / "adam_findings.json"
+    file.write_text(stored([]))
+    run = read_csv(tmp_path, TEXT)
+    assert (run.findings, run.seconds, run.measurements) == ([], 2.5, 5)
+    assert run.has_ended
+    file.write_text(stored([finding(3)], has_ended=False))
+    run = read_csv(tmp_path, TEXT)
+    assert run.findings == [finding(3)]
+    assert not run.has_ended
+    assert run.notes == [f"{run.name} is still running, or was interrupted: shown up to step 19."]
+
+
+def test_measurements_of_a_live_run_are_counted_in_its_rows(tmp_path: Path) -> None:
+    (tmp_path / "adam_findings.json").write_text(stored([], measurements=0, has_ended=False))
+    keys = [
+        KEY,
+        "adam_update/layer/net.0/update_norm",
+        "adam_update/optimizer/second/update_norm",
+        "adam_moments/denominator_p50",
+        "loss",
+    ]
+    counts = (3, 4, 2, 9, 9)
+    lines = [
+        f"{step}," + ",".join("1.0" if step < count else "" for count in counts)
+        for step in range(9)
+    ]
+    content = "\n".join([",".join(["step", *keys]), *lines, ""])
+    assert read_csv(tmp_path, content.encode()).measurements == 4 + 2
+
+
+def test_file_of_the_monitor_that_cannot_be_read_is_noted(tmp_path: Path) -> None:
+    file = tmp_path / "adam_findings.json"
+    with each_row() as row:
+        for content in ("", "[]", "{}", '{"findings": [{}]}', '{"findings": 1}', "\xff"):
+            with row(content):
+                file.write_text(content, encoding="latin-1")
+                run = read_csv(tmp_path, TEXT)
+                assert run.notes == [f"{run.name}: its adam_findings.json could not be read."]
+                assert len(run.series["loss"].steps) == 20
+
+
+# ---- Runs that are read again
+
+
+def test_only_runs_that_have_changed_are_read_again(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.csv").write_bytes(TEXT)
+    reader = RunReader()
+    before = reader.read([tmp_path])
+    same = reader.read([tmp_path])
+    assert all(map(operator.is_, same, before))
+    with (tmp_path / "a/metrics.csv").open("a") as file:
+        file.write("20,1.0,0\n")
+    (tmp_path / "b/adam_findings.json").write_text(stored([]))
+    a, b, c = reader.read([tmp_path])
+    assert (a.last_step, b.findings) == (20, [])
+    assert c is before[2]

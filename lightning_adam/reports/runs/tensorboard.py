@@ -12,8 +12,9 @@ from pathlib import Path
 from lightning_adam._compat.tensorboard import (
     TEXT,
     TIME_BYTES,
+    DecodeError,
     Event,
-    decode,
+    event_class,
     records,
     step_bytes,
 )
@@ -37,6 +38,7 @@ def read(file: Path, has_read: Callable[[int], object]) -> RunPart:
         ConfigError: If neither tensorboard nor tensorboardX is installed.
     """
     part = RunPart(file, "TensorBoard")
+    decode = event_class().FromString
     known: dict[bytes, int] = {}
     """The number of a key by the bytes between step and value."""
     step, before = 0, VALUE
@@ -59,7 +61,7 @@ def read(file: Path, has_read: Callable[[int], object]) -> RunPart:
                 if key:
                     known[middle] = part.keys[key]
                 continue
-        except (ValueError, LookupError, OverflowError):
+        except (DecodeError, LookupError, OverflowError, ValueError):
             damaged = True
             continue
         part.numbers.append(number)

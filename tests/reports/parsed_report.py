@@ -12,8 +12,6 @@ from lightning_adam.reports.report import page
 from lightning_adam.reports.runs import Run
 from tests.support.html_page import HtmlPage
 
-EVENTS = "before it blew up"
-
 
 class ParsedReport(HtmlPage):
     """A page of which every element is closed."""
@@ -32,8 +30,8 @@ class ParsedReport(HtmlPage):
         return dict(json.loads(script.source, parse_constant=refuse))
 
     @property
-    def panels(self) -> dict[str, Any]:
-        return dict(self.data["panels"])
+    def charts(self) -> dict[str, Any]:
+        return dict(self.data["charts"])
 
     def named(self, name: str) -> list[str]:
         return self.texts("p", name)

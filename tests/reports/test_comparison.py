@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_adam.reports.comparison import TOLERANCE, config_differences, parting
+from lightning_adam.reports.comparison import TOLERANCE, config_differences, first_difference
 from lightning_adam.reports.keys import Scope
 from lightning_adam.reports.runs import Run
 from lightning_adam.statistics.catalogue import STATISTICS
@@ -158,8 +158,8 @@ def test_first_difference_is_the_largest_of_the_first_different_step(
     runs: list[Values], tolerance: float
 ) -> None:
     first, second = runs
-    assert parting(run_of(first), run_of(first), 0) is None
-    found = parting(run_of(first), run_of(second), tolerance)
+    assert first_difference(run_of(first), run_of(first), 0) is None
+    found = first_difference(run_of(first), run_of(second), tolerance)
     places = places_apart(first, second, tolerance)
     if found is None:
         assert places == []
@@ -180,5 +180,5 @@ def test_tolerance_is_relative_except_for_fractions_and_cosines() -> None:
         (STATISTICS["decay_alignment"].key, 0.0, 0.1, 0.11),
     ):
         run = run_of({key: {0: value}})
-        assert parting(run, run_of({key: {0: near}})) is None
-        assert parting(run, run_of({key: {0: far}})) is not None
+        assert first_difference(run, run_of({key: {0: near}})) is None
+        assert first_difference(run, run_of({key: {0: far}})) is not None

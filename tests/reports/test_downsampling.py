@@ -1,38 +1,27 @@
-"""Reduction of long series and many histograms: nothing that stands out is lost."""
+"""Downsampling of long series and many histograms keeps whatever stands out."""
 
-import base64
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from numpy.typing import NDArray
 
-from lightning_adam.reports import reduction
-from lightning_adam.reports.reduction import (
-    STRETCHES,
-    below_edges,
-    gridded,
-    is_logarithmic,
-    octaves,
-    packed,
-    thinned,
+from lightning_adam.reports import downsampling
+from lightning_adam.reports.downsampling import (
+    BUCKETS,
+    downsample_minmax,
+    grid,
+    octave_shares,
+    pack,
 )
 from lightning_adam.reports.runs import Series
-from lightning_adam.statistics.histograms import (
-    BINS,
-    Histogram,
-    dominated_fractions,
-    fold,
-)
+from lightning_adam.statistics.histograms import Histogram
+from tests.reports.parsed_report import unpacked
 from tests.reports.run_files import series_of
-from tests.support.tables import each_row
 
 FEW_EXAMPLES = settings(max_examples=40, deadline=None)
-Floats = NDArray[np.float64]
 ODD = st.floats() | st.sampled_from([math.nan, math.inf, -math.inf, 0.0])
 
 
@@ -48,20 +37,20 @@ def series(draw: st.DrawFn, size: st.SearchStrategy[int]) -> Series:
 
 @FEW_EXAMPLES
 @given(series(st.integers(0, 120)), st.integers(1, 20))
-def test_thinned_series_keeps_extremes_and_the_first_non_finite_value(
-    whole: Series, stretches: int
+def test_downsampled_series_keeps_extremes_and_the_first_non_finite_value(
+    whole: Series, buckets: int
 ) -> None:
-    shown = thinned(whole, stretches)
-    if len(whole.steps) <= 2 * stretches:
+    shown = downsample_minmax(whole, buckets)
+    if len(whole.steps) <= 2 * buckets:
         assert shown is whole
         return
-    assert len(shown.steps) <= 3 * stretches + 2
+    assert len(shown.steps) <= 3 * buckets + 2
     assert (np.diff(shown.steps) > 0).all()
     places = np.searchsorted(whole.steps, shown.steps)
     assert np.array_equal(whole.steps[places], shown.steps)
     assert np.array_equal(whole.values[places], shown.values, equal_nan=True)
     assert {whole.steps[0], whole.steps[-1]} <= set(shown.steps)
-    for start, stop in zip(*_bounds(len(whole.steps), stretches), strict=True):
+    for start, stop in zip(*_bounds(len(whole.steps), buckets), strict=True):
         part = whole.values[start:stop]
         is_kept = np.isin(np.arange(start, stop), places)
         finite = np.isfinite(part)
@@ -79,15 +68,15 @@ def _bounds(length: int, parts: int) -> tuple[list[int], list[int]]:
     return bounds[:-1], bounds[1:]
 
 
-def test_long_series_is_thinned_and_keeps_its_spikes() -> None:
+def test_long_series_is_downsampled_and_keeps_its_spikes() -> None:
     generator = np.random.default_rng(0)
     values = generator.standard_normal(100_003)
     values[[17, 50_000, 99_999]] = [1e6, -1e6, math.nan]
-    shown = thinned(Series(np.arange(100_003), values))
-    assert len(shown.steps) <= 2 * STRETCHES + 3
+    shown = downsample_minmax(Series(np.arange(100_003), values))
+    assert len(shown.steps) <= 2 * BUCKETS + 3
     assert {0, 17, 50_000, 99_999, 100_002} <= set(shown.steps)
-    short = series_of(dict.fromkeys(range(2 * STRETCHES), 1.0))
-    assert thinned(short) is short
+    short = series_of(dict.fromkeys(range(2 * BUCKETS), 1.0))
+    assert downsample_minmax(short) is short
 
 
 # ---- Maps
@@ -104,7 +93,7 @@ def test_column_of_a_map_shows_the_largest_magnitude_of_its_steps(
     rows: list[dict[int, float]], columns: int
 ) -> None:
     steps = sorted({step for row in rows for step in row})
-    starts, shown = gridded([series_of(row) for row in rows], columns)
+    starts, shown = grid([series_of(row) for row in rows], columns)
     assert shown.shape == (len(rows), len(starts))
     assert len(starts) == min(columns, len(steps))
     parts = _parts(steps, starts.tolist())
@@ -146,8 +135,8 @@ def histograms(draw: st.DrawFn) -> dict[int, Histogram]:
 @given(histograms(), st.integers(1, 15))
 def test_octaves_are_shares_of_the_counts(by_step: dict[int, Histogram], columns: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reduction, "COLUMNS", columns)
-        starts, lowest, shares = octaves(by_step)
+        patch.setattr(downsampling, "COLUMNS", columns)
+        starts, lowest, shares = octave_shares(by_step)
     assert len(starts) == min(columns, len(by_step))
     assert shares.shape[1] == len(starts)
     counted = 0
@@ -172,93 +161,26 @@ def test_octaves_are_shares_of_the_counts(by_step: dict[int, Histogram], columns
         assert occupied[-1], "no empty octaves above"
 
 
-# ---- The share below each eps
-
-
-@FEW_EXAMPLES
-@given(
-    hnp.arrays(
-        np.float64,
-        st.integers(1, 200),
-        elements=st.floats(0, 1e38) | st.floats(-60, 60).map(np.exp2) | st.just(math.inf),
-    )
-)
-def test_share_below_an_edge_matches_the_elements(magnitudes: Floats) -> None:
-    at, shares = below_edges(fold(_counted(magnitudes)))
-    assert len(at) == len(shares) == 63
-    assert np.array_equal(np.log2(at) % 1, np.zeros(63))
-    assert shares == pytest.approx([(magnitudes < edge).mean() for edge in at])
-    assert shares == pytest.approx(dominated_fractions(_counted(magnitudes), at.tolist()))
-
-
-def _counted(magnitudes: Floats) -> list[int]:
-    """Counts by the binary exponent of float32, as `histograms.BINS` describes them."""
-    exponents = np.frexp(magnitudes)[1] - 1 + 127
-    exponents[(magnitudes == 0) | (exponents < 0)] = 0
-    exponents[~np.isfinite(magnitudes)] = 255
-    return [int(count) for count in np.bincount(exponents, minlength=BINS)]
-
-
-def test_share_of_no_elements_is_nan() -> None:
-    at, shares = below_edges(Histogram([0, 0, 0], [0.0, 1.0, 2.0, 3.0]))
-    assert at.tolist() == [2, 4]
-    assert np.isnan(shares).all()
-
-
-# ---- Scales
-
-SPAN = np.array([1.0, 1000.0])
-IS_LOGARITHMIC: list[tuple[str, list[Floats], bool]] = [
-    ("", [SPAN], True),
-    ("gradient", [SPAN], True),
-    ("fraction", [SPAN], False),
-    ("", [np.array([1.0]), np.array([101.0])], True),
-    ("", [np.array([1.0, 100.0])], False),
-    ("", [SPAN, np.array([-1e-9])], False),
-    ("", [np.append(np.tile(SPAN, 10), [-1e-9])], False),
-    ("", [np.append(np.tile(SPAN, 10), [0.0, 0.0])], True),
-    ("", [np.append(np.tile(SPAN, 10), [0.0] * 3)], False),
-    ("", [np.array([math.nan, math.inf, -math.inf, 1.0, 1000.0])], True),
-    ("", [np.zeros(3)], False),
-    ("", [np.array([])], False),
-]
-"""Units, values of several series, and whether their axis is logarithmic."""
-
-
-def test_axis_is_logarithmic_where_positive_values_span_decades() -> None:
-    with each_row() as row:
-        for unit, values, expected in IS_LOGARITHMIC:
-            with row((unit, values)):
-                assert is_logarithmic(unit, values) is expected
-
-
-@FEW_EXAMPLES
-@given(st.lists(st.floats(1e-3, 1e3), min_size=1), st.integers(-20, 20), st.randoms())
-def test_scale_and_order_of_values_do_not_change_the_axis(
-    values: list[float], exponent: int, random: Any
-) -> None:
-    expected = max(values) > 100 * min(values)
-    assert is_logarithmic("", [np.array(values)]) is expected
-    random.shuffle(values)
-    assert is_logarithmic("", [np.array([each]) * 2.0**exponent for each in values]) is expected
-
-
 # ---- Bytes
 
 
 @FEW_EXAMPLES
-@given(
-    st.sampled_from(["<f8", ">f8", "<f4", ">f4", "<i8"]),
-    st.lists(st.integers(-(2**53), 2**53) | st.floats(width=32), max_size=20),
-)
-def test_packed_numbers_are_decoded_to_the_same_numbers(dtype: str, numbers: list[float]) -> None:
-    if "i" in dtype:
-        numbers = [int(each) for each in numbers if math.isfinite(each) and abs(each) <= 2**53]
-    array = np.array(numbers).astype(dtype)
-    parts = packed(array)
-    assert parts.keys() == {"type", "bytes"}
-    assert parts["type"] == ("float32" if "f4" in dtype else "float64")
-    decoded = np.frombuffer(
-        base64.b64decode(parts["bytes"]), np.dtype(parts["type"]).newbyteorder("<")
-    )
-    assert np.array_equal(decoded, array, equal_nan=True)
+@given(st.lists(ODD, max_size=20))
+def test_packed_values_are_exact_or_rounded_to_float32(values: list[float]) -> None:
+    array = np.array(values)
+    parts = pack(array)
+    found = unpacked(parts)
+    assert found.dtype.name == parts["type"]
+    if parts["type"] == "float64":
+        assert np.array_equal(found, array, equal_nan=True)
+    else:
+        # 0 stays 0, and nothing overflows or loses digits as a subnormal number.
+        np.testing.assert_allclose(found, array, rtol=2**-24, atol=0)
+
+
+@FEW_EXAMPLES
+@given(st.lists(st.integers(-(2**53), 2**53) | st.integers(0, 2**32 - 1), max_size=20))
+def test_packed_steps_are_exact(steps: list[int]) -> None:
+    parts = pack(np.array(steps, dtype=np.int64))
+    assert unpacked(parts).tolist() == steps
+    assert (parts["type"] == "uint32") is all(0 <= step < 2**32 for step in steps)

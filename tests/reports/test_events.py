@@ -14,7 +14,7 @@ from lightning_adam import AdamMonitor
 from lightning_adam.reports.report import page
 from lightning_adam.reports.runs import Event, Run, read_runs
 from lightning_adam.statistics.catalogue import STATISTICS
-from tests.reports.parsed_report import EVENTS, ParsedReport, report_of, unpacked
+from tests.reports.parsed_report import ParsedReport, report_of, unpacked
 from tests.reports.run_files import KEY, LAYER_KEY, run_of, wait_for_end
 from tests.support.exploding import Exploding, files_of, numbers, read, recorded
 from tests.support.monitored import TwoOptimizers
@@ -82,7 +82,7 @@ def test_event_is_read_from_the_folder_of_its_run(kind: str, tmp_path: Path) -> 
 
 
 def maps_of(found: ParsedReport) -> list[dict[str, Any]]:
-    return list(found.panels[EVENTS]["maps"])
+    return list(found.charts["events"]["maps"])
 
 
 def test_layers_of_several_optimizers_are_distinguished() -> None:

@@ -14,6 +14,7 @@ from lightning_adam.statistics.histograms import (
     BINS,
     EPS_SHOWN,
     PERCENTILES,
+    Histogram,
     dominated_fractions,
     fold,
     percentile,
@@ -79,6 +80,23 @@ def test_eps_curve_at_the_eps_in_use_is_the_statistic() -> None:
 
 def test_eps_curve_of_no_elements_is_nan() -> None:
     assert all(map(math.isnan, dominated_fractions([0] * BINS)))
+    assert all(map(math.isnan, Histogram([0, 0], [0.0, 1.0, 2.0]).fractions_below([1.0, 4.0])))
+
+
+@given(
+    st.lists(
+        st.floats(0, 2.0**126, width=32)
+        | st.integers(-60, 60).map(lambda exponent: 2.0**exponent)
+        | st.just(math.inf),
+        min_size=1,
+        max_size=200,
+    )
+)
+def test_folded_counts_give_the_share_below_each_power_of_two(magnitudes: list[float]) -> None:
+    shown = fold(counted(magnitudes))
+    powers = [2.0**edge for edge in shown.log2_edges[1:-1]]
+    exact = [sum(each < power for each in magnitudes) / len(magnitudes) for power in powers]
+    assert shown.fractions_below(powers) == pytest.approx(exact)
 
 
 @given(counts)

@@ -105,6 +105,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     showing.add_argument("project", metavar="ENTITY/PROJECT", help="as in the project's address")
     showing.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="metric to compare runs by, for example val/acc (default: that of the newest run; none"
+        " with --json)",
+    )
+    showing.add_argument(
         "--json", action="store_true", help="print the workspace as JSON, without W&B's server"
     )
     showing.set_defaults(run=_dashboard)
@@ -176,7 +182,8 @@ def _describe(runs: Sequence["Run"]) -> list[str]:
 def _dashboard(chosen: argparse.Namespace) -> str:
     from lightning_adam.reports.workspace import save_workspace, workspace_spec
 
-    return workspace_spec(chosen.project) if chosen.json else save_workspace(chosen.project)
+    create = workspace_spec if chosen.json else save_workspace
+    return create(chosen.project, chosen.metric)
 
 
 def _inspect(chosen: argparse.Namespace) -> str:

@@ -1,7 +1,7 @@
-"""Private names of wandb-workspaces, seen in 0.4.13, and of the wandb 0.31.0 that it asks for.
+"""Private names of wandb-workspaces 0.4.13, and of the wandb 0.31.0 that it requires.
 
-`WandbApiFailedError` is raised where the server refuses a request, and is no `wandb.Error`. It
-stands here because the wandb that training needs may be older than it.
+`WandbApiFailedError` is raised where the server refuses a request. It is not a `wandb.Error`, and
+older versions of wandb, with which AdamMonitor works, do not have it.
 """
 
 import wandb_workspaces.workspaces as ws
@@ -9,24 +9,24 @@ from wandb.sdk.lib.service.service_connection import WandbApiFailedError as Wand
 
 
 def spec_of(workspace: ws.Workspace) -> str:
-    """What a workspace is saved as, as JSON."""
+    """Returns the spec of a workspace as JSON."""
     spec: str = workspace._to_model().spec.model_dump_json(by_alias=True, exclude_none=True)
     return spec
 
 
-def give_address(workspace: ws.Workspace, address: str) -> None:
-    """Sets what stands in the workspace's address, behind `nw=`, instead of a random name."""
+def set_address(workspace: ws.Workspace, address: str) -> None:
+    """Sets the end of the workspace's address, after `nw=`, which is random otherwise."""
     workspace._internal_name = f"nw-{address}-v"
 
 
 def saved_workspace(entity: str, project: str, address: str) -> ws.Workspace | None:
-    """The workspace that was saved there, None if there is none.
+    """Returns the workspace that was saved there, None if there is none.
 
     Raises:
         ValueError: If there is no such project.
     """
     try:
-        # Of the address only the path and the query are read.
+        # Only the path and the query are used.
         return ws.Workspace.from_url(f"https://wandb.ai/{entity}/{project}?nw={address}")
     except ValueError as error:
         if str(error).startswith("Workspace"):

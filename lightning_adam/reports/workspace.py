@@ -1,4 +1,4 @@
-"""The panels as a saved workspace of a W&B project."""
+"""The charts of the report as a saved workspace of a W&B project."""
 
 import contextlib
 import io
@@ -12,7 +12,15 @@ from wandb.errors import UnsupportedError, UsageError
 
 from lightning_adam.config.errors import ConfigError
 from lightning_adam.monitor.log_keys import DENOMINATOR, EPS_CURVE, LAYERS, X_AXIS
-from lightning_adam.reports.panels import SECTIONS, Drawing, Panel
+from lightning_adam.reports.charts import (
+    SECTIONS,
+    VALIDATION,
+    Chart,
+    ChartKind,
+    Settings,
+    is_logarithmic,
+)
+from lightning_adam.reports.summary import mapping
 from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS
 
 try:
@@ -21,25 +29,27 @@ try:
 
     from lightning_adam._compat.wandb_workspaces import (
         WandbApiFailedError,
-        give_address,
         saved_workspace,
+        set_address,
         spec_of,
     )
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        "the workspace is built with wandb-workspaces: pip install 'lightning-adam[dashboard]'"
+        "the workspace needs wandb-workspaces: pip install 'lightning-adam[dashboard]'"
     ) from error
 
 NAME = "Adam"
 ADDRESS = "lightningadam"
-"""Stands in the workspace's address: by it a second run finds the first's."""
+"""Part of the workspace's address, by which a second call finds the workspace of the first."""
 OPTIMIZER = "(optimizer/[^/]+/)?"
-"""With several optimizers the scope of the whole model is that of each."""
+"""With several optimizers, each has the keys of the whole model in its own scope."""
 LAYER_STATISTIC = "update_to_weight"
 COMPARED = ("lr", "betas", "eps", "weight_decay")
 """The settings by which runs are compared."""
-SETTINGS = "lightning_adam.optimizer"
-"""Where AdamMonitor puts them in a run's config."""
+CONFIG = "lightning_adam.optimizer"
+"""Their place in the config of a run."""
+DEFAULTS = Settings(beta1=0.9, beta2=0.999, eps=1e-8)
+"""The settings for which the explanations give reference values that depend on them."""
 HEAT_MAP = "adam_layers"
 HEAT_MAP_SPEC = {
     "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
@@ -59,54 +69,56 @@ HEAT_MAP_SPEC = {
 """A heat map of the layers' table, in Vega-Lite with W&B's placeholders for fields."""
 
 
-def workspace_spec(project: str) -> str:
-    """The workspace's spec as JSON; no server is asked.
+def workspace_spec(project: str, metric: str | None = None) -> str:
+    """Returns the spec of the workspace as JSON, without contacting a server.
 
     Args:
         project: `entity/project`.
+        metric: The metric to compare runs by (default: None, by their settings only).
 
     Raises:
-        ConfigError: If that is no project.
+        ConfigError: If `project` is not of that form.
 
     Example:
-        >>> spec = json.loads(workspace_spec("my-team/mnist"))
+        >>> spec = json.loads(workspace_spec("my-team/mnist", "val/loss"))
         >>> [each["name"] for each in spec["section"]["panelBankConfig"]["sections"]][:2]
-        ['Overview', 'Gradient']
+        ['Overview', 'Gradient and moments']
     """
-    entity, name = _split(project)
-    spec = spec_of(_workspace(entity, name, f"{entity}/{HEAT_MAP}"))
+    entity, name = _parse_project(project)
+    spec = spec_of(_workspace(entity, name, f"{entity}/{HEAT_MAP}", metric))
     return json.dumps(json.loads(spec), indent=2, ensure_ascii=False)
 
 
-def save_workspace(project: str) -> str:
-    """Creates the workspace in a project, or brings it up to date.
+def save_workspace(project: str, metric: str | None = None) -> str:
+    """Creates the workspace in a project, or updates it.
 
-    The filters and the runs that were chosen in it stay as they are.
+    An update keeps the filters and the selection of runs.
 
     Args:
         project: `entity/project`.
+        metric: The metric to compare runs by (default: None, that of the newest run).
 
     Returns:
-        Its address.
+        A line with its address.
 
     Raises:
         ConfigError: If the project cannot be reached or changed.
     """
-    entity, name = _split(project)
-    with _said_plainly(project):
-        heat_map = _heat_map(entity)
-        workspace = _workspace(entity, name, heat_map)
+    entity, name = _parse_project(project)
+    with _config_errors(project):
+        metric = metric or _metric_of_newest_run(project)
+        workspace = _workspace(entity, name, _create_heat_map(entity), metric)
         saved = saved_workspace(entity, name, ADDRESS)
         if saved is not None:
             saved.name, saved.sections = workspace.name, workspace.sections
             workspace = saved
-        # The library tells on stderr what is returned here.
+        # The library prints the address, which is returned here.
         with contextlib.redirect_stderr(io.StringIO()):
             workspace.save()
         return f"workspace: {workspace.url}"
 
 
-def _split(project: str) -> tuple[str, str]:
+def _parse_project(project: str) -> tuple[str, str]:
     entity, separator, name = project.partition("/")
     if not (entity and separator and name) or "/" in name:
         raise ConfigError(
@@ -117,18 +129,27 @@ def _split(project: str) -> tuple[str, str]:
     return entity, name
 
 
-def _workspace(entity: str, project: str, heat_map: str | None) -> ws.Workspace:
+def _metric_of_newest_run(project: str) -> str | None:
+    """The metric that AdamMonitor has recorded, else a validation metric of the summary."""
+    for run in wandb.Api().runs(project, order="-created_at", per_page=1, lazy=False):
+        facts = mapping(mapping(run.config.get("lightning_adam")).get("run"))
+        recorded = mapping(facts.get("metric")).get("name")
+        validation = filter(VALIDATION.draws, run.summary.keys())
+        return recorded or min(validation, key=lambda key: "loss" not in key, default=None)
+    return None
+
+
+def _workspace(entity: str, project: str, heat_map: str | None, metric: str | None) -> ws.Workspace:
     sections = []
-    for title, panels in SECTIONS.items():
-        drawn = [panel for panel in panels if panel.drawing in PANELS]
-        matters = [panel for panel in drawn if panel.matters]
-        others = [panel for panel in drawn if not panel.matters]
-        if matters:
-            sections.append(_section(title, matters))
+    for title, charts in SECTIONS.items():
+        drawn = [chart for chart in charts if chart.kind in PANELS]
+        pinned = [chart for chart in drawn if chart.is_pinned]
+        others = [chart for chart in drawn if not chart.is_pinned]
+        if pinned:
+            sections.append(_section(title, pinned))
         if others:
-            name = f"{title}: all of it" if matters else title
-            sections.append(_section(name, others, is_open=False))
-    sections[0].panels += [_comparison(), wr.RunComparer(diff_only="split")]
+            sections.append(_section(f"{title}: more" if pinned else title, others, is_open=False))
+    sections[0].panels += [_comparison(metric), wr.RunComparer(diff_only="split")]
     if heat_map:
         (layers,) = (section for section in sections if section.name == "Layers")
         layers.panels.insert(0, _heat_map_panel(heat_map))
@@ -139,92 +160,102 @@ def _workspace(entity: str, project: str, heat_map: str | None) -> ws.Workspace:
         sections=sections,
         settings=ws.WorkspaceSettings(x_axis=X_AXIS),
         runset_settings=ws.RunsetSettings(
-            pinned_columns=[f"config:{SETTINGS}.{name}" for name in COMPARED]
+            pinned_columns=[f"config:{CONFIG}.{name}" for name in COMPARED]
         ),
     )
-    give_address(workspace, ADDRESS)
+    set_address(workspace, ADDRESS)
     return workspace
 
 
-def _section(name: str, panels: Sequence[Panel], is_open: bool = True) -> ws.Section:
-    drawn = [PANELS[panel.drawing](panel) for panel in panels]
-    return ws.Section(name=name, panels=[*drawn, _explained(panels)], is_open=is_open)
+def _section(name: str, charts: Sequence[Chart], is_open: bool = True) -> ws.Section:
+    panels = [PANELS[chart.kind](chart) for chart in charts]
+    return ws.Section(name=name, panels=[*panels, _explanation(charts)], is_open=is_open)
 
 
-def _curves(panel: Panel) -> wr.LinePlot:
+def _curves(chart: Chart) -> wr.LinePlot:
     """A line for each run; with several optimizers, for each of them."""
     return wr.LinePlot(
-        title=panel.title,
+        title=chart.title,
         x=X_AXIS,
-        metric_regex=f"^({_of_optimizers(panel.keys)})$",
-        title_y=panel.unit or None,
-        # What is measured in the gradient's unit spans decades.
-        log_y=panel.unit.startswith("gradient") or None,
+        metric_regex=f"^({_of_optimizers(chart.keys)})$",
+        title_y=chart.unit or None,
+        log_y=chart.is_log or None,
     )
 
 
 def _of_optimizers(keys: str) -> str:
-    """A pattern of keys of a family, of each optimizer too."""
+    """A pattern of keys of a family, also with the name of an optimizer."""
     return re.sub("(^|[|])(adam_[a-z_]+/)", rf"\1\2{OPTIMIZER}", keys)
 
 
-def _eps_curve(panel: Panel) -> wr.CustomChart:
+def _eps_curve(chart: Chart) -> wr.CustomChart:
     return wr.CustomChart(
         query={"summaryTable": {"tableKey": f"{EPS_CURVE}_table"}},
         chart_name="wandb/lineseries/v0",
         chart_fields={"step": "step", "lineKey": "lineKey", "lineVal": "lineVal"},
-        chart_strings={"title": panel.title, "xname": "log10(eps)"},
+        chart_strings={"title": chart.title, "xname": "log10(eps)"},
     )
 
 
-def _histogram(panel: Panel) -> wr.LinePlot:
-    """The only key of a line plot that W&B draws as a map of its bins over the steps."""
-    return wr.LinePlot(title=panel.title, x=X_AXIS, y=[DENOMINATOR], title_y="log2")
+def _histogram(chart: Chart) -> wr.LinePlot:
+    """The only key of a line plot: W&B draws it as a map of its bins over the steps."""
+    return wr.LinePlot(title=chart.title, x=X_AXIS, y=[DENOMINATOR], title_y="log2")
 
 
-def _layers(panel: Panel) -> wr.LinePlot:
+def _layers(chart: Chart) -> wr.LinePlot:
     """A line for each layer, where layers are among the scopes."""
-    key = STATISTICS[LAYER_STATISTIC].key_of("(layer|tensor)/[^/]+/")
+    statistic = STATISTICS[LAYER_STATISTIC]
+    key = statistic.key_of("(layer|tensor)/[^/]+/")
     return wr.LinePlot(
-        title=f"{panel.title}: {LAYER_STATISTIC}",
+        title=f"{chart.title}: {statistic.name}",
         x=X_AXIS,
         metric_regex=f"^{_of_optimizers(key)}$",
-        log_y=True,
+        log_y=is_logarithmic(statistic) or None,
     )
 
 
-PANELS: dict[Drawing, Callable[[Panel], Any]] = {
-    Drawing.CURVES: _curves,
-    Drawing.EPS_CURVE: _eps_curve,
-    Drawing.HISTOGRAM: _histogram,
-    Drawing.LAYERS: _layers,
+PANELS: dict[ChartKind, Callable[[Chart], Any]] = {
+    ChartKind.CURVES: _curves,
+    ChartKind.EPS_CURVE: _eps_curve,
+    ChartKind.HISTOGRAM: _histogram,
+    ChartKind.LAYERS: _layers,
 }
-"""How W&B draws a panel; what the flight recorder writes is a file, of which it draws nothing."""
+"""How W&B draws a chart. It does not draw events: the flight recorder writes files."""
 
 
-def _comparison() -> wr.ParallelCoordinatesPlot:
-    """What runs were told, beside what came of it."""
+def _comparison(metric: str | None) -> wr.ParallelCoordinatesPlot:
+    """The settings of the runs beside a metric."""
     columns = [
-        wr.ParallelCoordinatesPlotColumn(wr.Config(f"{SETTINGS}.{name}"), display_name=name)
+        wr.ParallelCoordinatesPlotColumn(wr.Config(f"{CONFIG}.{name}"), display_name=name)
         for name in COMPARED
     ]
-    losses = [wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric("val/loss"))]
-    return wr.ParallelCoordinatesPlot(
-        title="settings and what came of them", columns=columns + losses
-    )
+    if metric:
+        columns.append(wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric(metric)))
+    return wr.ParallelCoordinatesPlot(title="Settings of the runs", columns=columns)
 
 
-def _explained(panels: Sequence[Panel]) -> wr.MarkdownPanel:
-    """What the panels beside it show."""
+def _explanation(charts: Sequence[Chart]) -> wr.MarkdownPanel:
+    """What the charts beside it show, with their reference lines: W&B's line plots have none."""
     lines = []
-    for panel in panels:
-        parts = [panel.meaning, panel.definition and f"`{panel.definition}`", panel.source]
-        lines.append(f"- **{panel.title}**: {' '.join(filter(None, parts))}")
+    for chart in charts:
+        definition = chart.definition and f"`{chart.definition}`."
+        source = chart.source and f"{chart.source}."
+        parts = [chart.meaning, definition, source, _references(chart)]
+        lines.append(f"- **{chart.title}**: {' '.join(filter(None, parts))}")
     return wr.MarkdownPanel(markdown="\n".join([*lines, "", SYMBOLS]))
 
 
-def _heat_map(entity: str) -> str | None:
-    """The name of the chart that W&B draws the layers' table with; None where it cannot."""
+def _references(chart: Chart) -> str:
+    """The healthy values and thresholds of a chart, in words."""
+    values = []
+    for each in chart.references:
+        condition = " with default settings" if callable(each.value) else ""
+        values.append(f"{each.label} {each.at(DEFAULTS):.3g}{condition}")
+    return f"Reference values: {', '.join(values)}." if values else ""
+
+
+def _create_heat_map(entity: str) -> str | None:
+    """Creates the chart that draws the layers' table; returns None where W&B does not allow it."""
     try:
         return wandb.Api().create_custom_chart(
             entity=entity,
@@ -237,7 +268,7 @@ def _heat_map(entity: str) -> str | None:
     except UnsupportedError:
         return None
     except WandbApiFailedError:
-        # It is there from an earlier time; if all is refused, saving the workspace says so.
+        # It exists already. If instead all is refused, saving the workspace raises the error.
         return f"{entity}/{HEAT_MAP}"
 
 
@@ -250,8 +281,8 @@ def _heat_map_panel(chart: str) -> wr.CustomChart:
 
 
 @contextlib.contextmanager
-def _said_plainly(project: str) -> Iterator[None]:
-    """Turns what the client raises into what to do."""
+def _config_errors(project: str) -> Iterator[None]:
+    """Raises the errors of W&B's client as ConfigError."""
     try:
         yield
     except UsageError as error:
@@ -259,11 +290,11 @@ def _said_plainly(project: str) -> Iterator[None]:
     except ValueError as error:
         raise ConfigError(
             f"{project}: {str(error).rstrip('.')}",
-            f"Train with WandbLogger(project='{_split(project)[1]}') first, or use ENTITY/PROJECT"
-            " as in the project's address",
+            f"Train with WandbLogger(project='{_parse_project(project)[1]}') first, or use"
+            " ENTITY/PROJECT as in the project's address",
         ) from None
     except (wandb.Error, WandbApiFailedError) as error:
         raise ConfigError(
             f"{project}: W&B did not answer or denied access ({str(error).strip().rstrip('.')})",
-            "Run wandb login as a user who may write there, or use --json for the spec alone",
+            "Run wandb login as a user with write access, or use --json to print the workspace",
         ) from None

@@ -1,7 +1,8 @@
-"""`lightning-adam dashboard`, with W&B's client, against a server on this machine."""
+"""`lightning-adam dashboard` with W&B's client, against a local server."""
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,14 @@ import wandb
 from lightning_adam.cli import main
 from tests.support.commands import environment, run
 from tests.support.tables import each_row
-from tests.support.wandb_server import ENTITY, Refusal, WandbServer
+from tests.support.wandb_server import ENTITY, SUMMARY, Refusal, Run, WandbServer
 
 PROJECT = f"{ENTITY}/project"
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    """A server with one project, that the client is logged in to."""
+    """A server with one project, to which the client is logged in."""
     with WandbServer("project") as found:
         for name, value in found.variables.items():
             monkeypatch.setenv(name, value)
@@ -54,7 +55,7 @@ def test_existing_workspace_is_updated_and_keeps_the_filter_of_the_runs(
     assert capsys.readouterr().out == printed
     assert (view.project, view.type, view.display_name) == ("project", "project-view", "Adam")
     as_first_saved = json.loads(view.spec)
-    # Somebody filters the runs and deletes the panels.
+    # A user filters the runs and deletes the charts.
     changed = json.loads(view.spec)
     changed["section"]["runSets"][0]["search"]["query"] = "baseline"
     changed["section"]["panelBankConfig"]["sections"] = []
@@ -66,6 +67,40 @@ def test_existing_workspace_is_updated_and_keeps_the_filter_of_the_runs(
     assert saved["section"]["runSets"][0]["search"]["query"] == "baseline"
     assert titles(saved) == titles(as_first_saved)
     assert len(server.charts) == 1
+
+
+def test_runs_are_compared_by_the_metric_of_the_newest_run(server: WandbServer) -> None:
+    recorded = {"lightning_adam": {"run": {"metric": {"name": "accuracy", "mode": "max"}}}}
+    logged = {SUMMARY: {0: json.dumps({"train/loss": 1.0, "val/acc": 0.9, "val/loss": 2.0})}}
+    another = Run("another", {"lightning_adam": {"run": {"metric": {"name": "other"}}}})
+    with each_row() as row:
+        for title, runs, arguments, metric in (
+            ("no run", [], [], None),
+            (
+                "recorded",
+                [Run("project", {}, logged), Run("project", recorded, logged)],
+                [],
+                "accuracy",
+            ),
+            (
+                "not recorded",
+                [Run("project", recorded), Run("project", {}, logged)],
+                [],
+                "val/loss",
+            ),
+            (
+                "nothing logged",
+                [Run("project", {"lightning_adam": {"run": {"metric": None}}})],
+                [],
+                None,
+            ),
+            ("as requested", [Run("project", recorded)], ["--metric", "val/acc"], "val/acc"),
+        ):
+            with row(title):
+                server.runs = dict(zip("abc", [*runs, another], strict=False))
+                main(["dashboard", PROJECT, *arguments])
+                (view,) = server.views.values()
+                assert re.findall('"summary:(.*?)"', view.spec) == [metric] * (metric is not None)
 
 
 def test_missing_project_permission_or_login_is_an_error(
@@ -81,7 +116,7 @@ def test_missing_project_permission_or_login_is_an_error(
         for each in Refusal:
             with row(each):
                 server.refusal = each
-                assert "Run wandb login as a user who may write there" in error_of(capsys)
+                assert "Run wandb login as a user with write access" in error_of(capsys)
                 assert not server.views
         with row("not logged in"):
             monkeypatch.setenv("WANDB_API_KEY", "")
@@ -92,7 +127,7 @@ def test_missing_project_permission_or_login_is_an_error(
 
 @pytest.mark.slow
 def test_server_that_does_not_answer_is_reported_in_one_line(tmp_path: Path) -> None:
-    """In a process, since the client tries for twenty seconds."""
+    """Runs in a process, because the client retries for twenty seconds."""
     with WandbServer("project") as server:
         pass
     variables = environment() | server.variables

@@ -8,7 +8,7 @@ import pytest
 from wandb_workspaces.workspaces import internal
 
 from lightning_adam.config.errors import ConfigError
-from lightning_adam.reports.panels import SECTIONS
+from lightning_adam.reports.charts import SECTIONS, ChartKind
 from lightning_adam.reports.workspace import HEAT_MAP_SPEC, workspace_spec
 from lightning_adam.statistics.catalogue import STATISTICS
 from tests.reports.conftest import LoggedRun
@@ -22,12 +22,13 @@ SCOPES = (
     "optimizer/generator/group/decay/",
     "worst_1/",
 )
-FOLDED = ": all of it"
+FOLDED = ": more"
+LAYERS = "Layers: update_to_weight"
 
 
 @pytest.fixture(scope="module")
 def spec() -> dict[str, Any]:
-    return dict(json.loads(workspace_spec("team/project")))
+    return dict(json.loads(workspace_spec("team/project", "val/acc")))
 
 
 def sections(spec: dict[str, Any]) -> list[dict[str, Any]]:
@@ -49,16 +50,35 @@ def test_spec_is_valid_for_the_model_of_wandb_workspaces(spec: dict[str, Any]) -
     assert json.loads(model.model_dump_json(by_alias=True, exclude_none=True)) == spec
 
 
-def test_sections_match_the_panels_and_less_important_ones_are_folded(
+def test_sections_are_those_of_the_report_and_charts_that_are_not_pinned_are_folded(
     spec: dict[str, Any],
 ) -> None:
     is_open = {section["name"]: section["isOpen"] for section in sections(spec)}
     assert list(dict.fromkeys(name.removesuffix(FOLDED) for name in is_open)) == list(SECTIONS)
     folded = [name for name, opened in is_open.items() if not opened]
     assert folded == [name for name in is_open if name.endswith(FOLDED) or name == "Schedule"]
+    for title, charts in SECTIONS.items():
+        curves = [chart for chart in charts if chart.kind is ChartKind.CURVES]
+        found = [
+            panel["config"]["chartTitle"]
+            for section in sections(spec)
+            if section["name"].removesuffix(FOLDED) == title
+            for panel in section["panels"]
+            if "metricRegex" in panel["config"]
+        ]
+        assert [chart.title for chart in curves] == [name for name in found if ":" not in name]
 
 
-def test_every_statistic_has_a_panel_that_shows_the_whole_model(spec: dict[str, Any]) -> None:
+def test_axes_are_logarithmic_as_in_the_report(spec: dict[str, Any]) -> None:
+    configs = [panel["config"] for panel in panels(spec) if "metricRegex" in panel["config"]]
+    is_log = {each["chartTitle"]: each.get("yLogScale", False) for each in configs}
+    assert is_log.pop(LAYERS)
+    charts = {chart.title: chart for charts in SECTIONS.values() for chart in charts}
+    assert is_log == {title: charts[title].is_log for title in is_log}
+    assert {*is_log.values()} == {True, False}
+
+
+def test_every_statistic_has_a_panel_for_the_whole_model(spec: dict[str, Any]) -> None:
     expressions = regexes(spec)
     with each_row() as row:
         for name, statistic in STATISTICS.items():
@@ -72,7 +92,7 @@ def test_every_statistic_has_a_panel_that_shows_the_whole_model(spec: dict[str, 
 
 
 def test_layers_panel_shows_layers_only(spec: dict[str, Any]) -> None:
-    expression = regexes(spec)["layers: update_to_weight"]
+    expression = regexes(spec)[LAYERS]
     key_of = STATISTICS["update_to_weight"].key_of
     assert re.search(expression, key_of("layer/net.0/"))
     assert re.search(expression, key_of("optimizer/generator/layer/net.0/"))
@@ -93,12 +113,26 @@ def test_meaning_of_a_statistic_stands_beside_its_panel(spec: dict[str, Any]) ->
             )
 
 
-def test_runs_are_compared_by_their_settings(spec: dict[str, Any]) -> None:
-    written = json.dumps(spec)
-    for name in ("lr", "betas", "eps", "weight_decay"):
-        assert f"config:lightning_adam.optimizer.{name}" in written
-    kinds = {panel["viewType"] for panel in panels(spec)}
-    assert {"Run Comparer", "Parallel Coordinates Plot"} <= kinds
+def test_reference_values_of_a_chart_stand_beside_it(spec: dict[str, Any]) -> None:
+    for text in (
+        "Reference values: healthy 1, exp_avg_sq_lags 3.",
+        "Reference values: eps 1e-08 with default settings.",
+        "noise 0.0526 with default settings.",
+        "rule of thumb 0.001, learning_rate_too_small 0.0001, learning_rate_too_large 0.03.",
+    ):
+        assert text in json.dumps(spec, ensure_ascii=False)
+
+
+def test_runs_are_compared_by_their_settings_and_a_metric(spec: dict[str, Any]) -> None:
+    (plot,) = [each for each in panels(spec) if each["viewType"] == "Parallel Coordinates Plot"]
+    names = ("lr", "betas", "eps", "weight_decay")
+    assert [column["accessor"] for column in plot["config"]["columns"]] == [
+        *(f"config:lightning_adam.value.optimizer.{name}" for name in names),
+        "summary:val/acc",
+    ]
+    assert all(f"config:lightning_adam.optimizer.{name}" in json.dumps(spec) for name in names)
+    assert "Run Comparer" in {panel["viewType"] for panel in panels(spec)}
+    assert "summary:" not in workspace_spec("team/project")
 
 
 def test_heat_map_has_a_column_for_each_placeholder(spec: dict[str, Any]) -> None:

@@ -10,6 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from lightning_adam.config.errors import ConfigError, format_value
 from lightning_adam.findings import RULES
 from lightning_adam.findings.describe import format_numbers
@@ -35,6 +37,7 @@ from lightning_adam.reports.downsampling import (
 from lightning_adam.reports.keys import BASES, Scope, read_key
 from lightning_adam.reports.runs import Run, Series
 from lightning_adam.reports.summary import (
+    CHECKPOINT,
     MAIN_SETTINGS,
     Issue,
     issues_of,
@@ -50,22 +53,12 @@ from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS, key_part
 from lightning_adam.statistics.histograms import Histogram
 from lightning_adam.version import __version__
 
-try:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        "the report needs jinja2: pip install 'lightning-adam[dashboard]'"
-    ) from error
-
 CELLS = 300_000
 """The largest number of cells of all heat maps of layers together."""
 TIMES = 500
 """The largest number of points of a run's wall-clock times."""
 PINNED_METRICS = 3
 """Of many validation metrics, how many are shown first."""
-
-CHECKPOINT = "checkpoint"
-"""The source of a run that is a single step, read from a checkpoint."""
 
 Logged = TypeVar("Logged")
 """A series, or the histograms of a key."""
@@ -339,21 +332,20 @@ def _events(chart: Chart, runs: Sequence[IndexedRun]) -> dict[str, Any]:
 def _layer_maps(
     chart: Chart, logged: Sequence[Mapping[str, list[tuple[str, Scope, Series]]]]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    found: dict[tuple[str, int], dict[str, Series]] = {}
+    found: dict[tuple[str, int, str], dict[str, Series]] = {}
     for place, _, base, scope, series in _drawn(chart, logged):
         if scope.is_inner:
-            found.setdefault((base, place), {})[str(scope)] = series
+            found.setdefault((base, place, f"{scope.kind}s"), {})[str(scope)] = series
     columns = min(max(CELLS // max(sum(map(len, found.values())), 1), 20), COLUMNS)
-    for statistic, place in itertools.product(STATISTICS.values(), range(len(logged))):
-        by_layer = found.get((statistic.key, place), {})
-        if by_layer:
-            layers = sorted(by_layer, key=_natural)
-            steps, values = grid([by_layer[layer] for layer in layers], columns)
-            entry: dict[str, Any] = {"statistic": statistic.name, "unit": statistic.unit}
-            entry |= {"meaning": statistic.meaning, "layers": layers}
-            entry |= {"isLog": is_logarithmic(statistic)}
-            entry |= {"steps": pack(steps), "values": pack(values)}
-            yield place, entry
+    statistics = {each.key: each for each in STATISTICS.values()}
+    order = [*statistics]
+    for base, place, kind in sorted(found, key=lambda each: (order.index(each[0]), each[1:])):
+        statistic, by_layer = statistics[base], found[base, place, kind]
+        layers = sorted(by_layer, key=_natural)
+        steps, values = grid([by_layer[layer] for layer in layers], columns)
+        entry: dict[str, Any] = {"statistic": statistic.name, "unit": statistic.unit, "scope": kind}
+        entry |= {"meaning": statistic.meaning, "isLog": is_logarithmic(statistic)}
+        yield place, entry | {"layers": layers, "steps": pack(steps), "values": pack(values)}
 
 
 def _histograms(chart: Chart, runs: Sequence[IndexedRun]) -> dict[str, Any]:

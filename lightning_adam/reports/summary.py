@@ -17,6 +17,8 @@ from lightning_adam.statistics.catalogue import STATISTICS
 
 MAIN_SETTINGS = ("class", "lr", "betas", "eps", "weight_decay", "amsgrad")
 """The settings of an optimizer that are shown, in this order."""
+CHECKPOINT = "checkpoint"
+"""The source of a run that is a single step, read from a checkpoint."""
 LOWER_IS_BETTER = re.compile("loss|err|perplexity|ppl|mse|mae|nll|bpc|cer|wer")
 HIGHER_IS_BETTER = re.compile("acc|f1|auc|roc|iou|dice|bleu|rouge|score|precision|recall|r2|map")
 """What the name of a metric tells of its direction, where AdamMonitor has not recorded it."""
@@ -136,6 +138,8 @@ def verdict_of(run: Run) -> Verdict:
         f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items() if count
     )
     is_open = sum(each.end is None for each in issues)
+    if run.source == CHECKPOINT:
+        return Verdict(severities[0].value, text, "judged by the last step alone")
     note = f"{is_open} open at the end" if is_open else "all resolved"
     return Verdict(severities[0].value, text, note + measured.replace(" in", ",", 1))
 
@@ -173,8 +177,8 @@ def key_facts(run: Run) -> list[Fact]:
         >>> config = {"lightning_adam": {"run": facts}}
         >>> for fact in key_facts(Run("run", Path(), config, {}, {}, [], seconds=4000.0)):
         ...     print(*fact)
-        Wall time 1 h 6 min 
-        Parameters 124.4 M 
+        Wall time 1 h 6 min
+        Parameters 124.4 M
         Device NVIDIA H200 bf16-mixed
     """
     facts = []

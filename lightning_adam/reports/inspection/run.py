@@ -8,6 +8,7 @@ from lightning_adam.optim.param_groups import peak_lr
 from lightning_adam.reports.inspection.inspection import InspectedOptimizer, Inspection
 from lightning_adam.reports.inspection.measurements import UNDERFLOWED
 from lightning_adam.reports.runs import Run, Series
+from lightning_adam.reports.summary import CHECKPOINT
 from lightning_adam.statistics.histograms import fold, percentiles
 from lightning_adam.statistics.names import group_names
 
@@ -45,7 +46,7 @@ def run_of(inspection: Inspection) -> Run:
         histograms={key: {step: fold(each)} for key, each in counts.items()},
         notes=[*inspection.left_out, *(note for each in optimizers for note in each.saved.notes)],
         findings=[finding for each in optimizers for finding in each.findings],
-        source="checkpoint",
+        source=CHECKPOINT,
         measurements=1,
     )
 

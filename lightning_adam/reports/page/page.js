@@ -28,6 +28,7 @@ const VALUES = "Viridis";
 const SIGNED_VALUES = "RdBu";
 const OUTLIERS = 0.005;
 const LARGEST_LAYERS = 3;
+const MOST_BARS = 80;
 
 // The state of the page: theme, range of the x-axis, hidden lines, scope, axis, smoothing.
 const chosen = { theme: "light", range: null, hidden: [], scope: null, axis: "step", smoothing: 0 };
@@ -228,7 +229,7 @@ function referenceMarks(references, { low, high }, isLog, unit, isVertical = fal
   const [across, along] = isVertical ? ["y", "x"] : ["x", "y"];
   const found = { shapes: [], annotations: [] };
   const stacked = { above: 0, below: 0 };
-  for (const each of references) {
+  for (const [place, each] of references.entries()) {
     const at = isLog ? Math.log10(each.value) : each.value;
     if (!Number.isFinite(at)) continue;
     const color = style(each.code ? "--warning" : "--healthy");
@@ -251,7 +252,7 @@ function referenceMarks(references, { low, high }, isLog, unit, isVertical = fal
       line: { color, width: 1.2, dash: each.code ? "dash" : "dot" },
     });
     found.annotations.push(isVertical
-      ? { ...label, x: at, yref: "paper", y: 1, xanchor: "left", yanchor: "top", xshift: 2 }
+      ? { ...label, x: at, yref: "paper", y: 1, xanchor: "left", yanchor: "top", xshift: 2, yshift: -13 * place }
       : { ...label, xref: "paper", x: each.code ? 1 : 0, y: at, yanchor: "bottom",
         xanchor: each.code ? "right" : "left" });
   }
@@ -340,7 +341,7 @@ function bars(labels, values, { isLog, unit, references, colors, hover }) {
   return {
     data: [{
       type: "bar", orientation: "h", x: values, y: labels.map((_, place) => place),
-      text: values.map((value) => formatted(value, unit)), textposition: "auto",
+      text: values.map((value) => formatted(value, unit)), textposition: "auto", constraintext: "none",
       marker: { color: colors ?? style("--accent") }, hovertemplate: `${hover ?? "%{x:.4g}"}<extra></extra>`,
     }],
     layout: layoutOf({
@@ -541,8 +542,12 @@ function layers(chart, settings, place) {
   const values = unpacked(map.values);
   const { isLog } = settings;
   if (positions.length === 1) {
-    place.style.height = `${Math.min(Math.max(90 + 18 * map.layers.length, 250), 1200)}px`;
-    return bars(map.layers, Array.from(values), { isLog, unit: map.unit, references: [] });
+    const least = sorted(values).at(-MOST_BARS) ?? -Infinity;
+    const rows = map.layers.map((_, row) => row).filter((row) => values[row] >= least);
+    place.style.height = `${Math.max(60 + 17 * rows.length, 250)}px`;
+    return bars(rows.map((row) => map.layers[row]), rows.map((row) => values[row]), {
+      isLog, unit: map.unit, references: [],
+    });
   }
   const finite = values.filter(Number.isFinite);
   const shown = isLog ? finite.filter((value) => value > 0).map(Math.log10) : finite;
@@ -729,7 +734,7 @@ class Panel {
     const settings = { ...this.settings, isLog: this.log ? this.isLog : false };
     const main = KINDS[this.kind](this.chart, settings, this.place);
     if (!this.side) return [main];
-    if (this.side) this.side.hidden = unpacked(this.map.steps).length === 1;
+    this.side.hidden = this.layer.hidden = unpacked(this.map.steps).length === 1;
     return this.side.hidden ? [main] : [main, layerCurves(this.chart, settings, this.side, this.place)];
   }
 

@@ -2,6 +2,8 @@
 
 import functools
 
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
 from lightning_adam.tune.charts import colours_of, path_chart, response_charts
 from lightning_adam.tune.decision import told
 from lightning_adam.tune.point import Point
@@ -20,13 +22,6 @@ from lightning_adam.tune.wording import (
     summary,
 )
 from lightning_adam.version import __version__
-
-try:
-    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        "the page is made with jinja2: pip install 'lightning-adam[dashboard]'"
-    ) from error
 
 COLOURS = 7
 """How many the stages have, besides the one of the app's own settings."""

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from lightning_adam.tune import markdown
+from lightning_adam.tune import html, markdown
 from lightning_adam.tune.story import Story
 
 log = logging.getLogger(__name__)
@@ -31,14 +31,7 @@ def write_story(story: Story, folder: Path) -> None:
         ['tune.html', 'tune.md']
     """
     _write(folder / "tune.md", lambda: markdown.page(story))
-    _write(folder / "tune.html", lambda: _html(story))
-
-
-def _html(story: Story) -> str:
-    # Its template engine may not be there.
-    from lightning_adam.tune import html
-
-    return html.page(story)
+    _write(folder / "tune.html", lambda: html.page(story))
 
 
 def _write(file: Path, page: Callable[[], str]) -> None:

@@ -34,7 +34,7 @@ PRELOADED = (
     *("torch", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor"),
     *("lightning", "torchmetrics.classification", "tensorboard"),
     *("numba", "scipy.optimize", "scipy.stats", "sqlalchemy.orm", "alembic", "yaml"),
-    *("hydra", "optuna", "plotly.offline", "jinja2"),
+    *("hydra", "optuna", "jinja2"),
     *("hypothesis", "xdist.plugin", "anyio.pytest_plugin"),
 )
 """Libraries that take long to import. Not wandb: its import makes a folder that each process

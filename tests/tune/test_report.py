@@ -1,6 +1,5 @@
 """The report of a search as text and as a page: its numbers, its last line, its charts."""
 
-import builtins
 import itertools
 import logging
 import math
@@ -10,7 +9,6 @@ import shlex
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -342,23 +340,3 @@ def test_report_that_cannot_be_written_warns_once_and_stops_nothing(
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
     assert "tune.md was not written (OSError: " in caplog.text
     write_story(tuned(), tmp_path / "gone")
-
-
-def test_text_is_written_without_jinja2(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = builtins.__import__
-
-    def lacking(name: str, *others: Any) -> Any:
-        if name == "lightning_adam.tune" and "html" in (others[2] or ()):
-            raise ModuleNotFoundError(
-                "the page is made with jinja2: pip install 'lightning-adam[dashboard]'"
-            )
-        return real(name, *others)
-
-    monkeypatch.setattr(report, "_said", set())
-    monkeypatch.setattr(builtins, "__import__", lacking)
-    for _ in range(3):
-        write_story(tuned(), tmp_path)
-    assert names(tmp_path) == ["tune.md"]
-    assert caplog.text.count("pip install 'lightning-adam[dashboard]'") == 1

@@ -228,9 +228,12 @@ function valueAxis(values, { isLog, unit, references, isWhole }) {
 function referenceMarks(references, { low, high }, isLog, unit, isVertical = false) {
   const [across, along] = isVertical ? ["y", "x"] : ["x", "y"];
   const found = { shapes: [], annotations: [] };
-  const stacked = { above: 0, below: 0 };
+  const positionOfValue = ({ value }) => (isLog ? Math.log10(value) : value);
+  const edge = high - 0.12 * (high - low);
+  const isAtEdge = (each) => each.code && positionOfValue(each) > edge && positionOfValue(each) <= high;
+  const stacked = { above: references.some(isAtEdge) ? 1 : 0, below: 0 };
   for (const [place, each] of references.entries()) {
-    const at = isLog ? Math.log10(each.value) : each.value;
+    const at = positionOfValue(each);
     if (!Number.isFinite(at)) continue;
     const color = style(each.code ? "--warning" : "--healthy");
     const text = asText(`${each.label} ${formatted(each.value, unit)}`);
@@ -238,9 +241,10 @@ function referenceMarks(references, { low, high }, isLog, unit, isVertical = fal
     if (at < low || at > high) {
       if (isVertical) continue;
       const side = at > high ? "above" : "below";
-      const shift = 13 * stacked[side]++;
+      const shift = each.code ? 13 * stacked[side]++ : 0;
       found.annotations.push({
-        ...label, text: `${side === "above" ? "↑" : "↓"} ${text}`, xref: "paper", x: 1, xanchor: "right",
+        ...label, text: `${side === "above" ? "↑" : "↓"} ${text}`,
+        xref: "paper", x: each.code ? 1 : 0, xanchor: each.code ? "right" : "left",
         yref: "paper", y: side === "above" ? 1 : 0, yanchor: side === "above" ? "top" : "bottom",
         yshift: side === "above" ? -shift : shift,
       });
@@ -263,35 +267,39 @@ const isOfShownRun = (each) => !isComparison || !chosen.hidden.includes(runNames
 const referencesOf = (chart) =>
   chart.references.filter((each) => each.runs.some((run) => isOfShownRun({ run })));
 
-/** Intervals of findings, merged by code, and recorded failures. */
+const MOST_LABELS = 3;
+
+/** Unites intervals that overlap. */
+function united(intervals) {
+  const found = [];
+  for (const [start, end] of intervals.sort(([one], [other]) => one - other)) {
+    if (found.length && start <= found.at(-1)[1]) found.at(-1)[1] = Math.max(found.at(-1)[1], end);
+    else found.push([start, end]);
+  }
+  return found;
+}
+
+/** Intervals of findings, by code or all in one where there are many, and recorded failures. */
 function findingMarks(chart, own) {
   const [first, last] = chosen.range ?? own;
-  const isOverview = chart.isOverview;
-  const byCode = new Map();
-  for (const each of report.findings) {
-    if (!isOfShownRun(each) || !(isOverview || each.statistics.includes(chart.id))) continue;
-    const name = [each.run, each.optimizer, each.code].join("\n");
-    byCode.set(name, [...(byCode.get(name) ?? []), each]);
+  const labelOf = ({ code, optimizer }) => (optimizer ? `${code} (${optimizer})` : code);
+  const shown = report.findings.filter((each) =>
+    isOfShownRun(each) && (chart.isOverview || each.statistics.includes(chart.id)));
+  const { size } = new Set(shown.map(labelOf));
+  const isMany = size > MOST_LABELS;
+  const groups = new Map();
+  for (const each of shown) {
+    const name = isMany ? "" : [each.run, labelOf(each)].join("\n");
+    groups.set(name, [...(groups.get(name) ?? []), each]);
   }
-  const marks = [];
-  for (const found of byCode.values()) {
-    const intervals = found.map((each) => [
-      positionOf(each.run, each.start),
-      each.end === null ? Infinity : positionOf(each.run, each.end),
-    ]).sort(([one], [other]) => one - other);
-    const merged = [];
-    for (const [start, end] of intervals) {
-      if (merged.length && start <= merged.at(-1)[1]) merged.at(-1)[1] = Math.max(merged.at(-1)[1], end);
-      else merged.push([start, end]);
-    }
-    const { code, optimizer, severity } = found[0];
-    const label = optimizer ? `${code} (${optimizer})` : code;
-    const color = style(severity === "error" ? "--error" : "--warning");
-    merged.forEach(([start, end], place) => marks.push({
-      start, end: Math.min(end, own[1]), color, label: place ? "" : label,
-    }));
-  }
-  if (isOverview) {
+  const marks = [...groups.values()].flatMap((found) => {
+    const color = style(found.some(({ severity }) => severity === "error") ? "--error" : "--warning");
+    const intervals = found.map(({ run, start, end }) =>
+      [positionOf(run, start), end === null ? own[1] : positionOf(run, end)]);
+    return united(intervals).map(([start, end], place) => (
+      { start, end, color, label: place ? "" : isMany ? `${size} findings` : labelOf(found[0]) }));
+  });
+  if (chart.isOverview) {
     for (const each of report.events.filter(isOfShownRun)) {
       const at = positionOf(each.run, each.step - 1);
       marks.push({ start: at, end: at, color: style("--error"), label: `⚑ ${each.reason}` });
@@ -307,8 +315,8 @@ function findingMarks(chart, own) {
   const labeled = within.filter(({ label }) => label).sort((one, other) => one.start - other.start);
   const annotations = labeled.map(({ start, color, label }, place) => ({
     text: asText(label), showarrow: false, font: { color, size: 10 }, bgcolor: style("--panel"),
-    opacity: 0.9, x: Math.max(start, first), yref: "paper", y: 1 - 0.1 * (place % 6), yanchor: "top",
-    xanchor: start > (first + last) / 2 ? "right" : "left",
+    opacity: 0.9, x: Math.max(start, first), yref: "paper", y: 0.02 + 0.09 * (place % 6),
+    yanchor: "bottom", xanchor: start > (first + last) / 2 ? "right" : "left",
   }));
   return { shapes, annotations };
 }

@@ -1,4 +1,4 @@
-"""Where a recipe has left its run, and how that is looked at."""
+"""Where a recipe has written its run, and how to look at it."""
 
 import os
 import shlex
@@ -17,7 +17,7 @@ from lightning_adam.reports.runs import read_runs
 
 
 def finish(result: str, logger: Logger, checkpoint: ModelCheckpoint) -> None:
-    """Ends the run, writes its page beside it, and says where all of it is."""
+    """Ends the run, writes its report, and prints the paths of both."""
     look, rows = where_to_look(logger), folder_of(logger)
     wandb.finish()
     print(f"\n{result}")
@@ -30,11 +30,11 @@ def finish(result: str, logger: Logger, checkpoint: ModelCheckpoint) -> None:
 
 
 def validated(trainer: L.Trainer, metric: str, resumed_from: str | None, epochs: int) -> float:
-    """A metric of the last validation.
+    """Returns a metric of the last validation.
 
     Raises:
-        ConfigError: If there was none, for what was resumed had been trained to its end; what it
-            says to type are so many epochs more.
+        ConfigError: If there was none, because the resumed run was complete. It suggests to train
+            for `epochs` more.
     """
     if metric not in trainer.callback_metrics:
         raise ConfigError(
@@ -45,7 +45,7 @@ def validated(trainer: L.Trainer, metric: str, resumed_from: str | None, epochs:
 
 
 def where_to_look(logger: Logger) -> str:
-    """The run's place and, where there is one, the command that shows it."""
+    """Returns the path of the run and, if there is one, the command that shows it."""
     if isinstance(logger, WandbLogger):
         run = logger.experiment
         if not run.offline:
@@ -60,13 +60,14 @@ def where_to_look(logger: Logger) -> str:
 
 
 def folder_of(logger: Logger) -> Path | None:
-    """Where the rows are that a report can be made of."""
+    """Returns the folder of the run, if a report can be written of it."""
     if isinstance(logger, WandbLogger):
         return Path(logger.experiment.dir).parent
-    return Path(str(logger.log_dir)) if isinstance(logger, CSVLogger) else None
+    is_read = isinstance(logger, CSVLogger | TensorBoardLogger)
+    return Path(str(logger.log_dir)) if is_read else None
 
 
 def format_value(path: str) -> str:
-    """A path for the shell, from the current folder if it lies below that."""
+    """Returns a path for the shell, relative if it is below the current folder."""
     relative = os.path.relpath(path)
     return shlex.quote(path if relative.startswith("..") else relative)

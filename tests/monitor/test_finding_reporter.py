@@ -22,8 +22,8 @@ from lightning_adam.findings import RULES, rule
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.rule import Warmup
 from lightning_adam.findings.suggestions import nothing
-from lightning_adam.reports.report import page
 from lightning_adam.reports.runs import read_runs
+from tests.reports.parsed_report import report_of
 from tests.support.commands import history, offline_runs
 from tests.support.loops import ManualTwoSteps
 from tests.support.tables import each_row
@@ -345,10 +345,89 @@ def test_report_lists_findings_and_marks_them_in_curves(tmp_path: Path) -> None:
     trainer(max_epochs=1, callbacks=[monitor], logger=logger).fit(Scaled(TINY), loader(STEPS))
     (read,) = read_runs([tmp_path])
     assert read.findings == monitor.findings
-    shown = page([read])
+    shown = report_of(read)
     (finding,) = [each for each in monitor.findings if each.code == "eps_dominates"]
-    assert finding.remedy[0] in shown
-    assert '"code": "eps_dominates", "run": 0' in shown or '"code":"eps_dominates"' in shown
+    assert finding.remedy[0] in shown.text
+    (interval,) = [each for each in shown.data["findings"] if each["code"] == finding.code]
+    assert (interval["run"], interval["start"], interval["end"]) == (0, finding.step - 1, None)
+
+
+# ---- The file in the run's folder
+
+
+def content_of(logger: CSVLogger) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(Path(logger.log_dir, "adam_findings.json").read_text())
+    return content
+
+
+class Reading(Scaled):
+    """Reads the file at the start and the end of some batches."""
+
+    def __init__(self, logger: CSVLogger, fails_at: int = STEPS) -> None:
+        super().__init__(TINY)
+        self.to_csv, self.fails_at = logger, fails_at
+        self.contents: list[dict[str, Any]] = []
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if batch_idx in (0, 40):
+            self.contents.append(content_of(self.to_csv))
+        if batch_idx == self.fails_at:
+            raise ZeroDivisionError("planted")
+
+
+def test_file_is_written_at_the_start_at_a_finding_and_at_the_end(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    module, monitor = Reading(logger), AdamMonitor(every_n_steps=1)
+    trainer(max_epochs=1, callbacks=[monitor], logger=logger).fit(module, loader(STEPS))
+    first, later = module.contents
+    last = content_of(logger)
+    assert [each["has_ended"] for each in (first, later, last)] == [False, False, True]
+    assert [each["measurements"] for each in (first, later, last)] == [0, RAISED_AT, STEPS]
+    assert 0 <= first["seconds"] < later["seconds"] < last["seconds"]
+    codes = [[row["code"] for row in each["findings"]] for each in (first, later, last)]
+    assert "eps_dominates" not in codes[0]
+    assert "eps_dominates" in codes[1]
+    assert [*map(Finding.of_row, last["findings"])] == monitor.findings
+
+
+def test_file_says_that_a_healthy_run_was_judged(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    fit = trainer(max_epochs=1, callbacks=[AdamMonitor(every_n_steps=2)], logger=logger)
+    fit.fit(Lit({**ADAMW, "lr": 1e-3}), loader(6))
+    content = content_of(logger)
+    assert above_info([Finding.of_row(row) for row in content["findings"]]) == []
+    # The first step, and every second one.
+    assert (content["measurements"], content["has_ended"]) == (4, True)
+
+
+@pytest.mark.filterwarnings("ignore:AdamMonitor failed")
+@pytest.mark.parametrize("is_monitors_own", [True, False])
+def test_file_says_that_a_run_has_ended_by_an_error(
+    is_monitors_own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError("planted")
+
+    logger = CSVLogger(tmp_path)
+    fit = trainer(max_epochs=1, callbacks=[AdamMonitor(every_n_steps=1)], logger=logger)
+    if is_monitors_own:
+        monkeypatch.setattr("lightning_adam.findings.engine.RuleEngine.judge", fail)
+        fit.fit(Scaled(TINY), loader(5))
+    else:
+        with pytest.raises(ZeroDivisionError):
+            fit.fit(Reading(logger, fails_at=4), loader(STEPS))
+        assert content_of(logger)["measurements"] == 4
+    assert content_of(logger)["has_ended"]
+
+
+def test_file_is_not_written_without_rules(tmp_path: Path) -> None:
+    monitor = AdamMonitor(every_n_steps=1, findings=None)
+    trainer(max_epochs=1, callbacks=[monitor], logger=CSVLogger(tmp_path)).fit(
+        Scaled(TINY), loader(5)
+    )
+    assert not [*tmp_path.rglob("adam_findings.json")]
+    (run,) = read_runs([tmp_path])
+    assert (run.findings, run.measurements) == (None, 5)
 
 
 # ---- Resumed runs

@@ -1,5 +1,6 @@
 """`lightning-adam report`: what it prints, and how it ends."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tests.support.commands import run
 from tests.support.tables import each_row
 
 REFUSED = {
-    ("nowhere",): "nowhere does not exist. Pass the folder that is printed",
+    ("nowhere",): "nowhere does not exist. Pass the folder that AdamMonitor prints",
     (".",): ". contains no run: no .wandb file",
     ("csv",): "csv/lightning_logs/version_0: no run has keys that begin with adam_.",
     ("ours", "-o", "nowhere/page.html"): "nowhere/page.html cannot be written",
@@ -24,7 +25,9 @@ REFUSED = {
 def test_command_prints_where_the_page_is(logged_run: LoggedRun, tmp_path: Path) -> None:
     """Cold, as for a user: nothing is imported before."""
     finished = run(["lightning-adam", "report", logged_run.wandb], tmp_path, cold=True)
-    assert (finished.returncode, finished.output) == (0, "report: report.html\n")
+    *read, report = finished.lines
+    assert (finished.returncode, report) == (0, "report: report.html")
+    assert [line.startswith(f"read {logged_run.wandb} (W&B: ") for line in read] == [True]
     assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
@@ -38,7 +41,11 @@ def test_report_of_several_runs_names_what_could_not_be_read(
     main(["report", str(cut), str(logged_run.csv), "csv", "--output", "new page.html"])
     printed = capsys.readouterr()
     assert printed.err == ""
-    assert printed.out.splitlines() == [
+    lines = printed.out.splitlines()
+    assert re.fullmatch(r"read cut \(W&B: \d+ keys, up to step \d+\)", lines[0])
+    assert re.fullmatch(rf"read {logged_run.csv} \(CSVLogger: \d+ keys, up to step 11\)", lines[1])
+    assert lines[2:] == [
+        "read csv/lightning_logs/version_0 (CSVLogger: 1 keys, up to step 0)",
         "trained is still running, or was interrupted: shown up to step 12.",
         "lightning_logs/version_0 has no keys that begin with adam_; train with"
         " callbacks=[AdamMonitor()].",
@@ -46,6 +53,18 @@ def test_report_of_several_runs_names_what_could_not_be_read(
     ]
     assert (tmp_path / "new page.html").exists()
     assert not (tmp_path / "report.html").exists()
+
+
+def test_many_runs_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place in range(11):
+        write_csv(tmp_path / str(place), [(0, {"adam_update/update_norm": 1.0})])
+    main(["report", *map(str, range(10))])
+    assert capsys.readouterr().out.count("read ") == 10
+    main(["report", "."])
+    assert capsys.readouterr().out.splitlines() == [
+        "read 11 runs (11 CSVLogger)",
+        "report: report.html",
+    ]
 
 
 def test_error_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,11 +25,13 @@ from lightning_adam.reports.inspection.measurements import (
     measure,
     with_eps,
 )
+from lightning_adam.reports.inspection.run import run_of
 from lightning_adam.reports.inspection.saved_optimizer import SavedOptimizer
 from lightning_adam.reports.inspection.text import describe_inspection
 from lightning_adam.statistics import kernels
 from lightning_adam.statistics.catalogue import STATISTICS
 from lightning_adam.statistics.columns import ACCUMULATORS, COLUMNS, sources_of
+from lightning_adam.statistics.histograms import fold
 from lightning_adam.statistics.param_states import ParamStates
 from lightning_adam.statistics.state_reader import StateReader
 from tests.statistics.cases import reference_tensors, stepped
@@ -69,7 +71,7 @@ def fit(module: L.LightningModule, path: Path, **settings: Any) -> AdamStatistic
 
     def watch(training: L.Trainer, _: Any) -> None:
         optimizer = training.optimizers[0]
-        optimizer.register_step_post_hook(lambda *_: statistics.update(optimizer))
+        optimizer.register_step_post_hook(lambda *_: statistics.update(optimizer, histograms=True))
 
     training = trainer(max_epochs=1, callbacks=[LambdaCallback(on_train_start=watch)], **settings)
     training.fit(module, loader(STEPS))
@@ -289,6 +291,96 @@ def test_moments_that_underflowed_in_float16_are_counted(tmp_path: Path) -> None
     assert "eps is 0 in float16" not in described(tmp_path / "state.pt")
 
 
+def test_summary_and_findings_precede_the_details(tmp_path: Path) -> None:
+    planted(tmp_path / "state.pt", 1e-9)
+    _, summary, finding, hint, details, *_ = described(tmp_path / "state.pt").split("\n\n")
+    title, *rows = summary.splitlines()
+    assert title == "1 error"
+    assert [row.split(maxsplit=1) for row in rows][:-1] == [
+        ["class", "AdamW"],
+        ["parameters", "161 in 6 tensors, float32 (model)"],
+        ["moments", "float32"],
+        ["step", "50"],
+        ["lr", "0.001"],
+        ["betas", "0.9, 0.999"],
+        ["eps", "1e-08"],
+        ["weight_decay", "0.01"],
+    ]
+    assert finding.startswith("eps_dominates (error) in model\n")
+    assert hint.endswith("pass NAME=VALUE to\ntorch.optim.AdamW.")
+    assert details.startswith("Moments\n")
+
+
+def test_settings_that_differ_name_their_groups(tmp_path: Path) -> None:
+    fit(Plain(in_two_groups), tmp_path / "last.ckpt")
+    printed = described(tmp_path / "last.ckpt")
+    assert re.search("eps +1e-08 in group_0; 1e-06 in group_1\n", printed)
+    assert re.search("lr +0.01\n", printed)
+    assert "Parameter groups\n" in printed
+
+
+def test_rows_of_zeros_are_folded_into_one_line(tmp_path: Path) -> None:
+    planted(tmp_path / "state.pt", 1e-2)
+    printed = described(tmp_path / "state.pt")
+    assert "v stalled; v subnormal; m=v=0; update lost; decay lost: 0%\n" in printed
+    curve = printed.split("for different values of eps\n")[1].split("\n\n")[0].splitlines()
+    assert [line for line in curve if re.search(" 0%$", line)] == [curve[-2]]
+    assert re.fullmatch(r"  \d+ other values of eps: 0%", curve[-2])
+    assert re.search("1e-08 +0% +< configured", "\n".join(curve))
+
+
+def test_run_of_a_checkpoint_has_the_keys_and_values_of_its_last_step(tmp_path: Path) -> None:
+    training = fit(Lit(ADAMW), tmp_path / "last.ckpt")
+    run = run_of(inspect(tmp_path / "last.ckpt"))
+    expected = {
+        key: value
+        for key, value in training.compute().items()
+        if key.rpartition("/")[2] not in NEED_THE_GRADIENT | GIVEN_AT_EACH_STEP
+    }
+    found = {key: float(series.values[-1]) for key, series in run.series.items()}
+    assert expected == pytest.approx({key: found[key] for key in expected}, rel=1e-5, abs=1e-12)
+    assert {key.rpartition("/")[2] for key in found.keys() - expected.keys()} == {
+        f"{quantity}_p{percent}"
+        for quantity in ("denominator", "normalized_update")
+        for percent in (1, 50, 99)
+    }
+    assert {*map(int, (each.steps[-1] for each in run.series.values()))} == {STEPS}
+    exponents = training.compute_exponents()
+    assert run.histograms == {
+        key: {STEPS: fold(counts)} for key, counts in exponents.items() if "/grad" not in key
+    }
+
+
+def test_run_of_a_checkpoint_has_the_config_of_its_optimizers(tmp_path: Path) -> None:
+    fit(TwoOptimizers(torch.optim.Adam), tmp_path / "two.ckpt")
+    fit(Plain(in_two_groups), tmp_path / "one.ckpt")
+    (two, one) = (
+        run_of(inspect(tmp_path / f"{name}.ckpt")).config["lightning_adam"]
+        for name in ("two", "one")
+    )
+    assert [(name, each["class"]) for name, each in two["optimizer"].items()] == [
+        ("0", "AdamW"),
+        ("1", "Adam"),
+    ]
+    assert one["run"] == {"parameters": sum(each.numel() for each in network().parameters())}
+    assert one["optimizer"]["param_groups"]["group_1"]["eps"] == 1e-6
+    assert one["optimizer"]["betas"] == [0.9, 0.999]
+
+
+def test_page_shows_every_optimizer_of_a_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(TwoOptimizers(torch.optim.Adam), tmp_path / "last.ckpt")
+    main(["inspect", "last.ckpt", "--html", "page.html"])
+    assert capsys.readouterr().out.endswith("\n\nreport: page.html\n")
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert "last.ckpt" in page
+    keys = run_of(inspect(Path("last.ckpt"))).series
+    for name in "01":
+        assert f"adam_update/optimizer/{name}/update_norm" in keys
+        assert f"adam_update/optimizer/{name}/layer/" in " ".join(keys)
+
+
 def test_output_fits_a_hundred_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(Lit({**ADAMW, "amsgrad": True}), tmp_path / "last.ckpt")
     main(["inspect", str(tmp_path / "last.ckpt")])
@@ -363,6 +455,25 @@ def test_weights_under_an_unusual_name_are_taken_only_if_they_are_the_only_ones(
                 assert saved.weights == expected
                 are_known = not any("weights are not known" in each for each in saved.notes)
                 assert are_known == bool(expected)
+
+
+def test_two_networks_with_the_same_names_leave_the_weights_unknown() -> None:
+    net = network()
+    optimizer = torch.optim.AdamW(net.named_parameters())
+    for each in net.parameters():
+        each.grad = torch.ones_like(each)
+    optimizer.step()
+    rows = [(("actor", "critic"), ""), (("actor", "model"), "model"), (("actor",), "actor")]
+    with each_row() as row:
+        for names, expected in rows:
+            with row(names):
+                content = {**dict.fromkeys(names, net.state_dict()), "o": optimizer.state_dict()}
+                torch.save(content, "two.pt")
+                saved, _ = inspected(Path("two.pt"))
+                assert saved.weights == expected
+                notes = " ".join(saved.notes)
+                assert ("actor and critic fit equally well" in notes) == (not expected)
+                assert ("those of model; actor would fit, too" in notes) == (expected == "model")
 
 
 def test_optimizer_state_alone_is_printed_without_weights(tmp_path: Path) -> None:

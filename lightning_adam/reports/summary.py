@@ -12,7 +12,7 @@ from lightning_adam.config.monitor import Scope, Severity
 from lightning_adam.findings import RULES
 from lightning_adam.findings.finding import Finding
 from lightning_adam.reports.charts import LOSS, VALIDATION
-from lightning_adam.reports.runs import Run
+from lightning_adam.reports.runs import Run, Series
 from lightning_adam.statistics.catalogue import STATISTICS
 
 MAIN_SETTINGS = ("class", "lr", "betas", "eps", "weight_decay", "amsgrad")
@@ -145,19 +145,23 @@ def verdict_of(run: Run) -> Verdict:
 
 
 def metrics_of(run: Run) -> list[Metric]:
-    """Returns the metric that the run is judged by, and its training loss, if they were logged."""
+    """Returns the metric that the run is judged by, and its training loss, if they were logged.
+
+    The smallest training loss is that of the easiest batch, so that there is no best one.
+    """
     recorded = mapping(facts_of(run).get("metric"))
     name = recorded.get("name")
     validation = [key for key in run.series if VALIDATION.draws(key)]
     # A loss is the safest choice where nothing was recorded.
     names = [name] if name in run.series else sorted(validation, key=lambda key: "loss" not in key)
     training = [key for key in run.series if LOSS.draws(key) and key not in names[:1]]
-    metrics = [_metric(run, each, str(recorded.get("mode", ""))) for each in names[:1]]
-    return metrics + [_metric(run, each) for each in training[:1]]
+    metrics = [_judged(run.series[each], each, str(recorded.get("mode", ""))) for each in names[:1]]
+    finals = {each: float(run.series[each].values[-1]) for each in training[:1]}
+    return metrics + [Metric(each, final, None, None) for each, final in finals.items()]
 
 
-def _metric(run: Run, key: str, mode: str = "") -> Metric:
-    steps, values = run.series[key]
+def _judged(series: Series, key: str, mode: str) -> Metric:
+    steps, values = series
     if not mode and LOWER_IS_BETTER.search(key):
         mode = "min"
     elif not mode and HIGHER_IS_BETTER.search(key):

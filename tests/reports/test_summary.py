@@ -146,6 +146,8 @@ def test_metrics_are_the_recorded_one_or_a_validation_loss_and_the_training_loss
     assert names_of(metric={"name": "test/f1", "mode": "max"}) == ["test/f1", "train/loss"]
     assert names_of(metric={"name": "train/loss", "mode": "min"}) == ["train/loss"]
     assert metrics_of(run_of({KEY: {0: 1.0}})) == []
+    # The smallest loss of a batch is no best one.
+    assert metrics_of(run_of({"train/loss": CURVE})) == [Metric("train/loss", 2.0, None, None)]
 
 
 def test_key_facts_name_what_the_run_has_recorded() -> None:

@@ -263,11 +263,11 @@ def test_rules_that_are_not_judged_are_listed_by_their_reason(tmp_path: Path) ->
                 judged = {*judged.split(", ")}
                 found = {
                     reason: {*codes.split(", ")}
-                    for reason, codes in re.findall(r"Because ([^:]*): ([a-z_, ]*)", printed)
+                    for reason, codes in re.findall(r"(need [^:]*): ([a-z_, ]*)", printed)
                 }
-                gradient = found.pop("a checkpoint has no gradient")
-                history = found.pop("they compare several measurements")
-                reason = "the weights or a part of the state are not known"
+                gradient = found.pop("need the gradient")
+                history = found.pop("need several measurements")
+                reason = "need weights or state that are not known"
                 assert found.pop(reason, set()) >= of_weights
                 assert not found
                 assert {"eps_dominates", *needs_weights - of_weights} <= judged
@@ -316,7 +316,17 @@ def test_settings_that_differ_name_their_groups(tmp_path: Path) -> None:
     printed = described(tmp_path / "last.ckpt")
     assert re.search("eps +1e-08 in group_0; 1e-06 in group_1\n", printed)
     assert re.search("lr +0.01\n", printed)
-    assert "Parameter groups\n" in printed
+
+
+def test_settings_of_many_groups_are_a_range(tmp_path: Path) -> None:
+    lrs = (1e-4, 1e-3, 1e-2, 1e-1)
+    groups = [{"params": [nn.Parameter(torch.ones(2))], "lr": lr} for lr in lrs]
+    optimizer = torch.optim.AdamW(groups)
+    for group in groups:
+        group["params"][0].grad = torch.ones(2)  # type: ignore[index]
+    optimizer.step()
+    torch.save(optimizer.state_dict(), "state.pt")
+    assert re.search("lr +0.0001 to 0.1 in 4 groups\n", described(tmp_path / "state.pt"))
 
 
 def test_rows_of_zeros_are_folded_into_one_line(tmp_path: Path) -> None:

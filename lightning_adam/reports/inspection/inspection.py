@@ -35,11 +35,8 @@ class InspectedOptimizer:
 
     def not_judged(self) -> dict[str, list[str]]:
         """Returns the codes of the rules that were not judged, by the reason."""
-        gradient, weights, history = (
-            "a checkpoint has no gradient",
-            "the weights or a part of the state are not known",
-            "they compare several measurements",
-        )
+        gradient, weights = "need the gradient", "need weights or state that are not known"
+        history = "need several measurements"
         reasons: dict[str, list[str]] = {gradient: [], weights: [], history: []}
         for code in RULES.keys() - {*self.judged}:
             unknown = {*RULES[code].statistics} - self.last_step.names

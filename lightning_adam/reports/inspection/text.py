@@ -3,9 +3,9 @@
 import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
+from torch import Tensor
 
 from lightning_adam.config.monitor import Scope, Severity
 from lightning_adam.findings.describe import describe_finding
@@ -20,6 +20,7 @@ from lightning_adam.reports.inspection.measurements import (
     measure,
     with_eps,
 )
+from lightning_adam.statistics.catalogue import STATISTICS
 from lightning_adam.statistics.dtypes import dtype_name, rounds_to_0
 from lightning_adam.statistics.histograms import EPS_SHOWN, dominated_fractions
 from lightning_adam.statistics.names import group_names
@@ -27,256 +28,190 @@ from lightning_adam.statistics.names import group_names
 WIDTH = 100
 MAX_NAME = 34
 """The longest name that a table shows whole."""
-WORST = 3
+MOST = 3
+"""Layers and values that are listed of many."""
 BAR_WIDTH = 50
 EPS_EXPONENTS = (4, 2, 0, -2, -4)
 """The powers of ten by which other values of eps differ from the configured one."""
-CONFIGURED = " (configured)"
-
-
-class Column(NamedTuple):
-    """A column of a table."""
-
-    title: str
-    statistic: str
-    is_fraction: bool = False
-
-
-class Section(NamedTuple):
-    """A table of the model, the groups and the worst layers."""
-
-    title: str
-    text: str
-    columns: Sequence[Column]
-    rank: str
-    """The statistic by which layers are ranked."""
-
-
-ROUNDING = (
-    Column("v=0, m≠0", UNDERFLOWED.name, True),
-    Column("v stalled", "exp_avg_sq_stalled_fraction", True),
-)
-EPS_LOSS = Column("lost to eps", "eps_energy_loss", True)
-UPDATE = Column("rms u", "normalized_update_rms")
-LOST = Column("update lost", "update_lost_fraction", True)
-DECAY_LOST = Column("decay lost", "decay_lost_fraction", True)
-BELOW_EPS = Column("√v̂<eps", "eps_dominated_fraction", True)
-EPS_COLUMNS = (BELOW_EPS, EPS_LOSS, UPDATE, LOST)
-DTYPE_COLUMNS = (*ROUNDING, EPS_LOSS, UPDATE, LOST, DECAY_LOST)
+TITLES = {
+    "exp_avg_rms": "rms m",
+    "exp_avg_sq_mean": "mean v",
+    "denominator_mean": "mean √v̂",
+    "normalized_update_rms": "rms u",
+    "eps_dominated_fraction": "√v̂<eps",
+    "eps_energy_loss": "lost to eps",
+    UNDERFLOWED.name: "v=0, m≠0",
+    "exp_avg_sq_stalled_fraction": "v stalled",
+    "exp_avg_sq_subnormal_fraction": "v subnormal",
+    "idle_fraction": "m=v=0",
+    "update_lost_fraction": "update lost",
+    "decay_lost_fraction": "decay lost",
+    "weight_rms": "rms p",
+    "update_to_weight": "update/weight",
+    "decay_to_update": "decay/update",
+    "decay_timescale": "timescale",
+    "equilibrium_ratio": "equilibrium",
+}
+"""The statistics that are shown, and the titles of their columns."""
+NAMES = [*TITLES]
 SECTIONS = (
-    Section(
+    (
         "Moments",
         "m is the moving average of the gradient, v that of its square. The step is lr·u with"
         " u = m̂/(√v̂+eps). For noise, rms u is √((1-β1)/(1+β1)), or 0.23 at β1 = 0.9.",
-        (
-            Column("rms m", "exp_avg_rms"),
-            Column("mean v", "exp_avg_sq_mean"),
-            Column("mean √v̂", "denominator_mean"),
-            UPDATE,
-            BELOW_EPS,
-            EPS_LOSS,
-        ),
+        NAMES[:6],
         "eps_energy_loss",
     ),
-    Section(
+    (
         "Rounding",
         "v stalls where its dtype is too coarse for it to decay. An update or a decay is lost where"
         " it is too small to change its weight.",
-        (
-            *ROUNDING,
-            Column("v subnormal", "exp_avg_sq_subnormal_fraction", True),
-            Column("m=v=0", "idle_fraction", True),
-            LOST,
-            DECAY_LOST,
-        ),
+        NAMES[6:12],
         "update_lost_fraction",
     ),
-    Section(
+    (
         "Weights and weight decay",
         "The timescale is the number of steps in which decay shrinks a weight to 1/e. The"
         " equilibrium is the norm relative to that at which decay and updates balance.",
-        (
-            Column("rms p", "weight_rms"),
-            Column("update/weight", "update_to_weight"),
-            Column("decay/update", "decay_to_update"),
-            Column("timescale", "decay_timescale"),
-            Column("equilibrium", "equilibrium_ratio"),
-        ),
+        NAMES[12:],
         "update_to_weight",
     ),
 )
+"""Title, explanation and statistics of a table, and the statistic by which layers are ranked."""
+UPDATE = ("eps_energy_loss", "normalized_update_rms", "update_lost_fraction")
+"""The statistics that depend on eps."""
+EPS_TABLE = ("eps_dominated_fraction", *UPDATE)
+DTYPE_TABLE = (UNDERFLOWED.name, "exp_avg_sq_stalled_fraction", *UPDATE, "decay_lost_fraction")
 
 
 def describe_inspection(inspection: Inspection) -> str:
     """Returns an inspection as text: summary and findings of each optimizer, then the details."""
     checkpoint = inspection.checkpoint
     blocks = [f"{checkpoint.path}: {checkpoint.title}"]
-    blocks += [_lines(f"Left out: {each}.", 0) for each in inspection.left_out]
+    blocks += ["\n".join(_wrapped(f"Left out: {each}.", 0)) for each in inspection.left_out]
     for optimizer in inspection.optimizers:
         blocks += [_summary(optimizer), *_findings(optimizer)]
     for optimizer in inspection.optimizers:
-        name = optimizer.saved.name
-        blocks += [f"Optimizer {name}"] if name else []
+        blocks += [f"Optimizer {optimizer.saved.name}"] * bool(optimizer.saved.name)
         blocks += _details(optimizer)
-    blocks.append(
-        "lightning-adam explain NAME explains a statistic or a finding. Only AdamMonitor sees"
-        " gradients."
-    )
+    blocks.append("lightning-adam explain NAME explains a statistic or a finding.")
     return "\n\n".join(blocks)
-
-
-def verdict(optimizer: InspectedOptimizer) -> str:
-    """Returns the number of errors and warnings of an optimizer."""
-    severities = [finding.severity for finding in optimizer.findings]
-    counts = {each.value: severities.count(each) for each in (Severity.error, Severity.warning)}
-    found = ", ".join(
-        f"{count} {name}{'s'[: count > 1]}" for name, count in counts.items() if count
-    )
-    return found or "No issues found"
 
 
 def _summary(optimizer: InspectedOptimizer) -> str:
     saved, states = optimizer.saved, optimizer.last_step.states
     number = sum(each.numel() for each in states.parameter)
-    tensors = f"{len(states)} tensor{'' if len(states) == 1 else 's'}"
+    tensors = f"{len(states)} tensor{'s'[: len(states) != 1]}"
     own = f"{_dtypes(states.parameter)} ({saved.weights})" if saved.weights else "weights unknown"
+    amsgrad = " with amsgrad" if any(group.get("amsgrad") for group in saved.groups) else ""
     rows = {
-        "class": saved.class_name,
+        "class": saved.class_name + amsgrad,
         "parameters": f"{number:,} in {tensors}, {own}",
         "moments": _dtypes(states.exp_avg),
-        "step": " to ".join(map(str, dict.fromkeys([*optimizer.steps[:1], *optimizer.steps[-1:]]))),
+        "step": _range(optimizer.steps),
         **{name: _setting(saved.groups, name) for name in ("lr", "betas", "eps", "weight_decay")},
-        "amsgrad": _setting(saved.groups, "amsgrad").replace("False", ""),
-        "rules": f"{', '.join(optimizer.judged)}",
+        "rules": ", ".join(optimizer.judged),
     }
-    title = f"Optimizer {saved.name}: " * bool(saved.name) + verdict(optimizer)
-    width = max(map(len, rows))
-    lines = [title]
+    severities = [finding.severity for finding in optimizer.findings]
+    counts = [(severities.count(each), each) for each in (Severity.error, Severity.warning)]
+    verdict = ", ".join(f"{count} {name}{'s'[: count > 1]}" for count, name in counts if count)
+    name = f"Optimizer {saved.name}: " if saved.name else ""
+    lines = [name + (verdict or "No issues found")]
     for name, value in rows.items():
-        lines += _wrapped(f"{name:<{width}}  {value}", 2, width + 4) if value else []
+        lines += _wrapped(f"{name:<12}  {value}", hanging=16) if value else []
     return "\n".join([*lines, *(line for note in saved.notes for line in _wrapped(note))])
 
 
 def _setting(groups: Sequence[Mapping[str, Any]], name: str) -> str:
-    """A setting of the groups; of different values, each with its groups, or their range."""
-    shown: dict[str, list[str]] = {}
+    """A setting, with the groups of each value if they differ; the range if there are many."""
+    found: dict[str, list[str]] = {}
+    if not all(name in group for group in groups):
+        return ""
     for group_name, group in zip(group_names(groups), groups, strict=True):
-        value = group.get(name, math.nan)
-        text = str(value) if isinstance(value, bool) else ", ".join(map(_number, _floats(value)))
+        value = group[name]
+        text = ", ".join(_number(float(each)) for each in (value if name == "betas" else [value]))
         if name == "lr" and float(value) != float(peak_lr(group)):
             text += f" (peak {_number(float(peak_lr(group)))})"
-        shown.setdefault(text, []).append(group_name)
-    if len(shown) == 1:
-        return next(iter(shown))
-    if len(shown) > WORST:
-        return f"{len(shown)} values in {len(groups)} groups"
-    return "; ".join(f"{text} in {', '.join(names)}" for text, names in shown.items())
+        found.setdefault(text, []).append(group_name)
+    if len(found) > MOST and name != "betas":
+        values = sorted(float(group[name]) for group in groups)
+        return f"{_range(map(_number, values))} in {len(groups)} groups"
+    if len(found) == 1:
+        return next(iter(found))
+    return "; ".join(f"{text} in {', '.join(names)}" for text, names in found.items())
 
 
-def _floats(value: Any) -> list[float]:
-    return [*map(float, value)] if isinstance(value, list | tuple) else [float(value)]
+def _range(values: Iterable[object]) -> str:
+    texts = [*dict.fromkeys(map(str, values))]
+    return " to ".join(texts[:1] + texts[1:][-1:])
 
 
 def _findings(optimizer: InspectedOptimizer) -> Iterator[str]:
     for finding in optimizer.findings:
         title = f"{finding.code} ({finding.severity}) in {finding.scope}"
         yield "\n".join([title, *describe_finding(finding)])
-    has_override = any(finding.remedy for finding in optimizer.findings)
-    if has_override and not optimizer.saved.is_recorded:
-        yield _lines(
+    if not optimizer.saved.is_recorded and any(each.remedy for each in optimizer.findings):
+        yield (
             "optimizer.NAME=VALUE is an override of lightning_adam's configs. Elsewhere, pass"
-            " NAME=VALUE to torch.optim.AdamW.",
-            0,
+            " NAME=VALUE to\ntorch.optim.AdamW."
         )
 
 
 def _details(optimizer: InspectedOptimizer) -> Iterator[str]:
     last_step = optimizer.last_step
-    if len(optimizer.saved.groups) > 1:
-        yield _groups(optimizer)
     for section in SECTIONS:
-        yield from _section(last_step, section)
+        yield from _section(last_step, *section)
     if optimizer.saved.is_adam:
         yield _eps_curve(last_step)
         yield _other_eps(last_step)
         yield _other_dtypes(last_step)
     reasons = optimizer.not_judged().items()
-    lines = [f"Because {reason}: {', '.join(codes)}." for reason, codes in reasons]
-    yield "\n".join(["Rules that were not judged", *map(_lines, lines)])
+    lines = [line for why, codes in reasons for line in _wrapped(f"{why}: {', '.join(codes)}.")]
+    yield "\n".join(["Rules that were not judged", *lines])
 
 
-def _groups(optimizer: InspectedOptimizer) -> str:
-    rows = [["", "tensors", "elements", "lr", "peak", "betas", "eps", "weight_decay"]]
-    groups = optimizer.saved.groups
-    for name, group in zip(group_names(groups), groups, strict=True):
-        states = [state for state in optimizer.last_step.states if state.name.group == name]
-        values = (
-            group["lr"],
-            peak_lr(group),
-            group["betas"],
-            group.get("eps"),
-            group.get("weight_decay"),
-        )
-        rows.append(
-            [
-                _short(name),
-                str(len(group["params"])),
-                f"{sum(state.parameter.numel() for state in states):,}",
-                *(", ".join(map(_number, _floats(math.nan if v is None else v))) for v in values),
-            ]
-        )
-    return "\n".join(["Parameter groups", *_table(rows)])
-
-
-def _section(last_step: LastStep, section: Section) -> Iterator[str]:
+def _section(
+    last_step: LastStep, title: str, text: str, names: Sequence[str], rank: str
+) -> Iterator[str]:
     of = last_step.measurement.of
     rows = {"model": last_step.model()}
-    columns = [each for each in section.columns if each.statistic in rows["model"]]
-    if not columns:
-        return
-    groups = of(Scope.group, last_step.statistics)
+    groups, layers = (of(kind, last_step.statistics) for kind in (Scope.group, Scope.layer))
     if len(groups) > 1:
         rows |= {f"group {name}": row for name, row in groups.items()}
-    layers = of(Scope.layer, last_step.statistics)
-    worst = sorted(layers, key=lambda name: -_rank(layers[name].get(section.rank)))[:WORST]
-    if len(layers) > 1 and section.rank in rows["model"]:
+    if len(layers) > 1 and rank in rows["model"]:
+        ranks = {name: row.get(rank, -math.inf) for name, row in layers.items()}
+        # NaN is the worst.
+        worst = sorted(layers, key=lambda each: (ranks[each] == ranks[each], -ranks[each]))[:MOST]
         rows |= {f"layer {name}": layers[name] for name in worst}
-    yield "\n".join([section.title, *_wrapped(section.text), *_values(columns, rows)])
-
-
-def _rank(value: float | None) -> float:
-    """Ranks NaN first and a missing value last."""
-    if value is None:
-        return -math.inf
-    return math.inf if math.isnan(value) else value
+    if not rows["model"].keys().isdisjoint(names):
+        yield "\n".join([title, *_wrapped(text), *_table(names, rows)])
 
 
 def _eps_curve(last_step: LastStep) -> str:
     configured = {state.settings.eps for state in last_step.states}
     eps = sorted({*EPS_SHOWN, *(each for each in configured if each > 0)})
-    rows, folded = [], {0.0: 0, 1.0: 0}
+    lines, folded = [], {0.0: 0, 1.0: 0}
     for each, share in zip(eps, dominated_fractions(last_step.denominators(), eps), strict=True):
         if share in folded and each not in configured:
             folded[share] += 1
             continue
         bar = "█" * round(share * BAR_WIDTH) if math.isfinite(share) else ""
         mark = "  < configured" if each in configured else ""
-        rows.append(f"  {_number(each):>6} {_fraction(share):>6} {bar}{mark}".rstrip())
-    rows += [f"  {n} other values of eps: {share:.0%}" for share, n in folded.items() if n]
-    return "\n".join(["Elements whose √v̂ is below eps, for different values of eps", *rows])
+        lines.append(f"  {_number(each):>6} {_fraction(share):>6} {bar}{mark}".rstrip())
+    lines += [f"  {n} other values of eps: {share:.0%}" for share, n in folded.items() if n]
+    return "\n".join(["Elements whose √v̂ is below eps, for different values of eps", *lines])
 
 
 def _other_eps(last_step: LastStep) -> str:
-    first, *others = sorted({state.settings.eps for state in last_step.states})
-    exponent = round(math.log10(first)) if first > 0 else -8
-    values = {float(f"1e{exponent + each}") for each in EPS_EXPONENTS} | ({first} - {0.0})
+    configured = sorted({state.settings.eps for state in last_step.states})
+    exponent = round(math.log10(configured[0])) if configured[0] > 0 else -8
+    values = {float(f"1e{exponent + each}") for each in EPS_EXPONENTS} | ({configured[0]} - {0.0})
     rows = {}
     for eps in sorted(values, reverse=True):
-        is_own = eps == first and not others
-        name = _number(eps) + CONFIGURED * is_own
-        rows[name] = _changed(last_step, EPS_COLUMNS, None if is_own else with_eps(eps))
+        name, row = _changed(last_step, EPS_TABLE, _number(eps), [eps] == configured, with_eps(eps))
+        rows[name] = row
     title = "The last update under other values of eps"
-    return "\n".join([title, *_values(EPS_COLUMNS, rows, "eps")])
+    return "\n".join([title, *_table(EPS_TABLE, rows, "eps")])
 
 
 def _other_dtypes(last_step: LastStep) -> str:
@@ -284,61 +219,58 @@ def _other_dtypes(last_step: LastStep) -> str:
     own = {each.dtype for each in (*states.parameter, *states.exp_avg)}
     rows, notes = {}, []
     for dtype in DTYPES:
-        is_own = own == {dtype}
-        name = dtype_name(dtype) + CONFIGURED * is_own
-        rows[name] = _changed(last_step, DTYPE_COLUMNS, None if is_own else in_dtype(dtype))
+        change, text = in_dtype(dtype), dtype_name(dtype)
+        name, row = _changed(last_step, DTYPE_TABLE, text, own == {dtype}, change)
+        rows[name] = row
         if any(rounds_to_0(each.settings.eps, dtype) for each in states):
-            notes.append(f"eps is 0 in {dtype_name(dtype)}: where v is 0 too, the step is NaN.")
-            for column in (UPDATE, EPS_LOSS, LOST):
-                rows[name].pop(column.statistic, None)
+            notes.append(f"  eps is 0 in {text}: where v is 0 too, the step is NaN.")
+            rows[name] = {key: value for key, value in row.items() if key not in UPDATE}
     title = "The last step with parameters and moments in other dtypes"
-    return "\n".join([title, *_values(DTYPE_COLUMNS, rows, "dtype"), *map(_lines, notes)])
+    return "\n".join([title, *_table(DTYPE_TABLE, rows, "dtype"), *notes])
 
 
 def _changed(
-    last_step: LastStep, columns: Sequence[Column], change: Change | None
-) -> dict[str, float]:
-    names = {column.statistic for column in columns}
+    last_step: LastStep, names: Sequence[str], value: str, is_configured: bool, change: Change
+) -> tuple[str, Mapping[str, float]]:
+    """A row of the statistics after a change, and its title."""
+    if is_configured:
+        return f"{value} (configured)", last_step.model()
     statistics = [each for each in last_step.statistics if each.name in names]
-    measurement = last_step.measurement
-    if change is not None:
-        measurement = measure(last_step.states, statistics, change)
-    return measurement.of(Scope.model, statistics).get("model", {})
+    measurement = measure(last_step.states, statistics, change)
+    return value, measurement.of(Scope.model, statistics).get("model", {})
 
 
-def _values(
-    columns: Sequence[Column], rows: Mapping[str, Mapping[str, float]], title: str = ""
+def _table(
+    names: Iterable[str], rows: Mapping[str, Mapping[str, float]], title: str = ""
 ) -> list[str]:
     """A table of statistics, `·` where one is undefined; several rows of 0% become one line."""
-    shown = [each for each in columns if any(each.statistic in row for row in rows.values())]
-    cells = {
-        name: [
-            (_fraction if column.is_fraction else _number)(row[column.statistic])
-            if column.statistic in row
-            else "·"
-            for column in shown
-        ]
-        for name, row in rows.items()
-    }
-    zeros = [name for name, row in cells.items() if {*row} == {"0%"}]
-    titles = [column.title for column in shown]
+    names = [name for name in names if any(name in row for row in rows.values())]
+    cells = {row: [_cell(values, name) for name in names] for row, values in rows.items()}
+    titles = [TITLES[name] for name in names]
+    zeros = [row for row, texts in cells.items() if {*texts} == {"0%"}]
     if len(zeros) == len(rows):
         return _wrapped(f"{'; '.join(titles)}: 0%")
     folded = zeros if len(zeros) > 1 else []
-    table = [[_short(name), *row] for name, row in cells.items() if name not in folded]
-    return _table([[title, *titles], *table]) + [f"  {len(folded)} other rows: 0%"] * bool(folded)
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    shown = [[_short(row), *texts] for row, texts in cells.items() if row not in folded]
+    widths = [max(map(len, column)) for column in zip([title, *titles], *shown, strict=True)]
     return [
-        "  "
-        + "  ".join(
-            cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
+        *(
+            "  "
+            + "  ".join(
+                cell.rjust(width) if index else cell.ljust(width)
+                for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in [[title, *titles], *shown]
+        ),
+        *[f"  {len(folded)} other rows: 0%"] * bool(folded),
     ]
+
+
+def _cell(values: Mapping[str, float], name: str) -> str:
+    if name not in values:
+        return "·"
+    is_fraction = STATISTICS.get(name, UNDERFLOWED).unit == "fraction"
+    return _fraction(values[name]) if is_fraction else _number(values[name])
 
 
 def _short(name: str) -> str:
@@ -348,12 +280,6 @@ def _short(name: str) -> str:
 
 
 def _number(value: float) -> str:
-    """A number in at most three digits.
-
-    Example:
-        >>> _number(1e-8), _number(0.00012345), _number(333333.3)
-        ('1e-08', '0.000123', '3.33e+05')
-    """
     return f"{value:.3g}"
 
 
@@ -371,20 +297,15 @@ def _fraction(value: float) -> str:
     return ">99.9%" if 0.999 < value < 1 else f"{value:.1%}"
 
 
-def _dtypes(tensors: Iterable[torch.Tensor]) -> str:
+def _dtypes(tensors: Iterable[Tensor]) -> str:
     return ", ".join(sorted({dtype_name(each.dtype) for each in tensors}))
 
 
-def _wrapped(text: str, indent: int = 2, hanging: int | None = None) -> list[str]:
-    following = " " * (indent if hanging is None else hanging)
+def _wrapped(text: str, indent: int = 2, hanging: int = 0) -> list[str]:
     return textwrap.wrap(
         text,
         WIDTH,
         initial_indent=" " * indent,
-        subsequent_indent=following,
+        subsequent_indent=" " * max(indent, hanging),
         break_on_hyphens=False,
     )
-
-
-def _lines(text: str, indent: int = 2) -> str:
-    return "\n".join(_wrapped(text, indent))

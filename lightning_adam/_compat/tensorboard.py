@@ -2,13 +2,12 @@
 
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from google.protobuf.message import DecodeError as DecodeError  # type: ignore[import-untyped]
-
-from lightning_adam.config.errors import ConfigError
 
 Event: TypeAlias = Any
 """`event_pb2.Event`; its module comes without types."""
@@ -25,24 +24,16 @@ TIME_BYTES, _STEP, _SUMMARY = 9, b"\x10", b"\x2a"
 
 
 def event_class() -> Any:
-    """Returns the class of an event, of the package that is installed.
-
-    Raises:
-        ConfigError: If neither tensorboard nor tensorboardX is installed.
+    """Returns the class of an event; None if neither tensorboard nor tensorboardX is installed.
 
     Example:
         >>> event_class()(step=3).step
         3
     """
     for name in MODULES:
-        try:
+        with suppress(ImportError):
             return import_module(name).Event
-        except ImportError:
-            continue
-    raise ConfigError(
-        "Neither tensorboard nor tensorboardX is installed, so event files cannot be read",
-        "Run pip install tensorboard",
-    )
+    return None
 
 
 def records(path: Path, has_read: Callable[[int], object]) -> Iterator[bytes | None]:

@@ -187,7 +187,10 @@ def assert_recorded(offline_run: Path, lr: float) -> None:
     group = IN_BOTH_GROUPS | {"betas": [0.9, 0.95], "lr": lr}
     groups = {"decay": group | {"weight_decay": 0.1}, "no_decay": group | {"weight_decay": 0.0}}
     schedule = {"name": "cosine", "warmup_steps": WARMUP_STEPS, "total_steps": STEPS}
-    assert run_config(offline_run) == {
+    recorded = run_config(offline_run)
+    assert recorded.pop("run")["metric"] == {"name": "val/accuracy", "mode": "max"}
+    assert recorded == {
+        "findings": {},
         "version": __version__,
         "optimizer": {"class": "AdamW", **groups["decay"], "param_groups": groups},
         "scheduler": schedule | {"min_lr_ratio": 0.0},

@@ -90,7 +90,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
             ],
             Counter(key for row in rows for key in row if key.startswith("adam_")),
             sorted(each.name for each in paths),
-            [json.loads(each.read_text()) for each in paths if each.suffix == ".json"],
+            [json.loads(each.read_text())["findings"] for each in paths if each.suffix == ".json"],
             [each.replace(offline.name, "") for each in messages],
         )
     return found

@@ -18,6 +18,7 @@ from lightning_adam._compat.tensorboard import (
     records,
     step_bytes,
 )
+from lightning_adam.config.errors import ConfigError
 from lightning_adam.reports.keys import is_tensor
 from lightning_adam.reports.runs.part import TIME, RunPart
 from lightning_adam.statistics.histograms import Histogram
@@ -38,7 +39,13 @@ def read(file: Path, has_read: Callable[[int], object]) -> RunPart:
         ConfigError: If neither tensorboard nor tensorboardX is installed.
     """
     part = RunPart(file, "TensorBoard")
-    decode = event_class().FromString
+    kind = event_class()
+    if kind is None:
+        raise ConfigError(
+            f"{file} cannot be read: neither tensorboard nor tensorboardX is installed",
+            "Run pip install tensorboard",
+        )
+    decode = kind.FromString
     known: dict[bytes, int] = {}
     """The number of a key by the bytes between step and value."""
     step, before = 0, VALUE

@@ -21,7 +21,7 @@ from lightning_adam.monitor.session import MonitorSession
 from lightning_adam.statistics import kernels
 from tests.support.exploding import is_hyperparameter
 from tests.support.memory_logger import MemoryLogger
-from tests.support.parallel import KINDS, STEPS, fit_ranks, local_parameters
+from tests.support.parallel import KINDS, STEPS, Lit, fit_ranks, local_parameters
 from tests.support.ranks import Collectives, Ranks
 
 MEASURED = [1, 2, 3, 4, 6]
@@ -60,10 +60,12 @@ def fit_monitored(kind: str) -> dict[str, Any]:
     logger = MemoryLogger()
     with Collectives() as collectives:
         _, module = fit_ranks(kind, [build_monitor()], logger)
+    is_first = dist.get_rank() == 0
     return {
         "parameters": local_parameters(module),
         "collectives": collectives.count,
         "rows": logger.rows,
+        "run": logger.experiment.hparams["lightning_adam"]["run"] if is_first else None,
     }
 
 
@@ -191,6 +193,13 @@ def assert_few_collectives(fit: dict[str, Any], kind: str) -> None:
 def test_ranks_log_what_one_process_logs(fits: Fits, kind: str) -> None:
     for fit in fits(kind):
         assert_logged_like_one_process(fit, kind)
+
+
+@each_kind
+def test_first_rank_records_the_size_of_the_whole_model(fits: Fits, kind: str) -> None:
+    run = fits(kind)[0]["monitored"]["run"]
+    assert run["parameters"] == sum(each.numel() for each in Lit().parameters())
+    assert run["device"] == "2 x cpu"
 
 
 @each_kind

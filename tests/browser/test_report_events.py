@@ -8,13 +8,13 @@ import pytest
 
 from lightning_adam.reports.report import write_report
 from lightning_adam.reports.runs import Event
-from tests.reports.parsed_report import EVENTS
 from tests.reports.run_files import run_of
 from tests.support.browser import ReportPage, Visits
 from tests.support.monitored import scoped
 
 pytestmark = pytest.mark.slow
 
+EVENTS = "events"
 LAYERS = ("net.0", "net.1", "net.2")
 GRAD_RMS, NONFINITE = "adam_gradient/grad_rms", "adam_underflow/nonfinite_count"
 

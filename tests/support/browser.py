@@ -1,5 +1,6 @@
 """The report's page in a real browser: what it draws, its texts and its controls."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ window.alert = () => { window.hasAlerted = true; };
 """Counts the network calls of the page's script."""
 
 PAINTED = """() => new Promise((done) => requestAnimationFrame(() => {
-  // The page watches what comes into sight in the same way, and is told first.
+  // The page watches what comes into sight in the same way, and is called first.
   const sight = new IntersectionObserver(() => {
     sight.disconnect();
     requestAnimationFrame(() => setTimeout(done));
@@ -41,7 +42,7 @@ PAINTED = """() => new Promise((done) => requestAnimationFrame(() => {
 }))"""
 
 TRACES = """(plot) => plot.data.map((trace) => ({
-  name: trace.name, type: trace.type, color: trace.line?.color,
+  name: trace.name, type: trace.type, color: trace.line?.color, width: trace.line?.width,
   x: Array.from(trace.x), y: Array.from(trace.y),
   z: (trace.z ?? []).map((row) => Array.from(row)),
   raw: (trace.customdata ?? []).map((row) => Array.from(row)),
@@ -73,7 +74,7 @@ PIECES = """() => {
       const color = getComputedStyle(at).backgroundColor;
       if (!/^rgba\\(.*, 0\\)$/.test(color)) { ground = color; break; }
     }
-    // What may not be left: a picture by its labels, a panel by anything.
+    // What may not be left: a plot by its labels, a figure by anything.
     const frame = (parent.closest("[role=tooltip]") ? null : parent.closest(".plot, figure"))
       ?.getBoundingClientRect();
     return {
@@ -101,7 +102,7 @@ CONTROLS = """() => [...document.querySelectorAll("button, select, input, summar
         + parseFloat(style.paddingLeft) + parseFloat(style.paddingRight) + arrow;
     }
     return {
-      name: [control.closest("figure")?.dataset.panel, control.ariaLabel || control.textContent],
+      name: [control.closest("figure")?.dataset.chart, control.ariaLabel || control.textContent],
       left: box.left, right: box.right, top: box.top, bottom: box.bottom,
       isCut: needed > control.clientWidth + 1 || box.left < 0 || box.right > innerWidth,
     };
@@ -126,14 +127,21 @@ TICKS = """(plot, letter) => [...plot.querySelectorAll(`.${letter}tick text`)].f
 
 CURVES = f"""(figures) => figures.map((figure) => {{
   const plot = figure.querySelector(".plot");
-  const isLog = figure.querySelector(".controls [aria-pressed]").ariaPressed === "true";
-  return [figure.dataset.panel, ({TRACES})(plot), isLog, ({VISIBLE_LINES})(plot)];
+  const isLog = plot.layout.yaxis.type === "log";
+  return [figure.dataset.chart, ({TRACES})(plot), isLog, ({VISIBLE_LINES})(plot)];
 }})"""
 
+MARKS = """(plot) => ({
+  lines: (plot.layout.shapes ?? []).map(({ type, x0, x1, y0, y1, xref, yref }) => (
+    { type, x0, x1, y0, y1, isAcross: xref === "paper", isAlong: yref === "paper" })),
+  labels: (plot.layout.annotations ?? []).map((each) => each.text),
+})"""
+"""The lines and labels that stand over the curves of a plot."""
+
 RANGES = """() => Object.fromEntries([...document.querySelectorAll("figure")]
-  .map((each) => [each.dataset.panel, each.querySelector(".plot")])
+  .map((each) => [each.dataset.chart, each.querySelector(".plot")])
   .filter(([, plot]) => plot.data)
-  .map(([title, plot]) => [title, Array.from(plot._fullLayout.xaxis.range)]))"""
+  .map(([chart, plot]) => [chart, Array.from(plot._fullLayout.xaxis.range)]))"""
 
 OVERLAPPING = """(controls) => controls.flatMap((one, place) => controls.slice(place + 1).filter(
   (other) => one.left < other.right - 0.5 && other.left < one.right - 0.5 &&
@@ -142,7 +150,7 @@ OVERLAPPING = """(controls) => controls.flatMap((one, place) => controls.slice(p
 
 
 class Curves(NamedTuple):
-    """What a panel of curves shows."""
+    """What a chart of curves shows."""
 
     lines: dict[str, dict[float, float]]
     """By name, the numbers by step."""
@@ -163,7 +171,7 @@ class ReportPage:
         self.first_step = page.get_by_label("first step", exact=True)
         self.last_step = page.get_by_label("last step", exact=True)
         self.theme_button = page.get_by_role("button", name="light or dark")
-        self.scope = page.get_by_role("toolbar").get_by_role("combobox")
+        self.scope = page.locator("#scope")
         """The selection of the scope in which runs are compared."""
         self.chips = page.get_by_role("group", name="Lines").get_by_role("button")
         """The buttons that show and hide lines."""
@@ -173,26 +181,26 @@ class ReportPage:
         return self.first_step.input_value(), self.last_step.input_value()
 
     @property
-    def titles(self) -> list[str]:
-        """The titles of the panels, in their order."""
+    def charts(self) -> list[str]:
+        """The charts, in their order."""
         figures = self.page.locator("figure")
-        found: list[str] = figures.evaluate_all("(all) => all.map((each) => each.dataset.panel)")
+        found: list[str] = figures.evaluate_all("(all) => all.map((each) => each.dataset.chart)")
         return found
 
-    def panel(self, title: str) -> "Locator":
-        return self.page.locator(f'figure[data-panel="{title}"]')
+    def figure(self, chart: str) -> "Locator":
+        return self.page.locator(f"figure[data-chart={json.dumps(chart, ensure_ascii=False)}]")
 
-    def plot(self, title: str) -> "Locator":
-        return self.panel(title).locator(".plot")
+    def plot(self, chart: str) -> "Locator":
+        return self.figure(chart).locator(".plot").first
 
-    def choice(self, title: str, label: str) -> "Locator":
-        return self.panel(title).get_by_label(label, exact=True)
+    def choice(self, chart: str, label: str) -> "Locator":
+        return self.figure(chart).get_by_label(label, exact=True)
 
-    def meaning(self, title: str) -> "Locator":
-        return self.panel(title).locator("[role=tooltip]")
+    def meaning(self, chart: str) -> "Locator":
+        return self.figure(chart).locator("[role=tooltip]")
 
-    def log(self, title: str) -> "Locator":
-        return self.panel(title).get_by_role("button", name="logarithmic")
+    def log(self, chart: str) -> "Locator":
+        return self.figure(chart).get_by_role("button", name="logarithmic")
 
     def unfold(self) -> None:
         self.page.evaluate(
@@ -200,7 +208,7 @@ class ReportPage:
         )
 
     def draw_all(self) -> None:
-        """Makes the window so high that every panel is drawn."""
+        """Makes the window so high that every chart is drawn."""
         self.unfold()
         height = self.page.evaluate("() => document.documentElement.scrollHeight")
         size: ViewportSize = {"width": self.page.evaluate("() => innerWidth"), "height": height}
@@ -211,58 +219,63 @@ class ReportPage:
         """Waits until changes are painted."""
         self.page.evaluate(PAINTED)
 
-    def bring(self, title: str) -> "Locator":
-        """Scrolls to a panel, and returns its plot when it is drawn."""
-        plot = self.plot(title)
+    def bring(self, chart: str) -> "Locator":
+        """Scrolls to a chart, and returns its plot when it is drawn."""
+        plot = self.plot(chart)
         plot.scroll_into_view_if_needed()
         self.settle()
         return plot
 
-    def traces(self, title: str) -> list[dict[str, Any]]:
+    def traces(self, chart: str) -> list[dict[str, Any]]:
         """Returns the traces that Plotly draws."""
-        found: list[dict[str, Any]] = self.bring(title).evaluate(TRACES)
+        found: list[dict[str, Any]] = self.bring(chart).evaluate(TRACES)
         return found
 
-    def lines(self, title: str) -> dict[str, dict[float, float]]:
+    def lines(self, chart: str) -> dict[str, dict[float, float]]:
         """Returns the drawn lines: the numbers by name and step."""
-        return named_lines(self.traces(title))
+        return named_lines(self.traces(chart))
 
     def curves(self) -> dict[str, "Curves"]:
-        """Returns what each panel of curves shows, once it is drawn."""
-        found = self.page.locator("[data-drawing=curves]").evaluate_all(CURVES)
+        """Returns what each chart of curves shows, once it is drawn."""
+        found = self.page.locator("[data-kind=curves]").evaluate_all(CURVES)
         return {
-            title: Curves(named_lines(traces), is_log, visible)
-            for title, traces, is_log, visible in found
+            chart: Curves(named_lines(traces), is_log, visible)
+            for chart, traces, is_log, visible in found
         }
 
-    def is_log(self, title: str) -> bool:
-        self.bring(title)
-        return self.log(title).get_attribute("aria-pressed") == "true"
+    def marks(self, chart: str) -> dict[str, Any]:
+        """Returns the lines and the labels that stand over the curves of a chart."""
+        found: dict[str, Any] = self.bring(chart).evaluate(MARKS)
+        return found
 
-    def axis(self, title: str, letter: str) -> Any:
+    def is_log(self, chart: str) -> bool:
+        self.bring(chart)
+        return self.log(chart).get_attribute("aria-pressed") == "true"
+
+    def axis(self, chart: str, letter: str) -> Any:
         """Returns the values and the pixels of the ticks of an axis."""
-        return np.transpose(sorted(self.bring(title).evaluate(TICKS, letter)))
+        return np.transpose(sorted(self.bring(chart).evaluate(TICKS, letter)))
 
-    def pixel(self, title: str, letter: str, value: float) -> float:
+    def pixel(self, chart: str, letter: str, value: float) -> float:
         """Returns the position of a value on an axis, by its ticks."""
-        places, pixels = self.axis(title, letter)
+        places, pixels = self.axis(chart, letter)
         return float(np.polyval(np.polyfit(places, pixels, 1), value))
 
-    def box(self, title: str, part: str = ".nsewdrag") -> dict[str, float]:
+    def box(self, chart: str, part: str = ".nsewdrag") -> dict[str, float]:
         """Returns the box of a part of a plot: by default that of its lines."""
-        box = self.bring(title).locator(part).first.bounding_box()
+        box = self.bring(chart).locator(part).first.bounding_box()
         assert box is not None
         return {"x": box["x"], "y": box["y"], "width": box["width"], "height": box["height"]}
 
-    def middle(self, title: str) -> tuple[float, float]:
-        box = self.box(title)
+    def middle(self, chart: str) -> tuple[float, float]:
+        box = self.box(chart)
         return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
-    def drag(self, title: str, start: float, end: float) -> tuple[float, float]:
+    def drag(self, chart: str, start: float, end: float) -> tuple[float, float]:
         """Drags between two shares of a plot's width, and returns the steps at both ends."""
-        box, (_, y) = self.box(title), self.middle(title)
+        box, (_, y) = self.box(chart), self.middle(chart)
         pixels = [box["x"] + share * box["width"] for share in (start, end)]
-        places, ticks = self.axis(title, "x")
+        places, ticks = self.axis(chart, "x")
         first, last = np.polyval(np.polyfit(ticks, places, 1), pixels)
         self.page.mouse.move(pixels[0], y)
         self.page.mouse.down()
@@ -272,7 +285,7 @@ class ReportPage:
         return float(first), float(last)
 
     def ranges(self) -> dict[str, list[float]]:
-        """Returns the ends of the horizontal axis of each panel that is drawn."""
+        """Returns the ends of the horizontal axis of each chart that is drawn."""
         found: dict[str, list[float]] = self.page.evaluate(RANGES)
         return found
 
@@ -333,6 +346,8 @@ class Visits:
         page.on("websocket", lambda socket: self.complaints.append(socket.url))
         page.set_default_timeout(30_000)
         page.goto(file.as_uri(), timeout=60_000)
+        # Its script has run, which is asynchronous.
+        page.locator("html[data-theme]").wait_for(state="attached")
         return ReportPage(page)
 
     def note_request(self, address: str) -> None:

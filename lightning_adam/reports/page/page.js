@@ -237,7 +237,7 @@ function referenceMarks(references, { low, high }, isLog, unit, isVertical = fal
     if (!Number.isFinite(at)) continue;
     const color = style(each.code ? "--warning" : "--healthy");
     const text = asText(`${each.label} ${formatted(each.value, unit)}`);
-    const label = { text, showarrow: false, font: { color, size: 10 }, bgcolor: style("--panel") };
+    const label = { text, showarrow: false, font: { color, size: 11 }, bgcolor: style("--panel") };
     if (at < low || at > high) {
       if (isVertical) continue;
       const side = at > high ? "above" : "below";
@@ -256,7 +256,7 @@ function referenceMarks(references, { low, high }, isLog, unit, isVertical = fal
       line: { color, width: 1.2, dash: each.code ? "dash" : "dot" },
     });
     found.annotations.push(isVertical
-      ? { ...label, x: at, yref: "paper", y: 1, xanchor: "left", yanchor: "top", xshift: 2, yshift: -13 * place }
+      ? { ...label, x: at, yref: "paper", y: 1, xanchor: "left", yanchor: "top", xshift: 2, yshift: -14 * place }
       : { ...label, xref: "paper", x: each.code ? 1 : 0, y: at, yanchor: "bottom",
         xanchor: each.code ? "right" : "left" });
   }
@@ -314,7 +314,7 @@ function findingMarks(chart, own) {
   ]);
   const labeled = within.filter(({ label }) => label).sort((one, other) => one.start - other.start);
   const annotations = labeled.map(({ start, color, label }, place) => ({
-    text: asText(label), showarrow: false, font: { color, size: 10 }, bgcolor: style("--panel"),
+    text: asText(label), showarrow: false, font: { color, size: 11 }, bgcolor: style("--panel"),
     opacity: 0.9, x: Math.max(start, first), yref: "paper", y: 0.02 + 0.09 * (place % 6),
     yanchor: "bottom", xanchor: start > (first + last) / 2 ? "right" : "left",
   }));
@@ -343,36 +343,46 @@ function smoothed(values) {
 /** The tensor that each value of a line is of. */
 const tensorsOf = ({ tensors }) => tensors.places.map((place) => asText(tensors.names[place]));
 
+/** The end of a name, as long as there is room for beside a plot. */
+function shortName(name, place) {
+  const room = place.clientWidth < 600 ? 14 : 40;
+  return asText(name.length > room ? `…${name.slice(1 - room)}` : name);
+}
+
 /** Values of a single step: a bar each. */
-function bars(labels, values, { isLog, unit, references, colors, hover }) {
+function bars(labels, values, place, { isLog, unit, references, colors }) {
   const axis = valueAxis(values, { isLog, unit, references, isWhole: true });
   return {
     data: [{
-      type: "bar", orientation: "h", x: values, y: labels.map((_, place) => place),
+      type: "bar", orientation: "h", x: values, y: labels.map((_, row) => row),
       text: values.map((value) => formatted(value, unit)), textposition: "auto", constraintext: "none",
-      marker: { color: colors ?? style("--accent") }, hovertemplate: `${hover ?? "%{x:.4g}"}<extra></extra>`,
+      textangle: 0, customdata: labels.map(asText),
+      marker: { color: colors ?? style("--accent") }, hovertemplate: "%{customdata}: %{x:.4g}<extra></extra>",
     }],
     layout: layoutOf({
       ...referenceMarks(references, axis, isLog, unit, true),
       hovermode: "closest", bargap: 0.35,
-      xaxis: { ...axis.axis, ...(isLog ? {} : { range: [Math.min(axis.low, 0), axis.high] }), fixedrange: true },
+      xaxis: {
+        ...axis.axis, ...(isLog ? {} : { range: [Math.min(axis.low, 0), axis.high], nticks: 4 }),
+        tickangle: 0, fixedrange: true,
+      },
       yaxis: {
         autorange: "reversed", showgrid: false, zeroline: false,
-        tickvals: labels.map((_, place) => place), ticktext: labels.map(asText),
+        tickvals: labels.map((_, row) => row), ticktext: labels.map((label) => shortName(label, place)),
       },
     }),
     isCut: false,
   };
 }
 
-function curves(chart, settings) {
+function curves(chart, settings, place) {
   const lines = shownLines(chart);
   const references = referencesOf(chart);
   if (chart.lines.every((line) => unpacked(line.steps).length === 1)) {
     const shown = lines.toReversed();
     return bars(
       shown.map((line) => [nameOf(line), line.part].filter(Boolean).join(" ")),
-      shown.map((line) => unpacked(line.values)[0]),
+      shown.map((line) => unpacked(line.values)[0]), place,
       { isLog: settings.isLog, unit: chart.unit, references, colors: shown.map(colorOf) });
   }
   const own = endsOf(chart);
@@ -553,7 +563,7 @@ function layers(chart, settings, place) {
     const least = sorted(values).at(-MOST_BARS) ?? -Infinity;
     const rows = map.layers.map((_, row) => row).filter((row) => values[row] >= least);
     place.style.height = `${Math.max(60 + 17 * rows.length, 250)}px`;
-    return bars(rows.map((row) => map.layers[row]), rows.map((row) => values[row]), {
+    return bars(rows.map((row) => map.layers[row]), rows.map((row) => values[row]), place, {
       isLog, unit: map.unit, references: [],
     });
   }
@@ -567,8 +577,6 @@ function layers(chart, settings, place) {
   place.style.height = `${height}px`;
   const every = Math.ceil(map.layers.length / ((height - 60) / 16));
   const ticks = map.layers.map((_, row) => row).filter((row) => row % every === 0);
-  const room = place.clientWidth < 600 ? 14 : 40;
-  const short = (name) => (name.length > room ? `…${name.slice(1 - room)}` : name);
   return {
     data: [{
       type: "heatmap", x: positions, y: map.layers.map((_, row) => row),
@@ -591,7 +599,7 @@ function layers(chart, settings, place) {
         : { title: { text: "step", standoff: 4 }, tickformat: ",~f", nticks: 6 },
       yaxis: {
         autorange: "reversed", showgrid: false, zeroline: false,
-        tickvals: ticks, ticktext: ticks.map((row) => asText(short(map.layers[row]))),
+        tickvals: ticks, ticktext: ticks.map((row) => shortName(map.layers[row], place)),
       },
     }),
   };
@@ -973,6 +981,12 @@ document.addEventListener("keydown", (event) => {
     caption.classList.add("is-dismissed");
   }
 });
+
+// What has the focus stands below the toolbar, of any height.
+new ResizeObserver(([{ target }]) => {
+  const isSticky = getComputedStyle(target).position === "sticky";
+  root.style.scrollPaddingTop = isSticky ? `${target.offsetHeight + 8}px` : "";
+}).observe(document.querySelector(".toolbar"));
 
 // A chart is drawn when it comes into view.
 const sight = new IntersectionObserver((entries) => {

@@ -7,13 +7,13 @@ AT_ONCE := -n 2 --dist worksteal
 
 .PHONY: help demo test test-ci test-nightly docs docs-serve picture lint clean
 help:
-	@echo 'make demo       install into .venv, train a CNN on MNIST, leave a W&B run and a page of what Adam did'
+	@echo 'make demo       install into .venv, train a CNN on MNIST, write a W&B run and its report'
 	@echo 'make test       install into .venv, run the default tests (two to three minutes)'
 	@echo 'make test-ci    these, and those that need processes, Chromium or a fresh environment'
 	@echo 'make test-nightly  the longest tests, run by hand before a release'
 	@echo 'make docs       the site of the documentation, into site'
 	@echo 'make docs-serve the same at http://127.0.0.1:8000, built anew when a page changes'
-	@echo 'make picture    the picture of the newest report in the README'
+	@echo 'make picture    the picture of the newest report, for the documentation'
 	@echo 'make lint       ruff (lint and format) and mypy'
 	@echo 'make clean      remove .venv, caches and the outputs of jobs'
 

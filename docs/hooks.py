@@ -19,7 +19,6 @@ RENDERED = {
 }
 """By their placeholder in the nav of mkdocs.yml."""
 ELSEWHERE = {
-    "report.png": ".ci/report.png",
     "benchmarks.md": "benchmarks/README.md",
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
@@ -31,7 +30,6 @@ ELSEWHERE = {
 LINKS = {
     "docs/guides/)": "guides/monitor.md)",
     "docs/": "",
-    ".ci/report.png": "report.png",
     "benchmarks/README.md": "benchmarks.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",

@@ -16,7 +16,7 @@ from lightning_adam.config.errors import format_override
 from lightning_adam.config.explain import documented
 from lightning_adam.config.monitor import Scope
 from lightning_adam.findings import RULES
-from lightning_adam.reports.panels import SECTIONS
+from lightning_adam.reports.charts import SECTIONS
 from lightning_adam.statistics.catalogue import STATISTICS, Statistic
 from lightning_adam.statistics.columns import Capabilities
 
@@ -94,7 +94,7 @@ def of(known: Statistic) -> str:
         ("Requires of the optimizer", _needs(known)),
         ("Findings that judge it", _rules(known, "statistics")),
         ("Findings with it as evidence", _rules(known, "evidence")),
-        ("Panels of the report and of W&B", _panels(known)),
+        ("Charts of the report and of W&B", _charts(known)),
     ]
     typed: dict[str, object] = {
         "adam_monitor.statistics": ["headline", *([] if known.is_headline else [known.name])],
@@ -141,11 +141,11 @@ def _rules(known: Statistic, role: str) -> str:
     )
 
 
-def _panels(known: Statistic) -> str:
+def _charts(known: Statistic) -> str:
     drawn = [
-        (panel.title, section)
-        for section, panels in SECTIONS.items()
-        for panel in panels
-        if panel.draws(known.key)
+        (chart.title, section)
+        for section, charts in SECTIONS.items()
+        for chart in charts
+        if chart.draws(known.key)
     ]
     return ", ".join(f"{code(title)} in {plain(section)}" for title, section in drawn)

@@ -47,20 +47,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    explaining = commands.add_parser(
+    explain_parser = commands.add_parser(
         "explain",
         help="explain settings, statistics and findings",
         description="Prints the settings of a config with their defaults and meanings, the"
         " definition of a statistic, or the condition and the suggestions of a finding.",
     )
-    explaining.add_argument(
+    explain_parser.add_argument(
         "topic",
         type=_topic,
         metavar="TOPIC",
         help=f"{', '.join(TOPICS)}, statistics, histograms, findings, or the name of one statistic"
         " or finding",
     )
-    explaining.set_defaults(run=lambda chosen: chosen.topic)
+    explain_parser.set_defaults(run=lambda chosen: chosen.topic)
     reporting = commands.add_parser(
         "report",
         help="write an HTML page about runs of W&B, CSVLogger or TensorBoard",
@@ -114,20 +114,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--json", action="store_true", help="print the workspace as JSON, without W&B's server"
     )
     showing.set_defaults(run=_dashboard)
-    inspecting = commands.add_parser(
+    inspect_parser = commands.add_parser(
         "inspect",
         help="inspect the optimizer state of a checkpoint",
         description="Prints the findings and the statistics of the last optimizer step in a"
         " checkpoint of Lightning, or in a file of torch.save with an optimizer's state_dict. It"
         " needs neither the code of the model nor a run, and runs no code from the file.",
     )
-    inspecting.add_argument(
+    inspect_parser.add_argument(
         "checkpoint", type=Path, metavar="CHECKPOINT", help="the file, for example last.ckpt"
     )
-    inspecting.add_argument(
+    inspect_parser.add_argument(
         "--html", type=Path, metavar="FILE", help="also write a report page (default: none)"
     )
-    inspecting.set_defaults(run=_inspect)
+    inspect_parser.set_defaults(run=_inspect)
     chosen = parser.parse_args(arguments)
     try:
         print(chosen.run(chosen), flush=True)  # noqa: T201

@@ -188,17 +188,7 @@ def with_eps(eps: float) -> Change:
 
 
 def in_dtype(dtype: torch.dtype) -> Change:
-    """Returns a change of parameters and moments to another dtype.
-
-    Example:
-        >>> weight = torch.nn.Parameter(torch.ones(3))
-        >>> adam = torch.optim.Adam([weight])
-        >>> weight.grad = torch.ones(3)
-        >>> adam.step()
-        >>> states = StateReader().after_step(adam)
-        >>> in_dtype(torch.bfloat16)(states).exp_avg[0].dtype
-        torch.bfloat16
-    """
+    """Returns a change of parameters and moments to another dtype."""
 
     def change(states: ParamStates) -> ParamStates:
         cast: dict[str, Any] = {

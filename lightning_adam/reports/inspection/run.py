@@ -44,7 +44,12 @@ def run_of(inspection: Inspection) -> Run:
             if not key.endswith(UNDERFLOWED.name)
         },
         histograms={key: {step: fold(each)} for key, each in counts.items()},
-        notes=[*inspection.left_out, *(note for each in optimizers for note in each.saved.notes)],
+        notes=[f"Left out: {each}." for each in inspection.left_out]
+        + [
+            f"Optimizer {each.saved.name}: {note}" if each.saved.name else note
+            for each in optimizers
+            for note in each.saved.notes
+        ],
         findings=[finding for each in optimizers for finding in each.findings],
         source=CHECKPOINT,
         measurements=1,

@@ -100,10 +100,11 @@ def _reason_to_leave_out(state: State) -> str | None:
         for name, value in ((name, each.get(name)) for each in values for name in names):
             if isinstance(value, Unknown):
                 return f"{name} is of class {value.__name__}, which cannot be read without its code"
-    has_moments = any(isinstance(each.get("exp_avg"), Tensor) for each in entries)
-    if not has_moments or not all("betas" in group for group in state["param_groups"]):
+    if not any(isinstance(each.get("exp_avg"), Tensor) for each in entries):
         keys = sorted({str(key) for each in entries for key in each})
         return f"not the state of an Adam-like optimizer: it has {', '.join(keys) or 'no tensors'}"
+    if not all("betas" in group for group in state["param_groups"]):
+        return "not the state of an Adam-like optimizer: its parameter groups have no betas"
     return None
 
 
@@ -126,7 +127,7 @@ def _saved_optimizer(name: str, state: State, checkpoint: Checkpoint) -> SavedOp
     tensors = {key: weight.tensor for key, weight in found.items()}
     without_state = sum(key not in entries for own in keys for key in own)
     if without_state:
-        notes.append(f"{without_state} parameters have no state, as they never had a gradient.")
+        notes.append(f"Parameters without state, as they never had a gradient: {without_state}.")
     if is_adam and None in is_decoupled and any(group["weight_decay"] for group in groups):
         notes.append(
             "This version of torch did not save whether weight decay is decoupled. Statistics of"

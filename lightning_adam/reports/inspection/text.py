@@ -178,7 +178,7 @@ def _section(
     groups, layers = (of(kind, last_step.statistics) for kind in (Scope.group, Scope.layer))
     if len(groups) > 1:
         rows |= {f"group {name}": row for name, row in groups.items()}
-    if len(layers) > 1 and rank in rows["model"]:
+    if len(layers) > 1 and layers.keys() != groups.keys() and rank in rows["model"]:
         ranks = {name: row.get(rank, -math.inf) for name, row in layers.items()}
         # NaN is the worst.
         worst = sorted(layers, key=lambda each: (ranks[each] == ranks[each], -ranks[each]))[:MOST]

@@ -130,7 +130,7 @@ MIRRORS: dict[str, tuple[str, ...]] = {
     "monitor/row_log": ("test_loggers",),
     "monitor/pending": ("test_pending",),
     "monitor/gradient_processing": ("test_gradients",),
-    "reports/inspection": ("test_inspect",),
+    "reports/inspection": ("test_unpickling", "test_inspect"),
     "monitor/flight_recorder": ("test_flight_recorder", "test_skipped_steps"),
     "findings/rules": ("test_rules", "test_engine", "test_planted_faults"),
     "findings": ("test_rules", "test_engine", "test_finding_reporter"),

@@ -1050,6 +1050,30 @@ MUTANTS = (
         "rows of the layer table are sent repeatedly",
     ),
     Mutant(
+        "reports/inspection/unpickling",
+        'or Unknown(f"{module}.{name}")',
+        "or super().find_class(module, name)",
+        "a checkpoint runs the functions that it names",
+    ),
+    Mutant(
+        "reports/inspection/unpickling",
+        "    pickle.BUILD[0]: _ignore_state,\n",
+        "",
+        "a checkpoint changes the attributes of loaded objects",
+    ),
+    Mutant(
+        "reports/inspection/unpickling",
+        "if is_zip and is_torchscript(path):",
+        "if False:",
+        "an archive of TorchScript is loaded by torch.jit",
+    ),
+    Mutant(
+        "reports/inspection/run",
+        'if not key.endswith("/grad")',
+        "",
+        "the page of a checkpoint shows a gradient of zeros",
+    ),
+    Mutant(
         "reports/inspection/saved_optimizer",
         (
             "        if first != [len(possible) - 1 - index for index in last[::-1]]:\n"

@@ -365,7 +365,7 @@ def _eps_curves(chart: Chart, runs: Sequence[IndexedRun]) -> dict[str, Any]:
     lines = []
     for place, _, _, scope, by_step in _drawn(chart, [each.histograms for each in runs]):
         step = max(by_step)
-        magnitudes = [2.0**edge for edge in by_step[step].log2_edges[1:-1]]
+        magnitudes = [2.0**edge for edge in by_step[step].log2_edges[1:]]
         shares = by_step[step].fractions_below(magnitudes)
         line = {"run": place, "scope": str(scope), "eps": _eps_of(runs[place].run, scope)}
         lines.append(line | {"step": step, "magnitudes": magnitudes, "shares": shares})

@@ -25,21 +25,23 @@ def watch_report(
             be written.
     """
     place = " ".join(map(str, paths))
-    reader, status = RunReader(), ""
+    reader, status, new = RunReader(), "", ""
     shown: list[Run] = []
     try:
-        while not shown or not all(run.has_ended for run in shown):
-            if status:
-                time.sleep(seconds)
+        while True:
             runs = _read(reader, paths)
             if not any(run.is_monitored for run in runs):
                 new = f"waiting for AdamMonitor to log to {place}"
             elif [*map(id, runs)] != [*map(id, shown)]:
                 write_report(runs, file, refresh=seconds)
                 shown, new = runs, _progress(runs)
+            elif all(run.has_ended for run in runs):
+                # Not before, as a logger may write its last rows after the monitor.
+                break
             if new != status:
                 status = new
                 show(status)
+            time.sleep(seconds)
     except KeyboardInterrupt:
         if not shown:
             raise ConfigError(

@@ -70,15 +70,20 @@ def test_page_is_rewritten_when_the_run_changes_until_it_has_ended(
         lambda: None,
         lambda: stage.log(5),
         lambda: stage.judge(has_ended=True),
+        # A logger may write its last rows after the monitor.
+        lambda: stage.log(6),
+        lambda: None,
     ]
     main(["report", "run", "--watch"])
-    assert stage.pages == [([2], 10.0), ([4], 10.0), ([4], 10.0), ([4], None)]
-    assert stage.slept == [10.0] * 6
+    pages = [([2], 10.0), ([4], 10.0), ([4], 10.0), ([5], 10.0), ([5], None)]
+    assert stage.pages == pages
+    assert stage.slept == [10.0] * 8
     assert capsys.readouterr().out.splitlines() == [
         "waiting for AdamMonitor to log to run",
         "step 2, 1 of 1 runs still training",
         "step 4, 1 of 1 runs still training",
         "step 4, 0 of 1 runs still training",
+        "step 5, 0 of 1 runs still training",
         "report: report.html",
     ]
 
@@ -88,7 +93,7 @@ def test_all_runs_must_have_ended(stage: Stage) -> None:
         stage.log(2, name)
     stage.judge(has_ended=True, name="a")
     stage.judge(has_ended=False, name="b")
-    stage.events = [lambda: stage.judge(has_ended=True, name="b")]
+    stage.events = [lambda: stage.judge(has_ended=True, name="b"), lambda: None]
     main(["report", ".", "--watch", "0.5"])
     assert stage.pages == [([1, 1], 0.5), ([1, 1], 0.5), ([1, 1], None)]
 

@@ -161,7 +161,7 @@ def test_maps_histograms_and_the_eps_curve_show_the_numbers_of_the_run(
     (line,) = (each for each in charts["eps_curve"]["lines"] if each["scope"] == "net.head")
     assert line["step"] == max(by_step)
     last = by_step[max(by_step)]
-    below = [sum(last.counts[:place]) / sum(last.counts) for place in range(1, 64)]
+    below = [sum(last.counts[:place]) / sum(last.counts) for place in range(1, 65)]
     assert line["shares"] == pytest.approx(below)
     assert line["magnitudes"] == [2.0**edge for edge in last.log2_edges[1:]]
 

@@ -148,7 +148,10 @@ MIRRORS: dict[str, tuple[str, ...]] = {
     "tune/dimensions": ("test_dimensions", "test_point", *SEARCH),
     "tune/archive": ("test_archive", *SEARCH),
     "tune/search": SEARCH,
-    "reports": ("test_keys", "test_panels", "test_reduction", "test_comparison", "test_report"),
+    "reports": (
+        *("test_keys", "test_charts", "test_downsampling", "test_comparison"),
+        *("test_summary", "test_report"),
+    ),
     "reports/runs": ("test_runs", "test_tensorboard_runs", "test_events", "test_report"),
     "statistics/state_reader": (
         "test_state_reader",

@@ -20,8 +20,8 @@ MARKED = {pickle.APPENDS[0], pickle.SETITEMS[0], pickle.ADDITEMS[0]}
 """The instructions that add several items to a container."""
 CONTAINERS = {pickle.APPEND[0]: -2, pickle.SETITEM[0]: -3, **dict.fromkeys(MARKED, -1)}
 """The instructions that add to a container, and its place on the stack."""
-LEFT_OUT = {code[0] for code in (pickle.BYTEARRAY8, pickle.EXT1, pickle.EXT2, pickle.EXT4)}
-"""Instructions that torch.save does not write. They allocate memory or read other objects."""
+EXTENSIONS = {pickle.EXT1[0], pickle.EXT2[0], pickle.EXT4[0]}
+"""The instructions that load objects of a registry of this process. torch.save writes none."""
 
 
 class Unknown:
@@ -135,8 +135,10 @@ def _into_container(instruction: int) -> Callable[[SafeUnpickler], None]:
 
 
 SafeUnpickler.dispatch = {
-    **{code: each for code, each in PythonUnpickler.dispatch.items() if code not in LEFT_OUT},
+    **{code: each for code, each in PythonUnpickler.dispatch.items() if code not in EXTENSIONS},
     **{instruction: _into_container(instruction) for instruction in CONTAINERS},
+    # A bytearray would be allocated before its bytes are read.
+    pickle.BYTEARRAY8[0]: PythonUnpickler.dispatch[pickle.BINBYTES8[0]],
     pickle.NEWOBJ[0]: _call,
     pickle.NEWOBJ_EX[0]: _call_with_options,
     pickle.BUILD[0]: _ignore_state,

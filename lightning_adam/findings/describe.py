@@ -191,9 +191,9 @@ def when_judged(rule: Rule | Notice) -> str:
     """
     if isinstance(rule, Notice):
         return "judged before the first step"
-    is_at_once = rule.warmup.value == "none"
-    when = "from the first step" if is_at_once else f"after {rule.warmup.value}"
-    when += " and the learning-rate warm-up" if rule.waits_for_peak else ""
+    waits = [] if rule.warmup.value == "none" else [f"after {rule.warmup.value}"]
+    waits += ["after the learning-rate warm-up"] * rule.waits_for_peak
+    when = " and ".join(waits) or "from the first step"
     scopes = " and ".join(each.value for each in rule.scopes)
     scopes += " and the monitor's scopes" if rule.is_local else ""
     rows = "1 measurement" if rule.patience == 1 else f"{rule.patience} measurements in a row"

@@ -12,9 +12,9 @@ from lightning_adam.findings.rule import Warmup, rule
     severity=Severity.error,
     sentence="The step does not fit the moments: its size is {normalized_update_rms:.2f} learning"
     " rates, and was {normalized_update_rms_before:.2f}; part of the optimizer's state was lost.",
-    when="after a resume, normalized_update_rms is above {larger:g} or below {smaller:.2g} times"
-    " its previous value, the first moment holds a single gradient, or the step is 1 beside older"
-    " moments. Also whenever the step of the state does not advance",
+    when="normalized_update_rms after a resume is above {larger:g} or below {smaller:.2g} times its"
+    " previous value, the first moment then holds a single gradient, or the step is 1 beside older"
+    " moments. It is also raised whenever the step of the state does not advance",
     suggest=suggestions.restored_state,
     source="derived: thresholds of what is seen after moments or steps are lost",
     patience=1,

@@ -1,1 +1,1 @@
-"""A checkpoint → what its optimizers' states tell, without a training and without the module."""
+"""Inspects the optimizer state in a checkpoint, without a run and without the model's code."""

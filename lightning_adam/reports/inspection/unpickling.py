@@ -60,10 +60,10 @@ def _first(first: Any, *others: Any) -> Any:
     return first
 
 
-def _tensor_of_class(rebuild: Any, kind: Any, arguments: Any, state: Any) -> Any:
+def _tensor_of_class(rebuild: Any, tensor_class: Any, arguments: Any, state: Any) -> Any:
     """A plain tensor; any other class may store its numbers in a form of its own."""
-    is_plain = kind.__name__ in ("torch.Tensor", "torch.nn.parameter.Parameter")
-    return rebuild(*arguments) if is_plain else kind
+    is_plain = tensor_class.__name__ in ("torch.Tensor", "torch.nn.parameter.Parameter")
+    return rebuild(*arguments) if is_plain else tensor_class
 
 
 def _numpy_scalar(dtype: Any, data: Any) -> Any:

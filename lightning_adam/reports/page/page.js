@@ -352,19 +352,22 @@ function shortName(name, place) {
 /** Values of a single step: a bar each. */
 function bars(labels, values, place, { isLog, unit, references, colors }) {
   const axis = valueAxis(values, { isLog, unit, references, isWhole: true });
+  const [low, high] = isLog ? [axis.low, axis.high] : [Math.min(axis.low, 0), Math.max(axis.high, 0)];
+  // Beside a bar, its value.
+  const room = 0.25 * (high - low);
   return {
     data: [{
       type: "bar", orientation: "h", x: values, y: labels.map((_, row) => row),
-      text: values.map((value) => formatted(value, unit)), textposition: "auto", constraintext: "none",
-      textangle: 0, customdata: labels.map(asText),
+      text: values.map((value) => formatted(value, unit)), textposition: "outside", constraintext: "none",
+      cliponaxis: false, textangle: 0, customdata: labels.map(asText),
       marker: { color: colors ?? style("--accent") }, hovertemplate: "%{customdata}: %{x:.4g}<extra></extra>",
     }],
     layout: layoutOf({
       ...referenceMarks(references, axis, isLog, unit, true),
       hovermode: "closest", bargap: 0.35,
       xaxis: {
-        ...axis.axis, ...(isLog ? {} : { range: [Math.min(axis.low, 0), axis.high], nticks: 4 }),
-        tickangle: 0, fixedrange: true,
+        ...axis.axis, ...(isLog ? {} : { nticks: 4 }), tickangle: 0, fixedrange: true,
+        range: [low < 0 && !isLog ? low - room : low, high + room],
       },
       yaxis: {
         autorange: "reversed", showgrid: false, zeroline: false,
@@ -933,7 +936,15 @@ function filterCharts() {
   for (const part of document.querySelectorAll("section.charts, details.more")) {
     const isFound = part.querySelector("figure:not([hidden])") !== null;
     part.hidden = words.length > 0 && !isFound;
-    if (part.matches("details")) part.open = words.length > 0 && isFound;
+    if (!part.matches("details")) continue;
+    // A search opens what it finds; after it everything is as open as before.
+    if (words.length) {
+      part.wasOpen ??= part.open;
+      part.open = isFound;
+    } else {
+      part.open = part.wasOpen ?? part.open;
+      part.wasOpen = undefined;
+    }
   }
   byId("no-chart").hidden = !words.length || panels.some((panel) => !panel.figure.hidden);
   remember();
@@ -941,13 +952,16 @@ function filterCharts() {
 search.addEventListener("input", filterCharts);
 
 /** Follows a link from a finding to the chart that shows it. */
-function showChart({ chart, statistic, scope }) {
+function showChart({ chart, statistic, place, scope }) {
   const panel = panelOf(chart);
   if (search.value) { search.value = ""; filterCharts(); }
   panel.figure.closest("details")?.setAttribute("open", "");
   if (panel.isOfLayers) {
-    panel.choose("statistic", statistic);
-    panel.set({ layer: panel.map.layers.includes(scope) ? scope : null });
+    const maps = panel.chart.maps.filter((map) => map.statistic === statistic);
+    const ofRun = maps.filter((map) => map.run === Number(place));
+    const map = ofRun.find((each) => each.layers.includes(scope)) ?? ofRun[0] ?? maps[0];
+    const layer = map.layers.includes(scope) ? scope : null;
+    panel.set({ map: panel.chart.maps.indexOf(map), isLog: undefined, layer });
   }
   for (const each of document.querySelectorAll(".is-shown")) each.classList.remove("is-shown");
   panel.figure.classList.add("is-shown");

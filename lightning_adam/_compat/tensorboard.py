@@ -1,9 +1,11 @@
 """The events in TensorBoard's files, as tensorboard 2.21 and tensorboardX 2.6 define them."""
 
+import os
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib import import_module
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -43,22 +45,23 @@ def records(path: Path, has_read: Callable[[int], object]) -> Iterator[bytes | N
         path: The file.
         has_read: Called with the number of bytes that were read since the last call.
     """
-    read = 0
-    size = path.stat().st_size
     with path.open("rb") as file:
-        while header := file.read(HEADER.size):
-            length = HEADER.unpack(header)[0] if len(header) == HEADER.size else size
-            # A damaged length may be larger than the memory.
-            record = file.read(length + CHECKSUM) if length < size else b""
-            if len(record) != length + CHECKSUM:
-                yield None
-                break
-            yield record[:-CHECKSUM]
-            read += HEADER.size + len(record)
-            if read > BYTES_AT_ONCE:
-                has_read(read)
-                read = 0
-    has_read(read)
+        size = os.fstat(file.fileno()).st_size
+        # An empty file cannot be mapped.
+        data = mmap(file.fileno(), size, access=ACCESS_READ) if size else b""
+    start = reported = 0
+    while start < size:
+        is_whole = start + HEADER.size < size
+        end = start + HEADER.size + HEADER.unpack_from(data, start)[0] if is_whole else size
+        if end + CHECKSUM > size:
+            yield None
+            break
+        yield data[start + HEADER.size : end]
+        start = end + CHECKSUM
+        if start - reported > BYTES_AT_ONCE:
+            has_read(start - reported)
+            reported = start
+    has_read(size - reported)
 
 
 def step_bytes(step: int) -> bytes:

@@ -57,7 +57,7 @@ class Run:
     tensors: dict[str, dict[int, str]] = field(default_factory=dict)
     """Names of the tensors with the largest values, by the key of the values and step."""
     source: str = ""
-    """The logger that has written it: `W&B`, `CSVLogger` or `TensorBoard`."""
+    """Where it was read from: `W&B`, `CSVLogger`, `TensorBoard`, or `checkpoint`."""
     times: Series | None = None
     """Unix time in seconds by step; None if the logger stores none."""
     seconds: float | None = None

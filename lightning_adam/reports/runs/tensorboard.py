@@ -48,7 +48,7 @@ def read(file: Path, has_read: Callable[[int], object]) -> RunPart:
     decode = kind.FromString
     known: dict[bytes, int] = {}
     """The number of a key by the bytes between step and value."""
-    step, before = 0, VALUE
+    step, before, start = 0, VALUE, 0
     damaged = False
     for record in records(file, has_read):
         if record is None:
@@ -60,8 +60,9 @@ def read(file: Path, has_read: Callable[[int], object]) -> RunPart:
                 if event.WhichOneof("what") != "summary":
                     continue
                 step, before = event.step, step_bytes(event.step)
+                start = TIME_BYTES + len(before)
                 part.add(step, {TIME: event.wall_time})
-            middle = record[TIME_BYTES + len(before) : -FLOAT.size]
+            middle = record[start : -FLOAT.size]
             number = known.get(middle)
             if number is None:
                 key = _read_values(part, decode(record), record)
@@ -73,7 +74,7 @@ def read(file: Path, has_read: Callable[[int], object]) -> RunPart:
             continue
         part.numbers.append(number)
         part.steps.append(step)
-        part.values.append(FLOAT.unpack_from(record, len(record) - FLOAT.size)[0])
+        part.values.append(FLOAT.unpack(record[-FLOAT.size :])[0])
     if damaged:
         part.notes.append(f"{part.name}: {file.name} is damaged; the rest is shown.")
     return part

@@ -5,7 +5,7 @@ import gzip
 import itertools
 import os
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -172,15 +172,19 @@ def _plotly() -> str:
     return base64.b64encode(gzip.compress(bundle.read_bytes(), mtime=0)).decode("ascii")
 
 
-def _charts(charts: Sequence[Chart], runs: Sequence[Run], judged: Container[str]) -> list[Chart]:
+def _charts(charts: Sequence[Chart], runs: Sequence[Run], judged: Set[str]) -> list[Chart]:
     """The charts of a section; each metric that the module logs itself has its own.
 
     Those that a run is judged by are the first.
     """
+    logged = dict.fromkeys(key for run in runs for key in run.series)
     found = []
     for chart in charts:
-        own = chart is LOSS or chart is VALIDATION
-        keys = {key: None for run in runs for key in run.series if chart.draws(key)} if own else {}
+        keys = [key for key in logged if chart is LOSS and LOSS.draws(key)]
+        if chart is VALIDATION:
+            # A run may be judged by a metric of any name.
+            others = {key for key in judged if not LOSS.draws(key)}
+            keys = [key for key in logged if chart.draws(key) or key in others]
         order = sorted(keys, key=lambda key: (key not in judged, key))
         found += [chart.of_key(key) for key in order[:PINNED_METRICS]] or [chart]
         found += [chart.of_key(key, is_pinned=False) for key in order[PINNED_METRICS:]]

@@ -272,6 +272,15 @@ def test_each_metric_of_the_module_has_its_own_chart() -> None:
     folded = found.all("details", "more")[0].inner("figure")
     assert [each.attributes["data-chart"] for each in folded] == own[2 + PINNED_METRICS :]
     assert [found.charts[each]["title"] for each in own] == own
+    # A run may be judged by a metric of any name.
+    judged = {"lightning_adam": {"run": {"metric": {"name": "zeta", "mode": "max"}}}}
+    found = report_of(
+        run_of({name: {0: 1.0} for name in (KEY, "zeta", "val/loss", "eta")}, config=judged)
+    )
+    assert [each for each in found.values("data-chart") if each != "update_norm"] == [
+        "zeta",
+        "val/loss",
+    ]
 
 
 # ---- Several runs

@@ -111,7 +111,9 @@ def _entries(content: State) -> Iterator[tuple[str, Any]]:
 
 
 def _is_optimizer_state(state: Any) -> bool:
-    return isinstance(state, Mapping) and {"state", "param_groups"} <= {*state}
+    if not isinstance(state, Mapping):
+        return False
+    return isinstance(state.get("state"), Mapping) and isinstance(state.get("param_groups"), list)
 
 
 def _weights(content: State) -> dict[str, dict[str, Tensor]]:

@@ -128,20 +128,21 @@ def verdict_of(run: Run) -> Verdict:
     if run.findings is None:
         return Verdict("unknown", "Not judged", "the run has no record of findings")
     issues = [each for each in issues_of(run.findings) if each.worst.is_above_info]
-    number = run.measurements
-    measured = "" if number is None else f" in {number:,} measurement{'' if number == 1 else 's'}"
+    is_checkpoint, number = run.source == CHECKPOINT, run.measurements
+    judged = "" if number is None else f"{number:,} measurement{'' if number == 1 else 's'}"
+    if is_checkpoint:
+        judged = "the last step, without its gradient"
     if not issues:
-        return Verdict("healthy", "Healthy", f"no issues found{measured}")
+        return Verdict("healthy", "Healthy", " in ".join(filter(None, ["no issues found", judged])))
     severities = [each.worst.severity for each in issues]
     counts = {each.value: severities.count(each) for each in (Severity.error, Severity.warning)}
     text = ", ".join(
         f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items() if count
     )
     is_open = sum(each.end is None for each in issues)
-    if run.source == CHECKPOINT:
-        return Verdict(severities[0].value, text, "judged by the last step alone")
     note = f"{is_open} open at the end" if is_open else "all resolved"
-    return Verdict(severities[0].value, text, note + measured.replace(" in", ",", 1))
+    note = f"judged by {judged}" if is_checkpoint else ", ".join(filter(None, [note, judged]))
+    return Verdict(severities[0].value, text, note)
 
 
 def metrics_of(run: Run) -> list[Metric]:
@@ -179,11 +180,9 @@ def key_facts(run: Run) -> list[Fact]:
         >>> from pathlib import Path
         >>> facts = {"parameters": 124_439_808, "device": "NVIDIA H200", "precision": "bf16-mixed"}
         >>> config = {"lightning_adam": {"run": facts}}
-        >>> for fact in key_facts(Run("run", Path(), config, {}, {}, [], seconds=4000.0)):
-        ...     print(*fact)
-        Wall time 1 h 6 min
-        Parameters 124.4 M
-        Device NVIDIA H200 bf16-mixed
+        >>> shown = key_facts(Run("run", Path(), config, {}, {}, [], seconds=4000.0))
+        >>> [fact.value for fact in shown]
+        ['1 h 6 min', '124.4 M', 'NVIDIA H200']
     """
     facts = []
     for metric in metrics_of(run):
@@ -212,7 +211,7 @@ def settings_of(run: Run) -> list[str]:
         >>> from pathlib import Path
         >>> adam = {"optimizer": {"class": "AdamW", "lr": 0.001, "eps": 1e-8}}
         >>> settings_of(Run("run", Path(), {"lightning_adam": adam}, {}, {}, []))
-        ['AdamW lr=0.001 eps=1e-8']
+        ['AdamW lr=0.001 eps=1e-08']
     """
     optimizers = optimizers_of(run)
     schedulers = mapping(own_config(run).get("scheduler"))

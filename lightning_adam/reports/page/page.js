@@ -355,6 +355,9 @@ function bars(labels, values, place, { isLog, unit, references, colors }) {
   const [low, high] = isLog ? [axis.low, axis.high] : [Math.min(axis.low, 0), Math.max(axis.high, 0)];
   // Beside a bar, its value.
   const room = 0.25 * (high - low);
+  const few = (ticks = []) => ticks.filter((_, at) => at % Math.ceil(ticks.length / 3) === 0);
+  const ticks = isLog
+    ? { tickvals: few(axis.axis.tickvals), ticktext: few(axis.axis.ticktext) } : { nticks: 4 };
   return {
     data: [{
       type: "bar", orientation: "h", x: values, y: labels.map((_, row) => row),
@@ -366,7 +369,7 @@ function bars(labels, values, place, { isLog, unit, references, colors }) {
       ...referenceMarks(references, axis, isLog, unit, true),
       hovermode: "closest", bargap: 0.35,
       xaxis: {
-        ...axis.axis, ...(isLog ? {} : { nticks: 4 }), tickangle: 0, fixedrange: true,
+        ...axis.axis, ...ticks, tickangle: 0, fixedrange: true,
         range: [low < 0 && !isLog ? low - room : low, high + room],
       },
       yaxis: {

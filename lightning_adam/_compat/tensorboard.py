@@ -21,8 +21,6 @@ CHECKSUM = 4
 BYTES_AT_ONCE = 1 << 20
 TEXT = "/text_summary"
 """What `add_text` appends to the key."""
-TIME_BYTES, _STEP, _SUMMARY = 9, b"\x10", b"\x2a"
-"""The bytes of an event's time, and those before its step and before its summary."""
 
 
 def event_class() -> Any:
@@ -62,19 +60,3 @@ def records(path: Path, has_read: Callable[[int], object]) -> Iterator[bytes | N
             has_read(start - reported)
             reported = start
     has_read(size - reported)
-
-
-def step_bytes(step: int) -> bytes:
-    r"""Returns the bytes between the time and the summary of an event.
-
-    Example:
-        >>> step_bytes(0), step_bytes(300)
-        (b'*', b'\x10\xac\x02*')
-    """
-    if not step:
-        return _SUMMARY
-    varint, rest = bytearray(), step % 2**64
-    while rest > 127:
-        varint.append(rest & 127 | 128)
-        rest >>= 7
-    return _STEP + varint + bytes([rest]) + _SUMMARY

@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lightning_adam.config.errors import ConfigError
+from lightning_adam.monitor.log_keys import FINDINGS
 from lightning_adam.reports.report import write_report
-from lightning_adam.reports.runs import Run, RunNotFoundError, RunReader
+from lightning_adam.reports.runs import Run, find_files, read_runs
 
 
 def watch_report(
@@ -25,38 +26,39 @@ def watch_report(
             be written.
     """
     place = " ".join(map(str, paths))
-    reader, status, new = RunReader(), "", ""
-    shown: list[Run] = []
+    runs: list[Run] = []
+    stamp, status = None, ""
     try:
-        while True:
-            runs = _read(reader, paths)
-            if not any(run.is_monitored for run in runs):
-                new = f"waiting for AdamMonitor to log to {place}"
-            elif [*map(id, runs)] != [*map(id, shown)]:
-                write_report(runs, file, refresh=seconds)
-                shown, new = runs, _progress(runs)
-            elif all(run.has_ended for run in runs):
-                # Not before, as a logger may write its last rows after the monitor.
-                break
-            if new != status:
-                status = new
-                show(status)
+        # A logger may write its last rows after AdamMonitor.
+        while (new := _stamp(paths)) != stamp or not runs or not all(run.has_ended for run in runs):
+            if new != stamp:
+                stamp = new
+                found = read_runs(paths) if all(map(find_files, paths)) else []
+                line = f"waiting for AdamMonitor to log to {place}"
+                if any(run.is_monitored for run in found):
+                    runs, line = found, _progress(found)
+                    write_report(runs, file, refresh=seconds)
+                if line != status:
+                    status = line
+                    show(status)
             time.sleep(seconds)
     except KeyboardInterrupt:
-        if not shown:
+        if not runs:
             raise ConfigError(
                 f"AdamMonitor has logged nothing to {place} yet",
                 "Start the run, and check its folder",
             ) from None
     # An open page reloads once more, and then no longer.
-    write_report(shown, file)
+    write_report(runs, file)
 
 
-def _read(reader: RunReader, paths: Sequence[Path]) -> list[Run]:
-    try:
-        return reader.read(paths)
-    except RunNotFoundError:
-        return []
+def _stamp(paths: Sequence[Path]) -> list[tuple[Path, int, int]]:
+    """The files that a page is made of, with their times and sizes."""
+    logs = [file for path in paths for file in find_files(path)]
+    folders = {folder for log in logs for folder in (log.parent, log.parent / "files")}
+    files = [*logs, *(folder / f"{FINDINGS}.json" for folder in sorted(folders))]
+    stats = [(file, file.stat()) for file in files if file.exists()]
+    return [(file, each.st_mtime_ns, each.st_size) for file, each in stats]
 
 
 def _progress(runs: Sequence[Run]) -> str:

@@ -754,9 +754,9 @@ MUTANTS = (
     ),
     Mutant(
         "reports/runs/tensorboard",
-        "if not record.startswith(before, TIME_BYTES):",
-        "if before == VALUE:",
-        "all numbers of an event file belong to its first step",
+        'if kind == "simple_value" and not is_own:',
+        'if kind == "simple_value":',
+        "the epoch that Lightning logs is read as a metric",
     ),
     Mutant(
         "reports/runs/part",

@@ -3,7 +3,6 @@
 import functools
 import json
 import math
-import operator
 import random
 from collections.abc import Collection, Iterable
 from contextlib import nullcontext
@@ -21,7 +20,7 @@ from hypothesis import strategies as st
 from lightning_adam.config.errors import ConfigError
 from lightning_adam.config.monitor import Severity
 from lightning_adam.findings.finding import Finding
-from lightning_adam.reports.runs import Run, RunReader, read_runs
+from lightning_adam.reports.runs import Run, read_runs
 from tests.reports.run_files import (
     BLOCK,
     FIRST,
@@ -803,22 +802,3 @@ def test_file_of_the_monitor_that_cannot_be_read_is_noted(tmp_path: Path) -> Non
                 run = read_csv(tmp_path, TEXT)
                 assert run.notes == [f"{run.name}: its adam_findings.json could not be read."]
                 assert len(run.series["loss"].steps) == 20
-
-
-# ---- Runs that are read again
-
-
-def test_only_runs_that_have_changed_are_read_again(tmp_path: Path) -> None:
-    for name in ("a", "b", "c"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "metrics.csv").write_bytes(TEXT)
-    reader = RunReader()
-    before = reader.read([tmp_path])
-    same = reader.read([tmp_path])
-    assert all(map(operator.is_, same, before))
-    with (tmp_path / "a/metrics.csv").open("a") as file:
-        file.write("20,1.0,0\n")
-    (tmp_path / "b/adam_findings.json").write_text(stored([]))
-    a, b, c = reader.read([tmp_path])
-    assert (a.last_step, b.findings) == (20, [])
-    assert c is before[2]

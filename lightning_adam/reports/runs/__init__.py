@@ -1,6 +1,6 @@
 """Runs read from the files of W&B, CSVLogger and TensorBoard."""
 
-from lightning_adam.reports.runs.reader import RunNotFoundError, RunReader, read_runs
+from lightning_adam.reports.runs.reader import find_files, read_runs
 from lightning_adam.reports.runs.run import Event, Run, Series
 
-__all__ = ["Event", "Run", "RunNotFoundError", "RunReader", "Series", "read_runs"]
+__all__ = ["Event", "Run", "Series", "find_files", "read_runs"]

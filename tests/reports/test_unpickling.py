@@ -130,6 +130,14 @@ def test_plain_values_and_tensors_equal_those_that_were_saved(is_zip: bool) -> N
         assert found[name].tolist() == tensor.tolist()
 
 
+def test_environment_that_forces_the_unpickler_of_torch_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+    assert load(save({"path": Path("a"), "step": 3}, is_zip=True))["step"] == 3
+    assert os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] == "1"
+
+
 def test_objects_of_other_classes_are_named() -> None:
     rows: list[tuple[Any, str]] = [
         (Path("folder"), "pathlib.PosixPath"),

@@ -16,7 +16,7 @@ from lightning_adam.reports.summary import CHECKPOINT
 from lightning_adam.statistics.catalogue import STATISTICS
 from lightning_adam.statistics.histograms import Histogram
 from tests.reports.run_files import run_of, series_of
-from tests.support.browser import NARROW, WIDE, ReportPage, Visits
+from tests.support.browser import CROWDED_TICKS, NARROW, WIDE, ReportPage, Visits
 from tests.support.findings import finding
 from tests.support.monitored import scoped
 
@@ -315,7 +315,7 @@ def test_curves_of_layers_stand_beside_their_map(show: Shown) -> None:
 
 
 def test_single_step_is_drawn_as_bars(show: Shown) -> None:
-    series = {LR: {7: 0.5}, RATIO: {7: 2.0}}
+    series = {LR: {7: 0.5}, RATIO: {7: 2.0}, STATISTICS["eps"].key: {7: 1e-8}}
     series |= {scoped("group/decay", LR): {7: 0.25}}
     series |= {scoped(f"layer/{name}", STEP_SIZE): {7: at + 1.0} for at, name in enumerate(LAYERS)}
     report = show(replace(run_of(series), source=CHECKPOINT))
@@ -324,6 +324,7 @@ def test_single_step_is_drawn_as_bars(show: Shown) -> None:
     assert (bars["type"], bars["x"]) == ("bar", [0.5, 0.25])
     (bars,) = report.traces("layers")
     assert (bars["type"], bars["x"]) == ("bar", [at + 1.0 for at in range(12)])
+    assert [each for each in report.charts if report.plot(each).evaluate(CROWDED_TICKS)] == []
     assert not report.figure("layers").locator(".plot.side").is_visible()
     assert not report.page.get_by_label("smoothing").is_visible()
     assert report.faint_texts() == {}

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
+ORDER = ("model", "no_decay", "decay")
+"""The scopes as bars, the first at the top."""
 ALL_STEPS = ("0", str(BATCHES - 1))
 HISTOGRAM = "histogram"
 EPS_CURVE = "eps_curve"
@@ -83,23 +85,27 @@ def test_every_curve_shows_the_numbers_of_the_run(visit: Visits, logs: LoggedRun
     percentiles = {f"{quantity}_percentiles" for quantity in PERCENTILE_FAMILIES}
     assert drawn.keys() == {*measured, *foreign, *percentiles}
     assert {*report.charts} == drawn.keys() | {LAYERS, HISTOGRAM, EPS_CURVE}
-    for name in measured:
-        lines = curves_of(run, STATISTICS[name].key)
-        if all(len(values) == 1 for values in lines.values()):
-            # Settings that never changed.
+    logged = {name: curves_of(run, STATISTICS[name].key) for name in measured}
+    logged |= {key: {run.name: line(run.series[key])} for key in foreign}
+    # Settings that never changed, and a single validation.
+    single = {
+        name for name, lines in logged.items() if all(len(values) == 1 for values in lines.values())
+    }
+    for name, lines in logged.items():
+        if name in single:
             (bars,) = report.traces(name)
-            expected = [value for scope in drawn["lr"].lines for value in lines[scope].values()]
-            np.testing.assert_allclose(bars["x"], expected[::-1], rtol=1e-7)
+            order = [*filter(lines.__contains__, ORDER)] or [*lines]
+            expected = [value for each in order for value in lines[each].values()]
+            np.testing.assert_allclose(bars["x"], expected, rtol=1e-7)
         else:
             assert_drawn(drawn[name], lines)
-    for key in foreign:
-        assert_drawn(drawn[key], {run.name: line(run.series[key])})
-    # A zoom applies to every chart but the curve over eps.
+    # A zoom applies to every chart of steps.
     report.drag("loss", 0.25, 0.75)
     ranges = report.ranges()
     assert len(ranges) == len(report.charts)
-    assert ranges.pop(EPS_CURVE) != ranges["loss"]
-    assert {tuple(each) for each in ranges.values()} == {tuple(ranges["loss"])}
+    others = {*single, EPS_CURVE}
+    assert all(ranges[chart] != ranges["loss"] for chart in others)
+    assert {tuple(ranges[chart]) for chart in ranges.keys() - others} == {tuple(ranges["loss"])}
 
 
 def assert_drawn(drawn: Curves, logged: Mapping[str, Mapping[int, float]]) -> None:
@@ -603,21 +609,28 @@ def assert_two_runs_are_named(report: ReportPage) -> None:
 # ---- Large runs
 
 
-def test_page_of_a_large_run_is_small_and_responds(visit: Visits, tmp_path: Path) -> None:
-    groups = ("", "group/decay/", "group/no_decay/")
-    layers = [f"layer/blocks.{number}.mlp/" for number in range(300)]
-    statistics = [each for each in STATISTICS.values() if each.is_headline]
-    steps_of = {"train/loss": 100_000}
-    steps_of |= {each.key_of(group): 100_000 for each in STATISTICS.values() for group in groups}
-    steps_of |= {each.key_of(layer): 1000 for each in statistics for layer in layers}
+def random_run(steps_of: Mapping[str, int]) -> Run:
     generator = np.random.default_rng(0)
     series = {
         key: Series(np.arange(steps), np.exp(generator.normal(size=steps)))
         for key, steps in steps_of.items()
     }
+    return Run("run", Path("run"), {}, series, {}, [])
+
+
+def test_page_of_a_large_run_is_small_and_responds(visit: Visits, tmp_path: Path) -> None:
     file = tmp_path / "large.html"
-    write_report([Run("run", Path("run"), {}, series, {}, [])], file)
-    assert file.stat().st_size < 25 * 2**20
+    groups = ("", "group/decay/")
+    keys = [each.key_of(group) for group in groups for each in STATISTICS.values()]
+    curves = dict.fromkeys(["train/loss", *keys[:59]], 100_000)
+    layers = {
+        each.key_of(f"layer/blocks.{number}.mlp/"): 1000
+        for each in [each for each in STATISTICS.values() if each.is_headline][:22]
+        for number in range(300)
+    }
+    for steps_of, megabytes in ((curves, 4), (layers, 4), (curves | layers, 6)):
+        write_report([random_run(steps_of)], file)
+        assert file.stat().st_size < megabytes * 10**6
     report = visit(file)
     (curve,) = report.lines("train/loss").values()
     assert (min(curve), max(curve)) == (0, 99_999)

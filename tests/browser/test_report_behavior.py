@@ -184,13 +184,14 @@ def test_link_of_a_finding_opens_selects_and_outlines_its_chart(show: Shown) -> 
     logged |= {scoped(f"layer/{name}", key): noise() for name in LAYERS for key in statistics}
     bias = f"{LAYERS[7]}.bias"
     logged |= {scoped(f"tensor/{bias}", key): noise() for key in statistics}
-    for code, scope, chart, chosen in (
-        ("decay_lost", "model", "decay_lost_fraction", ""),
-        ("eps_dominates", f"layer/{LAYERS[7]}", "layers", LAYERS[7]),
-        ("eps_dominates", f"tensor/{bias}", "layers", bias),
+    logged |= {scoped(f"optimizer/gan/layer/{LAYERS[7]}", key): noise() for key in statistics}
+    for found, chart, chosen in (
+        (finding("decay_lost"), "decay_lost_fraction", ""),
+        (finding(scope=f"layer/{LAYERS[7]}"), "layers", LAYERS[7]),
+        (finding(scope=f"tensor/{bias}"), "layers", bias),
+        (finding(scope=f"layer/{LAYERS[7]}", optimizer="gan"), "layers", f"gan: {LAYERS[7]}"),
     ):
-        other = run_of(logged, "other")
-        report = show(other, replace(run_of(logged), findings=[finding(code, scope=scope)]))
+        report = show(run_of(logged, "other"), replace(run_of(logged), findings=[found]))
         report.page.get_by_role("searchbox").fill("rms_ratio")
         link = report.page.get_by_role("link", name="Show")
         link.focus()
@@ -206,6 +207,22 @@ def test_link_of_a_finding_opens_selects_and_outlines_its_chart(show: Shown) -> 
             assert report.choice("layers", "statistic").input_value() == "eps_energy_loss"
             assert report.choice("layers", "layer").input_value() == chosen
             assert report.choice("layers", "run").locator("option:checked").inner_text() == "run"
+
+
+def test_findings_and_failures_with_hostile_names_are_text(show: Shown) -> None:
+    nasty = "<img src=x onerror=window.hasAlerted=true>&amp;</script><script>alert(1)</script>"
+    found = finding(nasty, scope=f"layer/{nasty}", optimizer=nasty, evidence={"rms_ratio_max": 1.0})
+    run = replace(run_of({RATIO: noise(), f"train/{nasty}loss": noise()}, nasty), findings=[found])
+    run.events.append(Event(50, nasty, {}))
+    report = show(run)
+    labels = report.bring(f"train/{nasty}loss").locator(".annotation").all_text_contents()
+    assert {f"{nasty} ({nasty})", f"⚑ {nasty}"} <= {*labels}
+    report.page.get_by_role("link", name="Show").click()
+    report.page.get_by_role("searchbox").fill(nasty)
+    assert visible(report) == [f"train/{nasty}loss"]
+    assert report.page.evaluate("() => window.hasAlerted ?? null") is None
+    assert report.page.locator("img").count() == 0
+    assert not report.is_wider_than(WIDE)
 
 
 @pytest.mark.parametrize(("width", "dark"), [(WIDE, False), (WIDE, True), (NARROW, True)])

@@ -19,9 +19,11 @@ MAIN_SETTINGS = ("class", "lr", "betas", "eps", "weight_decay", "amsgrad")
 """The settings of an optimizer that are shown, in this order."""
 CHECKPOINT = "checkpoint"
 """The source of a run that is a single step, read from a checkpoint."""
-LOWER_IS_BETTER = re.compile("loss|err|perplexity|ppl|mse|mae|nll|bpc|cer|wer")
-HIGHER_IS_BETTER = re.compile("acc|f1|auc|roc|iou|dice|bleu|rouge|score|precision|recall|r2|map")
-"""What the name of a metric tells of its direction, where AdamMonitor has not recorded it."""
+LOWER_IS_BETTER = {"loss", "error", "err", "perplexity", "ppl", "nll", "cer", "wer"}
+LOWER_IS_BETTER |= {"mse", "mae", "mape", "rmse", "bpc"}
+HIGHER_IS_BETTER = {"acc", "accuracy", "f1", "auc", "auroc", "precision", "recall", "score", "r2"}
+HIGHER_IS_BETTER |= {"iou", "miou", "map", "dice", "bleu", "rouge", "psnr", "ssim"}
+"""Words in the name of a metric that tell its direction, where AdamMonitor has not recorded it."""
 
 
 class Fact(NamedTuple):
@@ -163,10 +165,8 @@ def metrics_of(run: Run) -> list[Metric]:
 
 def _judged(series: Series, key: str, mode: str) -> Metric:
     steps, values = series
-    if not mode and LOWER_IS_BETTER.search(key):
-        mode = "min"
-    elif not mode and HIGHER_IS_BETTER.search(key):
-        mode = "max"
+    words = {*re.split("[^a-z0-9]+", key.lower())}
+    mode = mode or ("min" if words & LOWER_IS_BETTER else "max" if words & HIGHER_IS_BETTER else "")
     if not mode or not np.isfinite(values).any():
         return Metric(key, float(values[-1]), None, None)
     place = int(np.nanargmin(values) if mode == "min" else np.nanargmax(values))

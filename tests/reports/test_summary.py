@@ -126,7 +126,10 @@ def test_best_value_follows_the_recorded_mode_or_the_name_of_the_metric() -> Non
             ("val/custom", "max", highest),
             ("val/perplexity", None, lowest),
             ("val/accuracy", None, highest),
-            ("val/custom", None, (None, None)),
+            ("val/mape", None, lowest),
+            ("val/NLL", None, lowest),
+            ("val_mAP_50", None, highest),
+            ("val/power", None, (None, None)),
         ):
             with row((name, mode)):
                 facts = {"metric": {"name": name, "mode": mode}} if mode else {}

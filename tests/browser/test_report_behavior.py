@@ -185,8 +185,10 @@ def test_link_of_a_finding_opens_selects_and_outlines_its_chart(show: Shown) -> 
     bias = f"{LAYERS[7]}.bias"
     logged |= {scoped(f"tensor/{bias}", key): noise() for key in statistics}
     logged |= {scoped(f"optimizer/gan/layer/{LAYERS[7]}", key): noise() for key in statistics}
+    logged[scoped("group/decay", EPS_LOSS)] = noise()
     for found, chart, chosen in (
         (finding("decay_lost"), "decay_lost_fraction", ""),
+        (finding(scope="group/decay"), "eps_energy_loss", ""),
         (finding(scope=f"layer/{LAYERS[7]}"), "layers", LAYERS[7]),
         (finding(scope=f"tensor/{bias}"), "layers", bias),
         (finding(scope=f"layer/{LAYERS[7]}", optimizer="gan"), "layers", f"gan: {LAYERS[7]}"),
@@ -203,6 +205,8 @@ def test_link_of_a_finding_opens_selects_and_outlines_its_chart(show: Shown) -> 
         box = figure.bounding_box()
         assert box is not None
         assert 0 < box["y"] + box["height"] / 2 < report.page.evaluate("() => innerHeight")
+        if found.scope == "group/decay":
+            assert report.scope.input_value() == "decay"
         if chosen:
             assert report.choice("layers", "statistic").input_value() == "eps_energy_loss"
             assert report.choice("layers", "layer").input_value() == chosen

@@ -966,6 +966,11 @@ function showChart({ chart, statistic, place, scope }) {
     const layer = map.layers.includes(scope) ? scope : null;
     panel.set({ map: panel.chart.maps.indexOf(map), isLog: undefined, layer });
   }
+  const shown = scope || "model";
+  if (isComparison && scopes.includes(shown)) {
+    byId("scope").value = shown;
+    show({ scope: shown });
+  }
   for (const each of document.querySelectorAll(".is-shown")) each.classList.remove("is-shown");
   panel.figure.classList.add("is-shown");
   panel.figure.scrollIntoView({ block: "center" });

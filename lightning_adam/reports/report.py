@@ -3,9 +3,11 @@
 import base64
 import gzip
 import itertools
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -142,7 +144,7 @@ def page(runs: Sequence[Run], refresh: float | None = None) -> str:
         facts=[*map(key_facts, runs)],
         settings=[*map(settings_of, runs)],
         issues=issues,
-        chart_ids={each.statistic: _chart_id(each, drawn) for each in itertools.chain(*issues)},
+        chart_of=partial(_chart_of, drawn),
         differences=config_differences(runs),
         first_differences=_first_differences(runs),
         sections=sections,
@@ -201,15 +203,14 @@ def _base(chart: Chart, runs: Sequence[Run]) -> dict[str, Any]:
         rules = thresholds(chart.id, mapping(own.get("findings")))
         for each in [*fixed, *rules]:
             for value in {each.at(known) for known in settings}:
-                # NaN: the run does not tell.
-                if value == value:
+                if not math.isnan(value):
                     entry = {"label": each.label, "value": value, "code": each.code, "runs": []}
                     lines.setdefault((each.label, value), entry)["runs"].append(place)
     base = {"id": chart.id, "kind": chart.kind.value, "unit": chart.unit, "isLog": chart.is_log}
     return base | {"title": chart.title, "references": [*lines.values()]}
 
 
-def _chart_id(issue: Issue, drawn: Mapping[str, Any]) -> str:
+def _chart_of(drawn: Mapping[str, Any], issue: Issue) -> str:
     """The chart that shows an issue: of the statistic, or of the layers; empty if there is none."""
     is_inner = issue.worst.scope.startswith(("layer/", "tensor/"))
     statistics = {each["statistic"] for each in drawn.get("layers", {}).get("maps", [])}

@@ -542,6 +542,16 @@ def test_finding_links_to_the_chart_that_shows_it() -> None:
                 assert all(each["data-statistic"] == "eps_energy_loss" for each in links)
                 assert all(each["data-scope"] == scope.partition("/")[2] for each in links)
                 assert ("eps_energy_loss is not logged." in report.text) is (expected is None)
+    # Findings of one statistic have links of their own.
+    series = {
+        STATISTICS["update_to_weight"].key_of(part): {0: 1.0} for part in ("", "layer/net.0/")
+    }
+    found = [
+        finding("learning_rate_too_large", scope="layer/net.0"),
+        finding("learning_rate_too_small"),
+    ]
+    links = report_of(replace(run_of(series), findings=found)).all("a")
+    assert [each.attributes["data-chart"] for each in links] == ["layers", "update_to_weight"]
 
 
 def test_intervals_of_findings_are_those_above_info() -> None:

@@ -166,7 +166,9 @@ class MonitorSession:
         self._resume(saved)
         if is_logging:
             settings = run_settings(trainer, holder, optimizers, names)
-            self._publisher.each(log_settings, {**settings, "findings": config.findings})
+            if config.findings != {}:
+                settings["findings"] = config.findings
+            self._publisher.each(log_settings, settings)
         if self.reporter is not None:
             self.reporter.start(trainer, module, logging_step(trainer))
         announce_compilation(self.tracked, config.kernel.value)

@@ -1,10 +1,10 @@
 """Counts by binary exponent: what is drawn of them, and what eps would dominate."""
 
+import bisect
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
-
-import numpy as np
 
 QUANTITIES = {
     "grad": "|g|, the gradient that the step used, clipped and unscaled.",
@@ -61,8 +61,16 @@ class Histogram(NamedTuple):
         total = sum(self.counts)
         if not total:
             return [math.nan] * len(magnitudes)
-        below = np.cumsum(self.counts) / total
-        shares: list[float] = np.interp(np.log2(magnitudes), self.log2_edges[1:], below).tolist()
+        edges = self.log2_edges
+        below = [count / total for count in itertools.accumulate(self.counts)]
+        # Where in the first octave its elements are is not known.
+        below.insert(0, below[0])
+        shares = []
+        for magnitude in magnitudes:
+            exponent = min(max(math.log2(magnitude), edges[0]), edges[-1])
+            place = max(bisect.bisect_left(edges, exponent), 1)
+            part = (exponent - edges[place - 1]) / (edges[place] - edges[place - 1])
+            shares.append(below[place - 1] + part * (below[place] - below[place - 1]))
         return shares
 
 

@@ -190,7 +190,6 @@ def assert_recorded(offline_run: Path, lr: float) -> None:
     recorded = run_config(offline_run)
     assert recorded.pop("run")["metric"] == {"name": "val/accuracy", "mode": "max"}
     assert recorded == {
-        "findings": {},
         "version": __version__,
         "optimizer": {"class": "AdamW", **groups["decay"], "param_groups": groups},
         "scheduler": schedule | {"min_lr_ratio": 0.0},

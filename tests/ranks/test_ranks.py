@@ -60,7 +60,7 @@ def fit_monitored(kind: str) -> dict[str, Any]:
     logger = MemoryLogger()
     with Collectives() as collectives:
         _, module = fit_ranks(kind, [build_monitor()], logger)
-    is_first = dist.get_rank() == 0
+    is_first = not dist.is_initialized() or dist.get_rank() == 0
     return {
         "parameters": local_parameters(module),
         "collectives": collectives.count,

@@ -99,6 +99,10 @@ def test_folded_counts_give_the_share_below_each_power_of_two(magnitudes: list[f
     assert shown.fractions_below(powers) == pytest.approx(exact)
 
 
+def test_single_octave_contains_everything_smaller() -> None:
+    assert Histogram([3], [-1.0, 0.0]).fractions_below([0.1, 0.5, 2.0]) == [1.0] * 3
+
+
 @given(counts)
 def test_eps_curve_never_falls(numbers: list[int]) -> None:
     curve = dominated_fractions(numbers)

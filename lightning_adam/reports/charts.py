@@ -89,7 +89,7 @@ REFERENCES = {
     "update_to_weight": [Reference("rule of thumb", 1e-3)],
     "equilibrium_ratio": [Reference("equilibrium", 1.0)],
 }
-"""Healthy values and noise levels, by statistic; the thresholds of the rules stand with these."""
+"""Healthy values and noise levels, by statistic. `thresholds` returns those of the rules."""
 LOG_UNITS = ("gradient", "gradient²", "weight")
 """Units of values that span decades, whatever the model."""
 LOG_RATIOS = (
@@ -101,9 +101,9 @@ LOG_RATIOS = (
     "update_to_weight",
     "update_to_weight_max",
 )
-"""Ratios that do so too."""
+"""Ratios that span decades."""
 SIGNED = ("exp_avg_mean",)
-"""Statistics of both signs, for which a logarithmic axis has no place."""
+"""Statistics of both signs, which a logarithmic axis cannot show."""
 
 
 @dataclass(frozen=True)

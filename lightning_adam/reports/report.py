@@ -100,7 +100,7 @@ def write_report(runs: Sequence[Run], file: Path, refresh: float | None = None) 
             f"Train with callbacks=[AdamMonitor()]. {notes}".rstrip(" ."),
         )
     try:
-        # A browser never finds a part of a page; a name may be no valid text.
+        # A browser never reads an incomplete page. A name may contain invalid Unicode.
         unfinished = file.with_name(f".{file.name}.unfinished")
         unfinished.write_bytes(page(runs, refresh).encode("utf-8", errors="backslashreplace"))
         os.replace(unfinished, file)
@@ -121,7 +121,7 @@ def page(runs: Sequence[Run], refresh: float | None = None) -> str:
     drawn = {
         chart.id: _base(chart, runs) | data | {"isOverview": chart.id in overview}
         for chart in itertools.chain.from_iterable(sections.values())
-        if any((data := DRAWN[chart.kind](chart, indexed)).values())
+        if any((data := CHART_DATA[chart.kind](chart, indexed)).values())
     }
     issues = [issues_of(run.findings or []) for run in runs]
     environment = Environment(
@@ -194,7 +194,7 @@ def _charts(charts: Sequence[Chart], runs: Sequence[Run], judged: Set[str]) -> l
 
 
 def _base(chart: Chart, runs: Sequence[Run]) -> dict[str, Any]:
-    """What page.js needs of a chart beside its data."""
+    """The settings of a chart for page.js, and its reference lines."""
     fixed = [each for each in chart.references if not each.code]
     lines: dict[tuple[str, float], dict[str, Any]] = {}
     for place, run in enumerate(runs):
@@ -220,11 +220,11 @@ def _chart_of(drawn: Mapping[str, Any], issue: Issue) -> str:
 
 
 def _times(run: Run) -> dict[str, Any]:
-    """Steps and the seconds since the first of them, as far as the run tells."""
+    """Some steps and the seconds since the first, if the logger stores times."""
     if run.times is None or len(run.times.steps) < 2:
         return {"times": None}
     every = -(-len(run.times.steps) // TIMES)
-    # The last one always belongs to them.
+    # The last step is always included.
     steps = [*run.times.steps[:-1:every], run.times.steps[-1]]
     values = [*run.times.values[:-1:every], run.times.values[-1]]
     seconds = [round(float(each - values[0]), 3) for each in values]
@@ -232,7 +232,7 @@ def _times(run: Run) -> dict[str, Any]:
 
 
 def _intervals(issues: Sequence[Sequence[Issue]]) -> list[dict[str, Any]]:
-    """From when to when a finding was open: one interval for each finding above info."""
+    """The interval in which each finding above info was open."""
     return [
         {
             "run": place,
@@ -297,7 +297,7 @@ def _first_differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def _curves(chart: Chart, runs: Sequence[IndexedRun]) -> dict[str, Any]:
     """A line for each run, key and scope."""
     lines = []
-    for place, key, base, scope, series in _drawn(chart, [each.series for each in runs]):
+    for place, key, base, scope, series in _matching(chart, [each.series for each in runs]):
         if not scope.is_inner:
             shown = downsample_minmax(series)
             line: dict[str, Any] = {"run": place, "scope": str(scope) if base in BASES else None}
@@ -338,7 +338,7 @@ def _layer_maps(
     chart: Chart, logged: Sequence[Mapping[str, list[tuple[str, Scope, Series]]]]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     found: dict[tuple[str, int, str], dict[str, Series]] = {}
-    for place, _, base, scope, series in _drawn(chart, logged):
+    for place, _, base, scope, series in _matching(chart, logged):
         if scope.is_inner:
             found.setdefault((base, place, f"{scope.kind}s"), {})[str(scope)] = series
     columns = min(max(CELLS // max(sum(map(len, found.values())), 1), 20), COLUMNS)
@@ -356,7 +356,7 @@ def _layer_maps(
 def _histograms(chart: Chart, runs: Sequence[IndexedRun]) -> dict[str, Any]:
     """The shares by octave and step of each quantity, scope and run."""
     maps = []
-    for place, _, base, scope, by_step in _drawn(chart, [each.histograms for each in runs]):
+    for place, _, base, scope, by_step in _matching(chart, [each.histograms for each in runs]):
         steps, lowest, shares = octave_shares(by_step)
         entry = {"run": place, "scope": str(scope), "quantity": base.rpartition("/")[2]}
         entry |= {"eps": _eps_of(runs[place].run, scope), "lowest": lowest}
@@ -368,7 +368,7 @@ def _histograms(chart: Chart, runs: Sequence[IndexedRun]) -> dict[str, Any]:
 def _eps_curves(chart: Chart, runs: Sequence[IndexedRun]) -> dict[str, Any]:
     """The share of the last step's elements below each power of two, by run and scope."""
     lines = []
-    for place, _, _, scope, by_step in _drawn(chart, [each.histograms for each in runs]):
+    for place, _, _, scope, by_step in _matching(chart, [each.histograms for each in runs]):
         step = max(by_step)
         magnitudes = [2.0**edge for edge in by_step[step].log2_edges[1:]]
         shares = by_step[step].fractions_below(magnitudes)
@@ -377,18 +377,18 @@ def _eps_curves(chart: Chart, runs: Sequence[IndexedRun]) -> dict[str, Any]:
     return {"lines": lines}
 
 
-DRAWN: dict[ChartKind, Callable[[Chart, Sequence[IndexedRun]], dict[str, Any]]] = {
+CHART_DATA: dict[ChartKind, Callable[[Chart, Sequence[IndexedRun]], dict[str, Any]]] = {
     ChartKind.CURVES: _curves,
     ChartKind.LAYERS: _layers,
     ChartKind.EVENTS: _events,
     ChartKind.HISTOGRAM: _histograms,
     ChartKind.EPS_CURVE: _eps_curves,
 }
-"""The data of a chart, which page.js draws."""
+"""Returns the data of a chart, which page.js draws, by the kind of the chart."""
 
 
 def _by_base(by_key: Mapping[str, Logged]) -> dict[str, list[tuple[str, Scope, Logged]]]:
-    """What was logged by key without its scope, in the order of the scopes."""
+    """The logged values by key without scope, in the order of the scopes."""
     found: dict[str, list[tuple[str, Scope, Logged]]] = {}
     for key, logged in by_key.items():
         base, _, scope = read_key(key)
@@ -398,10 +398,10 @@ def _by_base(by_key: Mapping[str, Logged]) -> dict[str, list[tuple[str, Scope, L
     return found
 
 
-def _drawn(
+def _matching(
     chart: Chart, logged: Iterable[Mapping[str, list[tuple[str, Scope, Logged]]]]
 ) -> Iterator[tuple[int, str, str, Scope, Logged]]:
-    """What a chart draws of each run: its number, and keys with and without scope, and values."""
+    """The values that a chart draws, with the index of the run, the key, its base and its scope."""
     for place, by_base in enumerate(logged):
         for base in sorted(filter(chart.draws, by_base)):
             for key, scope, values in by_base[base]:

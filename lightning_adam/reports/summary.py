@@ -23,7 +23,7 @@ LOWER_IS_BETTER = {"loss", "error", "err", "perplexity", "ppl", "nll", "cer", "w
 LOWER_IS_BETTER |= {"mse", "mae", "mape", "rmse", "bpc"}
 HIGHER_IS_BETTER = {"acc", "accuracy", "f1", "auc", "auroc", "precision", "recall", "score", "r2"}
 HIGHER_IS_BETTER |= {"iou", "miou", "map", "dice", "bleu", "rouge", "psnr", "ssim"}
-"""Words in the name of a metric that tell its direction, where AdamMonitor has not recorded it."""
+"""Words in the name of a metric that indicate its direction, if AdamMonitor has not recorded it."""
 
 
 class Fact(NamedTuple):
@@ -76,7 +76,7 @@ class Issue:
 
     @property
     def suggesting(self) -> Finding:
-        """The finding whose suggestions serve all that are open: the last of these."""
+        """The last open finding: its suggestions apply to all of them."""
         return ([each for each in self.findings if each.is_open] or [*self.findings])[-1]
 
     @property
@@ -174,7 +174,7 @@ def _judged(series: Series, key: str, mode: str) -> Metric:
 
 
 def key_facts(run: Run) -> list[Fact]:
-    """Returns what a reader asks first: metrics, steps, wall time, parameters, device.
+    """Returns the key facts of a run: metrics, last step, wall time, parameters, device.
 
     Example:
         >>> from pathlib import Path

@@ -63,7 +63,7 @@ class Histogram(NamedTuple):
             return [math.nan] * len(magnitudes)
         edges = self.log2_edges
         below = [count / total for count in itertools.accumulate(self.counts)]
-        # Where in the first octave its elements are is not known.
+        # The magnitudes within the first octave are unknown.
         below.insert(0, below[0])
         shares = []
         for magnitude in magnitudes:

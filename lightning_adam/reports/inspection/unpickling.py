@@ -172,7 +172,7 @@ def load(path: Path) -> Any:
         Unpickler=unpickler,
         load=lambda file, **options: unpickler(file, **options).load(),
     )
-    # It asks torch for its own restricted unpickler, which fails at other classes.
+    # With this variable torch uses its own unpickler, which rejects other classes.
     forced = os.environ.pop(FORCED, None)
     try:
         with _Stream(io.FileIO(path)) as file:

@@ -399,7 +399,7 @@ function curves(chart, settings, place) {
     let values = unpacked(line.values);
     if (settings.isLog) values = values.map((value) => (value > 0 ? value : NaN));
     const shown = smoothed(values).slice(first, end);
-    // One that is infinite has no position, and would remove the ticks of the others.
+    // An infinite value would remove the ticks of the axis.
     for (const value of shown) if (Number.isFinite(value)) inView.push(value);
     const name = asText([nameOf(line), line.part].filter(Boolean).join(" "));
     const trace = {
@@ -1004,7 +1004,7 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-// What has the focus stands below the toolbar, of any height.
+// Keep the focused control below the sticky toolbar.
 new ResizeObserver(([{ target }]) => {
   const isSticky = getComputedStyle(target).position === "sticky";
   root.style.scrollPaddingTop = isSticky ? `${target.offsetHeight + 8}px` : "";

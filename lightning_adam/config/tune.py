@@ -1,16 +1,14 @@
 """The config of `hydra/sweeper=adam_tune`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from lightning_adam.config.errors import ConfigPath
 from lightning_adam.config.parsing import (
     Count,
-    Example,
-    Integer,
+    NotNegative,
     Parsed,
-    Positive,
     Validated,
     Word,
     to_dict,
@@ -29,40 +27,58 @@ class Direction(Word):
     """Higher is better."""
 
 
-class When(Word):
-    """The condition under which a stage runs."""
+@dataclass
+class Range(Validated):
+    """The range of a hyperparameter, both ends included.
 
-    always = "always"
-    """In every search."""
-    low_precision = "low_precision"
-    """In 16-bit training, or after a finding about eps."""
+    Example:
+        >>> Range(1e-5, 0.2).high
+        0.2
+    """
+
+    low: NotNegative
+    """Lower end (required; optuna.distributions)."""
+    high: NotNegative
+    """Upper end, above `low` (required; optuna.distributions)."""
+
+
+def _range(low: float, high: float) -> Any:
+    return field(default_factory=lambda: Range(low, high))
 
 
 @dataclass
-class StageConfig(Validated):
-    """One stage of `hydra/sweeper=adam_tune`.
+class SpaceConfig(Validated):
+    """The search space of `hydra/sweeper=adam_tune`. `null` keeps a value as configured.
 
     Example:
-        >>> StageConfig(space={"lr": {"low": 1e-4, "high": 1e-2}}).share
-        1.0
+        >>> SpaceConfig().lr
+        Range(low=1e-05, high=0.2)
     """
 
-    trials_from: Integer = 1
-    """Smallest `n_trials` for which the stage runs (default: 1; Godbole et al. 2023, Deep Learning
-    Tuning Playbook, "How should Adam's hyperparameters be tuned?")."""
-    share: Annotated[Positive, Example(1)] = 1.0
-    """Part of the remaining trials, relative to those of the stages behind it, above 0 (default: 1;
-    lightning_adam)."""
-    when: When = When.always
-    """When the stage runs: `always` or `low_precision` (default: always; lightning_adam)."""
-    space: dict[str, Any] = field(default_factory=dict)
-    """Search space: a range, `{lr: {low: 1e-4, high: 1e-2}}`, or a list of values,
-    `{amsgrad: [false, true]}`; of `lr`, `beta1`, `beta2`, `eps`, `weight_decay`, `decay_per_step`
-    (lr times weight_decay), `decay_timescale` (one over that, in steps), `warmup_ratio`, `amsgrad`
-    (default: {}, the stage does not run; lightning_adam)."""
-    try_first: list[dict[str, Any]] = field(default_factory=list)
-    """Points to evaluate first, `[{lr: 1e-3}]`; `{beta2: beta1}` ties the two (default: [];
-    lightning_adam)."""
+    lr: Range | None = _range(1e-5, 0.2)
+    """Learning rate, logarithmic (default: 1e-5 to 0.2; lightning_adam)."""
+    beta1: Range | None = _range(0.5, 0.99)
+    """First of `betas`, by 1 - beta1 (default: 0.5 to 0.99; lightning_adam)."""
+    beta2: Range | None = _range(0.9, 0.9997)
+    """Second of `betas`, by 1 - beta2 (default: 0.9 to 0.9997; lightning_adam)."""
+    eps: Range | None = _range(1e-12, 1e-3)
+    """eps, if the optimizer's states are of 16 bits or a finding is about eps (default: 1e-12 to
+    1e-3; lightning_adam)."""
+    decay_timescale: Range | None = _range(0.1, 1000)
+    """1 / (lr * weight_decay), in lengths of the run, for decoupled weight decay; at the upper end
+    there is none (default: 0.1 to 1000; Wang & Aitchison 2024, arXiv 2405.13698)."""
+    weight_decay: Range | None = _range(1e-7, 0.1)
+    """Weight decay of an optimizer that adds it to the gradient; at the lower end there is none
+    (default: 1e-7 to 0.1; lightning_adam)."""
+    warmup_ratio: Range | None = _range(0.0, 0.5)
+    """Warm-up as a share of the run (default: 0 to 0.5; lightning_adam)."""
+    amsgrad: bool = True
+    """Whether the best configuration is also tried with the other value of `amsgrad`, from
+    `n_trials=30` on (default: true; lightning_adam)."""
+
+
+UPPER_LIMITS = {"beta1": 1.0, "beta2": 1.0, "warmup_ratio": 1.0}
+"""What the upper end of a range must be below."""
 
 
 @dataclass
@@ -71,7 +87,7 @@ class TuneConfig(Validated):
 
     Example:
         >>> TuneConfig(direction=Direction.minimize).n_trials
-        40
+        20
     """
 
     _target_: str = "hydra_plugins.lightning_adam.AdamTune"
@@ -79,25 +95,18 @@ class TuneConfig(Validated):
     direction: Direction | None = None
     """Whether to minimize or maximize the number that the app returns: `minimize` or `maximize`
     (required; optuna.create_study)."""
-    n_trials: Count = 40
-    """Maximum number of training runs in the search, at least 1 (default: 40; lightning_adam)."""
-    n_seeds: Count = 2
-    """Number of seeds that confirm a setting before it replaces the incumbent, at least 1; with
-    more than one, it must be better by more than the spread (default: 2; Bouthillier et al. 2021,
-    arXiv 2103.03098)."""
+    n_trials: Count = 20
+    """Budget in full training runs, at least 1; a run of an eighth of the steps counts as an eighth
+    (default: 20; lightning_adam)."""
     n_jobs: Count = 1
-    """Number of trials that the launcher runs at once, at least 1 (default: 1;
+    """Number of runs that the launcher starts at once, at least 1 (default: 1;
     hydra-optuna-sweeper)."""
     study_name: str = "${hydra.job.name}"
-    """Name of the search and of its W&B group; a search with this name is continued (default: the
-    job's name; optuna.create_study)."""
+    """Name of the Optuna study and of its W&B group; a study with this name is continued (default:
+    the job's name; optuna.create_study)."""
     storage: str | None = None
-    """URL of the database for the trials, `sqlite:///tune.db`, `postgresql://...`; machines that
-    share it share the search (default: null, a journal file in the search's folder;
-    optuna.create_study)."""
-    monitor: str | None = None
-    """Metric that the module logs in validation, such as `val/loss`, by which underperforming
-    trials are pruned (default: null, no pruning; Optuna's pruners)."""
+    """URL of the study's database, `sqlite:///tune.db`, `postgresql://...`; machines that share it
+    share the search (default: null, a journal file in the search's folder; optuna.create_study)."""
     optimizer: str | None = None
     """Path of the optimizer's config to tune, such as `generator.optimizer` (default: null, the
     only one; lightning_adam)."""
@@ -105,9 +114,8 @@ class TuneConfig(Validated):
     """Key of the app's config that seeds a run, if there is one (default: seed; lightning_adam)."""
     sampler_seed: int = 0
     """Seed of the search (default: 0; optuna.samplers)."""
-    stages: dict[str, StageConfig] = field(default_factory=dict)
-    """The stages by name, in order (default: those of `lightning_adam/tune=default`; Godbole et al.
-    2023, Deep Learning Tuning Playbook)."""
+    space: SpaceConfig = field(default_factory=SpaceConfig)
+    """The search space."""
 
 
 def parse_tune(values: Mapping[str, Any]) -> Parsed[TuneConfig]:
@@ -121,7 +129,7 @@ def parse_tune(values: Mapping[str, Any]) -> Parsed[TuneConfig]:
 
     Example:
         >>> parse_tune({"direction": "minimize", "study_name": "mnist"}).config.n_trials
-        40
+        20
     """
     config = validate(TuneConfig, to_dict(values, PATH), PATH)
     if config.direction is None:
@@ -130,4 +138,19 @@ def parse_tune(values: Mapping[str, Any]) -> Parsed[TuneConfig]:
         raise path.error("is required and is not guessed", f"Set {choices}")
     if not config.study_name.strip():
         raise (PATH / "study_name").invalid(config.study_name, "must not be empty", "tune")
+    defaults = SpaceConfig()
+    for name in (each.name for each in fields(SpaceConfig)):
+        given, default = getattr(config.space, name), getattr(defaults, name)
+        if isinstance(given, Range):
+            _check_range(PATH / "space" / name, name, given, default)
     return Parsed(config, PATH)
+
+
+def _check_range(path: ConfigPath, name: str, given: Range, default: Range) -> None:
+    if given.low == 0 and default.low > 0:
+        raise (path / "low").invalid(given.low, "must be above 0", default.low)
+    limit = UPPER_LIMITS.get(name)
+    if limit is not None and given.high >= limit:
+        raise (path / "high").invalid(given.high, f"must be below {limit:g}", default.high)
+    if not given.low < given.high:
+        raise (path / "low").invalid(given.low, "must be less than high", given.high / 10)

@@ -1,0 +1,280 @@
+"""The search space: the coordinates of a configuration, and how proposals move in it.
+
+Scales on which Adam's hyperparameters act are logarithmic: the learning rate, 1 - beta, eps, and
+the timescale of the weight decay, 1 / (lr * weight_decay), in lengths of the run (Wang & Aitchison
+2024, arXiv 2405.13698), so that a shorter run decays its weights as far as a full one.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution, FloatDistribution
+
+from lightning_adam.config.tune import Range, SpaceConfig
+from lightning_adam.tune.configuration import Configuration
+from lightning_adam.tune.gaussian_process import Array
+
+UNKNOWN_STEPS = 1000
+"""Steps of a full run, where no Trainer tells them."""
+DRAWS = 600
+"""Configurations among which the next one is chosen."""
+NEAR_BEST = 0.8
+"""Share of them that begin at the best one, rather than at the defaults."""
+NEAR_AN_END = 0.05
+"""How close to an end of its range a value lies at it, as a share of the range."""
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A coordinate of the space.
+
+    Attributes:
+        name: As in `hydra.sweeper.space`.
+        read: The value of a configuration, given the run's steps.
+        write: The configuration with another value, given the run's steps.
+        default: The center of the prior.
+        step: Standard deviation of a move; in decades on a logarithmic scale.
+        length_scale: Of the Gaussian process; in decades on a logarithmic scale.
+        weight: How often proposals move it, relative to the others.
+        param: Its name in Optuna, where it is not sampled as it is typed.
+        complement: Whether 1 minus the value is sampled.
+        is_log: Whether the scale is logarithmic.
+
+    Example:
+        >>> beta1 = DIMENSIONS["beta1"]
+        >>> beta1.coordinate(beta1.read(Configuration(1e-3, betas=(0.9, 0.99)), 100))
+        -1.0
+    """
+
+    name: str
+    read: Callable[[Configuration, float], float]
+    write: Callable[[Configuration, float, float], Configuration]
+    default: float
+    step: float
+    length_scale: float
+    weight: float
+    param: str
+    complement: bool = False
+    is_log: bool = True
+
+    def coordinate(self, value: float) -> float:
+        """From a value to the scale of the search."""
+        value = _complement(value) if self.complement else value
+        return math.log10(max(value, 1e-30)) if self.is_log else value
+
+    def value(self, coordinate: float) -> float:
+        """From the scale of the search to a value of three digits."""
+        value = float(f"{10**coordinate if self.is_log else coordinate:.3g}")
+        return _complement(value) if self.complement else value
+
+
+def _complement(value: float) -> float:
+    # Without the digits that the subtraction makes up: 1 - 0.9 is 0.09999999999999998.
+    return float(f"{1 - value:.12g}")
+
+
+def _timescale(configuration: Configuration, steps: float) -> float:
+    decay = configuration.lr * (configuration.weight_decay or 0.0) * steps
+    return 1 / decay if decay else math.inf
+
+
+def _with_timescale(configuration: Configuration, timescale: float, steps: float) -> Configuration:
+    decay = 1 / (timescale * configuration.lr * steps)
+    return replace(configuration, weight_decay=float(f"{decay:.3g}"))
+
+
+def _field(name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "param": name,
+        "read": lambda configuration, _: float(getattr(configuration, name) or 0.0),
+        "write": lambda configuration, value, _: replace(configuration, **{name: value}),
+    }
+
+
+def _beta(index: int) -> dict[str, Any]:
+    def write(configuration: Configuration, value: float, _: float) -> Configuration:
+        assert configuration.betas is not None
+        betas = list(configuration.betas)
+        betas[index] = value
+        return replace(configuration, betas=(betas[0], betas[1]))
+
+    return {
+        "name": f"beta{index + 1}",
+        "param": f"one_minus_beta{index + 1}",
+        "complement": True,
+        "read": lambda configuration, _: configuration.betas[index],
+        "write": write,
+    }
+
+
+DIMENSIONS = {
+    each.name: each
+    for each in (
+        Dimension(**_field("lr"), default=1e-3, step=0.5, length_scale=0.6, weight=0.35),
+        Dimension(**_beta(0), default=0.9, step=0.35, length_scale=0.6, weight=0.2),
+        Dimension(**_beta(1), default=0.99, step=0.5, length_scale=1.5, weight=0.12),
+        Dimension(**_field("eps"), default=1e-8, step=1.5, length_scale=2.0, weight=0.2),
+        Dimension(
+            "decay_timescale",
+            _timescale,
+            _with_timescale,
+            default=3.0,
+            step=0.6,
+            length_scale=1.5,
+            weight=0.13,
+            param="decay_timescale",
+        ),
+        Dimension(**_field("weight_decay"), default=0.0, step=0.8, length_scale=1.5, weight=0.13),
+        Dimension(
+            **{
+                **_field("warmup_ratio"),
+                "write": lambda configuration, value, _: replace(
+                    configuration, warmup_ratio=value, warmup_steps=None
+                ),
+            },
+            default=0.1,
+            step=0.12,
+            length_scale=0.25,
+            weight=0.2,
+            is_log=False,
+        ),
+    )
+}
+"""The dimensions by name, in the order in which a report shows them."""
+
+
+class Space:
+    """The dimensions that are searched, with their ranges.
+
+    Args:
+        start: The configuration of the app; what is not searched stays as it is there.
+        config: The ranges of the user.
+        steps: Optimizer steps of a full run; None if they are not known.
+        search_eps: Whether eps is searched.
+
+    Example:
+        >>> space = Space(Configuration(1e-3, betas=(0.9, 0.999)), SpaceConfig(), 1000, False)
+        >>> [each.name for each in space.dimensions]
+        ['lr', 'beta1', 'beta2']
+        >>> space.configuration(np.array([-2.0, -1.0, -2.0]), length=1.0).betas
+        (0.9, 0.99)
+    """
+
+    def __init__(
+        self, start: Configuration, config: SpaceConfig, steps: int | None, search_eps: bool
+    ) -> None:
+        self.start = start
+        self.steps = steps or UNKNOWN_STEPS
+        ranges = _ranges(start, config, search_eps)
+        self.dimensions = [DIMENSIONS[name] for name in ranges]
+        ends = [
+            sorted(each.coordinate(end) for end in (limits.low, limits.high))
+            for each, limits in zip(self.dimensions, ranges.values(), strict=True)
+        ]
+        self.low, self.high = (np.array([each[end] for each in ends]) for end in (0, 1))
+        self.step, self.length_scale, self.weight = (
+            np.array([getattr(each, name) for each in self.dimensions])
+            for name in ("step", "length_scale", "weight")
+        )
+        defaults = np.array([each.coordinate(each.default) for each in self.dimensions])
+        self.default: Array = np.clip(defaults, self.low, self.high)
+
+    def coordinates(self, configuration: Configuration, length: float = 1.0) -> Array:
+        """The place of a configuration, shape (d,), moved to the nearest end of each range.
+
+        Args:
+            configuration: The hyperparameters.
+            length: The share of a full run that they were used for (default: 1).
+        """
+        steps = self.steps * length
+        found = [each.coordinate(each.read(configuration, steps)) for each in self.dimensions]
+        return np.clip(np.array(found), self.low, self.high)
+
+    def configuration(self, x: Array, length: float) -> Configuration:
+        """The configuration at a place, for a run of a length.
+
+        Weight decay at the weak end of its range is 0.
+        """
+        configuration, weak = self.start, False
+        for each, coordinate, low, high in zip(
+            self.dimensions, x, self.low, self.high, strict=True
+        ):
+            value = each.value(float(coordinate))
+            configuration = each.write(configuration, value, self.steps * length)
+            weak |= each.name == "decay_timescale" and coordinate >= high
+            weak |= each.name == "weight_decay" and coordinate <= low
+        return replace(configuration, weight_decay=0.0) if weak else configuration
+
+    def index(self, name: str) -> int | None:
+        """The index of a dimension; None if it is not searched."""
+        names = [each.name for each in self.dimensions]
+        return names.index(name) if name in names else None
+
+    def draw(self, best: Array, rng: np.random.Generator, use_prior: bool) -> Array:
+        """Configurations to choose from, shape (draws, d).
+
+        With the prior, one to three coordinates of the best configuration or of the defaults are
+        moved; without it, all are uniform in their ranges.
+        """
+        count = len(self.low)
+        if not use_prior:
+            return rng.uniform(self.low, self.high, size=(DRAWS, count))
+        near_best = rng.random(DRAWS) < NEAR_BEST
+        draws = np.where(near_best[:, None], best, self.default)
+        weight = self.weight / self.weight.sum()
+        for row in draws:
+            size = min(int(rng.integers(1, 4)), count)
+            moved = rng.choice(count, size, replace=False, p=weight)
+            row[moved] += rng.normal(size=size) * self.step[moved]
+        return np.clip(draws, self.low, self.high)
+
+    def params(self, x: Array) -> tuple[dict[str, float], dict[str, BaseDistribution]]:
+        """The parameters of an Optuna trial at a place, and their distributions."""
+        params, distributions = {}, {}
+        for each, coordinate, low, high in zip(
+            self.dimensions, x, self.low, self.high, strict=True
+        ):
+            ends = [float(10**end if each.is_log else end) for end in (low, coordinate, high)]
+            params[each.param] = min(max(ends[1], ends[0]), ends[2])
+            distributions[each.param] = FloatDistribution(ends[0], ends[2], log=each.is_log)
+        return params, distributions
+
+    def at_an_end(self, configuration: Configuration) -> list[tuple[str, str]]:
+        """The dimensions of which a configuration lies at an end of the range, and which end.
+
+        No weight decay, no warm-up and the like are no reason to widen a range.
+        """
+        found = []
+        x = self.coordinates(configuration)
+        for each, coordinate, low, high in zip(
+            self.dimensions, x, self.low, self.high, strict=True
+        ):
+            share = (coordinate - low) / (high - low)
+            weak_end = {"warmup_ratio": 0.0, "weight_decay": 0.0, "decay_timescale": 1.0}
+            is_weak = abs(share - weak_end.get(each.name, math.inf)) < 0.5
+            if NEAR_AN_END <= share <= 1 - NEAR_AN_END or is_weak:
+                continue
+            is_low = (share < NEAR_AN_END) != each.complement
+            found.append((each.name, "low" if is_low else "high"))
+        return found
+
+
+def _ranges(start: Configuration, config: SpaceConfig, search_eps: bool) -> dict[str, Range]:
+    """The ranges of what the optimizer and the schedule have, by dimension."""
+    has = {
+        "lr": True,
+        "beta1": start.betas is not None,
+        "beta2": start.betas is not None,
+        "eps": start.eps is not None and search_eps,
+        "decay_timescale": start.weight_decay is not None and bool(start.decoupled_weight_decay),
+        "weight_decay": start.weight_decay is not None and not start.decoupled_weight_decay,
+        "warmup_ratio": start.warmup_ratio is not None or start.warmup_steps is not None,
+    }
+    ranges: Sequence[tuple[str, Range | None]] = [
+        (name, getattr(config, name)) for name in DIMENSIONS
+    ]
+    return {name: each for name, each in ranges if each is not None and has[name]}

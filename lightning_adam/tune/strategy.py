@@ -1,0 +1,421 @@
+"""What to run next, and what the runs have shown: a function of the runs that there are.
+
+1. The configuration of the app, once.
+2. A ladder of learning rates half a decade apart, with the other hyperparameters at calibrated
+   defaults and an eighth of the steps; the best three again with a third of them.
+3. Configurations that a Gaussian process over all hyperparameters and the length proposes.
+4. A race on fresh seeds between the best configuration and that of the app.
+
+Nothing else is kept, so a search that was interrupted, that has a larger budget or another range
+goes on with all that is known.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.stats import norm, t
+
+from lightning_adam.config.tune import SpaceConfig
+from lightning_adam.tune.configuration import Configuration
+from lightning_adam.tune.gaussian_process import Array, GaussianProcess
+from lightning_adam.tune.runs import Outcome, Request, Run, Stage
+from lightning_adam.tune.space import Space
+
+LADDER = tuple(10 ** (-4.5 + step / 2) for step in range(8))
+"""Learning rates of the first short runs."""
+FULL_LADDER = (1e-3, 1e-2, 1e-4)
+"""Learning rates of the first runs where they cannot be shortened."""
+SHORT, MEDIUM = 1 / 8, 1 / 3
+PROMOTED = 3
+"""How many rungs of the ladder are trained longer."""
+LADDER_FROM = 4
+RACE_FROM = 12
+AMSGRAD_FROM = 30
+"""The budgets from which on there is a ladder, a race, a run with the other amsgrad."""
+CONFIDENCE = 0.9
+"""How likely a configuration must be better to replace that of the app."""
+SURE = 0.99
+"""How likely, for the app's not to race."""
+PRIOR_DEGREES = 4.0
+"""What the noise that the Gaussian process has fitted counts for, in degrees of freedom."""
+EPS_FINDINGS = ("eps_", "exp_avg_sq_underflow")
+"""How the codes of the findings begin that call for another eps."""
+ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a search has come to.
+
+    Attributes:
+        chosen: The configuration to use.
+        start: Losses of the app's configuration, by replicate.
+        best: Losses of the best other configuration, by replicate; empty if there is none.
+        gain: Expected decrease of the loss; None if either has no finite loss.
+        standard_error: Of the gain; None where nothing can be said of it.
+        confidence: Probability that the best other configuration is better; None without one.
+        is_raced: Whether fresh seeds have decided.
+        is_over: Whether the budget is spent.
+    """
+
+    chosen: Configuration
+    start: dict[int, float]
+    best: dict[int, float]
+    gain: float | None
+    standard_error: float | None
+    confidence: float | None
+    is_raced: bool
+    is_over: bool
+
+
+class Strategy:
+    """The search of one study.
+
+    Args:
+        start: The configuration of the app.
+        budget: Full training runs, at least 1.
+        space: The ranges.
+        sign: 1 if less of the metric is better, -1 if more is.
+        seed: Of the proposals.
+
+    Example:
+        >>> strategy = Strategy(Configuration(1e-4), budget=7, space=SpaceConfig())
+        >>> runs = []
+        >>> while (request := strategy.next_request(runs)) is not None:
+        ...     loss = (math.log10(request.configuration.lr) + 2) ** 2 + 1 / request.length
+        ...     runs.append(Run(request, len(runs), Outcome.complete, loss, steps=1000))
+        >>> round(sum(each.request.length for each in runs), 6)
+        7.0
+        >>> 3e-3 < strategy.decide(runs).chosen.lr < 3e-2
+        True
+    """
+
+    def __init__(
+        self,
+        start: Configuration,
+        budget: int,
+        space: SpaceConfig,
+        sign: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        self.start = start
+        self.budget = budget
+        self.sign = sign
+        self._config = space
+        self._seed = seed
+
+    def next_request(self, runs: Sequence[Run]) -> Request | None:
+        """The next run to start.
+
+        Args:
+            runs: All runs, those that have not ended included.
+
+        Returns:
+            None if nothing can start before another run has ended, or the search is over.
+        """
+        lost = [each.request for each in runs if each.is_retried]
+        begun = {(*each.request.key, each.request.attempt) for each in runs}
+        for request in lost:
+            if (*request.key, request.attempt + 1) not in begun:
+                return replace(request, attempt=request.attempt + 1)
+        runs = [each for each in runs if not each.is_retried]
+        if not runs:
+            return Request(Stage.start, self.start)
+        start = runs[0]
+        if start.outcome is Outcome.running:
+            return None
+        view = _View(self, runs)
+        return view.ladder() or view.proposal() or view.race()
+
+    def decide(self, runs: Sequence[Run]) -> Decision:
+        """What the runs have shown so far."""
+        runs = [each for each in runs if not each.is_retried]
+        is_over = bool(runs) and all(each.outcome is not Outcome.running for each in runs)
+        is_over = is_over and self.next_request(runs) is None
+        return _View(self, runs).decide(is_over)
+
+    def space_of(self, runs: Sequence[Run]) -> Space:
+        """The space that is searched, by what the runs have told of the app."""
+        first = runs[0] if runs else None
+        codes = {code for each in runs for code in each.findings}
+        is_half = any("16" in dtype for each in runs for dtype in each.state_dtypes)
+        search_eps = is_half or any(code.startswith(EPS_FINDINGS) for code in codes)
+        return Space(self.start, self._config, first.steps if first else None, search_eps)
+
+    def contributions(self, runs: Sequence[Run]) -> list[tuple[str, float, float]]:
+        """What each dimension contributes on the way from the start to the chosen configuration.
+
+        The Gaussian process is asked for the loss as one dimension after the other takes its new
+        value, in the usual order of tuning: the learning rate first.
+
+        Returns:
+            Name, expected decrease of the warped loss, and its standard deviation, both as shares
+            of the whole decrease; empty if the start is chosen.
+        """
+        view = _View(self, [each for each in runs if not each.is_retried])
+        chosen = view.decide(False).chosen
+        place, goal = (view.space.coordinates(each) for each in (self.start, chosen))
+        total, _ = view.process.difference(place, goal)
+        found = []
+        for index, dimension in enumerate(view.space.dimensions):
+            if chosen == self.start or place[index] == goal[index] or total <= 0:
+                continue
+            after = place.copy()
+            after[index] = goal[index]
+            gain, deviation = view.process.difference(place, after)
+            found.append((dimension.name, gain / total, deviation / total))
+            place = after
+        return found
+
+
+class _View:
+    """A strategy's runs, as far as they have ended, and the process that they have taught."""
+
+    def __init__(self, strategy: Strategy, runs: Sequence[Run]) -> None:
+        self.strategy = strategy
+        self.runs = runs
+        self.space = strategy.space_of(runs)
+        self.used = sum(each.request.length for each in runs)
+        self.is_flexible = bool(runs) and runs[0].steps is not None and not runs[0].fixed_length
+        self.has_race = strategy.budget >= RACE_FROM
+        reserve = (4 if strategy.budget < AMSGRAD_FROM else 6) if self.has_race else 0
+        self.left = strategy.budget - reserve - self.used + ROUNDING
+        self.places = np.stack(
+            [self._place(each) for each in runs] or [self.space.coordinates(strategy.start)]
+        )
+        self._process: GaussianProcess | None = None
+
+    def ladder(self) -> Request | None:
+        """The next rung of the ladder; None if all of them have begun."""
+        index = self.space.index("lr")
+        if index is None or self.strategy.budget < LADDER_FROM:
+            return None
+        rates = LADDER if self.is_flexible else FULL_LADDER
+        length = SHORT if self.is_flexible else 1.0
+        begun = {each.request.key for each in self.runs}
+        low, high = self.space.low[index], self.space.high[index]
+        for lr in rates:
+            if low <= math.log10(lr) <= high and self._fits(length):
+                request = self._at(self._default(math.log10(lr)), Stage.ladder, length)
+                if request.key not in begun:
+                    return request
+        if not self.is_flexible or not self._fits(MEDIUM):
+            return None
+        rungs = self._of(Stage.ladder, SHORT)
+        if any(each.outcome is Outcome.running for each in rungs):
+            return None
+        for each in sorted(rungs, key=self._loss)[:PROMOTED]:
+            x = self.space.coordinates(each.request.configuration, SHORT)
+            request = self._at(x, Stage.ladder, MEDIUM)
+            if request.key not in begun and math.isfinite(self._loss(each)):
+                return request
+        return None
+
+    def proposal(self) -> Request | None:
+        """The next configuration that the process proposes; None if the budget is spent."""
+        if self._is_ladder_running(SHORT):
+            return None
+        count = len(self._of(Stage.search))
+        amsgrad = self.strategy.start.amsgrad
+        if (
+            self.strategy.budget >= AMSGRAD_FROM
+            and self.strategy._config.amsgrad
+            and amsgrad is not None
+            and 1 <= self.left < 2
+        ):
+            other = replace(self._best().request.configuration, amsgrad=not amsgrad)
+            if not any(each.request.configuration.amsgrad is not amsgrad for each in self.runs):
+                return Request(Stage.search, other)
+        is_probe = self.is_flexible and self.has_race and count % 3 == 1
+        length = MEDIUM if is_probe and self.left >= 1 + MEDIUM else 1.0
+        if not self._fits(length):
+            return None
+        x = self._first() if count == 0 else self._propose(count)
+        return self._at(x, Stage.search, length)
+
+    def race(self) -> Request | None:
+        """The next run of the race; None if all of them have begun."""
+        search = [each for each in self.runs if each.request.stage is not Stage.race]
+        if not self.has_race or any(each.outcome is Outcome.running for each in search):
+            return None
+        room = self.strategy.budget - self.used + ROUNDING
+        begun = {each.request.key for each in self.runs}
+        for replicate in (1, 2) if self.strategy.budget < AMSGRAD_FROM else (1, 2, 3):
+            for configuration in self.contestants():
+                request = Request(Stage.race, configuration, replicate=replicate)
+                if request.key not in begun and room >= 1:
+                    return request
+        return None
+
+    def contestants(self) -> list[Configuration]:
+        """The best configuration, and what it races with: the start, or if that is far behind the
+        second best."""
+        start = self.strategy.start
+        ranked = [each.request.configuration for each in self._ranked()]
+        others = [each for each in ranked if each != start]
+        if not others:
+            return []
+        is_sure = len(others) > 1 and self._better_than_start(others[0]) >= SURE
+        return [others[0], others[1] if is_sure else start]
+
+    def decide(self, is_over: bool) -> Decision:
+        start = self.strategy.start
+        at_start = self._values(start)
+        contestants = self.contestants() if self.runs else []
+        if not contestants:
+            return Decision(start, at_start, {}, None, None, None, False, is_over)
+        best, rival = contestants
+        if rival != start:
+            raced = [self._fresh_mean(each) for each in contestants]
+            best = rival if raced[1] < raced[0] else best
+        at_best = self._values(best)
+        fresh = sorted(key for key in at_best.keys() & at_start.keys() if key > 0)
+        if rival != start or not fresh:
+            confidence = self._better_than_start(best)
+            before, after = self._mean(at_start), self._mean(at_best)
+            gain = before - after if math.isfinite(before - after) else None
+            error = self._noise(after) if gain is not None else None
+            is_raced = rival != start and len(at_best) > 1
+        else:
+            differences = [at_start[each] - at_best[each] for each in fresh]
+            gain, error, confidence = self._race_result(differences, at_best)
+            is_raced = True
+        chosen = best if confidence >= CONFIDENCE else start
+        return Decision(chosen, at_start, at_best, gain, error, confidence, is_raced, is_over)
+
+    @property
+    def process(self) -> GaussianProcess:
+        """The process; runs that have not ended are taken to be what it expects of them."""
+        if self._process is None:
+            lengths = np.array([-math.log2(each.request.length) for each in self.runs])
+            losses = np.array([self._loss(each) for each in self.runs])
+            over = np.array([each.outcome is not Outcome.running for each in self.runs])
+            known = GaussianProcess(
+                self.places[over], lengths[over], losses[over], self.space.length_scale
+            )
+            self._process = known.with_expected(self.places[~over], lengths[~over])
+        return self._process
+
+    def _race_result(
+        self, differences: Sequence[float], at_best: dict[int, float]
+    ) -> tuple[float | None, float | None, float]:
+        """Gain, its standard error, and the confidence in it.
+
+        The variance of a few differences is little to go by, so it is shrunk to the noise that the
+        process has fitted (Smyth 2004, doi 10.2202/1544-6115.1027).
+        """
+        finite = [each for each in differences if math.isfinite(each)]
+        if len(finite) < len(differences):
+            return None, None, float(math.isfinite(self._mean(at_best)))
+        gain, count = float(np.mean(finite)), len(finite)
+        degrees = PRIOR_DEGREES + count - 1
+        prior = 2 * self._noise(self._mean(at_best)) ** 2
+        squares = float(np.sum((np.array(finite) - gain) ** 2))
+        error = math.sqrt((PRIOR_DEGREES * prior + squares) / degrees / count)
+        return gain, error, float(t.cdf(gain / max(error, 1e-30), degrees))
+
+    def _noise(self, loss: float) -> float:
+        """Standard deviation between seeds at a loss, as the process has fitted it."""
+        process = self.process
+        return math.sqrt(process.noise) * process.deviation * process.warp.slope(loss)
+
+    def _better_than_start(self, configuration: Configuration) -> float:
+        """The probability by the process that a configuration is better than the start."""
+        at_start = self._values(self.strategy.start)
+        if not all(math.isfinite(each) for each in at_start.values()):
+            return 1.0
+        gain, deviation = self.process.difference(
+            self.space.coordinates(self.strategy.start), self.space.coordinates(configuration)
+        )
+        return float(norm.cdf(gain / deviation))
+
+    def _ranked(self) -> list[Run]:
+        """The full runs of the first seed that ended well, the best by the process first."""
+        full = [
+            (index, each)
+            for index, each in enumerate(self.runs)
+            if each.request.length == 1 and each.request.replicate == 0
+            if math.isfinite(self._loss(each))
+        ]
+        if not full:
+            return []
+        mean, _ = self.process.predict(self.places[[index for index, _ in full]])
+        order = np.argsort(mean, kind="stable")
+        return [full[place][1] for place in order]
+
+    def _best(self) -> Run:
+        ranked = self._ranked()
+        return ranked[0] if ranked else self.runs[0]
+
+    def _first(self) -> Array:
+        """Where the search begins: the best of the longest rungs of the ladder."""
+        rungs = [each for each in self._of(Stage.ladder) if math.isfinite(self._loss(each))]
+        if not rungs or not self.is_flexible:
+            return self._propose(0)
+        longest = max(each.request.length for each in rungs)
+        best = min((each for each in rungs if each.request.length == longest), key=self._loss)
+        return self.space.coordinates(best.request.configuration, longest)
+
+    def _propose(self, count: int) -> Array:
+        """The configuration with the largest expected improvement."""
+        seed = [self.strategy._seed, len(self.runs)]
+        rng = np.random.default_rng(seed)
+        known, _ = self.process.predict(self.places)
+        draws = self.space.draw(self.places[np.argmin(known)], rng, use_prior=count % 4 != 3)
+        mean, deviation = self.process.predict(draws)
+        u = (known.min() - mean) / deviation
+        gain = deviation * (u * norm.cdf(u) + norm.pdf(u))
+        best: Array = draws[int(np.argmax(gain))]
+        return best
+
+    def _default(self, lr: float) -> Array:
+        x = self.space.default.copy()
+        index = self.space.index("lr")
+        x[index] = lr
+        return x
+
+    def _at(self, x: Array, stage: Stage, length: float) -> Request:
+        return Request(stage, self.space.configuration(x, length), length)
+
+    def _place(self, run: Run) -> Array:
+        return self.space.coordinates(run.request.configuration, run.request.length)
+
+    def _fits(self, length: float) -> bool:
+        return length <= self.left
+
+    def _of(self, stage: Stage, length: float | None = None) -> list[Run]:
+        return [
+            each
+            for each in self.runs
+            if each.request.stage is stage and length in (None, each.request.length)
+        ]
+
+    def _is_ladder_running(self, length: float) -> bool:
+        return any(each.outcome is Outcome.running for each in self._of(Stage.ladder, length))
+
+    def _loss(self, run: Run) -> float:
+        """A run's loss; infinite if it failed, nan if it has not ended."""
+        if run.outcome is Outcome.running:
+            return math.nan
+        loss = run.loss(self.strategy.sign)
+        return loss if math.isfinite(loss) else math.inf
+
+    def _values(self, configuration: Configuration) -> dict[int, float]:
+        """The losses of the full runs of a configuration, by replicate."""
+        return {
+            each.request.replicate: self._loss(each)
+            for each in self.runs
+            if each.request.configuration == configuration and each.request.length == 1
+            if each.outcome is not Outcome.running
+        }
+
+    def _mean(self, values: dict[int, float]) -> float:
+        """The mean loss: of the fresh seeds, if there are any."""
+        fresh = [value for replicate, value in values.items() if replicate > 0]
+        return float(np.mean(fresh or list(values.values()) or [math.nan]))
+
+    def _fresh_mean(self, configuration: Configuration) -> float:
+        values = self._values(configuration)
+        return self._mean(values) if len(values) > 1 else math.inf

@@ -24,7 +24,7 @@ from lightning_adam.config.schedule import (
     StepScheduleConfig,
     WarmupScheduleConfig,
 )
-from lightning_adam.config.tune import StageConfig, TuneConfig
+from lightning_adam.config.tune import SpaceConfig, TuneConfig
 
 
 class Documented(NamedTuple):
@@ -84,7 +84,7 @@ TOPICS: dict[str, list[Section]] = {
     "monitor": [Section("lightning_adam/monitor=default", "adam_monitor", MonitorConfig)],
     "tune": [
         Section("hydra/sweeper=adam_tune", "hydra.sweeper", TuneConfig),
-        Section("One of hydra.sweeper.stages", "hydra.sweeper.stages.lr", StageConfig),
+        Section("hydra.sweeper.space", "hydra.sweeper.space", SpaceConfig),
     ],
 }
 """The configs by topic."""

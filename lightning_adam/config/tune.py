@@ -42,10 +42,6 @@ class Range(Validated):
     """Upper end, above `low` (required; optuna.distributions)."""
 
 
-def _range(low: float, high: float) -> Any:
-    return field(default_factory=lambda: Range(low, high))
-
-
 @dataclass
 class SpaceConfig(Validated):
     """The search space of `hydra/sweeper=adam_tune`. `null` keeps a value as configured.
@@ -55,22 +51,22 @@ class SpaceConfig(Validated):
         Range(low=1e-05, high=0.2)
     """
 
-    lr: Range | None = _range(1e-5, 0.2)
+    lr: Range | None = field(default_factory=lambda: Range(1e-5, 0.2))
     """Learning rate, logarithmic (default: 1e-5 to 0.2; lightning_adam)."""
-    beta1: Range | None = _range(0.5, 0.99)
+    beta1: Range | None = field(default_factory=lambda: Range(0.5, 0.99))
     """First of `betas`, by 1 - beta1 (default: 0.5 to 0.99; lightning_adam)."""
-    beta2: Range | None = _range(0.9, 0.9997)
+    beta2: Range | None = field(default_factory=lambda: Range(0.9, 0.9997))
     """Second of `betas`, by 1 - beta2 (default: 0.9 to 0.9997; lightning_adam)."""
-    eps: Range | None = _range(1e-12, 1e-3)
+    eps: Range | None = field(default_factory=lambda: Range(1e-12, 1e-3))
     """eps, if the optimizer's states are of 16 bits or a finding is about eps (default: 1e-12 to
     1e-3; lightning_adam)."""
-    decay_timescale: Range | None = _range(0.1, 1000)
+    decay_timescale: Range | None = field(default_factory=lambda: Range(0.1, 1000))
     """1 / (lr * weight_decay), in lengths of the run, for decoupled weight decay; at the upper end
     there is none (default: 0.1 to 1000; Wang & Aitchison 2024, arXiv 2405.13698)."""
-    weight_decay: Range | None = _range(1e-7, 0.1)
+    weight_decay: Range | None = field(default_factory=lambda: Range(1e-7, 0.1))
     """Weight decay of an optimizer that adds it to the gradient; at the lower end there is none
     (default: 1e-7 to 0.1; lightning_adam)."""
-    warmup_ratio: Range | None = _range(0.0, 0.5)
+    warmup_ratio: Range | None = field(default_factory=lambda: Range(0.0, 0.5))
     """Warm-up as a share of the run (default: 0 to 0.5; lightning_adam)."""
     amsgrad: bool = True
     """Whether the best configuration is also tried with the other value of `amsgrad`, from

@@ -164,11 +164,11 @@ def page(runs: Sequence[Run], refresh: float | None = None) -> str:
             ],
             "refresh": refresh,
         },
-        plotly=_plotly(),
+        plotly=plotly_bundle(),
     )
 
 
-def _plotly() -> str:
+def plotly_bundle() -> str:
     """Plotly's bundle of Cartesian charts, compressed to a third."""
     bundle = files("lightning_adam.reports") / "page" / "plotly-cartesian.min.js"
     return base64.b64encode(gzip.compress(bundle.read_bytes(), mtime=0)).decode("ascii")

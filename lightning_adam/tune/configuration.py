@@ -69,19 +69,24 @@ class ConfigPaths:
     scheduler: str | None = None
     absent: frozenset[str] = frozenset()
 
-    def overrides(self, start: Configuration, configuration: Configuration) -> list[str]:
-        """The overrides that make a configuration of that of the app.
+    def values(self, start: Configuration, configuration: Configuration) -> dict[str, Any]:
+        """The values that make a configuration of that of the app, by their paths.
 
         Args:
             start: The configuration of the app.
             configuration: The configuration to get.
         """
-        overrides = []
-        for name, value in start.changes(configuration).items():
-            path = self.scheduler if name.startswith("warmup") else self.optimizer
-            added = "++" if name in self.absent else ""
-            overrides.append(f"{added}{path}.{name}={format_value(value)}")
-        return overrides
+        return {
+            f"{self.scheduler if name.startswith('warmup') else self.optimizer}.{name}": value
+            for name, value in start.changes(configuration).items()
+        }
+
+    def overrides(self, start: Configuration, configuration: Configuration) -> list[str]:
+        """The same as overrides of Hydra."""
+        return [
+            f"{'++' if path.rpartition('.')[2] in self.absent else ''}{path}={format_value(value)}"
+            for path, value in self.values(start, configuration).items()
+        ]
 
 
 def find_paths(config: DictConfig, given: str | None) -> ConfigPaths:
@@ -120,7 +125,7 @@ def find_paths(config: DictConfig, given: str | None) -> ConfigPaths:
             f"Choose one, for example hydra.sweeper.optimizer={optimizers[0]}",
         )
     optimizer = given or optimizers[0]
-    schedules = [path for path, node in nodes.items() if SCHEDULER_KEYS <= set(map(str, node))]
+    schedules = [path for path, node in nodes.items() if set(map(str, node)) >= SCHEDULER_KEYS]
     # Of several schedules the one beside the optimizer; of others none is taken for its own.
     beside = [each for each in schedules if _parent(each) == _parent(optimizer)]
     candidates = beside if len(schedules) > 1 else schedules

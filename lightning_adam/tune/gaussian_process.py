@@ -49,6 +49,7 @@ class Warp:
         self.scale = distance / 2 or 1.0
 
     def __call__(self, losses: Array) -> Array:
+        """The warped losses."""
         warped = np.log1p(np.maximum(losses - self.low, 0.0) / self.scale)
         known = warped[np.isfinite(warped)]
         worst = known.max() + 0.5 * known.std() if len(known) else 0.0

@@ -35,15 +35,15 @@ class AdamTune(Sweeper):
             ConfigError: If a setting cannot work, or the extra is not installed.
         """
         try:
-            from lightning_adam.tune.sweeper import StagedSweep
+            from lightning_adam.tune.sweeper import AdamSweep
         except ModuleNotFoundError as error:
             raise ConfigError(
                 f"hydra/sweeper=adam_tune needs optuna ({error})",
                 "Run pip install 'lightning-adam[tune]'",
             ) from error
 
-        self.staged = StagedSweep(self.settings, hydra_context, task_function, config)
+        self._sweep = AdamSweep(self.settings, hydra_context, task_function, config)
 
     def sweep(self, arguments: list[str]) -> Any:
         """Called by Hydra with what was typed for the app."""
-        return self.staged.sweep(arguments)
+        return self._sweep.sweep(arguments)

@@ -1,11 +1,11 @@
-"""A trial in its own process: who it is, what it tells the archive, and what it leaves behind."""
+"""A run in its own process: which one it is, and how its result gets into the history."""
 
 import json
 import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,76 +14,76 @@ from hydra.core.utils import env_override
 from omegaconf import DictConfig
 
 from lightning_adam.config.errors import ConfigError
-from lightning_adam.config.variables import TRIAL_VARIABLE
-from lightning_adam.tune.alive import Heart, process_name
-from lightning_adam.tune.archive import Archive, open_storage
+from lightning_adam.config.variables import STORAGE_VARIABLE, TRIAL_VARIABLE
+from lightning_adam.tune.history import History, open_storage, shown
 
 
 class NoMetricError(ConfigError):
-    """The app returns no number: no trial of it can be judged."""
+    """The app returns no number: none of its runs can be judged."""
 
 
 @dataclass(frozen=True)
-class Identity:
-    """Which trial of which search this process trains.
+class Trial:
+    """Which run of which search this process trains.
 
     Attributes:
-        storage: Where the archive is.
         study_name: The search.
         direction: `minimize` or `maximize`.
-        stage: The trial's stage.
-        number: Its number in that.
-        monitor: By which metric it may be stopped early; None where it may not.
+        stage: What the run is for.
+        number: Its number.
+        length: Its share of a full run's steps.
+        hyperparameters: Arguments by which the tuned optimizer is recognized.
 
     Example:
-        >>> who = Identity("journal:tune.journal", "mnist", "minimize", "lr", 3)
-        >>> Identity(**json.loads(who.as_variable())) == who
+        >>> trial = Trial("mnist", "minimize", "ladder", 3, 0.125, {"lr": 1e-3})
+        >>> Trial(**json.loads(trial.as_variable())) == trial
         True
     """
 
-    storage: str
     study_name: str
     direction: str
     stage: str
     number: int
-    monitor: str | None = None
+    length: float
+    hyperparameters: Mapping[str, Any]
 
     def as_variable(self) -> str:
-        """The variable's value.
+        """The value of the environment variable.
 
         Example:
-            >>> Identity("journal:a", "mnist", "minimize", "lr", 3).as_variable()[:24]
-            '{"storage": "journal:a",'
+            >>> Trial("mnist", "minimize", "start", 0, 1.0, {}).as_variable()[:24]
+            '{"study_name": "mnist", '
         """
         return json.dumps(asdict(self))
 
-    def archive(self) -> Archive:
-        """The search's archive.
+    def history(self) -> History:
+        """Opens the history of the search.
 
         Raises:
             Exception: If it cannot be reached from here.
         """
-        open_storage(self.storage, must_exist=True)
-        return Archive(self.storage, self.study_name, self.direction)
+        place = os.environ[STORAGE_VARIABLE]
+        open_storage(place, must_exist=True)
+        return History(place, self.study_name, self.direction)
 
 
-def identity() -> Identity | None:
-    """Which trial this process trains; None outside a search.
+def current_trial() -> Trial | None:
+    """Which run this process trains; None outside a search.
 
     Example:
-        >>> identity() is None
+        >>> current_trial() is None
         True
     """
     given = os.environ.get(TRIAL_VARIABLE)
-    return Identity(**json.loads(given)) if given else None
+    return Trial(**json.loads(given)) if given else None
 
 
 @dataclass(frozen=True)
 class Job:
-    """The app's function, which tells its result to the archive too, if that can be reached.
+    """The app's function, which also writes its result to the history.
 
-    What a launcher returns at the end of a batch is lost if the search is killed before; what is
-    in the archive is not.
+    What a launcher returns at the end of a batch is lost if the search is killed before it; what
+    is in the history is not.
 
     Attributes:
         task_function: What `hydra.main` decorates.
@@ -101,29 +101,35 @@ class Job:
         Raises:
             Exception: What the app raises, and a NoMetricError if it returns no number.
         """
-        who = identity()
-        if who is None:
+        trial = current_trial()
+        if trial is None:
             return self._result(config)
-        with env_override(_of_wandb(who)):
-            return self._told(who, config)
+        with env_override(_wandb_variables(trial)):
+            return self._recorded(trial, config)
 
-    def _told(self, who: Identity, config: DictConfig) -> float:
-        archive = _reached(who)
-        if archive is None:
+    def _recorded(self, trial: Trial, config: DictConfig) -> float:
+        try:
+            history = trial.history()
+        except Exception as error:
+            place = shown(os.environ.get(STORAGE_VARIABLE, "the storage"))
+            warnings.warn(
+                f"{place} cannot be opened here ({in_one_line(error)}): the metric of the run goes"
+                " back through the launcher alone.",
+                stacklevel=2,
+            )
             return self._result(config)
-        process = process_name()
-        if not archive.note_if_running(
-            who.stage, who.number, job=process, folder=HydraConfig.get().runtime.output_dir
-        ):
-            raise RuntimeError(f"{who.stage}/{who.number}: the search has given this trial up")
+        number = trial.number
+        if not history.is_running(number):
+            raise RuntimeError(f"The search has given up run {number}")
+        history.note(number, folder=HydraConfig.get().runtime.output_dir)
         begun = time.monotonic()
-        with Heart(archive, process):
+        with history.alive(str(number), [number]):
             try:
                 value = self._result(config)
             except Exception as error:
-                archive.fail(who.stage, who.number, in_one_line(error), time.monotonic() - begun)
+                history.fail(number, in_one_line(error), time.monotonic() - begun)
                 raise
-            archive.finish(who.stage, who.number, value, time.monotonic() - begun)
+            history.finish(number, value, time.monotonic() - begun)
         return value
 
     def _result(self, config: DictConfig) -> float:
@@ -137,10 +143,10 @@ class Job:
 
 
 def as_metric(result: object) -> float:
-    """What the app returned, as a number.
+    """The number that the app returned.
 
     Raises:
-        NoMetricError: If it is none.
+        NoMetricError: If it is not a number.
 
     Example:
         >>> as_metric("0.41")  # doctest: +ELLIPSIS
@@ -161,7 +167,7 @@ def as_metric(result: object) -> float:
 
 
 def in_one_line(error: BaseException) -> str:
-    """An error's class and the first line of what it says.
+    """The class of an error and the first line of its message.
 
     Example:
         >>> in_one_line(ValueError("no such file"))
@@ -171,28 +177,16 @@ def in_one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {said[0][:300]}" if said else type(error).__name__
 
 
-def _reached(who: Identity) -> Archive | None:
-    try:
-        return who.archive()
-    except Exception as error:
-        warnings.warn(
-            f"{who.storage} cannot be reached from here ({in_one_line(error)}): the trial's metric"
-            " goes back through the launcher alone, and it is not stopped early.",
-            stacklevel=2,
-        )
-        return None
-
-
-def _of_wandb(who: Identity) -> dict[str, str]:
-    """How W&B shows the trial's run, unless the user's environment has words of its own."""
-    named = {"WANDB_RUN_GROUP": who.study_name, "WANDB_JOB_TYPE": who.stage}
+def _wandb_variables(trial: Trial) -> dict[str, str]:
+    """How W&B shows the run, unless the user's environment says it."""
+    named = {"WANDB_RUN_GROUP": trial.study_name, "WANDB_JOB_TYPE": trial.stage}
     return {name: value for name, value in named.items() if name not in os.environ}
 
 
 def _finish_wandb(exit_code: int) -> None:
-    """Ends the app's run, which the next trial of the process would else go on with.
+    """Ends the W&B run, which the next job of the process would else continue.
 
-    What W&B has read from the environment goes too: the next trial's job type is another.
+    W&B also forgets what it has read from the environment: the next job may be of another type.
     """
     wandb = sys.modules.get("wandb")
     if wandb is not None:

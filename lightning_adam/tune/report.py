@@ -1,49 +1,327 @@
-"""Writes the story of a search beside its trials: `tune.md`, and `tune.html` to look at."""
+"""What a search has found, beside its runs: `tune.md`, `tune.html`, `optimization_results.yaml`."""
 
+import json
 import logging
+import math
 import os
+import re
+import shlex
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from lightning_adam.tune import html, markdown
-from lightning_adam.tune.story import Story
+import optuna
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from omegaconf import OmegaConf
+
+from lightning_adam.config.errors import format_value
+from lightning_adam.config.tune import PATH, TuneConfig
+from lightning_adam.reports.report import plotly_bundle
+from lightning_adam.reports.summary import format_duration
+from lightning_adam.tune.configuration import ConfigPaths, Configuration
+from lightning_adam.tune.runs import Outcome, Run
+from lightning_adam.tune.strategy import CONFIDENCE, Decision, Strategy
+from lightning_adam.version import __version__
 
 log = logging.getLogger(__name__)
-_said: set[str] = set()
+_logged: set[str] = set()
 """What has been logged already."""
+MAX_NAMED = 4
+"""How many configurations are named of those to which the same happened."""
+FILES = ("tune.md", "tune.html")
 
 
-def write_story(story: Story, folder: Path) -> None:
-    """Writes the story to a folder; what was there before is replaced at once, never in part.
+@dataclass(frozen=True)
+class Table:
+    """A table of a report: a title, a sentence that may be empty, and text in columns."""
 
-    What goes wrong is logged, once, and stops nothing: the trials are worth more than their story.
+    title: str
+    note: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is reported of a search.
+
+    Attributes:
+        settings: Of the sweeper.
+        job: The app's name.
+        runs: In the order in which they began, without those that are started again.
+        strategy: What has searched.
+        decision: What it has come to.
+        paths: Where the optimizer and the schedule stand in the app's config.
+        arguments: The overrides that all runs share.
+        is_seeded: Whether the runs are seeded.
+    """
+
+    settings: TuneConfig
+    job: str
+    runs: Sequence[Run]
+    strategy: Strategy
+    decision: Decision
+    paths: ConfigPaths
+    arguments: Sequence[str]
+    is_seeded: bool
+
+    @property
+    def line(self) -> str:
+        """The overrides to use, as a line of a shell; empty if there are none."""
+        return shlex.join([*self.arguments, *self._overrides(self.decision.chosen)])
+
+    def best_value(self) -> str:
+        """The metric of the chosen configuration."""
+        decision = self.decision
+        is_start = decision.chosen == self.strategy.start
+        return self._metric((decision.start if is_start else decision.best).items())
+
+    def last_words(self, folder: str) -> list[str]:
+        """What is printed at the end of a search."""
+        before = self._metric(self.decision.start.items())
+        written = [f"report: {shlex.quote(f'{folder}/{name}')}" for name in FILES]
+        return [
+            f"adam_tune: {before} -> {self.best_value()} in {self._spent()}",
+            *written,
+            f"overrides: {self.line}" if self.line else "overrides: none, the app's are kept",
+        ]
+
+    def sentences(self) -> list[str]:
+        """The result in a few sentences."""
+        decision, name = self.decision, self.settings.study_name
+        seconds = format_duration(sum(each.seconds for each in self.runs))
+        state = "is complete" if decision.is_over else "is under way"
+        said = [f"The search {name} of {self.job} {state}: {self._spent()}, {seconds} of training."]
+        before, after = (self._metric(each.items()) for each in (decision.start, decision.best))
+        if decision.start:
+            said.append(f"The configuration of the app has a metric of {before}.")
+        if decision.best and decision.confidence is not None:
+            fresh = [each for each in decision.best if each > 0]
+            seeds = f" (mean of {len(fresh)} fresh seeds)" if fresh else " (one seed)"
+            gain = self._gain()
+            is_taken = decision.chosen != self.strategy.start
+            said.append(
+                f"The best other configuration has {after}{seeds}{gain}, and is better with a"
+                f" probability of {decision.confidence:.2f}: it is"
+                f" {'used' if is_taken else f'not used, as that is below {CONFIDENCE}'}."
+            )
+        first = self.runs[0] if self.runs else None
+        if first and first.outcome is not Outcome.running and self._why_full():
+            said.append(f"All runs have the full length: {self._why_full()}.")
+        if not self.is_seeded:
+            said.append("The runs are not seeded: the app's config has no seed.")
+        space = self.strategy.space_of(self.runs)
+        for dimension, end in space.at_an_end(self.decision.chosen) if decision.is_over else []:
+            override = f"{PATH}.space.{dimension}.{end}=VALUE"
+            said.append(f"{dimension} lies at the {end} end of its range; {override} widens it.")
+        return said
+
+    def tables(self) -> list[Table]:
+        """The parts of the report."""
+        tables = [self._contributions(), self._runs(), self._failures(), self._findings()]
+        return [each for each in tables if each.rows]
+
+    def results(self) -> dict[str, Any]:
+        """The result as values, with the fields of hydra-optuna-sweeper first."""
+        decision = self.decision
+        changed = self.paths.values(self.strategy.start, decision.chosen)
+        is_start = decision.chosen == self.strategy.start
+        return {
+            "name": "optuna",
+            "best_params": {
+                path: list(value) if isinstance(value, tuple) else value
+                for path, value in changed.items()
+            },
+            "best_value": self._mean((decision.start if is_start else decision.best).items()),
+            "start_value": self._mean(decision.start.items()),
+            "gain": decision.gain,
+            "standard_error": decision.standard_error,
+            "confidence": decision.confidence,
+            "is_complete": decision.is_over,
+        }
+
+    def _contributions(self) -> Table:
+        start, chosen = self.strategy.start, self.decision.chosen
+        space = self.strategy.space_of(self.runs)
+        known = {
+            name: f"{gain:.0%} ± {deviation:.0%}"
+            for name, gain, deviation in self.strategy.contributions(self.runs)
+        }
+        rows = []
+        for dimension in space.dimensions:
+            values = [dimension.read(each, space.steps) for each in (start, chosen)]
+            shown = ["none" if math.isinf(each) else f"{each:.4g}" for each in values]
+            if dimension.name in known:
+                rows.append((dimension.name, *shown, known[dimension.name]))
+        if start.amsgrad != chosen.amsgrad:
+            rows.append(("amsgrad", str(start.amsgrad), str(chosen.amsgrad), ""))
+        note = (
+            "What each change contributes to the gain, on a scale that compresses large losses, as"
+            " the Gaussian process estimates it for one change after the other; decay_timescale is"
+            " 1 / (lr * weight_decay) in lengths of the run."
+        )
+        head = ("hyperparameter", "app", "chosen", "share of the gain")
+        return Table("Hyperparameters", note, head, rows)
+
+    def _runs(self) -> Table:
+        rows = [
+            (
+                str(each.number),
+                each.request.stage.value,
+                f"{each.request.length:.3g}",
+                self._changes(each.request.configuration),
+                "" if each.seed is None else str(each.seed),
+                "" if each.value is None else f"{each.value:.5g}",
+                each.outcome.value,
+                format_duration(each.seconds),
+            )
+            for each in self.runs
+        ]
+        head = ("run", "stage", "length", "configuration", "seed", "metric", "outcome", "time")
+        note = "A length of 0.125 is an eighth of the steps, with a schedule of that length."
+        return Table("Runs", note, head, rows)
+
+    def _failures(self) -> Table:
+        rows = self._grouped((each.error, each) for each in self.runs if each.error)
+        return Table("Failures", "", ("error", "runs", "configurations"), rows)
+
+    def _findings(self) -> Table:
+        rows = self._grouped((code, each) for each in self.runs for code in each.findings)
+        note = "What AdamMonitor has found in the runs; see `lightning-adam explain`."
+        return Table("Findings", note, ("finding", "runs", "configurations"), rows)
+
+    def _grouped(self, pairs: Iterable[tuple[str, Run]]) -> list[Sequence[str]]:
+        groups: dict[str, list[Run]] = {}
+        for key, run in pairs:
+            groups.setdefault(key, []).append(run)
+        rows: list[Sequence[str]] = []
+        for key, runs in groups.items():
+            named = dict.fromkeys(self._changes(each.request.configuration) for each in runs)
+            more = f"; and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
+            rows.append((key, str(len(runs)), "; ".join([*named][:MAX_NAMED]) + more))
+        return rows
+
+    def _changes(self, configuration: Configuration) -> str:
+        changed = self.strategy.start.changes(configuration)
+        said = " ".join(f"{name}={format_value(value)}" for name, value in changed.items())
+        return said or "as configured"
+
+    def _overrides(self, configuration: Configuration) -> list[str]:
+        return self.paths.overrides(self.strategy.start, configuration)
+
+    def _spent(self) -> str:
+        over = [each for each in self.runs if each.outcome is not Outcome.running]
+        used = sum(each.request.length for each in over)
+        return f"{len(over)} runs, worth {used:.3g} of {self.settings.n_trials} full runs"
+
+    def _gain(self) -> str:
+        decision = self.decision
+        if decision.gain is None or decision.standard_error is None:
+            return ""
+        return f", a gain of {decision.gain:.3g} ± {decision.standard_error:.2g}"
+
+    def _why_full(self) -> str:
+        first = self.runs[0]
+        if first.steps is None and not first.fixed_length:
+            return "no Lightning Trainer of the app trains the tuned optimizer"
+        return first.fixed_length
+
+    def _mean(self, values: Iterable[tuple[int, float]]) -> float | None:
+        """The mean metric over the fresh seeds, or that of the first seed."""
+        known = dict(values)
+        losses = [loss for seed, loss in known.items() if seed > 0] or [*known.values()]
+        mean = math.fsum(losses) / len(losses) if losses else math.inf
+        return self.strategy.sign * mean if math.isfinite(mean) else None
+
+    def _metric(self, values: Iterable[tuple[int, float]]) -> str:
+        mean = self._mean(values)
+        return "no finite metric" if mean is None else f"{mean:.5g}"
+
+
+def write_report(report: Report, study: optuna.Study, folder: Path) -> None:
+    """Writes the files of a report; each replaces the one before at once, never in part.
+
+    What goes wrong is logged, once, and stops nothing: the runs are worth more than their report.
 
     Args:
-        story: What the search has come to.
-        folder: Where to; it has to be there.
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> write_story(Story("mnist", "mnist", "maximize", 20, 2, [], []), folder)
-        >>> sorted(each.name for each in folder.iterdir())
-        ['tune.html', 'tune.md']
+        report: What the search has come to.
+        study: The study of the search, for its figures.
+        folder: The folder of the search.
     """
-    _write(folder / "tune.md", lambda: markdown.page(story))
-    _write(folder / "tune.html", lambda: html.page(story))
+    pages: dict[str, Callable[[], str]] = {
+        "tune.md": lambda: markdown(report),
+        "tune.html": lambda: html(report, study),
+        "optimization_results.yaml": lambda: OmegaConf.to_yaml(report.results()),
+    }
+    for name, page in pages.items():
+        # Two processes may write to one folder.
+        partial = folder / f".{name}.{uuid.uuid4().hex}"
+        try:
+            # A name that the filesystem has no text for can be written all the same.
+            partial.write_bytes(page().encode("utf-8", errors="backslashreplace"))
+            os.replace(partial, folder / name)
+        except Exception as error:
+            partial.unlink(missing_ok=True)
+            said = f"adam_tune: {name} was not written ({type(error).__name__}: {error})"
+            if said not in _logged:
+                _logged.add(said)
+                log.warning(said)
 
 
-def _write(file: Path, page: Callable[[], str]) -> None:
-    # Two processes may write to one folder.
-    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
-    try:
-        # A name that the filesystem has no text for can be written all the same.
-        partial.write_bytes(page().encode("utf-8", errors="backslashreplace"))
-        os.replace(partial, file)
-    except Exception as error:
-        partial.unlink(missing_ok=True)
-        said = f"adam_tune: {file} was not written ({type(error).__name__}: {error})"
-        if said not in _said:
-            _said.add(said)
-            log.warning(said)
+def markdown(report: Report) -> str:
+    """The report as Markdown, whose last line has the overrides to use."""
+    parts = [f"# Adam tuned: {_plain(report.settings.study_name)}"]
+    parts.append(_plain(" ".join(report.sentences())))
+    for table in report.tables():
+        parts += [f"## {table.title}", *([table.note] if table.note else [])]
+        lines = [table.head, ["---"] * len(table.head)]
+        lines += [[_plain(cell) for cell in row] for row in table.rows]
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    # Nothing may follow it: it is what a script takes.
+    parts += ["## Overrides", report.line or "none"]
+    return "\n\n".join(parts) + "\n"
+
+
+def html(report: Report, study: optuna.Study) -> str:
+    """The report as a page with Optuna's figures, which loads nothing."""
+    environment = Environment(
+        loader=PackageLoader("lightning_adam.tune", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("tune.html").render(
+        report=report, version=__version__, figures=_figures(study), plotly=plotly_bundle()
+    )
+
+
+def _figures(study: optuna.Study) -> list[Any]:
+    """Optuna's figures of the full runs, as Plotly describes them; shorter ones are worse."""
+    trials = [
+        each
+        for each in study.get_trials(deepcopy=False)
+        if each.state is optuna.trial.TrialState.COMPLETE and each.params.get("length") == 1
+    ]
+    if len(trials) < 2:
+        return []
+    full = optuna.create_study(direction=study.direction)
+    for trial in trials:
+        params = {name: value for name, value in trial.params.items() if name != "length"}
+        ranges = {name: trial.distributions[name] for name in params}
+        full.add_trial(optuna.create_trial(value=trial.value, params=params, distributions=ranges))
+    figures = (
+        optuna.visualization.plot_optimization_history(full),
+        optuna.visualization.plot_slice(full),
+    )
+    return [json.loads(each.to_json()) for each in figures]
+
+
+def _plain(text: str) -> str:
+    """A text that Markdown shows as it is, in a table too."""
+    line = " ".join(text.split())
+    line = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)
+    # Within a word an underscore is one; brackets are a link only with the parenthesis.
+    return re.sub(r"[\\`*<>|~&]|_(?!\w)|(?<!\w)_|(?<=\])\(", r"\\\g<0>", line)

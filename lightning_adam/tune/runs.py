@@ -6,6 +6,8 @@ from enum import Enum
 
 from lightning_adam.tune.configuration import Configuration
 
+SHORTEST = 1 / 8
+"""The shortest length of a run, as a share of a full one."""
 MAX_ATTEMPTS = 2
 """How often a run is started whose process is killed each time."""
 

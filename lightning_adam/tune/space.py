@@ -16,6 +16,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from lightning_adam.config.tune import Range, SpaceConfig
 from lightning_adam.tune.configuration import Configuration
 from lightning_adam.tune.gaussian_process import Array
+from lightning_adam.tune.runs import SHORTEST
 
 UNKNOWN_STEPS = 1000
 """Steps of a full run, where no Trainer tells them."""
@@ -63,7 +64,7 @@ class Dimension:
     def coordinate(self, value: float) -> float:
         """From a value to the scale of the search."""
         value = _complement(value) if self.complement else value
-        return math.log10(max(value, 1e-30)) if self.is_log else value
+        return math.log10(min(max(value, 1e-30), 1e30)) if self.is_log else value
 
     def value(self, coordinate: float) -> float:
         """From the scale of the search to a value of three digits."""
@@ -84,6 +85,12 @@ def _timescale(configuration: Configuration, steps: float) -> float:
 def _with_timescale(configuration: Configuration, timescale: float, steps: float) -> Configuration:
     decay = 1 / (timescale * configuration.lr * steps)
     return replace(configuration, weight_decay=float(f"{decay:.3g}"))
+
+
+def _warmup_ratio(configuration: Configuration, steps: float) -> float:
+    if configuration.warmup_steps is not None:
+        return configuration.warmup_steps / steps
+    return configuration.warmup_ratio or 0.0
 
 
 def _field(name: str) -> dict[str, Any]:
@@ -130,16 +137,16 @@ DIMENSIONS = {
         ),
         Dimension(**_field("weight_decay"), default=0.0, step=0.8, length_scale=1.5, weight=0.13),
         Dimension(
-            **{
-                **_field("warmup_ratio"),
-                "write": lambda configuration, value, _: replace(
-                    configuration, warmup_ratio=value, warmup_steps=None
-                ),
-            },
+            "warmup_ratio",
+            _warmup_ratio,
+            lambda configuration, value, _: replace(
+                configuration, warmup_ratio=value, warmup_steps=None
+            ),
             default=0.1,
             step=0.12,
             length_scale=0.25,
             weight=0.2,
+            param="warmup_ratio",
             is_log=False,
         ),
     )
@@ -169,6 +176,7 @@ class Space:
     ) -> None:
         self.start = start
         self.steps = steps or UNKNOWN_STEPS
+        self._is_timescale_known = steps is not None
         ranges = _ranges(start, config, search_eps)
         self.dimensions = [DIMENSIONS[name] for name in ranges]
         ends = [
@@ -192,7 +200,8 @@ class Space:
         """
         steps = self.steps * length
         found = [each.coordinate(each.read(configuration, steps)) for each in self.dimensions]
-        return np.clip(np.array(found), self.low, self.high)
+        x: Array = np.clip(np.array(found), self.low, self.high)
+        return x
 
     def configuration(self, x: Array, length: float) -> Configuration:
         """The configuration at a place, for a run of a length.
@@ -230,17 +239,31 @@ class Space:
             size = min(int(rng.integers(1, 4)), count)
             moved = rng.choice(count, size, replace=False, p=weight)
             row[moved] += rng.normal(size=size) * self.step[moved]
-        return np.clip(draws, self.low, self.high)
+        clipped: Array = np.clip(draws, self.low, self.high)
+        return clipped
 
-    def params(self, x: Array) -> tuple[dict[str, float], dict[str, BaseDistribution]]:
-        """The parameters of an Optuna trial at a place, and their distributions."""
-        params, distributions = {}, {}
-        for each, coordinate, low, high in zip(
-            self.dimensions, x, self.low, self.high, strict=True
-        ):
-            ends = [float(10**end if each.is_log else end) for end in (low, coordinate, high)]
-            params[each.param] = min(max(ends[1], ends[0]), ends[2])
-            distributions[each.param] = FloatDistribution(ends[0], ends[2], log=each.is_log)
+    def params(
+        self, configuration: Configuration, length: float
+    ) -> tuple[dict[str, float], dict[str, BaseDistribution]]:
+        """The parameters of an Optuna trial, and their distributions.
+
+        A value outside of its range, as the start may have, widens it.
+        """
+        params: dict[str, float] = {}
+        distributions: dict[str, BaseDistribution] = {}
+        steps = self.steps * length
+        for each, low, high in zip(self.dimensions, self.low, self.high, strict=True):
+            if each.name == "decay_timescale" and not self._is_timescale_known:
+                continue
+            value = min(each.coordinate(each.read(configuration, steps)), high + 1)
+            value, first, last = (
+                float(10**end if each.is_log else end)
+                for end in (value, min(low, value), max(high, value))
+            )
+            params[each.param] = value
+            distributions[each.param] = FloatDistribution(first, last, log=each.is_log)
+        params["length"] = length
+        distributions["length"] = FloatDistribution(min(SHORTEST, length), 1.0, log=True)
         return params, distributions
 
     def at_an_end(self, configuration: Configuration) -> list[tuple[str, str]]:

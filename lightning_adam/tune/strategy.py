@@ -20,14 +20,14 @@ from scipy.stats import norm, t
 from lightning_adam.config.tune import SpaceConfig
 from lightning_adam.tune.configuration import Configuration
 from lightning_adam.tune.gaussian_process import Array, GaussianProcess
-from lightning_adam.tune.runs import Outcome, Request, Run, Stage
+from lightning_adam.tune.runs import SHORTEST, Outcome, Request, Run, Stage
 from lightning_adam.tune.space import Space
 
 LADDER = tuple(10 ** (-4.5 + step / 2) for step in range(8))
 """Learning rates of the first short runs."""
 FULL_LADDER = (1e-3, 1e-2, 1e-4)
 """Learning rates of the first runs where they cannot be shortened."""
-SHORT, MEDIUM = 1 / 8, 1 / 3
+MEDIUM = 1 / 3
 PROMOTED = 3
 """How many rungs of the ladder are trained longer."""
 LADDER_FROM = 4
@@ -193,7 +193,7 @@ class _View:
         if index is None or self.strategy.budget < LADDER_FROM:
             return None
         rates = LADDER if self.is_flexible else FULL_LADDER
-        length = SHORT if self.is_flexible else 1.0
+        length = SHORTEST if self.is_flexible else 1.0
         begun = {each.request.key for each in self.runs}
         low, high = self.space.low[index], self.space.high[index]
         for lr in rates:
@@ -203,11 +203,11 @@ class _View:
                     return request
         if not self.is_flexible or not self._fits(MEDIUM):
             return None
-        rungs = self._of(Stage.ladder, SHORT)
+        rungs = self._of(Stage.ladder, SHORTEST)
         if any(each.outcome is Outcome.running for each in rungs):
             return None
         for each in sorted(rungs, key=self._loss)[:PROMOTED]:
-            x = self.space.coordinates(each.request.configuration, SHORT)
+            x = self.space.coordinates(each.request.configuration, SHORTEST)
             request = self._at(x, Stage.ladder, MEDIUM)
             if request.key not in begun and math.isfinite(self._loss(each)):
                 return request
@@ -215,7 +215,7 @@ class _View:
 
     def proposal(self) -> Request | None:
         """The next configuration that the process proposes; None if the budget is spent."""
-        if self._is_ladder_running(SHORT):
+        if self._is_ladder_running(SHORTEST):
             return None
         count = len(self._of(Stage.search))
         amsgrad = self.strategy.start.amsgrad
@@ -250,8 +250,10 @@ class _View:
         return None
 
     def contestants(self) -> list[Configuration]:
-        """The best configuration, and what it races with: the start, or if that is far behind the
-        second best."""
+        """The best configuration and the one that it races with; empty if there is none.
+
+        That is the start, or if it is far behind the second best.
+        """
         start = self.strategy.start
         ranked = [each.request.configuration for each in self._ranked()]
         others = [each for each in ranked if each != start]
@@ -319,7 +321,7 @@ class _View:
     def _noise(self, loss: float) -> float:
         """Standard deviation between seeds at a loss, as the process has fitted it."""
         process = self.process
-        return math.sqrt(process.noise) * process.deviation * process.warp.slope(loss)
+        return float(math.sqrt(process.noise) * process.deviation * process.warp.slope(loss))
 
     def _better_than_start(self, configuration: Configuration) -> float:
         """The probability by the process that a configuration is better than the start."""
@@ -371,7 +373,7 @@ class _View:
         return best
 
     def _default(self, lr: float) -> Array:
-        x = self.space.default.copy()
+        x: Array = self.space.default.copy()
         index = self.space.index("lr")
         x[index] = lr
         return x
@@ -414,7 +416,7 @@ class _View:
     def _mean(self, values: dict[int, float]) -> float:
         """The mean loss: of the fresh seeds, if there are any."""
         fresh = [value for replicate, value in values.items() if replicate > 0]
-        return float(np.mean(fresh or list(values.values()) or [math.nan]))
+        return float(np.mean(fresh or [*values.values()] or [math.nan]))
 
     def _fresh_mean(self, configuration: Configuration) -> float:
         values = self._values(configuration)

@@ -1,12 +1,13 @@
-"""The search as a Hydra sweeper: composes the app's config, launches batches, writes the story."""
+"""The search as a Hydra sweeper: composes the configs of the runs, launches them, and reports."""
 
 import logging
-import math
 import os
 import shlex
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,36 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm.auto import tqdm
 
 from lightning_adam.config.errors import ConfigError, format_value
-from lightning_adam.config.tune import PATH
-from lightning_adam.config.variables import TRIAL_VARIABLE
-from lightning_adam.tune.alive import Heart
-from lightning_adam.tune.archive import JOURNAL, Archive
-from lightning_adam.tune.job import Identity, Job, NoMetricError, as_metric, in_one_line
-from lightning_adam.tune.plan import Plan, read_plan
-from lightning_adam.tune.point import Point, find_places, read_point
-from lightning_adam.tune.report import write_story
-from lightning_adam.tune.search import Begun, Search
-from lightning_adam.tune.story import Outcome, Story
-from lightning_adam.tune.wording import AS_CONFIGURED, line_to_type
+from lightning_adam.config.tune import PATH, TuneConfig, parse_tune
+from lightning_adam.config.variables import STORAGE_VARIABLE, TRIAL_VARIABLE
+from lightning_adam.tune.configuration import (
+    Configuration,
+    find_paths,
+    read_configuration,
+)
+from lightning_adam.tune.history import JOURNAL, History
+from lightning_adam.tune.job import Job, NoMetricError, Trial, as_metric, in_one_line
+from lightning_adam.tune.report import Report, write_report
+from lightning_adam.tune.runs import Outcome, Request, Run
+from lightning_adam.tune.strategy import Strategy
 
 log = logging.getLogger(__name__)
 
+MAX_FAILURES = 5
+"""Runs that may crash, with none that does not, before the search gives up."""
+SECONDS_BETWEEN_LOOKS = 1.0
 
-class StagedSweep:
+
+@dataclass(frozen=True)
+class Started:
+    """A run that the launcher is to start: its request, its number and its seed."""
+
+    request: Request
+    number: int
+    seed: int | None
+
+
+class AdamSweep:
     """What `hydra/sweeper=adam_tune` does.
 
     Args:
@@ -53,176 +68,212 @@ class StagedSweep:
         task_function: Callable[[DictConfig], Any],
         config: DictConfig,
     ) -> None:
-        self.plan = read_plan(settings)
-        self.folder = sweep_folder(config, self.plan.study_name)
+        self.settings: TuneConfig = parse_tune(settings).config
+        self.folder = sweep_folder(config, self.settings.study_name)
+        self._storage = _storage(self.settings.storage, self.folder)
+        # Jobs inherit it; their configs are saved, and it may have a password.
+        os.environ[STORAGE_VARIABLE] = self._storage
         with open_dict(config):
             # The launchers and the jobs take it from here; a job's own comes with its overrides.
             config.hydra.sweep.dir = str(self.folder)
+            config.hydra.sweeper.storage = None
+            config.hydra.overrides.hydra = [
+                each
+                for each in config.hydra.overrides.hydra
+                if not each.lstrip("+").startswith(f"{PATH}.storage=")
+            ]
         self._config = config
         self._loader = hydra_context.config_loader
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=Job(task_function), config=config
         )
+        self._owner = uuid.uuid4().hex
+        self._running: list[int] = []
 
-    def sweep(self, arguments: Sequence[str]) -> Point:
+    def sweep(self, arguments: Sequence[str]) -> Configuration:
         """Runs the search, or what is left of it.
 
         Args:
-            arguments: What was typed for the app.
+            arguments: The overrides of the app.
 
         Returns:
-            The best settings.
+            The best configuration.
 
         Raises:
-            ConfigError: If the app has no Adam to tune, or several values were typed for a key.
+            ConfigError: If the app has no Adam to tune, or several values were given for a key.
         """
         _check_single(arguments)
         app = self._loader.load_sweep_config(self._config, list(arguments))
-        seed_key, seeds = _seeds(app, self.plan)
+        self._seed, self._seed_key = _seed(app, self.settings)
         with open_dict(app):
             del app["hydra"]
-        places = find_places(app, self.plan.optimizer)
-        start = read_point(app, places)
+        self._arguments = list(arguments)
+        self._paths = find_paths(app, self.settings.optimizer)
+        self._start = read_configuration(app, self._paths)
         self.folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self._config, self.folder / "multirun.yaml")
-        archive = Archive(self._storage(), self.plan.study_name, self.plan.direction)
-        identity = {f"{PATH}.direction": self.plan.direction, **_flat(app)}
-        is_known = archive.claim(identity, self._where())
-        fixed = [each for each in arguments if not _is_of_hydra(each)]
-        search = Search(self.plan, start, archive, seeds)
-        _, trials = search.look()
-        done = f"goes on after {len(trials)} trials" if is_known and trials else "begins"
-        log.info(
-            f"adam_tune: the search {self.plan.study_name} {done}, of {self.plan.n_trials} at most;"
-            f" {self._where()}"
+        direction = str(self.settings.direction)
+        self._strategy = Strategy(
+            self._start,
+            self.settings.n_trials,
+            self.settings.space,
+            sign=1.0 if direction == "minimize" else -1.0,
+            seed=self.settings.sampler_seed,
         )
-        typed = partial(places.overrides, start)
+        self._history = History(self._storage, self.settings.study_name, direction)
+        self._history.claim({f"{PATH}.direction": direction, **_flat(app)}, _shown(self.folder))
+        known = len(self._history.runs())
+        log.info(
+            f"adam_tune: the search {self.settings.study_name}"
+            f" {f'goes on after {known} runs' if known else 'begins'}, with a budget of"
+            f" {self.settings.n_trials} full runs; {_shown(self.folder)}"
+        )
         try:
-            with Heart(archive, search.owner), _bar(self.plan.n_trials) as bar:
-                story = self._tell(search, typed, fixed, bar)
-                while batch := search.next_batch():
-                    overrides = [
-                        [
-                            *arguments,
-                            *typed(begun.point),
-                            *([] if begun.seed is None else [f"{seed_key}={begun.seed}"]),
-                            *self._job_overrides(begun),
-                        ]
-                        for begun in batch
-                    ]
-                    self._launch(search, archive, batch, overrides, len(story.trials))
-                    story = self._tell(search, typed, fixed, bar)
+            with self._history.alive(self._owner, self._running), _bar(self.settings) as bar:
+                report = self._report(bar)
+                while batch := self._next_batch():
+                    self._launch(batch)
+                    report = self._report(bar)
                 # Another process may have trained the last ones.
-                story = self._tell(search, typed, fixed, bar)
+                report = self._report(bar)
         except KeyboardInterrupt:
             raise SystemExit("adam_tune: interrupted; the same command goes on from here") from None
-        if not math.isfinite(story.incumbent.mean):
+        if not any(each.outcome is Outcome.complete for each in report.runs):
             raise ConfigError(
-                f"None of {len(story.trials)} trials returned a finite metric",
-                f"See {shlex.quote(self._where())}/tune.md for the reasons",
+                f"None of {len(report.runs)} runs returned a finite metric",
+                f"See {shlex.quote(_shown(self.folder))}/tune.md for the reasons",
             )
-        _print_end(story, self.folder)
-        return story.incumbent.point
+        print("\n".join(["", *report.last_words(_shown(self.folder))]), flush=True)  # noqa: T201
+        return report.decision.chosen
 
-    def _launch(
-        self,
-        search: Search,
-        archive: Archive,
-        batch: Sequence[Begun],
-        overrides: Sequence[Sequence[str]],
-        first: int,
-    ) -> None:
-        """Runs a batch; what a trial raises is its failure, and the search goes on."""
+    def _next_batch(self) -> list[Started]:
+        """The next runs, as many as there are jobs; none if the search is over.
+
+        It waits for runs of other processes where what comes next depends on them.
+        """
+        while True:
+            self._history.reap_stale()
+            batch: list[Started] = []
+            while len(batch) < self.settings.n_jobs:
+                runs = self._history.runs()
+                _check_failures(runs)
+                request = self._strategy.next_request(runs)
+                # What was killed once runs alone, as another may have been the cause.
+                if request is None or (request.attempt > 1 and batch):
+                    break
+                started = self._start_run(request, runs)
+                if started is not None:
+                    batch.append(started)
+                if request.attempt > 1:
+                    break
+            if batch or all(each.outcome is not Outcome.running for each in runs):
+                return batch
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+    def _start_run(self, request: Request, runs: Sequence[Run]) -> Started | None:
+        """Adds a run to the history; None if another process was a moment earlier."""
+        space = self._strategy.space_of(runs)
+        params, distributions = space.params(request.configuration, request.length)
+        seed = None if self._seed is None else self._seed + request.replicate
+        number = self._history.begin(request, self._owner, seed, params, distributions)
+        if number is None:
+            return None
+        self._running.append(number)
+        return Started(request, number, seed)
+
+    def _launch(self, batch: Sequence[Started]) -> None:
+        """Runs a batch; what a run raises is its failure, and the search goes on."""
+        overrides = [self._overrides(each) for each in batch]
         for each in overrides:
-            # What cannot be composed is no trial's fault.
-            self._loader.load_sweep_config(self._config, list(each))
+            # What cannot be composed is no run's fault.
+            self._loader.load_sweep_config(self._config, each)
         try:
-            results: Sequence[JobReturn] = self._launcher.launch(overrides, initial_job_idx=first)
+            results: Sequence[JobReturn] = self._launcher.launch(
+                overrides, initial_job_idx=batch[0].number
+            )
         except Exception as error:
             reason = in_one_line(error)
             log.warning(f"adam_tune: the launcher lost a batch ({reason})")
-            search.lose(batch, reason)
+            self._requeue([each.number for each in batch], reason)
             return
-        for begun, result in zip(batch, results, strict=True):
-            # Most have written down their results themselves, and then this changes nothing.
+        for started, result in zip(batch, results, strict=True):
+            self._running.remove(started.number)
+            # Most have written their results themselves, and then this changes nothing.
             if result.status is JobStatus.COMPLETED:
-                archive.finish(begun.stage, begun.number, as_metric(result.return_value))
-            else:
-                raised = _raised(result)
-                said = in_one_line(raised)
-                archive.fail(begun.stage, begun.number, said)
-                if isinstance(raised, NoMetricError):
-                    raise raised
-                log.warning(f"adam_tune: {begun.stage}/{begun.number} failed, {said}")
+                self._history.finish(started.number, as_metric(result.return_value))
+                continue
+            raised = result._return_value
+            reason = in_one_line(raised) if isinstance(raised, BaseException) else "it did not end"
+            self._history.fail(started.number, reason)
+            if isinstance(raised, NoMetricError):
+                raise raised
+            log.warning(f"adam_tune: run {started.number} failed, {reason}")
 
-    def _job_overrides(self, begun: Begun) -> list[str]:
-        """What a job needs to know: where to write, and who it is."""
-        who = Identity(
-            storage=self._storage(),
-            study_name=self.plan.study_name,
-            direction=self.plan.direction,
-            stage=begun.stage,
-            number=begun.number,
-            monitor=self.plan.monitor if begun.may_stop else None,
+    def _requeue(self, numbers: Sequence[int], reason: str) -> None:
+        """Waits for runs that their launcher has given up, as far as they live."""
+        for number in numbers:
+            self._running.remove(number)
+        while any(self._history.is_running(each) for each in numbers):
+            self._history.reap_stale(numbers, reason)
+            time.sleep(SECONDS_BETWEEN_LOOKS / 10)
+
+    def _overrides(self, started: Started) -> list[str]:
+        """The overrides of a run: what was typed, its hyperparameters, and which run it is."""
+        request = started.request
+        hyperparameters = {
+            name: getattr(request.configuration, name)
+            for name in ("lr", "betas", "eps", "weight_decay")
+            if getattr(request.configuration, name) is not None
+        }
+        trial = Trial(
+            study_name=self.settings.study_name,
+            direction=str(self.settings.direction),
+            stage=request.stage.value,
+            number=started.number,
+            length=request.length,
+            hyperparameters=hyperparameters,
         )
+        seed = [] if started.seed is None else [f"{self._seed_key}={started.seed}"]
         return [
+            *self._arguments,
+            *self._paths.overrides(self._start, request.configuration),
+            *seed,
             f"hydra.sweep.dir={format_value(str(self.folder))}",
-            f"hydra.sweep.subdir={begun.stage}/{begun.number}",
-            f"hydra.job.env_set.{TRIAL_VARIABLE}={format_value(who.as_variable())}",
+            f"hydra.sweep.subdir={request.stage.value}/{started.number}",
+            f"hydra.job.env_set.{TRIAL_VARIABLE}={format_value(trial.as_variable())}",
         ]
 
-    def _tell(
-        self,
-        search: Search,
-        typed: Callable[[Point], list[str]],
-        fixed: Sequence[str],
-        bar: "tqdm[Any]",
-    ) -> Story:
-        """Writes what the search has come to, to its folder and to the bar."""
-        way, trials = search.look()
-        steps = [each.step for each in way.stages]
-        incumbent = steps[-1].after
-        overrides = typed(incumbent.point)
-        story = Story(
-            name=self.plan.study_name,
+    def _report(self, bar: "tqdm[Any]") -> Report:
+        """Writes what the search has come to, to its folder and to the progress bar."""
+        runs = self._history.runs()
+        decision = self._strategy.decide(runs)
+        report = Report(
+            settings=self.settings,
             job=self._config.hydra.job.name,
-            direction=self.plan.direction,
-            n_trials=self.plan.n_trials,
-            n_seeds=self.plan.n_seeds,
-            steps=steps,
-            trials=trials,
-            skipped=way.skipped,
-            overrides=overrides,
-            fixed=fixed,
-            is_over=way.is_over,
+            runs=[each for each in runs if not each.is_retried],
+            strategy=self._strategy,
+            decision=decision,
+            paths=self._paths,
+            arguments=[each for each in self._arguments if not _is_of_hydra(each)],
+            is_seeded=self._seed is not None,
         )
-        write_story(story, self.folder)
-        bar.n = len([each for each in trials if each.outcome is not Outcome.running])
-        found = " ".join(overrides) or "as configured"
-        said = f"{steps[-1].stage}: {incumbent.mean:.5g}, {found}"
-        bar.set_description(said, refresh=False)
+        write_report(report, self._history.study, self.folder)
+        used = sum(
+            each.request.length for each in report.runs if each.outcome is not Outcome.running
+        )
+        bar.n = round(used, 2)
+        stage = runs[-1].request.stage.value if runs else "start"
+        bar.set_description(f"{stage}: {report.best_value()}", refresh=False)
         bar.refresh()
-        return story
-
-    def _storage(self) -> str:
-        if self.plan.storage is None:
-            return f"{JOURNAL}{self.folder / 'trials.journal'}"
-        scheme, _, path = self.plan.storage.partition(":///")
-        if path and scheme.startswith("sqlite") and not path.startswith("/"):
-            # A trial may change its folder.
-            return f"{scheme}:///{Path.cwd() / path}"
-        return self.plan.storage
-
-    def _where(self) -> str:
-        return _shown(self.folder)
+        return report
 
 
 def sweep_folder(config: DictConfig, study_name: str) -> Path:
-    """Where the search writes: `hydra.sweep.dir`, without what changes from one start to the next.
+    """The folder of a search: `hydra.sweep.dir`, without what differs from one start to the next.
 
     Args:
         config: Hydra's config.
-        study_name: What the folder is called in the place of a time.
+        study_name: The end of the folder's name, in the place of a time.
 
     Example:
         >>> config = {"hydra": {"sweep": {"dir": "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}"}}}
@@ -241,80 +292,85 @@ def sweep_folder(config: DictConfig, study_name: str) -> Path:
     return Path(str(node.dir)).absolute()
 
 
+def _storage(given: str | None, folder: Path) -> str:
+    if given is None:
+        return f"{JOURNAL}{folder / 'trials.journal'}"
+    scheme, _, path = given.partition(":///")
+    if path and scheme.startswith("sqlite") and not path.startswith("/"):
+        # A job may change its folder.
+        return f"{scheme}:///{Path.cwd() / path}"
+    return given
+
+
 def _check_single(arguments: Sequence[str]) -> None:
     for override in OverridesParser.create().parse_overrides(list(arguments)):
         if override.is_sweep_override():
             key = override.get_key_element()
             raise ConfigError(
-                f"{override.input_line} must be one value: adam_tune searches Adam's settings only",
+                f"{override.input_line} must be one value: adam_tune searches Adam's"
+                " hyperparameters only",
                 f"Use one value for {key}, or run one search for each, with another"
                 f" {PATH}.study_name",
             )
 
 
+def _check_failures(runs: Sequence[Run]) -> None:
+    over = [each for each in runs if each.outcome is not Outcome.running]
+    crashed = [each for each in over if each.error and not each.error.startswith("diverged")]
+    if len(over) == len(crashed) >= MAX_FAILURES:
+        raise ConfigError(
+            f"All of the first {len(crashed)} runs failed, the last one with"
+            f" {crashed[-1].error.rstrip('.')}",
+            "Run the app once without -m, then the search with hydra/launcher=basic",
+        )
+
+
 def _is_of_hydra(argument: str) -> bool:
-    """Whether a group was chosen for Hydra's own config, as the stages of another file."""
+    """Whether an override is of Hydra's own config."""
     (override,) = OverridesParser.create().parse_overrides([argument])
     return (override.package or "").startswith("hydra.")
 
 
-def _seeds(app: DictConfig, plan: Plan) -> tuple[str, list[int | None]]:
-    """The key that seeds a training, and the seed of each turn."""
-    key = plan.seed_key
+def _seed(app: DictConfig, settings: TuneConfig) -> tuple[int | None, str]:
+    """The seed of the first replicate and its key; None if the app has no seed."""
+    key = settings.seed_key
     base = OmegaConf.select(app, key)
     if isinstance(base, int) and not isinstance(base, bool):
-        return key, [base + turn for turn in range(plan.n_seeds)]
+        return base, key
+    parent = OmegaConf.select(app, key.rpartition(".")[0]) if "." in key else app
+    if base is None and isinstance(parent, DictConfig) and key.rpartition(".")[2] in parent:
+        # Apps ask `if cfg.seed:`, so it is not 0.
+        return 1, key
     if key != "seed":
         raise ConfigError(
             f"{PATH}.seed_key={key} must be a key of the app's config with an integer, the seed of"
             f" a run, not {format_value(base)}"
         )
-    if plan.n_seeds > 1:
-        log.warning(
-            f"adam_tune: the app's config has no `seed`, so {plan.n_seeds} runs of the same"
-            f" settings differ only by what the app leaves to chance. Set {PATH}.seed_key=KEY if"
-            f" the seed has another key, or {PATH}.n_seeds=1 if there is none"
-        )
-    return key, [None] * plan.n_seeds
+    log.warning(
+        "adam_tune: the app's config has no `seed`, so runs of the same configuration differ only"
+        f" by what the app leaves to chance. Set {PATH}.seed_key=KEY if the seed has another key"
+    )
+    return None, key
 
 
 def _flat(config: DictConfig) -> dict[str, str]:
-    """The app's settings as words: trials that differ in them cannot be compared."""
+    """The app's config as text: runs that differ in it cannot be compared."""
 
-    def leaves(node: object, place: str) -> Iterator[tuple[str, str]]:
+    def leaves(node: object, path: str) -> Iterator[tuple[str, str]]:
         if isinstance(node, Mapping) and node:
             for name, each in node.items():
-                yield from leaves(each, f"{place}.{name}" if place else str(name))
+                yield from leaves(each, f"{path}.{name}" if path else str(name))
         else:
-            yield place, format_value(node)
+            yield path, format_value(node)
 
     return dict(leaves(OmegaConf.to_container(config, resolve=False, enum_to_str=True), ""))
 
 
-def _raised(result: JobReturn) -> BaseException:
-    """What a job raised; Hydra prints a traceback where it is asked for its value."""
-    raised = result._return_value
-    return raised if isinstance(raised, BaseException) else RuntimeError("it did not end")
-
-
-def _bar(total: int) -> "tqdm[Any]":
-    return tqdm(total=total, unit="trial", file=sys.stderr, dynamic_ncols=True)
+def _bar(settings: TuneConfig) -> "tqdm[Any]":
+    return tqdm(total=settings.n_trials, unit="run", file=sys.stderr, dynamic_ncols=True)
 
 
 def _shown(path: Path) -> str:
     """A path as it is typed from here."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
-
-
-def _print_end(story: Story, folder: Path) -> None:
-    first, best = story.steps[0].after.mean, story.incumbent.mean
-    line = line_to_type(story)
-    written = [folder / name for name in ("tune.md", "tune.html") if (folder / name).is_file()]
-    lines = [
-        "",
-        f"adam_tune: {first:.5g} -> {best:.5g} in {len(story.trials)} trials",
-        *(f"story: {shlex.quote(_shown(each))}" for each in written),
-        f"type: {line}" if line else AS_CONFIGURED,
-    ]
-    print("\n".join(lines), flush=True)  # noqa: T201

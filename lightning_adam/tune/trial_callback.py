@@ -1,119 +1,166 @@
-"""What Lightning does for a trial: it tells what was seen, and stops what is hopeless."""
+"""Shortens the training of a tuned module, and tells the search what was seen."""
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable as Function
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_adam._compat.lightning import AnyCallback
 from lightning_adam.monitor.callback import AdamMonitor
 from lightning_adam.monitor.failsafe import warn_only
-from lightning_adam.tune.job import Identity, identity, in_one_line
+from lightning_adam.tune.job import Trial, current_trial, in_one_line
+from lightning_adam.tune.runs import SHORTEST
 
-if TYPE_CHECKING:
-    from lightning_adam.tune.archive import Archive
+MIN_STEPS = 8
+"""Steps that the shortest run must have."""
 
 
 def trial_callbacks() -> list[Callback]:
-    """Returns the callback of the trial that this process runs; an empty list if it runs none.
+    """Returns the callback of the run that this process trains; an empty list outside a search.
 
     Example:
         >>> trial_callbacks()
         []
     """
-    who = identity()
-    return [] if who is None else [TrialCallback(who)]
+    trial = current_trial()
+    return [] if trial is None else [TrialCallback(trial)]
 
 
 class TrialCallback(AnyCallback):
-    """Attached by Lightning to the trainers of a trial; the app does not know of it.
+    """Added to every Trainer of a job; acts on one whose module builds the tuned optimizer.
 
-    After each validation it writes down the metric `monitor`, and ends the training where that is
-    among the worst of the stage, or not finite. Where the archive cannot be reached, or something
-    goes wrong, it does nothing more.
+    Such a Trainer ends after the run's share of its steps, with a validation, and a schedule that
+    asks the Trainer for the number of steps is complete by then.
 
     Args:
-        who: The trial.
+        trial: The run.
 
     Example:
-        >>> TrialCallback(Identity("journal:a", "mnist", "minimize", "lr", 3)).who.number
+        >>> TrialCallback(Trial("mnist", "minimize", "start", 3, 1.0, {})).trial.number
         3
     """
 
-    def __init__(self, who: Identity) -> None:
-        self.who = who
-        self._archive: Archive | None = None
-        self._is_off = False
+    def __init__(self, trial: Trial) -> None:
+        self.trial = trial
+        self._is_tuned = False
+        self._last_step: int | None = None
+        self._restore: Function[[], None] = lambda: None
 
     @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes down the precision, which decides whether eps is looked into."""
-        if not trainer.is_global_zero:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Wraps `configure_optimizers`, before which nobody knows what the module trains."""
+        if stage != "fit":
             return
-        dtypes = {str(each.dtype) for each in pl_module.parameters() if each.requires_grad}
-        seen = " ".join([str(trainer.precision), *sorted(dtypes)]).replace("torch.", "")
-        self._note(precision=seen)
+        original = pl_module.configure_optimizers
+
+        def configure_optimizers() -> Any:
+            del pl_module.configure_optimizers
+            steps, fixed_length = _full_steps(trainer)
+            if not fixed_length and self.trial.length < 1:
+                self._shorten(trainer, max(1, round(steps * self.trial.length)))
+            result = original()
+            tuned = [each for each in _optimizers(result) if self._is_tuned_by(each)]
+            if not tuned:
+                if self._last_step is None:
+                    return result
+                self._lengthen()
+                return original()
+            self._is_tuned = True
+            groups = [group for each in tuned for group in each.param_groups]
+            dtypes = {str(each.dtype) for group in groups for each in group["params"]}
+            self._note(
+                trainer,
+                steps=steps if math.isfinite(steps) else None,
+                fixed_length=fixed_length,
+                state_dtypes=sorted(each.removeprefix("torch.") for each in dtypes),
+            )
+            return result
+
+        pl_module.configure_optimizers = configure_optimizers  # type: ignore[method-assign]
 
     @override
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Asks whether the training is worth its time; all processes stop together."""
-        is_fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if self.who.monitor is None or not is_fitting:
-            return
-        stop = trainer.is_global_zero and self._is_hopeless(trainer, self.who.monitor)
-        if trainer.strategy.reduce_boolean_decision(stop, all=False):
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Ends a shortened run; Lightning then validates."""
+        if self._last_step is not None and trainer.global_step >= self._last_step:
             trainer.should_stop = True
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes down what the monitors have found."""
+        """Tells the search what the monitors have found."""
+        if self._is_tuned:
+            monitors = [each for each in trainer.callbacks if isinstance(each, AdamMonitor)]  # type: ignore[attr-defined]
+            found = [each for monitor in monitors for each in monitor.findings]
+            codes = sorted({each.code for each in found if each.is_above_info})
+            self._note(trainer, findings=codes)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Gives the Trainer its length back, as an app may go on with it."""
+        self._lengthen()
+
+    def _shorten(self, trainer: Trainer, steps: int) -> None:
+        loop = trainer.fit_loop
+        before = loop.epoch_loop.max_steps, loop.min_epochs, loop.epoch_loop.min_steps
+        every = trainer.check_val_every_n_epoch
+
+        def restore() -> None:
+            loop.epoch_loop.max_steps, loop.min_epochs, loop.epoch_loop.min_steps = before
+            trainer.check_val_every_n_epoch = every
+
+        self._last_step, self._restore = steps, restore
+        loop.epoch_loop.max_steps, loop.min_epochs, loop.epoch_loop.min_steps = steps, None, None
+        if every is not None:
+            trainer.check_val_every_n_epoch = 1
+
+    def _lengthen(self) -> None:
+        self._restore()
+        self._last_step, self._restore = None, lambda: None
+
+    def _is_tuned_by(self, optimizer: Optimizer) -> bool:
+        """Whether an optimizer has the hyperparameters of the run."""
+        wanted = {name: _plain(value) for name, value in self.trial.hyperparameters.items()}
+        defaults = {name: _plain(optimizer.defaults.get(name)) for name in wanted}
+        return defaults == wanted
+
+    def _note(self, trainer: Trainer, **attributes: Any) -> None:
         if not trainer.is_global_zero:
             return
-        monitors = [each for each in trainer.callbacks if isinstance(each, AdamMonitor)]  # type: ignore[attr-defined]
-        found = [each for monitor in monitors for each in monitor.findings]
-        codes = sorted({each.code for each in found if each.is_above_info})
-        if codes:
-            self._note(findings=codes)
-
-    def _is_hopeless(self, trainer: Trainer, monitor: str) -> bool:
-        if self._is_off:
-            return False
-        if monitor not in trainer.callback_metrics:
-            self._is_off = True
-            known = ", ".join(sorted(map(str, trainer.callback_metrics))) or "nothing"
-            warn_only(
-                f"hydra.sweeper.monitor={monitor} is not logged in validation, which logs {known}."
-                " No trial is pruned."
-            )
-            return False
-        value, step = float(trainer.callback_metrics[monitor]), trainer.global_step
-        if not math.isfinite(value):
-            return True
         try:
-            archive = self._reached()
-            stop = archive.should_stop(self.who.stage, self.who.number, step, value)
-            if stop:
-                archive.note(self.who.stage, self.who.number, stopped_at=step)
+            self.trial.history().note(self.trial.number, **attributes)
         except Exception as error:
-            self._switch_off(error)
-            return False
-        return stop
+            warn_only(f"the search is not told of the run ({in_one_line(error)}).")
 
-    def _note(self, **attributes: object) -> None:
-        if self._is_off:
-            return
-        try:
-            self._reached().note(self.who.stage, self.who.number, **attributes)
-        except Exception as error:
-            self._switch_off(error)
 
-    def _reached(self) -> "Archive":
-        if self._archive is None:
-            self._archive = self.who.archive()
-        return self._archive
+def _full_steps(trainer: Trainer) -> tuple[float, str]:
+    """The steps of a full run, and why it cannot be shortened; empty if it can."""
+    try:
+        steps = trainer.estimated_stepping_batches
+    except Exception as error:
+        return math.inf, f"the number of steps is not known ({in_one_line(error)})"
+    if not math.isfinite(steps):
+        return steps, "the Trainer has no number of steps or epochs"
+    if steps * SHORTEST < MIN_STEPS:
+        return steps, f"it has only {steps} steps"
+    return steps, ""
 
-    def _switch_off(self, error: Exception) -> None:
-        self._is_off = True
-        warn_only(f"nothing more is told to the search ({in_one_line(error)}).")
+
+def _optimizers(configured: Any) -> Iterator[Optimizer]:
+    """The optimizers in what `configure_optimizers` returns."""
+    if isinstance(configured, Optimizer):
+        yield configured
+    elif isinstance(configured, Mapping):
+        yield from _optimizers(configured.get("optimizer"))
+    elif isinstance(configured, list | tuple):
+        for each in configured:
+            yield from _optimizers(each)
+
+
+def _plain(value: Any) -> Any:
+    """A hyperparameter without the type that JSON or torch gives it."""
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value if value is None or isinstance(value, bool | str) else float(value)

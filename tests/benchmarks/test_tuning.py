@@ -1,88 +1,125 @@
-"""The benchmark of tuning: its stored results, the seeds of its searches, and its table."""
+"""The benchmark of hyperparameter search: its apps, methods, stored runs and table."""
 
+import importlib.util
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from optuna.samplers import RandomSampler
+import torch
 
-from benchmarks import tuning
-from benchmarks.tuning import DEFAULT, PLAN, Kept, Task, table
-from lightning_adam.tune import sampling
-from lightning_adam.tune.point import Point
-from tests.tune.searching import bowl, plan_of
+from benchmarks.tuning import searches
+from benchmarks.tuning.apps import APPS, DEFAULT, STARTS, train
+from benchmarks.tuning.methods import METHODS, Problem
+from benchmarks.tuning.results import Comparison, compare, regrets
+from benchmarks.tuning.searches import FRESH_SEEDS, Store, Task, collect, search
+from lightning_adam.tune.configuration import Configuration
 
-BASELINES = ("random", "tpe")
-
-
-def test_stored_training_is_not_run_again_even_if_the_file_is_cut() -> None:
-    runs: list[tuple[Point, int]] = []
-
-    def training(point: Point, seed: int) -> float:
-        runs.append((point, seed))
-        return 0.25 if seed else math.nan
-
-    file = Path("trainings.jsonl")
-    kept = Kept(file, "gpt", training)
-    assert kept(DEFAULT, 1) == kept(DEFAULT, 1) == 0.25
-    assert math.isnan(kept(DEFAULT, 0))
-    with file.open("a") as handle:
-        handle.write('{"training": "cut')
-    again = Kept(file, "gpt", training)
-    assert again(DEFAULT, 1) == 0.25
-    assert math.isnan(again(DEFAULT, 0))
-    assert len(runs) == 2
-    # Another app's is another training.
-    Kept(file, "mnist", training)(DEFAULT, 1)
-    assert len(runs) == 3
-
-
-@pytest.mark.parametrize(
-    "method", ["staged", *(pytest.param(each, marks=pytest.mark.slow) for each in BASELINES)]
+without_neps = pytest.mark.skipif(
+    importlib.util.find_spec("neps") is None, reason="NePS is not installed"
 )
-def test_methods_have_equal_budgets_and_do_not_see_the_final_seeds(
-    method: str, monkeypatch: pytest.MonkeyPatch
+every_method = pytest.mark.parametrize(
+    "method", [pytest.param(each, marks=[without_neps] * (each == "priorband")) for each in METHODS]
+)
+
+
+def bowl(configuration: Configuration) -> float:
+    """The least loss is at lr 0.003; larger learning rates than 0.05 diverge."""
+    lr = configuration.lr
+    return math.inf if lr > 0.05 else 1 + (math.log10(lr) - math.log10(0.003)) ** 2
+
+
+def test_stored_run_is_not_repeated_even_if_the_file_was_cut(tmp_path: Path) -> None:
+    runs: list[list[object]] = []
+
+    def compute(store: Store, key: list[object]) -> float:
+        def run() -> float:
+            runs.append(key)
+            return math.inf
+
+        return float(store.compute(key, run))
+
+    file = tmp_path / "runs.jsonl"
+    first = Store(file)
+    assert compute(first, ["mlp", 1e-3]) == compute(first, ["mlp", 1e-3]) == math.inf
+    with file.open("a") as handle:
+        handle.write('{"key": "cut')
+    # Another process appends while the first is open.
+    assert compute(Store(file), ["cnn", 1e-3]) == math.inf
+    assert compute(first, ["cnn", 1e-3]) == compute(Store(file), ["mlp", 1e-3]) == math.inf
+    assert runs == [["mlp", 1e-3], ["cnn", 1e-3]]
+
+
+@pytest.mark.parametrize("app", APPS)
+def test_loss_of_an_app_falls_with_the_number_of_steps(app: str) -> None:
+    configuration = replace(DEFAULT, lr=3e-3)
+    state = torch.get_rng_state()
+    short, longer = (train(app, configuration, 0, share) for share in (1 / 50, 1 / 4))
+    assert longer < short < 10
+    assert train(app, configuration, 0, 1 / 50) == short != train(app, configuration, 1, 1 / 50)
+    # The samplers of some methods draw from this state.
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_diverged_run_has_an_infinite_loss() -> None:
+    assert train("embedding", replace(DEFAULT, lr=1e38), 0, 1 / 50) == math.inf
+
+
+@every_method
+def test_method_starts_at_the_app_and_keeps_to_its_budget(method: str) -> None:
+    runs: list[tuple[Configuration, float]] = []
+
+    def record(configuration: Configuration, replicate: int, share: float) -> float:
+        runs.append((configuration, share))
+        return bowl(configuration)
+
+    start = STARTS["bad_lr"]
+    chosen = METHODS[method](Problem(start, 100, record), 20, 3)
+    assert runs[0] == (start, 1.0)
+    assert 19 < sum(share for _, share in runs) <= 20
+    assert (chosen, 1.0) in runs
+    assert bowl(chosen) < 1.5 < bowl(start)
+
+
+def test_chosen_configuration_is_judged_by_seeds_that_no_search_uses(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(sampling, "RANDOM_FIRST", 1000)
-    seen: list[int] = []
+    seeds: list[int] = []
 
-    def train(app: str, point: Point, seed: int) -> float:
-        seen.append(seed)
-        return bowl(point, seed)
+    def fake_train(app: str, configuration: Configuration, seed: int, share: float) -> float:
+        seeds.append(seed)
+        return bowl(configuration) + (seed >= min(FRESH_SEEDS))
 
-    monkeypatch.setattr(tuning, "train", train)
-    task = Task("gpt", "bad", method, seed=2)
-    result = tuning.search(task, PLAN, 12, 2, Path("trainings.jsonl"))
-    assert 10 <= result["trainings"] <= 12
-    assert len(result["best_so_far"]) == result["trainings"]
-    judged = [seed for seed in seen if seed >= 1000]
-    assert {seed for seed in seen if seed < 1000} == ({20, 21} if method == "staged" else {20})
-    assert set(judged) == set(tuning.FRESH_SEEDS)
-    assert result["loss"] < result["start_loss"]
-    point = {**result["point"], "betas": tuple(result["point"]["betas"])}
-    assert result["loss"] == pytest.approx(bowl(Point(**point), 1001))
-
-
-def test_diverging_training_is_never_the_best() -> None:
-    plan = plan_of(n_trials=20)
-    sampler = RandomSampler(0)
-
-    def training(point: Point, seed: int) -> float:
-        return math.nan if point.lr > 1e-3 else bowl(point, seed)
-
-    found = tuning.jointly(plan, DEFAULT, 0, training, sampler)
-    assert found[-1][0].lr <= 1e-3
-    assert math.isfinite(found[-1][1])
+    monkeypatch.setattr(searches, "train", fake_train)
+    task = Task("mlp", "bad_lr", "lightning_adam", 20, seed=2)
+    result = search(task, tmp_path)
+    assert {each for each in seeds if each not in FRESH_SEEDS} == {20, 21, 22}
+    assert 2 <= result["loss"] < result["default"] == 1 + bowl(DEFAULT)
+    count = len(seeds)
+    assert search(task, tmp_path) == result
+    assert len(seeds) == count
+    losses, defaults = collect([task, replace(task, seed=3)], tmp_path)
+    cell = losses["mlp"]["bad_lr"]["lightning_adam 20"]
+    assert cell == [pytest.approx(result["loss"], abs=1e-6), None]
+    assert defaults == {"mlp": pytest.approx(result["default"], abs=1e-6)}
 
 
-def test_table_holds_means_and_deviations() -> None:
-    results = [
-        {"app": "gpt", "start": "bad", "method": method, "loss": loss, "start_loss": 5.0}
-        for method, losses in {"staged": (2.0, 2.2), "random": (2.1, 2.5)}.items()
-        for loss in losses
-    ]
-    assert table(results).splitlines() == [
-        "| app | start | as it is | staged | random | least |",
-        "| --- | --- | --- | --- | --- | --- |",
-        "| gpt | bad | 5.0000 | 2.1000 ± 0.1414 | 2.3000 ± 0.2828 | staged |",
-    ]
+def test_regret_is_relative_to_the_best_and_the_defaults() -> None:
+    row: dict[str, list[float | None]] = {
+        "tpe 7": [0.5, 0.7, None, 5.0],
+        "gp 7": [0.6, 0.3, 0.4, 0.4],
+    }
+    found = regrets({"mlp": {"bad_lr": row}}, {"mlp": 0.7})["mlp"]["bad_lr"]
+    assert found["tpe 7"] == [pytest.approx(0.5), pytest.approx(1), None, 1]
+    assert found["gp 7"] == pytest.approx([0.75, 0, 0.25, 0.25])
+
+
+def test_paired_comparison_counts_wins_ties_and_losses() -> None:
+    better, worse = [0.1, 0.3, 0.2, 0.4], [0.3, 0.52, 0.41, 0.6]
+    noisy = [0.2, 0.1, 0.3, 0.35]
+    missing: list[float | None] = [0.1, None, None, None]
+    cells = [(better, worse), (better, noisy), (worse, better), (noisy, noisy)]
+    assert compare([*cells, (better, missing)]) == Comparison(wins=1, ties=2, losses=1)
+    # Paired by search seed: the spread of the seeds is larger than the difference.
+    assert compare([([0.0, 1.0, 2.0], [0.1, 1.11, 2.1])]) == Comparison(wins=1)
+    assert compare([([0.5, 0.5], [1.0, 1.0])]) == Comparison(wins=1)

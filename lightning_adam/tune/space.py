@@ -24,7 +24,7 @@ DRAWS = 600
 """Configurations among which the next one is chosen."""
 NEAR_BEST = 0.8
 """Share of them that begin at the best one, rather than at the defaults."""
-NEAR_AN_END = 0.05
+NEAR_AN_END = 0.08
 """How close to an end of its range a value lies at it, as a share of the range."""
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import Matern
+from sklearn.gaussian_process import GaussianProcessRegressor  # type: ignore[import-untyped]
+from sklearn.gaussian_process.kernels import Matern  # type: ignore[import-untyped]
 
 from lightning_adam.tune.gaussian_process import (
     JITTER,

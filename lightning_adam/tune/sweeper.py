@@ -240,6 +240,8 @@ class AdamSweep:
             *seed,
             f"hydra.sweep.dir={format_value(str(self.folder))}",
             f"hydra.sweep.subdir={request.stage.value}/{started.number}",
+            # The app's own config may have it, and each run saves its config.
+            f"{PATH}.storage=null",
             f"hydra.job.env_set.{TRIAL_VARIABLE}={format_value(trial.as_variable())}",
         ]
 

@@ -1,7 +1,7 @@
 """A user's own app, outside the repository, is tuned by one command."""
 
+import math
 import os
-import re
 import shlex
 import signal
 import time
@@ -10,18 +10,29 @@ from pathlib import Path
 
 import pytest
 
-from lightning_adam.tune.archive import Archive, Record
-from lightning_adam.tune.story import Outcome
+from lightning_adam.tune.runs import Outcome, Stage
 from tests.support import forkserver
 from tests.support.commands import Finished, run
-from tests.support.tuning_app import (
-    BEST_LR,
-    MINIMIZE,
-    TUNE,
-    trained_settings,
-    variables,
-    write_app,
-)
+from tests.support.tuning_app import MINIMIZE, TUNE, runs, trained_settings, variables, write_app
+
+FOLDER = "multirun/adam_tune_train"
+SECRET = "s3cr3t-pa55"
+DATABASE = """
+from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
+
+class WithPassword(SQLiteDialect_pysqlite):
+    def create_connect_args(self, url):
+        return super().create_connect_args(url._replace(username=None, password=None, host=None))
+
+registry.register("sqlite.guarded", "database", "WithPassword")
+"""
+"""SQLite with a user and a password, which stands in for a database on a server."""
+IMPATIENT = """
+from lightning_adam.tune import history
+history.SECONDS_BETWEEN_BEATS, history.SECONDS_OF_GRACE = 1, 3
+import hydra
+"""
 
 
 @pytest.fixture
@@ -30,16 +41,17 @@ def app(tmp_path: Path) -> Path:
 
 
 def tune(folder: Path, *words: str) -> Finished:
-    return run([*TUNE, *words], folder, variables(folder))
+    return run([*TUNE, MINIMIZE, *words], folder, variables(folder))
 
 
 def start(folder: Path, *words: str, seconds: float) -> ForkServerProcess:
-    """Starts a search whose trials take so many seconds; its output is in output.txt."""
+    """Starts a search whose runs take so many seconds; its output is in output.txt."""
     own = variables(folder, SECONDS=str(seconds))
-    return forkserver.start("train.py", [*TUNE[2:], *words], folder, own, folder / "output.txt")
+    words = (*TUNE[2:], MINIMIZE, *words)
+    return forkserver.start("train.py", words, folder, own, folder / "output.txt")
 
 
-def wait_for_trials(search: ForkServerProcess, folder: Path, count: int) -> None:
+def wait_for_runs(search: ForkServerProcess, folder: Path, count: int) -> None:
     while not (folder / "trained.txt").exists() or len(trained_settings(folder)) < count:
         assert search.is_alive(), (folder / "output.txt").read_text()
         time.sleep(0.02)
@@ -51,33 +63,23 @@ def change_app(folder: Path, before: str, after: str) -> None:
     (folder / "train.py").write_text(program.replace(before, after))
 
 
-def records(storage: str) -> list[Record]:
-    archive = Archive(storage, "train", "minimize")
-    return [each for stage in ("start", "lr", "beta1") for each in archive.records(stage)]
-
-
-def journal(folder: Path) -> str:
-    return f"journal:{folder / 'multirun/adam_tune_train/trials.journal'}"
-
-
 def test_one_command_tunes_an_app_and_its_last_line_can_be_typed(app: Path) -> None:
-    tuned = tune(app, MINIMIZE, "hydra.sweeper.n_trials=12", "hydra.sweeper.n_seeds=1")
+    tuned = tune(app, "hydra.sweeper.n_trials=12")
     assert tuned.returncode == 0, tuned.output
     assert len(trained_settings(app)) == 12
-    folder = app / "multirun/adam_tune_train"
-    line = (folder / "tune.md").read_text().splitlines()[-1]
-    assert tuned.after("type: ") == line
+    line = (app / FOLDER / "tune.md").read_text().splitlines()[-1]
+    assert tuned.lines[-1] == f"overrides: {line}"
     words = shlex.split(line)
-    lr = float(words[0].removeprefix("optimizer.lr="))
-    assert abs(lr / BEST_LR - 1) < 0.1
-    assert (folder / "tune.html").stat().st_size > 1000
+    assert abs(math.log10(float(words[0].removeprefix("optimizer.lr="))) + 2.3) < 0.3
+    assert (app / FOLDER / "tune.html").stat().st_size > 1000
     again = run(["python", "train.py", *words], app, variables(app))
     assert again.returncode == 0, again.output
     assert trained_settings(app)[-1] in trained_settings(app)[:-1]
+    assert {seed for *_, seed in trained_settings(app)} == {5, 6, 7}
 
 
-def test_search_without_a_direction_fails_before_the_first_trial(app: Path) -> None:
-    tuned = tune(app)
+def test_search_without_a_direction_fails_before_the_first_run(app: Path) -> None:
+    tuned = run(TUNE, app, variables(app))
     assert tuned.returncode == 1, tuned.output
     assert "Traceback" not in tuned.output
     assert "hydra.sweeper.direction=minimize or hydra.sweeper.direction=maximize" in tuned.output
@@ -85,61 +87,59 @@ def test_search_without_a_direction_fails_before_the_first_trial(app: Path) -> N
 
 
 @pytest.mark.slow
-def test_app_that_returns_nothing_fails_at_its_first_trial(app: Path) -> None:
-    change_app(app, "return (math", "(math")
-    tuned = tune(app, MINIMIZE)
+def test_app_that_returns_nothing_fails_at_its_first_run(app: Path) -> None:
+    change_app(app, "return loss", "loss")
+    tuned = tune(app)
     assert tuned.returncode == 1
     assert "The app returned None, not the validation metric as a number" in tuned.output
     assert len(trained_settings(app)) == 1
 
 
 @pytest.mark.slow
-def test_search_in_which_every_trial_diverges_fails_and_names_its_report(app: Path) -> None:
-    change_app(app, "return (math", "return math.nan; (math")
-    tuned = tune(app, MINIMIZE, "hydra.sweeper.n_trials=3")
+def test_search_in_which_every_run_diverges_fails_and_names_its_report(app: Path) -> None:
+    change_app(app, "return loss", "return math.nan")
+    tuned = tune(app, "hydra.sweeper.n_trials=3")
     assert tuned.returncode == 1
-    assert "None of 2 trials returned a finite metric" in tuned.output
-    assert "type: " not in tuned.output
-    report = app / "multirun/adam_tune_train/tune.md"
-    assert str(report.relative_to(app)) in tuned.output
-    assert "diverged: the metric is nan" in report.read_text()
+    assert f"None of 3 runs returned a finite metric. See {FOLDER}/tune.md" in tuned.output
+    assert "overrides: " not in tuned.output
+    assert "diverged: the metric is nan" in (app / FOLDER / "tune.md").read_text()
 
 
 @pytest.mark.slow
-def test_search_uses_the_groups_stages_settings_and_folder_of_the_app(tmp_path: Path) -> None:
+def test_search_uses_the_paths_the_folder_and_the_ranges_of_the_user(tmp_path: Path) -> None:
     app = write_app(tmp_path / "app", "@model.net.optimizer", "model.net.optimizer")
-    stages = app / "conf/lightning_adam/tune"
-    stages.mkdir(parents=True)
-    (stages / "mine.yaml").write_text("betas: {space: {beta1: [0.5, 0.8]}}\n")
-    words = ["lightning_adam/tune@hydra.sweeper.stages=mine", "hydra.sweeper.n_seeds=1"]
-    words += ["model.net.optimizer.lr=1e-5", "model.net.optimizer.betas=[0.95,0.99]"]
-    tuned = tune(app, MINIMIZE, *words, "hydra.sweep.dir=found here")
-    line = tuned.after("type: ")
-    assert line.startswith("model.net.optimizer.lr=1e-5 ")
-    assert line.endswith(" 'model.net.optimizer.betas=[0.8,0.99]'")
-    assert trained_settings(app) == ["1e-05 [0.95, 0.99]", "1e-05 [0.5, 0.99]", "1e-05 [0.8, 0.99]"]
+    words = ["hydra.sweeper.n_trials=7", "hydra.sweep.dir=found here"]
+    words += ["hydra.sweeper.space.lr.low=0.002", "hydra.sweeper.space.beta2=null"]
+    tuned = tune(app, "model.net.optimizer.betas=[0.9,0.98]", *words)
+    assert tuned.after("overrides: ").startswith("'model.net.optimizer.betas=[0.9,0.98]' ")
+    (first, *others) = trained_settings(app)
+    assert first[0] == 1e-3
+    assert all(lr >= 0.002 and beta2 == 0.98 for lr, _, beta2, _ in others)
     assert (app / "found here/tune.md").is_file()
     assert not (app / "multirun").exists()
 
 
 @pytest.mark.slow
-def test_search_that_is_over_is_kept_and_other_settings_need_another_name(app: Path) -> None:
-    n_trials = "hydra.sweeper.n_trials=9"
-    tune(app, MINIMIZE, n_trials)
-    trained = trained_settings(app)
-    over = tune(app, MINIMIZE, n_trials)
-    assert over.after("type: ").startswith("optimizer.lr=")
-    other = tune(app, MINIMIZE, n_trials, "optimizer.eps=1e-6")
+def test_search_continues_with_a_larger_budget_and_range_but_not_another_model(app: Path) -> None:
+    over = [tune(app, "hydra.sweeper.n_trials=4") for _ in range(2)]
+    assert over[0].lines[-1] == over[1].lines[-1]
+    before = trained_settings(app)
+    assert len(before) == 4
+    larger = ["hydra.sweeper.n_trials=7", "hydra.sweeper.space.lr.high=0.5", "data.num_workers=4"]
+    assert tune(app, *larger).returncode == 0
+    after = trained_settings(app)
+    assert len(set(after)) == len(after) == 7
+    other = tune(app, *larger, "width=16")
     assert other.returncode == 1
-    assert "optimizer.eps was 1e-08, now 1e-06" in other.output
+    assert "width was 8, now 16" in other.output
     assert "hydra.sweeper.study_name=train_2" in other.output
-    assert trained_settings(app) == trained
+    assert trained_settings(app) == after
 
 
 @pytest.mark.slow
 def test_interrupted_search_says_how_to_continue(app: Path) -> None:
-    search = start(app, MINIMIZE, "hydra.sweeper.n_trials=6", seconds=0.5)
-    wait_for_trials(search, app, 2)
+    search = start(app, "hydra.sweeper.n_trials=6", seconds=0.5)
+    wait_for_runs(search, app, 2)
     assert search.pid is not None
     os.kill(search.pid, signal.SIGINT)
     search.join()
@@ -147,51 +147,75 @@ def test_interrupted_search_says_how_to_continue(app: Path) -> None:
     assert search.exitcode == 1
     assert "adam_tune: interrupted; the same command goes on" in output
     assert "Traceback" not in output
-    assert tune(app, MINIMIZE, "hydra.sweeper.n_trials=6").returncode == 0
+    assert tune(app, "hydra.sweeper.n_trials=6").returncode == 0
     assert len(trained_settings(app)) <= 7
 
 
-@pytest.mark.slow
-def test_search_killed_within_and_between_trials_continues(app: Path) -> None:
-    """No trial is lost, and none is run twice but those that were in flight."""
-    n_trials = "hydra.sweeper.n_trials=8"
-    kills = [(2, 0.1), (5, 0.42)]
+@pytest.mark.parametrize(
+    "is_database",
+    [
+        pytest.param(False, id="journal", marks=pytest.mark.slow),
+        pytest.param(True, id="sqlite", marks=pytest.mark.nightly),
+    ],
+)
+def test_search_killed_within_and_between_runs_continues(app: Path, is_database: bool) -> None:
+    """No run is lost, and none is repeated but those that were in flight."""
+    change_app(app, "import hydra\n", IMPATIENT)
+    storage = f"sqlite:///{app / 'tune.db'}" if is_database else None
+    words = [f"hydra.sweeper.storage='{storage}'"] if storage else []
+    kills = [(1, 0.1), (2, 0.42), (5, 0.3), (8, 0.45)]
     for begun, seconds_later in kills:
-        search = start(app, MINIMIZE, n_trials, seconds=0.4)
-        wait_for_trials(search, app, begun)
+        search = start(app, *words, "hydra.sweeper.n_trials=7", seconds=0.4)
+        wait_for_runs(search, app, begun)
         time.sleep(seconds_later)
         search.kill()
         search.join()
-    tuned = tune(app, MINIMIZE, n_trials)
+    tuned = tune(app, *words, "hydra.sweeper.n_trials=7")
     assert tuned.returncode == 0, tuned.output
-    found = records(journal(app))
-    lost = [each for each in found if each.is_lost]
-    over = [each for each in found if not each.is_lost]
-    assert len(lost) <= len(kills)
-    seeded = [(each.trial.point, each.turn) for each in over]
-    assert len(seeded) == len(set(seeded))
-    assert {(each.trial.point, each.turn) for each in lost} <= set(seeded)
+    found = runs(app, storage)
+    over = [each.request for each in found if each.outcome is Outcome.complete]
+    assert len(found) - len(over) <= len(kills)
     assert len(trained_settings(app)) <= len(found)
-    assert all(each.trial.outcome is Outcome.complete for each in over)
     uninterrupted = write_app(app.parent / "uninterrupted")
-    tune(uninterrupted, MINIMIZE, n_trials)
-    points = [each.trial.point for each in records(journal(uninterrupted))]
-    assert points == [each.trial.point for each in over]
+    tune(uninterrupted, "hydra.sweeper.n_trials=7")
+    assert [each.key for each in over] == [each.request.key for each in runs(uninterrupted)]
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 def test_two_processes_share_a_search_through_a_database(app: Path) -> None:
     storage = f"sqlite:///{app / 'tune.db'}"
     folders = [write_app(app.parent / f"machine {number}") for number in range(2)]
-    words = [MINIMIZE, "hydra.sweeper.n_trials=14", f"hydra.sweeper.storage='{storage}'"]
+    words = ["hydra.sweeper.n_trials=12", f"hydra.sweeper.storage='{storage}'"]
     searches = [start(folder, *words, seconds=0.2) for folder in folders]
     for search in searches:
         search.join()
     outputs = [(folder / "output.txt").read_text() for folder in folders]
     assert [search.exitcode for search in searches] == [0, 0], outputs
-    lines = [re.findall(r"^type: .*", output, re.MULTILINE) for output in outputs]
-    assert lines[0] == lines[1] != []
-    found = records(storage)
-    assert len({(each.trial.point, each.turn) for each in found}) == len(found) <= 14
+    assert len({output.splitlines()[-1] for output in outputs}) == 1
+    found = runs(app, storage)
+    assert len({each.request.key for each in found}) == len(found) == 12
+    assert {each.request.stage for each in found} == set(Stage)
     assert len({each.owner for each in found}) == 2
     assert sum(len(trained_settings(folder)) for folder in folders) == len(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_typed", [True, False])
+def test_password_of_the_database_is_in_no_file_and_no_output(app: Path, is_typed: bool) -> None:
+    (app / "database.py").write_text(DATABASE)
+    change_app(app, "import hydra\n", "import hydra, database\n")
+    storage = f"sqlite+guarded://me:{SECRET}@host/{app / 'tune.db'}"
+    words = [f"hydra.sweeper.storage='{storage}'"] if is_typed else []
+    if not is_typed:
+        with (app / "conf/config.yaml").open("a") as file:
+            file.write(f"hydra: {{sweeper: {{storage: '{storage}'}}}}\n")
+    tuned = tune(app, *words, "hydra.sweeper.n_trials=2", "hydra.verbose=true")
+    assert tuned.returncode == 0, tuned.output
+    assert (app / "tune.db").is_file()
+    assert SECRET not in tuned.output
+    written = [each for each in (app / "multirun").rglob("*") if each.is_file()]
+    assert len(written) > 8
+    assert [each for each in written if SECRET.encode() in each.read_bytes()] == []
+    failed = tune(app, f"hydra.sweeper.storage='nosuch://me:{SECRET}@host/tune'")
+    assert "hydra.sweeper.storage=nosuch://me:***@host/tune cannot be opened" in failed.output
+    assert SECRET not in failed.output

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from tests.support.commands import environment
+from lightning_adam.tune.history import History
+from lightning_adam.tune.runs import Run
+from tests.support.commands import environment, write_files
 
 APP = """
 import math, os, time
@@ -12,20 +14,22 @@ import hydra
 def main(cfg):
     optimizer = cfg.{place}
     with open(os.environ["TRAINED"], "a") as file:
-        print(optimizer.lr, list(optimizer.betas), file=file)
+        print(optimizer.lr, *optimizer.betas, cfg.seed, file=file)
     time.sleep(float(os.environ.get("SECONDS", 0)))
-    return (math.log10(optimizer.lr) + 2.3) ** 2 + (optimizer.betas[0] - 0.8) ** 2
+    loss = (math.log10(optimizer.lr) + 2.3) ** 2 + (optimizer.betas[0] - 0.8) ** 2
+    return loss + cfg.seed / 1000
 
 if __name__ == "__main__":
     main()
 """
 CONFIG = """
 defaults:
-  - lightning_adam/optimizer{place}: adamw
+  - lightning_adam/optimizer{package}: adamw
   - _self_
+seed: 5
+width: 8
+data: {{num_workers: 2}}
 """
-BEST_LR = 10**-2.3
-"""Where the app's metric is lowest."""
 
 TUNE = ["python", "train.py", "-m", "hydra/sweeper=adam_tune"]
 MINIMIZE = "hydra.sweeper.direction=minimize"
@@ -33,9 +37,8 @@ MINIMIZE = "hydra.sweeper.direction=minimize"
 
 def write_app(folder: Path, package: str = "", place: str = "optimizer") -> Path:
     """Writes the app, with the optimizer's config at another place if `package` says so."""
-    (folder / "conf").mkdir(parents=True)
-    (folder / "train.py").write_text(APP.format(place=place))
-    (folder / "conf/config.yaml").write_text(CONFIG.format(place=package))
+    program, config = APP.format(place=place), CONFIG.format(package=package)
+    write_files(folder, {"train.py": program, "conf/config.yaml": config})
     return folder
 
 
@@ -44,6 +47,13 @@ def variables(folder: Path, **others: str) -> dict[str, str]:
     return environment(TRAINED=str(folder / "trained.txt"), **others)
 
 
-def trained_settings(folder: Path) -> list[str]:
-    """The learning rate and the betas of each job that the app ran, in order."""
-    return (folder / "trained.txt").read_text().splitlines()
+def trained_settings(folder: Path) -> list[tuple[float, ...]]:
+    """The learning rate, the betas and the seed of each job that the app ran, in order."""
+    lines = (folder / "trained.txt").read_text().splitlines()
+    return [tuple(map(float, line.split())) for line in lines]
+
+
+def runs(folder: Path, storage: str | None = None) -> list[Run]:
+    """The runs of an app's search, those of killed processes included."""
+    journal = f"journal:{folder / 'multirun/adam_tune_train/trials.journal'}"
+    return History(storage or journal, "train", "minimize").runs()

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 
 import torch
@@ -42,12 +42,10 @@ CONTEXT = 16
 WORDS = 1000
 
 
-@dataclass(frozen=True)
-class Data:
-    """Inputs and targets, for training and validation."""
-
-    train: tuple[Tensor, Tensor]
-    validation: tuple[Tensor, Tensor]
+Examples = tuple[Tensor, Tensor]
+"""Inputs and targets."""
+Data = tuple[Examples, Examples]
+"""For training and for validation."""
 
 
 @dataclass(frozen=True)
@@ -67,23 +65,23 @@ def digits() -> Data:
     parts = [loader.dataset.tensors for loader in mnist_loaders(1)]  # type: ignore[attr-defined]
     images, labels = (torch.cat(each) for each in zip(*parts, strict=True))
     images = (avg_pool2d(images, 2) - 0.13) / 0.29
-    return Data((images[:-2000], labels[:-2000]), (images[-2000:], labels[-2000:]))
+    return (images[:-2000], labels[:-2000]), (images[-2000:], labels[-2000:])
 
 
 @cache
 def mislabeled_digits() -> Data:
     """1,500 digits of which every fifth has a random label, with inputs that are not normalized."""
-    (images, labels), (validation, truth) = digits().train, digits().validation
+    (images, labels), (validation, truth) = digits()
     images, labels = images[:1500], labels[:1500].clone()
     labels[::5] = torch.randint(10, labels[::5].shape, generator=torch.Generator().manual_seed(0))
-    return Data((75 * images, labels), (75 * validation, truth))
+    return (75 * images, labels), (75 * validation, truth)
 
 
 @cache
 def digit_images() -> Data:
     """Digits to be reconstructed."""
-    train, validation = (each[0].flatten(1) for each in (digits().train, digits().validation))
-    return Data((train, train), (validation, validation))
+    train, validation = (images.flatten(1) for images, _ in digits())
+    return (train, train), (validation, validation)
 
 
 @cache
@@ -91,13 +89,13 @@ def noisy_digits() -> Data:
     """Digits blended with noise of a random level, which is to be predicted, as in diffusion."""
     generator = torch.Generator().manual_seed(0)
 
-    def blend(images: Tensor, copies: int) -> tuple[Tensor, Tensor]:
-        images = images.flatten(1).repeat(copies, 1)
+    def blend(images: Tensor) -> Examples:
         angle = torch.rand(len(images), 1, generator=generator) * math.pi / 2
         noise = torch.randn(images.shape, generator=generator)
         return torch.cat([angle.cos() * images + angle.sin() * noise, angle], 1), noise
 
-    return Data(blend(digits().train[0], 8), blend(digits().validation[0], 1))
+    (train, _), (validation, _) = digit_images()
+    return blend(train.repeat(8, 1)), blend(validation)
 
 
 @cache
@@ -106,7 +104,7 @@ def text() -> Data:
     pieces = text_pieces(library_text(), CONTEXT, 4 * CONTEXT)[:20_000].long()
     pieces = pieces[torch.randperm(len(pieces), generator=torch.Generator().manual_seed(0))]
     inputs, targets = pieces[:, :-1], pieces[:, 1:]
-    return Data((inputs[:-512], targets[:-512]), (inputs[-512:], targets[-512:]))
+    return (inputs[:-512], targets[:-512]), (inputs[-512:], targets[-512:])
 
 
 @cache
@@ -119,7 +117,7 @@ def word_pairs() -> Data:
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
     inputs, targets = inputs[order], targets[order]
     train, validation = slice(100_000), slice(100_000, 104_000)
-    return Data((inputs[train], targets[train]), (inputs[validation], targets[validation]))
+    return (inputs[train], targets[train]), (inputs[validation], targets[validation])
 
 
 def cnn(width: int) -> nn.Module:
@@ -152,38 +150,30 @@ def perceptron(*widths: int) -> nn.Module:
     return nn.Sequential(*layers[:-1])
 
 
+classifier = partial(perceptron, 196, 128, 128, 128, 10)
+autoencoder = partial(perceptron, 196, 128, 64, 12, 64, 128, 196)
+denoiser = partial(perceptron, 197, 256, 256, 196)
+gpt = partial(SmallGPT, layers=2, width=32, heads=2, context=CONTEXT, embedding_std=0.1)
+
+
+def skip_gram() -> nn.Module:
+    """A word's embedding, and scores of all words."""
+    return nn.Sequential(nn.Embedding(WORDS, 24), nn.Linear(24, WORDS))
+
+
 def next_byte_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy over all places of a text."""
     return cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 APPS = {
-    "mlp": App(lambda: perceptron(196, 128, 128, 128, 10), mislabeled_digits, 250, batch_size=32),
+    "mlp": App(classifier, mislabeled_digits, 250, batch_size=32),
     "cnn": App(lambda: cnn(8), digits, 150, batch_size=32),
-    "gpt": App(
-        lambda: SmallGPT(2, 32, 2, context=CONTEXT, embedding_std=0.1),
-        text,
-        150,
-        batch_size=8,
-        loss=next_byte_loss,
-    ),
+    "gpt": App(gpt, text, 150, batch_size=8, loss=next_byte_loss),
     "lstm": App(lambda: LSTM(48), text, 150, batch_size=8, loss=next_byte_loss),
-    "autoencoder": App(
-        lambda: perceptron(196, 128, 64, 12, 64, 128, 196),
-        digit_images,
-        250,
-        batch_size=16,
-        loss=mse_loss,
-    ),
-    "embedding": App(
-        lambda: nn.Sequential(nn.Embedding(WORDS, 24), nn.Linear(24, WORDS)),
-        word_pairs,
-        300,
-        batch_size=64,
-    ),
-    "diffusion": App(
-        lambda: perceptron(197, 256, 256, 196), noisy_digits, 300, batch_size=8, loss=mse_loss
-    ),
+    "autoencoder": App(autoencoder, digit_images, 250, batch_size=16, loss=mse_loss),
+    "embedding": App(skip_gram, word_pairs, 300, batch_size=64),
+    "diffusion": App(denoiser, noisy_digits, 300, batch_size=8, loss=mse_loss),
 }
 """The apps by name. `diffusion` has the noisiest gradients, `embedding` the sparsest."""
 
@@ -207,7 +197,7 @@ def train(app: str, configuration: Configuration, seed: int, share: float = 1.0)
 
 
 def _train(app: App, configuration: Configuration, share: float) -> float:
-    data = app.data()
+    (inputs, targets), validation = app.data()
     model, steps = app.model(), max(1, round(share * app.steps))
     assert configuration.betas is not None
     optimizer = torch.optim.Adam(
@@ -222,7 +212,6 @@ def _train(app: App, configuration: Configuration, share: float) -> float:
     )
     warmup_steps = round((configuration.warmup_ratio or 0.0) * steps)
     schedule = Curve("cosine", warmup_steps, steps, {"min_lr_ratio": 0.0})
-    inputs, targets = data.train
     epochs = math.ceil(steps * app.batch_size / len(inputs))
     order = torch.cat([torch.randperm(len(inputs)) for _ in range(epochs)])
     for step, batch in enumerate(torch.split(order, app.batch_size)[:steps]):
@@ -232,5 +221,5 @@ def _train(app: App, configuration: Configuration, share: float) -> float:
         optimizer.step()
     model.eval()
     with torch.inference_mode():
-        loss = app.loss(model(data.validation[0]), data.validation[1]).item()
+        loss = app.loss(model(validation[0]), validation[1]).item()
     return loss if math.isfinite(loss) else math.inf

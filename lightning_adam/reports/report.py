@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from functools import partial
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -168,6 +168,7 @@ def page(runs: Sequence[Run], refresh: float | None = None) -> str:
     )
 
 
+@cache
 def plotly_bundle() -> str:
     """Plotly's bundle of Cartesian charts, compressed to a third."""
     bundle = files("lightning_adam.reports") / "page" / "plotly-cartesian.min.js"

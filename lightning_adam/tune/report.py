@@ -49,7 +49,6 @@ class Report:
 
     Attributes:
         settings: Of the sweeper.
-        job: The app's name.
         runs: In the order in which they began, without those that are started again.
         strategy: What has searched.
         decision: What it has come to.
@@ -59,7 +58,6 @@ class Report:
     """
 
     settings: TuneConfig
-    job: str
     runs: Sequence[Run]
     strategy: Strategy
     decision: Decision
@@ -90,10 +88,11 @@ class Report:
 
     def sentences(self) -> list[str]:
         """The result in a few sentences."""
-        decision, name = self.decision, self.settings.study_name
+        decision = self.decision
         seconds = format_duration(sum(each.seconds for each in self.runs))
         state = "is complete" if decision.is_over else "is under way"
-        said = [f"The search {name} of {self.job} {state}: {self._spent()}, {seconds} of training."]
+        name = self.settings.study_name
+        said = [f"The search {name} {state}: {self._spent()}, {seconds} of training."]
         before, after = (self._metric(each.items()) for each in (decision.start, decision.best))
         if decision.start:
             said.append(f"The configuration of the app has a metric of {before}.")
@@ -205,7 +204,9 @@ class Report:
 
     def _changes(self, configuration: Configuration) -> str:
         changed = self.strategy.start.changes(configuration)
-        said = " ".join(f"{name}={format_value(value)}" for name, value in changed.items())
+        said = " ".join(
+            f"{name}={format_value(value)}" for name, value in changed.items() if value is not None
+        )
         return said or "as configured"
 
     def _overrides(self, configuration: Configuration) -> list[str]:
@@ -240,19 +241,18 @@ class Report:
         return "no finite metric" if mean is None else f"{mean:.5g}"
 
 
-def write_report(report: Report, study: optuna.Study, folder: Path) -> None:
+def write_report(report: Report, folder: Path) -> None:
     """Writes the files of a report; each replaces the one before at once, never in part.
 
     What goes wrong is logged, once, and stops nothing: the runs are worth more than their report.
 
     Args:
         report: What the search has come to.
-        study: The study of the search, for its figures.
         folder: The folder of the search.
     """
     pages: dict[str, Callable[[], str]] = {
         "tune.md": lambda: markdown(report),
-        "tune.html": lambda: html(report, study),
+        "tune.html": lambda: html(report),
         "optimization_results.yaml": lambda: OmegaConf.to_yaml(report.results()),
     }
     for name, page in pages.items():
@@ -284,7 +284,7 @@ def markdown(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def html(report: Report, study: optuna.Study) -> str:
+def html(report: Report) -> str:
     """The report as a page with Optuna's figures, which loads nothing."""
     environment = Environment(
         loader=PackageLoader("lightning_adam.tune", "page"),
@@ -294,29 +294,23 @@ def html(report: Report, study: optuna.Study) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template("tune.html").render(
-        report=report, version=__version__, figures=_figures(study), plotly=plotly_bundle()
+        report=report, version=__version__, figures=_figures(report), plotly=plotly_bundle()
     )
 
 
-def _figures(study: optuna.Study) -> list[Any]:
+def _figures(report: Report) -> list[Any]:
     """Optuna's figures of the full runs, as Plotly describes them; shorter ones are worse."""
-    trials = [
-        each
-        for each in study.get_trials(deepcopy=False)
-        if each.state is optuna.trial.TrialState.COMPLETE and each.params.get("length") == 1
-    ]
-    if len(trials) < 2:
+    complete = [each for each in report.runs if each.value is not None and each.request.length == 1]
+    if len(complete) < 2:
         return []
-    full = optuna.create_study(direction=study.direction)
-    for trial in trials:
-        params = {name: value for name, value in trial.params.items() if name != "length"}
-        ranges = {name: trial.distributions[name] for name in params}
-        full.add_trial(optuna.create_trial(value=trial.value, params=params, distributions=ranges))
-    figures = (
-        optuna.visualization.plot_optimization_history(full),
-        optuna.visualization.plot_slice(full),
-    )
-    return [json.loads(each.to_json()) for each in figures]
+    space = report.strategy.space_of(report.runs)
+    study = optuna.create_study(direction="minimize" if report.strategy.sign > 0 else "maximize")
+    for run in complete:
+        params, ranges = space.params(run.request.configuration, 1.0)
+        del params["length"], ranges["length"]
+        study.add_trial(optuna.create_trial(value=run.value, params=params, distributions=ranges))
+    plots = optuna.visualization.plot_optimization_history, optuna.visualization.plot_slice
+    return [json.loads(plot(study).to_json()) for plot in plots]
 
 
 def _plain(text: str) -> str:

@@ -251,7 +251,6 @@ class AdamSweep:
         decision = self._strategy.decide(runs)
         report = Report(
             settings=self.settings,
-            job=self._config.hydra.job.name,
             runs=[each for each in runs if not each.is_retried],
             strategy=self._strategy,
             decision=decision,
@@ -259,7 +258,7 @@ class AdamSweep:
             arguments=[each for each in self._arguments if not _is_of_hydra(each)],
             is_seeded=self._seed is not None,
         )
-        write_report(report, self._history.study, self.folder)
+        write_report(report, self.folder)
         used = sum(
             each.request.length for each in report.runs if each.outcome is not Outcome.running
         )

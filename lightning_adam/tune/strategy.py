@@ -11,7 +11,7 @@ goes on with all that is known.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -56,7 +56,6 @@ class Decision:
         gain: Expected decrease of the loss; None if either has no finite loss.
         standard_error: Of the gain; None where nothing can be said of it.
         confidence: Probability that the best other configuration is better; None without one.
-        is_raced: Whether fresh seeds have decided.
         is_over: Whether the budget is spent.
     """
 
@@ -66,7 +65,6 @@ class Decision:
     gain: float | None
     standard_error: float | None
     confidence: float | None
-    is_raced: bool
     is_over: bool
 
 
@@ -232,8 +230,9 @@ class _View:
         length = MEDIUM if is_probe and self.left >= 1 + MEDIUM else 1.0
         if not self._fits(length):
             return None
-        x = self._first() if count == 0 else self._propose(count)
-        return self._at(x, Stage.search, length)
+        begun = {each.request.key for each in self.runs}
+        requests = (self._at(x, Stage.search, length) for x in self._candidates(count))
+        return next((each for each in requests if each.key not in begun), None)
 
     def race(self) -> Request | None:
         """The next run of the race; None if all of them have begun."""
@@ -267,7 +266,7 @@ class _View:
         at_start = self._values(start)
         contestants = self.contestants() if self.runs else []
         if not contestants:
-            return Decision(start, at_start, {}, None, None, None, False, is_over)
+            return Decision(start, at_start, {}, None, None, None, is_over)
         best, rival = contestants
         if rival != start:
             raced = [self._fresh_mean(each) for each in contestants]
@@ -279,13 +278,11 @@ class _View:
             before, after = self._mean(at_start), self._mean(at_best)
             gain = before - after if math.isfinite(before - after) else None
             error = self._noise(after) if gain is not None else None
-            is_raced = rival != start and len(at_best) > 1
         else:
             differences = [at_start[each] - at_best[each] for each in fresh]
             gain, error, confidence = self._race_result(differences, at_best)
-            is_raced = True
         chosen = best if confidence >= CONFIDENCE else start
-        return Decision(chosen, at_start, at_best, gain, error, confidence, is_raced, is_over)
+        return Decision(chosen, at_start, at_best, gain, error, confidence, is_over)
 
     @property
     def process(self) -> GaussianProcess:
@@ -351,26 +348,23 @@ class _View:
         ranked = self._ranked()
         return ranked[0] if ranked else self.runs[0]
 
-    def _first(self) -> Array:
-        """Where the search begins: the best of the longest rungs of the ladder."""
-        rungs = [each for each in self._of(Stage.ladder) if math.isfinite(self._loss(each))]
-        if not rungs or not self.is_flexible:
-            return self._propose(0)
-        longest = max(each.request.length for each in rungs)
-        best = min((each for each in rungs if each.request.length == longest), key=self._loss)
-        return self.space.coordinates(best.request.configuration, longest)
+    def _candidates(self, count: int) -> Iterator[Array]:
+        """Configurations to try, the one with the largest expected improvement first.
 
-    def _propose(self, count: int) -> Array:
-        """The configuration with the largest expected improvement."""
-        seed = [self.strategy._seed, len(self.runs)]
-        rng = np.random.default_rng(seed)
+        The first of all is the best of the longest rungs of the ladder.
+        """
+        rungs = [each for each in self._of(Stage.ladder) if math.isfinite(self._loss(each))]
+        if count == 0 and rungs and self.is_flexible:
+            longest = max(each.request.length for each in rungs)
+            best = min((each for each in rungs if each.request.length == longest), key=self._loss)
+            yield self.space.coordinates(best.request.configuration, longest)
+        rng = np.random.default_rng([self.strategy._seed, len(self.runs)])
         known, _ = self.process.predict(self.places)
         draws = self.space.draw(self.places[np.argmin(known)], rng, use_prior=count % 4 != 3)
         mean, deviation = self.process.predict(draws)
         u = (known.min() - mean) / deviation
         gain = deviation * (u * norm.cdf(u) + norm.pdf(u))
-        best: Array = draws[int(np.argmax(gain))]
-        return best
+        yield from draws[np.argsort(-gain, kind="stable")]
 
     def _default(self, lr: float) -> Array:
         x: Array = self.space.default.copy()

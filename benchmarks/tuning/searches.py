@@ -16,7 +16,7 @@ import optuna
 from benchmarks.tuning.apps import APPS, DEFAULT, STARTS, train
 from benchmarks.tuning.methods import METHODS, Problem, capped
 from benchmarks.tuning.results import Losses
-from lightning_adam.config import tune as config
+from lightning_adam.config.tune import SpaceConfig
 from lightning_adam.tune import gaussian_process, space, strategy
 from lightning_adam.tune.configuration import Configuration
 
@@ -24,10 +24,10 @@ FRESH_SEEDS = (1000, 1001, 1002, 1003)
 """Seeds that no search uses."""
 REPLICATES = 10
 """A search with seed s uses 10 s and the nine seeds after it."""
-MODULES = (config, gaussian_process, space, strategy)
-DIGEST = hashlib.sha256(
-    b"".join(Path(str(each.__file__)).read_bytes() for each in MODULES)
-).hexdigest()[:12]
+CODE = b"".join(
+    Path(str(each.__file__)).read_bytes() for each in (gaussian_process, space, strategy)
+)
+DIGEST = hashlib.sha256(CODE + repr(SpaceConfig()).encode()).hexdigest()[:12]
 """Of the package's search, which is repeated when it changes."""
 
 
@@ -112,7 +112,8 @@ def search(task: Task, folder: Path) -> dict[str, Any]:
 
     def choose() -> dict[str, Any]:
         problem = Problem(STARTS[task.start], steps, replicate_loss)
-        chosen = METHODS[task.method](problem, task.budget, task.seed)
+        sampler_seed = len(STARTS) * task.seed + list(STARTS).index(task.start)
+        chosen = METHODS[task.method](problem, task.budget, sampler_seed)
         return {"chosen": asdict(chosen), "loss": judge(chosen), "default": judge(DEFAULT)}
 
     found: dict[str, Any] = open_store(folder / "searches.jsonl").compute(task.key, choose)

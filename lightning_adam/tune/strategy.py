@@ -31,9 +31,13 @@ MEDIUM = 1 / 3
 PROMOTED = 3
 """How many rungs of the ladder are trained longer."""
 LADDER_FROM = 4
+PROBES_FROM = 12
 RACE_FROM = 12
 AMSGRAD_FROM = 30
-"""The budgets from which on there is a ladder, a race, a run with the other amsgrad."""
+"""The budgets from which on there is a ladder, short runs between the others, a race, a run with
+the other amsgrad."""
+PROBE_EVERY = 3
+"""Which of the proposals are first trained for a third of the steps."""
 CONFIDENCE = 0.9
 """How likely a configuration must be better to replace that of the app."""
 SURE = 0.99
@@ -226,7 +230,9 @@ class _View:
             other = replace(self._best().request.configuration, amsgrad=not amsgrad)
             if not any(each.request.configuration.amsgrad is not amsgrad for each in self.runs):
                 return Request(Stage.search, other)
-        is_probe = self.is_flexible and self.has_race and count % 3 == 1
+        is_probe = (
+            self.is_flexible and self.strategy.budget >= PROBES_FROM and count % PROBE_EVERY == 1
+        )
         length = MEDIUM if is_probe and self.left >= 1 + MEDIUM else 1.0
         if not self._fits(length):
             return None
@@ -251,8 +257,13 @@ class _View:
     def contestants(self) -> list[Configuration]:
         """The best configuration and the one that it races with; empty if there is none.
 
-        That is the start, or if it is far behind the second best.
+        That is the start, or if it is far behind the second best. The results of a race do not
+        change who takes part in it: what is best by them needs fresh seeds again.
         """
+        is_race = [each.request.stage is Stage.race for each in self.runs]
+        if is_race[-1]:
+            before = len(is_race) - is_race[::-1].index(False)
+            return _View(self.strategy, self.runs[:before]).contestants()
         start = self.strategy.start
         ranked = [each.request.configuration for each in self._ranked()]
         others = [each for each in ranked if each != start]

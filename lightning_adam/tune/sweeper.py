@@ -7,7 +7,6 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +36,6 @@ log = logging.getLogger(__name__)
 MAX_FAILURES = 5
 """Runs that may crash, with none that does not, before the search gives up."""
 SECONDS_BETWEEN_LOOKS = 1.0
-
-
-@dataclass(frozen=True)
-class Started:
-    """A run that the launcher is to start: its request, its number and its seed."""
-
-    request: Request
-    number: int
-    seed: int | None
 
 
 class AdamSweep:
@@ -146,14 +136,14 @@ class AdamSweep:
         print("\n".join(["", *report.last_words(_shown(self.folder))]), flush=True)  # noqa: T201
         return report.decision.chosen
 
-    def _next_batch(self) -> list[Started]:
+    def _next_batch(self) -> list[Run]:
         """The next runs, as many as there are jobs; none if the search is over.
 
         It waits for runs of other processes where what comes next depends on them.
         """
         while True:
             self._history.reap_stale()
-            batch: list[Started] = []
+            batch: list[Run] = []
             while len(batch) < self.settings.n_jobs:
                 runs = self._history.runs()
                 _check_failures(runs)
@@ -161,16 +151,16 @@ class AdamSweep:
                 # What was killed once runs alone, as another may have been the cause.
                 if request is None or (request.attempt > 1 and batch):
                     break
-                started = self._start_run(request, runs)
-                if started is not None:
-                    batch.append(started)
+                run = self._start_run(request, runs)
+                if run is not None:
+                    batch.append(run)
                 if request.attempt > 1:
                     break
             if batch or all(each.outcome is not Outcome.running for each in runs):
                 return batch
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
-    def _start_run(self, request: Request, runs: Sequence[Run]) -> Started | None:
+    def _start_run(self, request: Request, runs: Sequence[Run]) -> Run | None:
         """Adds a run to the history; None if another process was a moment earlier."""
         space = self._strategy.space_of(runs)
         params, distributions = space.params(request.configuration, request.length)
@@ -179,9 +169,9 @@ class AdamSweep:
         if number is None:
             return None
         self._running.append(number)
-        return Started(request, number, seed)
+        return Run(request, number, Outcome.running, seed=seed)
 
-    def _launch(self, batch: Sequence[Started]) -> None:
+    def _launch(self, batch: Sequence[Run]) -> None:
         """Runs a batch; what a run raises is its failure, and the search goes on."""
         overrides = [self._overrides(each) for each in batch]
         for each in overrides:
@@ -196,18 +186,18 @@ class AdamSweep:
             log.warning(f"adam_tune: the launcher lost a batch ({reason})")
             self._requeue([each.number for each in batch], reason)
             return
-        for started, result in zip(batch, results, strict=True):
-            self._running.remove(started.number)
+        for run, result in zip(batch, results, strict=True):
+            self._running.remove(run.number)
             # Most have written their results themselves, and then this changes nothing.
             if result.status is JobStatus.COMPLETED:
-                self._history.finish(started.number, as_metric(result.return_value))
+                self._history.finish(run.number, as_metric(result.return_value))
                 continue
             raised = result._return_value
             reason = in_one_line(raised) if isinstance(raised, BaseException) else "it did not end"
-            self._history.fail(started.number, reason)
+            self._history.fail(run.number, reason)
             if isinstance(raised, NoMetricError):
                 raise raised
-            log.warning(f"adam_tune: run {started.number} failed, {reason}")
+            log.warning(f"adam_tune: run {run.number} failed, {reason}")
 
     def _requeue(self, numbers: Sequence[int], reason: str) -> None:
         """Waits for runs that their launcher has given up, as far as they live."""
@@ -217,9 +207,9 @@ class AdamSweep:
             self._history.reap_stale(numbers, reason)
             time.sleep(SECONDS_BETWEEN_LOOKS / 10)
 
-    def _overrides(self, started: Started) -> list[str]:
+    def _overrides(self, run: Run) -> list[str]:
         """The overrides of a run: what was typed, its hyperparameters, and which run it is."""
-        request = started.request
+        request = run.request
         hyperparameters = {
             name: getattr(request.configuration, name)
             for name in ("lr", "betas", "eps", "weight_decay")
@@ -229,17 +219,17 @@ class AdamSweep:
             study_name=self.settings.study_name,
             direction=str(self.settings.direction),
             stage=request.stage.value,
-            number=started.number,
+            number=run.number,
             length=request.length,
             hyperparameters=hyperparameters,
         )
-        seed = [] if started.seed is None else [f"{self._seed_key}={started.seed}"]
+        seed = [] if run.seed is None else [f"{self._seed_key}={run.seed}"]
         return [
             *self._arguments,
             *self._paths.overrides(self._start, request.configuration),
             *seed,
             f"hydra.sweep.dir={format_value(str(self.folder))}",
-            f"hydra.sweep.subdir={request.stage.value}/{started.number}",
+            f"hydra.sweep.subdir={request.stage.value}/{run.number}",
             # The app's own config may have it, and each run saves its config.
             f"{PATH}.storage=null",
             f"hydra.job.env_set.{TRIAL_VARIABLE}={format_value(trial.as_variable())}",

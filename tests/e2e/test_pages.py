@@ -18,7 +18,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -29,13 +29,13 @@ from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lightning_adam import AdamMonitor, ConfigError, build_adam, cli
+from lightning_adam.config.tune import Range, parse_tune
 from lightning_adam.config.variables import MONITOR_VARIABLE as VARIABLE
 from lightning_adam.findings import RULES, Suggestion
 from lightning_adam.findings.describe import describe_raised
 from lightning_adam.findings.finding import Finding
 from lightning_adam.monitor.environment import settings
 from lightning_adam.statistics.catalogue import SYMBOLS
-from lightning_adam.tune.plan import read_plan
 from tests.support.commands import (
     BIN,
     DEMO_KEYS,
@@ -94,9 +94,10 @@ IN_THIRD_PARTY = [
 IMPORTS = ("python", "from lightning_adam")
 REPORT = ("python", "from pathlib import Path\n")
 EPS_ERROR = ("text", "optimizer.eps=1e-08 rounds to 0 ")
+TUNED = ("text", "overrides: ")
 INSPECTED = ("text", "dtype ")
 BLOCKS = [IMPORTS, REPORT, EPS_ERROR, INSPECTED, TABLE, FINDING, TRAIN, CONFIG, MEASURE, MODULE]
-BLOCKS += [EXPERIMENT, CLI, CLI_FILE, *IN_THIRD_PARTY]
+BLOCKS += [TUNED, EXPERIMENT, CLI, CLI_FILE, *IN_THIRD_PARTY]
 BLOCKS += [("python", beginning) for beginning in EXTENSIONS]
 
 MAKE = r"make "
@@ -146,7 +147,7 @@ LOGGED = {
 EXPLAINED = {
     "optimizer": "optimizer.layer_decay.rate=null",
     "scheduler": "lightning_adam/scheduler=inverse_sqrt",
-    "tune": "hydra.sweeper.n_trials=40",
+    "tune": "hydra.sweeper.n_trials=20",
 }
 """A part of the explanation of a topic; that of all others has the symbols."""
 MONITOR_SETTINGS = [
@@ -307,17 +308,18 @@ def test_checkpoint_in_bfloat16_is_inspected_as_in_the_guides(
     assert block(*INSPECTED).partition("\n")[0] in inspected
 
 
-def test_tuning_commands_are_plans_of_a_search(project: Path) -> None:
-    plans = []
+def test_tuning_commands_and_the_overrides_that_they_print_fit_the_project(project: Path) -> None:
+    searches = []
     for line in shell_lines(TUNE):
         composed(project / "conf", "config", shlex.split(line)[3:])
-        plans.append(read_plan(HydraConfig.get().sweeper))
-    assert [plan.n_trials for plan in plans] == [40, 9]
-    assert {plan.direction for plan in plans} == {"minimize"}
-    assert (plans[1].monitor, plans[1].study_name) == ("val/loss", "quick")
-    rates = plans[1].stages[0].space["lr"]
-    assert isinstance(rates, dict)
-    assert rates["high"] == 0.03
+        sweeper = OmegaConf.to_container(HydraConfig.get().sweeper, resolve=True)
+        searches.append(parse_tune(cast(dict[str, Any], sweeper)).config)
+    assert [each.n_trials for each in searches] == [20, 40, 20]
+    assert [each.study_name for each in searches] == ["train", "train", "narrow"]
+    assert (searches[2].space.lr, searches[2].space.beta2) == (Range(1e-5, 0.1), None)
+    printed = block(*TUNED).removeprefix("overrides: ")
+    optimizer = composed(project / "conf", "config", shlex.split(printed)).optimizer
+    assert (optimizer.lr, optimizer.weight_decay) == (0.00826, 0.0404)
 
 
 def test_block_without_lightning_measures(capsys: pytest.CaptureFixture[str]) -> None:
@@ -460,7 +462,7 @@ def test_recipe_is_resumed_with_other_settings_as_in_the_guide(tmp_path: Path) -
 
 
 SHORTER = {
-    r"python train\.py -m .*n_trials=40": ("n_trials=40", "n_trials=12"),
+    r"python train\.py -m ": ("", " hydra.sweeper.n_trials=2"),
     r"python -m recipes\.mnist": ("", " width=2 trainer.limit_train_batches=25"),
     r"python -m recipes\.half": ("", " trainer.max_epochs=1 trainer.limit_train_batches=30"),
     r"python -m recipes\.clinic": ("", " trainer.max_epochs=1 trainer.limit_train_batches=30"),
@@ -509,7 +511,7 @@ def test_all_commands_of_the_pages_succeed(project: Path, template: Path) -> Non
                 assert not missing, finished.output
     assert {path.parent.name for path in project.rglob("tune.md")} == {
         "adam_tune_train",
-        "adam_tune_quick",
+        "adam_tune_narrow",
     }
     assert (project / "outputs/bfloat16/underflow.html").is_file()
 

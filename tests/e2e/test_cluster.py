@@ -17,7 +17,7 @@ from tests.support.wandb_server import ENTITY, Json, WandbServer
 CLUSTER = REPOSITORY / "recipes/cluster"
 BLOCKS = re.findall(r"^```bash\n(.*?)^```$", (CLUSTER / "README.md").read_text(), re.M | re.S)
 SLURM, RAY, SWEEP = BLOCKS
-SMALL = "logger=csv width=2 trainer.max_epochs=1 hydra.sweeper.n_trials=2"
+SMALL = "logger=csv width=2 trainer.max_epochs=1 hydra.sweeper.n_trials=3"
 SWEEP_NAME = "k1w2x3"
 
 # As much of SLURM as submitit needs on one machine: each task of an array runs the script in the
@@ -56,9 +56,9 @@ def typed(block: str, folder: Path, *others: str, variables: dict[str, str]) -> 
 def assert_searched(searched: Finished, folder: Path) -> None:
     assert searched.returncode == 0, searched.output
     assert " failed" not in searched.output
-    assert re.search(r"adam_tune: 0\.\d+ -> 0\.\d+ in 2 trials", searched.output)
-    # Both ran at the same time, each in its own process and with its own seed.
-    assert len(list(folder.glob("start/*/checkpoints/best.ckpt"))) == 2
+    assert re.search(r"adam_tune: 0\.\d+ -> 0\.\d+ in 3 runs", searched.output)
+    # The start, and then two at once, each in its own process.
+    assert len(list(folder.glob("search/*/checkpoints/best.ckpt"))) == 2
 
 
 @pytest.mark.slow
@@ -72,10 +72,13 @@ def test_search_runs_as_slurm_arrays(tmp_path: Path) -> None:
     variables = known | {"PATH": f"{commands}{os.pathsep}{known['PATH']}"}
     folder = tmp_path / "shared"
     assert_searched(typed(SLURM, folder, variables=variables), folder)
-    (script,) = {path.read_text() for path in (folder / ".submitit").rglob("*submission*.sh")}
-    asked = set(re.findall(r"^#SBATCH --(.*)", script, re.MULTILINE))
-    assert asked >= {
+    scripts = {path.read_text() for path in (folder / ".submitit").rglob("*submission*.sh")}
+    asked = [set(re.findall(r"^#SBATCH --(.*)", each, re.MULTILINE)) for each in scripts]
+    assert {array for each in asked for array in each if array.startswith("array=")} == {
+        "array=0-0%1",
         "array=0-1%2",
+    }
+    assert set.intersection(*asked) >= {
         "cpus-per-task=8",
         "gpus-per-node=1",
         "job-name=mnist",

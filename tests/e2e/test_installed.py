@@ -224,10 +224,10 @@ def test_package_is_installed_by_pip_with_its_extras(
     workspace: Command = [commands / "lightning-adam", "dashboard", "team/project", "--json"]
     assert json.loads(succeed(workspace, tmp_path))["section"]
     app = write_app(tmp_path / "my app")
-    words = [MINIMIZE, "hydra.sweeper.n_trials=4", "hydra.sweeper.n_seeds=1"]
+    words = [MINIMIZE, "hydra.sweeper.n_trials=4"]
     variables = environment(commands, TRAINED=str(app / "trained.txt"))
     tuned = run([commands / "python", *TUNE[1:], *words], app, variables)
     assert tuned.returncode == 0, tuned.output
     assert len(trained_settings(app)) == 4
     summary = (app / "multirun/adam_tune_train/tune.md").read_text(encoding="utf-8")
-    assert tuned.after("type: ") == summary.splitlines()[-1]
+    assert tuned.after("overrides: ") == summary.splitlines()[-1]

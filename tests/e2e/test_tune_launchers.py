@@ -1,15 +1,14 @@
-"""Each of Hydra's launchers runs the same search, and failed trials do not end it."""
+"""Each of Hydra's launchers runs the same search, also where runs fail or are killed."""
 
 import importlib.util
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lightning_adam.tune.archive import Archive, Record
-from lightning_adam.tune.story import Outcome
-from tests.support.commands import Finished, environment, run, write_files
+from lightning_adam.tune.runs import Outcome
+from tests.support.commands import environment, run, write_files
+from tests.support.tuning_app import CONFIG, MINIMIZE, TUNE, runs
 
 APP = """
 import math, os, signal, time
@@ -21,54 +20,36 @@ from hydra.core.hydra_config import HydraConfig
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg):
     folder = Path(HydraConfig.get().runtime.output_dir)
-    fault = cfg.faults.get(str(cfg.optimizer.lr))
-    if fault == "raises":
-        raise ValueError("no such data")
-    if fault == "diverges":
-        return math.nan
-    if cfg.meet == folder.parent.name:
-        # Two trials of the stage get past here only if they run at the same time.
+    lr, beta1 = cfg.optimizer.lr, cfg.optimizer.betas[0]
+    if cfg.is_parallel and folder.parent.name == "ladder":
+        # Two runs of the ladder get past here only if they run at the same time.
         (folder / "has_begun").touch()
         until = time.monotonic() + 120
         while len(list(folder.parent.glob("*/has_begun"))) < 2:
-            assert time.monotonic() < until, "the other trial of the batch does not begin"
+            assert time.monotonic() < until, "the other run of the batch does not begin"
             time.sleep(0.05)
-    if fault == "is killed":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if fault == "outlives it":
-        time.sleep(2)
-    betas = cfg.optimizer.betas
-    return (math.log10(cfg.optimizer.lr) + 2.3) ** 2 + (betas[0] - 0.8) ** 2 + cfg.seed / 100
+        was_killed = folder.parent / "was_killed"
+        if lr == 0.0001 or (lr == 0.01 and not was_killed.exists()):
+            was_killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        # It outlives the one that is killed beside it.
+        time.sleep(1)
+    if lr == 0.0001:
+        raise ValueError("no such data")
+    return (math.log10(lr) + 2.3) ** 2 + (beta1 - 0.8) ** 2 + cfg.seed / 100
 
 if __name__ == "__main__":
     main()
 """
-CONFIG = """
-defaults:
-  - lightning_adam/optimizer: adamw
-  - _self_
-seed: 1
-meet: nowhere
-faults: {'1.0': raises, '2.0': diverges, '3.0': is killed, '0.002': outlives it}
-"""
-TUNE = ["python", "train.py", "-m", "hydra/sweeper=adam_tune", "hydra.sweeper.direction=minimize"]
-# Two at a time through every launcher: what is proposed depends on the trials that have ended.
-TUNE += ["hydra.sweeper.n_jobs=2"]
-N_TRIALS = "hydra.sweeper.n_trials=8"
-BEST = 0.005
-RAISES, DIVERGES, KILLED = 1.0, 2.0, 3.0
-
-
 LAUNCHERS = [
-    pytest.param([], id="basic", marks=pytest.mark.slow),
-    pytest.param(["hydra/launcher=joblib"], id="joblib", marks=pytest.mark.slow),
-    pytest.param(["hydra/launcher=submitit_local"], id="submitit", marks=pytest.mark.slow),
+    pytest.param(["joblib"], id="joblib", marks=pytest.mark.slow),
+    pytest.param(["submitit_local"], id="submitit", marks=pytest.mark.slow),
     pytest.param(
         [
-            "hydra/launcher=ray",
+            "ray",
             "+hydra.launcher.ray.init.num_cpus=2",
             "+hydra.launcher.ray.init.include_dashboard=false",
-            # Ray would restart a killed trial three times; the search restarts it once.
+            # Ray would restart a killed run three times; the search restarts it once.
             "+hydra.launcher.ray.remote.max_retries=0",
         ],
         id="ray",
@@ -80,81 +61,44 @@ LAUNCHERS = [
 ]
 
 
-@pytest.fixture
-def short_folder() -> Iterator[Path]:
-    """A folder for the sockets of Ray, whose paths must be short."""
-    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
+Results = dict[object, tuple[Outcome, float | None]]
+"""How each run of a search ended, and its metric."""
 
 
-def write_app(folder: Path, learning_rates: list[float]) -> Path:
-    stage = f"lr: {{space: {{lr: {learning_rates}}}}}\n"
-    files = {"train.py": APP, "conf/config.yaml": CONFIG}
-    write_files(folder, {**files, "conf/lightning_adam/tune/faults.yaml": stage})
-    return folder
-
-
-def tune(folder: Path, words: list[str], short_folder: Path) -> Finished:
-    variables = environment(
-        RAY_TMPDIR=str(short_folder),
-        # Without it Ray writes one into the home folder.
-        RAY_AUTH_TOKEN=64 * "0",
-        RAY_USAGE_STATS_ENABLED="0",
-    )
-    # At its end a forked process would wait for the workers of joblib before it stops them.
-    is_parallel = any(word.startswith("hydra/launcher=") for word in words)
-    return run([*TUNE, *words], folder, variables, cold=is_parallel)
-
-
-def records(folder: Path) -> list[Record]:
-    journal = folder / "multirun/adam_tune_train/trials.journal"
-    archive = Archive(f"journal:{journal}", "train", "minimize")
-    return [each for stage in ("start", "lr") for each in archive.records(stage)]
-
-
-@pytest.mark.slow
-def test_parallel_launcher_runs_the_same_search(tmp_path: Path) -> None:
-    """submitit and Ray run theirs in test_cluster.py."""
-    found, lines = [], []
-    for name, words in {"basic": [], "joblib": ["meet=start", "hydra/launcher=joblib"]}.items():
-        folder = write_app(tmp_path / name, [])
-        tuned = tune(folder, [N_TRIALS, *words], tmp_path)
-        assert tuned.returncode == 0, tuned.output
-        found.append(
-            [
-                (each.trial.stage, each.trial.point, each.turn, each.trial.value)
-                for each in records(folder)
-            ]
+def tune(folder: Path, *words: str) -> tuple[Results, str]:
+    """The results of a search and its last line."""
+    write_files(folder, {"train.py": APP, "conf/config.yaml": CONFIG.format(package="")})
+    words = ("hydra.sweeper.n_jobs=2", "hydra.sweeper.n_trials=7", *words)
+    words = (*words, "optimizer.lr=0.0003", "+is_parallel=" + str(len(words) > 2).lower())
+    # The paths of Ray's sockets must be short, and its token would be left in the home folder.
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as short:
+        variables = environment(
+            RAY_TMPDIR=short, RAY_AUTH_TOKEN=64 * "0", RAY_USAGE_STATS_ENABLED="0"
         )
-        lines.append(tuned.after("type: "))
-    assert len(found[0]) == 8
-    assert found[1] == found[0]
-    assert lines[1] == f"meet=start {lines[0]}"
+        # At its end a forked process would wait for the workers of joblib before it stops them.
+        tuned = run([*TUNE, MINIMIZE, *words], folder, variables, cold=True)
+    assert tuned.returncode == 0, tuned.output
+    over = [each for each in runs(folder) if not each.is_retried]
+    failed = [each.request.configuration.lr for each in over if each.outcome is Outcome.failed]
+    assert failed == [0.0001]
+    return {each.request.key: (each.outcome, each.value) for each in over}, tuned.lines[-1]
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, str]:
+    """The search of the basic launcher, one run after the other."""
+    return tune(tmp_path_factory.mktemp("basic"))
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_failed_trials_are_reported_and_the_search_continues(
-    launcher: list[str], tmp_path: Path, short_folder: Path
+def test_parallel_launcher_runs_the_same_search_and_killed_runs_again(
+    launcher: list[str], expected: tuple[Results, str], tmp_path: Path
 ) -> None:
-    # With the basic launcher a kill would end the search.
-    killed = [KILLED] if launcher else []
-    # Two at once: one raises beside one that diverges, one is killed beside one that is good.
-    folder = write_app(tmp_path, [RAISES, DIVERGES, *killed, 0.002, BEST])
-    words = ["lightning_adam/tune@hydra.sweeper.stages=faults", "hydra.sweeper.n_seeds=1"]
-    words += ["meet=lr", *launcher] if launcher else []
-    tuned = tune(folder, words, short_folder)
-    assert tuned.returncode == 0, tuned.output
-    assert tuned.after("type: ").endswith(f"optimizer.lr={BEST}")
-    over = [each for each in records(folder) if not each.is_lost]
-    reasons = {each.trial.point.lr: each.trial.error for each in over}
-    failed = {
-        RAISES: "ValueError: no such data",
-        DIVERGES: "diverged: the metric is nan",
-        **dict.fromkeys(killed, "its process was killed"),
-    }
-    assert reasons == {0.001: "", **failed, 0.002: "", BEST: ""}
-    assert len(over) == len(reasons), "a trial that had ended was run again"
-    outcomes = {each.trial.point.lr: each.trial.outcome for each in over}
-    assert {lr for lr, outcome in outcomes.items() if outcome is Outcome.failed} == set(failed)
-    # A killed trial is run once more, alone, because another may have been the cause.
-    assert [each.attempt for each in over if each.trial.point.lr in killed] == [2 for _ in killed]
+    found, line = tune(tmp_path, f"hydra/launcher={launcher[0]}", *launcher[1:])
+    assert found == expected[0]
+    assert line == expected[1].replace("false", "true")
+    # Joblib also ends the run beside one that is killed.
+    killed = [each.request for each in runs(tmp_path) if each.is_lost]
+    attempts = {(each.configuration.lr, each.attempt) for each in killed}
+    assert attempts >= {(0.01, 1), (0.0001, 1), (0.0001, 2)}
+    assert (0.01, 2) not in attempts

@@ -80,6 +80,6 @@ def test_short_runs_validate_after_their_share_of_the_steps(
     assert Counter(each.request.length for each in found) == {1: 2, 1 / 8: 8, 1 / 3: 3}
     assert {each.steps for each in found} == {96}
     # Each process has trained, validated and ended its schedule at the same step.
-    steps = sum(([round(96 * each.request.length)] * devices for each in found), [])
+    steps = [round(96 * each.request.length) for each in found for _ in range(devices)]
     lines = [f"{each} {each} 0.000000" for each in steps]
     assert Counter(trained.read_text().splitlines()) == Counter(lines)

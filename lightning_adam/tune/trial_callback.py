@@ -48,6 +48,7 @@ class TrialCallback(AnyCallback):
         self.trial = trial
         self._is_tuned = False
         self._last_step: int | None = None
+        self._counts_batches = False
         self._restore: Function[[], None] = lambda: None
 
     @override
@@ -63,6 +64,8 @@ class TrialCallback(AnyCallback):
             if not fixed_length and self.trial.length < 1:
                 self._shorten(trainer, max(1, round(steps * self.trial.length)))
             result = original()
+            if self._counts_batches:
+                trainer.fit_loop.epoch_loop.max_steps = -1
             tuned = [each for each in _optimizers(result) if self._is_tuned_by(each)]
             if not tuned:
                 if self._last_step is None:
@@ -85,7 +88,9 @@ class TrialCallback(AnyCallback):
     @override
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Ends a shortened run; Lightning then validates."""
-        if self._last_step is not None and trainer.global_step >= self._last_step:
+        loop = trainer.fit_loop
+        done = loop.total_batch_idx + 1 if self._counts_batches else trainer.global_step
+        if self._last_step is not None and done >= self._last_step:
             trainer.should_stop = True
 
     @override
@@ -112,13 +117,16 @@ class TrialCallback(AnyCallback):
             trainer.check_val_every_n_epoch = every
 
         self._last_step, self._restore = steps, restore
+        # Lightning counts the steps of all optimizers, but estimates one in a batch.
+        is_manual = not trainer.lightning_module.automatic_optimization
+        self._counts_batches = is_manual and before[0] == -1
         loop.epoch_loop.max_steps, loop.min_epochs, loop.epoch_loop.min_steps = steps, None, None
         if every is not None:
             trainer.check_val_every_n_epoch = 1
 
     def _lengthen(self) -> None:
         self._restore()
-        self._last_step, self._restore = None, lambda: None
+        self._last_step, self._restore, self._counts_batches = None, lambda: None, False
 
     def _is_tuned_by(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer has the hyperparameters of the run."""
@@ -141,8 +149,9 @@ def _full_steps(trainer: Trainer) -> tuple[float, str]:
         steps = trainer.estimated_stepping_batches
     except Exception as error:
         return math.inf, f"the number of steps is not known ({in_one_line(error)})"
-    if not math.isfinite(steps):
-        return steps, "the Trainer has no number of steps or epochs"
+    # Data without a length make it -1.
+    if not 0 <= steps < math.inf:
+        return math.inf, "the Trainer does not know its number of steps"
     if steps * SHORTEST < MIN_STEPS:
         return steps, f"it has only {steps} steps"
     return steps, ""

@@ -158,11 +158,13 @@ class Strategy:
         """
         view = _View(self, [each for each in runs if not each.is_retried])
         chosen = view.decide(False).chosen
+        if chosen == self.start:
+            return []
         place, goal = (view.space.coordinates(each) for each in (self.start, chosen))
         total, _ = view.process.difference(place, goal)
         found = []
         for index, dimension in enumerate(view.space.dimensions):
-            if chosen == self.start or place[index] == goal[index] or total <= 0:
+            if place[index] == goal[index] or total <= 0:
                 continue
             after = place.copy()
             after[index] = goal[index]

@@ -111,7 +111,7 @@ class TuneConfig(Validated):
     sampler_seed: int = 0
     """Seed of the search (default: 0; optuna.samplers)."""
     space: SpaceConfig = field(default_factory=SpaceConfig)
-    """The search space."""
+    """The search space (default: the ranges of `hydra.sweeper.space`, below; lightning_adam)."""
 
 
 def parse_tune(values: Mapping[str, Any]) -> Parsed[TuneConfig]:

@@ -22,6 +22,7 @@ from lightning_adam.config.explain import TOPICS
 from lightning_adam.config.monitor import MonitorConfig
 from lightning_adam.config.optimizer import AdamConfig
 from lightning_adam.config.schedule import SCHEDULES
+from lightning_adam.config.tune import SpaceConfig
 from lightning_adam.statistics.catalogue import STATISTICS
 from lightning_adam.statistics.histograms import QUANTITIES
 from tests.support.commands import (
@@ -92,7 +93,6 @@ PRESETS = {
     "lightning_adam/monitor": ["default"],
     "lightning_adam/optimizer": ["adam", "adamw", "custom"],
     "lightning_adam/scheduler": sorted(SCHEDULES),
-    "lightning_adam/tune": ["default"],
 }
 MERGED = {
     "optimizer": ("torch.optim.SGD", "AdamConfig"),
@@ -104,6 +104,7 @@ CONFIGS: dict[str, type] = {
     for module in (optimizer, schedule, monitor, tune)
     for name, each in vars(module).items()
     if is_dataclass(each) and isinstance(each, type) and each.__module__ == module.__name__
+    if each is not tune.Range
 }
 HYDRA_1_4 = "hydra-core==1.4.0rc3"
 
@@ -301,7 +302,8 @@ DEFAULTS_IN_WORDS = {
     "optimizer.layer_decay",
     "scheduler.name",
     "hydra.sweeper.study_name",
-    "hydra.sweeper.stages",
+    "hydra.sweeper.space",
+    *(f"hydra.sweeper.space.{each.name}" for each in fields(SpaceConfig) if each.name != "amsgrad"),
 }
 
 
@@ -321,7 +323,7 @@ TOPIC_AND_PLACE = {
     "GroupConfig": ("optimizer", "optimizer.groups.0"),
     "LayerDecayConfig": ("optimizer", "optimizer.layer_decay"),
     "MonitorConfig": ("monitor", "adam_monitor"),
-    "StageConfig": ("tune", "hydra.sweeper.stages.lr"),
+    "SpaceConfig": ("tune", "hydra.sweeper.space"),
     "TuneConfig": ("tune", "hydra.sweeper"),
 }
 """Where the fields of a dataclass are explained, and what stands before their names."""

@@ -1,16 +1,23 @@
-"""The sweeper: where a search writes, its seeds, and how searches are distinguished."""
+"""The sweeper in an app of this process: what it runs, resumes, refuses and keeps secret."""
 
 import logging
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
-from omegaconf import OmegaConf
+import yaml
+from omegaconf import DictConfig, OmegaConf
 
 from lightning_adam.config.errors import ConfigError
-from lightning_adam.tune.sweeper import _check_single, _flat, _is_of_hydra, _seeds, sweep_folder
+from lightning_adam.config.tune import Direction, TuneConfig
+from lightning_adam.config.variables import STORAGE_VARIABLE
+from lightning_adam.tune.history import History
+from lightning_adam.tune.runs import Run
+from lightning_adam.tune.sweeper import _check_single, _flat, _is_of_hydra, _seed, sweep_folder
 from tests.support.tables import each_row
-from tests.tune.searching import plan_of
 
 FOLDERS = [
     ("multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}", "multirun/adam_tune_mnist"),
@@ -21,41 +28,132 @@ FOLDERS = [
     ("sweeps/${hydra.job.name}", "sweeps/train"),
 ]
 """Values of hydra.sweep.dir, and the folders of the search `mnist`."""
+PARTIAL = {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 1e-3}
+CONFIG = {"optimizer": PARTIAL, "seed": None, "model": {"width": 8}, "data": {"num_workers": 0}}
+
+Tune = Callable[..., list[Run]]
+
+
+@pytest.fixture
+def tune(monkeypatch: pytest.MonkeyPatch) -> Tune:
+    """Searches for the learning rate of an app, and returns the runs of the search."""
+    monkeypatch.setenv(STORAGE_VARIABLE, "")
+
+    def searched(
+        function: Callable[[DictConfig], Any],
+        *words: str,
+        config: dict[str, Any] = CONFIG,
+        storage: str = "journal:found/trials.journal",
+    ) -> list[Run]:
+        Path("config.yaml").write_text(yaml.safe_dump(config))
+        given = ["direction=minimize", "study_name=search", "n_trials=2"]
+        given = [f"hydra.sweeper.{each}" for each in given]
+        command = ["train.py", "-m", "hydra/sweeper=adam_tune", "hydra.sweep.dir=found", *given]
+        monkeypatch.setattr(sys, "argv", [*command, *words])
+        folder = str(Path.cwd())
+        hydra.main(version_base="1.3", config_path=folder, config_name="config")(function)()
+        return History(storage, "search", "minimize").runs()
+
+    return searched
+
+
+def loss(config: DictConfig) -> float:
+    return float(abs(config.optimizer.lr - 0.01))
+
+
+def test_search_goes_on_with_a_larger_budget_and_other_workers(
+    tune: Tune, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seeds = []
+
+    def seeded(config: DictConfig) -> float:
+        seeds.append(config.seed)
+        return loss(config)
+
+    first = tune(seeded)
+    assert [each.value for each in first] == [loss_of(each) for each in first]
+    # Apps ask `if cfg.seed:`, so that an app without one is not seeded with 0.
+    assert seeds == [1, 1]
+    runs = tune(loss, "hydra.sweeper.n_trials=3", "data.num_workers=4")
+    assert (len(first), len(runs)) == (2, 3)
+    assert runs[:2] == first
+    runs = tune(loss, "hydra.sweeper.n_trials=4", "hydra.sweeper.space.lr.high=0.5")
+    assert runs[:2] == first
+    assert len(runs) == 4
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        tune(loss, "hydra.sweeper.n_trials=5", "model.width=9")
+    error = capsys.readouterr().err
+    assert "model.width was 8, now 9" in error
+    assert "hydra.sweeper.study_name=search_2" in error
+
+
+def loss_of(run: Run) -> float:
+    return abs(run.request.configuration.lr - 0.01)
+
+
+def test_url_of_the_storage_is_in_no_file_and_in_no_line(
+    tune: Tune, capfd: pytest.CaptureFixture[str]
+) -> None:
+    url = f"sqlite:///{Path.cwd()}/secret.db"
+    in_config = {**CONFIG, "hydra": {"sweeper": {"storage": url}}}
+    one = ("hydra.sweeper.n_trials=1", "hydra.sweeper.study_name=")
+    rows = [((f"hydra.sweeper.storage={url}",), CONFIG), ((), in_config)]
+    for words, config in rows:
+        tune(loss, *words, one[0], config=config, storage=url)
+        saved = [each for each in Path("found").rglob("*") if each.is_file()]
+        assert {"multirun.yaml", "hydra.yaml", "overrides.yaml"} <= {each.name for each in saved}
+        assert [each for each in saved if "secret" in each.read_text()] == []
+    assert "secret" not in "".join(capfd.readouterr())
+
+
+def test_search_ends_after_five_crashes_or_a_value_that_is_no_number(
+    tune: Tune, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def crash(config: DictConfig) -> float:
+        trained.append(1)
+        raise ValueError("no data")
+
+    trained: list[int] = []
+    with pytest.raises(SystemExit):
+        tune(crash, "hydra.sweeper.n_trials=9")
+    assert len(trained) == 5
+    assert "All of the first 5 runs failed, the last one with ValueError: no data" in (
+        capsys.readouterr().err
+    )
+    with pytest.raises(SystemExit):
+        tune(lambda config: trained.append(1), "hydra.sweep.dir=again")
+    assert len(trained) == 6
+    assert "The app returned None" in capsys.readouterr().err
 
 
 def test_folder_of_a_search_does_not_depend_on_the_time() -> None:
     with each_row() as row:
         for value, expected in FOLDERS:
             with row(value):
-                hydra = {"sweep": {"dir": value}, "job": {"name": "train"}}
-                config = OmegaConf.create({"hydra": hydra})
+                config = OmegaConf.create(
+                    {"hydra": {"sweep": {"dir": value}, "job": {"name": "train"}}}
+                )
                 assert sweep_folder(config, "mnist") == Path.cwd() / expected
                 if "now" in value:
                     found = (Path.cwd() / str(config.hydra.sweep.dir)).resolve()
                     assert found == Path.cwd() / expected
 
 
-def test_seeds_follow_the_seed_of_the_app() -> None:
-    rows: list[tuple[dict[str, Any], dict[str, Any], tuple[str, list[int | None]]]] = [
-        ({"seed": 7}, {}, ("seed", [7, 8])),
-        ({"trainer": {"seed": 0}}, {"seed_key": "trainer.seed"}, ("trainer.seed", [0, 1])),
-        ({"seed": 7}, {"n_seeds": 1}, ("seed", [7])),
-        ({}, {"n_seeds": 1}, ("seed", [None])),
-    ]
-    for app, changes, expected in rows:
-        assert _seeds(OmegaConf.create(app), plan_of(**changes)) == expected
+def test_first_seed_is_that_of_the_app(caplog: pytest.LogCaptureFixture) -> None:
+    def seed(app: dict[str, Any], key: str = "seed") -> tuple[int | None, str]:
+        settings = TuneConfig(direction=Direction.minimize, seed_key=key)
+        return _seed(OmegaConf.create(app), settings)
 
-
-def test_app_without_a_seed_logs_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        assert _seeds(OmegaConf.create({"lr": 1}), plan_of()) == ("seed", [None, None])
-    assert "Set hydra.sweeper.seed_key=KEY" in caplog.text
-
-
-def test_seed_key_without_a_whole_number_raises() -> None:
-    for found in (None, "7", True, 1.5):
+    assert seed({"seed": 7}) == (7, "seed")
+    assert seed({"seed": None}) == (1, "seed")
+    assert seed({"trainer": {"seed": 0}}, "trainer.seed") == (0, "trainer.seed")
+    for found in ("7", True, 1.5):
         with pytest.raises(ConfigError, match=r"hydra\.sweeper\.seed_key=my\.seed must be a key"):
-            _seeds(OmegaConf.create({"my": {"seed": found}}), plan_of(seed_key="my.seed"))
+            seed({"my": {"seed": found}}, "my.seed")
+    with caplog.at_level(logging.WARNING):
+        assert seed({"lr": 1}) == (None, "seed")
+    assert "Set hydra.sweeper.seed_key=KEY" in caplog.text
 
 
 def test_override_with_several_values_raises_and_a_list_is_one_value() -> None:
@@ -67,9 +165,8 @@ def test_override_with_several_values_raises_and_a_list_is_one_value() -> None:
 
 
 def test_groups_of_hydra_are_no_part_of_the_result() -> None:
-    assert _is_of_hydra("lightning_adam/tune@hydra.sweeper.stages=mine")
+    assert _is_of_hydra("my/launcher@hydra.launcher=slurm")
     assert not _is_of_hydra("lightning_adam/optimizer@model.optimizer=adam")
-    assert not _is_of_hydra("optimizer.lr=1e-3")
 
 
 def test_searches_are_distinguished_by_the_whole_config() -> None:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from lightning_adam.config.errors import ConfigError
 from lightning_adam.config.tune import Direction, TuneConfig
 from lightning_adam.config.variables import STORAGE_VARIABLE
+from lightning_adam.tune import sweeper
 from lightning_adam.tune.history import History
 from lightning_adam.tune.runs import Run
 from lightning_adam.tune.sweeper import _check_single, _flat, _is_of_hydra, _seed, sweep_folder
@@ -46,7 +47,7 @@ def tune(monkeypatch: pytest.MonkeyPatch) -> Tune:
         storage: str = "journal:found/trials.journal",
     ) -> list[Run]:
         Path("config.yaml").write_text(yaml.safe_dump(config))
-        given = ["direction=minimize", "study_name=search", "n_trials=2"]
+        given = ["direction=minimize", "study_name=search", "n_trials=1"]
         given = [f"hydra.sweeper.{each}" for each in given]
         command = ["train.py", "-m", "hydra/sweeper=adam_tune", "hydra.sweep.dir=found", *given]
         monkeypatch.setattr(sys, "argv", [*command, *words])
@@ -71,25 +72,20 @@ def test_search_goes_on_with_a_larger_budget_and_other_workers(
         return loss(config)
 
     first = tune(seeded)
-    assert [each.value for each in first] == [loss_of(each) for each in first]
+    wide = "hydra.sweeper.space.lr.high=0.5"
+    runs = tune(seeded, "hydra.sweeper.n_trials=2", "data.num_workers=4", wide)
+    assert (runs[:1], len(runs)) == (first, 2)
+    assert [each.value for each in runs] == [
+        abs(each.request.configuration.lr - 0.01) for each in runs
+    ]
     # Apps ask `if cfg.seed:`, so that an app without one is not seeded with 0.
     assert seeds == [1, 1]
-    runs = tune(loss, "hydra.sweeper.n_trials=3", "data.num_workers=4")
-    assert (len(first), len(runs)) == (2, 3)
-    assert runs[:2] == first
-    runs = tune(loss, "hydra.sweeper.n_trials=4", "hydra.sweeper.space.lr.high=0.5")
-    assert runs[:2] == first
-    assert len(runs) == 4
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        tune(loss, "hydra.sweeper.n_trials=5", "model.width=9")
+        tune(loss, "hydra.sweeper.n_trials=3", "model.width=9")
     error = capsys.readouterr().err
     assert "model.width was 8, now 9" in error
     assert "hydra.sweeper.study_name=search_2" in error
-
-
-def loss_of(run: Run) -> float:
-    return abs(run.request.configuration.lr - 0.01)
 
 
 def test_url_of_the_storage_is_in_no_file_and_in_no_line(
@@ -97,33 +93,33 @@ def test_url_of_the_storage_is_in_no_file_and_in_no_line(
 ) -> None:
     url = f"sqlite:///{Path.cwd()}/secret.db"
     in_config = {**CONFIG, "hydra": {"sweeper": {"storage": url}}}
-    one = ("hydra.sweeper.n_trials=1", "hydra.sweeper.study_name=")
     rows = [((f"hydra.sweeper.storage={url}",), CONFIG), ((), in_config)]
     for words, config in rows:
-        tune(loss, *words, one[0], config=config, storage=url)
+        tune(loss, *words, config=config, storage=url)
         saved = [each for each in Path("found").rglob("*") if each.is_file()]
         assert {"multirun.yaml", "hydra.yaml", "overrides.yaml"} <= {each.name for each in saved}
         assert [each for each in saved if "secret" in each.read_text()] == []
     assert "secret" not in "".join(capfd.readouterr())
 
 
-def test_search_ends_after_five_crashes_or_a_value_that_is_no_number(
-    tune: Tune, capsys: pytest.CaptureFixture[str]
+def test_search_ends_when_its_first_runs_crash_or_return_no_number(
+    tune: Tune, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def crash(config: DictConfig) -> float:
         trained.append(1)
         raise ValueError("no data")
 
     trained: list[int] = []
+    monkeypatch.setattr(sweeper, "MAX_FAILURES", 2)
     with pytest.raises(SystemExit):
         tune(crash, "hydra.sweeper.n_trials=9")
-    assert len(trained) == 5
-    assert "All of the first 5 runs failed, the last one with ValueError: no data" in (
+    assert len(trained) == 2
+    assert "All of the first 2 runs failed, the last one with ValueError: no data" in (
         capsys.readouterr().err
     )
     with pytest.raises(SystemExit):
         tune(lambda config: trained.append(1), "hydra.sweep.dir=again")
-    assert len(trained) == 6
+    assert len(trained) == 3
     assert "The app returned None" in capsys.readouterr().err
 
 

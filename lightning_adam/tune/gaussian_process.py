@@ -1,9 +1,10 @@
 """A Gaussian process over hyperparameters and the length of the run.
 
 The kernel is Matérn 5/2 over the coordinates, times an exponential kernel over the length in
-octaves, plus a linear trend in the length: shorter runs are worse, and resemble the full run less
-the shorter they are. Length scales are given, as a few dozen runs cannot fit one for each
-coordinate; a common factor and the noise are fitted by maximum likelihood.
+octaves, plus a trend that is linear in the length and smoother over the coordinates: shorter runs
+are worse, more so where training gets on, and resemble the full run less the shorter they are.
+Length scales are given, as a few dozen runs cannot fit one for each coordinate; a common factor
+and the noise are fitted by maximum likelihood.
 """
 
 import copy
@@ -22,8 +23,8 @@ SCALES = (0.7, 1.0, 1.6)
 """Factors of the length scales that are tried."""
 OCTAVE = 0.12
 """How fast the correlation falls with the length: exp(-0.12) an octave."""
-TREND = 0.25
-"""Prior variance of the trend, per octave squared."""
+TREND_SCALE = 3.0
+"""Length scales of the trend, relative to the others."""
 JITTER = 1e-9
 
 
@@ -140,6 +141,11 @@ class GaussianProcess:
 
     def _kernel(self, a: Array, lengths_a: Array, b: Array, lengths_b: Array) -> Any:
         distance = np.sqrt(5 * (((a[:, None] - b[None]) / self._scales) ** 2).sum(-1))
-        matern = (1 + distance + distance**2 / 3) * np.exp(-distance)
         apart = np.abs(lengths_a[:, None] - lengths_b[None])
-        return matern * np.exp(-OCTAVE * apart) + TREND * np.outer(lengths_a, lengths_b)
+        trend = np.outer(lengths_a, lengths_b) * _matern(distance / TREND_SCALE)
+        return _matern(distance) * np.exp(-OCTAVE * apart) + trend
+
+
+def _matern(distance: Array) -> Array:
+    """Matérn 5/2, of a distance in length scales times the root of 5."""
+    return (1 + distance + distance**2 / 3) * np.exp(-distance)

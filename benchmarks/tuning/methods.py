@@ -6,7 +6,7 @@ returns the configuration that it chooses.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -125,8 +125,10 @@ def priorband(problem: Problem, budget: int, seed: int) -> Configuration:
         if used > budget + 1e-6:
             return min(full, key=lambda each: each[0])[1]
         sampled = np.array([trial.config[name] for name in names])
-        configuration = space.configuration(sampled, share)
-        loss = capped(problem.train(configuration, 0, share))
+        configuration = space.configuration(sampled, 1.0)
+        # The timescale of the decay is in lengths of the run.
+        shorter = replace(configuration, weight_decay=(configuration.weight_decay or 0.0) / share)
+        loss = capped(problem.train(shorter, 0, share))
         search.tell(trial, loss)
         if share == 1.0:
             full.append((loss, configuration))

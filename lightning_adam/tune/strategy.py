@@ -232,9 +232,7 @@ class _View:
             other = replace(self._best().request.configuration, amsgrad=not amsgrad)
             if not any(each.request.configuration.amsgrad is not amsgrad for each in self.runs):
                 return Request(Stage.search, other)
-        is_probe = (
-            self.is_flexible and self.strategy.budget >= PROBES_FROM and count % PROBE_EVERY == 1
-        )
+        is_probe = self.is_flexible and self._is_probe(count)
         length = MEDIUM if is_probe and self.left >= 1 + MEDIUM else 1.0
         if not self._fits(length):
             return None
@@ -323,7 +321,9 @@ class _View:
             return None, None, float(math.isfinite(self._mean(at_best)))
         gain, count = float(np.mean(finite)), len(finite)
         degrees = PRIOR_DEGREES + count - 1
-        prior = 2 * self._noise(self._mean(at_best)) ** 2
+        noise = self._noise(self._mean(at_best))
+        # A power that is not finite would raise.
+        prior = 2 * noise * noise
         squares = float(np.sum((np.array(finite) - gain) ** 2))
         error = math.sqrt((PRIOR_DEGREES * prior + squares) / degrees / count)
         return gain, error, float(t.cdf(gain / max(error, 1e-30), degrees))
@@ -378,6 +378,9 @@ class _View:
         u = (known.min() - mean) / deviation
         gain = deviation * (u * norm.cdf(u) + norm.pdf(u))
         yield from draws[np.argsort(-gain, kind="stable")]
+
+    def _is_probe(self, count: int) -> bool:
+        return self.strategy.budget >= PROBES_FROM and count % PROBE_EVERY == 1
 
     def _default(self, lr: float) -> Array:
         x: Array = self.space.default.copy()

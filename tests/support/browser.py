@@ -331,7 +331,10 @@ class Visits:
         self.pages: list[Page] = []
         self.complaints: list[str] = []
 
-    def __call__(self, file: Path, width: int = WIDE, dark: bool = False) -> ReportPage:
+    def __call__(
+        self, file: Path, width: int = WIDE, dark: bool = False, ready: str = "html[data-theme]"
+    ) -> ReportPage:
+        """Opens a page, and waits for an element that its script makes."""
         context = self.browser.new_context(
             viewport={"width": width, "height": HEIGHT},
             color_scheme="dark" if dark else "light",
@@ -346,8 +349,7 @@ class Visits:
         page.on("websocket", lambda socket: self.complaints.append(socket.url))
         page.set_default_timeout(30_000)
         page.goto(file.as_uri(), timeout=60_000)
-        # Its script has run, which is asynchronous.
-        page.locator("html[data-theme]").wait_for(state="attached")
+        page.locator(ready).first.wait_for(state="attached")
         return ReportPage(page)
 
     def note_request(self, address: str) -> None:

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lightning_adam.tune.configuration import Configuration
+from lightning_adam.config.tune import TuneConfig
+from lightning_adam.tune.configuration import ConfigPaths, Configuration
+from lightning_adam.tune.report import Report
 from lightning_adam.tune.runs import Outcome, Request, Run, Stage
 from lightning_adam.tune.strategy import Strategy
 
@@ -51,3 +53,16 @@ def used(runs: Sequence[Run]) -> float:
 
 def of(runs: Sequence[Run], stage: Stage) -> list[Run]:
     return [each for each in runs if each.request.stage is stage]
+
+
+def report_of(strategy: Strategy, runs: Sequence[Run], name: str = "mnist", **facts: Any) -> Report:
+    """The report of a search whose app is started with `data=small one`."""
+    given: dict[str, Any] = {"arguments": ["data=small one"], "is_seeded": True, **facts}
+    return Report(
+        settings=TuneConfig(study_name=name, n_trials=strategy.budget),
+        runs=runs,
+        strategy=strategy,
+        decision=strategy.decide(runs),
+        paths=ConfigPaths("optimizer", "scheduler"),
+        **given,
+    )

@@ -10,7 +10,7 @@ from lightning_adam.tune.gaussian_process import (
     NOISES,
     OCTAVE,
     SCALES,
-    TREND,
+    TREND_SCALE,
     Array,
     GaussianProcess,
     Warp,
@@ -33,9 +33,10 @@ def standardized(process: GaussianProcess) -> Array:
 
 
 def kernel(a: Array, octaves_a: Array, b: Array, octaves_b: Array, scale: float) -> Array:
-    matern = Matern(length_scale=LENGTH_SCALES * scale, nu=2.5)(a, b)
+    matern = Matern(LENGTH_SCALES * scale, nu=2.5)(a, b)
+    trend = Matern(LENGTH_SCALES * scale * TREND_SCALE, nu=2.5)(a, b)
     apart = np.abs(octaves_a[:, None] - octaves_b[None])
-    return np.asarray(matern * np.exp(-OCTAVE * apart) + TREND * np.outer(octaves_a, octaves_b))
+    return np.asarray(matern * np.exp(-OCTAVE * apart) + trend * np.outer(octaves_a, octaves_b))
 
 
 def test_full_runs_are_predicted_as_by_scikit_learn() -> None:

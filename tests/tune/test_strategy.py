@@ -38,7 +38,8 @@ def ladder_rates(budget: int, fixed_length: str) -> set[float]:
     runs: list[Run] = []
     while (request := strategy(budget).next_request(runs)) and request.stage is not Stage.search:
         runs.append(ended(request, len(runs), bowl(request), fixed_length=fixed_length))
-    return {each.request.configuration.lr for each in of(runs, Stage.ladder)}
+    rungs = [each.request for each in of(runs, Stage.ladder) if each.request.length != 1 / 3]
+    return {each.configuration.lr for each in rungs}
 
 
 # ---- What is run

@@ -116,24 +116,23 @@ def test_short_run_is_that_of_a_trainer_with_so_many_steps(
 ) -> None:
     """Down to the bits: the schedule is complete, too."""
     with each_row() as row:
-        for name, flags in SETTINGS.items():
-            for kind, length in ((Tuned, 1 / 8), (Partial, 1 / 3)):
-                with row((name, kind.__name__)):
-                    last = round(FULL * length)
-                    run = begin(length)
-                    short: Any = kind()
-                    fitting = fit(short, **flags)
-                    assert fitting.global_step == last
-                    has_validation = flags.get("limit_val_batches") != 0
-                    assert short.validated_at[-1:] == ([last] if has_validation else [])
-                    assert (run().steps, run().fixed_length) == (FULL, "")
-                    monkeypatch.delenv(TRIAL_VARIABLE)
-                    native: Any = kind()
-                    whole = {"min_epochs": None, "min_steps": None, "max_epochs": -1}
-                    end = fit(native, **{**flags, **whole, "max_steps": last})
-                    assert all(map(torch.equal, parameters(short), parameters(native)))
-                    rates = [each.optimizers[0].param_groups[0]["lr"] for each in (fitting, end)]
-                    assert rates[0] == rates[1] < 0.01 * LR
+        for number, (name, flags) in enumerate(SETTINGS.items()):
+            with row(name):
+                kind: Any = (Tuned, Partial)[number % 2]
+                length = (1 / 8, 1 / 3)[number % 2]
+                run, last = begin(length), round(FULL * length)
+                short, native = kind(), kind()
+                fitting = fit(short, **flags)
+                assert fitting.global_step == last
+                has_validation = flags.get("limit_val_batches") != 0
+                assert short.validated_at[-1:] == ([last] if has_validation else [])
+                assert (run().steps, run().fixed_length) == (FULL, "")
+                monkeypatch.delenv(TRIAL_VARIABLE)
+                whole = {"min_epochs": None, "min_steps": None, "max_epochs": -1}
+                end = fit(native, **{**flags, **whole, "max_steps": last})
+                assert all(map(torch.equal, parameters(short), parameters(native)))
+                rates = [each.optimizers[0].param_groups[0]["lr"] for each in (fitting, end)]
+                assert rates[0] == rates[1] < 0.01 * LR
 
 
 def test_callback_does_not_change_a_full_run(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,12 +248,12 @@ def test_dtypes_of_the_states_and_findings_are_noted(begin: Begin) -> None:
 
     for precision, dtype in (("bf16-true", "bfloat16"), ("bf16-mixed", "float32")):
         run = begin()
-        fit(Casting(), precision=precision, max_epochs=1, limit_val_batches=0)
+        fit(Casting(), loader(1), precision=precision, max_epochs=1, limit_val_batches=0)
         assert run().state_dtypes == (dtype,)
         assert run().findings == ()
     run = begin()
     module = Lit({"lr": LR, "eps": 1.0})
-    fit(module, max_epochs=6, callbacks=[AdamMonitor(every_n_steps=1)], limit_val_batches=0)
+    fit(module, max_epochs=4, callbacks=[AdamMonitor(every_n_steps=1)], limit_val_batches=0)
     assert "eps_dominates" in run().findings
 
 

@@ -49,7 +49,6 @@ CPU_SECONDS = {"mirrors": 300, "all": 3600}
 MONITOR = ("test_skipped_steps", "test_monitor", "test_precision", "test_loops", "test_resume")
 BUILD = ("test_mixin", "test_schedules_properties", "test_precision", "test_finetuning")
 KERNELS = ("test_closed_forms", "test_rollups", "test_metric", "test_foreign_optimizers")
-SEARCH = ("test_search", "test_report")
 
 MIRRORS: dict[str, tuple[str, ...]] = {
     "optim/steps": (*MONITOR, "test_mixin", "test_foreign_optimizers"),
@@ -114,7 +113,7 @@ MIRRORS: dict[str, tuple[str, ...]] = {
         "test_composition",
     ),
     "config/monitor": ("test_monitor_settings", "test_environment", "test_composition"),
-    "config/tune": ("test_plan", "test_sweeper", "test_composition"),
+    "config/tune": ("test_tune_settings", "test_sweeper", "test_composition"),
     "config/parsing": (
         "test_parsing",
         "test_errors",
@@ -141,13 +140,12 @@ MIRRORS: dict[str, tuple[str, ...]] = {
     "findings/preflight": ("test_preflight", "test_suggestions", "test_finding_reporter"),
     "monitor/finding_reporter": ("test_finding_reporter", "test_engine"),
     "monitor/run_facts": ("test_preflight", "test_finding_reporter"),
-    "tune/plan": ("test_plan", *SEARCH),
-    "tune/decision": ("test_decision", *SEARCH),
-    "tune/progress": SEARCH,
-    "tune/sampling": ("test_sampling", *SEARCH),
-    "tune/dimensions": ("test_dimensions", "test_point", *SEARCH),
-    "tune/archive": ("test_archive", *SEARCH),
-    "tune/search": SEARCH,
+    "tune/strategy": ("test_strategy",),
+    "tune/space": ("test_space", "test_strategy"),
+    "tune/gaussian_process": ("test_gaussian_process", "test_strategy"),
+    "tune/history": ("test_history",),
+    "tune/trial_callback": ("test_trial_callback",),
+    "tune/sweeper": ("test_sweeper",),
     "reports": (
         *("test_keys", "test_charts", "test_downsampling", "test_comparison"),
         *("test_summary", "test_report"),

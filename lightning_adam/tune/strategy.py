@@ -57,7 +57,7 @@ class Decision:
         start: Losses of the app's configuration, by replicate.
         best: Losses of the best other configuration, by replicate; empty if there is none.
         gain: Expected decrease of the loss; None if either has no finite loss.
-        standard_error: Of the gain; None where nothing can be said of it.
+        standard_error: Of the gain; None unless both have raced.
         confidence: Probability that the best other configuration is better; None without one.
         is_over: Whether the budget is spent.
     """
@@ -87,8 +87,8 @@ class Strategy:
         >>> while (request := strategy.next_request(runs)) is not None:
         ...     loss = (math.log10(request.configuration.lr) + 2) ** 2 + 1 / request.length
         ...     runs.append(Run(request, len(runs), Outcome.complete, loss, steps=1000))
-        >>> round(sum(each.request.length for each in runs), 6)
-        7.0
+        >>> 6 < sum(each.request.length for each in runs) <= 7
+        True
         >>> 3e-3 < strategy.decide(runs).chosen.lr < 3e-2
         True
     """
@@ -287,7 +287,7 @@ class _View:
             confidence = self._better_than_start(best)
             before, after = self._mean(at_start), self._mean(at_best)
             gain = before - after if math.isfinite(before - after) else None
-            error = self._noise(after) if gain is not None else None
+            error = None
         else:
             differences = [at_start[each] - at_best[each] for each in fresh]
             gain, error, confidence = self._race_result(differences, at_best)

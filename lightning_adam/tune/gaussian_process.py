@@ -40,7 +40,7 @@ class Warp:
 
     Example:
         >>> Warp(np.array([1.0, 2.0, 3.0, 1e6, np.nan]))(np.array([1.0, 1.5])).round(2).tolist()
-        [0.0, 0.41]
+        [0.0, 0.51]
     """
 
     def __init__(self, losses: Array) -> None:

@@ -14,7 +14,7 @@ from lightning_adam.config.tune import SpaceConfig
 from lightning_adam.tune import report as module
 from lightning_adam.tune.report import html, markdown, write_report
 from lightning_adam.tune.runs import Outcome, Request, Run, Stage
-from lightning_adam.tune.strategy import Strategy
+from lightning_adam.tune.strategy import CONFIDENCE, Strategy
 from tests.support.html_page import HtmlPage
 from tests.support.tables import each_row
 from tests.tune.simulation import START, ended, report_of, search, used
@@ -120,7 +120,7 @@ def test_result_is_told_with_its_seeds_and_its_confidence() -> None:
     better = r"has 0\.305 \(mean of 2 fresh seeds\), a gain of 0\.22 ± \d\.\d+, and is better with"
     assert re.search(better, said(RACE, 20))
     assert "it is used." in said(RACE, 20)
-    assert "it is not used, as that is below 0.9." in said(two(0.5, 0.5, 0.5, 0.5), 20)
+    assert f"it is not used, as that is below {CONFIDENCE}." in said(two(0.5, 0.5, 0.5, 0.5), 20)
     maximized = [each if each.value is None else replace(each, value=-each.value) for each in RACE]
     assert "has -0.305 (mean of 2 fresh seeds), a gain of 0.22" in said(maximized, 20, sign=-1.0)
     assert "The best other configuration has 0.3 (one seed)" in said(two(0.5, 0.3))

@@ -13,7 +13,7 @@ from lightning_adam.tune import strategy as module
 from lightning_adam.tune.configuration import Configuration
 from lightning_adam.tune.runs import Outcome, Request, Run, Stage
 from lightning_adam.tune.space import Space
-from lightning_adam.tune.strategy import Decision, Strategy, _View
+from lightning_adam.tune.strategy import CONFIDENCE, Decision, Strategy, _View
 from tests.support.tables import each_row
 from tests.tune.simulation import START, Objective, ended, of, search, used
 
@@ -216,7 +216,7 @@ def test_race_without_a_prior_is_a_paired_t_test(monkeypatch: pytest.MonkeyPatch
 def test_equal_differences_of_two_seeds_are_not_certain() -> None:
     decision = decided([0.6, 0.51, 0.52], [0.5, 0.50, 0.51], 20)
     assert decision.confidence is not None
-    assert 0.5 < decision.confidence < 0.9
+    assert 0.5 < decision.confidence < 0.9 < CONFIDENCE
     assert decision.chosen == START
 
 

@@ -223,7 +223,8 @@ def test_template_is_tuned_without_a_change_to_its_files(tmp_path: Path) -> None
     write_files(tmp_path, FILES)
     tuned = run_text(
         "python src/train.py -m hydra/sweeper=adam_tune hydra.sweeper.direction=maximize"
-        " +optimized_metric=val/acc_best test=False hydra.sweeper.n_trials=4 model.optimizer.lr=1e-5",
+        " +optimized_metric=val/acc_best test=False"
+        " hydra.sweeper.n_trials=4 model.optimizer.lr=1e-5",
         tmp_path,
         environment(CUDA_VISIBLE_DEVICES=""),
     )

@@ -1,6 +1,5 @@
 """A run in its process: what it writes to the history, and what the launcher receives."""
 
-import math
 import os
 import warnings
 from types import SimpleNamespace
@@ -80,11 +79,6 @@ def test_exception_is_stored_and_raised_again(history: History) -> None:
         run(function)
     assert last(history).outcome is Outcome.failed
     assert last(history).error == "ValueError: shapes do not match"
-
-
-def test_metric_that_is_nan_is_a_failure(history: History) -> None:
-    assert math.isnan(run(lambda config: math.nan))
-    assert last(history).error == "diverged: the metric is nan"
 
 
 def test_run_answers_for_itself_while_it_trains(history: History) -> None:

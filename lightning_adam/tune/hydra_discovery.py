@@ -35,14 +35,20 @@ class AdamTune(Sweeper):
             ConfigError: If a setting cannot work, or the extra is not installed.
         """
         try:
-            from lightning_adam.tune.sweeper import AdamSweep
+            from lightning_adam.tune.job import current_trial
+            from lightning_adam.tune.sweeper import AdamSweep, OtherRank
         except ModuleNotFoundError as error:
             raise ConfigError(
                 f"hydra/sweeper=adam_tune needs optuna ({error})",
                 "Run pip install 'lightning-adam[tune]'",
             ) from error
 
-        self._sweep = AdamSweep(self.settings, hydra_context, task_function, config)
+        trial = current_trial()
+        self._sweep = (
+            OtherRank(trial, hydra_context, task_function, config)
+            if trial
+            else AdamSweep(self.settings, hydra_context, task_function, config)
+        )
 
     def sweep(self, arguments: list[str]) -> Any:
         """Called by Hydra with what was typed for the app."""

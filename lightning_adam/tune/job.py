@@ -5,8 +5,9 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -16,6 +17,9 @@ from omegaconf import DictConfig
 from lightning_adam.config.errors import ConfigError
 from lightning_adam.config.variables import STORAGE_VARIABLE, TRIAL_VARIABLE
 from lightning_adam.tune.history import History, open_storage, shown
+
+RANK_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+"""What Lightning sets when it starts the other processes of a run."""
 
 
 class NoMetricError(ConfigError):
@@ -33,6 +37,7 @@ class Trial:
         number: Its number.
         length: Its share of a full run's steps.
         hyperparameters: Arguments by which the tuned optimizer is recognized.
+        overrides: What makes the app's config that of the run (default: none).
 
     Example:
         >>> trial = Trial("mnist", "minimize", "ladder", 3, 0.125, {"lr": 1e-3})
@@ -46,6 +51,7 @@ class Trial:
     number: int
     length: float
     hyperparameters: Mapping[str, Any]
+    overrides: list[str] = field(default_factory=list)
 
     def as_variable(self) -> str:
         """The value of the environment variable.
@@ -104,8 +110,8 @@ class Job:
         trial = current_trial()
         if trial is None:
             return self._result(config)
-        with env_override(_wandb_variables(trial)):
-            return self._recorded(trial, config)
+        with env_override(_wandb_variables(trial)), _own_ranks():
+            return self._recorded(trial, config) if _is_main() else self._result(config)
 
     def _recorded(self, trial: Trial, config: DictConfig) -> float:
         try:
@@ -140,6 +146,27 @@ class Job:
             raise
         _finish_wandb(exit_code=0)
         return as_metric(result)
+
+
+def _is_main() -> bool:
+    """Whether this is the first of the processes that train a run together."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+@contextmanager
+def _own_ranks() -> Iterator[None]:
+    """Makes Lightning start the other processes of each run anew, as for the only run of an app."""
+    before = {name: os.environ.get(name) for name in RANK_VARIABLES}
+    try:
+        yield
+    finally:
+        distributed = sys.modules.get("torch.distributed")
+        if distributed and distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def as_metric(result: object) -> float:

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
@@ -215,6 +215,15 @@ class AdamSweep:
             for name in ("lr", "betas", "eps", "weight_decay")
             if getattr(request.configuration, name) is not None
         }
+        seed = [] if run.seed is None else [f"{self._seed_key}={run.seed}"]
+        own = [
+            *self._paths.overrides(self._start, request.configuration),
+            *seed,
+            f"hydra.sweep.dir={format_value(str(self.folder))}",
+            f"hydra.sweep.subdir={request.stage.value}/{run.number}",
+            # The app's own config may have it, and each run saves its config.
+            f"{PATH}.storage=null",
+        ]
         trial = Trial(
             study_name=self.settings.study_name,
             direction=str(self.settings.direction),
@@ -222,18 +231,9 @@ class AdamSweep:
             number=run.number,
             length=request.length,
             hyperparameters=hyperparameters,
+            overrides=own,
         )
-        seed = [] if run.seed is None else [f"{self._seed_key}={run.seed}"]
-        return [
-            *self._arguments,
-            *self._paths.overrides(self._start, request.configuration),
-            *seed,
-            f"hydra.sweep.dir={format_value(str(self.folder))}",
-            f"hydra.sweep.subdir={request.stage.value}/{run.number}",
-            # The app's own config may have it, and each run saves its config.
-            f"{PATH}.storage=null",
-            f"hydra.job.env_set.{TRIAL_VARIABLE}={format_value(trial.as_variable())}",
-        ]
+        return [*self._arguments, *own, _variable(trial)]
 
     def _report(self, bar: "tqdm[Any]") -> Report:
         """Writes what the search has come to, to its folder and to the progress bar."""
@@ -259,6 +259,41 @@ class AdamSweep:
         return report
 
 
+class OtherRank:
+    """What `hydra/sweeper=adam_tune` does in a process that Lightning starts for a run.
+
+    Lightning starts the other processes of a run with the command of this one, which is that of
+    the search. Such a process trains the run with its first one, and ends.
+
+    Args:
+        trial: The run.
+        hydra_context: How configs are composed.
+        task_function: The app's function.
+        config: The app's config, with Hydra's own.
+    """
+
+    def __init__(
+        self,
+        trial: Trial,
+        hydra_context: HydraContext,
+        task_function: Callable[[DictConfig], Any],
+        config: DictConfig,
+    ) -> None:
+        self._trial = trial
+        self._launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=Job(task_function), config=config
+        )
+
+    def sweep(self, arguments: Sequence[str]) -> None:
+        """Trains the run; what it raises is logged, as Lightning would kill the search for it."""
+        number = self._trial.number
+        overrides = [*arguments, *self._trial.overrides, _variable(self._trial)]
+        (result,) = self._launcher.launch([overrides], initial_job_idx=number)
+        if result.status is not JobStatus.COMPLETED:
+            reason = in_one_line(cast(BaseException, result._return_value))
+            log.warning(f"adam_tune: run {number} failed in one of its processes, {reason}")
+
+
 def sweep_folder(config: DictConfig, study_name: str) -> Path:
     """The folder of a search: `hydra.sweep.dir`, without what differs from one start to the next.
 
@@ -281,6 +316,11 @@ def sweep_folder(config: DictConfig, study_name: str) -> Path:
     with open_dict(config):
         node.dir = f"{parent}/adam_tune_{study_name}"
     return Path(str(node.dir)).absolute()
+
+
+def _variable(trial: Trial) -> str:
+    """The override that tells a job which run it is."""
+    return f"hydra.job.env_set.{TRIAL_VARIABLE}={format_value(trial.as_variable())}"
 
 
 def _storage(given: str | None, folder: Path) -> str:

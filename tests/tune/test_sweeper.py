@@ -14,11 +14,18 @@ from omegaconf import DictConfig, OmegaConf
 from lightning_adam.config.errors import ConfigError
 from lightning_adam.config.tune import Direction, TuneConfig
 from lightning_adam.config.variables import STORAGE_VARIABLE
-from lightning_adam.tune import sweeper
 from lightning_adam.tune.history import History
-from lightning_adam.tune.runs import Run
-from lightning_adam.tune.sweeper import _check_single, _flat, _is_of_hydra, _seed, sweep_folder
+from lightning_adam.tune.runs import Request, Run, Stage
+from lightning_adam.tune.sweeper import (
+    _check_failures,
+    _check_single,
+    _flat,
+    _is_of_hydra,
+    _seed,
+    sweep_folder,
+)
 from tests.support.tables import each_row
+from tests.tune.simulation import START, ended
 
 FOLDERS = [
     ("multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}", "multirun/adam_tune_mnist"),
@@ -101,21 +108,17 @@ def test_url_of_the_storage_is_in_no_file_and_in_no_line(
     assert "secret" not in "".join(capfd.readouterr())
 
 
-def test_search_ends_when_its_first_runs_crash(
-    tune: Tune, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def crash(config: DictConfig) -> float:
-        trained.append(1)
-        raise ValueError("no data")
-
-    trained: list[int] = []
-    monkeypatch.setattr(sweeper, "MAX_FAILURES", 2)
-    with pytest.raises(SystemExit):
-        tune(crash, "hydra.sweeper.n_trials=9")
-    assert len(trained) == 2
-    assert "All of the first 2 runs failed, the last one with ValueError: no data" in (
-        capsys.readouterr().err
-    )
+def test_search_ends_when_its_first_runs_crash() -> None:
+    request = Request(Stage.ladder, START)
+    crashed = [ended(request, number, None, error="ValueError: no data.") for number in range(5)]
+    with pytest.raises(
+        ConfigError, match=r"All of the first 5 runs failed, .* ValueError: no data"
+    ):
+        _check_failures(crashed)
+    _check_failures(crashed[:4])
+    # A run that diverges says nothing of the app.
+    for other in (ended(request, 5, 0.5), ended(request, 5, None, error="diverged: the metric is")):
+        _check_failures([*crashed, other])
 
 
 def test_folder_of_a_search_does_not_depend_on_the_time() -> None:

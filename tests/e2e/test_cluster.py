@@ -24,13 +24,15 @@ SWEEP_NAME = "k1w2x3"
 # background, and submitit sees from the result files which have ended.
 SBATCH = """#!/usr/bin/env bash
 last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1")
-export SLURM_JOB_ID=$$ SLURM_ARRAY_JOB_ID=$$ SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1
+export SLURM_JOB_ID=$$ SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1
 export SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0
 # submitit moves the script as soon as it is submitted, so a copy is run, as SLURM does.
 script=$(mktemp)
 cp "$1" "$script"
-for task in $(seq 0 "$last"); do
-  SLURM_ARRAY_TASK_ID=$task bash "$script" >/dev/null 2>&1 &
+# A batch of one run is no array.
+for task in $(seq 0 "${last:-0}"); do
+  [[ -n $last ]] && export SLURM_ARRAY_JOB_ID=$$ SLURM_ARRAY_TASK_ID=$task
+  bash "$script" >/dev/null 2>&1 &
 done
 echo "Submitted batch job $$"
 """
@@ -74,10 +76,7 @@ def test_search_runs_as_slurm_arrays(tmp_path: Path) -> None:
     assert_searched(typed(SLURM, folder, variables=variables), folder)
     scripts = {path.read_text() for path in (folder / ".submitit").rglob("*submission*.sh")}
     asked = [set(re.findall(r"^#SBATCH --(.*)", each, re.MULTILINE)) for each in scripts]
-    assert {array for each in asked for array in each if array.startswith("array=")} == {
-        "array=0-0%1",
-        "array=0-1%2",
-    }
+    assert {word for each in asked for word in each if word.startswith("array=")} == {"array=0-1%2"}
     assert set.intersection(*asked) >= {
         "cpus-per-task=8",
         "gpus-per-node=1",

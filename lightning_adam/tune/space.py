@@ -215,7 +215,7 @@ class Space:
         Weight decay at the weak end of its range is 0.
         """
         configuration, weak = self.start, False
-        x = x - self._horizon * math.log10(length)
+        x = np.clip(x - self._horizon * math.log10(length), self.low, self.high)
         for each, coordinate, low, high in zip(
             self.dimensions, x, self.low, self.high, strict=True
         ):

@@ -72,13 +72,11 @@ class Report:
 
     def best_value(self) -> str:
         """The metric of the chosen configuration."""
-        decision = self.decision
-        is_start = decision.chosen == self.strategy.start
-        return self._metric((decision.start if is_start else decision.best).items())
+        return self._metric(self._chosen_losses)
 
     def last_words(self, folder: str) -> list[str]:
         """What is printed at the end of a search."""
-        before = self._metric(self.decision.start.items())
+        before = self._metric(self.decision.start)
         written = [f"report: {shlex.quote(f'{folder}/{name}')}" for name in FILES]
         return [
             f"adam_tune: {before} -> {self.best_value()} in {self._spent()}",
@@ -93,7 +91,7 @@ class Report:
         state = "is complete" if decision.is_over else "is under way"
         name = self.settings.study_name
         said = [f"The search {name} {state}: {self._spent()}, {seconds} of training."]
-        before, after = (self._metric(each.items()) for each in (decision.start, decision.best))
+        before, after = (self._metric(each) for each in (decision.start, decision.best))
         if decision.start:
             said.append(f"The configuration of the app has a metric of {before}.")
         if decision.best and decision.confidence is not None:
@@ -126,15 +124,14 @@ class Report:
         """The result as values, with the fields of hydra-optuna-sweeper first."""
         decision = self.decision
         changed = self.paths.values(self.strategy.start, decision.chosen)
-        is_start = decision.chosen == self.strategy.start
         return {
             "name": "optuna",
             "best_params": {
                 path: list(value) if isinstance(value, tuple) else value
                 for path, value in changed.items()
             },
-            "best_value": self._mean((decision.start if is_start else decision.best).items()),
-            "start_value": self._mean(decision.start.items()),
+            "best_value": self._mean(self._chosen_losses),
+            "start_value": self._mean(decision.start),
             "gain": decision.gain,
             "standard_error": decision.standard_error,
             "confidence": decision.confidence,
@@ -229,15 +226,20 @@ class Report:
             return "no Lightning Trainer of the app trains the tuned optimizer"
         return first.fixed_length
 
-    def _mean(self, values: Iterable[tuple[int, float]]) -> float | None:
+    @property
+    def _chosen_losses(self) -> dict[int, float]:
+        decision = self.decision
+        return decision.start if decision.chosen == self.strategy.start else decision.best
+
+    def _mean(self, losses_by_seed: dict[int, float]) -> float | None:
         """The mean metric over the fresh seeds, or that of the first seed."""
-        known = dict(values)
-        losses = [loss for seed, loss in known.items() if seed > 0] or [*known.values()]
+        losses = [loss for seed, loss in losses_by_seed.items() if seed > 0]
+        losses = losses or [*losses_by_seed.values()]
         mean = math.fsum(losses) / len(losses) if losses else math.inf
         return self.strategy.sign * mean if math.isfinite(mean) else None
 
-    def _metric(self, values: Iterable[tuple[int, float]]) -> str:
-        mean = self._mean(values)
+    def _metric(self, losses_by_seed: dict[int, float]) -> str:
+        mean = self._mean(losses_by_seed)
         return "no finite metric" if mean is None else f"{mean:.5g}"
 
 

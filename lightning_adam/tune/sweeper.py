@@ -253,8 +253,9 @@ class AdamSweep:
             each.request.length for each in report.runs if each.outcome is not Outcome.running
         )
         bar.n = round(used, 2)
-        stage = runs[-1].request.stage.value if runs else "start"
-        bar.set_description(f"{stage}: {report.best_value()}", refresh=False)
+        if used:
+            stage = runs[-1].request.stage.value
+            bar.set_description(f"{stage}: {report.best_value()}", refresh=False)
         bar.refresh()
         return report
 

@@ -145,8 +145,8 @@ class History:
             if found.get(key) != identity.get(key) and not _is_neutral(key)
         ]
         if changed:
-            told = [f"{key} was {found.get(key)}, now {identity.get(key)}" for key in changed]
-            differences = "; ".join([*told[:4], *(["..."] if len(told) > 4 else [])])
+            changes = [f"{key} was {found.get(key)}, now {identity.get(key)}" for key in changed]
+            differences = "; ".join([*changes[:4], *(["..."] if len(changes) > 4 else [])])
             name = self.study.study_name
             raise ConfigError(
                 f"hydra.sweeper.study_name={name}: the search in {folder} has other settings"
@@ -237,7 +237,7 @@ class History:
         ]
 
     @contextmanager
-    def alive(self, owner: str, numbers: list[int]) -> Iterator[None]:
+    def keep_alive(self, owner: str, numbers: list[int]) -> Iterator[None]:
         """Shows other processes that this one lives, for as long as the block lasts.
 
         A database has Optuna's heartbeats. A journal has a lock file, which the operating system

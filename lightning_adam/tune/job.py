@@ -129,7 +129,7 @@ class Job:
             raise RuntimeError(f"The search has given up run {number}")
         history.note(number, folder=HydraConfig.get().runtime.output_dir)
         begun = time.monotonic()
-        with history.alive(str(number), [number]):
+        with history.keep_alive(str(number), [number]):
             try:
                 value = self._result(config)
             except Exception as error:
@@ -200,8 +200,8 @@ def in_one_line(error: BaseException) -> str:
         >>> in_one_line(ValueError("no such file"))
         'ValueError: no such file'
     """
-    said = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {said[0][:300]}" if said else type(error).__name__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
 def _wandb_variables(trial: Trial) -> dict[str, str]:

@@ -90,30 +90,32 @@ class Report:
         seconds = format_duration(sum(each.seconds for each in self.runs))
         state = "is complete" if decision.is_over else "is under way"
         name = self.settings.study_name
-        said = [f"The search {name} {state}: {self._spent()}, {seconds} of training."]
+        sentences = [f"The search {name} {state}: {self._spent()}, {seconds} of training."]
         before, after = (self._metric(each) for each in (decision.start, decision.best))
         if decision.start:
-            said.append(f"The configuration of the app has a metric of {before}.")
+            sentences.append(f"The configuration of the app has a metric of {before}.")
         if decision.best and decision.confidence is not None:
             fresh = [each for each in decision.best if each > 0]
             seeds = f" (mean of {len(fresh)} fresh seeds)" if fresh else " (one seed)"
             gain = self._gain()
             is_taken = decision.chosen != self.strategy.start
-            said.append(
+            sentences.append(
                 f"The best other configuration has {after}{seeds}{gain}, and is better with a"
                 f" probability of {decision.confidence:.2f}: it is"
                 f" {'used' if is_taken else f'not used, as that is below {CONFIDENCE}'}."
             )
         first = self.runs[0] if self.runs else None
         if first and first.outcome is not Outcome.running and self._why_full():
-            said.append(f"All runs have the full length: {self._why_full()}.")
+            sentences.append(f"All runs have the full length: {self._why_full()}.")
         if not self.is_seeded:
-            said.append("The runs are not seeded: the app's config has no seed.")
+            sentences.append("The runs are not seeded: the app's config has no seed.")
         space = self.strategy.space_of(self.runs)
         for dimension, end in space.at_an_end(self.decision.chosen) if decision.is_over else []:
             override = f"{PATH}.space.{dimension}.{end}=VALUE"
-            said.append(f"{dimension} lies at the {end} end of its range; {override} widens it.")
-        return said
+            sentences.append(
+                f"{dimension} lies at the {end} end of its range; {override} widens it."
+            )
+        return sentences
 
     def tables(self) -> list[Table]:
         """The parts of the report."""
@@ -201,10 +203,10 @@ class Report:
 
     def _changes(self, configuration: Configuration) -> str:
         changed = self.strategy.start.changes(configuration)
-        said = " ".join(
+        changes = " ".join(
             f"{name}={format_value(value)}" for name, value in changed.items() if value is not None
         )
-        return said or "as configured"
+        return changes or "as configured"
 
     def _overrides(self, configuration: Configuration) -> list[str]:
         return self.paths.overrides(self.strategy.start, configuration)
@@ -266,10 +268,10 @@ def write_report(report: Report, folder: Path) -> None:
             os.replace(partial, folder / name)
         except Exception as error:
             partial.unlink(missing_ok=True)
-            said = f"adam_tune: {name} was not written ({type(error).__name__}: {error})"
-            if said not in _logged:
-                _logged.add(said)
-                log.warning(said)
+            message = f"adam_tune: {name} was not written ({type(error).__name__}: {error})"
+            if message not in _logged:
+                _logged.add(message)
+                log.warning(message)
 
 
 def markdown(report: Report) -> str:

@@ -84,7 +84,7 @@ class Run:
         error: Why it failed, in one line.
         is_lost: Whether its process was killed.
         findings: Codes of the findings of AdamMonitor above info.
-        steps: Optimizer steps of a full run; None if no Trainer told them.
+        steps: Optimizer steps of a full run; None if they are not known.
         fixed_length: Why the run could not be shortened; empty if it could.
         state_dtypes: The dtypes of the trained parameters, such as `bfloat16`.
         owner: The process that requested it.

@@ -119,7 +119,7 @@ class AdamSweep:
             f" {self.settings.n_trials} full runs; {_shown(self.folder)}"
         )
         try:
-            with self._history.alive(self._owner, self._running), _bar(self.settings) as bar:
+            with self._history.keep_alive(self._owner, self._running), _bar(self.settings) as bar:
                 report = self._report(bar)
                 while batch := self._next_batch():
                     self._launch(batch)

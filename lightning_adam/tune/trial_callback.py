@@ -1,4 +1,4 @@
-"""Shortens the training of a tuned module, and tells the search what was seen."""
+"""Shortens the training of a tuned module, and records what the search needs to know of it."""
 
 import math
 from collections.abc import Callable as Function
@@ -95,7 +95,7 @@ class TrialCallback(AnyCallback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tells the search what the monitors have found."""
+        """Records the findings of the monitors."""
         if self._is_tuned:
             monitors = [each for each in trainer.callbacks if isinstance(each, AdamMonitor)]  # type: ignore[attr-defined]
             found = [each for monitor in monitors for each in monitor.findings]
@@ -140,7 +140,7 @@ class TrialCallback(AnyCallback):
         try:
             self.trial.history().note(self.trial.number, **attributes)
         except Exception as error:
-            warn_only(f"the search is not told of the run ({in_one_line(error)}).")
+            warn_only(f"the run is not recorded in full ({in_one_line(error)}).")
 
 
 def _full_steps(trainer: Trainer) -> tuple[float, str]:

@@ -11,7 +11,7 @@ import torch
 from benchmarks.tuning import searches
 from benchmarks.tuning.apps import APPS, DEFAULT, STARTS, train
 from benchmarks.tuning.methods import METHODS, Problem
-from benchmarks.tuning.results import Comparison, compare, regrets
+from benchmarks.tuning.results import Comparison, compare, regrets, tables
 from benchmarks.tuning.searches import FRESH_SEEDS, Store, Task, collect, search
 from lightning_adam.tune.configuration import Configuration
 
@@ -117,9 +117,33 @@ def test_regret_is_relative_to_the_best_and_the_defaults() -> None:
 def test_paired_comparison_counts_wins_ties_and_losses() -> None:
     better, worse = [0.1, 0.3, 0.2, 0.4], [0.3, 0.52, 0.41, 0.6]
     noisy = [0.2, 0.1, 0.3, 0.35]
-    missing: list[float | None] = [0.1, None, None, None]
-    cells = [(better, worse), (better, noisy), (worse, better), (noisy, noisy)]
-    assert compare([*cells, (better, missing)]) == Comparison(wins=1, ties=2, losses=1)
-    # Paired by search seed: the spread of the seeds is larger than the difference.
-    assert compare([([0.0, 1.0, 2.0], [0.1, 1.11, 2.1])]) == Comparison(wins=1)
+    apps = [(better, worse), (better, noisy), (worse, better), (noisy, noisy)]
+    assert compare(apps) == Comparison(wins=1, ties=2, losses=1)
+    # Searches are paired, and one that is missing is left out with its pair.
+    first: list[float | None] = [0.0, 1.0, None, 2.0]
+    assert compare([(first, [0.1, 1.11, 0.0, 2.1])]) == Comparison(wins=1)
     assert compare([([0.5, 0.5], [1.0, 1.0])]) == Comparison(wins=1)
+
+
+def test_table_averages_starts_and_compares_searches_of_all_starts() -> None:
+    row: dict[str, list[float | None]] = {
+        "lightning_adam 20": [0.1, 0.2],
+        "tpe 20": [0.31, 0.4],
+        "gp 20": [None, None],
+    }
+    other: dict[str, list[float | None]] = {
+        "lightning_adam 20": [0.2, None],
+        "tpe 20": [0.4, 0.9],
+        "gp 20": [0.1, None],
+    }
+    summary, details = tables({"mlp": {"default": row, "bad_lr": other}}, {"mlp": 1.1}).split(
+        "\n\n"
+    )
+    assert summary.splitlines()[2:] == [
+        "| lightning_adam | 20 | 0.050 | 0.100 | 0.075 | 3 | 0 / 1 / 0 |",
+        "| tpe | 20 | 0.255 | 0.550 | 0.403 | 4 | 1 / 0 / 0 |",
+    ]
+    assert details.splitlines()[2:] == [
+        "| mlp | default | 0.050 | 0.255 |",
+        "| mlp | bad_lr | 0.100 | 0.550 |",
+    ]

@@ -138,10 +138,10 @@ def test_run_is_lost_when_neither_its_owner_nor_its_job_answers() -> None:
     history = opened(PLACES[0])
     number = begun(history)
     for name in ("owner", "0"):
-        with history.alive(name, [number]):
+        with history.keep_alive(name, [number]):
             opened(PLACES[0]).reap_stale()
             assert history.is_running(number)
-    with history.alive("owner", [number]):
+    with history.keep_alive("owner", [number]):
         # What its owner has given up, only its job can answer for.
         history.reap_stale([number], "the launcher broke")
     assert history.runs()[0].error == "the launcher broke"
@@ -156,7 +156,7 @@ import sys, time
 from lightning_adam.tune.history import History
 from tests.tune.test_history import REQUEST
 history = History(sys.argv[1], "search", "minimize")
-with history.alive(sys.argv[2], [0]):
+with history.keep_alive(sys.argv[2], [0]):
     if sys.argv[2] == "owner":
         assert history.begin(REQUEST, "owner") == 0
     open(sys.argv[2], "w").close()
@@ -207,7 +207,7 @@ def test_run_in_a_database_is_lost_without_heartbeats(monkeypatch: pytest.Monkey
             return str(database.execute(command).fetchall())
 
     age = "UPDATE trial_heartbeats SET heartbeat = '2001-01-01 00:00:00'"
-    with history.alive("owner", [number]):
+    with history.keep_alive("owner", [number]):
         execute(age)
         while "2001" in execute("SELECT heartbeat FROM trial_heartbeats"):
             time.sleep(0.01)

@@ -262,7 +262,7 @@ def test_history_out_of_reach_warns_and_the_run_goes_on(
 ) -> None:
     begin(1 / 8)
     monkeypatch.setenv(STORAGE_VARIABLE, "journal:gone.journal")
-    with pytest.warns(UserWarning, match="the search is not told of the run"):
+    with pytest.warns(UserWarning, match="the run is not recorded in full"):
         assert fit(Tuned()).global_step == 9
 
 

@@ -18,7 +18,7 @@ Losses = dict[str, dict[str, dict[str, list[float | None]]]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """In how many pairs of app and start a method is better, as good, or worse."""
+    """For how many apps a method is better, as good, or worse."""
 
     wins: int = 0
     ties: int = 0
@@ -56,22 +56,20 @@ def regrets(losses: Losses, defaults: Mapping[str, float]) -> Losses:
     return found
 
 
-def compare(cells: Sequence[tuple[Sequence[float | None], Sequence[float | None]]]) -> Comparison:
-    """Compares two methods by paired t-tests over the search seeds.
+def compare(apps: Sequence[Sequence[Sequence[float | None]]]) -> Comparison:
+    """Compares two methods by paired t-tests over the searches of each app.
 
     Args:
-        cells: The regrets of the two by search seed, for each app and start.
+        apps: The regrets of the two methods, in the same order of starts and search seeds.
     """
     outcomes = {-1: 0, 0: 0, 1: 0}
-    for cell in cells:
-        pairs = [pair for pair in zip(*cell, strict=False) if None not in pair]
-        if len(pairs) < 2:
-            continue
-        first, second = zip(*pairs, strict=True)
-        differences = np.subtract(second, first)
+    for app in apps:
+        pairs = [pair for pair in zip(*app, strict=True) if None not in pair]
+        first, second = np.array(pairs, float).T
         # Without a spread the test has no p-value.
-        is_significant = np.ptp(differences) == 0 or ttest_rel(first, second).pvalue < ALPHA
-        outcomes[int(np.sign(differences.mean())) if is_significant else 0] += 1
+        is_constant = np.ptp(second - first) == 0
+        is_significant = is_constant or ttest_rel(first, second).pvalue < ALPHA
+        outcomes[int(np.sign(np.mean(second - first))) if is_significant else 0] += 1
     return Comparison(outcomes[1], outcomes[0], outcomes[-1])
 
 
@@ -85,11 +83,8 @@ def tables(losses: Losses, defaults: Mapping[str, float], own: Sequence[str] = O
         defaults: The loss of each app with the defaults of AdamW.
         own: The methods and budgets that the others are compared with.
     """
-    cells = {
-        (app, start): row
-        for app, starts in regrets(losses, defaults).items()
-        for start, row in starts.items()
-    }
+    found = regrets(losses, defaults)
+    cells = {(app, start): row for app, rows in found.items() for start, row in rows.items()}
     every = dict.fromkeys(name for row in cells.values() for name in row)
     names = [name for name in every if all(_known(row.get(name)) for row in cells.values())]
     own = [each for each in own if each in names]
@@ -100,17 +95,19 @@ def tables(losses: Losses, defaults: Mapping[str, float], own: Sequence[str] = O
         column = {key: _known(row[name]) for key, row in cells.items()}
         means = {key: statistics.fmean(values) for key, values in column.items()}
         by_start = [[mean for key, mean in means.items() if key[1] == start] for start in starts]
-        summary.append(
-            [
-                *name.split(),
-                *(f"{statistics.fmean(each):.3f}" for each in [*by_start, means.values()]),
-                str(sum(len(values) for values in column.values())),
-                *(str(compare([(row[each], row[name]) for row in cells.values()])) for each in own),
-            ]
-        )
+        values = [f"{statistics.fmean(each):.3f}" for each in [*by_start, means.values()]]
+        count = sum(len(values) for values in column.values())
+        compared = [compare([_pooled(rows, each, name) for rows in found.values()]) for each in own]
+        summary.append([*name.split(), *values, str(count), *map(str, compared)])
     for key, row in cells.items():
         details.append([*key, *(f"{statistics.fmean(_known(row[name])):.3f}" for name in names)])
     return "\n\n".join(_markdown(each) for each in (summary, details))
+
+
+def _pooled(
+    rows: Mapping[str, Mapping[str, list[float | None]]], *names: str
+) -> tuple[list[float | None], ...]:
+    return tuple([regret for row in rows.values() for regret in row[name]] for name in names)
 
 
 def _known(cell: Sequence[float | None] | None) -> list[float]:

@@ -1,6 +1,7 @@
 """The benchmark of hyperparameter search: its apps, methods, stored runs and table."""
 
 import importlib.util
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.tuning import __main__ as command
 from benchmarks.tuning import searches
 from benchmarks.tuning.apps import APPS, DEFAULT, STARTS, train
 from benchmarks.tuning.methods import METHODS, Problem
@@ -15,6 +17,7 @@ from benchmarks.tuning.results import Comparison, compare, regrets, tables
 from benchmarks.tuning.searches import FRESH_SEEDS, Store, Task, collect, search
 from lightning_adam.tune.configuration import Configuration
 
+README = Path(command.__file__).parents[1] / "README.md"
 without_neps = pytest.mark.skipif(
     importlib.util.find_spec("neps") is None, reason="NePS is not installed"
 )
@@ -147,3 +150,8 @@ def test_table_averages_starts_and_compares_searches_of_all_starts() -> None:
         "| mlp | default | 0.050 | 0.255 |",
         "| mlp | bad_lr | 0.100 | 0.550 |",
     ]
+
+
+def test_stored_results_are_those_of_the_readme() -> None:
+    results = json.loads(command.RESULTS.read_text())
+    assert tables(results["losses"], results["defaults"]) in README.read_text()

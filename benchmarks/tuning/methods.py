@@ -25,6 +25,9 @@ from lightning_adam.tune.strategy import Strategy
 MAX_LOSS = 10.0
 """Larger losses and those of runs that diverged count as this; untrained apps are below it."""
 
+PRIOR = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.99, "decay_timescale": 3.0, "warmup_ratio": 0.1}
+"""The center of PriorBand's prior."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -91,8 +94,8 @@ def with_optuna(create_sampler: Callable[[int], BaseSampler]) -> Method:
 def priorband(problem: Problem, budget: int, seed: int) -> Configuration:
     """PriorBand of NePS with its default options.
 
-    Its prior has the center and the ranges of the package's. Its shares are 1, 1/3 and 1/9. The
-    configuration of the app takes the place of the first run, which is outside of all brackets.
+    Its shares are 1, 1/3 and 1/9. The configuration of the app takes the place of the first run,
+    which is outside of all brackets.
     """
     try:
         neps = import_module("neps")
@@ -102,10 +105,13 @@ def priorband(problem: Problem, budget: int, seed: int) -> Configuration:
     space = problem.space
     names = [each.name for each in space.dimensions]
     attributes: dict[str, Any] = {
-        name: neps.Float(low, high, prior=center, prior_confidence="medium")
-        for name, low, high, center in zip(
-            names, space.low.tolist(), space.high.tolist(), space.default.tolist(), strict=True
+        each.name: neps.Float(
+            float(low),
+            float(high),
+            prior=each.coordinate(PRIOR[each.name]),
+            prior_confidence="medium",
         )
+        for each, low, high in zip(space.dimensions, space.low, space.high, strict=True)
     }
     attributes["share"] = neps.FloatFidelity(1 / 9.001, 1.0)
     pipeline_space = type("AdamSpace", (neps.PipelineSpace,), attributes)()

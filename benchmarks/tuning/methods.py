@@ -104,15 +104,14 @@ def priorband(problem: Problem, budget: int, seed: int) -> Configuration:
         raise ImportError(hint) from error
     space = problem.space
     names = [each.name for each in space.dimensions]
-    attributes: dict[str, Any] = {
-        each.name: neps.Float(
+    attributes: dict[str, Any] = {}
+    for each, low, high in zip(space.dimensions, space.low, space.high, strict=True):
+        attributes[each.name] = neps.Float(
             float(low),
             float(high),
             prior=each.coordinate(PRIOR[each.name]),
             prior_confidence="medium",
         )
-        for each, low, high in zip(space.dimensions, space.low, space.high, strict=True)
-    }
     attributes["share"] = neps.FloatFidelity(1 / 9.001, 1.0)
     pipeline_space = type("AdamSpace", (neps.PipelineSpace,), attributes)()
     np.random.seed(seed)

@@ -125,7 +125,7 @@ DIMENSIONS = {
     each.name: each
     for each in (
         Dimension(**_field("lr"), default=1e-3, step=0.5, length_scale=0.6, weight=0.35),
-        Dimension(**_beta(0), default=0.9, step=0.5, length_scale=0.6, weight=0.2),
+        Dimension(**_beta(0), default=0.85, step=0.5, length_scale=0.6, weight=0.2),
         Dimension(**_beta(1), default=0.99, step=0.5, length_scale=1.5, weight=0.12),
         Dimension(**_field("eps"), default=1e-8, step=1.5, length_scale=2.0, weight=0.2),
         Dimension(
@@ -145,7 +145,7 @@ DIMENSIONS = {
             lambda configuration, value, _: replace(
                 configuration, warmup_ratio=value, warmup_steps=None
             ),
-            default=0.1,
+            default=0.2,
             step=0.18,
             length_scale=0.25,
             weight=0.2,

@@ -114,7 +114,7 @@ def test_search_uses_the_paths_the_folder_and_the_ranges_of_the_user(tmp_path: P
     assert tuned.after("overrides: ").startswith("'model.net.optimizer.betas=[0.9,0.98]' ")
     (first, *others) = trained_settings(app)
     assert first[0] == 1e-3
-    assert all(lr >= 0.002 and beta2 == 0.98 for lr, _, beta2, _ in others)
+    assert all(lr >= 0.002 and beta2 == 0.98 for lr, _, beta2, *_ in others)
     assert (app / "found here/tune.md").is_file()
     assert not (app / "multirun").exists()
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lightning_adam.cli import main
 from tests.support.commands import environment, run
 from tests.support.tables import each_row
 from tests.support.wandb_server import ENTITY, SUMMARY, Refusal, Run, WandbServer
+from tests.support.wandb_server import variables as client_variables
 
 PROJECT = f"{ENTITY}/project"
 
@@ -128,10 +130,11 @@ def test_missing_project_permission_or_login_is_an_error(
 @pytest.mark.slow
 def test_server_that_does_not_answer_is_reported_in_one_line(tmp_path: Path) -> None:
     """Runs in a process, because the client retries for twenty seconds."""
-    with WandbServer("project") as server:
-        pass
-    variables = environment() | server.variables
-    finished = run(["lightning-adam", "dashboard", PROJECT], tmp_path, variables)
+    # Bound, so that no other server takes the port, but without a listener.
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        variables = environment() | client_variables(f"http://127.0.0.1:{closed.getsockname()[1]}")
+        finished = run(["lightning-adam", "dashboard", PROJECT], tmp_path, variables)
     assert finished.returncode == 1, finished.output
     assert "Traceback" not in finished.output
     assert "W&B did not answer" in finished.after(f"lightning-adam dashboard: {PROJECT}: ")

@@ -14,7 +14,7 @@ import hydra
 def main(cfg):
     optimizer = cfg.{place}
     with open(os.environ["TRAINED"], "a") as file:
-        print(optimizer.lr, *optimizer.betas, cfg.seed, file=file)
+        print(optimizer.lr, *optimizer.betas, optimizer.weight_decay, cfg.seed, file=file)
     time.sleep(float(os.environ.get("SECONDS", 0)))
     loss = (math.log10(optimizer.lr) + 2.3) ** 2 + (optimizer.betas[0] - 0.8) ** 2
     return loss + cfg.seed / 1000
@@ -48,7 +48,7 @@ def variables(folder: Path, **others: str) -> dict[str, str]:
 
 
 def trained_settings(folder: Path) -> list[tuple[float, ...]]:
-    """The learning rate, the betas and the seed of each job that the app ran, in order."""
+    """The learning rate, betas, weight decay and seed of each job that the app ran, in order."""
     lines = (folder / "trained.txt").read_text().splitlines()
     return [tuple(map(float, line.split())) for line in lines]
 

@@ -221,12 +221,6 @@ class History:
             self.note(number, error=error, seconds=seconds)
             self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
 
-    def lose(self, number: int, reason: str) -> None:
-        """Ends a run whose process is gone: it may be started again."""
-        if self.is_running(number):
-            self.note(number, lost=reason)
-            self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
-
     def runs(self) -> list[Run]:
         """All runs in the order in which they began."""
         trials = self.study.get_trials(deepcopy=False)
@@ -268,24 +262,27 @@ class History:
             is_over.set()
             thread.join()
 
-    def reap_stale(self, given_up: Iterable[int] = (), reason: str = KILLED) -> None:
+    def reap_stale(self, given_up: Iterable[int] = (), reason: str = "") -> None:
         """Ends the runs whose processes are gone: they may be started again.
 
         Args:
-            given_up: Runs for which their owner does not answer any more (default: none).
-            reason: Why it does not.
+            given_up: Runs for which their owner does not answer any more, as their launcher has
+                lost them (default: none).
+            reason: Why it has.
         """
+        orphans = {each for each in given_up if self.is_running(each)}
+        for number in orphans:
+            self.note(number, lost=reason)
         if not self._is_journal:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 fail_stale_trials(self.study)
             return
-        orphans = set(given_up)
         for run in self.runs():
             if run.outcome is Outcome.running:
                 names = [str(run.number), *([] if run.number in orphans else [run.owner])]
                 if not any(self._is_held(name) for name in names):
-                    self.lose(run.number, reason)
+                    self.study.tell(run.number, state=TrialState.FAIL, skip_if_finished=True)
 
     @property
     def _is_journal(self) -> bool:
@@ -339,6 +336,7 @@ def _run(trial: FrozenTrial) -> Run:
         folder=kept.get("folder", ""),
         error=kept.get("error", kept.get("lost", KILLED)) if is_failed else "",
         is_lost=is_failed and "error" not in kept,
+        is_given_up="lost" in kept,
         findings=tuple(kept.get("findings", ())),
         steps=kept.get("steps"),
         fixed_length=kept.get("fixed_length", ""),

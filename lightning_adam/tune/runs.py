@@ -9,7 +9,7 @@ from lightning_adam.tune.configuration import Configuration
 SHORTEST = 1 / 8
 """The shortest length of a run, as a share of a full one."""
 MAX_ATTEMPTS = 2
-"""How often a run is started whose process is killed each time."""
+"""How often a run is started that its launcher loses each time."""
 
 
 class Stage(str, Enum):
@@ -45,7 +45,7 @@ class Request:
         configuration: The hyperparameters.
         length: Its share of a full run's steps, above 0 and at most 1 (default: 1).
         replicate: Index of its seed; all runs before the race have 0 (default: 0).
-        attempt: 2 if the process of the first attempt was killed (default: 1).
+        attempt: 2 if the launcher lost the first attempt (default: 1).
 
     Example:
         >>> Request(Stage.ladder, Configuration(1e-3), length=0.125).replicate
@@ -83,6 +83,7 @@ class Run:
         folder: Its output folder.
         error: Why it failed, in one line.
         is_lost: Whether its process was killed.
+        is_given_up: Whether its launcher lost it, rather than that the whole search was killed.
         findings: Codes of the findings of AdamMonitor above info.
         steps: Optimizer steps of a full run; None if they are not known.
         fixed_length: Why the run could not be shortened; empty if it could.
@@ -103,6 +104,7 @@ class Run:
     folder: str = ""
     error: str = ""
     is_lost: bool = False
+    is_given_up: bool = False
     findings: tuple[str, ...] = ()
     steps: int | None = None
     fixed_length: str = ""
@@ -118,7 +120,7 @@ class Run:
             >>> Run(request, 0, Outcome.failed, is_lost=True).is_retried
             True
         """
-        return self.is_lost and self.request.attempt < MAX_ATTEMPTS
+        return self.is_lost and (not self.is_given_up or self.request.attempt < MAX_ATTEMPTS)
 
     def loss(self, sign: float) -> float:
         """The metric with the sign by which less is better; nan without a metric.

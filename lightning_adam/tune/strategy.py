@@ -116,11 +116,10 @@ class Strategy:
         Returns:
             None if nothing can start before another run has ended, or the search is over.
         """
-        lost = [each.request for each in runs if each.is_retried]
-        begun = {(*each.request.key, each.request.attempt) for each in runs}
-        for request in lost:
-            if (*request.key, request.attempt + 1) not in begun:
-                return replace(request, attempt=request.attempt + 1)
+        latest = {each.request.key: each for each in runs}
+        for run in latest.values():
+            if run.is_retried:
+                return replace(run.request, attempt=run.request.attempt + run.is_given_up)
         runs = [each for each in runs if not each.is_retried]
         if not runs:
             return Request(Stage.start, self.start)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.trial import TrialState
 
 from lightning_adam.config.errors import ConfigError
 from lightning_adam.config.tune import SpaceConfig
@@ -78,7 +79,7 @@ def test_ended_run_does_not_change(place: str) -> None:
     history.finish(number, 0.25)
     history.finish(number, 9.0)
     history.fail(number, "too late")
-    history.lose(number, "too late")
+    history.reap_stale([number], "too late")
     with pytest.raises(RuntimeError):
         history.note(number, folder="there")
     (run,) = history.runs()
@@ -95,7 +96,8 @@ def test_one_of_two_processes_that_begin_the_same_run_withdraws(
     assert other.begin(replace(REQUEST, replicate=1), "other") is not None
     # A run whose process was killed is begun again.
     assert first is not None
-    one.lose(first, "killed")
+    one.note(first, lost="killed")
+    one.study.tell(first, state=TrialState.FAIL)
     assert other.begin(replace(REQUEST, attempt=2), "other") is not None
     assert len(other.runs()) == 3
 

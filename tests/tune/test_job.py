@@ -91,7 +91,7 @@ def test_run_answers_for_itself_while_it_trains(history: History) -> None:
 
 
 def test_run_that_the_search_has_given_up_is_not_trained(history: History) -> None:
-    history.lose(0, "killed")
+    history.fail(0, "killed")
     trained: list[int] = []
     with pytest.raises(RuntimeError, match="given up run 0"):
         run(lambda config: trained.append(1))

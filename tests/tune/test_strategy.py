@@ -184,20 +184,19 @@ def test_search_with_a_larger_budget_or_range_goes_on_with_all_runs() -> None:
 
 
 def test_run_that_was_killed_with_its_search_is_started_again_each_time() -> None:
-    killed = [
-        Run(Request(Stage.start, START), each, Outcome.failed, is_lost=True) for each in (0, 1)
-    ]
-    assert strategy(8).next_request(killed) == Request(Stage.start, START)
+    request = Request(Stage.start, START)
+    killed = [Run(request, number, Outcome.failed, is_lost=True) for number in range(2)]
+    assert strategy(8).next_request(killed) == request
 
 
 def test_run_that_its_launcher_loses_is_started_once_more() -> None:
-    facts = {"is_lost": True, "is_given_up": True}
-    lost = Run(Request(Stage.start, START), 0, Outcome.failed, **facts)
+    request = Request(Stage.start, START)
+    lost = Run(request, 0, Outcome.failed, is_lost=True, is_given_up=True)
     again = strategy(8).next_request([lost])
-    assert again == Request(Stage.start, START, attempt=2)
+    assert again == replace(request, attempt=2)
     running = Run(again, 1, Outcome.running)
     assert strategy(8).next_request([lost, running]) is None
-    other = strategy(8).next_request([lost, replace(running, outcome=Outcome.failed, **facts)])
+    other = strategy(8).next_request([lost, replace(lost, request=again, number=1)])
     assert other is not None
     assert other.configuration != START
     assert used([lost]) + used(search(strategy(4), bowl, [lost])[0][1:]) <= 5

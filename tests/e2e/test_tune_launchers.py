@@ -81,7 +81,9 @@ def tune(folder: Path, *words: str) -> tuple[Results, str]:
     over = [each for each in runs(folder) if not each.is_retried]
     failed = [each.request.configuration.lr for each in over if each.outcome is Outcome.failed]
     assert failed == [0.0001]
-    return {each.request.key: (each.outcome, each.value) for each in over}, tuned.lines[-1]
+    return {each.request.key: (each.outcome, each.value) for each in over}, tuned.after(
+        "overrides: "
+    )
 
 
 @pytest.fixture(scope="module")

@@ -124,47 +124,59 @@ def page(runs: Sequence[Run], refresh: float | None = None) -> str:
         if any((data := CHART_DATA[chart.kind](chart, indexed)).values())
     }
     issues = [issues_of(run.findings or []) for run in runs]
-    environment = Environment(
-        loader=PackageLoader("lightning_adam.reports", "page"),
+    return (
+        page_templates("lightning_adam.reports")
+        .get_template("page.html")
+        .render(
+            version=__version__,
+            symbols=SYMBOLS,
+            statistics=STATISTICS,
+            tolerance=TOLERANCE,
+            buckets=BUCKETS,
+            columns=COLUMNS,
+            runs=runs,
+            labels=names,
+            verdicts=[*map(verdict_of, runs)],
+            facts=[*map(key_facts, runs)],
+            settings=[*map(settings_of, runs)],
+            issues=issues,
+            chart_of=partial(_chart_of, drawn),
+            differences=config_differences(runs),
+            first_differences=_first_differences(runs),
+            sections=sections,
+            places={
+                chart.id: place for place, chart in enumerate(itertools.chain(*sections.values()))
+            },
+            is_checkpoint=all(run.source == CHECKPOINT for run in runs),
+            drawn=drawn,
+            numbers=format_numbers,
+            format_value=format_value,
+            data={
+                "runs": [
+                    _times(run) | {"name": name} for name, run in zip(names, runs, strict=True)
+                ],
+                "charts": drawn,
+                "findings": _intervals(issues),
+                "events": [
+                    {"run": place, "step": event.step, "reason": event.reason}
+                    for place, run in enumerate(runs)
+                    for event in run.events
+                ],
+                "refresh": refresh,
+            },
+            plotly=plotly_bundle(),
+        )
+    )
+
+
+def page_templates(package: str) -> Environment:
+    """The templates in the folder `page` of a package, whose values are escaped."""
+    return Environment(
+        loader=PackageLoader(package, "page"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    return environment.get_template("page.html").render(
-        version=__version__,
-        symbols=SYMBOLS,
-        statistics=STATISTICS,
-        tolerance=TOLERANCE,
-        buckets=BUCKETS,
-        columns=COLUMNS,
-        runs=runs,
-        labels=names,
-        verdicts=[*map(verdict_of, runs)],
-        facts=[*map(key_facts, runs)],
-        settings=[*map(settings_of, runs)],
-        issues=issues,
-        chart_of=partial(_chart_of, drawn),
-        differences=config_differences(runs),
-        first_differences=_first_differences(runs),
-        sections=sections,
-        places={chart.id: place for place, chart in enumerate(itertools.chain(*sections.values()))},
-        is_checkpoint=all(run.source == CHECKPOINT for run in runs),
-        drawn=drawn,
-        numbers=format_numbers,
-        format_value=format_value,
-        data={
-            "runs": [_times(run) | {"name": name} for name, run in zip(names, runs, strict=True)],
-            "charts": drawn,
-            "findings": _intervals(issues),
-            "events": [
-                {"run": place, "step": event.step, "reason": event.reason}
-                for place, run in enumerate(runs)
-                for event in run.events
-            ],
-            "refresh": refresh,
-        },
-        plotly=plotly_bundle(),
     )
 
 

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from omegaconf import OmegaConf
 
 from lightning_adam.config.errors import format_value
 from lightning_adam.config.tune import PATH, TuneConfig
-from lightning_adam.reports.report import plotly_bundle
+from lightning_adam.reports.report import page_templates, plotly_bundle
 from lightning_adam.reports.summary import format_duration
 from lightning_adam.tune.configuration import ConfigPaths, Configuration
 from lightning_adam.tune.runs import Outcome, Run
@@ -290,15 +289,12 @@ def markdown(report: Report) -> str:
 
 def html(report: Report) -> str:
     """The report as a page with Optuna's figures, which loads nothing."""
-    environment = Environment(
-        loader=PackageLoader("lightning_adam.tune", "page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("tune.html").render(
-        report=report, version=__version__, figures=_figures(report), plotly=plotly_bundle()
+    return (
+        page_templates("lightning_adam.tune")
+        .get_template("tune.html")
+        .render(
+            report=report, version=__version__, figures=_figures(report), plotly=plotly_bundle()
+        )
     )
 
 

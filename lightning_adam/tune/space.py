@@ -43,7 +43,7 @@ class Dimension:
         step: Standard deviation of a move; in decades on a logarithmic scale.
         length_scale: Of the Gaussian process; in decades on a logarithmic scale.
         weight: How often proposals move it, relative to the others.
-        param: Its name in Optuna, where it is not sampled as it is typed.
+        param: Its name as a parameter of the Optuna trial.
         complement: Whether 1 minus the value is sampled.
         is_log: Whether the scale is logarithmic.
 

@@ -6,8 +6,8 @@
 3. Configurations that a Gaussian process over all hyperparameters and the length proposes.
 4. A race on fresh seeds between the best configuration and that of the app.
 
-Nothing else is kept, so a search that was interrupted, that has a larger budget or another range
-goes on with all that is known.
+There is no other state: a search that was interrupted, or continues with a larger budget or another
+range, uses all of its runs.
 """
 
 import math

@@ -645,7 +645,7 @@ MUTANTS = (
         "tune/space",
         "is_low = (share < NEAR_AN_END) != each.complement",
         "is_low = share < NEAR_AN_END",
-        "a beta is told to be at the other end of its range",
+        "a beta is reported at the other end of its range",
     ),
     Mutant(
         "tune/gaussian_process",

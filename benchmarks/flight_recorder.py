@@ -42,7 +42,8 @@ from lightning_adam.monitor.failsafe import Failsafe
 from lightning_adam.monitor.flight_recorder.recorder import FlightRecorder
 from lightning_adam.monitor.publishing import Publisher
 from lightning_adam.optim.steps import StepCounter
-from recipes.mnist import mnist_loaders, small_cnn
+from recipes._common import mnist_loaders
+from recipes.mnist import small_cnn
 
 STEPS = 200
 FACTOR = 100.0

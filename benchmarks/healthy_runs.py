@@ -28,6 +28,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam, AdamW, Optimizer
 
 from benchmarks.planted_faults import Loop, Run, Schedule, digits, mlp, mnist, text, warmed_up
+from benchmarks.small_gpt import SmallGPT, library_text, text_pieces
 from benchmarks.small_networks import (
     ActorCritic,
     DiffusionTransformer,
@@ -43,7 +44,6 @@ from benchmarks.small_networks import (
     tied_gpt,
 )
 from recipes.mnist import small_cnn
-from recipes.small_gpt import SmallGPT, library_text, text_pieces
 
 CONTEXT = 32
 """Bytes of context of the language models."""

@@ -36,7 +36,8 @@ from omegaconf import OmegaConf
 
 from benchmarks.quiet import quieten, silence
 from lightning_adam import AdamMonitor
-from recipes.mnist import LitClassifier, mnist_loaders, small_cnn
+from recipes._common import mnist_loaders
+from recipes.mnist import LitClassifier, small_cnn
 from tests.support.wandb_server import variables
 
 REPOSITORY = Path(__file__).parents[1]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, scaled_dot_product_attention, silu
 
-from recipes.small_gpt import SmallGPT
+from benchmarks.small_gpt import SmallGPT
 
 
 def leaky_mlp(*widths: int) -> nn.Module:

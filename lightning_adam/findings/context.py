@@ -1,4 +1,4 @@
-"""What a rule judges by beside statistics: facts of the run, and earlier measurements.
+"""Inputs of rules besides statistics: facts of the run and earlier measurements.
 
 Imports neither torch nor lightning.
 """
@@ -16,17 +16,17 @@ SMOOTHING = 0.9
 
 @dataclass(frozen=True)
 class GroupFacts:
-    """A parameter group, as it is about to be trained."""
+    """A parameter group at the start of training."""
 
     name: str
     settings: Mapping[str, Any]
-    """`lr` at its peak, `betas`, `eps`, `weight_decay` and so on."""
+    """The peak `lr`, `betas`, `eps`, `weight_decay` and so on."""
     paths: Mapping[str, ConfigPath] = field(default_factory=dict)
-    """The place of a setting in the configs, by its name, where it is not the optimizer's."""
+    """By setting that the group itself sets: its config path."""
     eps_by_dtype: Mapping[str, float] = field(default_factory=dict)
-    """The value of eps in each dtype of the parameters, which is that of the state."""
+    """By dtype of the parameters, which is also that of the state: eps, or 0 if it rounds to 0."""
     resolution_by_dtype: Mapping[str, float] = field(default_factory=dict)
-    """The distance from 1 to the next number in each dtype."""
+    """By dtype: the distance from 1 to the next larger number."""
 
 
 @dataclass(frozen=True)
@@ -34,54 +34,54 @@ class RunFacts:
     """Facts of a run that are known before its first step."""
 
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """The optimizer's settings, without its groups'."""
+    """The defaults of the optimizer's parameter groups."""
     groups: Sequence[GroupFacts] = ()
     optimizer_path: ConfigPath = field(default_factory=lambda: ConfigPath("optimizer"))
-    """The place of the optimizer's config."""
+    """Config path of the optimizer."""
     scheduler_path: ConfigPath = field(default_factory=lambda: ConfigPath("scheduler"))
-    """The place of the schedule's config."""
+    """Config path of the schedule."""
     monitor_path: ConfigPath = field(default_factory=lambda: ConfigPath("adam_monitor"))
-    """The place of the monitor's config."""
+    """Config path of the monitor."""
     schedule: Mapping[str, Any] | None = None
-    """The resolved settings of a schedule of this package; None without one."""
+    """The resolved settings of the schedule; None if it is not one of this package."""
     dtypes: frozenset[str] = frozenset({"float32"})
-    """Dtypes of the parameters, in torch's words."""
+    """Dtypes of the parameters."""
     peak_lr: float = math.nan
     """The largest learning rate of the schedule."""
     total_steps: float = math.inf
-    """Optimizer steps that the trainer will take."""
+    """Optimizer steps of the run; infinite if unknown."""
     steps_per_epoch: float = math.nan
     batches_per_epoch: float = math.nan
     accumulate_grad_batches: int = 1
     samples_per_step: float = math.nan
     """Samples in one optimizer step, over all ranks."""
     every_n_steps: int = 1
-    """Steps from one measurement to the next."""
+    """Optimizer steps from one measurement to the next."""
     is_clipped: bool = False
     """Whether the trainer or the module clips gradients."""
     is_manual_optimization: bool = False
     """Whether the module calls `backward` and `step` itself."""
-    left_out: Sequence[str] = ()
-    """Parameters that require a gradient and are in no group."""
+    ungrouped_parameters: Sequence[str] = ()
+    """Names of the parameters that require a gradient but are in no parameter group."""
     initial_norm: float = 0.0
-    """Norm that the matrices would have at a standard initialisation, of 1/fan_in variance."""
+    """Norm of the matrices under a standard initialization (variance 1/fan_in)."""
     is_resumed: bool = False
     """Whether the step is the first after a checkpoint was loaded."""
 
     @property
     def trainer_path(self) -> ConfigPath:
-        """The place of the trainer's settings."""
+        """Config path of the trainer."""
         is_cli = self.optimizer_path.source is Source.LIGHTNING_CLI
         return ConfigPath("trainer", source=Source.LIGHTNING_CLI if is_cli else Source.HYDRA)
 
     @property
     def warmup_steps(self) -> float:
-        """Steps of the learning-rate warm-up, as far as the schedule says."""
+        """Steps of the learning-rate warm-up; 0 if unknown."""
         return float((self.schedule or {}).get("warmup_steps") or 0)
 
 
 class RunningSummary(NamedTuple):
-    """Earlier values of a statistic of a scope."""
+    """Running summary of a statistic in one scope."""
 
     first: float
     last: float
@@ -120,16 +120,16 @@ UNKNOWN = RunningSummary.of(math.nan)
 
 
 class GradientTrend(NamedTuple):
-    """How a scope's gradient norm has changed; 1 where it is not known."""
+    """Change of the gradient norm in a scope; 1 if unknown."""
 
     decline: float = 1.0
-    """The norm as a fraction of the largest that it has been, both smoothed."""
+    """The smoothed norm as a fraction of its maximum."""
     growth: float = 1.0
-    """The smoothed norm as a multiple of the first."""
+    """The smoothed norm as a multiple of the first norm."""
 
 
 class History:
-    """Earlier measurements of a scope, NaN where there are none.
+    """Earlier values of the statistics in a scope; NaN if there are none.
 
     Example:
         >>> History({"lr": RunningSummary.of(0.1).updated(0.3)}).largest("lr")
@@ -141,23 +141,23 @@ class History:
 
     def first(self, statistic: str) -> float:
         """Returns the first value."""
-        return self._of(statistic).first
+        return self._summary(statistic).first
 
     def last(self, statistic: str) -> float:
-        """Returns the value at the measurement before this one."""
-        return self._of(statistic).last
+        """Returns the value at the previous measurement."""
+        return self._summary(statistic).last
 
     def largest(self, statistic: str) -> float:
         """Returns the largest value."""
-        return self._of(statistic).largest
+        return self._summary(statistic).largest
 
     def smoothed(self, statistic: str) -> float:
         """Returns the moving average."""
-        return self._of(statistic).smoothed
+        return self._summary(statistic).smoothed
 
     @property
-    def gradient(self) -> "GradientTrend":
-        """How the gradient norm has changed.
+    def gradient(self) -> GradientTrend:
+        """The change of the gradient norm.
 
         Example:
             >>> summary = RunningSummary.of(1.0)
@@ -166,36 +166,40 @@ class History:
             >>> History({"grad_norm": summary}).gradient.decline < 0.001
             True
         """
-        norm = self._of("grad_norm")
+        norm = self._summary("grad_norm")
         if not norm.largest_smoothed > 0:
             return GradientTrend()
         growth = norm.smoothed / norm.first if norm.first else math.inf
         return GradientTrend(norm.smoothed / norm.largest_smoothed, growth)
 
-    def _of(self, statistic: str) -> RunningSummary:
+    def _summary(self, statistic: str) -> RunningSummary:
         return self._summaries.get(statistic, UNKNOWN)
 
 
+TensorValues = Callable[[str], Mapping[str, float]]
+"""Returns the values of a statistic by tensor."""
+
+
 class Spikes(NamedTuple):
-    """How far a step is from those before it; NaN or empty after too few."""
+    """Deviations of a step from earlier steps; NaN or empty after too few steps."""
 
     loss: float = math.nan
-    """Standard deviations of the loss above its mean."""
+    """How many standard deviations the loss is above its mean."""
     loss_streak: int = 0
-    """Measurements in a row whose loss is a spike."""
+    """Number of consecutive measurements with a loss spike."""
     grad_norm: float = math.nan
-    """Standard deviations of the gradient norm above its mean."""
+    """How many standard deviations the gradient norm is above its mean."""
     tensor_scores: Mapping[str, float] = {}
-    """By tensor, standard deviations of its gradient norm above its moving average."""
+    """By tensor: how many standard deviations its gradient norm is above its moving average."""
     tensor_times_largest: Mapping[str, float] = {}
-    """By tensor, its gradient norm as a multiple of the largest before."""
+    """By tensor: its gradient norm as a multiple of the earlier maximum."""
     rms_ratio_times_largest: Mapping[str, float] = {}
-    """By tensor, its `rms_ratio` as a multiple of the largest before."""
+    """By tensor: its `rms_ratio` as a multiple of the earlier maximum."""
 
 
 @dataclass(frozen=True)
 class RuleContext:
-    """What a suggestion is computed from: a scope in which a finding is raised, and the run."""
+    """Inputs of a suggestion: the scope in which a finding is raised, and the run."""
 
     values: Mapping[str, float]
     """The statistics of the scope."""
@@ -204,22 +208,22 @@ class RuleContext:
     groups: Sequence[str] = ()
     """The names of the parameter groups in the scope; empty for all."""
     low_denominator: Callable[[], float | None] = lambda: None
-    """Returns the value that 1 % of the scope's √v̂ are below, and of those where the finding is
-    open already; None if it is not known."""
+    """Returns the smallest 1st percentile of √v̂ in the scope and in those in which the finding is
+    already open; None if unknown."""
 
     @property
     def betas(self) -> tuple[float, float]:
         """The largest betas in the scope."""
-        betas = [self._of(group, "betas", (0.9, 0.999)) for group in self._groups()]
+        betas = [self._setting_of(group, "betas", (0.9, 0.999)) for group in self._groups()]
         beta1, beta2 = zip(*betas, strict=True)
         return max(map(float, beta1)), max(map(float, beta2))
 
     def setting(self, name: str) -> float:
         """Returns the largest value of a setting in the scope."""
-        return max(float(self._of(group, name, math.nan)) for group in self._groups())
+        return max(float(self._setting_of(group, name, math.nan)) for group in self._groups())
 
     def overrides(self, **settings: object) -> tuple[str, ...]:
-        """Returns overrides of the optimizer, of each group's own field where it has one.
+        """Returns overrides of the optimizer, and of the groups that set the field themselves.
 
         Example:
             >>> RuleContext({}, RunFacts()).overrides(betas=[0.9, 0.95])
@@ -237,6 +241,6 @@ class RuleContext:
         inside = [each for each in self.run.groups if not self.groups or each.name in self.groups]
         return list(inside) or [None]
 
-    def _of(self, group: GroupFacts | None, name: str, default: Any) -> Any:
+    def _setting_of(self, group: GroupFacts | None, name: str, default: Any) -> Any:
         settings = self.run.defaults if group is None else group.settings
         return settings.get(name, self.run.defaults.get(name, default))

@@ -1,4 +1,4 @@
-"""Findings as text: in the console, and in `lightning-adam explain`."""
+"""Formats findings as text, for the console and `lightning-adam explain`."""
 
 import math
 import textwrap
@@ -9,26 +9,27 @@ from lightning_adam.findings.context import RuleContext, RunFacts
 from lightning_adam.findings.finding import Finding, Suggestion
 from lightning_adam.findings.preflight import Notice
 from lightning_adam.findings.rule import Rule, summary_of
+from lightning_adam.findings.suggestions import no_suggestion
 from lightning_adam.statistics.catalogue import STATISTICS
 
 WIDTH = 98
-NAMED = 3
-"""Scopes and rules that are named of many."""
+MAX_NAMES = 3
+"""Number of scopes or rules to list before 'and N more'."""
 
 
 def describe_raised(findings: Sequence[Finding]) -> str:
-    """Returns findings of one step as text, one block a code and optimizer."""
-    return "\n".join(map(_block, _alike(findings)))
+    """Returns the findings of one step as text, one block for each code and optimizer."""
+    return "\n".join(map(_describe_group, _by_code_and_optimizer(findings)))
 
 
-def _block(alike: Sequence[Finding]) -> str:
-    finding = alike[0]
-    where = _some([each.scope for each in alike])
+def _describe_group(findings: Sequence[Finding]) -> str:
+    finding = _most_severe(findings)
+    where = _join_names([each.scope for each in findings])
     of = f" of {finding.optimizer}" if finding.optimizer else ""
     when = "before the first step" if finding.is_notice else f"at step {finding.step}"
     title = f"AdamMonitor: {finding.code} ({finding.severity}) {when}, in {where}{of}"
-    # The latest suggestion serves all scopes.
-    body = describe_finding(finding, alike[-1].suggestions)
+    # The last suggestion takes all scopes into account.
+    body = describe_finding(finding, findings[-1].suggestions)
     return "\n".join([title, *body])
 
 
@@ -39,20 +40,20 @@ def describe_finding(
 
     Args:
         finding: The finding.
-        suggestions: Suggestions in place of its own (default: None).
+        suggestions: Suggestions to show instead of those of the finding (default: None).
     """
-    lines = _wrapped(finding.sentence)
+    lines = _wrap(finding.sentence)
     if not finding.is_notice and finding.evidence:
-        lines += _wrapped(format_numbers(finding.evidence))
+        lines += _wrap(format_numbers(finding.evidence))
     if finding.worst:
-        lines += _wrapped(f"most in {format_numbers(finding.worst)}")
+        lines += _wrap(f"most in {format_numbers(finding.worst)}")
     lines += describe_suggestions(finding.suggestions if suggestions is None else suggestions)
     lines.append(f"  more:    lightning-adam explain {finding.code}")
     return lines
 
 
 def describe_suggestions(suggestions: Iterable[Suggestion]) -> list[str]:
-    """Returns suggestions in their order, a line each.
+    """Returns one line for each suggestion.
 
     Example:
         >>> lead = Suggestion(("optimizer.betas=[0.9,0.95]",), is_lead=True)
@@ -68,7 +69,7 @@ def describe_suggestions(suggestions: Iterable[Suggestion]) -> list[str]:
 
 
 def format_numbers(values: Mapping[str, float]) -> str:
-    """Returns numbers by name, in one line.
+    """Returns named numbers in one line.
 
     Example:
         >>> format_numbers({"eps_energy_loss": 0.62345, "eps": 1e-8})
@@ -78,17 +79,15 @@ def format_numbers(values: Mapping[str, float]) -> str:
 
 
 def describe_closed(findings: Iterable[Finding]) -> str:
-    """Returns closed findings as text, a line each."""
-    return "\n".join(
-        f"AdamMonitor: {each.code} {_end(each)} at step {each.closed}, in {each.scope} (raised at"
-        f" step {each.step})"
-        for each in findings
-    )
-
-
-def _end(finding: Finding) -> str:
-    by = finding.superseded_by
-    return f"superseded by {by}" if by else "resolved"
+    """Returns one line for each closed finding."""
+    lines = []
+    for each in findings:
+        end = f"superseded by {each.superseded_by}" if each.superseded_by else "resolved"
+        lines.append(
+            f"AdamMonitor: {each.code} {end} at step {each.closed}, in {each.scope} (raised at step"
+            f" {each.step})"
+        )
+    return "\n".join(lines)
 
 
 def summarize(
@@ -100,10 +99,10 @@ def summarize(
     """Returns the summary at the end of a run.
 
     Args:
-        findings: Open and closed findings, without notices.
+        findings: Open and closed findings, without preflight notices.
         measurements: Number of measurements.
-        unjudged: Rules that could not be judged (default: none).
-        run: Facts of the run, which say how to judge them (default: none are known).
+        unjudged: Rules for which there were too few measurements (default: none).
+        run: Facts of the run, from which `every_n_steps` is suggested (default: unknown).
 
     Example:
         >>> summarize([], 63)
@@ -116,62 +115,62 @@ def summarize(
     """
     run = run or RunFacts()
     number = f"{measurements} measurement{'' if measurements == 1 else 's'}"
-    shown = _alike(each for each in findings if each.is_above_info)
-    intervals = {rule.code: _interval(rule, run) for rule in unjudged}
+    shown = _by_code_and_optimizer(each for each in findings if each.is_above_info)
+    intervals = {rule.code: _largest_interval(rule, run) for rule in unjudged}
     seldom = [code for code, interval in intervals.items() if 1 <= interval < run.every_n_steps]
-    few = f"{number} {'is' if measurements == 1 else 'are'} too few to judge {_some(seldom)}"
+    few = f"{number} {'is' if measurements == 1 else 'are'} too few to judge {_join_names(seldom)}"
     title = few if seldom else f"No issues found ({number})"
     if shown:
         title = f"{len(shown)} issue{'' if len(shown) == 1 else 's'} in {number}"
     lines = [f"AdamMonitor: {title}"]
-    for alike in shown:
-        first = alike[0]
+    for group in shown:
+        first, severity = group[0], _most_severe(group).severity
         of = f" of {first.optimizer}" if first.optimizer else ""
-        is_open = [each for each in alike if each.is_open]
-        until = "to the end" if is_open else f"to step {max(each.closed or 0 for each in alike)}"
-        lines.append(f"  {first.code} ({first.severity}){of}, from step {first.step} {until}")
-        # The last that was raised serves all that are open.
-        lines += describe_suggestions((is_open or alike)[-1].suggestions)[:1]
+        is_open = [each for each in group if each.is_open]
+        until = "to the end" if is_open else f"to step {max(each.closed or 0 for each in group)}"
+        lines.append(f"  {first.code} ({severity}){of}, from step {first.step} {until}")
+        # The last suggestion takes all open findings into account.
+        lines += describe_suggestions((is_open or group)[-1].suggestions)[:1]
     if seldom:
         lines += [f"  {few}."] if shown else []
         interval = min(intervals[code] for code in seldom)
         setting = (run.monitor_path / "every_n_steps").override(interval)
         lines.append(f"  Use {setting} in a run of {run.total_steps:,.0f} steps.")
     elif unjudged:
-        lines += _wrapped(f"Not judged, as the run is too short: {_some([*intervals])}.")
+        lines += _wrap(f"Not judged because the run is too short: {_join_names([*intervals])}.")
     return "\n".join(lines)
 
 
-def _interval(rule: Rule, run: RunFacts) -> float:
-    """The largest `every_n_steps` at which a run has enough measurements for a rule."""
+def _largest_interval(rule: Rule, run: RunFacts) -> float:
+    """Returns the largest `every_n_steps` with enough measurements for a rule."""
     warmup, number = rule.warmup.steps(*RuleContext({}, run).betas), rule.patience
     if rule.waits_for_peak and run.warmup_steps:
-        # The learning rate of the first measurement after its warm-up is still a higher one.
+        # At the first measurement after the warm-up, the learning rate has still risen.
         warmup, number = max(warmup, run.warmup_steps), number + 1
     interval = (run.total_steps - math.floor(warmup)) / number
     return interval if math.isinf(interval) else math.floor(interval)
 
 
 def explain_rule(rule: Rule | Notice, place: str = "adam_monitor") -> str:
-    """Returns the meaning, the condition, the settings and the source of a rule or a notice."""
+    """Returns the meaning, condition, settings and source of a rule or a notice."""
     kind = "a preflight notice" if isinstance(rule, Notice) else "a finding"
     title = f"{rule.code} ({kind}: {rule.severity}, {when_judged(rule)})"
-    lines = [*_wrapped(title, 0), *_wrapped(rule.meaning, 4)]
+    lines = [*_wrap(title, 0), *_wrap(rule.meaning, 4)]
     if isinstance(rule, Rule):
-        lines += _wrapped(f"Raised when {format_condition(rule)}", 4)
+        lines += _wrap(f"Raised when {format_condition(rule)}", 4)
         for name in rule.statistics:
-            lines += _wrapped(f"{name} = {STATISTICS[name].formula}", 4)
+            lines += _wrap(f"{name} = {STATISTICS[name].formula}", 4)
     suggested = suggestion_summary(rule)
-    lines += _wrapped(f"Suggestion: {suggested}", 4) if suggested else []
+    lines += _wrap(f"Suggestion: {suggested}", 4) if suggested else []
     lines += [f"    {override}" for override in format_settings(rule, place)]
     if isinstance(rule, Rule) and rule.suppressed_by:
-        lines += _wrapped(f"Suppressed by {', '.join(rule.suppressed_by)}.", 4)
-    lines += _wrapped(f"Source: {rule.source}", 4)
+        lines += _wrap(f"Suppressed by {', '.join(rule.suppressed_by)}.", 4)
+    lines += _wrap(f"Source: {rule.source}", 4)
     return "\n".join(lines)
 
 
 def format_condition(rule: Rule) -> str:
-    """Returns the condition of a rule in words, with the values of its thresholds.
+    """Returns the condition of a rule in words, with its thresholds filled in.
 
     Example:
         >>> from lightning_adam.findings import RULES
@@ -182,7 +181,7 @@ def format_condition(rule: Rule) -> str:
 
 
 def when_judged(rule: Rule | Notice) -> str:
-    """Returns when and where a rule is judged, and how long it has to hold.
+    """Returns when and where a rule is judged, and after how many measurements it is raised.
 
     Example:
         >>> from lightning_adam.findings import RULES
@@ -201,13 +200,12 @@ def when_judged(rule: Rule | Notice) -> str:
 
 
 def suggestion_summary(rule: Rule | Notice) -> str:
-    """Returns what a rule suggests, in words; empty if nothing."""
-    text = summary_of(rule.suggest)
-    return "" if text == "None." else text
+    """Returns what a rule suggests, in words; empty if it suggests nothing."""
+    return "" if rule.suggest is no_suggestion else summary_of(rule.suggest)
 
 
 def format_settings(rule: Rule | Notice, place: str = "adam_monitor") -> list[str]:
-    """Returns the settings of a rule as overrides, at their defaults.
+    """Returns the settings of a rule as overrides with their default values.
 
     Example:
         >>> from lightning_adam.findings.preflight import NOTICES
@@ -220,19 +218,24 @@ def format_settings(rule: Rule | Notice, place: str = "adam_monitor") -> list[st
     ]
 
 
-def _alike(findings: Iterable[Finding]) -> list[list[Finding]]:
-    """Findings of the same code and optimizer together."""
-    alike: dict[tuple[str, str], list[Finding]] = {}
+def _by_code_and_optimizer(findings: Iterable[Finding]) -> list[list[Finding]]:
+    """Groups findings by code and optimizer."""
+    groups: dict[tuple[str, str], list[Finding]] = {}
     for finding in findings:
-        alike.setdefault((finding.code, finding.optimizer), []).append(finding)
-    return [*alike.values()]
+        groups.setdefault((finding.code, finding.optimizer), []).append(finding)
+    return [*groups.values()]
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+def _most_severe(findings: Iterable[Finding]) -> Finding:
+    """Returns the first of the most severe findings."""
+    return max(findings, key=lambda each: each.rank)
 
 
-def _wrapped(text: str, indent: int = 2) -> list[str]:
+def _join_names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
+
+
+def _wrap(text: str, indent: int = 2) -> list[str]:
     space = " " * indent
     return textwrap.wrap(text, WIDTH, initial_indent=space, subsequent_indent=space)

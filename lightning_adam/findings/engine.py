@@ -1,4 +1,4 @@
-"""`RuleEngine`: judges one measurement after the other, and keeps the findings."""
+"""`RuleEngine`: judges measurements by the rules, and keeps the findings."""
 
 import math
 from collections import Counter
@@ -16,21 +16,21 @@ from lightning_adam.findings.scope_values import MODEL, REMEMBERED, SETTINGS, Sc
 from lightning_adam.statistics.catalogue import STATISTICS
 from lightning_adam.statistics.measurement import Measurement
 
-CLOSING = 2
-"""Measurements that it takes longer to resolve a finding than to raise it."""
+EXTRA_PATIENCE = 2
+"""A finding is resolved after `patience` plus this number of measurements without its condition."""
 
 
 @dataclass
 class _Streaks:
-    """Measurements in a row in which a condition has held, and has not."""
+    """Numbers of consecutive measurements in which a condition holds, and does not hold."""
 
-    held: int = 0
-    above_info: int = 0
-    ceased: int = 0
-    """Without what keeps an open finding open: at its severity, info or above."""
+    active: int = 0
+    active_above_info: int = 0
+    inactive: int = 0
+    """Without the condition at a severity that keeps an open finding open."""
 
     def count(self, severity: Severity, found: Finding | None) -> None:
-        """Adds a measurement.
+        """Counts a measurement.
 
         Args:
             severity: The severity of the condition; `off` if it does not hold.
@@ -38,26 +38,26 @@ class _Streaks:
         """
         is_above_info = _is_above_info(severity)
         holds = severity is not Severity.off
-        self.held = self.held + 1 if holds else 0
-        self.above_info = self.above_info + 1 if is_above_info else 0
+        self.active = self.active + 1 if holds else 0
+        self.active_above_info = self.active_above_info + 1 if is_above_info else 0
         is_kept = is_above_info if found is not None and found.is_above_info else holds
-        self.ceased = 0 if is_kept else self.ceased + 1
+        self.inactive = 0 if is_kept else self.inactive + 1
 
 
 class Changes(NamedTuple):
-    """What a measurement has changed."""
+    """The findings that a measurement raises or closes."""
 
     raised: list[Finding]
     closed: list[Finding]
 
 
 class RuleEngine:
-    """Judges measurements: raises findings that last, and closes them when they are resolved.
+    """Judges measurements: raises findings, and closes them when they are resolved.
 
     Args:
         settings: `severity`, `patience` and thresholds of rules, by code (default: none).
         optimizer: The optimizer's name, if there are several (default: empty).
-        scopes: Kinds of scope in which local rules are judged beside their own (default: none).
+        scopes: Additional kinds of scope in which local rules are judged (default: none).
 
     Example:
         >>> import torch
@@ -81,7 +81,7 @@ class RuleEngine:
         optimizer: str = "",
         scopes: Sequence[Scope] = (),
     ) -> None:
-        chosen = [_with(rule, (settings or {}).get(code, {})) for code, rule in RULES.items()]
+        chosen = [_apply_settings(rule, (settings or {}).get(code, {})) for code, rule in RULES.items()]
         self.rules = {each.code: each for each in chosen if each.severity is not Severity.off}
         self._optimizer = optimizer
         self._scopes = tuple(scopes)
@@ -89,13 +89,13 @@ class RuleEngine:
         self._log = FindingLog()
         self._history = HistoryStore(self.rules.values())
         self._defined: set[str] = set()
-        """Codes of the rules whose statistics were defined."""
+        """Codes of the rules with defined statistics."""
         self._judged: Counter[str] = Counter()
-        """By code, the measurements in which a rule was judged."""
+        """By code: the number of measurements by which a rule was judged."""
 
     @property
     def open(self) -> list[Finding]:
-        """The findings whose condition holds, in the order in which they were raised."""
+        """The open findings, in the order in which they were raised."""
         return [*self._log.open.values()]
 
     @property
@@ -105,14 +105,14 @@ class RuleEngine:
 
     @property
     def statistics(self) -> list[str]:
-        """The statistics that the rules need of a measurement."""
+        """The statistics that the rules need."""
         wanted = {*SETTINGS, *REMEMBERED, "rms_ratio"}
         for rule in self.rules.values():
             wanted.update((*rule.statistics, *rule.evidence))
         return [name for name in STATISTICS if name in wanted]
 
     def unjudged(self) -> list[Rule]:
-        """Returns the rules above info that too few measurements could judge."""
+        """Returns the rules above info for which there were too few measurements."""
         return [
             rule
             for code, rule in self.rules.items()
@@ -132,15 +132,15 @@ class RuleEngine:
         """Judges a measurement.
 
         Args:
-            measurement: One that has the statistics of `self.statistics`.
+            measurement: A measurement with the statistics of `self.statistics`.
             step: Its optimizer step.
-            run: Facts of the run (default: none are known).
-            loss: The loss of its batch (default: not known).
-            low_denominator: Returns the value that 1 % of the √v̂ of a scope are below; called when
-                a suggestion needs it (default: not known).
+            run: Facts of the run (default: unknown).
+            loss: The loss of its batch (default: unknown).
+            low_denominator: Returns the 1st percentile of √v̂ in a scope; called when a suggestion
+                needs it (default: unknown).
 
         Returns:
-            The findings that are new or more severe, and those that were resolved or superseded.
+            The findings that are new or more severe, and those that are resolved or superseded.
         """
         run = run or RunFacts()
         values = ScopeValues(measurement, self.rules.values(), self._scopes)
@@ -153,28 +153,28 @@ class RuleEngine:
                 continue
             found, patience = self._log.open.get(key), self.rules[key.code].patience
             others = self._log.open_above_info() if _is_above_info(severity) else self._log.open
-            if found is None and self._wider(key, others, values) is not None:
+            if found is None and self._wider_finding(key, others, values) is not None:
                 self._streaks.pop(key, None)
                 continue
             streaks = self._streaks.setdefault(key, _Streaks())
             streaks.count(severity, found)
-            if found is not None and streaks.ceased >= patience + CLOSING:
+            if found is not None and streaks.inactive >= patience + EXTRA_PATIENCE:
                 closed.append(self._log.close(key, step))
-            elif streaks.above_info >= patience and not (found and found.is_above_info):
+            elif streaks.active_above_info >= patience and not (found and found.is_above_info):
                 raised.append(self._raise(key, severity, step, values, run, low_denominator))
-            elif streaks.held >= patience and found is None:
+            elif streaks.active >= patience and found is None:
                 raised.append(self._raise(key, Severity.info, step, values, run, low_denominator))
-            if not streaks.held and key not in self._log.open:
+            if not streaks.active and key not in self._log.open:
                 del self._streaks[key]
         closed += self._supersede(values, step)
         self._history.add(values)
         return Changes(raised, closed)
 
     def judge_resumed(self, measurement: Measurement, step: int, run: RunFacts) -> list[Finding]:
-        """Judges the first step after a checkpoint was loaded by what such a step alone shows.
+        """Checks the first step after a checkpoint was loaded for lost optimizer state.
 
-        It is measured whether or not it is due. Nothing else is learned from it, so that a run that
-        was interrupted continues as if it had not been.
+        This step is measured even if it is not due. It does not enter the history, so that a
+        resumed run has the same findings as an uninterrupted one.
         """
         rules = [
             self.rules[code] for code in ("state_mismatch", "not_finite") if code in self.rules
@@ -188,15 +188,16 @@ class RuleEngine:
         ]
 
     def state(self) -> dict[str, Any]:
-        """Returns what a checkpoint stores."""
+        """Returns the state to store in a checkpoint."""
         streaks = [
-            [*key, each.held, each.above_info, each.ceased] for key, each in self._streaks.items()
+            [*key, each.active, each.active_above_info, each.inactive]
+            for key, each in self._streaks.items()
         ]
         judged = {code: self._judged[code] for code in self.rules if code in self._defined}
         return {**self._log.state(), **self._history.state(), "streaks": streaks, "judged": judged}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continues from what a checkpoint stores; findings of rules that are off are dropped."""
+        """Restores the state from a checkpoint, without findings of rules that are off."""
         if not state:
             return
         is_on = [row for row in state["open"] if row["code"] in self.rules]
@@ -211,8 +212,8 @@ class RuleEngine:
     def _verdicts(
         self, values: ScopeValues, run: RunFacts, spikes: Spikes, rules: Iterable[Rule]
     ) -> dict[FindingKey, Severity]:
-        """The severity of each condition that can be judged; `off` where it does not hold."""
-        is_rising = self._is_rising(values.model, run)
+        """Returns the severity of each condition that can be judged; `off` if it does not hold."""
+        is_rising = self._is_warming_up(values.model, run)
         facts: dict[str, dict[str, Any]] = {}
         verdicts = {}
         for rule in rules:
@@ -237,27 +238,27 @@ class RuleEngine:
                 verdicts[FindingKey(rule.code, scope)] = _verdict(rule, scope, facts[scope])
         return verdicts
 
-    def _is_rising(self, model: Mapping[str, float], run: RunFacts) -> bool:
-        """Whether the learning rate warms up."""
+    def _is_warming_up(self, model: Mapping[str, float], run: RunFacts) -> bool:
+        """Whether the learning rate is still warming up."""
         last = self._history.of(MODEL).last("lr")
         return model.get("step", math.inf) <= run.warmup_steps or model.get("lr", math.nan) > last
 
     def _unsuppressed(
         self, verdicts: Mapping[FindingKey, Severity], values: ScopeValues, step: int
     ) -> Iterator[tuple[FindingKey, Severity]]:
-        """The verdicts, `off` where a root cause holds in the scope or in a wider one."""
+        """Yields the verdicts without those that an open root cause suppresses."""
         causes = {key for key, severity in verdicts.items() if _is_above_info(severity)}
         causes |= self._log.causes(step)
         for key, severity in verdicts.items():
-            if severity is not Severity.off and self._cause(key, causes, values) is not None:
+            if severity is not Severity.off and self._root_cause(key, causes, values) is not None:
                 self._streaks.pop(key, None)
             else:
                 yield key, severity
 
-    def _cause(
+    def _root_cause(
         self, key: FindingKey, causes: Iterable[FindingKey], values: ScopeValues
     ) -> FindingKey | None:
-        """The first root cause of a finding in its scope or in a wider one; None if it has none."""
+        """Returns the first root cause of a finding in the same or a wider scope, if any."""
         codes = self.rules[key.code].suppressed_by
         own = [each for each in causes if each.code in codes]
         wider = values.wider_than(key.scope) if own else []
@@ -276,7 +277,7 @@ class RuleEngine:
         measured = values.with_evidence(rule, key.scope)
 
         def lowest() -> float | None:
-            """Of all scopes in which the finding is open: one suggestion serves them all."""
+            """Returns the minimum over all scopes in which the finding is open."""
             scopes = {key.scope, *(each.scope for each in self._log.open if each.code == key.code)}
             found = [low_denominator(scope) for scope in scopes]
             return min((each for each in found if each is not None), default=None)
@@ -284,16 +285,16 @@ class RuleEngine:
         context = RuleContext(
             measured, run, history, values.groups_in(key.scope), low_denominator=lowest
         )
-        shown = {f"{name}_before": history.last(name) for name in rule.statistics}
-        shown["steps_left"] = run.total_steps - measured.get("step", math.nan)
-        shown |= {**dict.fromkeys(rule.evidence, math.nan), **measured, **rule.thresholds}
+        fields = {f"{name}_before": history.last(name) for name in rule.statistics}
+        fields["steps_left"] = run.total_steps - measured.get("step", math.nan)
+        fields |= {**dict.fromkeys(rule.evidence, math.nan), **measured, **rule.thresholds}
         names = (*rule.statistics, *rule.evidence)
         self._log.open[key] = Finding(
             code=rule.code,
             severity=severity,
             scope=key.scope,
             step=step,
-            sentence=rule.sentence.format_map(shown),
+            sentence=rule.sentence.format_map(fields),
             evidence={name: measured[name] for name in names if name in measured},
             worst=values.worst(rule, key.scope),
             suggestions=tuple(rule.suggest(context)),
@@ -303,21 +304,23 @@ class RuleEngine:
         return self._log.open[key]
 
     def _supersede(self, values: ScopeValues, step: int) -> list[Finding]:
-        """Closes what an open root cause explains, or the same finding in a wider scope."""
+        """Closes findings that have an open root cause, or are also open in a wider scope."""
         above_info = self._log.open_above_info()
         closed = []
         for key, finding in list(self._log.open.items()):
             others = above_info if finding.is_above_info else self._log.open
-            cause = self._wider(key, others, values) or self._cause(key, above_info, values)
+            cause = self._wider_finding(key, others, values) or self._root_cause(
+                key, above_info, values
+            )
             if cause is not None:
                 closed.append(self._log.close(key, step, f"{cause.code} in {cause.scope}"))
                 self._streaks.pop(key, None)
         return closed
 
-    def _wider(
+    def _wider_finding(
         self, key: FindingKey, others: Collection[FindingKey], values: ScopeValues
     ) -> FindingKey | None:
-        """The same rule in the widest other scope that contains the finding's; None without one."""
+        """Returns the open finding of the same rule in the widest enclosing scope, if any."""
         if key.scope == MODEL or not any(each.code == key.code for each in others):
             return None
         wider = (FindingKey(key.code, scope) for scope in values.wider_than(key.scope)[:-1])
@@ -334,19 +337,19 @@ def _is_warm(rule: Rule, values: Mapping[str, float]) -> bool:
 
 
 def _verdict(rule: Rule, scope: str, facts: Mapping[str, Any]) -> Severity:
-    """The severity of a condition in a scope; `off` if it does not hold."""
-    taken = {name: facts[name] for name in (*rule.statistics, *rule.takes)}
+    """Returns the severity of a condition in a scope; `off` if it does not hold."""
+    arguments = {name: facts[name] for name in (*rule.statistics, *rule.takes)}
     try:
-        holds = rule.condition(**taken, **rule.thresholds)
+        holds = rule.condition(**arguments, **rule.thresholds)
     except ZeroDivisionError:
         return Severity.off
     if not isinstance(holds, Severity):
         holds = rule.severity if holds else Severity.off
-    # A part of the model is never more than a warning.
+    # Below the model, a finding is at most a warning.
     return Severity.warning if holds is Severity.error and scope != MODEL else holds
 
 
-def _with(rule: Rule, settings: Mapping[str, Any]) -> Rule:
+def _apply_settings(rule: Rule, settings: Mapping[str, Any]) -> Rule:
     thresholds = {name: settings.get(name, value) for name, value in rule.thresholds.items()}
     return replace(
         rule,

@@ -23,19 +23,19 @@ class Suggestion:
     """
 
     overrides: tuple[str, ...] = ()
-    """Overrides to append to the command, each `key=value` without a shell's quotes."""
+    """Overrides to append to the command, each `key=value` without shell quotes."""
     hint: str = ""
-    """What to do where there is no override, or what comes with it."""
+    """What to do instead of the overrides, or a comment on them."""
     is_lead: bool = False
-    """Whether it may help, or may not: compare the validation metric before you keep it."""
+    """Whether it may or may not help: compare validation metrics before you keep it."""
     is_sweep: bool = False
-    """Whether the overrides list values to compare, for Hydra's `--multirun`."""
+    """Whether the overrides list values to compare with Hydra's `--multirun`."""
 
     @property
     def command(self) -> str:
-        """The overrides, as they are appended to the command; empty if there are none."""
+        """The overrides in shell syntax; empty if there are none."""
         words = ["--multirun"] if self.is_sweep else []
-        # A sweep's commas are Hydra's own.
+        # Hydra needs the commas of a sweep outside quotes.
         words += self.overrides if self.is_sweep else map(shlex.quote, self.overrides)
         return " ".join(words)
 
@@ -47,7 +47,7 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class Finding:
-    """A fault in one scope, its evidence, and suggestions; or a notice before the first step."""
+    """A fault in one scope with its evidence and suggestions, or a preflight notice."""
 
     code: str
     severity: Severity
@@ -58,17 +58,17 @@ class Finding:
     sentence: str
     evidence: Mapping[str, float]
     worst: Mapping[str, float]
-    """The tensors with the largest values of the statistic that the rule judges."""
+    """The tensors with the largest values of the rule's first statistic."""
     suggestions: tuple[Suggestion, ...]
-    """The best first."""
+    """Best first."""
     source: str
     optimizer: str = ""
     """The optimizer's name, if there are several."""
     closed: int | None = None
-    """The step at which it was resolved or superseded; None while it is open."""
+    """The step at which it was resolved or superseded; None while open."""
     superseded_by: str | None = None
-    """What has replaced it, as in `eps_dominates in model`: the same finding in a wider scope, or
-    its cause; None if nothing has."""
+    """The finding that replaced it, such as `eps_dominates in model`: the same finding in a wider
+    scope, or its root cause; None if it was not replaced."""
 
     @property
     def is_notice(self) -> bool:
@@ -82,12 +82,17 @@ class Finding:
 
     @property
     def is_above_info(self) -> bool:
-        """Whether it is printed."""
+        """Whether its severity is warning or error."""
         return self.severity is not Severity.info
 
     @property
+    def rank(self) -> int:
+        """The severity as a number, larger for more severe findings."""
+        return [*Severity].index(self.severity)
+
+    @property
     def remedy(self) -> tuple[str, ...]:
-        """The overrides of the first suggestion that is more than a lead; empty without one."""
+        """The overrides of the first suggestion that is not a lead; empty if there is none."""
         firm = (each for each in self.suggestions if each.overrides and not each.is_lead)
         return next((each.overrides for each in firm), ())
 
@@ -110,7 +115,7 @@ class Finding:
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> "Finding":
-        """Returns the finding of a row that `as_row` has returned."""
+        """Creates a finding from a row of `as_row`."""
         suggestions = tuple(
             Suggestion(**{**each, "overrides": tuple(each["overrides"])})
             for each in row["suggestions"]

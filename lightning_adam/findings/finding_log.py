@@ -1,4 +1,4 @@
-"""`FindingLog`: the open and the closed findings of an optimizer."""
+"""`FindingLog`: the open and closed findings of an optimizer."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 from lightning_adam.findings.finding import Finding
 
 COOLDOWN_STEPS = 50
-"""Steps for which a closed finding still suppresses others: the moments remember it."""
-MOST_KEPT = 100
-"""Closed findings that are kept: the last at info, and the last above it."""
+"""Steps for which a closed finding still suppresses others, because the moments still contain its
+gradients."""
+MAX_CLOSED = 100
+"""Number of closed findings to keep, counted separately for info and for warnings and errors."""
 
 
 class FindingKey(NamedTuple):
@@ -30,7 +31,7 @@ class FindingLog:
 
     def __init__(self) -> None:
         self.open: dict[FindingKey, Finding] = {}
-        """The findings whose condition holds, in the order in which they were raised."""
+        """Open findings, in the order in which they were raised."""
         self._closed: list[Finding] = []
 
     @property
@@ -39,11 +40,11 @@ class FindingLog:
         return sorted([*self._closed, *self.open.values()], key=lambda each: each.step)
 
     def open_above_info(self) -> list[FindingKey]:
-        """Returns the open findings that are more than info."""
+        """Returns the keys of the open warnings and errors."""
         return [key for key, each in self.open.items() if each.is_above_info]
 
     def causes(self, step: int) -> set[FindingKey]:
-        """Returns the findings that may suppress others at a step."""
+        """Returns the keys of the findings that may suppress others at a step."""
         recent = {
             FindingKey(each.code, each.scope)
             for each in self._closed
@@ -57,24 +58,24 @@ class FindingLog:
         Args:
             key: The open finding.
             step: The optimizer step.
-            superseded_by: What has replaced it (default: None, it is resolved).
+            superseded_by: The finding that replaces it (default: None, it is resolved).
         """
         finding = replace(self.open.pop(key), closed=step, superseded_by=superseded_by)
-        alike = [each for each in self._closed if each.is_above_info is finding.is_above_info]
-        if len(alike) >= MOST_KEPT:
-            self._closed.remove(alike[0])
+        same_kind = [each for each in self._closed if each.is_above_info is finding.is_above_info]
+        if len(same_kind) >= MAX_CLOSED:
+            self._closed.remove(same_kind[0])
         self._closed.append(finding)
         return finding
 
     def state(self) -> dict[str, Any]:
-        """Returns what a checkpoint stores."""
+        """Returns the state to store in a checkpoint."""
         return {
             "open": [each.as_row() for each in self.open.values()],
             "closed": [each.as_row() for each in self._closed],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continues from what a checkpoint stores."""
+        """Restores the state from a checkpoint."""
         found = [Finding.of_row(row) for row in state["open"]]
         self.open = {FindingKey(each.code, each.scope): each for each in found}
         self._closed = [Finding.of_row(row) for row in state["closed"]]

@@ -1,4 +1,4 @@
-"""`HistoryStore`: what is remembered of earlier measurements, by scope."""
+"""`HistoryStore`: summaries of earlier measurements by scope."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -11,10 +11,10 @@ from lightning_adam.findings.spikes import SpikeWindow, TensorSpikes
 
 
 class HistoryStore:
-    """Summaries of statistics by scope, and the detectors of spikes.
+    """Summaries of statistics by scope, and the spike detectors.
 
     Args:
-        rules: The rules that read it.
+        rules: The rules that read the history.
 
     Example:
         >>> HistoryStore([]).of("model").last("lr")
@@ -35,11 +35,11 @@ class HistoryStore:
         return History(self._summaries.get(scope, {}))
 
     def spikes(self, values: ScopeValues, loss: float) -> Spikes:
-        """Returns how far a measurement is from those before it, and remembers it.
+        """Adds a measurement, and returns its deviations from earlier ones.
 
         Args:
             values: The measurement.
-            loss: The loss of its batch; NaN if it is not known.
+            loss: The loss of its batch; NaN if unknown.
         """
         self._tensor_norms.add(values.of_tensors("grad_norm"))
         self._rms_ratios.add(values.of_tensors("rms_ratio"))
@@ -53,10 +53,10 @@ class HistoryStore:
         )
 
     def add(self, values: ScopeValues) -> None:
-        """Remembers the statistics of a measurement."""
+        """Adds the statistics of a measurement."""
         for scope, own in values.values.items():
             summaries = self._summaries.setdefault(scope, {})
-            # The size of the first steps says nothing of those that follow.
+            # The size of the first steps does not predict the size of later ones.
             is_early = own.get("step", math.inf) < 3 / (1 - own.get("beta1", 0.9))
             names = self._of_model if scope == MODEL else self._of_others
             for name, value in own.items():
@@ -65,7 +65,7 @@ class HistoryStore:
                     summaries[name] = before.updated(value) if before else RunningSummary.of(value)
 
     def state(self) -> dict[str, Any]:
-        """Returns what a checkpoint stores."""
+        """Returns the state to store in a checkpoint."""
         return {
             "summaries": {
                 scope: {name: list(summary) for name, summary in summaries.items()}
@@ -75,7 +75,7 @@ class HistoryStore:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continues from what a checkpoint stores."""
+        """Restores the state from a checkpoint."""
         self._summaries = {
             scope: {name: RunningSummary(*values) for name, values in summaries.items()}
             for scope, summaries in state["summaries"].items()

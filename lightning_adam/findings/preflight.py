@@ -1,4 +1,4 @@
-"""Preflight notices: what the settings of a run show before its first step.
+"""Preflight notices: checks of the settings before the first step.
 
 A notice never suppresses a finding and never stops a run.
 """
@@ -16,7 +16,7 @@ from lightning_adam.findings.rule import check_name, summary_of
 
 
 class PreflightNotice(NamedTuple):
-    """Where a notice applies, and the numbers of its sentence."""
+    """The parameter group that a notice is about, and the values of its sentence."""
 
     values: Mapping[str, Any]
     group: str = ""
@@ -34,7 +34,7 @@ class Notice:
     severity: Severity
     meaning: str
     sentence: str
-    """What is reported, with the values of the notice in braces."""
+    """The message, with the names of the notice's values in braces."""
     source: str
     suggest: Callable[[RuleContext], list[Suggestion]]
     condition: Check
@@ -46,7 +46,7 @@ class Notice:
 
 
 NOTICES: dict[str, Notice] = {}
-"""The notices, by code, in the order in which they are shown."""
+"""The notices by code, in display order."""
 
 
 def notice(
@@ -54,16 +54,16 @@ def notice(
     severity: Severity,
     sentence: str,
     source: str,
-    suggest: Callable[[RuleContext], list[Suggestion]] = suggestions.nothing,
+    suggest: Callable[[RuleContext], list[Suggestion]] = suggestions.no_suggestion,
 ) -> Callable[[Check], Check]:
-    """Makes a generator of `PreflightNotice` a check: its name is the code.
+    """Registers a function as a preflight check; the function's name is the code.
 
-    It takes the `RunFacts`.
+    The function takes the `RunFacts` and yields a `PreflightNotice` for each problem.
 
     Args:
         severity: `info` (stored, not printed), `warning` or `error`.
-        sentence: What is reported.
-        source: The paper it comes from, or `arithmetic`.
+        sentence: The message, with the names of the notice's values in braces.
+        source: The paper that the check is based on, or `arithmetic`.
         suggest: Returns suggestions (default: none).
     """
 
@@ -119,8 +119,8 @@ def preflight(
     return found
 
 
-def _long_warmup(context: RuleContext) -> list[Suggestion]:
-    """A warm-up of 2/(1-β2) steps, or of a tenth of a short run, where the schedule has one."""
+def _lengthen_warmup(context: RuleContext) -> list[Suggestion]:
+    """Warm up for 2/(1-β2) steps, but at most a tenth of the run."""
     run = context.run
     if "warmup_steps" not in (run.schedule or {}):
         return []
@@ -129,40 +129,40 @@ def _long_warmup(context: RuleContext) -> list[Suggestion]:
     return [Suggestion((path.unquoted_override(steps),), is_lead=True)]
 
 
-def _each_step(context: RuleContext) -> list[Suggestion]:
-    """A measurement at each step."""
+def _measure_every_step(context: RuleContext) -> list[Suggestion]:
+    """Measure every step."""
     path = context.run.monitor_path / "every_n_steps"
     return [Suggestion((path.unquoted_override(1),))]
 
 
-def _grouped_or_frozen(context: RuleContext) -> list[Suggestion]:
-    """All parameters in a group, or without a gradient."""
+def _add_or_freeze(context: RuleContext) -> list[Suggestion]:
+    """Add the parameters to a group, or freeze them."""
     hint = "pass them to the optimizer, or freeze them with requires_grad_(False)"
     return [Suggestion(hint=hint)]
 
 
-def _long_memory(context: RuleContext) -> list[Suggestion]:
-    """A β2 whose half-life is a few hundred samples."""
+def _raise_beta2(context: RuleContext) -> list[Suggestion]:
+    """Raise β2 to a half-life of 1,000 samples."""
     beta2 = round(0.5 ** (context.run.samples_per_step / HALF_LIFE_SAMPLES), 4)
-    return suggestions.other_beta2(context, min(beta2, 0.9999))
+    return suggestions.change_beta2(context, min(beta2, 0.9999))
 
 
 HALF_LIFE_SAMPLES = 1000.0
-"""Samples below which the half-life of the second moment is short for a small batch."""
+"""Half-life of β2, in samples, below which it is too short for small batches."""
 SMALL_BATCH = 16
-"""Samples a step that make a batch small."""
+"""Largest number of samples per step that counts as a small batch."""
 
 
 @notice(
     severity=Severity.error,
-    sentence="eps={eps:g} is 0 in {dtype}, the dtype of parameters and state.",
-    suggest=suggestions.representable_eps,
+    sentence="eps={eps:g} rounds to 0 in {dtype}, the dtype of the parameters and the state.",
+    suggest=suggestions.make_eps_representable,
     source="pytorch/pytorch issue 147437",
 )
 def eps_vanishes(run: RunFacts) -> Iterator[PreflightNotice]:
-    """Adam's state has the parameters' dtype, in which eps rounds to 0: 0/0 is NaN.
+    """Adam's state has the dtype of the parameters, in which eps rounds to 0: 0/0 is NaN.
 
-    A fused step shows no NaN: its second moment is 0 and its steps are huge.
+    The fused implementation produces no NaN, but huge steps where the second moment is 0.
     """
     for group in run.groups:
         for dtype, eps in group.eps_by_dtype.items():
@@ -172,21 +172,22 @@ def eps_vanishes(run: RunFacts) -> Iterator[PreflightNotice]:
 
 @notice(
     severity=Severity.warning,
-    sentence="{count} parameters require a gradient and are in no group, such as {first}: they"
-    " never train.",
-    suggest=_grouped_or_frozen,
+    sentence="{count} parameters require a gradient but are in no parameter group, for example"
+    " {first}: they are never trained.",
+    suggest=_add_or_freeze,
     source="arithmetic",
 )
 def parameters_left_out(run: RunFacts) -> Iterator[PreflightNotice]:
-    """The model has parameters that no optimizer was given."""
-    if run.left_out:
-        yield PreflightNotice({"count": len(run.left_out), "first": run.left_out[0]})
+    """The model has trainable parameters that are in no optimizer."""
+    names = run.ungrouped_parameters
+    if names:
+        yield PreflightNotice({"count": len(names), "first": names[0]})
 
 
 @notice(
     severity=Severity.warning,
     sentence="The schedule takes {planned:,} steps, the run {steps:,.0f}: {outcome}.",
-    suggest=suggestions.whole_schedule,
+    suggest=suggestions.match_schedule_length,
     source="arithmetic",
 )
 def schedule_length(run: RunFacts) -> Iterator[PreflightNotice]:
@@ -194,21 +195,25 @@ def schedule_length(run: RunFacts) -> Iterator[PreflightNotice]:
     planned, steps = (run.schedule or {}).get("total_steps"), run.total_steps
     if planned is None or not math.isfinite(steps) or abs(planned - steps) <= 0.01 * steps:
         return
-    outcome = "the rest trains at its lowest rate" if planned < steps else "it does not end"
+    outcome = (
+        "the remaining steps use the final learning rate"
+        if planned < steps
+        else "the run stops before the schedule ends"
+    )
     yield PreflightNotice({"planned": planned, "steps": steps, "outcome": outcome})
 
 
 @notice(
     severity=Severity.info,
-    sentence="The learning rate warms up for {warmup:.0f} steps; the second moment remembers"
-    " {memory:.0f}.",
-    suggest=_long_warmup,
+    sentence="The learning rate warms up for {warmup:.0f} steps, but the second moment averages"
+    " about {memory:.0f} steps.",
+    suggest=_lengthen_warmup,
     source="Ma & Yarats 2021, arXiv 1910.04209: linear warm-up over 2/(1-β2) steps",
 )
 def warmup_short(run: RunFacts) -> Iterator[PreflightNotice]:
-    """The warm-up ends long before the second moment is an average of many gradients.
+    """The warm-up ends before the second moment averages enough gradients.
 
-    That is, before a tenth of 2/(1-β2) steps, or a tenth of a shorter run.
+    It is shorter than a tenth of 2/(1-β2) steps, and than a tenth of the run.
     """
     if not run.groups:
         return
@@ -219,36 +224,36 @@ def warmup_short(run: RunFacts) -> Iterator[PreflightNotice]:
 
 @notice(
     severity=Severity.info,
-    sentence="Weight decay of {weight_decay:g} at a learning rate of {lr:g} shrinks a weight to 1/e"
-    " in {timescale:,.0f} steps; {beside}.",
+    sentence="Weight decay {weight_decay:g} at learning rate {lr:g} shrinks a weight to 1/e in"
+    " {timescale:,.0f} steps; {comparison}.",
     source="Wang & Aitchison 2024, arXiv 2405.13698, on the timescale 1/(ηλ)",
 )
 def decay_timescale(run: RunFacts) -> Iterator[PreflightNotice]:
-    """Decoupled decay averages weights over 1/(ηλ) steps: longer than the run, and it does nothing.
+    """The timescale of decoupled decay, 1/(ηλ) steps, is too long or too short.
 
-    Shorter than a tenth of an epoch, and the weights forget most of the data. Decay that does
-    nothing does no harm, so that no stronger decay is suggested.
+    Longer than the run, decay has no effect; that is harmless, so no stronger decay is suggested.
+    Shorter than a tenth of an epoch, the weights forget most of the data.
     """
     for group in run.groups:
         rate = float(group.settings["lr"]) * float(group.settings["weight_decay"])
         if not (group.settings.get("decoupled_weight_decay") and rate > 0):
             continue
         values = {name: float(group.settings[name]) for name in ("lr", "weight_decay")}
-        beside = ""
+        comparison = ""
         if 1 / rate > run.total_steps:
-            beside = f"the run takes {run.total_steps:,.0f}"
+            comparison = f"the run takes {run.total_steps:,.0f}"
         elif 1 / rate < 0.1 * run.steps_per_epoch:
-            beside = f"an epoch takes {run.steps_per_epoch:,.0f}"
-        if beside:
+            comparison = f"an epoch takes {run.steps_per_epoch:,.0f}"
+        if comparison:
             values["timescale"] = 1 / rate
-            yield PreflightNotice({**values, "beside": beside}, group.name)
+            yield PreflightNotice({**values, "comparison": comparison}, group.name)
 
 
 @notice(
     severity=Severity.info,
-    sentence="With β2={beta2:g} the second moment cannot decay in {dtype}, the dtype of the state:"
+    sentence="With β2={beta2:g}, the second moment cannot decay in {dtype}, the dtype of the state:"
     " steps stay small when gradients shrink.",
-    suggest=suggestions.state_that_decays,
+    suggest=suggestions.let_state_decay,
     source="derived: (1-β2)v is at most half a unit in the last place of v",
 )
 def exp_avg_sq_cannot_decay(run: RunFacts) -> Iterator[PreflightNotice]:
@@ -256,7 +261,7 @@ def exp_avg_sq_cannot_decay(run: RunFacts) -> Iterator[PreflightNotice]:
     for group in run.groups:
         beta2 = _beta(group, 1)
         for dtype, resolution in group.resolution_by_dtype.items():
-            # Half an ulp of v is a quarter to a half of this, as v lies in its octave.
+            # Half an ulp of v is between resolution*v/4 and resolution*v/2.
             if 1 - beta2 < resolution / 4:
                 yield PreflightNotice({"beta2": beta2, "dtype": dtype}, group.name)
 
@@ -267,7 +272,7 @@ def exp_avg_sq_cannot_decay(run: RunFacts) -> Iterator[PreflightNotice]:
     source="Zhang et al. 2022, arXiv 2208.09632: convergence needs β1 < √β2, and a large β2",
 )
 def beta1_above_root_beta2(run: RunFacts) -> Iterator[PreflightNotice]:
-    """With β1 above √β2, the first moment remembers gradients that the second has forgotten."""
+    """With β1 above √β2, the first moment averages over more steps than the second moment."""
     for group in run.groups:
         beta1, beta2 = _beta(group, 0), _beta(group, 1)
         if beta1 > math.sqrt(beta2):
@@ -276,14 +281,15 @@ def beta1_above_root_beta2(run: RunFacts) -> Iterator[PreflightNotice]:
 
 @notice(
     severity=Severity.info,
-    sentence="At {samples:.0f} samples a step, β2={beta2:g} remembers {half_life:,.0f} samples"
-    " (half-life).",
-    suggest=_long_memory,
+    sentence="At {samples:.0f} samples per step, β2={beta2:g} has a half-life of {half_life:,.0f}"
+    " samples.",
+    suggest=_raise_beta2,
     source="Marek et al. 2025, arXiv 2507.07101: keep the half-life of β2 in samples when the batch"
-    " shrinks, 0.9999 at batch size 1; the limits of 16 samples a step and of 1,000 are ours",
+    " shrinks, 0.9999 at batch size 1; the limits of 16 samples per step and 1,000 samples were"
+    " chosen for this notice",
 )
 def beta2_short_memory(run: RunFacts) -> Iterator[PreflightNotice]:
-    """At 16 samples a step or fewer, β2 has a half-life below 1,000 samples: v is not steady."""
+    """With at most 16 samples per step, β2 has a half-life below 1,000 samples: v is noisy."""
     samples = run.samples_per_step
     for group in run.groups:
         beta2 = _beta(group, 1)
@@ -295,16 +301,15 @@ def beta2_short_memory(run: RunFacts) -> Iterator[PreflightNotice]:
 
 @notice(
     severity=Severity.info,
-    sentence="The last step of each epoch accumulates {left:.0f} of {window} batches, and divides"
-    " their gradients by {window} all the same: Adam takes a full step with {share:.0%} of the"
-    " gradient.",
+    sentence="The last step of each epoch accumulates {left:.0f} of {window} batches but divides"
+    " their gradients by {window}: Adam takes a full step with {share:.0%} of the gradient.",
     source="Lightning-AI/pytorch-lightning issue 19987",
 )
 def partial_accumulation(run: RunFacts) -> Iterator[PreflightNotice]:
-    """The batches of an epoch are not a multiple of accumulate_grad_batches.
+    """The number of batches per epoch is not a multiple of accumulate_grad_batches.
 
-    Lightning steps at the end of an epoch whatever is accumulated, and divides the loss by the
-    whole window.
+    Lightning takes a step at the end of the epoch in any case, and always divides the loss by
+    accumulate_grad_batches.
     """
     window, batches = run.accumulate_grad_batches, run.batches_per_epoch
     if window > 1 and math.isfinite(batches) and batches % window:
@@ -314,13 +319,13 @@ def partial_accumulation(run: RunFacts) -> Iterator[PreflightNotice]:
 
 @notice(
     severity=Severity.info,
-    sentence="Every {every} steps are measured: a gradient that jumps for a step or two is not seen"
-    " in between.",
-    suggest=_each_step,
+    sentence="Only one in {every} steps is measured: a gradient that jumps for one or two steps may"
+    " be missed.",
+    suggest=_measure_every_step,
     source="Wortsman et al. 2023, arXiv 2304.13013: a jump lasts one or two steps",
 )
 def measured_rarely(run: RunFacts) -> Iterator[PreflightNotice]:
-    """`exp_avg_sq_lags`, `grad_spike` and `loss_spike` see the measured steps alone."""
+    """`exp_avg_sq_lags`, `grad_spike` and `loss_spike` only see measured steps."""
     if run.every_n_steps > 1:
         yield PreflightNotice({"every": run.every_n_steps})
 

@@ -1,4 +1,4 @@
-"""`rule`: declares what a finding judges, when, and what it suggests.
+"""`rule`: declares a rule that judges measurements.
 
 Imports neither torch nor lightning.
 """
@@ -17,7 +17,7 @@ from lightning_adam.statistics.catalogue import STATISTICS
 
 
 class Warmup(Enum):
-    """Optimizer steps before which a rule is not judged."""
+    """Number of optimizer steps before a rule is judged."""
 
     NONE = "none"
     FIRST_MOMENT = "3/(1-β1) steps, at least 30"
@@ -25,7 +25,7 @@ class Warmup(Enum):
     SECOND_MOMENT = "1/(1-β2) steps"
 
     def steps(self, beta1: float, beta2: float) -> float:
-        """Returns their number.
+        """Returns the number of steps.
 
         Example:
             >>> round(Warmup.FIRST_MOMENT.steps(0.9, 0.999))
@@ -41,52 +41,51 @@ class Warmup(Enum):
 
 @dataclass(frozen=True)
 class Rule:
-    """One fault: its condition, and what is reported."""
+    """The condition of a fault, and the finding to report."""
 
     code: str
     severity: Severity
     meaning: str
-    """What is wrong and why it hurts."""
+    """What is wrong, and why it matters."""
     sentence: str
-    """What is reported, with statistics in braces, as `str.format` takes them."""
+    """The message, a format string with names of statistics."""
     when: str
     """The condition in words, with `thresholds` in braces."""
     limits: Mapping[str, str]
-    """By statistic of the condition, the name of the threshold that is its limit."""
+    """By statistic of the condition: the name of its threshold."""
     source: str
     scopes: tuple[Scope, ...]
-    """Where it is always judged, the widest first."""
+    """The scopes in which it is always judged, widest first."""
     is_local: bool
-    """Whether it is also judged for each group, layer and tensor that the monitor describes."""
+    """Whether it is also judged in the scopes that the monitor logs."""
     patience: int
-    """Measurements in a row that raise a finding."""
+    """Number of consecutive measurements after which a finding is raised."""
     warmup: Warmup
     waits_for_peak: bool
-    """Whether it is not judged while the learning rate warms up."""
+    """Whether it is judged only after the learning-rate warm-up."""
     suppressed_by: tuple[str, ...]
-    """Codes of root causes: while one holds in its scope or a wider one, it is not raised."""
+    """Codes of root causes: an open one in the same or a wider scope suppresses this finding."""
     evidence: tuple[str, ...]
-    """Statistics to report beside those of the condition."""
+    """Statistics to report in addition to those of the condition."""
     suggest: Callable[[RuleContext], list[Suggestion]]
     condition: Callable[..., bool | Severity]
     statistics: tuple[str, ...]
-    """The statistics that the condition takes, in the order of its arguments."""
+    """The statistics among the arguments of the condition, in order."""
     takes: tuple[str, ...]
-    """What else it takes, of `FACTS`."""
+    """The other arguments of the condition, of `FACTS`."""
     thresholds: Mapping[str, float]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The fields of `adam_monitor.findings.<code>`, at their defaults."""
+        """The fields of `adam_monitor.findings.<code>` with their default values."""
         return {**self.thresholds, "patience": self.patience, "severity": self.severity.value}
 
 
 FACTS = ("history", "gradient", "run", "model", "spikes", "tensors")
-"""What a condition may take beside statistics: the `History` of the scope, its `GradientTrend`, the
-`RunFacts`, the same statistics of the model, the `Spikes` of the measurement, and a function that
-returns a statistic's values by tensor."""
+"""Arguments of a condition besides statistics: the `History` and the `GradientTrend` of the scope,
+the `RunFacts`, the statistics of the model, the `Spikes` of the measurement, and `TensorValues`."""
 RULES: dict[str, Rule] = {}
-"""The rules, by code, in the order in which they are shown."""
+"""The rules by code, in display order."""
 Condition = TypeVar("Condition", bound=Callable[..., Any])
 
 
@@ -96,15 +95,15 @@ def summary_of(function: Callable[..., Any]) -> str:
 
 
 def check_name(code: str, function: Callable[..., Any], others: Mapping[str, Any]) -> None:
-    """Raises if another module has taken a name.
+    """Raises if another module has defined a rule or notice of the same name.
 
     Raises:
-        ConfigError: If it has.
+        ConfigError: If the name is in use.
     """
     other = others.get(code)
     if other is not None and other.condition.__module__ != function.__module__:
         raise ConfigError(
-            f"@rule {code}: {other.condition.__module__} defines a rule of this name",
+            f"@rule {code}: {other.condition.__module__} already defines a rule of this name",
             f"Rename the function, for example to my_{code}",
         )
 
@@ -125,29 +124,29 @@ def rule(
     suppressed_by: Sequence[str] = (),
     evidence: Sequence[str] = (),
 ) -> Callable[[Condition], Condition]:
-    """Makes a function a rule: its name is the code, its docstring the meaning.
+    """Registers a function as a rule: its name is the code, its docstring the meaning.
 
-    Its positional arguments are statistics of the catalogue, or one of `FACTS`; it is not called
-    where one of the statistics is undefined. Its keyword arguments are thresholds, which
-    `adam_monitor.findings.<code>.<threshold>` sets. It returns whether the fault is present, or
-    `Severity.info` for what is stored and not printed.
+    The positional arguments are statistics of the catalogue or names of `FACTS`. The function is
+    not called if a statistic is undefined. The keyword arguments are thresholds, which
+    `adam_monitor.findings.<code>.<threshold>` sets. The function returns whether the fault is
+    present, or `Severity.info` to store a finding without printing it.
 
     Args:
         severity: `info` (stored, not printed), `warning` or `error`; at most `warning` in a scope
             below the model.
-        sentence: What is reported, as in `"eps removes {eps_energy_loss:.0%} of the update"`.
-        when: The condition in words, with thresholds in braces, to follow "Raised when".
-        suggest: Returns suggestions from the numbers.
-        source: The paper it comes from, or `calibrated`.
-        limits: By statistic of the condition, the name of the threshold that is its limit, in the
-            same units. Charts draw it as a line (default: none).
-        scopes: Where it is judged, the widest first (default: the model).
-        is_local: Judge it in all scopes of the monitor too (default: False).
-        patience: Measurements in a row that raise it (default: 3).
-        warmup: Steps before which it is not judged (default: 3/(1-β1), at least 30).
-        waits_for_peak: Do not judge it while the learning rate warms up (default: True).
-        suppressed_by: Codes of findings that are its cause (default: none).
-        evidence: Statistics to report beside those of the condition (default: none).
+        sentence: The message, such as `"eps removes {eps_energy_loss:.0%} of the update"`.
+        when: The condition in words after "Raised when", with names of thresholds in braces.
+        suggest: Returns suggestions.
+        source: The paper that the rule is based on, or `calibrated`.
+        limits: By statistic of the condition: the name of its threshold, in the same units. Charts
+            draw it as a line (default: none).
+        scopes: Scopes in which the rule is judged, widest first (default: the model).
+        is_local: Also judge the rule in the scopes that the monitor logs (default: False).
+        patience: Number of consecutive measurements after which it is raised (default: 3).
+        warmup: Steps before the rule is judged (default: 3/(1-β1), at least 30).
+        waits_for_peak: Judge the rule only after the learning-rate warm-up (default: True).
+        suppressed_by: Codes of its root causes (default: none).
+        evidence: Statistics to report in addition to those of the condition (default: none).
 
     Raises:
         ConfigError: If another module has a rule of this name, or an argument is not a statistic.
@@ -161,7 +160,7 @@ def rule(
         ...     source="calibrated",
         ... )
         ... def large_gradient(grad_norm, *, threshold=10.0):
-        ...     '''Gradients are larger than this model's ever were.'''
+        ...     '''Gradients are larger than usual for this model.'''
         ...     return grad_norm > threshold
         >>> RULES.pop("large_gradient").settings
         {'threshold': 10.0, 'patience': 3, 'severity': 'warning'}

@@ -1,4 +1,4 @@
-"""`ScopeValues`: the statistics of one measurement, by the scopes in which rules are judged."""
+"""`ScopeValues`: the statistics of one measurement by scope."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -8,21 +8,21 @@ from lightning_adam.statistics.catalogue import STATISTICS
 from lightning_adam.statistics.measurement import Measurement, largest_first
 
 SETTINGS = ("lr", "beta1", "beta2", "eps", "weight_decay", "step")
-"""Known in every scope: the largest value where its groups differ."""
+"""Settings given to every rule: the largest value if the groups of a scope differ."""
 REMEMBERED = ("lr", "step", "grad_norm")
-"""Remembered in every scope, whatever its rules read."""
+"""Statistics in the history of every scope."""
 MODEL = Scope.model.value
 WORST = 3
-"""Tensors that a finding names."""
+"""Number of tensors that a finding names."""
 
 
 class ScopeValues:
-    """The statistics of one measurement, as far as some rules need them.
+    """The statistics of one measurement that some rules need.
 
     Args:
         measurement: The measurement.
         rules: The rules.
-        scopes: Kinds of scope in which local rules are judged beside their own.
+        scopes: Additional kinds of scope in which local rules are judged (default: none).
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class ScopeValues:
         self._members: dict[Scope, list[str]] = {}
         self._wider: dict[str, list[str]] = {}
         self.values: dict[str, dict[str, float]] = {}
-        """Statistics by the name of the scope, as in `layer/net.0`."""
+        """Statistics by the name of the scope, such as `layer/net.0`."""
         for kind in (each for each in Scope if each in wanted):
             names = wanted[kind]
             chosen = [STATISTICS[name] for name in STATISTICS if name in names]
@@ -49,7 +49,7 @@ class ScopeValues:
                 self.values[_scope_name(kind, name)] = settings[name] | values
 
     def scopes_of(self, rule: Rule) -> list[str]:
-        """Returns the scopes in which a rule can be judged, the widest first."""
+        """Returns the scopes in which a rule can be judged, widest first."""
         needed = {*rule.statistics}
         return [
             scope
@@ -64,7 +64,7 @@ class ScopeValues:
         return self.values.get(MODEL, {})
 
     def with_evidence(self, rule: Rule, scope: str) -> dict[str, float]:
-        """Returns the values of a scope, with those that a rule reports beside its condition."""
+        """Returns the values of a scope, including the evidence of a rule."""
         kind, _, name = scope.partition("/")
         evidence = [STATISTICS[each] for each in rule.evidence]
         more = self._measurement.of(Scope(kind), evidence).get(name or kind, {})
@@ -85,12 +85,12 @@ class ScopeValues:
         values = {each: value for each, value in self.of_tensors(name).items() if each in inside}
         worst = largest_first(values)[:WORST]
         if name == "nonfinite_count":
-            # The first is where it comes from, or nearest to it.
+            # The first tensor is the likely origin.
             worst = [each for each in values if values[each]][:WORST]
         return {each: values[each] for each in worst}
 
     def wider_than(self, scope: str) -> list[str]:
-        """Returns the scopes that contain a scope, the widest first, and itself at the end."""
+        """Returns the scopes that contain a scope, widest first, ending with itself."""
         if scope not in self._wider:
             self._wider[scope] = [MODEL, *self._containing(scope), scope][scope == MODEL :]
         return self._wider[scope]
@@ -113,7 +113,7 @@ class ScopeValues:
 
 
 def kinds_of(rule: Rule, scopes: Sequence[Scope]) -> tuple[Scope, ...]:
-    """Returns the kinds of scope in which a rule is judged, the widest first."""
+    """Returns the kinds of scope in which a rule is judged, widest first."""
     more = scopes if rule.is_local else ()
     return tuple(kind for kind in Scope if kind in rule.scopes or kind in more)
 

@@ -1,4 +1,4 @@
-"""Detects values that leave the range of those before: of a loss, a norm, or each tensor's norm.
+"""Detects spikes of the loss, of the gradient norm, and of the gradient norm of each tensor.
 
 Imports neither torch nor lightning.
 """
@@ -12,25 +12,24 @@ import numpy as np
 import numpy.typing as npt
 
 WINDOW = 128
-"""Values that a value is compared with, as in OLMo-core's `SkipStepOptimizer`."""
-LEAST = WINDOW // 2
-"""Values that are needed for a comparison."""
+"""Number of earlier values to compare with, as in OLMo-core's `SkipStepOptimizer`."""
+MIN_VALUES = WINDOW // 2
+"""Number of earlier values that a comparison needs."""
 DEVIATIONS = 6.0
 """Standard deviations above the mean that make a spike, as in OLMo-core's `SkipStepOptimizer`."""
-LONGEST = 16
-"""Values in a row beyond which a spike is the new level."""
+MAX_STREAK = 16
+"""Number of consecutive spikes after which they count as the new level."""
 ALPHA = 0.97
-"""Weight of the past in a tensor's moving averages (ZClip, arXiv 2504.02507)."""
+"""Decay of a tensor's moving averages (ZClip, arXiv 2504.02507)."""
 TENSOR_WARMUP = 25
-"""Values after which a tensor's averages are compared with (ZClip, arXiv 2504.02507)."""
+"""Number of earlier values that a comparison with the averages needs (ZClip, arXiv 2504.02507)."""
 
 
 class SpikeWindow:
     """Compares a value with the 128 before it.
 
-    The mean and the standard deviation are those of the values before it. Spikes do not enter the
-    window, so that the second step of a spike is compared with the steps before the spike; the
-    16th in a row is the new level.
+    Spikes do not enter the window, so that the second step of a spike is compared with the steps
+    before the spike. After 16 consecutive spikes, the window starts anew at the new level.
 
     References:
         `SkipStepOptimizer` of allenai/OLMo-core: 6 standard deviations over 128 steps.
@@ -38,25 +37,25 @@ class SpikeWindow:
     Example:
         >>> window = SpikeWindow()
         >>> deviations = [window.add(1.0 + step % 3) for step in range(100)]
-        >>> max(deviations[LEAST:]) < 2, window.add(9.0) > 6, window.streak
+        >>> max(deviations[MIN_VALUES:]) < 2, window.add(9.0) > 6, window.streak
         (True, True, 1)
     """
 
     def __init__(self) -> None:
         self._values: deque[float] = deque(maxlen=WINDOW)
         self.streak = 0
-        """The number of spikes in a row, up to the last value."""
+        """The number of consecutive spikes up to the last value."""
 
     def add(self, value: float) -> float:
         """Adds a value, and returns how many standard deviations it is above the mean.
 
-        NaN for fewer than 64 values before it, and for a value that is not finite.
+        Returns NaN if there are fewer than 64 earlier values, or if the value is not finite.
         """
         if not math.isfinite(value):
             return math.nan
         deviation = self._deviation(value)
         self.streak = self.streak + 1 if deviation > DEVIATIONS else 0
-        if self.streak > LONGEST:
+        if self.streak > MAX_STREAK:
             self._values.clear()
             self.streak = 0
         if not self.streak:
@@ -65,20 +64,20 @@ class SpikeWindow:
 
     def _deviation(self, value: float) -> float:
         number = len(self._values)
-        if number < LEAST:
+        if number < MIN_VALUES:
             return math.nan
         mean = math.fsum(self._values) / number
         squares = math.fsum((each - mean) ** 2 for each in self._values)
         deviation = math.sqrt(squares / (number - 1))
-        # Equal values differ by rounding alone.
+        # A floor, as nearly equal values differ only by rounding.
         return (value - mean) / max(deviation, 1e-6 * abs(mean), 1e-300)
 
     def state(self) -> list[Any]:
-        """Returns what a checkpoint stores."""
+        """Returns the state to store in a checkpoint."""
         return [list(self._values), self.streak]
 
     def restore(self, state: Iterable[Any]) -> None:
-        """Continues from what a checkpoint stores."""
+        """Restores the state from a checkpoint."""
         values, self.streak = state
         self._values = deque(values, maxlen=WINDOW)
 
@@ -101,14 +100,14 @@ class TensorSpikes:
 
     def __init__(self) -> None:
         self._averages: dict[str, list[float]] = {}
-        """By tensor: mean, variance, largest and number of values."""
+        """By tensor: mean, variance, maximum and number of values."""
         self.scores: dict[str, float] = {}
-        """By tensor, standard deviations above the mean; after 25 values."""
+        """By tensor: standard deviations above the mean, after 25 values."""
         self.times_largest: dict[str, float] = {}
-        """By tensor, the value as a multiple of the largest before it; after 25 values."""
+        """By tensor: the value as a multiple of the earlier maximum, after 25 values."""
 
     def add(self, values: Mapping[str, float]) -> None:
-        """Adds a value of each tensor; 0 and what is not finite do not count."""
+        """Adds a value of each tensor; ignores values that are 0 or not finite."""
         names = [name for name, value in values.items() if 0 < value < math.inf]
         known = [self._averages.get(name, (math.nan, 0.0, 0.0, 0.0)) for name in names]
         rows = np.array(known, dtype=np.float64).reshape(-1, 4)
@@ -120,27 +119,27 @@ class TensorSpikes:
             scores = (value - mean) / np.maximum(deviation, 1e-3 * mean)
             times_largest = value / largest
         is_known = number >= TENSOR_WARMUP
-        self.scores = _chosen(names, scores, is_known)
-        self.times_largest = _chosen(names, times_largest, is_known)
-        # As in ZClip, a spike enters the averages at the size to which it would be clipped.
+        self.scores = _select(names, scores, is_known)
+        self.times_largest = _select(names, times_largest, is_known)
+        # As in ZClip, a spike enters the averages clipped.
         clipped = np.where(is_known, np.minimum(value, mean + DEVIATIONS * deviation), value)
         mean_now = ALPHA * mean + (1 - ALPHA) * clipped
         variance = ALPHA * variance + (1 - ALPHA) * (clipped - mean_now) ** 2
-        # The very first gradients are no measure of those that follow.
+        # The first gradients are not representative of later ones.
         largest = np.where(number > 1, np.maximum(largest, value), value)
         rows = np.stack([mean_now, variance, largest, number + 1], 1)
         self._averages.update(zip(names, rows.tolist(), strict=True))
 
     def state(self) -> dict[str, list[float]]:
-        """Returns what a checkpoint stores."""
+        """Returns the state to store in a checkpoint."""
         return {name: list(values) for name, values in self._averages.items()}
 
     def restore(self, state: Mapping[str, Iterable[float]]) -> None:
-        """Continues from what a checkpoint stores."""
+        """Restores the state from a checkpoint."""
         self._averages = {name: list(values) for name, values in state.items()}
 
 
-def _chosen(
+def _select(
     names: Iterable[str], values: npt.NDArray[np.float64], is_chosen: npt.NDArray[np.bool_]
 ) -> dict[str, float]:
     pairs = zip(names, values.tolist(), is_chosen.tolist(), strict=True)

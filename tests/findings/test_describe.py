@@ -1,4 +1,4 @@
-"""Findings as text."""
+"""Text of findings."""
 
 import math
 from dataclasses import replace
@@ -17,7 +17,7 @@ FIRST = Finding(
 SECOND = replace(FIRST, optimizer="decoder", suggestions=(Suggestion(("decoder.eps=1e-12",)),))
 
 
-def test_findings_of_two_optimizers_are_described_apart() -> None:
+def test_findings_of_two_optimizers_are_described_separately() -> None:
     for text in (describe_raised([FIRST, SECOND]), summarize([FIRST, SECOND], 60)):
         lines = text.splitlines()
         found = [line for line in lines if "of encoder" in line or "of decoder" in line]
@@ -48,6 +48,14 @@ def test_summary_says_until_when_a_finding_was_open() -> None:
                 assert line.endswith(expected)
 
 
+def test_most_severe_finding_gives_the_severity_of_its_group() -> None:
+    layer = replace(FIRST, severity=Severity.warning, scope="layer/0")
+    assert "eps_dominates (error)" in describe_raised([layer, FIRST])
+    assert "eps_dominates (error) of encoder, from step 30" in summarize(
+        [replace(layer, step=30), FIRST], 60
+    )
+
+
 def test_closed_finding_is_resolved_or_superseded() -> None:
     resolved = replace(FIRST, closed=50)
     assert "eps_dominates resolved at step 50" in describe_closed([resolved])
@@ -57,10 +65,10 @@ def test_closed_finding_is_resolved_or_superseded() -> None:
 
 def test_interval_is_suggested_only_where_a_shorter_one_helps() -> None:
     """The rule needs three measurements after step 30."""
-    short, reason = "No issues found (2 measurements)", "the run is too short: eps_dominates."
+    title, reason = "No issues found (2 measurements)", "the run is too short: eps_dominates."
     rows = [
         (RunFacts(total_steps=60, every_n_steps=50), "every_n_steps=10 in a run of 60 steps."),
-        # It was measured often enough, and ended early.
+        # Measured often enough, but the run ended early.
         (RunFacts(total_steps=600, every_n_steps=50), reason),
         (RunFacts(total_steps=32, every_n_steps=50), reason),
         (RunFacts(total_steps=math.inf, every_n_steps=50), reason),
@@ -70,4 +78,4 @@ def test_interval_is_suggested_only_where_a_shorter_one_helps() -> None:
             with row(run):
                 text = summarize([], 2, [RULES["eps_dominates"]], run)
                 assert expected in text
-                assert (short in text) == (expected == reason)
+                assert (title in text) == (expected == reason)

@@ -1,4 +1,4 @@
-"""Findings from one measurement to the next: raised, suppressed, closed, and kept."""
+"""How findings are raised, suppressed, closed and stored over several measurements."""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from lightning_adam.config.monitor import Scope, Severity
 from lightning_adam.findings import RULES, Suggestion, rule, suggestions
 from lightning_adam.findings.context import RunFacts
 from lightning_adam.findings.describe import describe_raised, summarize
-from lightning_adam.findings.engine import CLOSING, Changes, RuleEngine
+from lightning_adam.findings.engine import EXTRA_PATIENCE, Changes, RuleEngine
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.preflight import preflight
 from lightning_adam.findings.rule import Warmup
@@ -23,12 +23,12 @@ from tests.support.tables import each_row
 TINY, LARGE = 1e-10, 1e-5
 """Gradients far below eps, and far above it."""
 SMALL = 1e-8
-"""Gradients that eps dominates, and that are not negligible beside the large ones."""
+"""Gradients that eps dominates, and that are not negligible relative to the large ones."""
 LAYERS = (Scope.layer,)
 
 
 class Loop:
-    """Layers that are trained on noise of a given size."""
+    """Layers that are trained on noise of given sizes."""
 
     def __init__(
         self,
@@ -46,10 +46,10 @@ class Loop:
         self.statistics = AdamStatistics(judged=engine.statistics, module=self.layers)
         self.step = 0
         self.low: dict[str, float] = {}
-        """By scope, the value that 1 % of the denominators are below."""
+        """By scope: the 1st percentile of the denominators."""
 
     def run(self, steps: int, *sizes: float, **facts: Any) -> list[Changes]:
-        """Trains: one size a layer, or one for all."""
+        """Trains with one noise size per layer, or one for all."""
         weights = [*self.layers.parameters()]
         sizes = sizes if len(sizes) > 1 else sizes * len(weights)
         changes = []
@@ -76,13 +76,13 @@ def test_finding_is_raised_once_after_its_patience_and_closed_after_recovery() -
     loop = Loop(RuleEngine())
     changes = loop.run(60, TINY)
     (raised,) = [each for change in changes for each in change.raised]
-    # Judged from step 31 on: 3/(1-β1) steps are not, and three measurements have to agree.
+    # Judged from step 31 on, after a warm-up of 3/(1-β1) steps; raised after three measurements.
     assert (raised.code, raised.scope, raised.step) == ("eps_dominates", "model", 33)
     assert raised.evidence["eps_energy_loss"] > 0.9
     assert set(raised.worst) == {"a.weight", "b.weight"}
     recovery = loop.run(10, LARGE)
     closed = {each.code: each.closed for change in recovery for each in change.closed}
-    assert closed["eps_dominates"] == 60 + 3 + CLOSING
+    assert closed["eps_dominates"] == 60 + 3 + EXTRA_PATIENCE
     assert ("eps_dominates", "model") not in codes(loop.engine.open)
     assert ("eps_dominates", "model") in codes(loop.engine.findings)
 
@@ -116,7 +116,7 @@ def test_finding_of_the_model_replaces_those_of_its_layers() -> None:
     loop.run(40, SMALL, LARGE)
     assert codes(engine.open) == [("eps_dominates", "layer/a")]
     loop.adam.param_groups[0]["eps"] = 1e-4
-    # One measurement in which the condition of the model holds replaces nothing.
+    # Fewer measurements than the patience replace nothing.
     loop.run(RULES["eps_dominates"].patience - 1, SMALL, LARGE)
     assert codes(engine.open) == [("eps_dominates", "layer/a")]
     (change,) = loop.run(1, SMALL, LARGE)
@@ -191,7 +191,7 @@ def test_restored_engine_continues_as_if_uninterrupted() -> None:
     assert restored.state() == loop.engine.state()
 
 
-def test_open_finding_of_a_rule_that_is_off_after_a_resume_is_dropped() -> None:
+def test_open_finding_is_dropped_if_its_rule_is_off_after_a_resume() -> None:
     loop = Loop(RuleEngine())
     loop.run(40, TINY)
     restored = RuleEngine({"eps_dominates": {"severity": "off"}})
@@ -206,13 +206,13 @@ def test_open_finding_of_a_rule_that_is_off_after_a_resume_is_dropped() -> None:
 
 @pytest.fixture
 def symptom() -> Iterator[None]:
-    """A rule whose condition always holds, of which eps_dominates is the cause."""
+    """A rule that always raises a finding, unless eps_dominates suppresses it."""
 
     @rule(
         severity=Severity.warning,
         sentence="There is a symptom.",
         when="grad_norm is above 0",
-        suggest=suggestions.nothing,
+        suggest=suggestions.no_suggestion,
         source="this test",
         scopes=LAYERS,
         warmup=Warmup.NONE,
@@ -227,7 +227,7 @@ def symptom() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("symptom")
-def test_cause_in_a_layer_suppresses_symptoms_of_that_layer_alone() -> None:
+def test_cause_in_a_layer_suppresses_symptoms_of_that_layer_only() -> None:
     a, b = (("symptom", f"layer/{name}") for name in "ab")
     with each_row() as row:
         for patience, early in [(3, [a, b]), (40, [])]:
@@ -269,7 +269,7 @@ def test_local_rules_are_judged_in_the_scopes_of_the_monitor_at_warning_at_most(
     assert found(LAYERS) == [("updates_lost", "layer/a", Severity.warning)]
 
 
-def test_last_suggestion_serves_all_layers() -> None:
+def test_last_suggestion_takes_all_layers_into_account() -> None:
     """Two layers need eps=1e-11 and eps=1e-13."""
     with each_row() as row:
         for low in ({"layer/a": 3e-10, "layer/b": 3e-12}, {"layer/a": 3e-12, "layer/b": 3e-10}):
@@ -279,7 +279,7 @@ def test_last_suggestion_serves_all_layers() -> None:
                     loop = Loop(engine, "abc")
                     loop.low = low
                     changes = loop.run(40, SMALL, later, LARGE)
-                    # A second moment that was large is still remembered.
+                    # Drop the state, which still contains large gradients.
                     loop.adam.state.pop(loop.layers.get_parameter("b.weight"))
                     changes += loop.run(40, SMALL, SMALL, LARGE)
                     raised = [each for change in changes for each in change.raised]
@@ -294,7 +294,7 @@ def test_last_suggestion_serves_all_layers() -> None:
 
 
 def test_notice_does_not_suppress_findings() -> None:
-    """A schedule that is too short is noticed; the updates are lost all the same."""
+    """A notice about a short schedule does not hide lost updates."""
     engine = RuleEngine()
     facts: dict[str, Any] = {"schedule": {"name": "cosine", "total_steps": 10}, "total_steps": 1000}
     assert "schedule_length" in [each.code for each in preflight(RunFacts(**facts))]
@@ -306,7 +306,7 @@ def test_notice_does_not_suppress_findings() -> None:
 
 
 def test_rule_waits_until_the_learning_rate_has_reached_its_peak() -> None:
-    """In bfloat16 the first updates of a warm-up are lost, in health."""
+    """In bfloat16, the first updates of a warm-up are lost in healthy runs."""
 
     def raised(until: int, **facts: Any) -> list[tuple[str, int]]:
         engine = RuleEngine()
@@ -320,12 +320,12 @@ def test_rule_waits_until_the_learning_rate_has_reached_its_peak() -> None:
     assert raised(until=100) == []
     assert raised(until=1) == [("updates_lost", patience)]
     assert raised(until=1, schedule={"warmup_steps": 30}) == [("updates_lost", 30 + patience)]
-    # Where the schedule does not say, a step at which the learning rate has risen is not judged.
+    # If the schedule is unknown, steps with a rising learning rate are not judged.
     ((_, step),) = raised(until=20)
     assert 20 < step <= 20 + patience
 
 
-def test_gates_that_begin_at_zero_raise_nothing_under_warmup() -> None:
+def test_gates_initialized_to_zero_raise_nothing_during_warmup() -> None:
     engine = RuleEngine()
     loop = Loop(engine, lr=0.0, weight_decay=0.0)
     with torch.no_grad():
@@ -351,7 +351,7 @@ def custom_rule() -> Iterator[None]:
         patience=2,
     )
     def large_gradient(grad_norm: float, *, threshold: float = 10.0) -> bool:
-        """Gradients are larger than ever."""
+        """Gradients are larger than usual."""
         return not grad_norm <= threshold
 
     yield
@@ -377,7 +377,7 @@ def test_tensor_with_a_nan_statistic_is_named_first_among_the_worst() -> None:
     assert list(found.worst) == ["b.weight", "a.weight"]
 
 
-def test_custom_rule_with_a_taken_name_or_an_unknown_statistic_raises() -> None:
+def test_custom_rule_with_a_used_name_or_an_unknown_statistic_raises() -> None:
     given: dict[str, Any] = {
         "severity": Severity.info,
         "sentence": "",
@@ -385,7 +385,7 @@ def test_custom_rule_with_a_taken_name_or_an_unknown_statistic_raises() -> None:
         "suggest": lambda context: [],
         "source": "",
     }
-    with pytest.raises(ConfigError, match=r"@rule eps_dominates: .* defines a rule of this name"):
+    with pytest.raises(ConfigError, match=r"@rule eps_dominates: .* already defines a rule"):
 
         @rule(**given)
         def eps_dominates(eps: float) -> bool:

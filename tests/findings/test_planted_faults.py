@@ -25,7 +25,7 @@ from lightning_adam.findings import RULES
 from tests.support.tables import each_row
 
 NEEDS_A_LOSS = {"learning_rate_too_small", "learning_rate_too_large", "loss_spike"}
-"""Rules whose faults are planted in training runs alone."""
+"""Rules whose faults are only planted in training runs."""
 
 FAULT_AND_CONTROL = {
     "eps_dominates": ("eps 1e-8, gradients 1e-8", "eps 1e-8, gradients 1e-5"),
@@ -58,9 +58,9 @@ FAULT_AND_CONTROL = {
     "not_finite": ("one layer's gradients are infinite", "gradients 1e-3 to 1 over layers"),
     "schedule_exhausted": ("a schedule of half the training", "a cosine to 0"),
 }
-"""By rule, the names of a run that has the fault and of one that differs from it in being healthy.
+"""By rule: the names of a run with the fault and of a similar healthy run.
 
-They run by default, the other synthetic ones in CI.
+These run by default, the other synthetic runs in CI.
 """
 
 TRAINING_RUNS_IN_CI = {
@@ -90,7 +90,7 @@ TRAINING_RUNS_IN_CI = {
     "tied GPT, lr 1e-3, beta2 .999, clip 1",
     "LSTM, lr 3e-3, beta2 .99, warm-up, decay .01, clip 1",
 }
-"""The other training runs are nightly."""
+"""Training runs in CI; the others run nightly."""
 
 HEALTHY_BY_DEFAULT = (
     "ReZero MLP, lr 1e-3, beta2 .999",
@@ -99,7 +99,7 @@ HEALTHY_BY_DEFAULT = (
     "word2vec, Adam, lr 1e-3, beta2 .999",
     "BatchNorm CNN, Adam, lr 1e-3, beta2 .95, L2 5e-4",
 )
-"""Healthy training runs of a second or two."""
+"""Healthy training runs that take one or two seconds."""
 
 
 def assert_holds(run: Run) -> Verdict:
@@ -120,7 +120,7 @@ def test_each_rule_finds_its_fault_and_is_silent_in_a_control() -> None:
                 assert not BY_NAME[healthy].faults
                 assert_holds(BY_NAME[faulty])
                 found = {each.code for each in assert_holds(BY_NAME[healthy]).findings}
-                # What is info is wrong in no run.
+                # A control may raise info findings, but not of the rule under test.
                 assert RULES[code].severity is not Severity.info or code not in found
 
 

@@ -1,4 +1,4 @@
-"""Preflight notices: what the settings of real runs show before their first step."""
+"""Preflight notices of real runs."""
 
 from typing import Any
 
@@ -19,8 +19,8 @@ from tests.support.tables import each_row
 from tests.support.training import ADAMW, Lit, loader, loss_of, network, trainer
 
 
-class Plain(L.LightningModule):
-    """A module without the mixin: the settings of torch's Adam are not validated."""
+class PlainModule(L.LightningModule):
+    """A module without the mixin, so that its optimizer settings are not validated."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class StopAfterOneStep(L.Callback):
         trainer.should_stop = True
 
 
-def noticed(
+def notices_of(
     module: L.LightningModule, steps: int = 1, every_n_steps: int = 1, **flags: Any
 ) -> dict[str, Finding]:
     monitor = AdamMonitor(every_n_steps=every_n_steps)
@@ -67,17 +67,17 @@ def test_each_notice_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
                 assert "@notice" not in printed
 
 
-def test_sound_settings_raise_nothing_above_info() -> None:
+def test_valid_settings_raise_nothing_above_info() -> None:
     scheduler = {"name": "cosine", "warmup_steps": 2}
-    found = noticed(Lit(ADAMW, scheduler), max_epochs=1, steps=-1)
+    found = notices_of(Lit(ADAMW, scheduler), max_epochs=1, steps=-1)
     assert {each.severity.value for each in found.values()} <= {"info"}
 
 
 def test_eps_that_rounds_to_zero_in_the_dtype_is_found() -> None:
-    found = noticed(Plain(eps=1e-8), precision="16-true")
+    found = notices_of(PlainModule(eps=1e-8), precision="16-true")
     assert found["eps_vanishes"].remedy == ("trainer.precision=16-mixed",)
-    assert "eps_vanishes" not in noticed(Plain(eps=1e-4), precision="16-true")
-    assert "eps_vanishes" not in noticed(Plain(eps=1e-8), precision="bf16-true")
+    assert "eps_vanishes" not in notices_of(PlainModule(eps=1e-4), precision="16-true")
+    assert "eps_vanishes" not in notices_of(PlainModule(eps=1e-8), precision="bf16-true")
 
 
 def test_schedule_of_another_length_than_the_run_is_found() -> None:
@@ -85,14 +85,14 @@ def test_schedule_of_another_length_than_the_run_is_found() -> None:
         for total_steps, is_found in [(4, True), (8, False), (16, True), (None, False)]:
             with row(total_steps):
                 scheduler = {"name": "cosine", "total_steps": total_steps}
-                found = noticed(Lit(ADAMW, scheduler), max_epochs=1, steps=-1)
+                found = notices_of(Lit(ADAMW, scheduler), max_epochs=1, steps=-1)
                 remedies = [found[code].remedy for code in found if code == "schedule_length"]
                 assert remedies == ([("scheduler.total_steps=8",)] if is_found else [])
 
 
-def test_warmup_shorter_than_the_memory_of_the_second_moment_is_found() -> None:
+def test_warmup_shorter_than_the_average_of_the_second_moment_is_found() -> None:
     def of(**scheduler: Any) -> dict[str, Finding]:
-        return noticed(Lit(ADAMW, {"name": "cosine", **scheduler}), max_epochs=20, steps=-1)
+        return notices_of(Lit(ADAMW, {"name": "cosine", **scheduler}), max_epochs=20, steps=-1)
 
     (suggestion,) = of()["warmup_short"].suggestions
     assert (suggestion.overrides, suggestion.is_lead) == (("scheduler.warmup_steps=16",), True)
@@ -101,18 +101,22 @@ def test_warmup_shorter_than_the_memory_of_the_second_moment_is_found() -> None:
 
 def test_settings_of_a_schedule_are_suggested_only_where_there_is_one() -> None:
     one_cycle = {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": 0.1}
-    custom = {"_target_": f"{__name__}.{WarmedUp.__name__}", "_partial_": True, "warmup_steps": 1}
+    custom = {
+        "_target_": f"{__name__}.{UserSchedule.__name__}",
+        "_partial_": True,
+        "warmup_steps": 1,
+    }
     rows = [None, custom, {**one_cycle, "_partial_": True, "total_steps": 400}]
     with each_row() as row:
         for scheduler in rows:
             with row(scheduler):
-                found = noticed(Lit(ADAMW, scheduler), max_epochs=20, steps=-1)
+                found = notices_of(Lit(ADAMW, scheduler), max_epochs=20, steps=-1)
                 suggested = [str(one) for each in found.values() for one in each.suggestions]
                 assert not [each for each in suggested if "scheduler" in each]
 
 
-class WarmedUp(torch.optim.lr_scheduler.LambdaLR):
-    """A schedule of the user's own."""
+class UserSchedule(torch.optim.lr_scheduler.LambdaLR):
+    """A schedule that is not of this package."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, warmup_steps: int) -> None:
         self.warmup_steps = warmup_steps
@@ -120,32 +124,34 @@ class WarmedUp(torch.optim.lr_scheduler.LambdaLR):
 
 
 def test_decay_too_weak_or_too_strong_for_the_length_of_the_run_is_found() -> None:
-    weak = noticed(Plain(lr=1e-3, weight_decay=0.01), max_epochs=1, steps=-1)["decay_timescale"]
+    def of(**settings: float) -> list[Finding]:
+        found = notices_of(PlainModule(**settings), max_epochs=1, steps=-1).values()
+        return [each for each in found if each.code == "decay_timescale"]
+
+    (weak,), (strong,) = of(lr=1e-3, weight_decay=0.01), of(lr=1.0, weight_decay=5.0)
     assert "100,000 steps" in weak.sentence
     assert "the run takes 8" in weak.sentence
-    strong = noticed(Plain(lr=1.0, weight_decay=5.0), max_epochs=1, steps=-1)["decay_timescale"]
     assert "an epoch takes 8" in strong.sentence
-    between = noticed(Plain(lr=1.0, weight_decay=0.2), max_epochs=1, steps=-1)
-    assert "decay_timescale" not in between
-    # Decay that does nothing does no harm.
+    assert of(lr=1.0, weight_decay=0.2) == []
+    # Neither case suggests another weight decay.
     assert weak.suggestions == strong.suggestions == ()
 
 
-def test_measuring_too_seldom_to_see_single_steps_is_found() -> None:
-    (override,) = noticed(Plain(), every_n_steps=10)["measured_rarely"].remedy
+def test_interval_of_more_than_one_step_is_found() -> None:
+    (override,) = notices_of(PlainModule(), every_n_steps=10)["measured_rarely"].remedy
     assert override == "adam_monitor.every_n_steps=1"
-    assert "measured_rarely" not in noticed(Plain(), every_n_steps=1)
+    assert "measured_rarely" not in notices_of(PlainModule(), every_n_steps=1)
 
 
 def test_trainable_parameters_without_an_optimizer_are_found() -> None:
-    module = Plain()
+    module = PlainModule()
     module.head = nn.Linear(2, 2)
-    found = noticed(module)["parameters_left_out"]
+    found = notices_of(module)["parameters_left_out"]
     assert "2 parameters" in found.sentence
     assert "head.weight" in found.sentence
-    module = Plain()
+    module = PlainModule()
     module.head = nn.Linear(2, 2).requires_grad_(False)
-    assert "parameters_left_out" not in noticed(module)
+    assert "parameters_left_out" not in notices_of(module)
 
 
 def test_second_moment_that_cannot_decrease_in_bfloat16_is_found() -> None:
@@ -153,16 +159,16 @@ def test_second_moment_that_cannot_decrease_in_bfloat16_is_found() -> None:
     with each_row() as row:
         for precision, beta2, is_found in rows:
             with row((precision, beta2)):
-                found = noticed(Plain(betas=(0.9, beta2)), precision=precision)
+                found = notices_of(PlainModule(betas=(0.9, beta2)), precision=precision)
                 assert ("exp_avg_sq_cannot_decay" in found) == is_found
 
 
-def test_second_moment_is_stuck_only_if_no_value_of_its_dtype_can_decrease() -> None:
-    stuck = []
+def test_second_moment_cannot_decay_only_if_no_value_of_its_dtype_can_decrease() -> None:
+    unable_to_decay = []
     with each_row() as row:
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
             resolution = torch.finfo(dtype).eps
-            # All values from 1 to 2; those of other octaves are rounded alike.
+            # All values from 1 to 2; other octaves round in the same way.
             octave = torch.arange(1, 2, max(resolution, 2.0**-12)).to(dtype)
             for beta2 in (0.99, 0.997, 0.999, 0.9997, 0.9999):
                 with row((dtype, beta2)):
@@ -172,34 +178,34 @@ def test_second_moment_is_stuck_only_if_no_value_of_its_dtype_can_decrease() -> 
                     found = preflight(RunFacts(groups=[group]))
                     is_found = "exp_avg_sq_cannot_decay" in {each.code for each in found}
                     assert is_found == torch.equal(octave * beta2, octave)
-                    stuck += [(name, beta2)] if is_found else []
-    assert stuck == [
+                    unable_to_decay += [(name, beta2)] if is_found else []
+    assert unable_to_decay == [
         *(("bfloat16", beta2) for beta2 in (0.999, 0.9997, 0.9999)),
         ("float16", 0.9999),
     ]
 
 
-def test_small_batch_with_a_short_memory_is_found() -> None:
+def test_small_batch_with_a_short_half_life_of_beta2_is_found() -> None:
     """The default batches have 8 samples."""
     rows = [((0.9, 0.99), "optimizer.betas=[0.9,0.9945]"), ((0.999, 0.99), None)]
     with each_row() as row:
         for betas, expected in rows:
             with row(betas):
-                found = noticed(Plain(betas=betas))["beta2_short_memory"]
+                found = notices_of(PlainModule(betas=betas))["beta2_short_memory"]
                 overrides = [each for one in found.suggestions for each in one.overrides]
                 assert overrides == ([] if expected is None else [expected])
-    assert "beta2_short_memory" not in noticed(Plain(betas=(0.9, 0.999)))
+    assert "beta2_short_memory" not in notices_of(PlainModule(betas=(0.9, 0.999)))
 
 
 def test_beta1_above_the_root_of_beta2_is_found() -> None:
     for beta1, is_found in [(0.96, True), (0.9, False)]:
-        assert ("beta1_above_root_beta2" in noticed(Plain(betas=(beta1, 0.9)))) == is_found
+        assert ("beta1_above_root_beta2" in notices_of(PlainModule(betas=(beta1, 0.9)))) == is_found
 
 
 def test_epoch_that_ends_within_an_accumulation_is_found() -> None:
-    found = noticed(Plain(), accumulate_grad_batches=3)["partial_accumulation"]
+    found = notices_of(PlainModule(), accumulate_grad_batches=3)["partial_accumulation"]
     assert "accumulates 2 of 3 batches" in found.sentence
-    assert "partial_accumulation" not in noticed(Plain(), accumulate_grad_batches=4)
+    assert "partial_accumulation" not in notices_of(PlainModule(), accumulate_grad_batches=4)
 
 
 def test_severity_of_a_notice_is_a_setting() -> None:

@@ -78,16 +78,16 @@ def test_too_large_updates_are_found_whether_or_not_the_first_gradient_is_zero()
         assert not condition(0.001, 0.1, 0.1, history=history, run=run)
 
 
-def test_state_is_lost_where_the_step_does_not_fit_the_moments() -> None:
-    """Of a run whose steps had an rms of 0.3 learning rates, and whose moments remember."""
+def test_state_mismatch_is_raised_if_the_step_does_not_fit_the_moments() -> None:
+    """Before the resume, steps had an rms of 0.3 learning rates and moments had a history."""
     history = History(
         {"normalized_update_rms": Summary.of(0.3), "exp_avg_carryover": Summary.of(1)}
     )
     rows = [
         ("nothing is lost", (0.3, 1.0, 201.0), False),
-        ("moments are large beside a new step", (5.0, 1.0, 1.0), True),
-        ("moments are small beside a new step", (0.05, 1.0, 2.0), True),
-        ("a new step beside old moments", (0.3, 1.0, 1.0), True),
+        ("large moments with a new step count", (5.0, 1.0, 1.0), True),
+        ("small moments with a new step count", (0.05, 1.0, 2.0), True),
+        ("a new step count with old moments", (0.3, 1.0, 1.0), True),
         ("a new run", (1.0, 0.0, 1.0), False),
         ("moments of one gradient", (0.3, 0.0, 201.0), True),
     ]
@@ -109,7 +109,7 @@ def test_zero_learning_rate_exhausts_a_schedule_only_after_a_positive_one() -> N
                 assert condition(0.0, 2.0, history, RunFacts(total_steps=100)) == is_found
 
 
-def test_lost_updates_are_no_finding_below_a_hundredth_of_the_peak_learning_rate() -> None:
+def test_lost_updates_raise_nothing_below_a_hundredth_of_the_peak_learning_rate() -> None:
     run = RunFacts(peak_lr=1e-3, total_steps=1e5)
     with each_row() as row:
         for lr, is_found in [(1e-3, True), (2e-5, True), (5e-6, False), (0.0, False)]:

@@ -1,4 +1,4 @@
-"""Spikes of losses and norms, beside `statistics` and numpy."""
+"""Spike detection, compared with `statistics` and numpy."""
 
 import json
 import math
@@ -10,8 +10,8 @@ import pytest
 
 from lightning_adam.findings.spikes import (
     DEVIATIONS,
-    LEAST,
-    LONGEST,
+    MAX_STREAK,
+    MIN_VALUES,
     TENSOR_WARMUP,
     WINDOW,
     SpikeWindow,
@@ -24,55 +24,55 @@ def noise(number: int, seed: int = 0) -> list[float]:
     return [float(each) for each in np.random.default_rng(seed).normal(3.0, 0.1, number)]
 
 
-def added(values: Sequence[float]) -> tuple[SpikeWindow, list[float]]:
+def add_all(values: Sequence[float]) -> tuple[SpikeWindow, list[float]]:
     window = SpikeWindow()
     return window, [window.add(value) for value in values]
 
 
 def first_spike(values: Sequence[float]) -> int | None:
-    _, found = added(values)
+    _, found = add_all(values)
     return next((place for place, each in enumerate(found) if each > DEVIATIONS), None)
 
 
-def test_value_is_compared_with_the_128_before_it() -> None:
+def test_value_is_compared_with_the_previous_128() -> None:
     values = noise(300)
-    _, found = added(values)
+    _, found = add_all(values)
     with each_row() as row:
         for place, deviation in enumerate(found):
             with row(place):
                 before = values[max(place - WINDOW, 0) : place]
-                if len(before) < LEAST:
+                if len(before) < MIN_VALUES:
                     assert math.isnan(deviation)
                 else:
                     expected = (values[place] - statistics.fmean(before)) / statistics.stdev(before)
                     assert deviation == pytest.approx(expected, rel=1e-9)
 
 
-def test_spike_is_found_at_its_step_and_does_not_hide_the_next() -> None:
+def test_spike_is_found_at_its_step_and_does_not_hide_the_next_one() -> None:
     values = noise(200)
     for place in (100, 101, 150):
         values[place] = 5.0
-    window, found = added(values)
+    window, found = add_all(values)
     assert [place for place, each in enumerate(found) if each > DEVIATIONS] == [100, 101, 150]
-    # The spikes are not among the values that later ones are compared with.
-    usual = statistics.stdev([each for each in values[:150] if each < 5])
-    assert found[150] == pytest.approx((5.0 - 3.0) / usual, rel=0.1)
+    # Later values are not compared with the spikes.
+    deviation_of_noise = statistics.stdev([each for each in values[:150] if each < 5])
+    assert found[150] == pytest.approx((5.0 - 3.0) / deviation_of_noise, rel=0.1)
     assert window.streak == 0
 
 
-def test_streak_counts_spikes_in_a_row_until_they_are_the_new_level() -> None:
-    window, _ = added(noise(100))
+def test_streak_counts_consecutive_spikes_until_they_are_the_new_level() -> None:
+    window, _ = add_all(noise(100))
     streaks = []
-    for value in noise(LONGEST + LEAST + 5, seed=1):
+    for value in noise(MAX_STREAK + MIN_VALUES + 5, seed=1):
         deviation = window.add(value + 5.0)
         streaks.append(window.streak)
-        if len(streaks) > LONGEST + 1:
+        if len(streaks) > MAX_STREAK + 1:
             assert not deviation > DEVIATIONS
-    assert streaks == [*range(1, LONGEST + 1), *[0] * (LEAST + 5)]
+    assert streaks == [*range(1, MAX_STREAK + 1), *[0] * (MIN_VALUES + 5)]
 
 
 def test_value_that_falls_or_is_not_finite_is_no_spike() -> None:
-    window, _ = added(noise(100))
+    window, _ = add_all(noise(100))
     assert window.add(0.0) < -DEVIATIONS
     for value in (math.nan, math.inf):
         assert math.isnan(window.add(value))
@@ -88,7 +88,7 @@ def test_equal_values_and_zeros_are_no_spikes() -> None:
                 assert first_spike([*[level] * 100, level + 1]) == 100
 
 
-def test_steady_noise_is_no_spike_and_a_jump_is_one_at_once() -> None:
+def test_steady_noise_is_no_spike_and_a_jump_is_found_at_its_step() -> None:
     random = np.random.default_rng(5)
     fall = 2 * np.exp(-np.arange(2000) / 300)
     of = {
@@ -107,7 +107,7 @@ def test_steady_noise_is_no_spike_and_a_jump_is_one_at_once() -> None:
 
 def test_restored_window_continues_as_if_uninterrupted() -> None:
     values = [*noise(90), 9.0, 9.0]
-    window, _ = added(values)
+    window, _ = add_all(values)
     restored = SpikeWindow()
     restored.restore(json.loads(json.dumps(window.state())))
     assert restored.streak == 2
@@ -120,7 +120,7 @@ def test_restored_window_continues_as_if_uninterrupted() -> None:
 
 
 def zclip(values: Sequence[float]) -> tuple[list[float], list[float]]:
-    """One tensor's scores and multiples of its largest value, value by value."""
+    """Returns the scores and the multiples of the earlier maximum for one tensor's values."""
     mean, variance, largest = values[0], 0.0, values[0]
     scores, multiples = [], []
     for number, value in enumerate(values):

@@ -1,4 +1,4 @@
-"""Suggestions: the overrides that follow from the numbers, and where there are none."""
+"""The overrides that are suggested, and where none are."""
 
 import math
 from typing import Any
@@ -17,7 +17,7 @@ NORM = History({"grad_norm": Summary.of(0.7)})
 
 
 def context(low_denominator: float | None = None, **facts: Any) -> RuleContext:
-    """The context of a run; settings of the optimizer are among its facts."""
+    """Returns the context of a run; `facts` may include settings of the optimizer."""
     settings = {name: facts.pop(name) for name in [*facts] if name in DEFAULTS}
     run = RunFacts(defaults={**DEFAULTS, **settings}, **facts)
     return RuleContext({}, run, NORM, low_denominator=lambda: low_denominator)
@@ -28,7 +28,7 @@ def overrides(found: list[Suggestion]) -> list[str]:
 
 
 def of_rules(**facts: Any) -> dict[str, list[Suggestion]]:
-    """What rules and notices suggest, by code, in a run whose statistics are all 0.5."""
+    """Returns all suggestions by code, in a run in which every statistic is 0.5."""
     run = RunFacts(**{"defaults": DEFAULTS, "samples_per_step": 1024.0, **facts})
     given = {
         code: dict.fromkeys((*each.statistics, *each.evidence), 0.5) for code, each in RULES.items()
@@ -56,10 +56,10 @@ def test_suggestions_are_finite_where_statistics_are_unknown_and_the_run_has_no_
 
 def test_every_learning_rate_is_a_sweep_to_compare() -> None:
     found = of_rules()
-    swept = [code for code, each in found.items() if any("lr=" in one for one in overrides(each))]
-    assert {"learning_rate_too_small", "learning_rate_too_large"} <= {*swept}
+    with_lr = [code for code, each in found.items() if any("lr=" in one for one in overrides(each))]
+    assert {"learning_rate_too_small", "learning_rate_too_large"} <= {*with_lr}
     with each_row() as row:
-        for code in swept:
+        for code in with_lr:
             with row(code):
                 (sweep,) = [each for each in found[code] if "lr=" in str(each.overrides)]
                 assert sweep.is_sweep
@@ -68,17 +68,17 @@ def test_every_learning_rate_is_a_sweep_to_compare() -> None:
                 assert "," in str(sweep)
 
 
-def test_sweep_is_over_multiples_of_the_optimizers_own_learning_rate() -> None:
-    # A group's scale multiplies the peak of the run, and not the setting.
-    found = suggestions.larger_lr(context(lr=1e-3, peak_lr=0.02))
+def test_sweep_is_over_multiples_of_the_optimizers_learning_rate() -> None:
+    # The scale of a group changes the peak of the run, but not the setting.
+    found = suggestions.try_larger_lr(context(lr=1e-3, peak_lr=0.02))
     assert overrides(found) == ["optimizer.lr=0.001,0.003,0.01,0.03"]
 
 
 def test_clipping_is_suggested_at_twice_the_usual_norm() -> None:
-    assert overrides(suggestions.clip(context())) == ["trainer.gradient_clip_val=1.0"]
+    assert overrides(suggestions.clip_gradients(context())) == ["trainer.gradient_clip_val=1.0"]
 
 
-def test_clipping_is_not_suggested_where_the_trainer_clips_or_cannot() -> None:
+def test_clipping_is_not_suggested_if_the_trainer_clips_or_cannot_clip() -> None:
     rows: list[dict[str, Any]] = [{"is_clipped": True}, {"is_manual_optimization": True}]
     with each_row() as row:
         assert "gradient_clip_val" in str(of_rules())
@@ -87,7 +87,7 @@ def test_clipping_is_not_suggested_where_the_trainer_clips_or_cannot() -> None:
                 assert "gradient_clip_val" not in str(of_rules(**facts))
 
 
-def test_settings_of_a_schedule_are_suggested_only_where_it_has_them() -> None:
+def test_settings_of_a_schedule_are_suggested_only_if_it_has_them() -> None:
     own = {"name": "cosine", "warmup_steps": 0, "total_steps": 10}
     rows = [(None, set()), (own, {"warmup_steps", "total_steps"})]
     with each_row() as row:
@@ -99,11 +99,11 @@ def test_settings_of_a_schedule_are_suggested_only_where_it_has_them() -> None:
                 assert settings == {f"scheduler.{each}" for each in expected}
 
 
-def test_strength_of_decay_is_not_suggested_from_its_timescale() -> None:
+def test_decay_timescale_suggests_no_weight_decay() -> None:
     assert of_rules()["decay_timescale"] == []
 
 
-def test_value_that_is_not_finite_suggests_neither_learning_rate_nor_clipping() -> None:
+def test_nonfinite_value_suggests_neither_a_learning_rate_nor_clipping() -> None:
     for dtype in ("float32", "float16"):
         names = {
             each.partition("=")[0]
@@ -118,11 +118,11 @@ def test_suggested_eps_is_the_largest_power_of_ten_below_a_twentieth_of_the_deno
     with each_row() as row:
         for eps, low_denominator, suggested in rows:
             with row((eps, low_denominator)):
-                found = overrides(suggestions.smaller_eps(context(low_denominator, eps=eps)))
+                found = overrides(suggestions.reduce_eps(context(low_denominator, eps=eps)))
                 assert found == ([] if suggested is None else [f"optimizer.eps={suggested}"])
 
 
-def test_suggested_beta2_has_a_tenth_of_the_memory_and_at_least_that_of_0_95() -> None:
+def test_suggested_beta2_averages_a_tenth_of_the_steps_and_is_at_least_0_95() -> None:
     rows = [(0.9999, [0.999]), (0.999, [0.99]), (0.99, [0.95]), (0.96, [0.95]), (0.95, [])]
     with each_row() as row:
         for beta2, suggested in rows:
@@ -163,7 +163,7 @@ def test_full_precision_is_suggested_with_an_eps_for_float32() -> None:
         for eps, expected in rows:
             with row(eps):
                 given = context(dtypes=frozenset({"float16"}), eps=eps)
-                (suggestion,) = suggestions.state_that_holds_gradients(given)
+                (suggestion,) = suggestions.prevent_underflow(given)
                 assert [*suggestion.overrides] == expected
 
 
@@ -171,13 +171,13 @@ def test_weaker_decay_is_suggested_only_where_it_is_weaker() -> None:
     def found(decay_to_update: float) -> list[str]:
         run = RunFacts(defaults=DEFAULTS)
         given = RuleContext({"decay_to_update": decay_to_update}, run)
-        return overrides(suggestions.weaker_decay(given))
+        return overrides(suggestions.weaken_decay(given))
 
     assert found(0.5) == ["optimizer.weight_decay=0.02"]
     assert found(0.05) == []
 
 
-def test_setting_is_addressed_in_each_group_that_has_its_own() -> None:
+def test_suggestion_names_each_group_that_has_the_setting_itself() -> None:
     eps = ConfigPath("optimizer", "groups.0.eps")
     groups = [
         GroupFacts("head", {**DEFAULTS, "eps": 1e-6}, {"eps": eps}),
@@ -194,10 +194,10 @@ def test_setting_is_addressed_in_each_group_that_has_its_own() -> None:
         for names, expected in rows:
             with row(names):
                 given = RuleContext({}, run, groups=names, low_denominator=lambda: 5e-9)
-                assert overrides(suggestions.smaller_eps(given)) == expected
+                assert overrides(suggestions.reduce_eps(given)) == expected
 
 
-def test_trainer_is_addressed_as_the_lightning_cli_does() -> None:
+def test_trainer_setting_is_written_as_an_option_of_lightning_cli() -> None:
     path = ConfigPath("model.optimizer", source=Source.LIGHTNING_CLI)
-    found = overrides(suggestions.clip(context(optimizer_path=path)))
+    found = overrides(suggestions.clip_gradients(context(optimizer_path=path)))
     assert found == ["--trainer.gradient_clip_val=1.0"]

@@ -37,8 +37,8 @@ MUTANTS = (
     ),
     Mutant(
         "optim/steps",
-        "        self._depth = 0\n\n    def settle",
-        "        pass\n\n    def settle",
+        "        self._depth = 0\n\n    def resolve_skipped",
+        "        pass\n\n    def resolve_skipped",
         "a step that raised leaves the nesting depth of steps too large",
     ),
     Mutant(
@@ -55,8 +55,8 @@ MUTANTS = (
     ),
     Mutant(
         "optim/steps",
-        "if self._seen is None or self._seen.grad is None:",
-        "if self._seen is None:",
+        "if self._last_with_grad is None or self._last_with_grad.grad is None:",
+        "if self._last_with_grad is None:",
         "a parameter that has lost its gradient still counts as one that has one",
     ),
     Mutant(
@@ -217,7 +217,7 @@ MUTANTS = (
     ),
     Mutant(
         "optim/build",
-        "        let_unscale(built.optimizer, itself=False)\n",
+        "        configure_amp_unscaling(built.optimizer, by_optimizer=False)\n",
         "",
         "a fused step gives scaled gradients to the hooks before it",
     ),
@@ -367,13 +367,13 @@ MUTANTS = (
     ),
     Mutant(
         "optim/resume",
-        'settings["lr"] = _plain(peak_lr(group))',
-        'settings["lr"] = _plain(group["lr"])',
+        'settings["lr"] = _to_plain(peak_lr(group))',
+        'settings["lr"] = _to_plain(group["lr"])',
         "learning rates are compared at the current step, not at their peaks",
     ),
     Mutant(
         "optim/resume",
-        "(key in then and _plain(then[key]) != now[key])",
+        "(key in then and _to_plain(then[key]) != now[key])",
         "_plain(saved.get(key)) != now[key]",
         "what a callback has set counts as changed by the user",
     ),
@@ -403,7 +403,7 @@ MUTANTS = (
     ),
     Mutant(
         "optim/resume",
-        "if any(_compared(optimizer, each) != _compared(optimizer, settings)",
+        "if any(_comparable(optimizer, each) != _comparable(optimizer, settings)",
         "if any(False",
         "groups that are merged take the settings of the first of them",
     ),
@@ -463,20 +463,20 @@ MUTANTS = (
     ),
     Mutant(
         "findings/rules/state",
-        "is_too_old = step == 1 and not is_of_one_gradient",
-        "is_too_old = False",
+        "is_step_too_small = step == 1 and not is_of_one_gradient",
+        "is_step_too_small = False",
         "old moments beside a step counter that restarted are not found",
     ),
     Mutant(
         "findings/engine",
-        "self.held = self.held + 1 if holds else 0",
-        "self.held = self.held + holds",
+        "self.active = self.active + 1 if holds else 0",
+        "self.active = self.active + holds",
         "measurements that raise a finding need not follow each other",
     ),
     Mutant(
         "findings/engine",
-        "elif streaks.above_info >= patience and",
-        "elif streaks.above_info > patience and",
+        "elif streaks.active_above_info >= patience and",
+        "elif streaks.active_above_info > patience and",
         "a finding is raised one measurement late",
     ),
     Mutant(
@@ -517,8 +517,8 @@ MUTANTS = (
     ),
     Mutant(
         "findings/describe",
-        "(is_open or alike)[-1].suggestions",
-        "(is_open or alike)[0].suggestions",
+        "(is_open or group)[-1].suggestions",
+        "(is_open or group)[0].suggestions",
         "the summary has the suggestion of the first layer, which does not serve all",
     ),
     Mutant(
@@ -535,7 +535,7 @@ MUTANTS = (
     ),
     Mutant(
         "findings/spikes",
-        "if self.streak > LONGEST:",
+        "if self.streak > MAX_STREAK:",
         "if False:",
         "a new level of the loss is a spike for ever",
     ),
@@ -601,14 +601,14 @@ MUTANTS = (
     ),
     Mutant(
         "monitor/finding_reporter",
-        "return self._is_loud(finding) and self._printed[_identity(finding)] <= MOST_PRINTED",
-        "return self._is_loud(finding)",
+        "return self._is_reported(finding) and self._printed[_recurrence_key(finding)] <= MAX_PRINTED",
+        "return self._is_reported(finding)",
         "a recurring finding is printed every time",
     ),
     Mutant(
         "monitor/finding_reporter",
-        "{_identity(each) for each in findings if self._is_loud(each)}",
-        "{_identity(each) for each in findings}",
+        "{_recurrence_key(each) for each in findings if self._is_reported(each)}",
+        "{_recurrence_key(each) for each in findings}",
         "a finding that was info three times is not printed as a warning",
     ),
     Mutant(
@@ -631,7 +631,7 @@ MUTANTS = (
     ),
     Mutant(
         "tune/strategy",
-        "is_sure = len(others) > 1 and self._better_than_start(others[0]) >= SURE",
+        "is_sure = len(others) > 1 and self._better_than_start(others[0]) >= SKIP_RACE_CONFIDENCE",
         "is_sure = False",
         "a start that is far behind takes part in the race",
     ),
@@ -967,8 +967,8 @@ MUTANTS = (
     ),
     Mutant(
         "config/optimizer",
-        "        taken += names\n",
-        "        taken.append(group.name)\n",
+        "        used += names\n",
+        "        used.append(group.name)\n",
         "a group may have the name of another group's no_decay part",
     ),
     Mutant(
@@ -1099,8 +1099,8 @@ MUTANTS = (
     ),
     Mutant(
         "monitor/flight_recorder/recorder",
-        "self._losses_before.add(loss) > DEVIATIONS",
-        "self._losses_before.add(loss) > 4.0",
+        "self._loss_window.add(loss) > DEVIATIONS",
+        "self._loss_window.add(loss) > 4.0",
         "a loss in the tail of the noise is a spike",
     ),
     Mutant(
@@ -1275,20 +1275,20 @@ MUTANTS = (
     ),
     Mutant(
         "optim/loop",
-        "            callbacks.insert(0, own)\n",
-        "            callbacks.append(own)\n",
+        "            callbacks.insert(0, callback)\n",
+        "            callbacks.append(callback)\n",
         "a validation's checkpoint is saved before its metric is compared",
     ),
     Mutant(
         "optim/loop",
-        "if watched.monitor is not None and not watched.is_validated:",
-        "if watched.monitor is not None:",
+        "if entry.monitor is not None and not entry.is_validated:",
+        "if entry.monitor is not None:",
         "a metric of validation is compared once more at the end of an epoch",
     ),
     Mutant(
         "optim/loop",
-        "wrong = RISING if mode == Mode.min.value else FALLING",
-        "wrong = FALLING",
+        "excluded = MAXIMIZED_METRICS if mode == Mode.min.value else MINIMIZED_METRICS",
+        "excluded = MINIMIZED_METRICS",
         "a metric of the wrong direction is suggested",
     ),
     Mutant(
@@ -1311,8 +1311,8 @@ MUTANTS = (
     ),
     Mutant(
         "optim/resume",
-        'OWN = ("params", "param_names", "name", LR_SCALE, CONFIGURED, *IMPLEMENTATION)',
-        'OWN = ("params", "param_names", "name", LR_SCALE, *IMPLEMENTATION)',
+        'CURRENT_KEYS = ("params", "param_names", "name", LR_SCALE, CONFIGURED, *IMPLEMENTATION)',
+        'CURRENT_KEYS = ("params", "param_names", "name", LR_SCALE, *IMPLEMENTATION)',
         "the record of a run that was resumed is that of the first run",
     ),
     Mutant(
@@ -1341,8 +1341,8 @@ MUTANTS = (
     ),
     Mutant(
         "optim/resume",
-        'of_config = changed - progress.keys() - {"lr", "class"}',
-        'of_config = changed - {"lr", "class"}',
+        'from_config = changed - progress.keys() - {"lr", "class"}',
+        'from_config = changed - {"lr", "class"}',
         "the progress in the groups of another library is lost with the config's settings",
     ),
     Mutant(

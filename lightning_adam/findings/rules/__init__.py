@@ -1,8 +1,8 @@
-"""The rules: one declaration a fault.
+"""The rules, one function each.
 
-To add one, write a function under `@rule`, here or in your own code: its name is the code, its
-docstring the meaning, its arguments what it judges by. Thresholds without a source were calibrated
-on the runs of `benchmarks/findings`; `docs/findings_log.md` has the experiments.
+To add a rule, decorate a function with `@rule`, here or in your own code. Its name is the code, its
+docstring the meaning, and its arguments are statistics and thresholds. Thresholds without a source
+are calibrated on the runs of `benchmarks/findings`; see `docs/findings_log.md`.
 """
 
 # Importing them registers the rules, in the order in which they are shown.

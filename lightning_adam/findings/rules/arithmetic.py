@@ -1,4 +1,4 @@
-"""Rules on what the arithmetic loses: NaN, eps, underflow, and rounding."""
+"""Rules on numerical faults: NaN, eps, underflow and rounding."""
 
 import math
 from collections.abc import Mapping
@@ -15,17 +15,17 @@ MODEL_AND_LAYERS = (Scope.model, Scope.layer)
     severity=Severity.error,
     sentence="{nonfinite_count:.0f} elements are NaN or infinite.",
     when="nonfinite_count is not 0",
-    suggest=suggestions.first_nonfinite,
+    suggest=suggestions.locate_nonfinite,
     source="arithmetic",
     patience=1,
     warmup=Warmup.NONE,
     waits_for_peak=False,
 )
 def not_finite(nonfinite_count: float) -> bool:
-    """A gradient, a moment or a parameter is NaN or infinite after a step.
+    """A gradient, moment or parameter is NaN or infinite after a step.
 
     The value stays in the moments and spreads to every parameter. The finding names the first
-    tensor.
+    tensors.
     """
     return nonfinite_count != 0
 
@@ -36,8 +36,8 @@ def not_finite(nonfinite_count: float) -> bool:
     when="eps_energy_loss is above {threshold:g} and denominator_mean is below"
     " {denominator_below:g} times eps. It is info in a layer whose denominator_mean is below"
     " {beside_model:g} of the model's, while the smoothed grad_norm is below {converged_below:g}"
-    " of its maximum, and while that is above {grown_above:g} times its first value",
-    suggest=suggestions.smaller_eps,
+    " of its maximum, and while it is above {grown_above:g} times its first value",
+    suggest=suggestions.reduce_eps,
     source="Wortsman et al. 2023, arXiv 2309.14322; Everett et al. 2024, arXiv 2407.05872;"
     " thresholds calibrated",
     scopes=MODEL_AND_LAYERS,
@@ -59,12 +59,11 @@ def eps_dominates(
     converged_below: float = 0.1,
     grown_above: float = 10.0,
 ) -> bool | Severity:
-    """Eps, not the second moment, divides the first: steps shrink with the gradient, as SGD's do.
+    """The denominator is mostly eps, so that steps shrink with the gradient, as in SGD.
 
-    If the mean denominator is well above eps, the elements that eps dominates are those whose
-    gradients do not matter beside the others', such as rows of tokens that never occur. A gradient
-    that falls as the run converges, or grows behind a gate that begins at 0, passes through eps in
-    healthy runs.
+    If the mean denominator is well above eps, eps dominates only elements with negligible
+    gradients, such as embedding rows of unused tokens. In healthy runs, gradients can also be small
+    for a while: at convergence, or behind a gate that is initialized to 0.
     """
     if eps_energy_loss <= threshold or denominator_mean >= denominator_below * eps:
         return False
@@ -76,9 +75,9 @@ def eps_dominates(
 @rule(
     severity=Severity.error,
     sentence="The second moment of {exp_avg_sq_zero_fraction:.0%} of the elements has underflowed:"
-    " their gradient is not 0.",
+    " it is 0, but their gradient is not.",
     when="exp_avg_sq_zero_fraction is above {threshold:g}",
-    suggest=suggestions.state_that_holds_gradients,
+    suggest=suggestions.prevent_underflow,
     source="derived: v is 0 for a first gradient below 5.5e-3 in float16, 2.1e-19 in bfloat16,"
     " 8.4e-22 in float32, at β2 = 0.999; threshold calibrated",
     scopes=MODEL_AND_LAYERS,
@@ -90,17 +89,17 @@ def eps_dominates(
     limits={"exp_avg_sq_zero_fraction": "threshold"},
 )
 def exp_avg_sq_underflow(exp_avg_sq_zero_fraction: float, *, threshold: float = 0.01) -> bool:
-    """The square of a small gradient is 0 in the dtype of the state: only eps divides its step."""
+    """Small gradients square to 0 in the dtype of the state: the denominator is only eps."""
     return exp_avg_sq_zero_fraction > threshold
 
 
 @rule(
     severity=Severity.error,
     sentence="The second moment of {exp_avg_sq_stalled_fraction:.0%} of the elements cannot decay"
-    " in its dtype: the gradient is {rms_ratio:.0%} of what it remembers.",
+    " in its dtype: the gradient is only {rms_ratio:.0%} of its root.",
     when="exp_avg_sq_stalled_fraction is above {threshold:g} and rms_ratio is below"
     " {rms_ratio_below:g}",
-    suggest=suggestions.state_that_decays,
+    suggest=suggestions.let_state_decay,
     source="derived: half an ulp of bfloat16 is larger than (1-β2)v for 1-β2 below 0.002 to 0.004;"
     " threshold calibrated",
     is_local=True,
@@ -115,7 +114,7 @@ def exp_avg_sq_stalled(
     threshold: float = 0.5,
     rms_ratio_below: float = 0.3,
 ) -> bool:
-    """The second moment grows with the gradient, but cannot fall with it again: steps stay small.
+    """The second moment grows with the gradient but cannot decay again, so that steps stay small.
 
     (1-β2)v is less than half a unit in the last place of v, as in bfloat16 with β2 = 0.999.
     """
@@ -124,10 +123,11 @@ def exp_avg_sq_stalled(
 
 @rule(
     severity=Severity.error,
-    sentence="{update_lost_fraction:.0%} of the updates are rounded away: the weights do not move.",
+    sentence="{update_lost_fraction:.0%} of the updates are rounded away: the weights do not"
+    " change.",
     when="the update is lost in more than {threshold:g} of the elements that have a gradient, and"
     " lr is at least 1 % of its peak",
-    suggest=suggestions.kept_updates,
+    suggest=suggestions.keep_updates,
     source="Zamirai et al. 2020, arXiv 2010.06192; threshold calibrated",
     is_local=True,
     warmup=Warmup.NONE,
@@ -142,10 +142,9 @@ def updates_lost(
     *,
     threshold: float = 0.5,
 ) -> bool:
-    """An update that is less than half a unit in the last place of its weight changes nothing.
+    """Updates below half a unit in the last place of their weight have no effect.
 
-    Updates of elements without a gradient fade in healthy runs, and so do all updates at the end of
-    a schedule.
+    This is normal for elements without a gradient, and at the end of a schedule.
     """
     lost = update_lost_fraction - grad_zero_fraction
     return lost > threshold * (1 - grad_zero_fraction) and _is_before_end(lr, run)
@@ -155,8 +154,8 @@ def updates_lost(
     severity=Severity.warning,
     sentence="Weight decay is rounded away from {decay_lost_fraction:.0%} of the weights.",
     when="decay_lost_fraction is above {threshold:g}, lr is at least 1 % of its peak, and decay"
-    " would shrink a weight by over 1 % in the whole run",
-    suggest=suggestions.mixed_precision,
+    " would shrink a weight by more than 1 % over the run",
+    suggest=suggestions.use_mixed_precision,
     source="Zamirai et al. 2020, arXiv 2010.06192; Nerogar/OneTrainer issue 996; threshold"
     " calibrated",
     is_local=True,
@@ -173,12 +172,12 @@ def decay_lost(
     *,
     threshold: float = 0.5,
 ) -> bool:
-    """p(1-ηλ) is p in the dtype of the weights, as for ηλ below 0.002 in bfloat16."""
+    """p(1-ηλ) rounds to p in the dtype of the weights, as for ηλ below 0.002 in bfloat16."""
     steps = min(run.total_steps, 1e6)
     would_matter = lr * weight_decay * steps > 0.01
     return decay_lost_fraction > threshold and would_matter and _is_before_end(lr, run)
 
 
 def _is_before_end(lr: float, run: RunFacts) -> bool:
-    """Whether the learning rate is at least 1 % of the peak."""
+    """Whether the learning rate is at least 1 % of its peak."""
     return math.isnan(run.peak_lr) or lr >= 0.01 * run.peak_lr

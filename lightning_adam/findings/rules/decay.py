@@ -1,23 +1,20 @@
 """Rules on weight decay."""
 
 import math
-from collections.abc import Callable, Mapping
 
 from lightning_adam.config.monitor import Severity
 from lightning_adam.findings import suggestions
-from lightning_adam.findings.context import GradientTrend, History
+from lightning_adam.findings.context import GradientTrend, History, TensorValues
 from lightning_adam.findings.rule import Warmup, rule
-
-Tensors = Callable[[str], Mapping[str, float]]
 
 
 @rule(
     severity=Severity.warning,
-    sentence="Weight decay is {decay_to_update:.0%} of the step, and has shrunk the weights.",
+    sentence="Weight decay is {decay_to_update:.0%} of the step and has shrunk the weights.",
     when="decay_to_update is above {threshold:g} and weight_norm is below {shrunk_to:g} times its"
     " first value, unless the first step replaced the weights. It is info if the smoothed"
     " grad_norm is below {converged_below:g} of its maximum",
-    suggest=suggestions.weaker_decay,
+    suggest=suggestions.weaken_decay,
     source="derived; threshold calibrated",
     is_local=True,
     suppressed_by=("not_finite", "updates_lost", "eps_dominates", "exp_avg_sq_stalled"),
@@ -44,25 +41,25 @@ def decay_dominates(
 
 @rule(
     severity=Severity.warning,
-    sentence="Decay is added to the gradient, {decay_to_grad:.2g} times as large on the whole, and"
-    " to some tensors over ten times as much as to others: Adam divides it by √v.",
+    sentence="Weight decay is added to the gradient ({decay_to_grad:.2g} times the gradient norm)"
+    " and divided by √v: some tensors decay over ten times as fast as others.",
     when="decay_to_grad of a tensor is above {threshold:g} and above {spread:g} times that of"
     " another. A tensor does not count if its grad_rms is below {negligible:g} of the largest one",
-    suggest=suggestions.decoupled_decay,
+    suggest=suggestions.decouple_decay,
     source="Loshchilov & Hutter 2019, arXiv 1711.05101, section 2; thresholds calibrated",
     suppressed_by=("not_finite",),
 )
 def decay_uneven(
     decay_to_grad: float,
-    tensors: Tensors,
+    tensors: TensorValues,
     *,
     threshold: float = 0.1,
     spread: float = 10.0,
     negligible: float = 1e-3,
 ) -> bool:
-    """Coupled decay (L2) shrinks weights with small gradients, and hardly those with large ones.
+    """Coupled decay (L2) shrinks weights with small gradients far more than those with large ones.
 
-    A tensor without a real gradient does not count, such as a bias before a normalisation.
+    Tensors with a negligible gradient do not count, such as a bias before a normalization.
     """
     gradients = tensors("grad_rms")
     largest = max(gradients.values(), default=math.nan)
@@ -76,13 +73,13 @@ def decay_uneven(
 
 @rule(
     severity=Severity.info,
-    sentence="Under weight decay, some tensors turn more than {spread:g} times as fast as others.",
+    sentence="Some tensors under weight decay rotate more than {spread:g} times as fast as others.",
     when="update_to_weight of a tensor with decay is above {spread:g} times that of another, and"
     " weight_norm is within {steady_within:g} of its moving average; with decoupled decay, only"
     " after {timescales:g}/(lr*weight_decay) steps",
-    suggest=suggestions.nothing,
-    source="Kosson et al. 2023, arXiv 2305.17212: in equilibrium AdamW turns each layer by"
-    " √(2ηλ(1-β1)/(1+β1)) a step, and Adam with L2 does not; thresholds calibrated",
+    suggest=suggestions.no_suggestion,
+    source="Kosson et al. 2023, arXiv 2305.17212: in equilibrium AdamW rotates each layer by"
+    " √(2ηλ(1-β1)/(1+β1)) per step, and Adam with L2 does not; thresholds calibrated",
     warmup=Warmup.DIRECTION,
     suppressed_by=("not_finite", "decay_uneven", "decay_dominates"),
     evidence=("update_to_weight", "update_to_weight_max"),
@@ -93,15 +90,15 @@ def rotation_uneven(
     lr: float,
     step: float,
     history: History,
-    tensors: Tensors,
+    tensors: TensorValues,
     *,
     spread: float = 10.0,
     timescales: float = 1.0,
     steady_within: float = 0.01,
 ) -> bool:
-    """The weights have reached their size, and layers still turn at very different speeds.
+    """The weight norm is steady, but tensors still rotate at very different speeds.
 
-    In equilibrium, decay balances growth, and each decayed tensor turns by the same angle a step.
+    In equilibrium, decay balances growth, and all decayed tensors rotate at the same speed.
     """
     decoupled, coupled = tensors("decay_to_update"), tensors("decay_to_grad")
     if decoupled and lr * weight_decay * step < timescales:

@@ -1,26 +1,23 @@
-"""Rules on gradients and losses that change faster than the second moment follows."""
+"""Rules on gradients and losses that change suddenly."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from lightning_adam.config.monitor import Severity
 from lightning_adam.findings import suggestions
-from lightning_adam.findings.context import GradientTrend, History, Spikes
+from lightning_adam.findings.context import GradientTrend, History, Spikes, TensorValues
 from lightning_adam.findings.rule import Warmup, rule
-
-Tensors = Callable[[str], Mapping[str, float]]
 
 
 @rule(
     severity=Severity.warning,
-    sentence="The gradient of a tensor is {rms_ratio_max:.1f} times as large as its second moment"
-    " expects.",
+    sentence="The gradient of a tensor is {rms_ratio_max:.1f} times the root of its second moment.",
     when="rms_ratio_max is above {threshold:g}. It is info unless rms_ratio of a tensor is above"
     " {jump:g} (or 0.8/√(1-β2), if that is less) and {times_largest:g} times its earlier maximum,"
     " and the tensor has at least {grad_share:g} of the squared gradient norm; or unless rms_ratio"
     " of the model is above {pooled:g} and {times_largest:g} times its earlier maximum, or stays"
     " above {pooled:g}, while lr does not rise",
-    suggest=suggestions.absorbed_jump,
+    suggest=suggestions.absorb_jump,
     source="Wortsman et al. 2023, arXiv 2304.13013, section 3.4: a value of 2.3 in the patch"
     " embedding precedes spikes of the loss by 1 to 8 steps; other thresholds calibrated",
     patience=1,
@@ -36,7 +33,7 @@ def exp_avg_sq_lags(
     lr: float,
     history: History,
     spikes: Spikes,
-    tensors: Tensors,
+    tensors: TensorValues,
     *,
     threshold: float = 2.3,
     pooled: float = 3.0,
@@ -44,10 +41,10 @@ def exp_avg_sq_lags(
     times_largest: float = 2.0,
     grad_share: float = 0.01,
 ) -> bool | Severity:
-    """The gradient of a tensor grows faster than its second moment follows: steps are too large.
+    """The gradient of a tensor grows faster than its second moment, so that steps are too large.
 
-    It lasts a step or two, and a loss spike often follows. To see one, measure at every step. Small
-    tensors and rows that seldom have a gradient exceed the threshold in healthy runs.
+    This lasts one or two steps, and a loss spike often follows. To detect it, measure every step.
+    Small tensors and rows that rarely have a gradient exceed the threshold in healthy runs.
     """
     if rms_ratio_max <= threshold:
         return False
@@ -61,17 +58,17 @@ def exp_avg_sq_lags(
         for name, ratio in tensors("rms_ratio").items()
         if ratio > least and spikes.rms_ratio_times_largest.get(name, 0.0) > times_largest
     }
-    return bool(_with_share(jumped, tensors, grad_share)) or Severity.info
+    return bool(_select_by_share(jumped, tensors, grad_share)) or Severity.info
 
 
 @rule(
     severity=Severity.warning,
-    sentence="The gradient norm of a tensor has jumped: it is more than {deviations:.0f} standard"
-    " deviations above its average.",
+    sentence="The gradient norm of a tensor is more than {deviations:.0f} standard deviations above"
+    " its moving average.",
     when="the gradient norm of a tensor is more than {deviations:g} standard deviations above its"
     " moving average. It is info unless the norm is also above {times_largest:g} times its earlier"
     " maximum, and the tensor has at least {grad_share:g} of the squared gradient norm",
-    suggest=suggestions.absorbed_jump,
+    suggest=suggestions.absorb_jump,
     source="z-score on a moving average: Kumar et al. 2025, ZClip, arXiv 2504.02507; by tensor:"
     " Wang et al. 2025, AdaGC, arXiv 2502.11034; thresholds calibrated",
     patience=1,
@@ -81,15 +78,15 @@ def exp_avg_sq_lags(
 def grad_spike(
     grad_norm: float,
     spikes: Spikes,
-    tensors: Tensors,
+    tensors: TensorValues,
     *,
     deviations: float = 6.0,
     times_largest: float = 5.0,
     grad_share: float = 0.1,
 ) -> bool | Severity:
-    """The gradient norm of a tensor is far above its own moving average.
+    """The gradient norm of a tensor is far above its moving average.
 
-    That alone is info: gradients have heavy tails.
+    Gradients have heavy tails, so this alone is info.
     """
     jumped = {name: score for name, score in spikes.tensor_scores.items() if score > deviations}
     if not jumped:
@@ -99,7 +96,7 @@ def grad_spike(
         for name, score in jumped.items()
         if spikes.tensor_times_largest.get(name, 0.0) > times_largest
     }
-    return bool(_with_share(new, tensors, grad_share)) or Severity.info
+    return bool(_select_by_share(new, tensors, grad_share)) or Severity.info
 
 
 @rule(
@@ -108,7 +105,7 @@ def grad_spike(
     " the mean of the last 128 measurements.",
     when="the loss or grad_norm is more than {deviations:g} standard deviations above its mean. It"
     " is info unless the loss stays there for {lasting:g} measurements",
-    suggest=suggestions.inspected_batch,
+    suggest=suggestions.inspect_batch,
     source="SkipStepOptimizer of allenai/OLMo-core: 6 standard deviations over 128 steps",
     patience=1,
     warmup=Warmup.NONE,
@@ -118,20 +115,20 @@ def grad_spike(
 def loss_spike(
     grad_norm: float, spikes: Spikes, *, deviations: float = 6.0, lasting: float = 3
 ) -> bool | Severity:
-    """The loss or the gradient norm has jumped, compared with the measurements before.
+    """The loss or the gradient norm is far above that of earlier measurements.
 
-    One bad batch is info.
+    A single spike, such as one bad batch, is info.
     """
     if spikes.loss > deviations and spikes.loss_streak >= lasting:
         return True
-    is_spike = max(spikes.loss, spikes.grad_norm, key=_or_nothing) > deviations
+    is_spike = max(spikes.loss, spikes.grad_norm, key=_nan_to_minus_inf) > deviations
     return Severity.info if is_spike else False
 
 
 @rule(
     severity=Severity.info,
-    sentence="The second moment decays at the rate of β2 alone: the gradient is {rms_ratio:.0%} of"
-    " what it remembers.",
+    sentence="The second moment decays as fast as β2 allows: the gradient is only {rms_ratio:.0%}"
+    " of its root.",
     when="rms_ratio is below 1, exp_avg_sq_mean is below {shrunk_to:g} of its maximum, and it"
     " decays faster than {decay_share:g} of the rate of β2",
     suggest=suggestions.lower_beta2,
@@ -151,10 +148,10 @@ def exp_avg_sq_collapse(
     decay_share: float = 0.9,
     shrunk_to: float = 0.5,
 ) -> bool:
-    """The gradient is gone, and the second moment shrinks as fast as β2 lets it.
+    """The gradient has almost vanished, and the second moment decays as fast as β2 allows.
 
-    Steps are small now, and become too large for the curvature when it has shrunk. Runs that
-    converge show it too.
+    Steps are small at first, but become too large for the curvature as the second moment shrinks.
+    Converging runs show this too.
     """
     before, steps = history.last("exp_avg_sq_mean"), step - history.last("step")
     if not (0 < exp_avg_sq_mean < shrunk_to * history.largest("exp_avg_sq_mean") and before > 0):
@@ -165,25 +162,25 @@ def exp_avg_sq_collapse(
 
 @rule(
     severity=Severity.warning,
-    sentence="AMSGrad's maximum holds the steps at 1/{amsgrad_gap:.1f} of their size.",
+    sentence="AMSGrad's maximum shrinks the steps to 1/{amsgrad_gap:.1f} of their size.",
     when="amsgrad_gap, times the smoothed grad_norm relative to its maximum, is above"
     " {threshold:g}",
-    suggest=suggestions.no_amsgrad,
+    suggest=suggestions.disable_amsgrad,
     source="Reddi et al. 2018, arXiv 1904.09237; threshold calibrated",
     is_local=True,
     suppressed_by=("not_finite",),
     evidence=("normalized_update_rms",),
 )
 def amsgrad_frozen(amsgrad_gap: float, gradient: GradientTrend, *, threshold: float = 2.0) -> bool:
-    """One large gradient has set AMSGrad's maximum, which never falls: the steps stay small.
+    """One large gradient has set AMSGrad's maximum, which never decreases: steps stay small.
 
-    A gap that the gradient's own decline explains does not count.
+    A gap that is explained by a declining gradient does not count.
     """
     return amsgrad_gap * gradient.decline > threshold
 
 
-def _with_share(found: Mapping[str, float], tensors: Tensors, share: float) -> list[str]:
-    """The tensors with at least a share of the squared gradient norm."""
+def _select_by_share(found: Mapping[str, float], tensors: TensorValues, share: float) -> list[str]:
+    """Returns the tensors with at least a share of the squared gradient norm."""
     if not found:
         return []
     squares = {name: norm**2 for name, norm in tensors("grad_norm").items()}
@@ -191,5 +188,5 @@ def _with_share(found: Mapping[str, float], tensors: Tensors, share: float) -> l
     return [name for name in found if not squares.get(name, 0.0) < share * total]
 
 
-def _or_nothing(value: float) -> float:
+def _nan_to_minus_inf(value: float) -> float:
     return -math.inf if math.isnan(value) else value

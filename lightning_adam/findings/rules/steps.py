@@ -10,12 +10,13 @@ from lightning_adam.findings.rule import Warmup, rule
 
 @rule(
     severity=Severity.warning,
-    sentence="Successive steps agree: their rms is {normalized_update_rms:.2f} learning rates, and"
-    " {normalized_update_large_fraction:.0%} of the elements take the longest.",
+    sentence="Successive steps are correlated: their rms is {normalized_update_rms:.2f} times the"
+    " learning rate, and {normalized_update_large_fraction:.0%} of the elements take almost the"
+    " largest step.",
     when="normalized_update_rms is above {threshold:g} and above 1.5 times its value for noise, or"
     " normalized_update_large_fraction is above {large_fraction:g} and above twice its value for"
     " noise. It is info if update_to_weight is below {large_step:g}",
-    suggest=suggestions.decorrelated_steps,
+    suggest=suggestions.decorrelate_steps,
     source="Molybog et al. 2023, arXiv 2304.09871; threshold calibrated",
     warmup=Warmup.DIRECTION,
     suppressed_by=(
@@ -43,15 +44,15 @@ def correlated_updates(
     large_fraction: float = 0.2,
     large_step: float = 5e-3,
 ) -> bool | Severity:
-    """Gradients of successive steps agree, so that the elements move together, at full length.
+    """Gradients of successive steps are correlated, so that many elements take full-size steps.
 
-    Large models diverge from it. Noise gives √((1-β1)/(1+β1)), 0.23 at β1 = 0.9. Below a β1 of 0.4,
-    agreement cannot be told from noise, and the rule is not judged. Steps that are small relative
-    to the weights agree because they are small, or by nature as a GAN's.
+    Large models can diverge from this. Noise gives √((1-β1)/(1+β1)), 0.23 at β1 = 0.9. For β1 below
+    about 0.4, correlation cannot be distinguished from noise, and the rule does not apply. Steps
+    that are small relative to the weights, or those of a GAN, are often correlated: that is info.
     """
     noise = math.sqrt((1 - beta1) / (1 + beta1))
     if 1.5 * noise >= 1:
-        # A constant gradient gives 1.
+        # Even a constant gradient gives only 1.
         return False
     is_long = normalized_update_rms > max(threshold, 1.5 * noise)
     are_many = normalized_update_large_fraction > max(
@@ -65,12 +66,12 @@ def correlated_updates(
 
 @rule(
     severity=Severity.info,
-    sentence="A step moves the weights by {update_to_weight:.1e} of their size while the gradient"
-    " keeps its direction: a larger learning rate may train faster.",
+    sentence="A step changes the weights by {update_to_weight:.1e} of their norm, and the gradient"
+    " keeps its direction. A larger learning rate may train faster.",
     when="update_to_weight is below {threshold:g}, signal_fraction is above {signal_above_noise:g}"
     " times its value for noise, grad_momentum_cosine is above {cosine:g}, and lr is at least half"
     " of its peak",
-    suggest=suggestions.larger_lr,
+    suggest=suggestions.try_larger_lr,
     source="calibrated",
     suppressed_by=("updates_lost", "eps_dominates", "exp_avg_sq_stalled", "exp_avg_sq_underflow"),
     evidence=("lr",),
@@ -89,9 +90,9 @@ def learning_rate_too_small(
     signal_above_noise: float = 3.0,
     cosine: float = 0.1,
 ) -> bool:
-    """Steps are tiny and all point the same way.
+    """Steps are tiny and point in the same direction.
 
-    Fine-tuning looks the same and is right, so that it is never more than info.
+    Correct fine-tuning looks the same, so this is never more than info.
     """
     noise = (1 - beta1) / (1 + beta1) * (1 - beta1 ** (2 * step)) / (1 - beta1**step) ** 2
     has_direction = signal_fraction > signal_above_noise * noise and grad_momentum_cosine > cosine
@@ -101,12 +102,12 @@ def learning_rate_too_small(
 
 @rule(
     severity=Severity.warning,
-    sentence="A step moves the weights by {update_to_weight:.1%} of their size, and"
+    sentence="A step changes the weights by {update_to_weight:.1%} of their norm, and"
     " {grad_zero_fraction:.0%} of the gradient is 0.",
     when="update_to_weight is above {threshold:g}; or it was above {first_above:g}, and the"
     " fraction of elements with a gradient is now below {alive_below:g} of the first one. Weights"
-    " smaller than a standard initialisation (variance 1/fan_in) count as having that size",
-    suggest=suggestions.smaller_lr,
+    " smaller than a standard initialisation (variance 1/fan_in) count as having that norm",
+    suggest=suggestions.try_smaller_lr,
     source="CS231n, Learning, section 'Ratio of weights:updates'; thresholds calibrated",
     suppressed_by=(
         "decay_dominates",
@@ -129,25 +130,25 @@ def learning_rate_too_large(
     first_above: float = 0.3,
     alive_below: float = 0.25,
 ) -> bool:
-    """Steps are as large as the weights, so that what was learned is overwritten.
+    """Steps are large relative to the weights, so that each step overwrites what was learned.
 
-    Or the first steps were, and left units that never fire again.
+    Also raised if the first steps were, and most units have had no gradient since.
     """
     if history.first("update_to_weight") > 0.9999:
-        # They began at 0.
+        # The weights are initialized to 0.
         return False
-    alive, were_alive = 1 - grad_zero_fraction, 1 - history.first("grad_zero_fraction")
+    nonzero, first_nonzero = 1 - grad_zero_fraction, 1 - history.first("grad_zero_fraction")
     now = _relative(update_to_weight, update_norm, run)
     largest = _relative(history.largest("update_to_weight"), history.largest("update_norm"), run)
-    return now > threshold or (largest > first_above and alive < alive_below * were_alive)
+    return now > threshold or (largest > first_above and nonzero < alive_below * first_nonzero)
 
 
 @rule(
     severity=Severity.info,
-    sentence="Weights have grown more than {threshold:g} times without weight decay: relative steps"
-    " shrink as much.",
+    sentence="Without weight decay, the weight norm has grown to more than {threshold:g} times its"
+    " first value: relative steps shrink accordingly.",
     when="weight_norm is above {threshold:g} times its first value and weight_decay is 0",
-    suggest=suggestions.weight_decay,
+    suggest=suggestions.add_weight_decay,
     source="Kosson et al. 2023, arXiv 2305.17212; threshold calibrated",
     warmup=Warmup.DIRECTION,
     evidence=("update_to_weight",),
@@ -155,18 +156,18 @@ def learning_rate_too_large(
 def weights_grow(
     weight_norm: float, weight_decay: float, history: History, *, threshold: float = 3.0
 ) -> bool:
-    """Weights grow without decay, which reduces the relative step like a hidden schedule.
+    """Weights grow without decay, which reduces the relative step size like a hidden schedule.
 
-    It matters where a normalisation follows a layer: then its size is not learned. Weights that
-    began near 0 grow in health.
+    This matters in layers that are followed by a normalization, which makes their norm irrelevant.
+    Weights that are initialized near 0 grow in healthy runs.
     """
     return weight_decay == 0 and weight_norm > threshold * history.first("weight_norm")
 
 
 def _relative(update_to_weight: float, update_norm: float, run: RunFacts) -> float:
-    """The step relative to the weights, or to a standard initialisation of them if that is larger.
+    """Returns the step relative to the weights, or to a standard initialization if that is larger.
 
-    Embeddings begin far below it, and grow until they matter.
+    Embeddings are often initialized far below it.
     """
     if not run.initial_norm:
         return update_to_weight

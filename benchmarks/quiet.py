@@ -17,7 +17,7 @@ def quieten() -> None:
     """No warnings, but that of a monitor that has failed: it is an error here."""
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
-    warnings.filterwarnings("error", message="AdamMonitor has failed")
+    warnings.filterwarnings("error", message="AdamMonitor failed")
 
 
 @contextmanager

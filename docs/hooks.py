@@ -28,7 +28,6 @@ ELSEWHERE = {
 """Pages and pictures from outside of docs/: source paths by their paths in the site."""
 
 LINKS = {
-    "docs/guides/)": "guides/monitor.md)",
     "docs/": "",
     "benchmarks/README.md": "benchmarks.md",
     "CHANGELOG.md": "changelog.md",

@@ -17,18 +17,23 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any, cast
 
+import lightning as L
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf, open_dict
+from packaging.requirements import Requirement
+from torch import Tensor
 
-from lightning_adam import AdamMonitor, ConfigError, build_adam, cli
+from lightning_adam import AdamMonitor, ConfigError, __version__, build_adam, cli
 from lightning_adam.config.tune import Range, parse_tune
 from lightning_adam.config.variables import MONITOR_VARIABLE as VARIABLE
 from lightning_adam.findings import RULES, Suggestion
@@ -69,7 +74,7 @@ from tests.support.linked_packages import link_packages
 from tests.support.memory_logger import MemoryLogger
 from tests.support.tables import each_row
 from tests.support.template_project import FILES as TEMPLATE
-from tests.support.training import ADAMW, Lit, loader, network, trainer
+from tests.support.training import ADAMW, Lit, loader, loss_of, network, trainer
 from tests.support.wandb_server import ENTITY, WandbServer
 
 TABLE = ("text", "AdamW, ")
@@ -77,6 +82,8 @@ HYDRA_PREFIX = r"(?m)^\[[-\d]+ [:,\d]+\]\[lightning_adam\]\[INFO\] - "
 FINDING = ("text", "AdamMonitor: eps_dominates")
 ATTACH = ("python", "# attach.py\n")
 MEASURE = ("python", "# measure.py\n")
+ADOPTION = ("diff", "+from lightning_adam import AdamMixin\n")
+MIGRATION = ("diff", "-from transformers import ")
 MODULE = ("python", "# src/models/digits_module.py\n")
 EXPERIMENT = ("yaml", "# @package _global_\n# configs/experiment/adam.yaml\n")
 CLI = ("python", "# cli.py\n")
@@ -99,8 +106,11 @@ TUNED = ("text", "overrides: ")
 INSPECTED = ("text", "dtype ")
 BLOCKS = [IMPORTS, REPORT, EPS_ERROR, INSPECTED, TABLE, FINDING, TRAIN, CONFIG, MEASURE, MODULE]
 BLOCKS += [ATTACH, TUNED, EXPERIMENT, CLI, CLI_FILE, *IN_THIRD_PARTY]
+BLOCKS += [ADOPTION, MIGRATION]
 BLOCKS += [("python", beginning) for beginning in EXTENSIONS]
 
+INSTALL = r"pip install "
+VERSION = r"lightning-adam --version$"
 MAKE = r"make "
 PRE_COMMIT = r"pre-commit install$"
 EXPLAIN = r"lightning-adam explain "
@@ -114,16 +124,13 @@ RECIPE_OUTPUT = r"lightning-adam (inspect|report) outputs/"
 IN_TEMPLATE = r"python src/train\.py "
 IN_CLI = r"python cli\.py "
 LINES = [MAKE, PRE_COMMIT, EXPLAIN, LOOK, INSPECT, re.escape(TRAIN_LINE), PROJECT, TUNE, NO_CODE]
-LINES += [RECIPE, RECIPE_OUTPUT, IN_TEMPLATE, IN_CLI]
+LINES += [INSTALL, VERSION, RECIPE, RECIPE_OUTPUT, IN_TEMPLATE, IN_CLI]
 
 PRINTED = {
-    "lightning_adam/scheduler=wsd": ["head      ", "name=wsd", "decay_steps=10"],
-    "optimizer.layer_decay": [
-        "layer_0",
-        "name=plateau",
-        "patience=3",
-        "monitor=val/loss",
-    ],
+    'match: "net.3.*", lr_scale': ["head      "],
+    "lightning_adam/scheduler=wsd": ["name=wsd", "decay_steps=10"],
+    "optimizer.layer_decay": ["layer_0"],
+    "lightning_adam/scheduler=plateau": ["name=plateau", "patience=3", "monitor=val/loss"],
     "OneCycleLR": ["name=OneCycleLR", "total_steps=52", "interval=step"],
     "adam_monitor.findings.": [" measurements are too few to judge "],
     "optimi.AdamW": [
@@ -212,21 +219,34 @@ def test_every_block_and_every_command_is_of_one_tested_kind() -> None:
         assert any(words in line for line in lines), f"no command holds {words}"
 
 
-def test_project_of_the_readme_logs_what_the_readme_says(tmp_path: Path) -> None:
+def test_project_of_the_quick_start_learns_and_prints_what_the_page_shows(tmp_path: Path) -> None:
     training, offline_run = follow_the_readme(tmp_path / "my project")
+    assert float(training.after("validation accuracy: ")) > 0.9
     config = run_config(offline_run)
     (log,) = (tmp_path / "my project").glob("outputs/*/*/train.log")
     for printed in (training.output, log.read_text(encoding="utf-8")):
         assert re.search(f"{HYDRA_PREFIX}AdamW, ", printed)
         assert block(*TABLE) in re.sub(HYDRA_PREFIX, "", printed)
     assert keys(logged_rows(offline_run)) == promised_keys(*PROJECT_KEYS)
-    assert (config["optimizer"]["lr"], config["optimizer"]["betas"]) == (3e-4, [0.9, 0.95])
-    assert config["scheduler"]["warmup_steps"] == 500
+    assert (config["optimizer"]["lr"], config["optimizer"]["betas"]) == (3e-3, [0.9, 0.95])
+    assert config["scheduler"]["warmup_steps"] == 100
+
+
+def test_diff_of_the_readme_leads_to_the_quick_start() -> None:
+    """The added and unchanged lines stand in the script in this order, the removed ones nowhere."""
+    lines = block(*ADOPTION).splitlines()
+    removed = [line[1:] for line in lines if line[:1] == "-" and line[1:].strip()]
+    kept = [line[1:] for line in lines if line[:1] != "-" and line[1:].strip()]
+    assert sum(line[:1] == "+" for line in lines) == 6
+    script = block(*TRAIN).splitlines()
+    assert not {*removed} & {*script}
+    places = [script.index(line) for line in kept]
+    assert places == sorted(places)
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """The README's project, whose training is limited to one epoch of 52 steps."""
+    """The project of the quick start, limited to one epoch of 52 steps."""
     folder = tmp_path / "my project"
     write_the_project(folder)
     program = (folder / "train.py").read_text(encoding="utf-8")
@@ -261,6 +281,22 @@ def test_each_command_for_the_project_trains_as_its_guide_says(
                 logged = {key for _, values in logger.rows for key in values}
                 assert all(printed in console.text for printed in expected(PRINTED, line))
                 assert logged >= set(expected(LOGGED, line))
+
+
+def test_install_page_names_each_extra_and_the_version_command_prints_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    extras = set(metadata("lightning-adam").get_all("Provides-Extra") or ())
+    page = (REPOSITORY / "docs/install.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"(?m)^\| `(\w+)` \|", page)) == extras
+    for line in shell_lines(INSTALL):
+        *options, package = shlex.split(line)[2:]
+        assert package == "." or Requirement(package).extras <= extras, line
+        assert options in ([], ["-c", "constraints.txt"]), line
+    (line,) = shell_lines(VERSION)
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(shlex.split(line)[1:])
+    assert capsys.readouterr().out == f"{__version__}\n"
 
 
 def test_each_topic_of_the_pages_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
@@ -347,6 +383,29 @@ def test_each_variable_without_code_is_read_as_settings() -> None:
     """test_no_code.py and test_installed.py train scripts so."""
     values = [shlex.split(line)[0].partition("=")[2] for line in shell_lines(NO_CODE)]
     assert [settings(value) for value in values] == MONITOR_SETTINGS
+
+
+def test_guide_to_plain_lightning_keeps_the_learning_rates_after_the_warmup() -> None:
+    lines = block(*MIGRATION).splitlines()
+    batches = loader(10)
+
+    def rates(left_out: str, *configs: Any) -> list[float]:
+        names: dict[str, Any] = {"L": L, "torch": torch}
+        exec("\n".join(line[1:] for line in lines if line[:1] != left_out), names)
+        found: list[float] = []
+
+        class Module(names["LitClassifier"]):  # type: ignore[misc,name-defined]
+            def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+                found.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+                return loss_of(self.net, batch)
+
+        trainer(max_epochs=1).fit(Module(network(), *configs), batches)
+        return found
+
+    before = rates("+", 0.1, 4)
+    after = rates("-", {"lr": 0.1}, {"name": "cosine", "warmup_steps": 4})
+    assert after[4:] == pytest.approx(before[4:])
+    assert (len(before), before[0], after[0]) == (10, 0, pytest.approx(0.1 / 5))
 
 
 @pytest.fixture
@@ -439,7 +498,7 @@ def test_program_and_commands_that_look_at_runs_write_pages(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The workspace in W&B is saved in tests/reports, and the pages are opened in a browser."""
-    for name in ("RUN", "ANOTHER_RUN"):
+    for name in ("RUN", "ANOTHER_RUN", "wandb"):
         write_run(name)
     exec(block(*REPORT), {})
     Path("report.html").rename("by_program.html")
@@ -507,7 +566,7 @@ def test_all_commands_of_the_pages_succeed(project: Path, template: Path) -> Non
         write_run(name)
         shutil.move(name, project)
 
-    not_here = rf"(?!{MAKE}|{PRE_COMMIT}|{re.escape(TRAIN_LINE)})"
+    not_here = rf"(?!{INSTALL}|{MAKE}|{PRE_COMMIT}|{re.escape(TRAIN_LINE)})"
     with WandbServer("project") as server, each_row() as row:
         variables = environment(**NO_GPU) | server.variables
         for line in shell_lines(not_here):

@@ -15,9 +15,9 @@ PAGES = [
 TRAIN = ("python", "# train.py\n")
 CONFIG = ("yaml", "# conf/config.yaml\n")
 TRAIN_LINE = (
-    "python train.py optimizer.lr=3e-4 'optimizer.betas=[0.9,0.95]' scheduler.warmup_steps=500"
+    "python train.py optimizer.lr=3e-3 'optimizer.betas=[0.9,0.95]' scheduler.warmup_steps=100"
 )
-"""The two files of the README's project, and the command that trains it."""
+"""The two files of the project of the quick start, and the command that trains it."""
 
 
 class Block(NamedTuple):

@@ -119,7 +119,7 @@ INSPECT = r"lightning-adam inspect (?!outputs)"
 PROJECT = rf"(?!{re.escape(TRAIN_LINE)})python train\.py (?!-m)"
 TUNE = r"python train\.py -m hydra/sweeper=adam_tune "
 NO_CODE = rf"{VARIABLE}="
-RECIPE = r"python -m recipes\.(?P<name>\w+)|recipes/(?P<script>\w+)_torchrun\.sh"
+RECIPE = r"python -m recipes\.(?P<name>[\w.]+)|recipes/(?P<script>\w+)_torchrun\.sh"
 RECIPE_OUTPUT = r"lightning-adam (inspect|report) outputs/"
 IN_TEMPLATE = r"python src/train\.py "
 IN_CLI = r"python cli\.py "
@@ -308,7 +308,7 @@ def test_each_topic_of_the_pages_is_explained(capsys: pytest.CaptureFixture[str]
 
 
 def test_finding_is_printed_as_in_the_readme() -> None:
-    """The numbers are those of a run of `recipes.half_precision`."""
+    """The numbers are those of a run of `recipes.diagnostics.half_precision`."""
     rule = RULES["eps_dominates"]
     evidence = {
         "eps_energy_loss": 0.581,
@@ -465,7 +465,9 @@ def test_each_command_of_a_recipe_configures_its_jobs() -> None:
                 match = re.match(RECIPE, line)
                 assert match
                 name = match["name"] or match["script"]
-                program = (REPOSITORY / f"recipes/{name}.py").read_text(encoding="utf-8")
+                file = REPOSITORY / f"recipes/{name.replace('.', '/')}.py"
+                name = name.rpartition(".")[2]
+                program = file.read_text(encoding="utf-8")
                 assert f'config_name="{name}"' in program
                 configs = [composed(conf, name, job) for job in jobs(line)]
                 if "cases=" in line:
@@ -531,8 +533,7 @@ def test_recipe_is_resumed_with_other_settings_as_in_the_guide(tmp_path: Path) -
 SHORTER = {
     r"python train\.py -m ": ("", " hydra.sweeper.n_trials=2"),
     r"python -m recipes\.mnist": ("", " width=2 trainer.limit_train_batches=25"),
-    r"python -m recipes\.half": ("", " trainer.max_epochs=1 trainer.limit_train_batches=30"),
-    r"python -m recipes\.clinic": ("", " trainer.max_epochs=1 trainer.limit_train_batches=30"),
+    r"python -m recipes\.diag": ("", " trainer.max_epochs=1 trainer.limit_train_batches=30"),
     r".*ddp_fsdp": ("", " layers=1 trainer.limit_train_batches=25 trainer.limit_val_batches=1"),
     IN_CLI: ("", f" {TO_CSV}"),
     # The template finds its own root; here the folder is that.

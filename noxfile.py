@@ -1,12 +1,9 @@
-"""The tests on each Python and each Hydra, and the package.
+"""The default tests on each Python and each Hydra.
 
-nox                                     all of it, with the interpreters that are there
+nox                                     all of them, on the interpreters that are installed
 nox -s "tests-3.12(hydra='1.3')"        one of them
-nox -s tests -- tests/config            on all of them, a part of the tests
+nox -s tests -- tests/config            a part of the tests, on all of them
 """
-
-import sys
-from pathlib import Path
 
 import nox
 
@@ -21,17 +18,8 @@ DEFAULT = ["-n", "2", "--dist", "worksteal"]
 @nox.session(python=PYTHONS)
 @nox.parametrize("hydra", list(HYDRAS))
 def tests(session: nox.Session, hydra: str) -> None:
-    """The default tests, or those that are named behind `--`."""
-    # The constraints are those of one Python and one Hydra; torch stays, for it is large.
+    """Runs the default tests, or those named after `--`."""
+    # constraints.txt fixes one Hydra. Only torch is taken from it, because it is large.
     session.install("torch==2.13.0")
     session.install("-e", ".[dev]", *HYDRAS[hydra])
     session.run("python", "-m", "pytest", *(session.posargs or DEFAULT))
-
-
-@nox.session(python=False)
-def package(session: nox.Session) -> None:
-    """The wheel and the source distribution, as an index would check them."""
-    folder = session.create_tmp()
-    session.run(sys.executable, "-m", "build", "--outdir", folder)
-    built = [str(each) for each in Path(folder).glob("lightning_adam-*")]
-    session.run(sys.executable, "-m", "twine", "check", "--strict", *built)

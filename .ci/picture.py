@@ -1,4 +1,4 @@
-"""The picture of a report in the README and in a guide.
+"""Takes the screenshot of a report for the README and a guide.
 
 python -m recipes.mnist optimizer.eps=1e-3
 python .ci/picture.py outputs/2026-01-31/12-00-00/report.html
@@ -17,7 +17,7 @@ SIZE = {"width": 1280, "height": 1020}
 
 
 def main(report: Path) -> None:
-    """Writes the picture of the first screen of a report."""
+    """Saves the first screen of a report as a picture."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=os.environ.get("CHROMIUM") or shutil.which("chromium"),

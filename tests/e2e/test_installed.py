@@ -1,10 +1,11 @@
-"""The built wheel in an environment of its own: what it holds, what it needs and what runs there.
+"""The source distribution and the wheel: contents, metadata, the quick start once installed.
 
-In CI the packages that it needs are linked from the environment of the tests. The nightly tests
-install the wheel and the repository with pip.
+In CI the dependencies are linked from the environment of the tests. The nightly tests install the
+wheel and the repository with pip. `make release-check` runs this file.
 """
 
 import json
+import re
 import shutil
 import sys
 import zipfile
@@ -13,7 +14,9 @@ from email.parser import BytesParser
 from pathlib import Path
 
 import pytest
+import yaml
 
+from lightning_adam import __version__
 from tests.support.commands import (
     BIN,
     PROJECT_KEYS,
@@ -53,17 +56,25 @@ import lightning_adam
 missing = [name for name in lightning_adam.__all__ if not hasattr(lightning_adam, name)]
 print(json.dumps([lightning_adam.__file__, not_needed, heavy, missing]))
 """
-"""Prints where the package is, which packages are there that need not be, which heavy ones a Hydra
-app has loaded, and which public names cannot be imported."""
+"""Prints the path of the package, the optional packages that are installed, the heavy ones that a
+Hydra app has loaded, and the public names that cannot be imported."""
+
+
+def test_version_agrees_in_the_changelog_and_the_citation() -> None:
+    changelog = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    version, date = re.findall(r"(?m)^## (\S+) - (\S+)$", changelog)[0]
+    assert version == citation["version"] == __version__
+    assert date == str(citation.get("date-released", "unreleased"))
 
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of all that is or can be committed, in a folder with a space."""
+    """A copy of all files that git tracks or would add, in a folder with a space."""
     copy = tmp_path_factory.mktemp("installed") / "a copy"
     listed = succeed(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"])
     for name in filter(None, listed.split("\0")):
-        # One that is deleted is listed until that is committed.
+        # git lists a deleted file until the deletion is committed.
         if (REPOSITORY / name).exists():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPOSITORY / name, copy / name)
@@ -72,7 +83,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(repository: Path) -> Path:
-    """The wheel that is built from the source distribution, as an index would offer both."""
+    """The wheel, built from the source distribution, which lies beside it."""
     return build(repository)
 
 
@@ -85,7 +96,7 @@ def build(repository: Path, *arguments: str) -> Path:
 
 
 def contents(wheel: Path) -> dict[str, bytes]:
-    """The files of a wheel, without the one that lists the others."""
+    """The files of a wheel, without RECORD."""
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if not name.endswith(".dist-info/RECORD")]
         return {name: archive.read(name) for name in names}
@@ -93,7 +104,7 @@ def contents(wheel: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def linked(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
-    """The commands of an environment, in a folder with a space: the wheel and linked packages."""
+    """The commands of an environment with the wheel and linked packages; its path has a space."""
     folder = tmp_path_factory.mktemp("environment") / "a venv"
     succeed([sys.executable, "-m", "venv", "--without-pip", folder])
     pip: Command = [BIN / "python", "-m", "pip", "--python", folder / "bin" / "python"]
@@ -110,15 +121,20 @@ def requirements(wheel: Path) -> list[str]:
 
 
 def survey(commands: Path, folder: Path) -> tuple[Path, list[list[str]]]:
-    """Where the package is, and the lists that have to be empty."""
+    """The path of the package, and the lists that have to be empty."""
     path, *lists = json.loads(succeed([commands / "python", "-c", SURVEY], folder))
     return Path(path), lists
 
 
 @pytest.mark.slow
-def test_wheel_holds_the_package_its_presets_and_nothing_else(
-    wheel: Path, repository: Path
-) -> None:
+def test_metadata_and_readme_are_accepted_by_an_index(wheel: Path) -> None:
+    source, built = sorted(wheel.parent.iterdir(), key=lambda path: path.suffix)
+    assert (source.name, built) == (f"lightning_adam-{__version__}.tar.gz", wheel)
+    succeed([BIN / "python", "-m", "twine", "check", "--strict", source, built])
+
+
+@pytest.mark.slow
+def test_wheel_contains_only_the_package_and_its_presets(wheel: Path, repository: Path) -> None:
     built = contents(wheel)
     metadata = {name for name in built if ".dist-info/" in name}
     assert any(name.endswith("/licenses/LICENSE") for name in metadata)
@@ -126,11 +142,11 @@ def test_wheel_holds_the_package_its_presets_and_nothing_else(
 
 
 def packaged(repository: Path) -> Iterator[tuple[str, bytes]]:
-    """The files that belong into a wheel, by their places there."""
+    """The files of the repository that a wheel contains, by their paths in it."""
     package = repository / "lightning_adam"
     discovery = package / "tune" / "hydra_discovery.py"
     for path in [*package.rglob("*.py"), *package.glob("*/page/*"), package / "py.typed"]:
-        # Hydra looks for this one elsewhere.
+        # Hydra looks for this file in its own package of plugins.
         is_discovery = path == discovery
         name = path.relative_to(repository).as_posix()
         yield "hydra_plugins/lightning_adam.py" if is_discovery else name, path.read_bytes()
@@ -181,7 +197,7 @@ def test_untouched_script_is_measured_by_the_entry_point_of_the_wheel(
 
 
 def assert_script_is_measured(commands: Path, folder: Path) -> None:
-    """Types the guide's line before a script."""
+    """Runs a script with the environment variable of the guide."""
     script = REPOSITORY / "tests/e2e/plain_classifier.py"
     shutil.copy(script, folder / "any_lightning_script.py")
     line = shell_lines("LIGHTNING_ADAM_MONITOR=")[-1]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 WORDS = {
     r"trainings|a training(?! (?!that|which|is|was|of|in|on|with|to|and|has)\w)": "run",
-    r"(?:is|are|was|were|be) told": "active voice: `X logs …`, `X warns …`",
+    r"(?:is|are|was|were) told": "active voice: `X logs …`, `X warns …`",
     r"what there is|for want of|lets? go of|in health": "a plain verb",
-    r"of (?:one's|its|his|their|your|our) own": "`its own X`, `your own X`",
+    r"of (?:one's|its|his|their|your|our) own(?=[.,:;)\"`']|$)": "`its own X`, `your own X`",
     r"so (?:many|much) (?!as|faster|slower|that|more|less)": "the number, or `N`",
     r"rhythm": "interval, or `lr_scheduler_options`",
     r"hopeless": "underperforming",

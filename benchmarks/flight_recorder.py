@@ -1,4 +1,4 @@
-"""Does the flight recorder keep quiet in healthy trainings, and what does it cost?
+"""Does the flight recorder keep quiet in healthy runs, and what does it cost?
 
 python -m benchmarks.flight_recorder alarms
 python -m benchmarks.flight_recorder cost
@@ -47,7 +47,7 @@ from recipes.mnist import small_cnn
 
 STEPS = 200
 FACTOR = 100.0
-"""On the learning rate, of a training that blows up."""
+"""On the learning rate, of a run that diverges."""
 SHAPES = {"150 tensors": (75, 64), "2,000 tensors": (1000, 16)}
 """Linear layers, and their width."""
 

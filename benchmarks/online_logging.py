@@ -1,17 +1,15 @@
-"""How much slower does a training get when W&B's server takes part in it?
+"""How much slower is training when W&B logs online?
 
 python -m benchmarks.online_logging
 python -m benchmarks.online_logging --repetitions 3 --epochs 2
 
-Trains the recipe's small CNN with W&B offline and with servers on this machine, each in a process
-of its own: one that is well, one that is slow, one that answers 503 from the middle of the training
-on. The trainings take turns, and each is divided by the offline one of its turn. What is timed is
-the training loop, from batch to batch; the time that `wandb.finish()` takes stands aside.
-"Logging" is how much of the loop was spent in the logger, "slower" what that is more than offline,
-in parts of an offline step: the least noisy of these figures.
+Trains the CNN of the recipe with W&B offline and with local servers, each in a separate process: a
+fast server, a slow one, and one that answers 503 from the middle of the run on. The runs alternate,
+and each is divided by the offline run of its round. The training loop is timed from batch to batch,
+without `wandb.finish()`. "Logging" is the share of the loop in the logger. "Slower" is its increase
+over offline, as a share of an offline step: the figure with the least noise.
 
-The second offline training shows the noise. Where it is as large as what is looked for, the machine
-has too much else to do.
+The second offline run shows the noise. If it is as large as the effect, the machine is too busy.
 """
 
 import argparse
@@ -45,9 +43,9 @@ WIDTH = 32
 BATCH_SIZE = 64
 BATCHES = 63
 FINISH_S = 5
-"""After so many seconds the client stops waiting for a server that fails."""
+"""Seconds after which the client stops waiting for a server that fails."""
 TRANSMIT_S = 1
-"""How often rows are sent: W&B's client would every 15 seconds, and these trainings are short."""
+"""How often rows are sent: W&B's client would every 15 seconds, and these runs are short."""
 
 MONITORS: dict[str, dict[str, Any]] = {
     "every step": {"every_n_steps": 1},
@@ -73,7 +71,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Arm:
-    """What a training is logged to."""
+    """The destination of a run's metrics."""
 
     server: Server | None = None
     fails: bool = False

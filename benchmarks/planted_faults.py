@@ -363,7 +363,7 @@ def mnist() -> tuple[Tensor, Tensor]:
 @functools.cache
 def digits() -> tuple[Tensor, Tensor]:
     """The images that scikit-learn ships, 1,797 of 8 x 8."""
-    # With it comes an OpenMP of its own, beside which the fast kernel has to take other threads.
+    # It brings its own OpenMP, and the fast kernel must then use other threads.
     from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
     pixels, labels = load_digits(return_X_y=True)

@@ -1,4 +1,4 @@
-"""What Griffe is told of our docstrings: `Example:` is a section, as `Examples:` is to it."""
+"""Makes Griffe parse `Example:` in a docstring as the section `Examples:`."""
 
 import re
 from typing import Any

@@ -2,8 +2,8 @@
 
 python -m benchmarks.monitor_cost
 python -m benchmarks.monitor_cost --part step --sizes resnet18 small --rounds 11
-python -m benchmarks.monitor_cost --part training --trainings mnist
-python -m benchmarks.monitor_cost --sizes tiny --trainings tiny --rounds 2 --training-rounds 2
+python -m benchmarks.monitor_cost --part training --workloads mnist
+python -m benchmarks.monitor_cost --sizes tiny --workloads tiny --rounds 2 --training-rounds 2
 python -m benchmarks.monitor_cost --save benchmarks
 
 The part `step` takes the tensors of a model, without the model, and divides what each arm takes by
@@ -72,9 +72,9 @@ def main() -> None:
                 machine=here,
                 batches=typed.batches,
                 logger=typed.logger,
-                trainings={
+                workloads={
                     name: train(name, typed.device, typed.training_rounds, typed.batches, logger)
-                    for name in typed.trainings
+                    for name in typed.workloads
                 },
             )
         wandb.finish()
@@ -104,7 +104,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=21, help="of the part `step` (default: 21)")
     parser.add_argument(
-        "--trainings",
+        "--workloads",
         nargs="+",
         choices=TRAININGS,
         default=["mnist", "gpt"],
@@ -123,7 +123,7 @@ def arguments() -> argparse.Namespace:
         "--logger",
         choices=["wandb", "csv"],
         default="wandb",
-        help="of the trainings; wandb is offline (default: wandb)",
+        help="of the workloads; wandb is offline (default: wandb)",
     )
     parser.add_argument(
         "--device", choices=["cpu", "cuda"], default="cpu", help="what it runs on (default: cpu)"

@@ -12,7 +12,7 @@ from benchmarks.monitor_cost.results import ALL, COMPOSER, OURS, READ, STEPS, Si
 from benchmarks.monitor_cost.tables import percentiles, title
 
 TARGET = 1.3
-"""A measurement should cost no more than so many fused steps."""
+"""The largest cost of a measurement that is acceptable, in fused steps."""
 
 
 def draw(sizes: Mapping[str, Size], path: Path) -> None:

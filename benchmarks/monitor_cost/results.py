@@ -69,7 +69,7 @@ class TrainingPart(TypedDict):
     machine: str
     batches: int
     logger: str
-    trainings: dict[str, dict[str, Segments]]
+    workloads: dict[str, dict[str, Segments]]
 
 
 class Results(TypedDict):

@@ -17,7 +17,7 @@ from benchmarks.monitor_cost.results import (
 ON = {"cpu": "", "cuda": " on CUDA"}
 """How a heading names what it was measured on."""
 TARGET_US = 4.0
-"""A step that is not measured should cost no more than so many microseconds."""
+"""The largest cost of a step without a measurement that is acceptable, in microseconds."""
 
 
 ON_DEVICE = ("kernel launches", "host only, ms", "device only, ms")
@@ -111,12 +111,12 @@ def training_table(part: TrainingPart) -> str:
             spread(own["medians"], 3) if arm != NONE else "",
             f"{median(own['measurement_ms']):.2f}" if own["measurement_ms"] else "",
         ]
-        for name, arms in part["trainings"].items()
+        for name, arms in part["workloads"].items()
         for arm, own in arms.items()
     ]
     head = ["", "median batch, ms", "all batches", "10th to 90th percentile", "median batch"]
     head += ["10th to 90th percentile", "ms for a measurement"]
-    rounds = {len(own["totals"]) for arms in part["trainings"].values() for own in arms.values()}
+    rounds = {len(own["totals"]) for arms in part["workloads"].values() for own in arms.values()}
     return (
         f"Ratios to the segment without a monitor of the same round; {max(rounds)} rounds of"
         f" {part['batches']} batches, logged to {part['logger']}.\n\n" + table(head, rows)

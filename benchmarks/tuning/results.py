@@ -29,7 +29,7 @@ class Comparison:
 
 
 def regrets(losses: Losses, defaults: Mapping[str, float]) -> Losses:
-    """Losses as shares of what there is to gain.
+    """Losses as shares of the possible gain.
 
     Args:
         losses: Of all searches.

@@ -35,7 +35,7 @@ ARMS = {
 }
 INTERVALS = {"none", "none again", "every 50", "every 10", "every step"}
 README = "before\n<!-- results -->\nold\n<!-- /results -->\nafter\n"
-TINY = ["--sizes", "tiny", "--trainings", "tiny", "--batches", "2", "--logger", "csv"]
+TINY = ["--sizes", "tiny", "--workloads", "tiny", "--batches", "2", "--logger", "csv"]
 PNG = b"\x89PNG\r\n\x1a\n"
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -76,7 +76,7 @@ def test_every_arm_is_measured(ran: Ran) -> None:
 
 @pytest.mark.slow
 def test_every_interval_is_measured_in_training(ran: Ran) -> None:
-    segments = ran.results["training"]["cpu"]["trainings"]["tiny"]
+    segments = ran.results["training"]["cpu"]["workloads"]["tiny"]
     assert segments.keys() == INTERVALS
     assert {len(each["totals"]) for each in segments.values()} == {2}
     assert [name for name, each in segments.items() if each["measurement_ms"]] == ["every step"]

@@ -255,7 +255,7 @@ ROUTES = {
         )
     },
     "Plain, partial": Route(config(Plain, **PARTIALS), *BETAS),
-    "a partial of its own": Route(
+    "its own partial": Route(
         config(Itself, _recursive_=False, **PARTIALS),
         "~model.scheduler.step_size",
         "+model.scheduler.step_size=VALUE",
@@ -384,7 +384,7 @@ IN_DEFAULT = [
     "two partials",
     f"Direct, partial, {BETAS[0]}",
     "FromHparams, partial, +model.optimizer.layer_decay.rate=0.5",
-    "a partial of its own",
+    "its own partial",
     "a part that a list lacks",
     "constructed, model.optimizer.lr=-1",
     "by_hand_with_containers, partial",

@@ -177,7 +177,7 @@ def test_wandb_sync_recovers_what_a_server_that_failed_to_the_end_lacks(
 
 
 def fail_after_rows(server: WandbServer, rows: int, running: "Future[Finished]") -> None:
-    """Makes the server fail as soon as it has so many rows of a run."""
+    """Makes the server fail as soon as it has this number of rows of a run."""
     server.wait_until(
         lambda: bool(server.runs) and len(server.run.streamed.get(HISTORY, {})) >= rows
     )

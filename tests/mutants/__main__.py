@@ -221,7 +221,7 @@ def main() -> int:
     _preload()
     with tempfile.TemporaryDirectory() as folder:
         runner = _Runner(arguments.project.resolve(), Path(folder), arguments.jobs, arguments.m)
-        # A process of its own session outlives this one.
+        # A process in another session outlives this one.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
         try:
             if arguments.control:
@@ -447,5 +447,5 @@ def _is_tree(folder: Path) -> bool:
 
 if __name__ == "__main__":
     code = main()
-    # Not as programs end: libraries would complain of what the collector was told to pass over.
+    # Without cleanup: libraries would warn about objects that the garbage collector ignores.
     os._exit(min(code, 1))

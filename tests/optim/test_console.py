@@ -24,7 +24,7 @@ CONFIGURATIONS = {
         "logging.basicConfig(level=logging.INFO, format='%(name)s %(levelname)s %(message)s')",
         "lightning_adam INFO AdamW, fused: float32 on cpu\ngroup",
     ),
-    "a level of our own": ("logging.getLogger('lightning_adam').setLevel(logging.ERROR)", ""),
+    "a level of the package": ("logging.getLogger('lightning_adam').setLevel(logging.ERROR)", ""),
 }
 
 

@@ -314,7 +314,7 @@ def largest_change(case: Case, width: float) -> float:
 
     A warm-up has the slope 1/(warmup + 1). A way of `length` steps from 1 to the minimum has a
     slope of at most 1/length if straight, π/2 times that if half a cosine (in its middle) and
-    `power` times that if a power of at least 1 (at its beginning), all times what there is to fall.
+    `power` times that if a power of at least 1 (at its beginning), all times the whole fall.
     A smaller power, and the square root, has no bounded slope, but |xᵃ-yᵃ| ≤ |x-y|ᵃ for 0 < a ≤ 1.
     The derivatives of 1/√(1+step/timescale) and of an exponential are largest at 0.
     """

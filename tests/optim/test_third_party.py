@@ -369,7 +369,7 @@ def test_sharded_quantised_state_is_measured(tmp_path: Path) -> None:
 
 
 class WithoutMemory(Tensor):
-    """A tensor without memory of its own, as the quantised tensors of libraries."""
+    """A tensor without its own memory, like the quantised tensors of libraries."""
 
     @staticmethod
     def __new__(cls, shape: Sequence[int]) -> "WithoutMemory":

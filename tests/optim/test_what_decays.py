@@ -30,7 +30,7 @@ def decaying(module: nn.Module, **config: Any) -> set[str]:
 
 
 class Holder(nn.Module):
-    """A module with parameters of its own, by name and shape."""
+    """A module with direct parameters, by name and shape."""
 
     def __init__(self, **shapes: tuple[int, ...]) -> None:
         super().__init__()

@@ -542,7 +542,7 @@ def test_finding_links_to_the_chart_that_shows_it() -> None:
                 assert all(each["data-statistic"] == "eps_energy_loss" for each in links)
                 assert all(each["data-scope"] == scope.partition("/")[2] for each in links)
                 assert ("eps_energy_loss is not logged." in report.text) is (expected is None)
-    # Findings of one statistic have links of their own.
+    # Findings of one statistic have separate links.
     series = {
         STATISTICS["update_to_weight"].key_of(part): {0: 1.0} for part in ("", "layer/net.0/")
     }

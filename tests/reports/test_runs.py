@@ -81,7 +81,7 @@ def varied_rows() -> list[dict[str, Any]]:
                 "epoch": place,
             }
         )
-    rows += [{GLOBAL_STEP: 100, "text": "alone"}, {"without a step of its own": 1.5}]
+    rows += [{GLOBAL_STEP: 100, "text": "alone"}, {"without its own step": 1.5}]
     return rows
 
 
@@ -139,7 +139,7 @@ def test_later_row_of_a_step_counts_and_texts_are_no_numbers(run_file: Path) -> 
         "nested.inner.number",
         "with.dots",
         "späte/Verluste 😀",
-        "without a step of its own",
+        "without its own step",
     }
 
 
@@ -405,7 +405,7 @@ class IntactRun:
     """For what is left of it."""
 
     def read(self, content: bytes) -> Run:
-        """Reads a file with this content in the place of its own."""
+        """Reads a file with this content instead of its content."""
         (self.folder / "run.wandb").write_bytes(content)
         return only(self.folder)
 

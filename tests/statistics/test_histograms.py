@@ -145,7 +145,7 @@ def counted(magnitudes: list[float]) -> list[int]:
 def test_percentiles_are_exact_to_the_octave(numbers: list[float], percent: int) -> None:
     found = percentile(counted(numbers), percent)
     assert found is not None
-    # The smallest number that so many elements are at most.
+    # The smallest value that at least this number of elements do not exceed.
     place = max(math.ceil(percent / 100 * len(numbers)), 1)
     exact = sorted(numbers)[place - 1]
     octave = math.floor(math.log2(float(np.float32(exact))))

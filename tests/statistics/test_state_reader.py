@@ -28,7 +28,7 @@ NORM = "adam_weight_decay/weight_norm"
 
 
 class Net(nn.Module):
-    """A parameter of its own, a body and a head; the scale can be left out of a step."""
+    """A direct parameter, a body and a head; the scale can be left out of a step."""
 
     def __init__(self) -> None:
         super().__init__()

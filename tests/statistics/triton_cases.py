@@ -1,4 +1,4 @@
-"""The Triton kernel, interpreted: `test_triton.py` runs these in a process of their own.
+"""The Triton kernel, interpreted: `test_triton.py` runs these in a separate process.
 
 By hand: `pytest -p tests.statistics.triton_interpreter tests/statistics/triton_cases.py`.
 """

@@ -259,7 +259,7 @@ def keys(rows: Mapping[int, Iterable[str]]) -> dict[int, list[str]]:
 def promised_keys(
     steps: int, every_n_steps: int, histograms_every_n_steps: int | None = None
 ) -> dict[int, list[str]]:
-    """What a run of so many optimizer steps has to log, and when, without clipping."""
+    """The keys that a run without clipping has to log, by step."""
     logged: dict[int, set[str]] = {}
     for step in (1, *range(every_n_steps, steps + 1, every_n_steps)):
         undefined = {*CLIPPING, *(["grad_momentum_cosine"] if step == 1 else [])}

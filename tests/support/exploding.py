@@ -64,7 +64,7 @@ HOW = {
 def recorded(
     module: Any, steps: int | None = 10, batches: int = 100, **flags: Any
 ) -> tuple[MemoryLogger, Path]:
-    """Trains with a flight recorder of so many steps.
+    """Trains with a flight recorder of `steps` steps.
 
     Returns:
         The logger, and the folder of the run.

@@ -65,7 +65,7 @@ def _first(first: Any, *others: Any) -> Any:
 
 
 def _tensor_of_class(rebuild: Any, tensor_class: Any, arguments: Any, state: Any) -> Any:
-    """A plain tensor; any other class may store its numbers in a form of its own."""
+    """A plain tensor; any other class may store its numbers in another format."""
     is_plain = tensor_class.__name__ in ("torch.Tensor", "torch.nn.parameter.Parameter")
     return rebuild(*arguments) if is_plain else tensor_class
 

@@ -1,6 +1,6 @@
 """Adam for PyTorch Lightning: configured from Hydra, measured at the optimizer step.
 
-The public names are loaded when they are first used (PEP 562): `import lightning_adam` and
+Public names are imported on first use (PEP 562). Therefore `import lightning_adam` and
 `lightning_adam.config`, which every Hydra app loads, import neither torch nor lightning.
 """
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lightning_adam.optim.schedulers import build_scheduler
     from lightning_adam.statistics.metric import AdamStatistics
 
-_HOMES = {
+_MODULES = {
     "AdamMixin": "optim.mixin",
     "AdamMonitor": "monitor.callback",
     "AdamStatistics": "statistics.metric",
@@ -41,8 +41,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"lightning_adam.{_HOMES[name]}"), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"lightning_adam.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'lightning_adam' has no attribute {name!r}")
 
 

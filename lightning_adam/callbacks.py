@@ -1,8 +1,8 @@
-"""Entry point of both `callbacks_factory` groups: the callbacks that are added to every Trainer.
+"""Callbacks for every Trainer: the entry point of both `callbacks_factory` groups.
 
-A Trainer of `lightning` loads one of them, a Trainer of `pytorch_lightning` the other, in every
-process of the environment. So this file imports a library only when an environment variable asks
-for a callback.
+A Trainer of `lightning` loads one group, a Trainer of `pytorch_lightning` the other. Every Trainer
+of the environment loads this file, so it imports a library only if an environment variable requests
+a callback.
 """
 
 import os
@@ -21,7 +21,7 @@ def callbacks() -> "list[Callback]":
     `LIGHTNING_ADAM_MONITOR` attaches an AdamMonitor. `1`, `true` or `on` select the defaults;
     overrides such as `every_n_steps=10 statistics=all` configure it, with or without the prefix
     `adam_monitor.`; `0`, `false`, `off` or an empty value attach none. A value that cannot be
-    parsed is a warning. `LIGHTNING_ADAM_TRIAL` is set by `hydra/sweeper=adam_tune` for its trials.
+    parsed causes a warning. `hydra/sweeper=adam_tune` sets `LIGHTNING_ADAM_TRIAL` for its trials.
 
     Example:
         >>> callbacks()

@@ -24,8 +24,8 @@ from lightning_adam.version import __version__
 if TYPE_CHECKING:
     from lightning_adam.reports.runs import Run
 
-MOST_DESCRIBED = 10
-"""Of more runs, `report` prints only their number."""
+MAX_LISTED_RUNS = 10
+"""`report` prints one line per run up to this number, and a summary of more."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -61,25 +61,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         " or finding",
     )
     explain_parser.set_defaults(run=lambda chosen: chosen.topic)
-    reporting = commands.add_parser(
+    report_parser = commands.add_parser(
         "report",
-        help="write an HTML page about runs of W&B, CSVLogger or TensorBoard",
-        description="Writes one HTML page about one run, or compares several. The page needs no"
-        " network. An existing file is overwritten.",
+        help="write an HTML report of runs from W&B, CSVLogger or TensorBoard",
+        description="Writes an HTML report of one run, or a comparison of several. The report loads"
+        " nothing from the network. An existing file is overwritten.",
         epilog="examples:\n"
         "  lightning-adam report lightning_logs/version_3\n"
         "  lightning-adam report wandb/offline-run-* -o compared.html\n"
         "  lightning-adam report lightning_logs/version_3 --watch",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    reporting.add_argument(
+    report_parser.add_argument(
         "runs",
         nargs="+",
         type=Path,
         metavar="FOLDER",
-        help="folder of a run, as AdamMonitor prints it at the end, or a folder that contains runs",
+        help="folder of a run, which AdamMonitor prints at the end, or a folder that contains runs",
     )
-    reporting.add_argument(
+    report_parser.add_argument(
         "-o",
         "--output",
         type=Path,
@@ -87,39 +87,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="FILE",
         help="the file to write (default: report.html)",
     )
-    reporting.add_argument(
+    report_parser.add_argument(
         "--watch",
         nargs="?",
         const=10.0,
         type=_seconds,
         metavar="SECONDS",
-        help="rewrite the page while the runs train, until all have ended or Ctrl-C; the open page"
+        help="rewrite the report until all runs have ended or you press Ctrl-C; the open page"
         " reloads itself (default: every 10 seconds)",
     )
-    reporting.set_defaults(run=_report)
-    showing = commands.add_parser(
+    report_parser.set_defaults(run=_report)
+    dashboard_parser = commands.add_parser(
         "dashboard",
         help="create or update a W&B workspace with charts of AdamMonitor",
         description="Creates a workspace with charts of AdamMonitor in a W&B project, or updates"
         " it, and prints its address.",
     )
-    showing.add_argument("project", metavar="ENTITY/PROJECT", help="as in the project's address")
-    showing.add_argument(
+    dashboard_parser.add_argument(
+        "project", metavar="ENTITY/PROJECT", help="as in the address of the project"
+    )
+    dashboard_parser.add_argument(
         "--metric",
         metavar="NAME",
         help="metric to compare runs by, for example val/acc (default: that of the newest run; none"
         " with --json)",
     )
-    showing.add_argument(
-        "--json", action="store_true", help="print the workspace as JSON, without W&B's server"
+    dashboard_parser.add_argument(
+        "--json", action="store_true", help="print the workspace as JSON, and contact no server"
     )
-    showing.set_defaults(run=_dashboard)
+    dashboard_parser.set_defaults(run=_dashboard)
     inspect_parser = commands.add_parser(
         "inspect",
         help="inspect the optimizer state of a checkpoint",
-        description="Prints the findings and the statistics of the last optimizer step in a"
-        " checkpoint of Lightning, or in a file of torch.save with an optimizer's state_dict. It"
-        " needs neither the code of the model nor a run, and runs no code from the file.",
+        description="Prints the findings and statistics of the last optimizer step in a Lightning"
+        " checkpoint, or in an optimizer's state_dict saved with torch.save. It needs neither the"
+        " model's code nor a run, and executes no code from the file.",
     )
     inspect_parser.add_argument(
         "checkpoint", type=Path, metavar="CHECKPOINT", help="the file, for example last.ckpt"
@@ -132,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         print(chosen.run(chosen), flush=True)  # noqa: T201
     except BrokenPipeError:
-        # The reader, `head` say, has seen enough; Python would fail again at its end.
+        # The reader, such as `head`, has closed the pipe. Without this, Python fails again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ConfigError, ModuleNotFoundError) as error:
         parser.exit(1, f"lightning-adam {chosen.command}: {error}\n")
@@ -142,7 +144,9 @@ def _seconds(text: str) -> float:
     with suppress(ValueError):
         if 0 < float(text) < math.inf:
             return float(text)
-    raise argparse.ArgumentTypeError(f"{text} is not a number of seconds; put folders before it")
+    raise argparse.ArgumentTypeError(
+        f"{text} is not a number of seconds. Put the folders before --watch"
+    )
 
 
 def _report(chosen: argparse.Namespace) -> str:
@@ -165,13 +169,12 @@ def _report(chosen: argparse.Namespace) -> str:
 
 
 def _describe(runs: Sequence["Run"]) -> list[str]:
-    """Says which runs were read."""
-    if len(runs) > MOST_DESCRIBED:
+    """Returns lines that name the runs that were read."""
+    if len(runs) > MAX_LISTED_RUNS:
         sources = Counter(run.source for run in runs).items()
         return [f"read {len(runs)} runs ({', '.join(f'{n} {source}' for source, n in sources)})"]
-    lines = []
+    lines, here = [], Path.cwd()
     for run in runs:
-        here = Path.cwd()
         path = run.path.relative_to(here) if run.path.is_relative_to(here) else run.path
         steps = "no rows yet" if run.last_step is None else f"up to step {run.last_step:,}"
         keys = len({*run.series, *run.histograms})
@@ -202,7 +205,7 @@ def _inspect(chosen: argparse.Namespace) -> str:
 
 
 def _topic(name: str) -> str:
-    """The explanation of a topic."""
+    """Returns the explanation of a topic, a statistic or a finding."""
     if name in TOPICS:
         return "\n\n".join(map(explain, TOPICS[name]))
     if name == "histograms":

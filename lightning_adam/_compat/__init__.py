@@ -1,1 +1,1 @@
-"""Private names of other libraries: one file per library, with the version they were seen in."""
+"""Private names of other libraries: one file per library, with its tested version."""

@@ -1,4 +1,4 @@
-"""Private names of Hydra, and its calls on the stack, seen in 1.3.8 and 1.4.0rc3."""
+"""Private names of Hydra, and its calls on the stack, as of 1.3.8 and 1.4.0rc3."""
 
 import functools
 import sys
@@ -14,27 +14,27 @@ JOB = "hydra.core.utils"
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a `_target_` that is being made by `instantiate`."""
+    """A running call of a `_target_` by `instantiate`."""
 
-    place: str
-    """Place of the node that is instantiated, in the config it belongs to."""
+    path: str
+    """Path of the node that is instantiated, in its config."""
     arguments: Mapping[str, Any]
     """The keyword arguments of the target."""
     config: Any
-    """What `instantiate` was given."""
+    """The config that was passed to `instantiate`."""
     given: Mapping[str, Any]
-    """The keyword arguments that `instantiate` was given beside the config."""
+    """The keyword arguments that were passed to `instantiate` with the config."""
 
 
 def running_call() -> Call | None:
-    """Returns the innermost call that `instantiate` is making; None without one."""
+    """Returns the innermost running call by `instantiate`; None without one."""
     called: Mapping[str, Any] | None = None
     for name, variables in _frames(INSTANTIATE):
         if name == "_call_target" and {"full_key", "kwargs"} <= variables.keys():
             called = variables
         elif name == "instantiate" and called is not None:
             return Call(
-                place=str(called["full_key"] or ""),
+                path=str(called["full_key"] or ""),
                 arguments=called["kwargs"],
                 config=variables.get("config"),
                 given=variables.get("kwargs", {}),
@@ -50,18 +50,18 @@ def app_config() -> DictConfig | None:
 
 
 def partial_key(node: Any) -> str:
-    """Returns the place of the node that a partial was made of; empty if it is not known."""
+    """Returns the path of the node from which Hydra built a partial; empty if it is unknown."""
     key = getattr(node, "_hydra_full_key", "") if isinstance(node, functools.partial) else ""
     return str(key or "")
 
 
 def is_composed(config: Any) -> bool:
-    """Returns whether a config is a composed one, to which Hydra adds keys only after a +."""
+    """Returns whether Hydra composed a config, so that an override adds a key only with a `+`."""
     return OmegaConf.is_config(config) and bool(OmegaConf.is_struct(config))
 
 
 def _frames(module: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The functions of a module that are running, the innermost first, and their variables."""
+    """Yields the names and variables of a module's running functions, the innermost first."""
     frame = sys._getframe()
     while (caller := frame.f_back) is not None:
         frame = caller

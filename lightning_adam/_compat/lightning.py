@@ -1,8 +1,8 @@
-"""Private names of lightning, and what it does without saying so, seen in 2.6.6.
+"""Private names and undocumented behavior of lightning, as of 2.6.6.
 
-`lightning.pytorch` and `pytorch_lightning` are two copies of the same code, so that an object of
-one is never an instance of a class of the other. Attributes are the same in both. Annotations name
-the classes of `lightning.pytorch` and mean those of either package.
+`lightning.pytorch` and `pytorch_lightning` are two copies of the same code. Their attributes are
+the same, but an object of one is never an instance of a class of the other. Annotations name the
+classes of `lightning.pytorch` and mean those of both packages.
 """
 
 import sys
@@ -20,10 +20,10 @@ PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
 
 def either(name: str) -> tuple[Any, ...]:
-    """Returns a class of `lightning.pytorch`, and that of `pytorch_lightning` if it is imported.
+    """Returns a class of `lightning.pytorch`, and its copy if `pytorch_lightning` is imported.
 
     Args:
-        name: Its path below the package.
+        name: Path of the class below the package.
 
     Example:
         >>> isinstance(Trainer(barebones=True), either("Trainer"))
@@ -32,17 +32,17 @@ def either(name: str) -> tuple[Any, ...]:
         'lightning.pytorch.callbacks.model_checkpoint'
     """
     path, _, attribute = name.rpartition(".")
-    places = [f"{package}.{path}".rstrip(".") for package in PACKAGES]
-    # What is not imported has no instances.
-    return tuple(getattr(sys.modules[each], attribute) for each in places if each in sys.modules)
+    modules = [f"{package}.{path}".rstrip(".") for package in PACKAGES]
+    # A class that is not imported has no instances.
+    return tuple(getattr(sys.modules[each], attribute) for each in modules if each in sys.modules)
 
 
 class AnyCallback(Callback):
     """Base of a callback for the Trainers of both packages.
 
-    A Trainer and a LightningCLI check that a callback is of a subclass of their own Callback. As
-    `pytorch_lightning` may be imported at any time, its class joins the bases when a subclass is
-    defined or an instance is made.
+    Trainer and LightningCLI require a subclass of their own Callback. `pytorch_lightning` may be
+    imported at any time, so its class joins the bases when a subclass is defined or an instance is
+    created.
 
     Example:
         >>> class Own(AnyCallback):
@@ -77,7 +77,7 @@ def is_overridden(name: str, module: nn.Module) -> bool:
 
 
 def attached_trainer(module: LightningModule) -> Trainer | None:
-    """The module's trainer; None (where `module.trainer` raises) if it has none."""
+    """Returns the module's trainer, or None, where `module.trainer` raises."""
     return module._trainer
 
 
@@ -90,37 +90,37 @@ def is_created_by_cli() -> bool:
     )
 
 
-def holder_of_parameters(trainer: Trainer, module: LightningModule) -> nn.Module:
-    """The module; under FSDP1 what wraps it, where the flat parameters are."""
+def parameter_root(trainer: Trainer, module: LightningModule) -> nn.Module:
+    """Returns the module, or under FSDP1 its wrapper, which has the flat parameters."""
     is_flat = isinstance(trainer.strategy, either("strategies.FSDPStrategy"))
     return (trainer.strategy.model if is_flat else None) or module
 
 
 def logging_step(trainer: Trainer) -> int:
-    """The x-axis of Lightning's own callbacks, so that curves line up with the loss."""
+    """Returns the step that Lightning logs with, so that curves align with the loss."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def epochs_done(trainer: Trainer) -> int:
-    """The number of epochs that have ended, also while a checkpoint of an epoch's end is loaded.
+    """Returns the number of epochs that have ended, also while a checkpoint is loaded.
 
-    Such a checkpoint is saved before the epoch counts as completed.
+    A checkpoint of the end of an epoch is saved before the epoch counts as completed.
     """
     epochs, batches = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop
     return epochs.ready if batches.batch_progress.is_last_batch else epochs.completed
 
 
 def loss_of_batch(trainer: Trainer, outputs: Any) -> Tensor | None:
-    """A batch's loss, on its device, at least in float32; None if there is none.
+    """Returns a batch's loss on its device, in float32 or wider; None if there is none.
 
     Args:
         trainer: The trainer.
-        outputs: What `training_step` returned, as `on_train_batch_end` is given it.
+        outputs: The outputs that `on_train_batch_end` receives.
     """
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         return None
-    # Lightning has divided it by the batches of a step.
+    # Lightning has divided the loss by the number of batches in a step.
     is_automatic = trainer.lightning_module.automatic_optimization
     batches = trainer.accumulate_grad_batches if is_automatic else 1
     precise = torch.promote_types(loss.dtype, torch.float32)
@@ -128,31 +128,31 @@ def loss_of_batch(trainer: Trainer, outputs: Any) -> Tensor | None:
 
 
 def is_smoke_test(trainer: Trainer) -> bool:
-    """Whether `fast_dev_run` is on, an attribute that is set without being declared."""
+    """Returns whether `fast_dev_run` is on. Trainer sets the attribute without declaring it."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
 def log_every_n_steps(trainer: Trainer) -> int:
-    """The trainer's logging interval, an attribute that is set without being declared."""
+    """Returns the logging interval in steps. Trainer sets the attribute without declaring it."""
     return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
 
 
 def loaded_checkpoint(trainer: Trainer) -> dict[str, Any]:
-    """The checkpoint whose optimizer and scheduler states are about to be loaded; empty if none."""
+    """Returns the checkpoint that is being loaded; empty if there is none."""
     return trainer._checkpoint_connector._loaded_checkpoint
 
 
-def is_of_lr_find(scheduler: LRScheduler) -> bool:
-    """Whether `lr_find` has put the scheduler in the place of the training's own."""
+def is_lr_find_scheduler(scheduler: LRScheduler) -> bool:
+    """Returns whether a scheduler belongs to `lr_find`, which replaces the configured one."""
     names = ("_ExponentialLR", "_LinearLR")
     return any(isinstance(scheduler, either(f"tuner.lr_finder.{name}")) for name in names)
 
 
 def restore_loaders(trainer: Trainer) -> None:
-    """Gives loaders that can go on in the middle of an epoch their place in a checkpoint.
+    """Restores the state of stateful data loaders from a checkpoint.
 
-    Lightning forgets to if something has asked it for the training's length, which sets up the
-    data, before it has loaded the loops' state (Lightning #20550).
+    Lightning does not restore it if the data is set up before the state of the loops is loaded
+    (Lightning #20550). The length of the run requires the data.
     """
     loop = trainer.fit_loop
     if getattr(loop, "_combined_loader_states_to_load", None) and loop._data_fetcher is not None:
@@ -161,14 +161,14 @@ def restore_loaders(trainer: Trainer) -> None:
 
 
 def logged_metrics(trainer: Trainer) -> dict[str, Any]:
-    """The metrics that the loop that runs now has logged for callbacks, without earlier ones."""
+    """Returns the metrics that the running loop has logged, without those of earlier loops."""
     return dict(trainer._logger_connector.metrics["callback"])
 
 
 def unscale_before_clipping(trainer: Trainer) -> None:
-    """Has `clip_gradients` clip unscaled gradients in manual optimization under a GradScaler.
+    """Makes `clip_gradients` unscale first, in manual optimization with a GradScaler.
 
-    Lightning unscales in the optimizer's step, which comes after it.
+    Otherwise Lightning unscales in the optimizer's step, which comes after the clipping.
     """
     precision: Any = trainer.precision_plugin
     scaler: Any = getattr(precision, "scaler", None)
@@ -188,6 +188,6 @@ def unscale_before_clipping(trainer: Trainer) -> None:
     precision.clip_gradients = clip_unscaled
 
 
-def averaged_lr(callback: Any) -> float | None:
-    """The one learning rate that StochasticWeightAveraging sets for all groups; None if several."""
+def swa_lr(callback: Any) -> float | None:
+    """Returns the learning rate of StochasticWeightAveraging; None if it has one per group."""
     return callback._swa_lrs if isinstance(callback._swa_lrs, float) else None

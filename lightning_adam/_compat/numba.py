@@ -1,4 +1,4 @@
-"""Private names of numba, seen in 0.66."""
+"""Private names of numba, as of 0.66."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""The OpenMP runtime that torch runs its operations on, seen in torch 2.13.0's wheels for Linux.
+"""The OpenMP runtime of torch, as of the Linux wheels of 2.13.0.
 
-Its threads wait for the next operation in a loop, for some milliseconds: other threads would have
-to share the processors with them.
+Its threads busy-wait for some milliseconds after each operation. Threads of another pool would
+compete with them for the processors.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ _forked = False
 
 
 def _after_fork() -> None:
-    # The threads are not there, and the runtime does not know.
+    # The runtime does not notice that its threads do not exist in the child.
     global _forked
     _forked = True
 
@@ -30,14 +30,14 @@ if hasattr(os, "register_at_fork"):
 
 
 def run_in_team(work: Callable[[], None], threads: int) -> bool:
-    """Has each of torch's threads do the work, this one among them.
+    """Calls a function in each of torch's threads, including the calling one.
 
     Args:
-        work: What each does; it must not raise.
-        threads: How many.
+        work: The function, which must not raise.
+        threads: The number of threads.
 
     Returns:
-        False if nothing was done: torch has another runtime here, or this process is a fork.
+        False if nothing was called: torch uses another runtime, or this process is a fork.
     """
     parallel = None if _forked else _parallel()
     if parallel is None:
@@ -48,7 +48,7 @@ def run_in_team(work: Callable[[], None], threads: int) -> bool:
 
 @cache
 def _parallel() -> Callable[..., None] | None:
-    """The `parallel` of torch's libgomp, if no other kind of OpenMP is loaded."""
+    """Returns `GOMP_parallel` of torch's libgomp; None if another kind of OpenMP is loaded."""
     runtime = _runtime_of_torch(MAPS.read_text() if MAPS.exists() else "")
     if runtime is None:
         return None
@@ -59,7 +59,7 @@ def _parallel() -> Callable[..., None] | None:
 
 
 def _runtime_of_torch(maps: str) -> str | None:
-    """The file of torch's libgomp among what is loaded; scikit-learn's wheels bring their own."""
+    """Returns the path of torch's libgomp; wheels such as scikit-learn's load a second one."""
     runtimes = set(re.findall(r"/.*/lib[gi]?omp[^/\n]*\.so\S*", maps))
     if not all("libgomp" in each for each in runtimes):
         return None

@@ -1,4 +1,4 @@
-"""The events in TensorBoard's files, as tensorboard 2.21 and tensorboardX 2.6 define them."""
+"""The format of TensorBoard's event files, as of tensorboard 2.21 and tensorboardX 2.6."""
 
 import os
 import struct
@@ -12,10 +12,10 @@ from typing import Any, TypeAlias
 from google.protobuf.message import DecodeError as DecodeError  # type: ignore[import-untyped]
 
 Event: TypeAlias = Any
-"""`event_pb2.Event`; its module comes without types."""
+"""`event_pb2.Event`, whose module has no types."""
 MODULES = ("tensorboard.compat.proto.event_pb2", "tensorboardX.proto.event_pb2")
 HEADER = struct.Struct("<QI")
-"""Before each record: its length, and a checksum of the length."""
+"""Header of a record: its length, and a checksum of the length."""
 CHECKSUM = 4
 """Bytes after each record."""
 BYTES_AT_ONCE = 1 << 20
@@ -37,7 +37,7 @@ def event_class() -> Any:
 
 
 def records(path: Path, has_read: Callable[[int], object]) -> Iterator[bytes | None]:
-    """Yields the records of an event file; None at last if the end is missing.
+    """Yields the records of an event file, and a final None if the file is truncated.
 
     Args:
         path: The file.

@@ -1,4 +1,4 @@
-"""Private names of torch, seen in 2.13.0."""
+"""Private names of torch, as of 2.13.0."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,17 +13,17 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""The attributes of torch.compile, FSDP1, and activation checkpointing and offloading."""
+"""Attributes in which torch.compile, FSDP1 and activation checkpointing keep what they wrap."""
 WRAPPERS = (DistributedDataParallel, DataParallel, AveragedModel, QuantWrapper)
-"""The classes that hold what they wrap in an attribute `module`, which may also be a user's."""
+"""Classes that keep what they wrap in `module`, an attribute that users' modules may have too."""
 
 
-def let_unscale(optimizer: Optimizer, itself: bool) -> None:
-    """Whether a GradScaler leaves unscaling and skipping to the (fused) step of the optimizer.
+def configure_amp_unscaling(optimizer: Optimizer, by_optimizer: bool) -> None:
+    """Sets whether a (fused) optimizer unscales gradients and skips steps in its own step.
 
-    Otherwise it does with it as with any other: unscales, lets clip, looks for inf, and steps.
+    Otherwise the GradScaler unscales before the step, so that hooks see and clip true gradients.
     """
-    optimizer._step_supports_amp_scaling = itself  # type: ignore[attr-defined]
+    optimizer._step_supports_amp_scaling = by_optimizer  # type: ignore[attr-defined]
 
 
 def unscales_itself(optimizer: Optimizer) -> bool:
@@ -32,21 +32,21 @@ def unscales_itself(optimizer: Optimizer) -> bool:
 
 
 def loss_scale(scaler: Any) -> Tensor | None:
-    """Returns the scale of a GradScaler, on its device, without waiting for it.
+    """Returns the scale of a GradScaler on its device, without synchronizing.
 
     Args:
         scaler: The GradScaler, or None.
 
     Returns:
-        A copy, as the scaler changes its own in place; None without a scaler, and before its first
-        use.
+        A copy, because the scaler changes its scale in place; None without a scaler, and before
+        its first use.
     """
     scale = getattr(scaler, "_scale", None)
     return None if scale is None else scale.detach().clone()
 
 
 def collective_device(device: torch.device) -> torch.device:
-    """The device itself, if the ranks can reduce what is on it; else one where they can."""
+    """Returns a device on which the process group can reduce tensors, preferably `device`."""
     types = [each.type for each in dist.distributed_c10d._get_default_group()._device_types]
     if device.type in types:
         return device
@@ -55,21 +55,21 @@ def collective_device(device: torch.device) -> torch.device:
     return torch.device(types[0], torch.accelerator.current_device_index())
 
 
-def is_flat(parameter: Tensor) -> bool:
-    """Whether FSDP1 has made a parameter a part of a flat one."""
+def is_fsdp1_parameter(parameter: Tensor) -> bool:
+    """Returns whether FSDP1 manages a parameter: a flat one, or an original one of its parts."""
     return getattr(parameter, "_fsdp_flattened", False)
 
 
-def is_flattened(parameter: Tensor) -> bool:
-    """Whether it is one of FSDP1's flat parameters itself, as without `use_orig_params`."""
-    return is_flat(parameter) and hasattr(parameter, "_fqns")
+def is_flat_parameter(parameter: Tensor) -> bool:
+    """Returns whether a parameter is a flat one of FSDP1 with `use_orig_params=False`."""
+    return is_fsdp1_parameter(parameter) and hasattr(parameter, "_fqns")
 
 
 def flat_replicas(module: nn.Module | None) -> dict[int, bool]:
-    """By the ids of FSDP1's original parameters, whether this rank's part is the first replica."""
+    """Returns whether this rank has the first replica of original FSDP1 parameters, by id."""
     replicas: dict[int, bool] = {}
     for each, handle in _handles(module):
-        # The ranks that hold the same part, under HYBRID_SHARD.
+        # The ranks that hold the same shard, under HYBRID_SHARD.
         group = getattr(each, "_inter_node_pg", None)
         if not handle.uses_sharded_strategy:
             is_first = dist.get_rank() == 0
@@ -83,7 +83,7 @@ def flat_replicas(module: nn.Module | None) -> dict[int, bool]:
 
 
 def flat_shapes(module: nn.Module | None) -> dict[int, torch.Size]:
-    """By the ids of FSDP1's original parameters, their shapes before they were sharded."""
+    """Returns the unsharded shapes of original FSDP1 parameters, by id."""
     shapes: dict[int, torch.Size] = {}
     for _, handle in _handles(module):
         flat = handle.flat_param
@@ -93,7 +93,7 @@ def flat_shapes(module: nn.Module | None) -> dict[int, torch.Size]:
 
 
 def _handles(module: nn.Module | None) -> Iterator[tuple[nn.Module, Any]]:
-    """FSDP1's wrappers, and what holds the flat parameter of each."""
+    """Yields FSDP1's wrappers and their handles, which have the flat parameters."""
     for each in () if module is None else module.modules():
         handle: Any = getattr(each, "_handle", None)
         if handle is not None and hasattr(handle, "flat_param"):
@@ -101,9 +101,10 @@ def _handles(module: nn.Module | None) -> Iterator[tuple[nn.Module, Any]]:
 
 
 def shared_store() -> Any:
-    """What all processes of a training write to without waiting for each other.
+    """Returns the key-value store of the run's processes, which needs no synchronization.
 
-    None if there is one process, or if MPI has started them.
+    Returns:
+        None for a single process, and for processes that MPI started.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return None
@@ -111,14 +112,14 @@ def shared_store() -> Any:
 
 
 def is_torchscript(path: Path) -> bool:
-    """Returns whether `torch.load` would hand a zip file on to `torch.jit.load`, which runs it."""
+    """Returns whether `torch.load` passes a zip file to `torch.jit.load`, which runs its code."""
     return "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records()
 
 
 def storage_view(
     storage: Any, dtype: torch.dtype, offset: int, size: Sequence[int], stride: Sequence[int]
 ) -> Tensor:
-    """Returns a tensor over a part of a storage, which is never enlarged.
+    """Returns a tensor that views a part of a storage, and never enlarges the storage.
 
     Args:
         storage: A TypedStorage.

@@ -1,7 +1,7 @@
-"""Private names of wandb-workspaces 0.4.13, and of the wandb 0.31.0 that it requires.
+"""Private names of wandb-workspaces, as of 0.4.13, and of wandb 0.31.0, which it requires.
 
-`WandbApiFailedError` is raised where the server refuses a request. It is not a `wandb.Error`, and
-older versions of wandb, with which AdamMonitor works, do not have it.
+wandb raises `WandbApiFailedError`, which is not a `wandb.Error`, if the server rejects a request.
+Older versions, which AdamMonitor supports, do not have it.
 """
 
 import wandb_workspaces.workspaces as ws
@@ -15,15 +15,15 @@ def spec_of(workspace: ws.Workspace) -> str:
 
 
 def set_address(workspace: ws.Workspace, address: str) -> None:
-    """Sets the end of the workspace's address, after `nw=`, which is random otherwise."""
+    """Sets the end of the workspace's address, after `nw=`. It is random otherwise."""
     workspace._internal_name = f"nw-{address}-v"
 
 
 def saved_workspace(entity: str, project: str, address: str) -> ws.Workspace | None:
-    """Returns the workspace that was saved there, None if there is none.
+    """Returns the saved workspace at an address; None if there is none.
 
     Raises:
-        ValueError: If there is no such project.
+        ValueError: If the project does not exist.
     """
     try:
         # Only the path and the query are used.

@@ -1,1 +1,1 @@
-"""Typed configs: what can be set, its default and its range."""
+"""Typed configs: the settings with their defaults and ranges."""

@@ -1,4 +1,4 @@
-"""The error of a `_target_` that cannot be called: which argument is at fault, and what to set."""
+"""Errors of `_target_` calls: names the argument at fault and suggests a value."""
 
 import functools
 import inspect
@@ -20,22 +20,24 @@ TERMS = {
     "end_factor": "ending multiplicative factor",
     "min_lr": "min_lrs",
 }
-"""What messages of torch call an argument, where it is not the argument's name."""
+"""What torch's messages call an argument, where they do not use its name."""
 
-STEPS = ("total_steps", "T_max")
-"""Arguments of schedulers that are the number of steps in the run."""
+STEP_COUNTS = ("total_steps", "T_max")
+"""Scheduler arguments that mean the number of steps in the run."""
 
 
 def call_error(
     target: functools.partial[Any], path: ConfigPath, arguments: Sequence[Any], error: Exception
 ) -> ConfigError:
-    """Turns the error of a call into that of the argument at fault, as far as its text tells.
+    """Converts an exception of a call to a `ConfigError` that names the argument at fault.
+
+    It names the target if neither the message nor further calls show which argument it is.
 
     Args:
-        target: What was called, with the arguments from the config.
-        path: Place of the config.
+        target: The callable, with the arguments from the config.
+        path: Path of the config.
         arguments: The other arguments of the call.
-        error: What it raised.
+        error: The exception.
 
     Example:
         >>> path = ConfigPath("scheduler", keys=frozenset(["_target_"]))
@@ -58,29 +60,29 @@ def call_error(
     if "total_steps" in named and "total_steps" not in bound:
         return _required(path, ["total_steps"], f"is required by {name}: {cause}")
     given = [each for each in named if each in target.keywords]
-    # Built children cannot be shown.
+    # A list of schedulers that are already built cannot be shown.
     given = [each for each in given if each != "schedulers"] or given
     if not given:
         given = [each for each in parameters if _works_without(target, each, arguments)]
     if not given:
         described = f"{type(error).__name__}: {cause}" if cause else type(error).__name__
-        places = [(path / each).name for each in target.keywords]
+        names = [(path / each).name for each in target.keywords]
         return (path / "_target_").error(
             f"cannot be called with these arguments: {described}",
-            f"Change {' or '.join(places)}" if places else "",
+            f"Change {' or '.join(names)}" if names else "",
             value=name,
         )
     argument = max(given, key=len)
-    place, value = path / argument, target.keywords[argument]
+    setting, value = path / argument, target.keywords[argument]
     problem = f"is not accepted by {name}: {cause}"
     default = parameters[argument].default
     if default is inspect.Parameter.empty or default == value:
-        return place.error(problem, place.suggest(Placeholder("VALUE"), "Set"), value)
-    return place.invalid(value, problem, default)
+        return setting.error(problem, setting.suggest(Placeholder("VALUE"), "Set"), value)
+    return setting.invalid(value, problem, default)
 
 
 def _parameters(target: functools.partial[Any]) -> dict[str, inspect.Parameter]:
-    """The parameters of a target that have a name of their own; none if it does not tell."""
+    """Returns the named parameters of a target; empty if its signature is unknown."""
     try:
         parameters = inspect.signature(target.func).parameters
     except (TypeError, ValueError):
@@ -90,7 +92,7 @@ def _parameters(target: functools.partial[Any]) -> dict[str, inspect.Parameter]:
 
 
 def _bound(target: functools.partial[Any], arguments: Sequence[Any]) -> set[str]:
-    """The parameters that a call gives a value."""
+    """Returns the names of the parameters that a call sets."""
     try:
         signature = inspect.signature(target.func)
         bound = signature.bind_partial(*target.args, *arguments, **target.keywords)
@@ -100,7 +102,7 @@ def _bound(target: functools.partial[Any], arguments: Sequence[Any]) -> set[str]
 
 
 def _is_named(argument: str, message: str) -> bool:
-    """Whether a message speaks of an argument."""
+    """Returns whether a message mentions an argument."""
     words = [re.escape(argument), re.escape(argument).replace("_", " ")]
     if argument in TERMS:
         words.append(TERMS[argument])
@@ -108,7 +110,7 @@ def _is_named(argument: str, message: str) -> bool:
 
 
 def _works_without(target: functools.partial[Any], name: str, arguments: Sequence[Any]) -> bool:
-    """Whether the call succeeds with the default in the place of a given argument."""
+    """Returns whether the call succeeds with the default of an argument that the config sets."""
     keywords = {key: value for key, value in target.keywords.items() if key != name}
     if len(keywords) == len(target.keywords):
         return False
@@ -120,8 +122,8 @@ def _works_without(target: functools.partial[Any], name: str, arguments: Sequenc
 
 
 def _required(path: ConfigPath, names: Sequence[str], problem: str) -> ConfigError:
-    """The error of arguments without a value, the first of which is named."""
-    values = {name: TOTAL_STEPS if name in STEPS else Placeholder("VALUE") for name in names}
+    """Returns the error of missing arguments, which names the first one."""
+    values = {name: TOTAL_STEPS if name in STEP_COUNTS else Placeholder("VALUE") for name in names}
     suggestion = (path / names[0]).suggest(values[names[0]], "Set")
     others = [(path / name).override(values[name]) for name in names[1:]]
     return (path / names[0]).error(problem, " ".join([suggestion, *others]), UNSET)

@@ -15,31 +15,31 @@ from lightning_adam.config.variables import MONITOR_VARIABLE
 
 
 class _Unset(Enum):
-    """An enum, whose member stays the same when an error is pickled."""
+    """Type of `UNSET`. A member of an enum keeps its identity when an error is pickled."""
 
     UNSET = "unset"
 
 
 UNSET: Final = _Unset.UNSET
-"""Stands for no value, where None is one."""
+"""Stands for no value where None is a valid value."""
 
 
 class Placeholder(str):
-    """Stands for a value that the user chooses; it is written without quotes."""
+    """A value for the user to fill in, such as `VALUE`. It is written without quotes."""
 
     def __repr__(self) -> str:
         return str(self)
 
 
 class Source(Enum):
-    """Where a config comes from, which decides how a setting is written."""
+    """The origin of a config, which determines how its settings are written."""
 
     HYDRA = "hydra"
     """A composed config: `optimizer.lr=0.001`."""
     LIGHTNING_CLI = "lightning_cli"
     """Arguments of LightningCLI: `--model.optimizer.lr=0.001`."""
     OMEGACONF = "omegaconf"
-    """A config that is built in code: `cfg.optimizer.lr=0.001`."""
+    """A config built in code: `cfg.optimizer.lr=0.001`."""
     PYTHON = "python"
     """Arguments of a function: `lr=0.001`."""
     ENVIRONMENT = "environment"
@@ -48,16 +48,16 @@ class Source(Enum):
 
 @dataclass(frozen=True)
 class ConfigPath:
-    """The place of a setting, and how it is written there.
+    """The path of a setting, and the syntax to set it there.
 
     Args:
-        config: Place of the config that holds the setting, such as `model.optimizer`.
+        config: Path of the config that holds the setting, such as `model.optimizer`.
         field: Path of the setting in its config, such as `groups.0.lr_scale` (default: empty, the
             config itself).
         source: Where the config comes from (default: Source.HYDRA).
         keys: The settings that the config has, which Hydra overrides without a `+` (default: None,
             every setting).
-        added: The settings that the command line has added with a `+` (default: none).
+        added: The settings that the command line adds with a `+` (default: none).
 
     Example:
         >>> lr = ConfigPath("model.optimizer") / "lr"
@@ -85,7 +85,7 @@ class ConfigPath:
 
     @property
     def name(self) -> str:
-        """The setting as the user calls it."""
+        """The name of the setting, as the user writes it."""
         if self.source is Source.LIGHTNING_CLI:
             return f"--{self}"
         if self.source is Source.OMEGACONF:
@@ -95,9 +95,9 @@ class ConfigPath:
     def format(self, value: object) -> str:
         """Returns a value as the user writes it, without a shell's quotes."""
         if self.source in (Source.OMEGACONF, Source.PYTHON):
-            return repr(_plain(value))
+            return repr(_to_plain(value))
         if self.source is Source.LIGHTNING_CLI:
-            value = _plain(value)
+            value = _to_plain(value)
             return value if isinstance(value, str) else json.dumps(value, default=str)
         return format_value(value)
 
@@ -106,19 +106,19 @@ class ConfigPath:
         return f"{self.name}={self.format(value)}"
 
     def override(self, value: object) -> str:
-        """Returns the assignment with the quotes that the place needs, ready to be pasted."""
+        """Returns the assignment, quoted if needed, ready to paste."""
         assignment = self.assignment(value)
         if self.source in (Source.OMEGACONF, Source.PYTHON):
             return assignment
         if self.source is Source.ENVIRONMENT:
-            # The shell removes one pair of quotes, and parsing the variable another.
+            # The shell removes one pair of quotes, and the parser of the variable another.
             is_one_word = shlex.split(assignment) == [assignment]
             word = assignment if is_one_word else shlex.quote(assignment)
             return f"{MONITOR_VARIABLE}={shlex.quote(word)}"
         return shlex.quote(self.unquoted_override(value))
 
     def unquoted_override(self, value: object) -> str:
-        """Returns the override as a program takes it, without the quotes of a shell.
+        """Returns the override without a shell's quotes, for an argument list.
 
         Example:
             >>> (ConfigPath("optimizer") / "betas").unquoted_override([0.9, 0.95])
@@ -128,16 +128,16 @@ class ConfigPath:
 
     @property
     def _prefix(self) -> str:
-        """What Hydra needs before a setting that the config does not have."""
+        """`+` or `++` where Hydra needs it before the setting; empty otherwise."""
         if self.source is not Source.HYDRA or not self.field:
             return ""
         if self.field in self.added:
-            # It works in the place of the given override and behind it.
+            # `++` works both in place of the given override and after it.
             return "++"
         return "" if self.keys is None or self.field in self.keys else "+"
 
     def suggest(self, value: object, verb: str = "Use for example") -> str:
-        """Returns the suggestion of a value that works.
+        """Returns a sentence that suggests a value.
 
         Example:
             >>> (ConfigPath("optimizer") / "lr").suggest(0.001)
@@ -145,7 +145,7 @@ class ConfigPath:
         """
         item = re.fullmatch(r"(.+)\.(\d+)\.([^.]+)", self.field)
         if item is not None and self.source is Source.LIGHTNING_CLI:
-            # LightningCLI has no option for a part of a list.
+            # LightningCLI has no option that sets a field of a list's item.
             given = replace(self, field=item[1]).name
             setting = f"{item[3]}: {self.format(value)}"
             return f"In item {item[2]} of {given}, {verb[0].lower()}{verb[1:]} {setting}"
@@ -156,7 +156,7 @@ class ConfigPath:
         return ConfigError(problem, suggestion, path=self, value=value)
 
     def invalid(self, value: object, problem: str, *examples: object) -> "ConfigError":
-        """Returns the error of a value, with the first of the examples as the suggestion.
+        """Returns the error of an invalid value; it suggests the first example.
 
         Example:
             >>> print((ConfigPath("optimizer") / "lr").invalid(-1.0, "must be above 0", 0.001))
@@ -176,7 +176,7 @@ class ConfigPath:
     def unknown(
         self, value: object, names: Iterable[str], kind: str = "a setting"
     ) -> "ConfigError":
-        """Returns the error of a name that does not exist, beside those that do.
+        """Returns the error of an unknown name; it suggests the most similar known one.
 
         Example:
             >>> print((ConfigPath("optimizer") / "lrr").unknown(0.01, ["lr", "betas"]))
@@ -191,15 +191,15 @@ class ConfigPath:
 
 
 class ConfigError(ValueError, CompactHydraException):
-    """A setting that cannot work.
+    """An invalid setting.
 
     Hydra 1.3 prints a `CompactHydraException` as its message, without a traceback.
 
     Args:
         problem: Why it cannot work: a predicate of `path`, or a whole sentence without one.
-        suggestion: What to do instead (default: empty).
-        path: The setting (default: None, the problem is not that of one setting).
-        value: The value that was given (default: none).
+        suggestion: What to do (default: empty).
+        path: The setting (default: None, the problem does not belong to one setting).
+        value: The given value (default: none).
 
     Example:
         >>> path = ConfigPath("optimizer") / "lr"
@@ -232,7 +232,7 @@ class ConfigError(ValueError, CompactHydraException):
         return f"{sentence}{'' if sentence.endswith(('?', '.')) else '.'} {self.suggestion}"
 
     def __repr__(self) -> str:
-        """The message: Hydra's `instantiate` quotes an error by its repr."""
+        """Returns the message: Hydra's `instantiate` quotes an error by its repr."""
         return str(self)
 
 
@@ -247,7 +247,7 @@ def nearest(name: str, names: Iterable[str], count: int, cutoff: float = 0.6) ->
 
 
 def format_override(key: str, value: object) -> str:
-    """Returns a Hydra override as one word of a shell.
+    """Returns a Hydra override, quoted for a shell.
 
     Example:
         >>> print(format_override("optimizer.betas", [0.9, 0.95]))
@@ -265,7 +265,7 @@ def format_value(value: object) -> str:
         >>> print(format_value("a (b)"))
         "a (b)"
     """
-    value = _plain(value)
+    value = _to_plain(value)
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -275,21 +275,21 @@ def format_value(value: object) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(format_value, value))}]"
     if isinstance(value, str) and not re.fullmatch(r"[A-Za-z0-9_/\-.+*?%$@|]+", value):
-        # Within quotes a backslash stands for itself, except before a quote.
+        # Within quotes, Hydra reads a backslash literally, except before a quote.
         escaped = re.sub(r'(\\*)("|$)', lambda run: 2 * run[1] + run[2].replace('"', r"\""), value)
-        # A line break cannot be typed within a line.
+        # An override is one line.
         return '"' + escaped.replace("\n", "\\n") + '"'
     return str(value)
 
 
-def _plain(value: object) -> Any:
-    """A value without enums, dataclasses and tuples."""
+def _to_plain(value: object) -> Any:
+    """Converts enums, dataclasses and tuples in a value to plain types."""
     if isinstance(value, Enum):
         return value.value
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: _to_plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [_to_plain(each) for each in value]
     return value

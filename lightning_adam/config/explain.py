@@ -27,20 +27,20 @@ from lightning_adam.config.schedule import (
 from lightning_adam.config.tune import SpaceConfig, TuneConfig
 
 
-class Documented(NamedTuple):
-    """A name in the body of a class, and the string behind it."""
+class FieldDoc(NamedTuple):
+    """A documented field of a config, or member of an enum."""
 
     name: str
     type: str
-    """The type, without ranges; empty for the words of an enum."""
+    """The type, without ranges; empty for a member of an enum."""
     meaning: str
 
 
 class Section(NamedTuple):
-    """A config, and the place of its fields on the command line."""
+    """A config, and the path of its fields on the command line."""
 
     title: str
-    place: str
+    path: str
     config: type
 
     @property
@@ -49,9 +49,9 @@ class Section(NamedTuple):
         return (inspect.getdoc(self.config) or "").partition("\n\nExample:")[0]
 
     @property
-    def fields(self) -> list[Documented]:
+    def fields(self) -> list[FieldDoc]:
         """The fields that the class itself declares."""
-        return list(documented(self.config))
+        return list(field_docs(self.config))
 
     def default(self, name: str) -> str:
         """Returns a field's default as an override.
@@ -60,10 +60,12 @@ class Section(NamedTuple):
             >>> TOPICS["optimizer"][0].default("betas")
             'optimizer.betas=[0.9,0.999]'
         """
-        return f"{self.place}.{name}={format_value(getattr(self.config(), name))}"
+        return f"{self.path}.{name}={format_value(getattr(self.config(), name))}"
 
 
-DECAYING = [name for name, each in SCHEDULES.items() if issubclass(each, DecayScheduleConfig)]
+DECAY_SCHEDULES = [
+    name for name, each in SCHEDULES.items() if issubclass(each, DecayScheduleConfig)
+]
 TOPICS: dict[str, list[Section]] = {
     "optimizer": [
         Section("lightning_adam/optimizer=adam, adamw", "optimizer", AdamConfig),
@@ -75,7 +77,7 @@ TOPICS: dict[str, list[Section]] = {
         Section("Every schedule", "scheduler", ScheduleConfig),
         Section("All but custom", "scheduler", StepScheduleConfig),
         Section("All but one_cycle and custom", "scheduler", WarmupScheduleConfig),
-        Section(", ".join(DECAYING), "scheduler", DecayScheduleConfig),
+        Section(", ".join(DECAY_SCHEDULES), "scheduler", DecayScheduleConfig),
         *(
             Section(f"lightning_adam/scheduler={name}", "scheduler", config)
             for name, config in SCHEDULES.items()
@@ -108,14 +110,14 @@ def explain(section: Section) -> str:
     return "\n".join(lines)
 
 
-def documented(declaring: type) -> Iterator[Documented]:
-    """Yields the documented names in the body of a class.
+def field_docs(declaring: type) -> Iterator[FieldDoc]:
+    """Yields the documented fields of a config or members of an enum.
 
     Example:
-        >>> [(name, type) for name, type, _ in documented(LayerDecayConfig)]
+        >>> [(name, type) for name, type, _ in field_docs(LayerDecayConfig)]
         [('pattern', 'str | None'), ('rate', 'float | None')]
         >>> from lightning_adam.config.optimizer import Resume
-        >>> [name for name, _, _ in documented(Resume)]
+        >>> [name for name, _, _ in field_docs(Resume)]
         ['checkpoint', 'config']
     """
     (definition,) = ast.parse(inspect.getsource(declaring)).body
@@ -127,11 +129,11 @@ def documented(declaring: type) -> Iterator[Documented]:
         target = entry.target if isinstance(entry, ast.AnnAssign) else entry.targets[0]
         assert isinstance(target, ast.Name)
         meaning = " ".join(ast.literal_eval(following.value).split())
-        yield Documented(target.id, _type_name(types.get(target.id, "")), meaning)
+        yield FieldDoc(target.id, _type_name(types.get(target.id, "")), meaning)
 
 
 def _type_name(hint: Any) -> str:
-    """A type as it is written, without modules."""
+    """Returns a type as source code, without module names."""
     if get_origin(hint) in (Union, UnionType):
         return " | ".join(map(_type_name, get_args(hint)))
     if isinstance(hint, type) and not get_args(hint):

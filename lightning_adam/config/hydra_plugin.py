@@ -1,6 +1,6 @@
 """Hydra plugin: makes the config groups and schemas available in every Hydra app.
 
-Every Hydra app of the environment loads this file.
+Every Hydra app of the environment imports this file, so its imports must be fast.
 """
 
 from pathlib import Path
@@ -23,9 +23,9 @@ class LightningAdamSearchPath(SearchPathPlugin):
     """Appends the folder `conf` to the search path, and stores the schemas."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Hydra calls this before each composition.
+        """Called by Hydra before each composition.
 
-        Hydra 1.4 finds the class twice, through the namespace package and the entry point. The
+        Hydra 1.4 finds the class twice: in the namespace package and through the entry point. The
         second call changes nothing.
         """
         folder = f"file://{_conf_folder()}"
@@ -36,17 +36,17 @@ class LightningAdamSearchPath(SearchPathPlugin):
 
 
 def _conf_folder() -> Path:
-    """`conf` in the installed package, or in the repository of an editable install."""
+    """Returns `conf` in the installed package, or in the repository of an editable install."""
     package = Path(__file__).parents[1]
     installed = package / "conf"
     return installed if installed.is_dir() else package.parent / "conf"
 
 
 def _store_schemas() -> None:
-    """Stores the schemas that the presets name.
+    """Stores the schemas that the presets refer to.
 
-    They have no package, because each preset declares its own, and no group, so that `--help` and
-    tab completion list the presets alone.
+    They have no package, because each preset declares one. They have no group, so that `--help`
+    and tab completion list only the presets.
     """
     monitor = OmegaConf.structured(MonitorConfig)
     # Without this, Hydra would require a + before `adam_monitor.worst={grad_norm:3}`.
@@ -58,7 +58,7 @@ def _store_schemas() -> None:
         "tune": TuneConfig,
         **SCHEDULES,
     }
-    # Its preset is an open node: every key but ours goes to the target.
+    # Its preset is an open node, because all keys but the plugin's go to the target.
     del schemas[CustomSchedulerConfig.name]
     store = ConfigStore.instance()
     for name, node in schemas.items():

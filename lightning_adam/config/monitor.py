@@ -5,19 +5,19 @@ from typing import Annotated, Any
 
 from lightning_adam.config.errors import ConfigPath
 from lightning_adam.config.parsing import (
+    BaseConfig,
+    Choice,
     Count,
     Example,
     Integer,
-    Parsed,
-    Validated,
-    Word,
+    ParsedConfig,
     locate,
     to_dict,
     validate,
 )
 
 
-class Scope(Word):
+class Scope(Choice):
     """The set of tensors that a statistic describes."""
 
     model = "model"
@@ -30,7 +30,7 @@ class Scope(Word):
     """One parameter."""
 
 
-class Kernel(Word):
+class Kernel(Choice):
     """The implementation that reads the tensors of a measurement."""
 
     auto = "auto"
@@ -43,7 +43,7 @@ class Kernel(Word):
     """Compiled for CUDA; installed with torch there."""
 
 
-class Severity(Word):
+class Severity(Choice):
     """How a finding is reported."""
 
     off = "off"
@@ -51,13 +51,13 @@ class Severity(Word):
     info = "info"
     """Stored, not printed."""
     warning = "warning"
-    """Costs performance, or is about to."""
+    """Costs performance now or soon."""
     error = "error"
     """Adam does not work as intended."""
 
 
 @dataclass
-class MonitorConfig(Validated):
+class MonitorConfig(BaseConfig):
     """The arguments of `lightning_adam.AdamMonitor`.
 
     Example:
@@ -108,12 +108,12 @@ class MonitorConfig(Validated):
     device, many times slower (default: auto, the fast one if it is installed; lightning_adam)."""
 
 
-def parse_monitor(node: Any, path: ConfigPath | None = None) -> Parsed[MonitorConfig]:
+def parse_monitor(node: Any, path: ConfigPath | None = None) -> ParsedConfig[MonitorConfig]:
     """Parses the monitor's config: names, types and ranges.
 
     Args:
         node: A composed Hydra node, a dict or a `MonitorConfig`.
-        path: Its place (default: None, the node's own, or `adam_monitor`).
+        path: Its path (default: None, where the node is in its config, or `adam_monitor`).
 
     Raises:
         ConfigError: If a key is unknown or a value is out of range.
@@ -123,4 +123,4 @@ def parse_monitor(node: Any, path: ConfigPath | None = None) -> Parsed[MonitorCo
         10
     """
     path = path or locate(node, "adam_monitor")
-    return Parsed(validate(MonitorConfig, to_dict(node, path), path), path)
+    return ParsedConfig(validate(MonitorConfig, to_dict(node, path), path), path)

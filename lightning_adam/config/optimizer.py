@@ -9,14 +9,14 @@ from omegaconf import MISSING
 
 from lightning_adam.config.errors import ConfigPath
 from lightning_adam.config.parsing import (
+    BaseConfig,
+    Choice,
     Example,
     Limits,
     NotNegative,
-    Parsed,
+    ParsedConfig,
     Positive,
     PositiveFraction,
-    Validated,
-    Word,
     check_arguments,
     locate,
     merged_with_preset,
@@ -61,10 +61,10 @@ NO_DECAY = (
     "*logit_scale*",
     "A_log",
 )
-"""The default of `no_decay`: these, layer scales, logit scales and rates of state-space models."""
+"""The default of `no_decay`: also layer scales, logit scales, and rates of state-space models."""
 
 
-class WeightDecayOn(Word):
+class WeightDecayOn(Choice):
     """Which parameters decay."""
 
     matrices = "matrices"
@@ -75,17 +75,17 @@ class WeightDecayOn(Word):
     """Every trained parameter."""
 
 
-class Resume(Word):
+class Resume(Choice):
     """Which settings apply when a run is resumed from a checkpoint."""
 
     checkpoint = "checkpoint"
-    """Those that the config has changed since; otherwise the checkpoint's."""
+    """The checkpoint's, except for settings that the config has changed since."""
     config = "config"
-    """Those of the config."""
+    """The config's."""
 
 
 @dataclass
-class GroupConfig(Validated):
+class GroupConfig(BaseConfig):
     """A parameter group with its own settings, selected by exactly one matcher.
 
     Example:
@@ -124,14 +124,14 @@ class GroupConfig(Validated):
 
 
 @dataclass
-class LayerDecayConfig(Validated):
+class LayerDecayConfig(BaseConfig):
     """Layer-wise learning-rate decay, from the output to the input, for fine-tuning.
 
     The last layer trains with `rate` times the learning rate, the layer below with `rate**2` times,
     and so on. The stem counts as one layer below the first: position embeddings and tokens beside
     the layers, and modules that are registered before the layers in the module that contains them.
-    All other parameters are the head, which trains with the full rate. What belongs to the stem and
-    to the head is logged.
+    All other parameters are the head, which trains with the full rate. The members of the stem and
+    of the head are logged.
 
     Example:
         >>> LayerDecayConfig(pattern="net.blocks.*", rate=0.75).rate
@@ -153,7 +153,7 @@ Groups = Annotated[
 
 
 @dataclass
-class AdamConfig(Validated):
+class AdamConfig(BaseConfig):
     """Adam and AdamW, with torch's argument names. The presets `adam` and `adamw` differ in decay.
 
     Example:
@@ -203,13 +203,12 @@ class AdamConfig(Validated):
     """Layer-wise learning-rate decay (default: off; Clark et al. 2020, arXiv 2003.10555, appendix
     B)."""
     resume: Resume = Resume.checkpoint
-    """Which settings a resumed run has: `checkpoint`, those of the checkpoint except for what the
-    config has changed since, or `config`, those of the config (default: checkpoint;
-    lightning_adam)."""
+    """Which settings a resumed run uses: `checkpoint`, the checkpoint's except for those that the
+    config has changed since, or `config`, the config's (default: checkpoint; lightning_adam)."""
 
 
 @dataclass
-class CustomOptimizerConfig(Validated):
+class CustomOptimizerConfig(BaseConfig):
     """Any Adam-like class by its `_target_`, which receives all other keys.
 
     `weight_decay_on` is `all` by default, as in torch. `matrices`, `no_decay`, `groups`,
@@ -230,13 +229,13 @@ PLUGIN_KEYS = tuple(entry.name for entry in fields(CustomOptimizerConfig) if ent
 OptimizerConfig = AdamConfig | CustomOptimizerConfig
 
 
-def parse_optimizer(node: Any, path: ConfigPath | None = None) -> Parsed[OptimizerConfig]:
+def parse_optimizer(node: Any, path: ConfigPath | None = None) -> ParsedConfig[OptimizerConfig]:
     """Parses an optimizer config in any form.
 
     Args:
         node: A composed Hydra node, a dict, an `AdamConfig` or a `functools.partial`. A parsed
             config is returned as it is.
-        path: Its place (default: None, the node's own, or `optimizer`).
+        path: Its path (default: None, where the node is in its config, or `optimizer`).
 
     Raises:
         ConfigError: If a key is unknown or a value is out of range.
@@ -248,7 +247,7 @@ def parse_optimizer(node: Any, path: ConfigPath | None = None) -> Parsed[Optimiz
         Traceback (most recent call last):
         lightning_adam.config.errors.ConfigError: lrr=1 is not a setting. Use for example lr=1
     """
-    if isinstance(node, Parsed):
+    if isinstance(node, ParsedConfig):
         return node
     path = path or locate(node, "optimizer")
     split = split_target(node, path, PLUGIN_KEYS)
@@ -256,7 +255,7 @@ def parse_optimizer(node: Any, path: ConfigPath | None = None) -> Parsed[Optimiz
     if split is None:
         config = validate(AdamConfig, to_dict(node, path), path)
         if config.fused and config.foreach:
-            problem = f"excludes {(path / 'fused').assignment(True)}"
+            problem = f"cannot be combined with {(path / 'fused').assignment(True)}"
             raise (path / "foreach").invalid(True, problem, None)
     else:
         target, own = split
@@ -268,11 +267,11 @@ def parse_optimizer(node: Any, path: ConfigPath | None = None) -> Parsed[Optimiz
     _check_groups(config.groups, path / "groups")
     _check_no_decay(config, path)
     _check_layer_decay(config.layer_decay, path / "layer_decay")
-    return Parsed(config, path)
+    return ParsedConfig(config, path)
 
 
 def _check_no_decay(config: OptimizerConfig, path: ConfigPath) -> None:
-    """Raises if patterns are given although everything decays."""
+    """Raises if `no_decay` is set but has no effect, because every parameter decays."""
     choices = {config.weight_decay_on, *(group.weight_decay_on for group in config.groups)}
     if WeightDecayOn.matrices not in choices and config.no_decay != list(NO_DECAY):
         raise (path / "no_decay").error(
@@ -283,7 +282,7 @@ def _check_no_decay(config: OptimizerConfig, path: ConfigPath) -> None:
 
 
 def _check_groups(groups: list[GroupConfig], path: ConfigPath) -> None:
-    taken = ["decay", "no_decay"]
+    used = ["decay", "no_decay"]
     for index, group in enumerate(groups):
         name = path / index / "name"
         if group.name == MISSING:
@@ -291,10 +290,10 @@ def _check_groups(groups: list[GroupConfig], path: ConfigPath) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_.]+", group.name):
             raise name.invalid(group.name, "must consist of letters, digits, . and _", "head")
         names = [group.name, f"{group.name}_no_decay"]
-        if not set(names).isdisjoint(taken):
-            problem = f"is taken: the groups before it are {', '.join(taken)}"
+        if not set(names).isdisjoint(used):
+            problem = f"is already used by one of the groups {', '.join(used)}"
             raise name.invalid(group.name, problem, f"{group.name}_{index}")
-        taken += names
+        used += names
     for index, group in enumerate(groups):
         _check_matcher(group, path / index)
 
@@ -302,11 +301,13 @@ def _check_groups(groups: list[GroupConfig], path: ConfigPath) -> None:
 def _check_matcher(group: GroupConfig, path: ConfigPath) -> None:
     given = [matcher for matcher in MATCHERS if getattr(group, matcher) is not None]
     if len(given) != 1:
-        remedy = (path / (given[-1] if given else "match")).suggest(None if given else "net.head.*")
+        suggestion = (path / (given[-1] if given else "match")).suggest(
+            None if given else "net.head.*"
+        )
         raise path.error(
             f"({group.name}) needs exactly one of {', '.join(MATCHERS)}, not"
             f" {' and '.join(given) or 'none'}",
-            remedy,
+            suggestion,
         )
     if group.regex is not None:
         try:

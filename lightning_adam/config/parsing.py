@@ -1,10 +1,11 @@
-"""A config in any form → one typed, validated value with its path.
+"""Parses a config in any form to a typed, validated value with its path.
 
-The forms are a composed Hydra node, typed or not, a dict, a dataclass instance, and the
-`functools.partial` that Hydra makes of a node with `_target_` and `_partial_: true`.
+The forms are a composed Hydra node, structured or not, a dict, a dataclass instance, and the
+`functools.partial` that Hydra creates for a node with `_target_` and `_partial_: true`.
 
-The dataclasses declare the types and the ranges of their fields, and pydantic validates them. It is
-imported with the first config that is parsed: every Hydra app of the environment loads this file.
+The dataclasses declare the types and ranges of their fields; pydantic validates them. pydantic is
+imported when the first config is parsed, because every Hydra app of the environment loads this
+file.
 """
 
 import functools
@@ -65,7 +66,7 @@ PLAIN_WORDS = {
     "greater than": "above",
     "less than": "below",
 }
-"""What is replaced in a message of pydantic."""
+"""Replacements in the messages of pydantic."""
 
 
 class Limits:
@@ -88,7 +89,7 @@ class Limits:
 
 
 def _reject_bool(value: Any) -> Any:
-    """Raises for True and False, which pydantic takes for numbers."""
+    """Raises for True and False, which pydantic accepts as numbers."""
     from pydantic_core import PydanticCustomError
 
     if isinstance(value, bool):
@@ -98,7 +99,7 @@ def _reject_bool(value: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """A value to suggest for a field whose default does not show one."""
+    """A value to suggest in errors, for a field without a suitable default."""
 
     value: Any
 
@@ -113,8 +114,8 @@ CountOrZero = Annotated[int, Limits(ge=0, lt=2**63)]
 
 
 @dataclass
-class Validated:
-    """The base of the configs: how pydantic reads them. LightningCLI requires a dataclass."""
+class BaseConfig:
+    """Base of the configs, with the options of pydantic. LightningCLI requires a dataclass."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {
         "extra": "forbid",
@@ -123,30 +124,30 @@ class Validated:
     }
 
 
-class Word(str, Enum):
-    """One of several words, which it is shown as."""
+class Choice(str, Enum):
+    """A setting with a fixed set of values; `str` returns its value."""
 
     def __str__(self) -> str:
         return str(self.value)
 
 
 @dataclass(frozen=True)
-class Parsed(Generic[Config]):
-    """A config that has been parsed, and its place."""
+class ParsedConfig(Generic[Config]):
+    """A validated config and its path."""
 
     config: Config
     path: ConfigPath
 
 
 def locate(node: Any, default: str) -> ConfigPath:
-    """Returns the place of a config, also of one that Hydra has taken out of its parent.
+    """Returns the path of a config, even if Hydra has detached it from its parent.
 
-    The place is known while `instantiate` is calling a constructor, and in a Hydra app. Keep it:
-    an error that is raised later needs it too.
+    The path is known only while `instantiate` calls a constructor, and within a Hydra app. Store it
+    for errors that are raised later.
 
     Args:
         node: The config in any form.
-        default: Its usual place, for a config that is not part of a larger one.
+        default: Its usual path, for a config that is not part of a larger one.
 
     Example:
         >>> cfg = OmegaConf.create({"model": {"optimizer": {"lr": -1}}})
@@ -155,33 +156,33 @@ def locate(node: Any, default: str) -> ConfigPath:
         >>> (locate({"lr": -1}, "optimizer") / "lr").override(0.001)
         'lr=0.001'
     """
-    if isinstance(node, Parsed):
+    if isinstance(node, ParsedConfig):
         return node.path
     root, key = _origin(node, running_call())
     app = app_config()
     if app is not None:
-        place = _place_in_app(app, node, key, default)
-        is_hydra = bool(place)
-        root, key = (app, place) if is_hydra else (root, key)
+        app_path = _path_in_app(app, node, key, default)
+        is_hydra = bool(app_path)
+        root, key = (app, app_path) if is_hydra else (root, key)
     else:
         is_hydra = HydraConfig.initialized() or (bool(key) and is_composed(root))
     written = _select(root, key) if root is not None and key else None
     if written is not None:
-        # An interpolation leads to the place of what it stands for.
+        # The path of an interpolation is that of its target.
         node, key = written, full_key(written) or key
     source = Source.HYDRA if is_hydra else Source.OMEGACONF if key else Source.PYTHON
-    place = key or default
-    return ConfigPath(place, "", source, frozenset(_keys(plain(node))), _added(place))
+    path = key or default
+    return ConfigPath(path, "", source, frozenset(_keys(to_plain(node))), _added_keys(path))
 
 
 def locate_argument(name: str) -> ConfigPath | None:
-    """Returns the place of an argument of the constructor that `instantiate` is calling.
+    """Returns the path of an argument of the constructor that `instantiate` is calling.
 
     Args:
         name: Name of the argument.
 
     Returns:
-        The place, None if Hydra calls no constructor, or one without such an argument.
+        The path; None if Hydra is not calling a constructor with such an argument.
 
     Example:
         >>> locate_argument("optimizer") is None
@@ -193,40 +194,40 @@ def locate_argument(name: str) -> ConfigPath | None:
 
 
 def _origin(node: Any, call: Call | None) -> tuple[DictConfig | None, str]:
-    """The config that a node comes from, and its place there; empty if it is not known."""
+    """Returns the config that contains a node, and the path of the node; empty if it is unknown."""
     if call is not None:
-        key = _place_within(call.arguments, node)
+        key = _path_within(call.arguments, node)
         name, _, rest = key.partition(".")
-        if name in call.given and call.place == full_key(call.config):
-            # The code has put it in the place of what the config has.
+        if name in call.given and call.path == full_key(call.config):
+            # A keyword argument of `instantiate` replaces the value in the config.
             root, key = _origin(call.given[name], None)
             return root, f"{key}.{rest}".strip(".") if key else ""
         if key:
-            return root_of(call.config), f"{call.place}.{key}".lstrip(".")
+            return root_of(call.config), f"{call.path}.{key}".lstrip(".")
         if isinstance(node, dict) and call.arguments and call.arguments.keys() <= node.keys():
-            # The target's arguments are the settings.
-            return root_of(call.config), call.place
+            # The arguments of the target are the settings of the node.
+            return root_of(call.config), call.path
     return root_of(node), full_key(node) or partial_key(node)
 
 
-def _place_in_app(app: DictConfig, node: Any, key: str, default: str) -> str:
-    """The place of a config in that of the running app; empty if it is not from there."""
+def _path_in_app(app: DictConfig, node: Any, key: str, default: str) -> str:
+    """Returns the path of a config in the app's config; empty if it is not part of it."""
     at_key = _select(app, key) if key else None
     if at_key is not None:
         key = full_key(at_key)
-    content = plain(node)
-    alike = [full_key(each) for each in _nodes(app) if _are_alike(plain(each), content)]
-    if key in alike or (at_key is not None and not alike):
+    content = to_plain(node)
+    equal = [full_key(each) for each in _nodes(app) if _have_same_settings(to_plain(each), content)]
+    if key in equal or (at_key is not None and not equal):
         return key
-    # Hydra takes nodes out of their parents, which shortens their keys.
+    # Hydra detaches nodes from their parents, which shortens their keys.
     name = (key or default).rpartition(".")[2]
     ending = [full_key(each) for each in _nodes(app) if key and full_key(each).endswith(f".{key}")]
-    named = [place for place in alike if place.rpartition(".")[2] == name]
-    return next(iter(named or alike or (ending if len(ending) == 1 else [])), "")
+    same_name = [path for path in equal if path.rpartition(".")[2] == name]
+    return next(iter(same_name or equal or (ending if len(ending) == 1 else [])), "")
 
 
 def _select(root: DictConfig, key: str) -> DictConfig | None:
-    """The node at a place, with interpolations followed; None if there is none."""
+    """Returns the node at a path, with interpolations resolved; None if there is none."""
     try:
         node = OmegaConf.select(root, key)
     except OmegaConfBaseException:
@@ -234,19 +235,19 @@ def _select(root: DictConfig, key: str) -> DictConfig | None:
     return node if isinstance(node, DictConfig) else None
 
 
-def _place_within(values: Any, node: Any) -> str:
-    """The place of a node in nested values; empty if it is not among them."""
+def _path_within(values: Any, node: Any) -> str:
+    """Returns the path of a node in nested values; empty if they do not contain it."""
     for name, value in _children(values):
         if value is node:
             return name
-        place = _place_within(value, node)
-        if place:
-            return f"{name}.{place}"
+        path = _path_within(value, node)
+        if path:
+            return f"{name}.{path}"
     return ""
 
 
 def _nodes(config: Any) -> Iterator[DictConfig]:
-    """The nodes of a config, at any depth."""
+    """Yields the nodes of a config, recursively."""
     for _, child in _children(config):
         if isinstance(child, DictConfig):
             yield child
@@ -254,22 +255,22 @@ def _nodes(config: Any) -> Iterator[DictConfig]:
 
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:
-    """What a container holds, by name or index, without interpolations and missing values."""
+    """Yields the names or indices and values of a container; skips interpolations and `???`."""
     names: Iterable[Any] = ()
     if isinstance(value, Mapping):
         names = value
     elif isinstance(value, list | tuple | ListConfig):
         names = range(len(value))
     for name in names:
-        is_read = OmegaConf.is_config(value) and (
+        is_unreadable = OmegaConf.is_config(value) and (
             OmegaConf.is_missing(value, name) or OmegaConf.is_interpolation(value, name)
         )
-        if not is_read:
+        if not is_unreadable:
             yield str(name), value[name]
 
 
-def _are_alike(one: Any, other: Any) -> bool:
-    """Whether two configs have the same settings; those without any, the same target."""
+def _have_same_settings(one: Any, other: Any) -> bool:
+    """Returns whether two configs have the same settings, or the same target if they have none."""
     if not isinstance(one, dict) or not isinstance(other, dict):
         return False
     settings, others = (
@@ -282,15 +283,15 @@ def _are_alike(one: Any, other: Any) -> bool:
     )
 
 
-def _added(place: str) -> frozenset[str]:
-    """The settings of a config that the command line of the app adds with a +."""
+def _added_keys(path: str) -> frozenset[str]:
+    """Returns the settings of a config that the app's command line adds with a `+`."""
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     keys = (each.lstrip("+").partition("=")[0] for each in overrides if each.startswith("+"))
-    return frozenset(key.removeprefix(f"{place}.") for key in keys if key.startswith(f"{place}."))
+    return frozenset(key.removeprefix(f"{path}.") for key in keys if key.startswith(f"{path}."))
 
 
 def _keys(content: Any) -> Iterator[str]:
-    """The paths of all values in plain containers."""
+    """Yields the paths of all values in plain containers."""
     if isinstance(content, dict | list):
         pairs = content.items() if isinstance(content, dict) else enumerate(content)
         for name, value in pairs:
@@ -302,8 +303,8 @@ def to_dict(node: Any, path: ConfigPath) -> dict[str, Any]:
     """Converts a config to a plain dict, with its interpolations resolved.
 
     Args:
-        node: A composed Hydra node, typed or not, a dict or a dataclass instance.
-        path: Its place.
+        node: A composed Hydra node, structured or not, a dict or a dataclass instance.
+        path: Its path.
 
     Raises:
         ConfigError: If it is none of these, or a value is missing or cannot be resolved.
@@ -323,18 +324,18 @@ def to_dict(node: Any, path: ConfigPath) -> dict[str, Any]:
             node = OmegaConf.create({name: _scalar(value) for name, value in node.items()})
         plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise _unresolved(error, path) from None
+        raise _resolution_error(error, path) from None
     assert isinstance(plain, dict)
     return {str(name): value for name, value in plain.items()}
 
 
 def validate(schema: type[Config], values: Mapping[str, Any], path: ConfigPath) -> Config:
-    """Builds a dataclass from plain values, with the names, types and ranges checked.
+    """Builds a dataclass from plain values, and checks names, types and ranges.
 
     Args:
         schema: The dataclass.
         values: The values by field.
-        path: Their place.
+        path: Their path.
 
     Raises:
         ConfigError: If a name is not a field, or a value has the wrong type or range.
@@ -350,7 +351,7 @@ def validate(schema: type[Config], values: Mapping[str, Any], path: ConfigPath) 
     try:
         config: Config = _adapter(schema).validate_python(values)  # type: ignore[arg-type]
     except ValidationError as error:
-        raise _invalid(error.errors()[0], schema, values, path) from None
+        raise _convert_error(error.errors()[0], schema, values, path) from None
     return config
 
 
@@ -361,10 +362,10 @@ def _adapter(schema: Any) -> "TypeAdapter[Any]":
     return TypeAdapter(schema)
 
 
-def _invalid(
+def _convert_error(
     error: Mapping[str, Any], schema: type[Any], values: Any, path: ConfigPath
 ) -> ConfigError:
-    """Turns an error of pydantic into ours: the setting, its value, and a value that works."""
+    """Converts an error of pydantic to a `ConfigError` that suggests a valid value."""
     location = list(error["loc"])
     hint: Any = schema
     default: Any = UNSET
@@ -379,7 +380,7 @@ def _invalid(
         configs = [each for each in _parts(hint) if isinstance(each, type) and is_dataclass(each)]
         if configs and location:
             if hint is not configs[0]:
-                # One of a list or of a dict of configs.
+                # An item of a list or dict of configs.
                 item = location.pop(0)
                 path, values, default = path / item, values[item], UNSET
             hint = configs[0]
@@ -399,16 +400,16 @@ def _invalid(
 
 
 def _parts(hint: Any) -> Iterator[Any]:
-    """A type, its arguments and its metadata, at any depth."""
+    """Yields a type, its arguments and its metadata, recursively."""
     yield hint
     for each in (*get_args(hint), *getattr(hint, "__metadata__", ())):
         yield from _parts(each)
 
 
-def _unresolved(error: OmegaConfBaseException, path: ConfigPath) -> ConfigError:
-    """A value that is missing, or that OmegaConf cannot resolve or hold.
+def _resolution_error(error: OmegaConfBaseException, path: ConfigPath) -> ConfigError:
+    """Converts an error of OmegaConf, about a missing or unresolvable value, to a `ConfigError`.
 
-    OmegaConf's error is not raised as its cause: Hydra would print it below the message.
+    Raise it `from None`: Hydra would print OmegaConf's error below the message.
     """
     key = re.sub(r"\[(\d+)\]", r".\1", str(error.full_key or ""))
     field = f"{key}.".removeprefix(f"{path}.").rstrip(".")
@@ -425,19 +426,19 @@ def _unresolved(error: OmegaConfBaseException, path: ConfigPath) -> ConfigError:
 def split_target(
     node: Any, path: ConfigPath, own_fields: Iterable[str]
 ) -> tuple[functools.partial[Any], dict[str, Any]] | None:
-    """Separates what a node calls from the fields that belong to this package.
+    """Splits a node into its target with arguments, and the fields that belong to this package.
 
     Args:
         node: Any form of a config.
-        path: Its place.
+        path: Its path.
         own_fields: The fields that are not arguments of the target.
 
     Returns:
-        The target with its arguments, and the values of the own fields; None for a node that has
-        no `_target_` and is not a `functools.partial`.
+        The target with its arguments, and the values of the fields; None for a node that has no
+        `_target_` and is not a `functools.partial`.
 
     Raises:
-        ConfigError: If the target cannot be imported, or does not take an argument.
+        ConfigError: If the target cannot be imported.
 
     Example:
         >>> node = {"_target_": "fractions.Fraction", "denominator": 4, "groups": []}
@@ -447,14 +448,16 @@ def split_target(
     """
     if isinstance(node, functools.partial):
         target = node
-        own = {name: _plain(node.keywords[name]) for name in own_fields if name in node.keywords}
+        own = {name: _to_plain(node.keywords[name]) for name in own_fields if name in node.keywords}
     elif isinstance(node, Mapping) and "_target_" in node:
         arguments = to_dict(node, path)
         own = {name: arguments.pop(name) for name in own_fields if name in arguments}
         target = _import(arguments, path)
     else:
         return None
-    keywords = {name: _plain(value) for name, value in target.keywords.items() if name not in own}
+    keywords = {
+        name: _to_plain(value) for name, value in target.keywords.items() if name not in own
+    }
     target = functools.partial(target.func, *target.args, **keywords)
     return target, own
 
@@ -464,11 +467,11 @@ def _import(arguments: Mapping[str, Any], path: ConfigPath) -> functools.partial
         target = instantiate({**arguments, "_partial_": True, "_convert_": "all"})
     except (HydraException, ImportError, AttributeError, TypeError) as error:
         cause = " ".join(str(error.__cause__ or error).split())
-        # Hydra names the node at fault, which may be a child: schedulers[0], or schedulers0.
+        # Hydra names the invalid node, which may be a child: schedulers[0], or schedulers0.
         key = re.search(r"full_key: (\S+)", str(error))
-        place = re.sub(r"[.\[\]]", "", key[1]) if key else ""
+        child = re.sub(r"[.\[\]]", "", key[1]) if key else ""
         nodes = {name.replace(".", ""): (name, node) for name, node in _targets(arguments)}
-        name, given = nodes.get(place, ("", arguments["_target_"]))
+        name, given = nodes.get(child, ("", arguments["_target_"]))
         path = path / name if name else path
         suggestion = (path / "_target_").suggest(_nearest_target(str(given)), "Set")
         problem = f"cannot be imported and called: {cause}"
@@ -477,16 +480,16 @@ def _import(arguments: Mapping[str, Any], path: ConfigPath) -> functools.partial
     return target
 
 
-def _targets(values: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """The targets of the nodes within plain values, by place."""
+def _targets(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the paths and targets of the nodes within plain values."""
     for name, child in _children(values):
         if isinstance(child, Mapping) and "_target_" in child:
-            yield f"{place}{name}", child["_target_"]
-        yield from _targets(child, f"{place}{name}.")
+            yield f"{prefix}{name}", child["_target_"]
+        yield from _targets(child, f"{prefix}{name}.")
 
 
 def _nearest_target(target: str) -> str:
-    """The most similar name of the target's module, if it has one."""
+    """Returns the most similar callable in the target's module, or a placeholder."""
     module, _, name = target.rpartition(".")
     members = vars(sys.modules[module]) if module in sys.modules else {}
     names = {each.lower(): each for each, member in members.items() if callable(member)}
@@ -495,10 +498,10 @@ def _nearest_target(target: str) -> str:
 
 
 def check_arguments(target: functools.partial[Any], path: ConfigPath) -> None:
-    """Raises if the target does not take an argument, as far as its signature tells.
+    """Checks that the signature of the target accepts the arguments from the config.
 
     Raises:
-        ConfigError: If there is one.
+        ConfigError: If it does not accept one.
 
     Example:
         >>> from fractions import Fraction
@@ -510,7 +513,7 @@ def check_arguments(target: functools.partial[Any], path: ConfigPath) -> None:
         return
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
-    # The first is what the target is built over: the parameters, or the optimizer.
+    # The first argument is not from the config: the parameters, or the optimizer.
     names = [parameter.name for parameter in parameters][1:]
     for name, value in target.keywords.items():
         if name not in names:
@@ -518,7 +521,7 @@ def check_arguments(target: functools.partial[Any], path: ConfigPath) -> None:
 
 
 def target_name(target: functools.partial[Any]) -> str:
-    """Returns the shortest path that leads to the target.
+    """Returns the shortest import path of the target.
 
     Example:
         >>> target_name(functools.partial(OmegaConf))
@@ -534,9 +537,9 @@ def target_name(target: functools.partial[Any]) -> str:
 
 
 def merged_with_preset(path: ConfigPath, target: str, preset: str) -> ConfigError:
-    """Returns the error of a `_target_` among the fields of a preset.
+    """Returns the error of a `_target_` that is merged with the fields of a preset.
 
-    It comes from a config group of the user's with the same name.
+    Hydra merges them if the app has a config group with the same name.
 
     Example:
         >>> path = ConfigPath("optimizer")
@@ -553,7 +556,7 @@ def merged_with_preset(path: ConfigPath, target: str, preset: str) -> ConfigErro
 
 
 def preset_override(path: ConfigPath, preset: str, option: str) -> str:
-    """Returns the override that chooses another option of a preset, wherever it is placed.
+    """Returns the override that selects another option of a preset, also in another package.
 
     Example:
         >>> preset_override(ConfigPath("optimizer"), "lightning_adam/optimizer", "custom")
@@ -565,14 +568,14 @@ def preset_override(path: ConfigPath, preset: str, option: str) -> str:
     return f"{preset}{'' if is_usual else f'@{path.config}'}={option}"
 
 
-def plain(value: Any) -> Any:
-    """Returns a config in any form, and all that it contains, as dicts, lists and scalars.
+def to_plain(value: Any) -> Any:
+    """Converts a config in any form to dicts, lists and scalars, recursively.
 
-    A `functools.partial` becomes the node of which Hydra would make it. Other objects stay as they
-    are.
+    A `functools.partial` becomes the node that Hydra would instantiate to it. Other objects stay as
+    they are.
 
     Example:
-        >>> plain([functools.partial(dict, lr=0.1), OmegaConf.create([1])])
+        >>> to_plain([functools.partial(dict, lr=0.1), OmegaConf.create([1])])
         [{'_target_': 'builtins.dict', '_partial_': True, 'lr': 0.1}, [1]]
     """
     if OmegaConf.is_config(value):
@@ -587,20 +590,20 @@ def plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     if type(value) is dict:
-        return {name: plain(each) for name, each in value.items()}
-    return [plain(each) for each in value] if type(value) is list else value
+        return {name: to_plain(each) for name, each in value.items()}
+    return [to_plain(each) for each in value] if type(value) is list else value
 
 
 def _scalar(value: Any) -> Any:
-    """A scalar of numpy as Python's own."""
+    """Converts a numpy scalar to a Python scalar."""
     return value.item() if type(value).__module__ == "numpy" and value.ndim == 0 else value
 
 
-def _plain(value: Any) -> Any:
-    """A value without containers of OmegaConf, also in partials within it."""
+def _to_plain(value: Any) -> Any:
+    """Converts the containers of OmegaConf in a value, also within partials."""
     if OmegaConf.is_config(value):
         value = OmegaConf.to_container(value, resolve=True)
     if isinstance(value, functools.partial):
-        keywords = {name: _plain(each) for name, each in value.keywords.items()}
+        keywords = {name: _to_plain(each) for name, each in value.keywords.items()}
         return functools.partial(value.func, *value.args, **keywords)
-    return [_plain(each) for each in value] if isinstance(value, list) else value
+    return [_to_plain(each) for each in value] if isinstance(value, list) else value

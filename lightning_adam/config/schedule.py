@@ -8,25 +8,25 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from lightning_adam.config.errors import ConfigPath, nearest
 from lightning_adam.config.parsing import (
+    BaseConfig,
+    Choice,
     Count,
     CountOrZero,
     Example,
     Fraction,
     Limits,
     NotNegative,
-    Parsed,
+    ParsedConfig,
     Positive,
     PositiveFraction,
-    Validated,
-    Word,
     check_arguments,
     locate,
     merged_with_preset,
-    plain,
     preset_override,
     split_target,
     target_name,
     to_dict,
+    to_plain,
     validate,
 )
 
@@ -36,7 +36,7 @@ TOTAL_STEPS = "total_steps"
 """As an argument of a custom scheduler: the number of optimizer steps in the run."""
 
 
-class Decay(Word):
+class Decay(Choice):
     """Shape of the final decay of `wsd`."""
 
     cosine = "cosine"
@@ -47,8 +47,8 @@ class Decay(Word):
     """One minus the square root of the progress (Hägele et al. 2024, arXiv 2405.18392)."""
 
 
-class Anneal(Word):
-    """Shape of the rise and of the fall of `one_cycle`."""
+class Anneal(Choice):
+    """Shape of the rise and the fall of `one_cycle`."""
 
     cosine = "cosine"
     """Half a cosine."""
@@ -56,7 +56,7 @@ class Anneal(Word):
     """A straight line."""
 
 
-class Mode(Word):
+class Mode(Choice):
     """Whether a metric improves by falling or by rising."""
 
     min = "min"
@@ -65,7 +65,7 @@ class Mode(Word):
     """Higher is better."""
 
 
-class ThresholdMode(Word):
+class ThresholdMode(Choice):
     """Unit of the threshold of `plateau`."""
 
     rel = "rel"
@@ -74,7 +74,7 @@ class ThresholdMode(Word):
     """The metric's own unit."""
 
 
-class SchedulerInterval(Word):
+class SchedulerInterval(Choice):
     """Unit of a scheduler's steps."""
 
     step = "step"
@@ -84,8 +84,8 @@ class SchedulerInterval(Word):
 
 
 @dataclass
-class ScheduleConfig(Validated):
-    """The field of every schedule: its name.
+class ScheduleConfig(BaseConfig):
+    """The field that every schedule has.
 
     Example:
         >>> ScheduleConfig("cosine").name
@@ -98,7 +98,7 @@ class ScheduleConfig(Validated):
 
 @dataclass
 class StepScheduleConfig(ScheduleConfig):
-    """A function of the optimizer step.
+    """A learning rate that is a function of the optimizer step.
 
     Example:
         >>> StepScheduleConfig("one_cycle", total_steps=100).total_steps
@@ -360,13 +360,13 @@ ALTERNATIVES = (
 """Fields that exclude each other."""
 
 
-def parse_schedule(node: Any, path: ConfigPath | None = None) -> Parsed[ScheduleConfig]:
+def parse_schedule(node: Any, path: ConfigPath | None = None) -> ParsedConfig[ScheduleConfig]:
     """Parses a scheduler config in any form; `name` selects the schedule.
 
     Args:
         node: A composed Hydra node, a dict, one of the dataclasses or a `functools.partial`. A
             parsed config is returned as it is.
-        path: Its place (default: None, the node's own, or `scheduler`).
+        path: Its path (default: None, where the node is in its config, or `scheduler`).
 
     Raises:
         ConfigError: If the name or a key is unknown, or a value is out of range.
@@ -375,14 +375,14 @@ def parse_schedule(node: Any, path: ConfigPath | None = None) -> Parsed[Schedule
         >>> parse_schedule({"name": "cosine", "warmup_steps": 10}).config.warmup_steps
         10
     """
-    if isinstance(node, Parsed):
+    if isinstance(node, ParsedConfig):
         return node
     path = path or locate(node, "scheduler")
-    _check_children(plain(node), path)
+    _check_children(to_plain(node), path)
     own_fields = [entry.name for entry in fields(CustomSchedulerConfig) if entry.init]
     split = split_target(node, path, own_fields)
     if split is not None:
-        return Parsed(_parse_custom(*split, path), path)
+        return ParsedConfig(_parse_custom(*split, path), path)
     values = to_dict(node, path)
     config = validate(_schema(node, values, path), values, path)
     for alternatives in ALTERNATIVES:
@@ -394,8 +394,10 @@ def parse_schedule(node: Any, path: ConfigPath | None = None) -> Parsed[Schedule
             if value is not None and (name, value) != ("min_lr_ratio", 0)
         ]
         if len(names) > 1:
-            raise (path / names[1]).invalid(given[names[1]], f"excludes {names[0]}", None)
-    return Parsed(config, path)
+            raise (path / names[1]).invalid(
+                given[names[1]], f"cannot be combined with {names[0]}", None
+            )
+    return ParsedConfig(config, path)
 
 
 def uses_total_steps(value: Any) -> bool:
@@ -415,7 +417,7 @@ def uses_total_steps(value: Any) -> bool:
 
 
 def _schema(node: Any, values: dict[str, Any], path: ConfigPath) -> type[ScheduleConfig]:
-    """The dataclass of a schedule, by its name."""
+    """Returns the dataclass of a schedule by its name, and checks that the settings fit it."""
     name, key = values.get("name"), path / "name"
     if name is None:
         problem = f"is required, one of {', '.join(SCHEDULES)}"
@@ -437,7 +439,7 @@ def _schema(node: Any, values: dict[str, Any], path: ConfigPath) -> type[Schedul
     names = [entry.name for entry in fields(schema)]
     settings = {entry.name for kind in SCHEDULES.values() for entry in fields(kind)}
     for other, value in values.items():
-        # A setting of another schedule is no misspelt one of this.
+        # The setting of another schedule is not a typo, so the nearest name would mislead.
         if other in settings and other not in names:
             problem = f"is not a setting of {name}"
             raise (path / other).error(problem, f"Use one of {', '.join(names)}", value)
@@ -451,34 +453,34 @@ def _parse_custom(
     if str(name) in SCHEDULES.keys() - {CustomSchedulerConfig.name}:
         raise merged_with_preset(path, target_name(target), PRESET)
     if name != CustomSchedulerConfig.name:
-        problem = "does not belong to a _target_"
+        problem = "cannot be combined with a _target_"
         raise (path / "name").invalid(name, problem, CustomSchedulerConfig.name)
     _check_arguments(target, path)
     config = validate(CustomSchedulerConfig, own, path)
     config.factory = target
     if uses_total_steps(target):
         if config.interval is SchedulerInterval.epoch:
-            problem = f"excludes the argument {TOTAL_STEPS}"
+            problem = f"cannot be combined with the argument {TOTAL_STEPS}"
             raise (path / "interval").invalid(config.interval, problem, SchedulerInterval.step)
         config.interval = SchedulerInterval.step
     return config
 
 
 def _check_children(node: Any, path: ConfigPath) -> None:
-    """Checks that the schedulers within a node are partials: they are built over the optimizer."""
+    """Checks that the schedulers in a node are partials, because they need the optimizer."""
     children = node.get("schedulers") if isinstance(node, dict) else None
     for index, child in enumerate(children if isinstance(children, list) else ()):
-        place = path / "schedulers" / index
+        child_path = path / "schedulers" / index
         if isinstance(child, dict) and child.get("_partial_") is not True:
             problem = "must be true for a scheduler within another"
-            raise (place / "_partial_").invalid(child.get("_partial_", False), problem, True)
-        _check_children(child, place)
+            raise (child_path / "_partial_").invalid(child.get("_partial_", False), problem, True)
+        _check_children(child, child_path)
 
 
 def _check_arguments(target: functools.partial[Any], path: ConfigPath) -> None:
     """Checks the arguments of a scheduler, and those of its children."""
     keywords = dict(target.keywords)
-    # ChainedScheduler takes them first, and its optimizer last.
+    # ChainedScheduler takes the children before the optimizer.
     children = keywords.pop("schedulers", [])
     if not isinstance(children, list | tuple):
         example = [{"_target_": "torch.optim.lr_scheduler.LinearLR", "_partial_": True}]

@@ -6,11 +6,11 @@ from typing import Any
 
 from lightning_adam.config.errors import ConfigPath
 from lightning_adam.config.parsing import (
+    BaseConfig,
+    Choice,
     Count,
     NotNegative,
-    Parsed,
-    Validated,
-    Word,
+    ParsedConfig,
     to_dict,
     validate,
 )
@@ -18,7 +18,7 @@ from lightning_adam.config.parsing import (
 PATH = ConfigPath("hydra.sweeper")
 
 
-class Direction(Word):
+class Direction(Choice):
     """Whether the metric that the app returns improves by falling or rising."""
 
     minimize = "minimize"
@@ -28,7 +28,7 @@ class Direction(Word):
 
 
 @dataclass
-class Range(Validated):
+class Range(BaseConfig):
     """The range of a hyperparameter, both ends included.
 
     Example:
@@ -43,7 +43,7 @@ class Range(Validated):
 
 
 @dataclass
-class SpaceConfig(Validated):
+class SpaceConfig(BaseConfig):
     """The search space of `hydra/sweeper=adam_tune`. `null` keeps a value as configured.
 
     Example:
@@ -67,18 +67,18 @@ class SpaceConfig(Validated):
     """Weight decay of an optimizer that adds it to the gradient; at the lower end there is none
     (default: 1e-7 to 0.1; lightning_adam)."""
     warmup_ratio: Range | None = field(default_factory=lambda: Range(0.0, 0.5))
-    """Warm-up as a share of the run (default: 0 to 0.5; lightning_adam)."""
+    """Warm-up as a fraction of the run (default: 0 to 0.5; lightning_adam)."""
     amsgrad: bool = True
     """Whether the best configuration is also tried with the other value of `amsgrad`, from
     `n_trials=30` on (default: true; lightning_adam)."""
 
 
 UPPER_LIMITS = {"beta1": 1.0, "beta2": 1.0, "warmup_ratio": 1.0}
-"""What the upper end of a range must be below."""
+"""Exclusive limits of the upper ends."""
 
 
 @dataclass
-class TuneConfig(Validated):
+class TuneConfig(BaseConfig):
     """The arguments of `hydra/sweeper=adam_tune`.
 
     Example:
@@ -114,14 +114,14 @@ class TuneConfig(Validated):
     """The search space (default: the ranges of `hydra.sweeper.space`, below; lightning_adam)."""
 
 
-def parse_tune(values: Mapping[str, Any]) -> Parsed[TuneConfig]:
+def parse_tune(values: Mapping[str, Any]) -> ParsedConfig[TuneConfig]:
     """Parses the sweeper's config: names, types and ranges.
 
     Args:
         values: The arguments that Hydra passes to the sweeper.
 
     Raises:
-        ConfigError: If a key is unknown, a value is out of range, or there is no direction.
+        ConfigError: If a key is unknown, a value is out of range, or the direction is missing.
 
     Example:
         >>> parse_tune({"direction": "minimize", "study_name": "mnist"}).config.n_trials
@@ -131,7 +131,7 @@ def parse_tune(values: Mapping[str, Any]) -> Parsed[TuneConfig]:
     if config.direction is None:
         path = PATH / "direction"
         choices = " or ".join(path.override(each) for each in Direction)
-        raise path.error("is required and is not guessed", f"Set {choices}")
+        raise path.error("is required", f"Set {choices}")
     if not config.study_name.strip():
         raise (PATH / "study_name").invalid(config.study_name, "must not be empty", "tune")
     defaults = SpaceConfig()
@@ -139,7 +139,7 @@ def parse_tune(values: Mapping[str, Any]) -> Parsed[TuneConfig]:
         given, default = getattr(config.space, name), getattr(defaults, name)
         if isinstance(given, Range):
             _check_range(PATH / "space" / name, name, given, default)
-    return Parsed(config, PATH)
+    return ParsedConfig(config, PATH)
 
 
 def _check_range(path: ConfigPath, name: str, given: Range, default: Range) -> None:

@@ -1,4 +1,4 @@
-"""Configs and a Trainer → the optimizer and the schedule of `configure_optimizers`."""
+"""Builds the optimizer and the schedule that `configure_optimizers` returns."""
 
 import math
 from dataclasses import dataclass, field
@@ -12,13 +12,13 @@ from lightning_adam._compat.lightning import (
     attached_trainer,
     either,
     epochs_done,
-    holder_of_parameters,
+    parameter_root,
     unscale_before_clipping,
 )
-from lightning_adam._compat.torch import let_unscale
+from lightning_adam._compat.torch import configure_amp_unscaling
 from lightning_adam.config.errors import ConfigError, ConfigPath
 from lightning_adam.config.optimizer import parse_optimizer
-from lightning_adam.config.parsing import Parsed
+from lightning_adam.config.parsing import ParsedConfig
 from lightning_adam.config.schedule import (
     CustomSchedulerConfig,
     PlateauConfig,
@@ -29,7 +29,7 @@ from lightning_adam.config.schedule import (
 from lightning_adam.optim import resume
 from lightning_adam.optim.console import log_info
 from lightning_adam.optim.length import run_length
-from lightning_adam.optim.loop import ScheduleCallback, Watched
+from lightning_adam.optim.loop import ScheduleCallback, ScheduledOptimizer
 from lightning_adam.optim.optimizers import build_optimizer, plan_of
 from lightning_adam.optim.schedulers import (
     AnySchedule,
@@ -43,20 +43,20 @@ from lightning_adam.optim.steps import StepCounter, steps_taken
 
 
 @dataclass
-class Built:
+class AdamSetup:
     """The optimizer and the schedule of a module."""
 
     optimizer: Optimizer
     schedule: AnySchedule | None = None
     lr_scheduler_options: dict[str, Any] = field(default_factory=dict)
     """When Lightning steps the schedule, and with which metric."""
-    watched: Watched | None = None
-    """What the trainer's callback knows of them; None without a trainer."""
+    entry: ScheduledOptimizer | None = None
+    """Their entry in the trainer's `ScheduleCallback`; None without a trainer."""
 
     def set_peak(self, lr: float) -> None:
-        """Sets the optimizer's learning rate, from which those of the groups follow."""
-        if self.watched is not None:
-            self.watched.set_peak(lr)
+        """Sets the optimizer's peak learning rate, and scales those of the groups with it."""
+        if self.entry is not None:
+            self.entry.set_peak(lr)
         else:
             set_peak(self.optimizer, self.schedule, lr)
 
@@ -85,15 +85,15 @@ def build_adam(
         optimizer: The optimizer config.
         scheduler: The scheduler config (default: None, a constant learning rate).
         total_steps: Optimizer steps of the run (default: None, the steps of the trainer).
-        trainer: The trainer, from which the length of the schedule and the times of its steps
-            follow (default: None, that of a LightningModule).
+        trainer: The trainer, which determines the length of the schedule and when it steps
+            (default: None, that of a LightningModule).
 
     Returns:
-        Lightning's dict of the optimizer and, if there is one, the scheduler. With two optimizers,
-        return two of them.
+        Lightning's dict of the optimizer and, if configured, the scheduler. For two optimizers,
+        return a tuple of two such dicts.
 
     Raises:
-        ConfigError: If a setting cannot work.
+        ConfigError: If a setting is invalid.
 
     Example:
         >>> config = build_adam(nn.Linear(3, 4), {"lr": 0.01}, {"name": "cosine"}, 100)
@@ -109,7 +109,7 @@ def build(
     scheduler: Any,
     total_steps: int | None,
     trainer: Trainer | None,
-) -> Built:
+) -> AdamSetup:
     """Builds the optimizer and the schedule; see `build_adam`.
 
     Example:
@@ -128,32 +128,32 @@ def build(
     length = RunLength(total_steps)
     has_length_of_run = total_steps is None and trainer is not None
     if has_length_of_run and trainer is not None and scheduler is not None:
-        # It sets up the data, whose warnings precede the table of the groups.
+        # This sets up the data. Its warnings come before the table of the groups.
         length = run_length(trainer)
-    holder = module
+    root = module
     if trainer is not None and isinstance(module, either("LightningModule")):
-        holder = holder_of_parameters(trainer, module)
-    built = Built(build_optimizer(module, parsed, root=holder))
+        root = parameter_root(trainer, module)
+    built = AdamSetup(build_optimizer(module, parsed, root=root))
     names = plan_of(built.optimizer).names
     resume.attach(built.optimizer, names, parsed.config.resume, parsed.path)
     if trainer is not None:
-        # Gradients are then unscaled before the hooks that see and clip them.
-        let_unscale(built.optimizer, itself=False)
+        # The GradScaler unscales gradients before hooks see and clip them.
+        configure_amp_unscaling(built.optimizer, by_optimizer=False)
         if not trainer.lightning_module.automatic_optimization:
             unscale_before_clipping(trainer)
     if scheduler is not None:
         _add_schedule(built, parse_schedule(scheduler), length, has_length_of_run, trainer)
     elif trainer is not None:
         path = ConfigPath("scheduler", source=parsed.path.source)
-        built.watched = Watched(trainer, built.optimizer, None, path, None, False, False)
-    if trainer is not None and built.watched is not None:
-        ScheduleCallback.watch(trainer, built.watched)
+        built.entry = ScheduledOptimizer(trainer, built.optimizer, None, path, None, False, False)
+    if trainer is not None and built.entry is not None:
+        ScheduleCallback.add(trainer, built.entry)
     return built
 
 
 def _add_schedule(
-    built: Built,
-    parsed: Parsed[ScheduleConfig],
+    built: AdamSetup,
+    parsed: ParsedConfig[ScheduleConfig],
     length: RunLength,
     has_length_of_run: bool,
     trainer: Trainer | None,
@@ -161,12 +161,14 @@ def _add_schedule(
     optimizer, config, path = built.optimizer, parsed.config, parsed.path
     schedule = build_schedule(optimizer, parsed, length)
     built.schedule = schedule
-    is_driven = trainer is not None and trainer.lightning_module.automatic_optimization
-    options = _lr_scheduler_options(schedule, parsed, trainer, is_driven)
+    is_stepped_by_lightning = (
+        trainer is not None and trainer.lightning_module.automatic_optimization
+    )
+    options = _lr_scheduler_options(schedule, parsed, trainer, is_stepped_by_lightning)
     shown = {**scheduler_settings(schedule), **options}
     shown.pop("reduce_on_plateau", None)
     log_info(f"schedule  {', '.join(f'{name}={value}' for name, value in shown.items())}")
-    if trainer is not None and not is_driven:
+    if trainer is not None and not is_stepped_by_lightning:
         options = {key: options[key] for key in ("interval", "frequency")}
     built.lr_scheduler_options = options
     schedule.interval = options["interval"]
@@ -176,33 +178,33 @@ def _add_schedule(
         schedule.counter.attach()
     if trainer is not None:
         monitor = None
-        if is_driven and options.get("reduce_on_plateau") is False:
+        if is_stepped_by_lightning and options.get("reduce_on_plateau") is False:
             assert isinstance(config, PlateauConfig | CustomSchedulerConfig)
             monitor = config.monitor
         strict = getattr(config, "strict", True)
-        built.watched = Watched(
+        built.entry = ScheduledOptimizer(
             trainer, optimizer, schedule, path, monitor, strict, has_length_of_run
         )
-        # A second fit goes on where the first has ended.
+        # A second fit continues where the first ended.
         done = trainer.global_step if counts_steps else trainer.current_epoch
         earlier = _earlier_schedule(trainer, optimizer)
-        if done and (is_driven or earlier is not None):
+        if done and (is_stepped_by_lightning or earlier is not None):
             schedule.go_to(done if earlier is None else earlier.position)
-    watched = built.watched
+    entry = built.entry
 
     def follow(optimizer: Optimizer) -> None:
-        # A checkpoint may have no schedule, or another one. By hand, the schedule may come first.
+        # A checkpoint may have no schedule or another one, and may load the schedule first.
         done = steps_taken(optimizer)
         if not counts_steps:
             done = 0 if trainer is None else epochs_done(trainer)
-        if (done or schedule.position) and (watched is None or watched.is_scheduled):
-            schedule.follow(done)
+        if (done or schedule.position) and (entry is None or entry.is_scheduled):
+            schedule.resume_at(done)
 
     optimizer.register_load_state_dict_post_hook(follow)
 
 
 def _earlier_schedule(trainer: Trainer, optimizer: Optimizer) -> AnySchedule | None:
-    """The schedule of the same parameters in an earlier fit."""
+    """Returns the schedule of the same parameters from an earlier fit."""
     first = optimizer.param_groups[0]["params"][0]
     schedules = [each.scheduler for each in trainer.lr_scheduler_configs]
     return next(
@@ -218,28 +220,30 @@ def _earlier_schedule(trainer: Trainer, optimizer: Optimizer) -> AnySchedule | N
 
 def _lr_scheduler_options(
     built: AnySchedule,
-    scheduler: Parsed[ScheduleConfig],
+    scheduler: ParsedConfig[ScheduleConfig],
     trainer: Trainer | None,
-    is_driven: bool,
+    is_stepped_by_lightning: bool,
 ) -> dict[str, Any]:
-    """The other keys of Lightning's lr_scheduler dict."""
+    """Returns the remaining keys of Lightning's lr_scheduler dict."""
     config, path = scheduler.config, scheduler.path
     interval, frequency = SchedulerInterval.step, 1
     if isinstance(config, CustomSchedulerConfig):
         interval, frequency = config.interval or SchedulerInterval.epoch, config.frequency
         batches = math.inf if trainer is None else trainer.num_training_batches
         if interval is SchedulerInterval.step and frequency > batches:
-            problem = f"is more than the {batches} batches of an epoch, where Lightning restarts"
+            problem = (
+                f"is more than the {batches} batches of an epoch, after which Lightning restarts"
+            )
             raise (path / "frequency").invalid(frequency, problem, 1)
     options: dict[str, Any] = {"interval": interval.value, "frequency": frequency}
     if not isinstance(config, PlateauConfig | CustomSchedulerConfig) or built.plateau is None:
         return options
     has_interval = isinstance(config, CustomSchedulerConfig) and config.interval is not None
-    if is_driven and not has_interval:
+    if is_stepped_by_lightning and not has_interval:
         if frequency != 1:
             problem = "must be 1 without an interval: a plateau is checked after each validation"
             raise (path / "frequency").invalid(frequency, problem, 1)
-        # The trainer's callback compares the metric instead, which others may show.
+        # ScheduleCallback compares the metric. `monitor` is only for others that show it.
         return {**options, "monitor": config.monitor, "reduce_on_plateau": False}
     if trainer is None and isinstance(built, Schedule) and built.curve.warmup_steps:
         raise path.error(

@@ -1,4 +1,4 @@
-"""What is printed about a run, through the logger `lightning_adam`."""
+"""Console output about a run, through the logger `lightning_adam`."""
 
 import logging
 import sys
@@ -14,7 +14,7 @@ COLUMNS = ("lr", "betas", "eps", "weight_decay")
 
 
 class _Console(logging.Handler):
-    """Prints to stderr as long as the root logger has no handler, as Lightning's logger does."""
+    """Prints to stderr while the root logger has no handler, like Lightning's logger."""
 
     @override
     def emit(self, record: logging.LogRecord) -> None:
@@ -36,6 +36,16 @@ def log_info(message: str) -> None:
         >>> log_info("AdamW, fused")
     """
     _LOGGER.info(message)
+
+
+@rank_zero_only
+def log_warning(message: str) -> None:
+    """Logs a message at WARNING, on rank 0.
+
+    Example:
+        >>> log_warning("a warning")
+    """
+    _LOGGER.warning(message)
 
 
 def group_table(optimizer: Optimizer) -> str:

@@ -1,18 +1,18 @@
-"""The hyperparameters in a checkpoint, as torch loads them without running code."""
+"""Makes the hyperparameters in a checkpoint loadable with `weights_only=True`."""
 
 from typing import Any
 
 from lightning_adam._compat.lightning import either
-from lightning_adam.config.parsing import plain
+from lightning_adam.config.parsing import to_plain
 
 
 def make_plain(checkpoint: dict[str, Any]) -> None:
-    """Turns configs among the hyperparameters of a checkpoint into plain containers.
+    """Converts the configs in a checkpoint's hyperparameters to plain containers, in place.
 
-    torch's `load` accepts them with `weights_only`, which is Lightning's default.
+    `torch.load` then accepts them with `weights_only=True`, Lightning's default.
 
     Args:
-        checkpoint: Lightning's checkpoint, which is changed.
+        checkpoint: Lightning's checkpoint.
 
     Example:
         >>> from omegaconf import OmegaConf
@@ -24,5 +24,5 @@ def make_plain(checkpoint: dict[str, Any]) -> None:
     for kind in (*either("LightningModule"), *either("LightningDataModule")):
         key = kind.CHECKPOINT_HYPER_PARAMS_KEY
         if key in checkpoint:
-            checkpoint[key] = plain(checkpoint[key])
+            checkpoint[key] = to_plain(checkpoint[key])
             checkpoint.pop(kind.CHECKPOINT_HYPER_PARAMS_TYPE, None)

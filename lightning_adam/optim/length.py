@@ -1,4 +1,4 @@
-"""A Trainer → the length of its run in optimizer steps."""
+"""Computes the length of a Trainer's run in optimizer steps."""
 
 import itertools
 import math
@@ -13,15 +13,15 @@ from lightning_adam.optim.shapes import RunLength
 def run_length(trainer: Trainer, earlier: RunLength | None = None) -> RunLength:
     """Returns the number of optimizer steps of a run and of its epochs.
 
-    Those that are done count, so that a run that goes on after a checkpoint, or with another number
-    of batches in an epoch, has the length that it will have.
+    Completed steps count as they were taken, so the length is also right for a resumed run, and
+    after the number of batches per epoch has changed.
 
     Args:
-        trainer: The trainer, whose data is set up if it is not yet.
-        earlier: The length that was known before, for that of the epochs so far (default: None).
+        trainer: The trainer. Its data is set up if it is not yet.
+        earlier: The previous result, for the lengths of completed epochs (default: None).
     """
     if is_smoke_test(trainer) or trainer.limit_train_batches == 0:
-        # A smoke test of one batch must accept the schedule of the whole run.
+        # A smoke test (fast_dev_run) must accept the schedule of the whole run.
         return RunLength(10**9, 10**6)
     if trainer.train_dataloader is None:
         trainer.fit_loop.setup_data()
@@ -36,7 +36,7 @@ def run_length(trainer: Trainer, earlier: RunLength | None = None) -> RunLength:
     first = min(trainer.current_epoch, epochs)
     begin = sum(planned[:first])
     if trainer.lightning_module.automatic_optimization:
-        # Otherwise the steps are those of all optimizers.
+        # In manual optimization, global_step counts the steps of all optimizers.
         begin = trainer.global_step
         in_epoch = _batches_done(trainer)
         if in_epoch and first < epochs:
@@ -46,7 +46,7 @@ def run_length(trainer: Trainer, earlier: RunLength | None = None) -> RunLength:
     if earlier is not None and earlier.epoch_ends[first - 1 : first] == (begin,):
         ends = list(earlier.epoch_ends[:first])
     elif ends:
-        # A checkpoint does not say how many steps each of its epochs had.
+        # A checkpoint does not contain the number of steps of each epoch.
         ends = [round(begin * each / ends[-1]) for each in ends]
     ends += [begin + each for each in itertools.accumulate(planned[first:])]
     total = ends[-1]
@@ -54,23 +54,23 @@ def run_length(trainer: Trainer, earlier: RunLength | None = None) -> RunLength:
 
 
 def steps_of(trainer: Trainer) -> int | None:
-    """Returns the number of optimizer steps of a run; None if it has no end or is not known.
+    """Returns the number of optimizer steps of a run; None if it has no end or is unknown.
 
     Args:
-        trainer: The trainer, whose data is set up if it is not yet.
+        trainer: The trainer. Its data is set up if it is not yet.
     """
     return run_length(trainer).total_steps
 
 
 def _batches_done(trainer: Trainer) -> int:
-    """The batches of the epoch in whose middle a checkpoint was saved."""
+    """Returns the completed batches of the epoch in which the loaded checkpoint was saved."""
     epochs: Any = trainer.fit_loop.epoch_progress.current
     is_within = trainer.fit_loop.restarting and epochs.started > epochs.processed
     return trainer.fit_loop.epoch_loop.batch_progress.current.ready if is_within else 0
 
 
 def _accumulations(trainer: Trainer) -> list[int]:
-    """The number of batches per optimizer step, by epoch."""
+    """Returns the number of batches per optimizer step, for each epoch."""
     epochs = range(max(trainer.max_epochs or 1, 1))
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, either("callbacks.GradientAccumulationScheduler")):

@@ -9,9 +9,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from lightning_adam._compat.lightning import either, is_created_by_cli
 from lightning_adam.config.errors import ConfigError, ConfigPath, Source
 from lightning_adam.config.optimizer import AdamConfig, OptimizerConfig, parse_optimizer
-from lightning_adam.config.parsing import Parsed, locate, locate_argument
+from lightning_adam.config.parsing import ParsedConfig, locate, locate_argument
 from lightning_adam.config.schedule import ScheduleConfig, parse_schedule
-from lightning_adam.optim.build import Built, build
+from lightning_adam.optim.build import AdamSetup, build
 from lightning_adam.optim.console import log_info
 from lightning_adam.optim.hyperparameters import make_plain
 from lightning_adam.optim.optimizers import hyperparameters
@@ -22,15 +22,17 @@ else:
     _Base = object
 
 
-Configs: TypeAlias = tuple[Parsed[OptimizerConfig] | None, Parsed[ScheduleConfig] | None]
+Configs: TypeAlias = tuple[
+    ParsedConfig[OptimizerConfig] | None, ParsedConfig[ScheduleConfig] | None
+]
 
 
 class AdamMixin(_Base):
     """Configures the optimizer from Hydra configs: `class Lit(AdamMixin, L.LightningModule)`.
 
     The configs are arguments of the constructor, or come from `self.hparams`. They are validated
-    when the module is built; what depends on the run, such as the device and the length of the
-    schedule, is validated when `fit` starts. A table of the parameter groups is logged.
+    when the module is built. Checks that depend on the run, such as its device and length, follow
+    when `fit` starts. A table of the parameter groups is logged.
 
     Args:
         optimizer: The optimizer config: a composed Hydra node, a dict, an `AdamConfig` or a
@@ -52,7 +54,7 @@ class AdamMixin(_Base):
         0.01
     """
 
-    # Otherwise TorchScript would compile them.
+    # Prevents TorchScript from compiling them.
     __jit_unused_properties__ = [  # noqa: RUF012
         *LightningModule.__jit_unused_properties__,
         "optimizer_lr",
@@ -74,21 +76,21 @@ class AdamMixin(_Base):
         self, *args: Any, optimizer: Any = None, scheduler: Any = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        # The place of the arguments is known only while Hydra calls the constructor.
-        self._paths = _place("optimizer", optimizer), _place("scheduler", scheduler)
+        # The paths of the arguments are known only while Hydra calls the constructor.
+        self._paths = _argument_path("optimizer", optimizer), _argument_path("scheduler", scheduler)
         self._arguments = self._configs = self._parse(optimizer, scheduler)
         self._found_lr: float | None = None
-        self._built: Built | None = None
+        self._built: AdamSetup | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Callbacks that average weights copy the module.
+        # Callbacks that average weights deep-copy the module.
         return {**super().__getstate__(), "_built": None}
 
     @property
     def optimizer_lr(self) -> float:
-        """The learning rate that `Tuner.lr_find(module, attr_name="optimizer_lr")` sets.
+        """The peak learning rate, which `Tuner.lr_find(module, attr_name="optimizer_lr")` sets.
 
-        Groups keep their scales, and the schedule its shape. NaN if it is not known.
+        Groups keep their scales, and the schedule keeps its shape. NaN if it is unknown.
         """
         if self._found_lr is not None:
             return self._found_lr
@@ -122,16 +124,16 @@ class AdamMixin(_Base):
         return cast("OptimizerLRScheduler", self._built.as_lightning())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Has a checkpoint of the weights alone hold plain hyperparameters.
+        """Makes the hyperparameters in a weights-only checkpoint plain.
 
-        The trainer's callback does it for the others.
+        `ScheduleCallback` does so in other checkpoints.
         """
         super().on_save_checkpoint(checkpoint)
         make_plain(checkpoint)
 
     @property
     def config_paths(self) -> tuple[ConfigPath, ConfigPath]:
-        """The places of the optimizer's and the scheduler's config."""
+        """The paths of the optimizer's and the scheduler's config."""
         optimizer, scheduler = self._parsed()
         return (
             ConfigPath("optimizer") if optimizer is None else optimizer.path,
@@ -139,7 +141,7 @@ class AdamMixin(_Base):
         )
 
     def _parsed(self) -> Configs:
-        """The constructor's configs, otherwise those in the hyperparameters."""
+        """Returns the constructor's configs, or else those in the hyperparameters."""
         if None in self._configs:
             given = [self.hparams.get(name) for name in ("optimizer", "scheduler")]
             self._configs = self._parse(
@@ -148,15 +150,15 @@ class AdamMixin(_Base):
         return self._configs
 
     def _parse(self, optimizer: Any, scheduler: Any) -> Configs:
-        """Parses what is given; a parsed config stays as it is."""
+        """Parses the given configs; a parsed config stays as it is."""
         return (
             None if optimizer is None else parse_optimizer(optimizer, self._paths[0]),
             None if scheduler is None else parse_schedule(scheduler, self._paths[1]),
         )
 
 
-def _place(name: str, node: Any) -> ConfigPath | None:
-    """The place of an argument of the module's constructor; None if it is not known yet."""
+def _argument_path(name: str, node: Any) -> ConfigPath | None:
+    """Returns the path of an argument of the module's constructor; None if it is unknown."""
     if is_created_by_cli():
         return ConfigPath(f"model.{name}", source=Source.LIGHTNING_CLI)
     return locate_argument(name) if node is None else locate(node, name)

@@ -1,4 +1,4 @@
-"""Config → torch optimizer: the class, its parameter groups, and the supported implementation."""
+"""Builds torch optimizers: the class, its parameter groups, and a supported implementation."""
 
 import functools
 import inspect
@@ -24,11 +24,11 @@ from lightning_adam.optim.console import group_table, log_info
 from lightning_adam.optim.param_groups import LR_SCALE, Plan, make_plan
 from lightning_adam.statistics.dtypes import dtype_name, rounds_to_0
 from lightning_adam.statistics.names import group_name
-from lightning_adam.statistics.sharding import distributed_tensor
+from lightning_adam.statistics.sharding import dtensor_types
 
 
 class Implementation(NamedTuple):
-    """One of torch's implementations of the step, and the reason for the choice."""
+    """A choice between torch's implementations of the step, with its reason."""
 
     fused: bool
     foreach: bool
@@ -39,22 +39,22 @@ def build_optimizer(module: nn.Module, optimizer: Any, root: nn.Module | None = 
     """Builds an Adam-like optimizer over the named parameter groups of a module.
 
     Logs the implementation and a table of the groups. Groups that are added later, for example by
-    `BaseFinetuning`, get the settings of the same plan.
+    `BaseFinetuning`, get their settings from the same config.
 
     Args:
-        module: The module to train, with its parameters on the device of the training.
+        module: The module to train, with its parameters on the device of the run.
         optimizer: The optimizer config: a composed Hydra node, a dict, an `AdamConfig`, or any
             class that takes parameter groups, by its `_target_` or as a `functools.partial`.
-        root: What holds FSDP1's wrappers, if they are outside of the module (default: None, the
-            module).
+        root: The module that contains FSDP1's wrappers, if they are outside of `module` (default:
+            None, `module`).
 
     Returns:
         `torch.optim.AdamW` for decoupled decay, otherwise `torch.optim.Adam`, or the class that the
         config names. Each group has a `name` and `param_names`.
 
     Raises:
-        ConfigError: If a value is out of range, eps is 0 in a parameter's dtype, a group matches no
-            parameter, or `fused=true` is not supported here.
+        ConfigError: If a value is out of range, eps rounds to 0 in a parameter's dtype, a group
+            matches no parameter, or `fused=true` is not supported.
 
     Example:
         >>> built = build_optimizer(nn.Linear(3, 4), {"lr": 0.01, "decoupled_weight_decay": True})
@@ -92,10 +92,10 @@ _PLANS: WeakKeyDictionary[Optimizer, Plan] = WeakKeyDictionary()
 
 
 def plan_of(optimizer: Optimizer) -> Plan:
-    """Returns the plan from which `build_optimizer` has built an optimizer.
+    """Returns the plan from which `build_optimizer` built an optimizer.
 
     Raises:
-        KeyError: If something else has built it.
+        KeyError: If `build_optimizer` did not build it.
 
     Example:
         >>> plan_of(build_optimizer(nn.Linear(3, 4), {})).names
@@ -145,7 +145,7 @@ def call_target(factory: functools.partial[Any], path: ConfigPath, *arguments: A
     """Calls the target of a config.
 
     Raises:
-        ConfigError: If the call fails. It names the argument at fault if the target's error does.
+        ConfigError: If the call fails. It names the argument at fault if that is known.
 
     Example:
         >>> call_target(functools.partial(int), ConfigPath("optimizer"), "3")
@@ -158,7 +158,7 @@ def call_target(factory: functools.partial[Any], path: ConfigPath, *arguments: A
 
 
 def hyperparameters(factory: functools.partial[Any]) -> dict[str, Any]:
-    """Returns the known arguments of a target: those given, and the defaults of its signature.
+    """Returns the arguments of a target: from the config, and the defaults of its signature.
 
     Example:
         >>> hyperparameters(functools.partial(Adam, weight_decay=0.1))["lr"]
@@ -178,17 +178,17 @@ def hyperparameters(factory: functools.partial[Any]) -> dict[str, Any]:
 def choose_implementation(
     config: AdamConfig, path: ConfigPath, parameters: list[nn.Parameter]
 ) -> Implementation:
-    """Chooses torch's implementation of the step: the configured one, otherwise fused if supported.
+    """Chooses torch's implementation of the step: the configured one, or else fused if supported.
 
-    Without fused it is foreach on CUDA and the for-loop elsewhere, which is torch's own choice.
+    Without fused it is torch's default: foreach on CUDA and the for-loop elsewhere.
 
     Args:
         config: The optimizer config.
-        path: Its place, for errors.
+        path: Its path, for errors.
         parameters: The parameters to train.
 
     Raises:
-        ConfigError: If the configured implementation is not supported here.
+        ConfigError: If the configured implementation is not supported.
 
     Example:
         >>> path = ConfigPath("optimizer")
@@ -229,7 +229,7 @@ def optimizer_settings(optimizer: Optimizer) -> dict[str, Any]:
     groups = {}
     for index, group in enumerate(optimizer.param_groups):
         plain = {key: value for key, value in group.items() if key in optimizer.defaults}
-        # The peak: a warm-up has already set lr to its first value.
+        # Not lr, which a warm-up has already set to its first value.
         peak = group.get("initial_lr", group.get("lr"))
         plain["lr"] = peak.item() if isinstance(peak, Tensor) else peak
         groups[group_name(group, index)] = plain
@@ -237,20 +237,20 @@ def optimizer_settings(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def _kinds(parameters: Sequence[Tensor]) -> dict[str, Tensor]:
-    """One parameter of each dtype and device."""
+    """Returns one parameter of each dtype and device."""
     return {f"{dtype_name(each.dtype)} on {each.device.type}": each for each in parameters}
 
 
 def unsupported_reason(parameters: Sequence[Tensor], capturable: bool, **flags: Any) -> str | None:
-    """Returns torch's own objection to an implementation; None if it is supported.
+    """Returns torch's error if an implementation is not supported; None if it is.
 
-    One element of each dtype and device takes a step.
+    It steps one element of each dtype and device.
 
     Example:
         >>> unsupported_reason([torch.zeros(2)], False, fused=True) is None
         True
     """
-    distributed = {isinstance(each, distributed_tensor()) for each in parameters}
+    distributed = {isinstance(each, dtensor_types()) for each in parameters}
     if len(distributed) > 1 and (flags.get("fused") or flags.get("foreach")):
         return "some parameters are DTensors and others are plain tensors"
     for kind, parameter in _kinds(parameters).items():
@@ -266,12 +266,12 @@ def unsupported_reason(parameters: Sequence[Tensor], capturable: bool, **flags: 
 def _plan_later_groups(
     optimizer: Optimizer, make: Callable[..., Plan], after: Callable[[], None]
 ) -> None:
-    """Makes `add_param_group` split, name and schedule a group as the first ones are.
+    """Makes `add_param_group` split, name and schedule a group like the first groups.
 
     Args:
         optimizer: The optimizer.
-        make: Makes the plan again, for parameters that the module has got since.
-        after: Called when a group has been added.
+        make: Makes the plan again if the module has new parameters.
+        after: Called after a group was added.
     """
     add = optimizer.add_param_group
 
@@ -292,24 +292,24 @@ def _plan_later_groups(
 
 
 def _follow_last_group(optimizer: Optimizer) -> Callable[[], None]:
-    """Keeps the ratios of the learning rates of a group that `add_param_group` has split.
+    """Keeps the ratios of learning rates within a group that `add_param_group` has split.
 
-    `BackboneFinetuning` sets the rate of the group that it has added, which is the last one. The
-    parts are found by their names: loading a state or resuming the callback replaces the groups.
+    `BackboneFinetuning` sets only the learning rate of the last group. The other parts are found by
+    their names, because loading a state replaces the group objects.
 
     Returns:
-        What to call when a group has been added.
+        A function to call after a group was added.
     """
-    seen: float | None = None
+    last_lr: float | None = None
 
     def remember() -> None:
-        nonlocal seen
-        seen = float(optimizer.param_groups[-1].get("lr", 0.0))
+        nonlocal last_lr
+        last_lr = float(optimizer.param_groups[-1].get("lr", 0.0))
 
     def follow(*_: Any) -> None:
         groups = optimizer.param_groups
         last, start = groups[-1], re.match(r"group_(\d+)_", groups[-1].get("name", ""))
-        if start is None or float(last["lr"]) == seen:
+        if start is None or float(last["lr"]) == last_lr:
             return
         for each in groups[int(start[1]) : -1]:
             rate = last["lr"] * (each[LR_SCALE] / last[LR_SCALE])
@@ -322,10 +322,10 @@ def _follow_last_group(optimizer: Optimizer) -> Callable[[], None]:
 
 
 def check_eps(group: Mapping[str, Any], eps: float, path: ConfigPath) -> None:
-    """Raises if eps is 0 in the dtype of a parameter, which is the dtype of Adam's state: 0/0.
+    """Checks that eps is not 0 in the dtype of a parameter, which is the dtype of Adam's state.
 
     Raises:
-        ConfigError: If it is.
+        ConfigError: If it is 0, so that an update may be 0/0.
 
     Example:
         >>> group = {"params": [torch.zeros(2)], "param_names": ["weight"]}

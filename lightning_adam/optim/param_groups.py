@@ -1,4 +1,4 @@
-"""Module → a plan: the group, layer and settings of each parameter, frozen ones included."""
+"""Plans parameter groups: the group, layer and settings of each parameter, also frozen ones."""
 
 import fnmatch
 import re
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from lightning_adam._compat.torch import flat_shapes, is_flat, is_flattened
+from lightning_adam._compat.torch import flat_shapes, is_flat_parameter, is_fsdp1_parameter
 from lightning_adam.config.errors import ConfigError, ConfigPath, nearest
 from lightning_adam.config.optimizer import (
     NO_DECAY,
@@ -28,19 +28,19 @@ from lightning_adam.optim.weight_decay import is_matrix, matches, no_decay
 from lightning_adam.statistics.names import group_name, named_parameters
 
 LR_SCALE = "lr_scale"
-"""Key of a group's learning rate as a multiple of the optimizer's."""
+"""Key of a group's factor on the optimizer's learning rate."""
 DEFAULT_GROUP = -1
-"""The index of parameters that none of the config's `groups` matches."""
+"""Group index of parameters that match none of the config's `groups`."""
 HEAD_NAME = re.compile(
     r"(^|_)(heads?|classifier|fc|decoder|out|outputs?|logits?|unembed|loss|criterion)(_|$)"
 )
-"""Names of modules that are not part of the stem, wherever they are registered."""
+"""Names of modules that are never part of the stem, wherever they are registered."""
 INPUT_NAME = re.compile(r"emb|stem|patch|wte|wpe|conv_in|(^|_)inputs?(_|$)")
-"""Names of modules that are part of the stem although they are not beside the layers."""
+"""Names of modules that are part of the stem even if they are not next to the layers."""
 
 
 def peak_lr(group: Mapping[str, Any]) -> Any:
-    """Returns the peak learning rate of a group, which schedulers store as `initial_lr`.
+    """Returns the peak learning rate of a group: `initial_lr`, or `lr` without a schedule.
 
     Example:
         >>> peak_lr({"lr": 0.5, "initial_lr": 2.0}), peak_lr({"lr": 0.5})
@@ -61,7 +61,7 @@ def lr_factor(group: Mapping[str, Any]) -> Any:
 
 
 class _Layer(NamedTuple):
-    """A layer between input and output, and its factor on the learning rate."""
+    """A layer, its depth from the input, and its factor on the learning rate."""
 
     depth: int
     name: str
@@ -69,7 +69,7 @@ class _Layer(NamedTuple):
 
 
 class _Bucket(NamedTuple):
-    """What the parameters of a group have in common."""
+    """The properties that the parameters of a group share."""
 
     group: int
     """The index of the group in the config's `groups`, or DEFAULT_GROUP."""
@@ -79,7 +79,7 @@ class _Bucket(NamedTuple):
 
 @dataclass(frozen=True)
 class _Parameter:
-    """A parameter, all its names, and all modules that contain it."""
+    """A parameter, with all its names and all modules that contain it."""
 
     parameter: nn.Parameter
     names: list[str]
@@ -92,7 +92,7 @@ class _Parameter:
 
 @dataclass(frozen=True)
 class Plan:
-    """The group, layer and settings of each parameter of a module; `make_plan` makes it."""
+    """The group, layer and settings of each parameter of a module; see `make_plan`."""
 
     config: OptimizerConfig
     path: ConfigPath
@@ -107,12 +107,12 @@ class Plan:
         return [each.names[0] for each in self.parameters]
 
     def has_all(self, params: Iterable[Any]) -> bool:
-        """Whether the parameters, or pairs of a name and a parameter, are those of the module."""
+        """Returns whether all parameters, or pairs of a name and a parameter, are the module's."""
         parameters = (each[1] if isinstance(each, tuple) else each for each in params)
         return all(id(each) in self.buckets for each in parameters)
 
     def path_of(self, parameter: Tensor, name: str) -> ConfigPath:
-        """Returns the place of the config that sets `name` for a parameter: its group's or ours."""
+        """Returns the path of the config, a group's or the optimizer's, that sets `name`."""
         bucket = self.buckets.get(id(parameter))
         index = DEFAULT_GROUP if bucket is None else bucket.group
         if index != DEFAULT_GROUP and getattr(self.config.groups[index], name) is not None:
@@ -122,12 +122,11 @@ class Plan:
     def first_groups(self) -> list[dict[str, Any]]:
         """Returns the groups of the parameters that are trained from the start.
 
-        Without `groups` and `layer_decay` they are `decay` and `no_decay`. They depend on the
-        module and on `weight_decay_on` alone, not on the value of weight_decay, so that runs with
-        and without decay have the same metric keys and can load each other's state. Each entry of
-        the config's `groups` forms a group of its own; its parameters that do not decay form
-        `<name>_no_decay`. With `layer_decay` each layer has its own pair, `layer_<number>`, and so
-        has what is below the first layer, `stem`.
+        Without `groups` and `layer_decay` they are `decay` and `no_decay`. They do not depend on
+        the value of weight_decay, so runs with and without decay have the same metric keys and can
+        load each other's state. Each entry of the config's `groups` forms its own group; its
+        parameters that do not decay form `<name>_no_decay`. With `layer_decay`, each layer has its
+        own pair, `layer_<number>`, and so has the `stem` below the first layer.
 
         Returns:
             Groups for a torch optimizer, each with its `name`, its `params` and their
@@ -145,9 +144,9 @@ class Plan:
             name = "_".join(self._parts(bucket)) or "decay"
             if name in groups:
                 given = self.config.groups[bucket.group].name
-                problem, example = "is taken by the group of a layer", f"{given}_{bucket.group}"
+                problem = "is already used by the group of a layer"
                 path = self.path / "groups" / bucket.group / "name"
-                raise path.invalid(given, problem, example)
+                raise path.invalid(given, problem, f"{given}_{bucket.group}")
             lr_scale = self._lr_scale(bucket)
             groups[name] = {
                 "name": name,
@@ -163,18 +162,18 @@ class Plan:
     def later_groups(self, optimizer: Optimizer, group: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Splits and names a group for `add_param_group`, and gives it the planned settings.
 
-        Each part has the learning rate of its layer, and betas, eps and weight_decay of its group
-        in the config, unless the group has these keys itself. With an `lr`, the uppermost layer in
-        the group trains with it, and the schedule continues from it; the layers below keep their
-        ratio to that layer.
+        Each part has the learning rate of its layer, and the betas, eps and weight_decay of its
+        group in the config, unless the added group has these keys. If the added group has an `lr`,
+        its uppermost layer trains with it and the schedule continues from it. The layers below keep
+        their ratio to that layer.
 
         Args:
             optimizer: The optimizer with the first groups.
             group: The argument of `add_param_group`.
 
         Returns:
-            The parts. There are several if the group has parameters that decay and others that do
-            not, or parameters of several layers or of several groups of the config.
+            The parts. There are several if only some parameters decay, or if the parameters belong
+            to several layers or to several groups of the config.
 
         Example:
             >>> from torch.optim import AdamW
@@ -203,13 +202,13 @@ class Plan:
         places = {(bucket.group, bucket.layer) for bucket in buckets}
         largest = max(map(self._lr_scale, buckets), default=1.0)
         parts = []
-        # BackboneFinetuning takes the last part for all of the group.
+        # BackboneFinetuning sets the learning rate of the last part only.
         for bucket in sorted(buckets, key=lambda each: (self._lr_scale(each), each)):
             own_parts = self._parts(bucket)
             if len(places) == 1:
                 own_parts = ["no_decay"] if bucket.is_no_decay else []
             scale = self._lr_scale(bucket)
-            lr = _scheduled(optimizer, group, scale, largest)
+            lr = _scheduled_lr(optimizer, group, scale, largest)
             part = {
                 **({} if is_decay_set else self._later_weight_decay(bucket)),
                 **self._settings(bucket),
@@ -221,14 +220,14 @@ class Plan:
             }
             if part.get("lr") == 0:
                 rank_zero_warn(
-                    f"{part['name']} is added with lr=0, and its learning rate will stay 0. Add it"
+                    f"{part['name']} is added with lr=0, so its learning rate will stay 0. Add it"
                     " after the first step of the warm-up, or set its lr."
                 )
             parts.append(part)
         return parts
 
     def layer_lines(self) -> list[str]:
-        """Returns what `layer_decay` takes for the stem and for the head; empty if it is off.
+        """Returns lines that show the stem and head of `layer_decay`; empty if it is off.
 
         Example:
             >>> from lightning_adam.config.optimizer import AdamConfig
@@ -253,7 +252,7 @@ class Plan:
         ]
 
     def _bucket_of(self, parameter: Tensor) -> _Bucket:
-        """A parameter that is not in the module is in no layer, and decays if it is a matrix."""
+        """Returns the bucket of a parameter; one that is not in the module has no layer."""
         is_matrices = self.config.weight_decay_on == WeightDecayOn.matrices
         is_no_decay = is_matrices and not is_matrix(parameter.shape)
         default = _Bucket(DEFAULT_GROUP, _Layer(0, "", 1.0), is_no_decay)
@@ -296,7 +295,7 @@ class Plan:
         return {} if own is None else {"weight_decay": own}
 
     def _settings(self, bucket: _Bucket) -> dict[str, Any]:
-        """The other settings of the config's group."""
+        """Returns the other settings of the config's group."""
         group, settings = self._group(bucket), dict[str, Any]()
         if group.betas is not None:
             settings["betas"] = (group.betas[0], group.betas[1])
@@ -314,19 +313,19 @@ def make_plan(
 ) -> Plan:
     """Assigns all parameters of a module, frozen ones included, to groups and layers.
 
-    A shared parameter belongs to one group, under its first name. It is matched by any of its
-    names, and does not decay if one of its owners says so.
+    A shared parameter belongs to one group, under its first name. Patterns match any of its names.
+    It does not decay if that holds for one of the modules that own it.
 
     Args:
         module: The module to train.
         config: The config; `weight_decay_on`, `no_decay`, `groups` and `layer_decay` are used.
-        path: Its place, for errors.
+        path: Its path, for errors.
         hyperparameters: The optimizer's arguments; `lr` and `weight_decay` are used.
-        root: What holds FSDP1's wrappers (default: None, the module).
+        root: The module that contains FSDP1's wrappers (default: None, `module`).
 
     Raises:
-        ConfigError: If nothing is trained, a parameter is uninitialized, a group or the layer decay
-            matches no parameter, or FSDP1 hides the shapes.
+        ConfigError: If no parameter is trained, one is uninitialized, a group or the layer decay
+            matches none, or FSDP1 hides their shapes.
 
     Example:
         >>> from lightning_adam.config.optimizer import AdamConfig
@@ -350,11 +349,11 @@ def make_plan(
             for index, group in enumerate(config.groups)
         },
     }
-    undecayed: set[int] = set()
+    no_decay_ids: set[int] = set()
     if WeightDecayOn.matrices in choices.values():
         shapes = _shapes(parameters, module if root is None else root, path)
         names = {id(each.parameter): each.names for each in parameters}
-        undecayed = no_decay(module, config.no_decay, names, shapes)
+        no_decay_ids = no_decay(module, config.no_decay, names, shapes)
         _check_patterns(config, parameters, path)
     elif config.groups or config.layer_decay.pattern is not None:
         _check_unflattened(parameters, path)
@@ -363,16 +362,16 @@ def make_plan(
     buckets = {}
     for each, index, layer in zip(parameters, group_of, layers, strict=True):
         is_matrices = choices[index] == WeightDecayOn.matrices
-        is_no_decay = is_matrices and id(each.parameter) in undecayed
+        is_no_decay = is_matrices and id(each.parameter) in no_decay_ids
         buckets[id(each.parameter)] = _Bucket(index, layer, is_no_decay)
     _check_decay(buckets.values(), config, path)
     return Plan(config, path, hyperparameters, parameters, buckets)
 
 
-def _scheduled(
+def _scheduled_lr(
     optimizer: Optimizer, group: Mapping[str, Any], scale: float, largest: float
 ) -> dict[str, Any]:
-    """The learning rate of a part of a group, at the place of the optimizer's first group."""
+    """Returns the learning rate of a part, at the point of the schedule of the first group."""
     base = optimizer.defaults.get("lr")
     if base is None:
         return {}
@@ -402,7 +401,7 @@ def _parameters(module: nn.Module) -> list[_Parameter]:
 
 
 def _shapes(parameters: list[_Parameter], root: nn.Module, path: ConfigPath) -> dict[int, Any]:
-    """The shapes of sharded parameters before they were sharded."""
+    """Returns the unsharded shapes of sharded parameters, by their ids."""
     _check_unflattened(parameters, path)
     shapes: dict[int, Any] = flat_shapes(root)
     for each in parameters:
@@ -410,7 +409,7 @@ def _shapes(parameters: list[_Parameter], root: nn.Module, path: ConfigPath) -> 
         # DeepSpeed's ZeRO stage 3 leaves an empty vector in place of a parameter.
         if hasattr(each.parameter, "ds_shape"):
             shapes[key] = each.parameter.ds_shape
-        if is_flat(each.parameter) and key not in shapes:
+        if is_fsdp1_parameter(each.parameter) and key not in shapes:
             raise path.error(
                 f"cannot tell which parameters decay: FSDP1 has sharded {each.names[0]}, and its"
                 " wrapper is outside of the module",
@@ -420,7 +419,7 @@ def _shapes(parameters: list[_Parameter], root: nn.Module, path: ConfigPath) -> 
 
 
 def _check_unflattened(parameters: list[_Parameter], path: ConfigPath) -> None:
-    flattened = [each.names[0] for each in parameters if is_flattened(each.parameter)]
+    flattened = [each.names[0] for each in parameters if is_flat_parameter(each.parameter)]
     if flattened:
         raise path.error(
             "cannot tell which parameters decay or form a group: FSDP1 with use_orig_params=False"
@@ -432,7 +431,7 @@ def _check_unflattened(parameters: list[_Parameter], path: ConfigPath) -> None:
 def _check_patterns(
     config: OptimizerConfig, parameters: list[_Parameter], path: ConfigPath
 ) -> None:
-    """Warns of a pattern of the user's that matches nothing."""
+    """Warns if a pattern in `no_decay` that is not a default matches nothing."""
     names = [name for each in parameters for name in each.names]
     for pattern in config.no_decay:
         if pattern not in NO_DECAY and not any(matches(name, [pattern]) for name in names):
@@ -446,21 +445,21 @@ def _check_patterns(
 def _match_groups(
     parameters: list[_Parameter], groups: Sequence[GroupConfig], path: ConfigPath
 ) -> list[int]:
-    """The index of the first group that matches each parameter."""
+    """Returns the index of the first group that matches each parameter."""
     group_of = [DEFAULT_GROUP] * len(parameters)
     for index, group in enumerate(groups):
-        place = path / index
-        matched = _matches(parameters, group, place)
+        group_path = path / index
+        matched = _matches(parameters, group, group_path)
         free = [position for position in matched if group_of[position] == DEFAULT_GROUP]
         if not free:
             earlier = ", ".join(sorted({groups[group_of[position]].name for position in matched}))
-            raise place.error(
+            raise group_path.error(
                 f"({group.name}) matches only parameters that belong to {earlier}",
                 f"Put {group.name} before {earlier}",
             )
         if not any(parameters[position].is_trained for position in free):
             log_info(
-                f"{place.name} ({group.name}) has only frozen parameters, such as"
+                f"{group_path.name} ({group.name}) has only frozen parameters, such as"
                 f" {parameters[free[0]].names[0]}. It has no effect until they are trained."
             )
         for position in free:
@@ -469,7 +468,7 @@ def _match_groups(
 
 
 def _matches(parameters: list[_Parameter], group: GroupConfig, path: ConfigPath) -> list[int]:
-    """The positions of the parameters that a group matches, including frozen ones."""
+    """Returns the positions of the parameters that a group matches, including frozen ones."""
     names = [name for each in parameters for name in each.names]
     if group.module_class is not None:
         key, pattern = "module_class", group.module_class
@@ -489,7 +488,7 @@ def _matches(parameters: list[_Parameter], group: GroupConfig, path: ConfigPath)
 
 
 def _instances(parameters: list[_Parameter], name: str, path: ConfigPath) -> list[nn.Module]:
-    """The modules of a class or of a subclass, by the class's name or full path."""
+    """Returns the modules that are instances of a class, by the class's name or full path."""
     modules = [module for each in parameters for module in each.modules]
     if "." not in name:
         return [each for each in modules if name in {kind.__name__ for kind in type(each).__mro__}]
@@ -504,7 +503,7 @@ def _instances(parameters: list[_Parameter], name: str, path: ConfigPath) -> lis
 def _layers(
     parameters: list[_Parameter], layer_decay: LayerDecayConfig, path: ConfigPath
 ) -> list[_Layer]:
-    """The layer of each parameter; one layer for all without layer decay."""
+    """Returns the layer of each parameter; the same layer for all without layer decay."""
     if layer_decay.pattern is None or layer_decay.rate is None:
         return [_Layer(0, "", 1.0)] * len(parameters)
     parts = (
@@ -525,7 +524,7 @@ def _layers(
     latest, result = layers[0], []
     for position, (each, number) in enumerate(zip(parameters, numbers, strict=True)):
         if number is None and matched[0] < position < matched[-1]:
-            # Between two layers of one container, such as what reduces the size of images.
+            # Between two layers of a container, such as a module that downsamples images.
             is_inside = each.names[0].split(".")[: len(container)] == container
             number = latest if is_inside else None
         if number is not None:
@@ -539,17 +538,17 @@ def _layers(
 
 
 def _container(pattern: str) -> list[str]:
-    """The path of the module that contains the layers."""
+    """Returns the parts of the path of the module that contains the layers."""
     parts = pattern.split(".")
     return parts[: parts.index("*")]
 
 
 def _is_stem(name: str, container: list[str], is_before: bool) -> bool:
-    """Whether a parameter that is in no layer is below the first layer.
+    """Returns whether a parameter outside of all layers is below the first layer.
 
     Args:
         name: Its name.
-        container: The path of the module that contains the layers.
+        container: The parts of the path of the module that contains the layers.
         is_before: Whether it is registered before the first layer.
     """
     member = _member(name, container)
@@ -563,7 +562,7 @@ def _is_stem(name: str, container: list[str], is_before: bool) -> bool:
 
 
 def _member(name: str, container: list[str]) -> str:
-    """The largest module or parameter that holds a parameter, but not the layers."""
+    """Returns the outermost module or parameter that contains a parameter, but not the layers."""
     parts, shared = name.split("."), 0
     while shared < min(len(parts) - 1, len(container)) and parts[shared] == container[shared]:
         shared += 1
@@ -571,21 +570,21 @@ def _member(name: str, container: list[str]) -> str:
 
 
 def _no_match(path: ConfigPath, pattern: str, known: list[str]) -> ConfigError:
-    # Without a cutoff the result is empty only if there are no names.
+    # With this cutoff the result is empty only without names.
     close = nearest(pattern.replace("*", ""), dict.fromkeys(known), 3, cutoff=0.0)
     problem = f"matches nothing; the nearest are {', '.join(close)}" if close else "matches nothing"
     return path.invalid(pattern, problem, close[0] if close else None)
 
 
 def _check_decay(buckets: Iterable[_Bucket], config: OptimizerConfig, path: ConfigPath) -> None:
-    """Raises if a group has its own weight_decay and no parameter that decays."""
+    """Checks that a group with its own weight_decay has a parameter that decays."""
     buckets = list(buckets)
     decaying = {bucket.group for bucket in buckets if not bucket.is_no_decay}
     for index in {bucket.group for bucket in buckets} - decaying - {DEFAULT_GROUP}:
-        group, place = config.groups[index], path / "groups" / index
+        group, group_path = config.groups[index], path / "groups" / index
         if group.weight_decay:
-            raise (place / "weight_decay").error(
+            raise (group_path / "weight_decay").error(
                 f"has no effect: with weight_decay_on=matrices no parameter of {group.name} decays",
-                (place / "weight_decay_on").suggest("all"),
+                (group_path / "weight_decay_on").suggest("all"),
                 value=group.weight_decay,
             )

@@ -1,4 +1,4 @@
-"""Config → learning-rate scheduler, whose state is its step count; all else is recomputed."""
+"""Builds learning-rate schedulers. Their state is the step count; all else is recomputed."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from lightning_adam.config.errors import ConfigPath
-from lightning_adam.config.parsing import Parsed
+from lightning_adam.config.parsing import ParsedConfig
 from lightning_adam.config.schedule import (
     CustomSchedulerConfig,
     PlateauConfig,
@@ -25,35 +25,35 @@ from lightning_adam.optim.custom_scheduler import (
     CustomSchedule,
     arguments_of,
     continue_plateau,
-    copied,
-    report_changes,
-    set_rate,
+    copy_lr,
+    log_changes,
+    set_lr,
 )
 from lightning_adam.optim.param_groups import LR_SCALE
 from lightning_adam.optim.shapes import Curve, RunLength, curve
 from lightning_adam.optim.steps import StepCounter, steps_taken
 
 PLATEAU_EPS = 1e-8
-"""A smaller reduction is none (torch ReduceLROnPlateau, eps)."""
+"""Smaller reductions are ignored (torch ReduceLROnPlateau, eps)."""
 
 
 class Schedule(LRScheduler):
     """Learning rates that are a function of the step: a group's peak times a factor.
 
     The state is the number of steps, and for `plateau` the progress of its metric. With another
-    length, peak or shape the schedule continues at the same step of the new curve.
+    length, peak or shape, the schedule continues at the same step of the new curve.
 
     Args:
         optimizer: The optimizer. The learning rate of each group is that group's peak.
         config: The schedule.
-        path: Its place.
+        path: Its path.
         length: The length of the run.
     """
 
     def __init__(
         self, optimizer: Optimizer, config: StepScheduleConfig, path: ConfigPath, length: RunLength
     ) -> None:
-        # LRScheduler's own constructor takes the first step, and counts the optimizer's.
+        # LRScheduler's constructor would take the first step and patch the optimizer.
         self.optimizer = optimizer
         self.last_epoch = 0
         self.interval = ""
@@ -64,7 +64,7 @@ class Schedule(LRScheduler):
         self._config = config
         self._reductions = 0
         for group in optimizer.param_groups:
-            group["initial_lr"] = copied(group["lr"])
+            group["initial_lr"] = copy_lr(group["lr"])
         self.curve = self._new_curve()
         if isinstance(config, PlateauConfig):
             self.plateau = _plateau(config)
@@ -72,7 +72,7 @@ class Schedule(LRScheduler):
 
     @property
     def position(self) -> int:
-        """Number of its steps."""
+        """Number of steps that the schedule took."""
         return self.last_epoch
 
     @property
@@ -89,7 +89,7 @@ class Schedule(LRScheduler):
         """Advances the schedule, unless the optimizer's step was skipped.
 
         Args:
-            metrics: The metric of `plateau`, which is compared instead (default: None).
+            metrics: The metric of `plateau`, to compare instead of advancing (default: None).
         """
         if self.plateau is not None and metrics is not None:
             if self.last_epoch >= self.curve.warmup_steps:
@@ -103,14 +103,14 @@ class Schedule(LRScheduler):
         self.apply()
 
     def apply(self) -> None:
-        """Sets the learning rates of all groups, including those that were added later."""
+        """Sets the learning rates of all groups, including groups that were added later."""
         factor = self.curve(self.last_epoch)
         for group in self.optimizer.param_groups:
-            peak = group.setdefault("initial_lr", copied(group["lr"]))
-            set_rate(group, "lr", self._reduced(peak) * factor)
+            peak = group.setdefault("initial_lr", copy_lr(group["lr"]))
+            set_lr(group, "lr", self._reduced_peak(peak) * factor)
 
     def set_length(self, length: RunLength) -> None:
-        """Continues at the same step of the curve for another length."""
+        """Continues at the same step of the curve of another length."""
         self.length = length
         self.curve = self._new_curve()
         self.apply()
@@ -118,7 +118,7 @@ class Schedule(LRScheduler):
     def set_peaks(self, peaks: Sequence[float]) -> None:
         """Continues at the same step with other peaks, one per group."""
         for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
-            set_rate(group, "initial_lr", peak)
+            set_lr(group, "initial_lr", peak)
         self.set_length(self.length)
 
     def go_to(self, step: int) -> None:
@@ -128,8 +128,8 @@ class Schedule(LRScheduler):
             self.counter.restart()
         self.set_length(self.length)
 
-    def follow(self, steps: int) -> None:
-        """Continues with an optimizer whose state was loaded, by default after `steps`."""
+    def resume_at(self, steps: int) -> None:
+        """Continues at its own step, or without one at `steps`, after a state was loaded."""
         self.go_to(self.position or steps)
 
     def get_last_lr(self) -> list[Any]:
@@ -137,7 +137,7 @@ class Schedule(LRScheduler):
         return [group["lr"] for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the step count, what `plateau` knows of its metric, and the settings."""
+        """Returns the step count, the metrics of `plateau`, and the settings."""
         state: dict[str, Any] = {"last_epoch": self.last_epoch, "settings": self.settings}
         state["interval"] = self.interval
         if self.plateau is not None:
@@ -146,14 +146,14 @@ class Schedule(LRScheduler):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues at the step of a checkpoint; with another schedule's, at the optimizer's."""
+        """Continues at the checkpoint's step, or at the optimizer's if its units differ."""
         saved, steps = state_dict.get("settings"), int(state_dict["last_epoch"])
         if state_dict.get("interval") != self.interval:
-            # It may have counted epochs.
+            # The checkpoint may have counted epochs.
             steps = self.position or steps_taken(self.optimizer) or steps
         self.go_to(steps)
         if saved:
-            report_changes(self.path, self.settings, saved)
+            log_changes(self.path, self.settings, saved)
         elif saved is None:
             log_info(f"resuming: {self.path.name} continues at step {self.last_epoch}")
         if self.plateau is not None and "plateau" in state_dict:
@@ -162,8 +162,8 @@ class Schedule(LRScheduler):
             self._reductions = progress["reductions"]
             self.apply()
 
-    def _reduced(self, peak: Any) -> Any:
-        """A peak after the reductions of a plateau so far, in the arithmetic of torch."""
+    def _reduced_peak(self, peak: Any) -> Any:
+        """Returns a peak after the reductions of `plateau`, with the arithmetic of torch."""
         if not isinstance(self._config, PlateauConfig):
             return peak
         floor = peak * self.curve.arguments["min_lr_ratio"]
@@ -192,9 +192,9 @@ def build_scheduler(
         optimizer: The optimizer. The learning rate of each of its groups is that group's peak.
         scheduler: The scheduler config: a composed Hydra node, a dict, a dataclass, or any
             scheduler class by its `_target_` or as a `functools.partial`.
-        total_steps: Optimizer steps of the run, None if it has no end. The config's own
-            `total_steps` takes precedence.
-        epoch_steps: Optimizer steps of an epoch, for what is configured in epochs (default: None).
+        total_steps: Optimizer steps of the run; None if it has no end. The config's `total_steps`
+            takes precedence.
+        epoch_steps: Optimizer steps of an epoch, for settings in epochs (default: None).
 
     Returns:
         The scheduler. Call its `step()` after each optimizer step, and for `plateau` also
@@ -202,8 +202,8 @@ def build_scheduler(
         scheduled as well.
 
     Raises:
-        ConfigError: If the schedule needs a number of steps and there is none, or its class does
-            not take its arguments.
+        ConfigError: If the schedule needs a number of steps that is unknown, or its class does not
+            accept the arguments.
 
     Example:
         >>> import torch
@@ -216,18 +216,18 @@ def build_scheduler(
 
 
 def build_schedule(
-    optimizer: Optimizer, parsed: Parsed[ScheduleConfig], length: RunLength
+    optimizer: Optimizer, parsed: ParsedConfig[ScheduleConfig], length: RunLength
 ) -> AnySchedule:
     """Builds a learning-rate scheduler for the length of a run; see `build_scheduler`."""
     config, path = parsed.config, parsed.path
     if isinstance(config, CustomSchedulerConfig):
-        return CustomSchedule.of(optimizer, config, path, length)
+        return CustomSchedule.create(optimizer, config, path, length)
     assert isinstance(config, StepScheduleConfig)
     return Schedule(optimizer, config, path, length)
 
 
 def set_peak(optimizer: Optimizer, schedule: AnySchedule | None, lr: float) -> None:
-    """Sets the optimizer's peak learning rate, from which those of its groups follow.
+    """Sets the optimizer's peak learning rate, and scales those of its groups with it.
 
     Example:
         >>> import torch
@@ -245,7 +245,7 @@ def set_peak(optimizer: Optimizer, schedule: AnySchedule | None, lr: float) -> N
         schedule.set_peaks(peaks)
         return
     for group, peak in zip(groups, peaks, strict=True):
-        set_rate(group, "lr", peak)
+        set_lr(group, "lr", peak)
 
 
 def scheduler_settings(scheduler: LRScheduler) -> dict[str, Any]:
@@ -264,7 +264,7 @@ def scheduler_settings(scheduler: LRScheduler) -> dict[str, Any]:
 
 
 def _plateau(config: PlateauConfig) -> ReduceLROnPlateau:
-    """The judgement of torch, over a learning rate that falls without end."""
+    """Returns torch's scheduler, with a learning rate that can fall without end."""
     return ReduceLROnPlateau(
         SGD([torch.zeros(1)], lr=1e300),
         mode=config.mode.value,

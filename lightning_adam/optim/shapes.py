@@ -1,4 +1,4 @@
-"""Schedule config and the length of the run → the factor on the peak as a function of the step."""
+"""Shapes of schedules: the factor on the peak learning rate as a function of the step."""
 
 import math
 from collections.abc import Callable
@@ -21,12 +21,12 @@ from lightning_adam.config.schedule import (
 )
 
 ENDLESS = ("constant", "inverse_sqrt", "exponential", "plateau")
-"""The schedules that do not depend on the total number of steps."""
+"""Schedules that do not depend on the total number of steps."""
 
 
 @dataclass(frozen=True)
 class RunLength:
-    """The length of a run in optimizer steps; None where it is not known.
+    """The length of a run in optimizer steps; None where it is unknown.
 
     Example:
         >>> RunLength(14, 14 / 3, epoch_ends=(8, 12, 14)).after(1.5)
@@ -35,12 +35,12 @@ class RunLength:
 
     total_steps: int | None = None
     epoch_steps: float | None = None
-    """Steps of an epoch, in the mean."""
+    """Mean number of steps of an epoch."""
     epoch_ends: tuple[int, ...] = ()
-    """Steps at the end of each epoch; empty if epochs are alike."""
+    """Number of steps at the end of each epoch; empty if all epochs have the same length."""
 
     def after(self, epochs: float) -> int | None:
-        """Returns the steps of the first epochs."""
+        """Returns the number of steps of the first `epochs`, a number that may be fractional."""
         if self.epoch_steps is None:
             return None
         ends = (0, *self.epoch_ends)
@@ -55,39 +55,39 @@ DECAYS: dict[str, Callable[[float], float]] = {
     Decay.linear.value: lambda progress: 1 - progress,
     Decay.sqrt.value: lambda progress: 1 - math.sqrt(progress),
 }
-"""How a decay falls from 1 to 0 with its progress."""
+"""Decays from 1 to 0 as a function of the progress from 0 to 1."""
 
 
 def _decay(
     decay: Callable[[float], float], step: float, length: float, min_lr_ratio: float
 ) -> float:
-    """The factor at a step of a decay from 1 to `min_lr_ratio`."""
+    """Returns the factor at a step of a decay from 1 to `min_lr_ratio`."""
     progress = 1.0 if step >= length else max(0.0, step / length)
     return min_lr_ratio + (1 - min_lr_ratio) * decay(progress)
 
 
 def constant(step: float, length: float) -> float:
-    """The peak learning rate."""
+    """Returns 1: the peak learning rate."""
     return 1.0
 
 
 def linear(step: float, length: float, min_lr_ratio: float) -> float:
-    """Linear decay."""
+    """Returns the factor of a linear decay."""
     return _decay(DECAYS["linear"], step, length, min_lr_ratio)
 
 
 def cosine(step: float, length: float, min_lr_ratio: float) -> float:
-    """Cosine decay."""
+    """Returns the factor of a cosine decay."""
     return _decay(DECAYS["cosine"], step, length, min_lr_ratio)
 
 
 def cosine_restarts(
     step: float, length: float, num_cycles: int, cycle_mult: float, min_lr_ratio: float
 ) -> float:
-    """Cosine decay, `num_cycles` times."""
+    """Returns the factor of `num_cycles` cosine decays."""
     start, cycle = 0.0, length / sum(cycle_mult**index for index in range(num_cycles))
     for _ in range(num_cycles - 1):
-        # A cycle that ends at a step but for rounding ends there.
+        # The tolerance ends a cycle at the right step despite rounding.
         if step < start + cycle - 1e-9 * length:
             break
         start, cycle = start + cycle, cycle * cycle_mult
@@ -95,24 +95,24 @@ def cosine_restarts(
 
 
 def polynomial(step: float, length: float, power: float, min_lr_ratio: float) -> float:
-    """Polynomial decay."""
+    """Returns the factor of a polynomial decay."""
     return _decay(lambda progress: (1 - progress) ** power, step, length, min_lr_ratio)
 
 
 def inverse_sqrt(step: float, length: float, timescale: int) -> float:
-    """Inverse square-root decay, which has no end."""
+    """Returns the factor of an inverse square-root decay, which has no end."""
     return math.sqrt(timescale / (timescale + step))
 
 
 def exponential(
     step: float, length: float, gamma: float, decay_steps: float, min_lr_ratio: float
 ) -> float:
-    """Exponential decay down to `min_lr_ratio`, which has no end."""
+    """Returns the factor of an exponential decay with the minimum `min_lr_ratio`, which has no end."""
     return max(min_lr_ratio, math.pow(gamma, step / decay_steps))
 
 
 def multistep(step: float, length: float, milestones: list[float], gamma: float) -> float:
-    """A factor at each milestone."""
+    """Returns the factor after a drop at each milestone."""
     return math.pow(gamma, sum(step >= each for each in milestones))
 
 
@@ -124,7 +124,7 @@ def one_cycle(
     final_div_factor: float,
     anneal: str,
 ) -> float:
-    """The rise and the fall of `torch.optim.lr_scheduler.OneCycleLR`."""
+    """Returns the factor of `torch.optim.lr_scheduler.OneCycleLR`."""
     first, top = 1 / div_factor, pct_start * length - 1
     if top > 0 and step <= top:
         low, progress = first, 1 - step / top
@@ -135,12 +135,12 @@ def one_cycle(
 
 
 def wsd(step: float, length: float, decay_steps: int, decay: str, min_lr_ratio: float) -> float:
-    """The peak learning rate, then a decay over the last `decay_steps`."""
+    """Returns 1, and the factor of a decay over the last `decay_steps`."""
     return _decay(DECAYS[decay], step - (length - decay_steps), decay_steps, min_lr_ratio)
 
 
 def plateau(step: float, length: float, min_lr_ratio: float) -> float:
-    """The peak learning rate, which `Schedule` reduces."""
+    """Returns 1; `Schedule` reduces the peak learning rate."""
     return 1.0
 
 
@@ -160,7 +160,7 @@ SHAPES: dict[str, Callable[..., float]] = {
         plateau,
     )
 }
-"""The factor on the peak learning rate, from the steps since the warm-up and their number."""
+"""Functions of the steps since the warm-up and their total number, by the schedule's name."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class Curve:
     arguments: dict[str, Any]
 
     def __call__(self, step: int) -> float:
-        """Returns the factor of the step that follows `step` steps."""
+        """Returns the factor of the step after `step` steps."""
         if step < self.warmup_steps:
             return (step + 1) / (self.warmup_steps + 1)
         end = math.inf if self.total_steps is None else self.total_steps
@@ -199,19 +199,19 @@ class Curve:
 
 
 def curve(config: StepScheduleConfig, path: ConfigPath, length: RunLength, peak: float) -> Curve:
-    """Resolves a schedule's ratios and epochs.
+    """Builds the curve of a schedule; resolves ratios and epochs to steps.
 
     Args:
         config: The schedule.
-        path: Its place.
-        length: The length of the run. The config's own `total_steps` takes precedence.
+        path: Its path.
+        length: The length of the run. The config's `total_steps` takes precedence.
         peak: The optimizer's learning rate, above 0.
 
     Returns:
-        The curve. What is longer than the run is cut to it, with a warning.
+        The curve. A warm-up or decay longer than the run is shortened to it, with a warning.
 
     Raises:
-        ConfigError: If it needs the length of the run or of an epoch, and that is not known, or if
+        ConfigError: If it needs the length of the run or of an epoch, which is unknown, or if
             `min_lr` is above the peak.
 
     Example:
@@ -223,11 +223,11 @@ def curve(config: StepScheduleConfig, path: ConfigPath, length: RunLength, peak:
     end = length.total_steps if config.total_steps is None else config.total_steps
     warmup = config if isinstance(config, WarmupScheduleConfig) else None
     if end is None and (config.name not in ENDLESS or (warmup and warmup.warmup_ratio)):
-        raise no_end(path / "name", config.name, path / "total_steps")
+        raise endless_run_error(path / "name", config.name, path / "total_steps")
     warmup_steps = 0 if warmup is None else _warmup_steps(warmup, path, end, length)
     general: type[StepScheduleConfig] = StepScheduleConfig
     if warmup is not None:
-        # What judges the metric of a plateau does not depend on the step.
+        # The settings that compare the metric of a plateau do not depend on the step.
         is_plateau = isinstance(config, PlateauConfig)
         general = PlateauConfig if is_plateau else WarmupScheduleConfig
     names = {each.name for each in fields(config)} - {each.name for each in fields(general)}
@@ -239,7 +239,7 @@ def curve(config: StepScheduleConfig, path: ConfigPath, length: RunLength, peak:
         arguments["timescale"] = config.timescale or warmup_steps or 10_000
     elif isinstance(config, ExponentialConfig) and config.decay_steps is None:
         if length.epoch_steps is None:
-            raise _no_epoch(path / "name", config.name, path / "decay_steps")
+            raise _unknown_epoch_error(path / "name", config.name, path / "decay_steps")
         arguments["decay_steps"] = length.epoch_steps
     elif isinstance(config, MultiStepConfig):
         steps = [each if each >= 1 else round(each * (end or 0)) for each in config.milestones]
@@ -254,8 +254,8 @@ def curve(config: StepScheduleConfig, path: ConfigPath, length: RunLength, peak:
     return Curve(config.name, warmup_steps, end, arguments)
 
 
-def no_end(path: ConfigPath, value: str, steps: ConfigPath) -> ConfigError:
-    """Returns the error of a schedule that needs the number of steps, where there is none."""
+def endless_run_error(path: ConfigPath, value: str, steps: ConfigPath) -> ConfigError:
+    """Returns the error of a schedule that needs the number of steps, in a run without an end."""
     return path.error(
         "needs the number of optimizer steps, and the run has no end",
         f"Set {steps.override(Placeholder('N'))}, or give the Trainer max_steps",
@@ -272,31 +272,33 @@ def _warmup_steps(
     if config.warmup_epochs:
         field, in_epochs = "warmup_epochs", length.after(config.warmup_epochs)
         if in_epochs is None:
-            raise _no_epoch(path / field, config.warmup_epochs, path / "warmup_steps")
+            raise _unknown_epoch_error(path / field, config.warmup_epochs, path / "warmup_steps")
         steps = in_epochs
-    return _cut(path / field, getattr(config, field), steps, end)
+    return _limit_steps(path / field, getattr(config, field), steps, end)
 
 
 def _decay_steps(config: WSDConfig, path: ConfigPath, remaining: int, end: int) -> int:
     if config.decay_steps is not None:
-        return max(1, _cut(path / "decay_steps", config.decay_steps, config.decay_steps, remaining))
+        return max(
+            1, _limit_steps(path / "decay_steps", config.decay_steps, config.decay_steps, remaining)
+        )
     return max(1, min(round((config.decay_ratio or 0.1) * end), remaining))
 
 
-def _cut(path: ConfigPath, value: Any, steps: int, available: int | None) -> int:
-    """The steps that fit into the run."""
+def _limit_steps(path: ConfigPath, value: Any, steps: int, available: int | None) -> int:
+    """Returns the number of steps, at most those of the run."""
     if available is None or steps <= available:
         return steps
     rank_zero_warn(
         f"{path.assignment(value)} is longer than the run: {steps} steps, of which {available} are"
-        " left. It is cut to them."
+        f" left. Using {available} steps."
     )
     return available
 
 
-def _no_epoch(path: ConfigPath, value: Any, steps: ConfigPath) -> ConfigError:
+def _unknown_epoch_error(path: ConfigPath, value: Any, steps: ConfigPath) -> ConfigError:
     return path.error(
-        "needs the number of steps of an epoch, which is not known here",
+        "needs the number of steps of an epoch, which is unknown",
         f"Set {steps.override(Placeholder('N'))}",
         value=value,
     )
@@ -306,6 +308,6 @@ def _min_lr_ratio(config: DecayScheduleConfig, path: ConfigPath, peak: float) ->
     if config.min_lr is None:
         return config.min_lr_ratio
     if config.min_lr > peak:
-        problem = f"is above the peak, which is {peak:g}"
+        problem = f"is above the peak learning rate, {peak:g}"
         raise (path / "min_lr").invalid(config.min_lr, problem, peak / 100)
     return config.min_lr / peak

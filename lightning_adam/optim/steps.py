@@ -40,12 +40,12 @@ class StepCounter:
 
     A step is skipped if the GradScaler finds an inf, or if no parameter has a gradient, for example
     after a `training_step` that returned None. A fused step that receives the scaler's flag is
-    skipped on the device. It counts as taken until `settle`, which waits for the device.
+    skipped on the device. It counts as taken until `resolve_skipped`, which waits for the device.
 
     Args:
         optimizer: The torch optimizer.
-        is_sharded: Whether a rank may have no gradients because it holds no part of the parameters
-            that have one (default: False). Then a step without gradients counts as taken.
+        is_sharded: Whether a rank may hold no part of the parameters that have gradients (default:
+            False). If so, a step without gradients counts as taken.
 
     Example:
         >>> import torch
@@ -64,9 +64,9 @@ class StepCounter:
         self.taken = steps_taken(optimizer)
         self.skipped = 0
         self.flags: Tensor | None = None
-        """Number of steps that the device skipped; never changed in place. None without flags."""
+        """Number of steps that the device skipped; None without flags. Never changed in place."""
         self.applied_flags = 0
-        """Number of them that the host knows of and counts as skipped."""
+        """Number of these steps that the host already counts as skipped."""
         self.flag: Tensor | None = None
         """Whether the device skipped the last step; None without a flag."""
         self._optimizer = optimizer
@@ -74,12 +74,12 @@ class StepCounter:
         self._is_sharded = is_sharded
         self._depth = 0
         self._is_expected = False
-        self._seen: Tensor | None = None
+        self._last_with_grad: Tensor | None = None
         self._hooks: list[RemovableHandle] = []
 
     @property
     def found_inf_flags(self) -> tuple[Tensor, ...]:
-        """The number of steps that the device skipped, and whether the last one was skipped.
+        """The number of steps that the device skipped, and whether it skipped the last one.
 
         Empty without flags.
         """
@@ -89,7 +89,7 @@ class StepCounter:
 
     @property
     def all_skipped(self) -> Tensor | float:
-        """The number of skipped steps, including those that only the device knows of."""
+        """The number of skipped steps, including those that only the device has counted."""
         return (
             self.skipped if self.flags is None else self.flags + (self.skipped - self.applied_flags)
         )
@@ -121,31 +121,31 @@ class StepCounter:
         self._is_expected = True
 
     def close(self) -> None:
-        """Between two batches: counts an announced step that did not come as skipped."""
+        """Counts an announced step that was not taken as skipped. Call it between two batches."""
         self.skipped += self._is_expected
         self._is_expected = False
-        # A step that raised did not leave its hook.
+        # A step that raised an error did not run its post hook.
         self._depth = 0
 
-    def settle(self) -> None:
-        """Between two batches: counts the steps that the device skipped, waiting if needed."""
+    def resolve_skipped(self) -> None:
+        """Counts the steps that the device skipped; waits for it. Call it between two batches."""
         self.close()
         if self.flags is not None:
             self.apply_device_skips(int(self.flags))
 
     def has_advanced(self) -> bool:
-        """Between two batches: whether a step was taken since the last call."""
-        self.settle()
+        """Returns whether a step was taken since the last call. Call it between two batches."""
+        self.resolve_skipped()
         has_advanced = self.taken != self._reported
         self._reported = self.taken
         return has_advanced
 
     def restart(self) -> None:
-        """Counts on from the optimizer's state, which has been loaded."""
+        """Continues the count from the optimizer's state, after it was loaded."""
         self.taken = self._reported = steps_taken(self._optimizer)
 
     def apply_device_skips(self, flags: int) -> None:
-        """Counts the steps that the device skipped, from the value of `flags` after some step."""
+        """Counts the steps that the device skipped, given the value of `flags` after any step."""
         new = max(flags - self.applied_flags, 0)
         self.taken -= new
         self.skipped += new
@@ -157,11 +157,11 @@ class StepCounter:
             hook.remove()
 
     def _enter(self) -> None:
-        # A subclass may call `super().step()`, which runs the hooks as well.
+        # A subclass may call `super().step()`, which runs the hooks again.
         self._depth += 1
 
     def _is_taken(self) -> bool:
-        """Counts the step that just ended."""
+        """Counts the step that just ended; returns whether it may have been taken."""
         self._depth -= 1
         if self._depth > 0:
             return False
@@ -177,21 +177,23 @@ class StepCounter:
 
     def _has_gradient(self) -> bool:
         # The parameter that had a gradient last time usually has one again.
-        if self._seen is None or self._seen.grad is None:
+        if self._last_with_grad is None or self._last_with_grad.grad is None:
             groups = self._optimizer.param_groups
             parameters = (parameter for group in groups for parameter in group["params"])
-            self._seen = next((each for each in parameters if each.grad is not None), None)
-        return self._seen is not None
+            self._last_with_grad = next(
+                (each for each in parameters if each.grad is not None), None
+            )
+        return self._last_with_grad is not None
 
 
 def _eager_hook(
     hook: Callable[[], None], guard: Callable[[Callable[[], None]], None]
 ) -> Callable[..., None]:
-    """A hook that torch.compile does not trace: it would compile the step again at each count."""
+    """Returns a hook that torch.compile does not trace, as it would recompile at each count."""
     outside_graph = torch.compiler.disable(guard)  # type: ignore[no-untyped-call]
 
     def call(*_: object) -> None:
-        # Outside of compiled code the wrapper would take longer than the hook.
+        # Outside of compiled code, the wrapper would take longer than the hook.
         if torch.compiler.is_compiling():
             outside_graph(hook)
         else:

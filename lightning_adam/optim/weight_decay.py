@@ -1,4 +1,4 @@
-"""Which parameters do not decay under `weight_decay_on: matrices`."""
+"""Selects the parameters that do not decay with `weight_decay_on: matrices`."""
 
 import fnmatch
 import re
@@ -24,14 +24,14 @@ LINEAR = (
 )
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 LINEAR_NAME = re.compile(r"(Linear|Conv(Transpose)?[123][dD])$")
-"""Names of classes like `torch.nn.Linear` that are not derived from it."""
+"""Names of classes that resemble `torch.nn.Linear` but do not derive from it."""
 NORM_NAME = re.compile(r"Norm(?!al)|Normali[sz]ation")
-"""Names of normalization layers, but not of normal distributions and normalizing flows."""
+"""Names of normalization layers; excludes normal distributions and normalizing flows."""
 BIASES = ("bias", "bias_k", "bias_v")
 
 
-class Owned(NamedTuple):
-    """A parameter of a module, under the name that it has there without reparametrization."""
+class OwnedParameter(NamedTuple):
+    """A parameter, its module, and its name there without reparametrization."""
 
     parameter: nn.Parameter
     owner: nn.Module
@@ -44,25 +44,25 @@ def no_decay(
     names: Mapping[int, Sequence[str]],
     shapes: Mapping[int, torch.Size],
 ) -> set[int]:
-    """Returns the ids of the parameters that do not decay; for a shared one any owner decides.
+    """Returns the ids of the parameters that do not decay, according to any of their owners.
 
     Args:
         module: The module to train.
         patterns: The `no_decay` of the config.
         names: All names of each parameter, by its id.
-        shapes: The shape of each parameter before it was sharded, by its id (default: its own).
+        shapes: The unsharded shapes of sharded parameters, by their ids.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 1), nn.LayerNorm(1))
         >>> names = {id(each): [name] for name, each in net.named_parameters()}
-        >>> left = no_decay(net, [], names, {})
-        >>> [names[each] for each in names if each not in left]
+        >>> excluded = no_decay(net, [], names, {})
+        >>> [names[each] for each in names if each not in excluded]
         [['0.weight']]
     """
     found = {
         key for key, own in names.items() if any(matches(name, patterns) for name in own)
     } | set(_named_by_modules(module))
-    for parameter, owner, name in _owned(module):
+    for parameter, owner, name in _owned_parameters(module):
         shape = shapes.get(id(parameter), parameter.shape)
         is_list = isinstance(owner, nn.ParameterList | nn.ParameterDict)
         own = names[id(parameter)]
@@ -71,7 +71,7 @@ def no_decay(
             or isinstance(owner, EMBEDDINGS)
             or _is_norm(owner)
             or name.endswith(BIASES)
-            # Set on parameters of state-space models by their authors.
+            # An attribute that state-space models set on their parameters.
             or getattr(parameter, "_no_weight_decay", False)
             or (is_list and any(matches(each.rpartition(".")[0], patterns) for each in own))
         ):
@@ -80,7 +80,7 @@ def no_decay(
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a pattern matches the name, or its last part if the pattern has no dot.
+    """Returns whether a pattern matches the name, or its last part if the pattern has no dot.
 
     Example:
         >>> matches("net.cls_token", ["*_token"]), matches("net.to_token.weight", ["*_token"])
@@ -93,7 +93,7 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def is_matrix(shape: Sequence[int], owner: nn.Module | None = None, name: str = "") -> bool:
-    """Whether it has two dimensions larger than 1, or is a weight of a linear map.
+    """Returns whether a parameter has two dimensions above 1, or is a weight of a linear map.
 
     Example:
         >>> is_matrix((8, 4)), is_matrix((1, 8, 1)), is_matrix((1, 8), nn.Linear(8, 1), "weight")
@@ -118,8 +118,8 @@ def _class_names(owner: nn.Module) -> list[str]:
     return [kind.__name__ for kind in type(owner).__mro__]
 
 
-def _owned(module: nn.Module) -> Iterator[Owned]:
-    """The parameters of each module, with those of a parametrization given to its module."""
+def _owned_parameters(module: nn.Module) -> Iterator[OwnedParameter]:
+    """Yields the parameters of each module, and those of its parametrizations as its own."""
     parametrized: dict[int, tuple[nn.Module, str]] = {}
     for owner in module.modules():
         if is_parametrized(owner):
@@ -128,23 +128,23 @@ def _owned(module: nn.Module) -> Iterator[Owned]:
         reparametrized = parametrized.get(id(owner))
         for name, parameter in owner.named_parameters(recurse=False):
             if reparametrized is None:
-                yield Owned(parameter, owner, _direction(owner, name))
+                yield OwnedParameter(parameter, owner, _original_name(owner, name))
             elif name in ("original", "original1"):
-                yield Owned(parameter, *reparametrized)
+                yield OwnedParameter(parameter, *reparametrized)
             else:
-                # The magnitude of a weight norm, which has no use for the exception of a weight.
-                yield Owned(parameter, reparametrized[0], name)
+                # The magnitude of a weight norm keeps its name, so it does not count as a weight.
+                yield OwnedParameter(parameter, reparametrized[0], name)
 
 
-def _direction(owner: nn.Module, name: str) -> str:
-    """The name before torch's older hooks for spectral norm, pruning and weight norm renamed it."""
+def _original_name(owner: nn.Module, name: str) -> str:
+    """Returns the name without the suffix of torch's hooks, such as spectral norm or pruning."""
     if name.endswith("_v") and hasattr(owner, f"{name[:-1]}g"):
         return name[:-2]
     return name.removesuffix("_orig")
 
 
 def _named_by_modules(module: nn.Module) -> Iterator[int]:
-    """The ids of what the modules' own `no_weight_decay` names, a convention of timm."""
+    """Yields the ids of parameters that a module's `no_weight_decay()` lists, timm's convention."""
     for owner in module.modules():
         method = getattr(owner, "no_weight_decay", None)
         if not callable(method) or isinstance(method, Tensor | nn.Module):

@@ -1,4 +1,4 @@
-"""The hyperparameters that are tuned, and where they stand in the app's config."""
+"""The tuned hyperparameters, and their paths in the app's config."""
 
 import inspect
 from collections.abc import Mapping
@@ -11,16 +11,16 @@ from omegaconf import DictConfig, OmegaConf
 from lightning_adam.config.errors import ConfigError, format_value
 
 OPTIMIZER_KEYS = {"lr", "weight_decay_on", "groups", "layer_decay", "resume"}
-"""Keys by which a node is a config of `lightning_adam/optimizer`."""
+"""Keys that identify a node as a config of `lightning_adam/optimizer`."""
 SCHEDULER_KEYS = {"name", "warmup_steps", "warmup_ratio", "total_steps"}
-"""Keys by which a node is a config of `lightning_adam/scheduler` that can warm up."""
+"""Keys that identify a node as a config of `lightning_adam/scheduler` with a warm-up."""
 DECOUPLED = {"AdamW", "NAdamW", "RAdamW"}
-"""Classes of optimizers that decouple the weight decay without an argument for it."""
+"""Optimizers that always decouple the weight decay, so they have no argument for it."""
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """Hyperparameters of Adam and its schedule; None for one that the app does not have.
+    """Hyperparameters of Adam and its schedule; None for those that the app does not have.
 
     Example:
         >>> Configuration(lr=1e-3, betas=(0.9, 0.999)).lr
@@ -37,7 +37,7 @@ class Configuration:
     warmup_steps: int | None = None
 
     def changes(self, other: "Configuration") -> dict[str, Any]:
-        """What another configuration has otherwise.
+        """Returns the hyperparameters of another configuration that differ from this one.
 
         Example:
             >>> Configuration(1e-3).changes(Configuration(3e-4))
@@ -52,12 +52,12 @@ class Configuration:
 
 @dataclass(frozen=True)
 class ConfigPaths:
-    """Where the configs of the optimizer and the schedule stand in the app's config.
+    """Paths of the optimizer and the schedule in the app's config.
 
     Attributes:
-        optimizer: `optimizer`, `model.optimizer`.
-        scheduler: `scheduler`; None without a schedule that can warm up.
-        absent: Arguments that the optimizer has, but not its node (default: none).
+        optimizer: Path of the optimizer, such as `model.optimizer`.
+        scheduler: Path of the schedule; None without one that can warm up.
+        absent: Arguments of the optimizer that its node does not set (default: none).
 
     Example:
         >>> paths = ConfigPaths("model.optimizer", absent=frozenset({"betas"}))
@@ -70,11 +70,11 @@ class ConfigPaths:
     absent: frozenset[str] = frozenset()
 
     def values(self, start: Configuration, configuration: Configuration) -> dict[str, Any]:
-        """The values that make a configuration of that of the app, by their paths.
+        """Returns the values to set in the app's config, by their paths.
 
         Args:
             start: The configuration of the app.
-            configuration: The configuration to get.
+            configuration: The configuration to apply.
         """
         return {
             f"{self.scheduler if name.startswith('warmup') else self.optimizer}.{name}": value
@@ -82,7 +82,7 @@ class ConfigPaths:
         }
 
     def overrides(self, start: Configuration, configuration: Configuration) -> list[str]:
-        """The same as overrides of Hydra."""
+        """Returns the same values as overrides of Hydra."""
         return [
             f"{'++' if path.rpartition('.')[2] in self.absent else ''}{path}={format_value(value)}"
             for path, value in self.values(start, configuration).items()
@@ -92,15 +92,15 @@ class ConfigPaths:
 def find_paths(config: DictConfig, given: str | None) -> ConfigPaths:
     """Finds the configs of the optimizer and the schedule.
 
-    An optimizer is a node of `lightning_adam/optimizer`, or one whose `_target_` is a class of an
-    Adam, as in `_target_: torch.optim.Adam` with `_partial_: true`.
+    An optimizer is a node of `lightning_adam/optimizer`, or one with an Adam-like `_target_`, such
+    as `torch.optim.Adam`, and `_partial_: true`.
 
     Args:
-        config: The app's config, composed.
-        given: The optimizer's path, if the user has set it.
+        config: The app's composed config.
+        given: The optimizer's path; None if the user has not set it.
 
     Raises:
-        ConfigError: If there is no such node, or more than one and none was given.
+        ConfigError: If there is no optimizer, or if there are several and `given` is None.
 
     Example:
         >>> config = OmegaConf.create(
@@ -126,23 +126,23 @@ def find_paths(config: DictConfig, given: str | None) -> ConfigPaths:
         )
     optimizer = given or optimizers[0]
     schedules = [path for path, node in nodes.items() if set(map(str, node)) >= SCHEDULER_KEYS]
-    # Of several schedules the one beside the optimizer; of others none is taken for its own.
-    beside = [each for each in schedules if _parent(each) == _parent(optimizer)]
-    candidates = beside if len(schedules) > 1 else schedules
+    # Of several schedules, use only the one next to the optimizer.
+    siblings = [each for each in schedules if _parent(each) == _parent(optimizer)]
+    candidates = siblings if len(schedules) > 1 else schedules
     scheduler = candidates[0] if len(candidates) == 1 else None
     absent = frozenset(_arguments(nodes[optimizer])) - set(map(str, nodes[optimizer]))
     return ConfigPaths(optimizer, scheduler, absent)
 
 
 def read_configuration(config: DictConfig, paths: ConfigPaths) -> Configuration:
-    """The hyperparameters in the app's config.
+    """Returns the hyperparameters in the app's config.
 
     Args:
-        config: The app's config, composed.
-        paths: Where the optimizer and the schedule stand in it.
+        config: The app's composed config.
+        paths: Paths of the optimizer and the schedule.
 
     Raises:
-        ConfigError: If there is no learning rate.
+        ConfigError: If the learning rate is missing.
 
     Example:
         >>> from lightning_adam.config.optimizer import AdamConfig
@@ -165,7 +165,7 @@ def read_configuration(config: DictConfig, paths: ConfigPaths) -> Configuration:
     ratio, steps = None, None
     if paths.scheduler is not None:
         schedule = OmegaConf.select(config, paths.scheduler)
-        # How many steps a run has is not known before one has run.
+        # warmup_steps stays: the length of the run is unknown before the first one.
         ratio, steps = schedule.warmup_ratio, schedule.warmup_steps
         if ratio is None and steps is None:
             ratio = 0.0
@@ -182,7 +182,7 @@ def read_configuration(config: DictConfig, paths: ConfigPaths) -> Configuration:
 
 
 def _nodes(config: DictConfig, prefix: str = "") -> dict[str, DictConfig]:
-    """All mappings of a config by their paths."""
+    """Returns all mappings of a config by their paths."""
     found = {}
     for name in map(str, config):
         if OmegaConf.is_missing(config, name) or OmegaConf.is_interpolation(config, name):
@@ -199,9 +199,9 @@ def _is_adam(node: Mapping[Any, Any]) -> bool:
 
 
 def _arguments(node: Mapping[Any, Any]) -> dict[str, Any]:
-    """The tuned arguments of the class that a node builds, with their defaults.
+    """Returns the tuned arguments of a node's target, with their defaults.
 
-    Empty if the class is none of an Adam, which has betas.
+    Empty if the target is not Adam-like, that is, has no betas.
     """
     target = node.get("_target_")
     if not isinstance(target, str) or "adam" not in target.lower():
@@ -209,7 +209,7 @@ def _arguments(node: Mapping[Any, Any]) -> dict[str, Any]:
     try:
         parameters = inspect.signature(get_class(target)).parameters
     except Exception:
-        # The app itself will say what is wrong with it.
+        # The app itself reports the error.
         return {}
     if "betas" not in parameters:
         return {}

@@ -1,9 +1,9 @@
 """A Gaussian process over hyperparameters and the length of the run.
 
 The kernel is Matérn 5/2 over the coordinates, times an exponential kernel over the length in
-octaves, plus a trend that is linear in the length and smoother over the coordinates: shorter runs
-are worse, more so where training gets on, and resemble the full run less the shorter they are.
-Length scales are given, as a few dozen runs cannot fit one for each coordinate; a common factor
+octaves, plus a trend that is linear in the length and smoother over the coordinates. So shorter
+runs are worse, by an amount that depends on the coordinates, and correlate less with the full run.
+The length scales are fixed, because a few dozen runs cannot fit one per coordinate. A common factor
 and the noise are fitted by maximum likelihood.
 """
 
@@ -18,22 +18,22 @@ from scipy.linalg import cho_solve, cholesky, solve_triangular
 Array = NDArray[np.float64]
 
 NOISES = (0.003, 0.02, 0.08, 0.3, 1.0)
-"""Variances of the noise that are tried, relative to that of the losses."""
+"""Candidates for the variance of the noise, relative to that of the losses."""
 SCALES = (0.7, 1.0, 1.6)
-"""Factors of the length scales that are tried."""
+"""Candidates for the factor of the length scales."""
 OCTAVE = 0.12
-"""How fast the correlation falls with the length: exp(-0.12) an octave."""
+"""Decay of the correlation with the length: exp(-0.12) per octave."""
 TREND_SCALE = 3.0
 """Length scales of the trend, relative to the others."""
 JITTER = 1e-9
 
 
 class Warp:
-    """Compresses losses above the median, so that failures do not flatten the rest.
+    """Compresses large losses, so that failures do not hide the differences between the others.
 
-    `log(1 + (loss - smallest) / scale)`, with half the distance from the smallest to the median as
-    the scale. A loss that is not finite counts as the worst of the others, and half a standard
-    deviation more.
+    It is `log(1 + (loss - smallest) / scale)`, where the scale is half the distance from the
+    smallest to the median. A loss that is not finite becomes the largest of the others plus half a
+    standard deviation.
 
     Args:
         losses: All losses, shape (n,); some finite.
@@ -50,25 +50,25 @@ class Warp:
         self.scale = distance / 2 or 1.0
 
     def __call__(self, losses: Array) -> Array:
-        """The warped losses."""
+        """Returns the warped losses."""
         warped = np.log1p(np.maximum(losses - self.low, 0.0) / self.scale)
         known = warped[np.isfinite(warped)]
         worst = known.max() + 0.5 * known.std() if len(known) else 0.0
         return np.where(np.isfinite(warped), warped, worst)
 
     def slope(self, loss: float) -> float:
-        """Units of the loss for one of the warped loss, at a loss."""
+        """Returns the derivative of the loss with respect to the warped loss."""
         return max(loss - self.low, 0.0) + self.scale
 
 
 class GaussianProcess:
-    """The process, conditioned on runs.
+    """A Gaussian process conditioned on runs.
 
     Args:
         x: Coordinates of the runs, shape (n, d).
         lengths: Lengths of the runs in octaves below a full run, shape (n,).
-        losses: Their losses, shape (n,), less being better; nan for a run that failed.
-        length_scales: Of the coordinates, shape (d,).
+        losses: Losses of the runs, shape (n,), lower is better; nan or inf for a failed run.
+        length_scales: Length scales of the coordinates, shape (d,).
 
     Example:
         >>> x = np.array([[-4.0], [-3.0], [-2.0], [-1.0]])
@@ -101,7 +101,7 @@ class GaussianProcess:
         return float(-0.5 * z @ self._weights - np.log(np.diag(self._lower)).sum())
 
     def with_expected(self, x: Array, lengths: Array) -> "GaussianProcess":
-        """The process with more runs, whose losses are what it expects of them."""
+        """Returns the process with more runs, whose losses are its own expectations."""
         if len(x) == 0:
             return self
         cross = self._kernel(x, lengths, self.x, self.lengths)
@@ -112,7 +112,7 @@ class GaussianProcess:
         return grown
 
     def predict(self, x: Array) -> tuple[Array, Array]:
-        """Mean and standard deviation of the warped loss of full runs, without noise.
+        """Returns the mean and standard deviation of the warped loss of full runs, without noise.
 
         Args:
             x: Coordinates, shape (m, d).
@@ -122,7 +122,7 @@ class GaussianProcess:
         return mean, np.sqrt(np.maximum(variance, 1e-12)) * self.deviation
 
     def difference(self, worse: Array, better: Array) -> tuple[float, float]:
-        """Mean and standard deviation of by how much the loss at one place exceeds another's.
+        """Returns the mean and standard deviation of the difference in warped loss.
 
         Args:
             worse: Coordinates, shape (d,).
@@ -147,5 +147,5 @@ class GaussianProcess:
 
 
 def _matern(distance: Array) -> Array:
-    """Matérn 5/2, of a distance in length scales times the root of 5."""
+    """Returns the Matérn 5/2 kernel of sqrt(5) times the distance in length scales."""
     return (1 + distance + distance**2 / 3) * np.exp(-distance)

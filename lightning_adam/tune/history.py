@@ -1,6 +1,6 @@
 """The runs of a search, as trials of one Optuna study.
 
-All that a search knows stands here: the same command goes on where it was interrupted, machines
+The study is the only state of a search. So the same command resumes an interrupted search, machines
 that share a database share the search, and `optuna-dashboard` shows it.
 """
 
@@ -28,78 +28,78 @@ from lightning_adam.config.errors import ConfigError
 from lightning_adam.tune.configuration import Configuration
 from lightning_adam.tune.runs import Outcome, Request, Run, Stage
 
-MAX_OPENINGS = 3
-"""How often it is tried to open a database."""
-SECONDS_BETWEEN_BEATS, SECONDS_OF_GRACE = 15, 90
-"""How often a process says to a database that it lives, and when it is taken for dead."""
+MAX_OPEN_ATTEMPTS = 3
+"""Attempts to open a database."""
+HEARTBEAT_SECONDS, GRACE_SECONDS = 15, 90
+"""Seconds between heartbeats, and without one until a process counts as dead."""
 JOURNAL = "journal:"
-"""What the place of a journal file begins with; all else is a database's URL."""
+"""Prefix of the URL of a journal file; all other URLs are those of databases."""
 NEUTRAL_KEYS = {"num_workers", "persistent_workers", "pin_memory", "prefetch_factor", "tags"}
 NEUTRAL_ROOTS = {"logger", "paths"}
-"""Keys, and parts of the app's config, that do not change what a run returns."""
+"""Keys and top-level nodes of the app's config that do not affect the metric of a run."""
 KILLED = "its process was killed"
 
 
-def open_storage(place: str, must_exist: bool = False) -> BaseStorage:
-    """Opens the storage at a place.
+def open_storage(url: str, must_exist: bool = False) -> BaseStorage:
+    """Opens the storage at a URL.
 
     Args:
-        place: `journal:PATH`, or a database's URL.
-        must_exist: Raise if there is no journal, as on a machine that does not see it.
+        url: `journal:PATH`, or a database's URL.
+        must_exist: Whether a missing journal file is an error (default: False).
 
     Raises:
-        FileNotFoundError: If it must exist and does not.
-        ConfigError: If it is neither, or the database does not answer.
+        FileNotFoundError: If the journal file must exist and does not.
+        ConfigError: If the URL is invalid, or the database does not answer.
 
     Example:
         >>> open_storage("sqlite:///:memory:").get_all_studies()
         []
     """
-    if place.startswith(JOURNAL):
-        path = Path(place.removeprefix(JOURNAL))
+    if url.startswith(JOURNAL):
+        path = Path(url.removeprefix(JOURNAL))
         if must_exist and not path.is_file():
             raise FileNotFoundError(path)
         return JournalStorage(JournalFileBackend(str(path)))
-    for attempt in range(1, MAX_OPENINGS + 1):
+    for attempt in range(1, MAX_OPEN_ATTEMPTS + 1):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 return RDBStorage(
-                    place,
-                    heartbeat_interval=SECONDS_BETWEEN_BEATS,
-                    grace_period=SECONDS_OF_GRACE,
+                    url,
+                    heartbeat_interval=HEARTBEAT_SECONDS,
+                    grace_period=GRACE_SECONDS,
                 )
         except Exception as error:
-            # Two processes may create the tables at the same moment: one of them finds them there.
-            if attempt < MAX_OPENINGS and isinstance(error, DBAPIError):
+            # Two processes may create the tables at the same time, and one of them fails.
+            if attempt < MAX_OPEN_ATTEMPTS and isinstance(error, DBAPIError):
                 time.sleep(attempt)
                 continue
-            reason = str(error).splitlines()[0].rstrip(".").replace(place, shown(place))
+            reason = str(error).splitlines()[0].rstrip(".").replace(url, hide_password(url))
             raise ConfigError(
-                f"hydra.sweeper.storage={shown(place)} cannot be opened: {reason}",
+                f"hydra.sweeper.storage={hide_password(url)} cannot be opened: {reason}",
                 "Use for example hydra.sweeper.storage=sqlite:///tune.db",
             ) from error
     raise AssertionError
 
 
-def shown(place: str) -> str:
-    """The place of a storage without its password.
+def hide_password(url: str) -> str:
+    """Returns the URL of a storage without its password.
 
     Example:
-        >>> shown("postgresql://me:secret@host/tune")
+        >>> hide_password("postgresql://me:secret@host/tune")
         'postgresql://me:***@host/tune'
     """
     try:
-        return place if place.startswith(JOURNAL) else str(make_url(place))
+        return url if url.startswith(JOURNAL) else str(make_url(url))
     except Exception:
-        return place
+        return url
 
 
 class History:
     """The runs of one search.
 
     Args:
-        place: Where the storage is; see `open_storage`.
+        url: URL of the storage; see `open_storage`.
         name: The study's name.
         direction: `minimize` or `maximize`.
 
@@ -111,10 +111,10 @@ class History:
         0.41
     """
 
-    def __init__(self, place: str, name: str, direction: str) -> None:
+    def __init__(self, url: str, name: str, direction: str) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.place = place
-        self._storage = open_storage(place)
+        self.url = url
+        self._storage = open_storage(url)
         self.study = optuna.create_study(
             storage=self._storage,
             study_name=name,
@@ -123,17 +123,17 @@ class History:
             load_if_exists=True,
         )
         self._study_id = self._storage.get_study_id_from_name(name)
-        self._locks = Path(f"{place.removeprefix(JOURNAL)}.locks")
+        self._locks = Path(f"{url.removeprefix(JOURNAL)}.locks")
 
-    def claim(self, identity: Mapping[str, str], folder: str) -> None:
-        """Makes sure that the study's runs are of the same app, with the same config.
+    def check_identity(self, identity: Mapping[str, str], folder: str) -> None:
+        """Checks that the study's runs have the same app and config; records them in a new study.
 
         Args:
-            identity: What runs must have in common to be compared.
-            folder: Where this process writes.
+            identity: The settings that comparable runs share.
+            folder: The folder of this process, for the error.
 
         Raises:
-            ConfigError: If the study is of something else.
+            ConfigError: If the study was started with other settings.
         """
         found = self.study.user_attrs.get("identity")
         if found is None:
@@ -166,7 +166,7 @@ class History:
         """Adds a run that is about to start.
 
         Returns:
-            Its number; None if another process has begun the same run a moment earlier.
+            Its number; None if another process has just added the same run.
         """
         template = optuna.create_trial(
             state=TrialState.RUNNING,
@@ -184,45 +184,45 @@ class History:
         )
         trial_id = self._storage.create_new_trial(self._study_id, template)
         number = self._storage.get_trial(trial_id).number
-        self._beat([number])
+        self._record_heartbeats([number])
         for other in self.runs():
             is_same = other.request.key == request.key and not other.is_retried
             if is_same and other.number < number:
-                self.note(number, withdrawn=True)
+                self.set_attributes(number, withdrawn=True)
                 self.study.tell(number, state=TrialState.FAIL)
                 return None
         return number
 
-    def note(self, number: int, **attributes: Any) -> None:
-        """Adds to what is known of a run.
+    def set_attributes(self, number: int, **attributes: Any) -> None:
+        """Sets attributes of a run.
 
         Raises:
-            RuntimeError: If it has ended, as for a search that has given it up.
+            RuntimeError: If the run has ended, for example because it counts as dead.
         """
         trial_id = self._trial_id(number)
         for name, value in attributes.items():
             self._storage.set_trial_user_attr(trial_id, name, value)
 
     def is_running(self, number: int) -> bool:
-        """Whether a run has not ended."""
+        """Returns whether a run has not ended."""
         return not self._storage.get_trial(self._trial_id(number)).state.is_finished()
 
     def finish(self, number: int, value: float, seconds: float = 0.0) -> None:
-        """Ends a run with its metric; one that is not finite is a failure."""
+        """Ends a run with its metric, or as failed if the metric is not finite."""
         if not math.isfinite(value):
             self.fail(number, f"diverged: the metric is {value}", seconds)
         elif self.is_running(number):
-            self.note(number, seconds=seconds)
+            self.set_attributes(number, seconds=seconds)
             self.study.tell(number, value, skip_if_finished=True)
 
     def fail(self, number: int, error: str, seconds: float = 0.0) -> None:
-        """Ends a run that has failed, with the reason."""
+        """Ends a run as failed, with the reason."""
         if self.is_running(number):
-            self.note(number, error=error, seconds=seconds)
+            self.set_attributes(number, error=error, seconds=seconds)
             self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
 
     def runs(self) -> list[Run]:
-        """All runs in the order in which they began."""
+        """Returns all runs in the order in which they were added."""
         trials = self.study.get_trials(deepcopy=False)
         return [
             _run(each)
@@ -232,47 +232,47 @@ class History:
 
     @contextmanager
     def keep_alive(self, owner: str, numbers: list[int]) -> Iterator[None]:
-        """Shows other processes that this one lives, for as long as the block lasts.
+        """Sends heartbeats from this process while the block runs.
 
-        A database has Optuna's heartbeats. A journal has a lock file, which the operating system
-        releases with the process.
+        In a database these are Optuna's heartbeats. With a journal it is a lock file, which the
+        operating system releases when the process ends.
 
         Args:
-            owner: What the process is called: an owner of runs, or a run's number.
-            numbers: The runs that it answers for; may be changed during the block.
+            owner: Name of the lock: the owner of runs, or a run's number.
+            numbers: The runs of this process; may change while the block runs.
         """
         if self._is_journal:
             self._locks.mkdir(exist_ok=True)
             with FileLock(self._locks / owner):
                 yield
             return
-        is_over = threading.Event()
+        has_ended = threading.Event()
 
         def beat() -> None:
-            while not is_over.wait(SECONDS_BETWEEN_BEATS):
-                # A database that is away for a moment is no reason to stop.
+            while not has_ended.wait(HEARTBEAT_SECONDS):
+                # The database may be unavailable for a moment.
                 with suppress(Exception):
-                    self._beat(list(numbers))
+                    self._record_heartbeats(list(numbers))
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
         try:
             yield
         finally:
-            is_over.set()
+            has_ended.set()
             thread.join()
 
-    def reap_stale(self, given_up: Iterable[int] = (), reason: str = "") -> None:
-        """Ends the runs whose processes are gone: they may be started again.
+    def reap_stale(self, lost: Iterable[int] = (), reason: str = "") -> None:
+        """Ends the runs whose processes have died, so that they can start again.
 
         Args:
-            given_up: Runs for which their owner does not answer any more, as their launcher has
-                lost them (default: none).
-            reason: Why it has.
+            lost: Runs that the launcher of their owner has lost. Only their own processes can keep
+                them alive (default: none).
+            reason: Why the launcher lost them.
         """
-        orphans = {each for each in given_up if self.is_running(each)}
+        orphans = {each for each in lost if self.is_running(each)}
         for number in orphans:
-            self.note(number, lost=reason)
+            self.set_attributes(number, lost=reason)
         if not self._is_journal:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -281,14 +281,14 @@ class History:
         for run in self.runs():
             if run.outcome is Outcome.running:
                 names = [str(run.number), *([] if run.number in orphans else [run.owner])]
-                if not any(self._is_held(name) for name in names):
+                if not any(self._is_locked(name) for name in names):
                     self.study.tell(run.number, state=TrialState.FAIL, skip_if_finished=True)
 
     @property
     def _is_journal(self) -> bool:
-        return self.place.startswith(JOURNAL)
+        return self.url.startswith(JOURNAL)
 
-    def _is_held(self, name: str) -> bool:
+    def _is_locked(self, name: str) -> bool:
         path = self._locks / name
         if not path.exists():
             return False
@@ -298,7 +298,7 @@ class History:
         except Timeout:
             return True
 
-    def _beat(self, numbers: Iterable[int]) -> None:
+    def _record_heartbeats(self, numbers: Iterable[int]) -> None:
         if isinstance(self._storage, RDBStorage):
             for number in numbers:
                 self._storage.record_heartbeat(self._trial_id(number))
@@ -313,33 +313,33 @@ def _is_neutral(key: str) -> bool:
 
 
 def _run(trial: FrozenTrial) -> Run:
-    """A run from its Optuna trial."""
-    kept = trial.user_attrs
-    values = dict(kept["configuration"])
+    """Converts an Optuna trial to a run."""
+    attributes = trial.user_attrs
+    values = dict(attributes["configuration"])
     if values["betas"] is not None:
         values["betas"] = tuple(values["betas"])
     outcome = {TrialState.COMPLETE: Outcome.complete, TrialState.FAIL: Outcome.failed}
     is_failed = trial.state is TrialState.FAIL
     return Run(
         request=Request(
-            stage=Stage(kept["stage"]),
+            stage=Stage(attributes["stage"]),
             configuration=Configuration(**values),
-            length=kept["length"],
-            replicate=kept["replicate"],
-            attempt=kept["attempt"],
+            length=attributes["length"],
+            replicate=attributes["replicate"],
+            attempt=attributes["attempt"],
         ),
         number=trial.number,
         outcome=outcome.get(trial.state, Outcome.running),
         value=trial.value if trial.state is TrialState.COMPLETE else None,
-        seed=kept["seed"],
-        seconds=kept.get("seconds", 0.0),
-        folder=kept.get("folder", ""),
-        error=kept.get("error", kept.get("lost", KILLED)) if is_failed else "",
-        is_lost=is_failed and "error" not in kept,
-        is_given_up="lost" in kept,
-        findings=tuple(kept.get("findings", ())),
-        steps=kept.get("steps"),
-        fixed_length=kept.get("fixed_length", ""),
-        state_dtypes=tuple(kept.get("state_dtypes", ())),
-        owner=kept["owner"],
+        seed=attributes["seed"],
+        seconds=attributes.get("seconds", 0.0),
+        folder=attributes.get("folder", ""),
+        error=attributes.get("error", attributes.get("lost", KILLED)) if is_failed else "",
+        is_lost=is_failed and "error" not in attributes,
+        is_given_up="lost" in attributes,
+        findings=tuple(attributes.get("findings", ())),
+        steps=attributes.get("steps"),
+        fixed_length=attributes.get("fixed_length", ""),
+        state_dtypes=tuple(attributes.get("state_dtypes", ())),
+        owner=attributes["owner"],
     )

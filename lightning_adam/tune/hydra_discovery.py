@@ -1,4 +1,4 @@
-"""Installed as `hydra_plugins/lightning_adam.py`, the namespace package that Hydra scans."""
+"""Plugins for Hydra, installed as `hydra_plugins/lightning_adam.py`, which Hydra scans."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +14,10 @@ __all__ = ["AdamTune", "LightningAdamSearchPath"]
 
 
 class AdamTune(Sweeper):
-    """`hydra/sweeper=adam_tune`: a shell, for Hydra loads this file in every app.
+    """The sweeper `hydra/sweeper=adam_tune`.
 
-    Hydra wants a sweeper's class to be of the package `hydra_plugins`, so it stands here.
+    Hydra requires the class to be in the package `hydra_plugins`, and imports this file in every
+    app. So it imports the implementation only when it is used.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -29,10 +30,10 @@ class AdamTune(Sweeper):
         task_function: Callable[[DictConfig], Any],
         config: DictConfig,
     ) -> None:
-        """Called by Hydra when the app's config is composed.
+        """Called by Hydra after it has composed the app's config.
 
         Raises:
-            ConfigError: If a setting cannot work, or the extra is not installed.
+            ConfigError: If a setting is invalid, or the extra is not installed.
         """
         try:
             from lightning_adam.tune.job import current_trial
@@ -51,5 +52,5 @@ class AdamTune(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Called by Hydra with what was typed for the app."""
+        """Called by Hydra with the overrides from the command line."""
         return self._sweep.sweep(arguments)

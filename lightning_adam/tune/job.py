@@ -1,4 +1,4 @@
-"""A run in its own process: which one it is, and how its result gets into the history."""
+"""The job of a run: identifies the run, calls the app, and records its result."""
 
 import json
 import os
@@ -16,28 +16,28 @@ from omegaconf import DictConfig
 
 from lightning_adam.config.errors import ConfigError
 from lightning_adam.config.variables import STORAGE_VARIABLE, TRIAL_VARIABLE
-from lightning_adam.tune.history import History, open_storage, shown
+from lightning_adam.tune.history import History, hide_password, open_storage
 
 RANK_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
-"""What Lightning sets when it starts the other processes of a run."""
+"""Environment variables that Lightning sets when it starts the other processes of a run."""
 
 
 class NoMetricError(ConfigError):
-    """The app returns no number: none of its runs can be judged."""
+    """The app does not return a number, so no run can be evaluated."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Which run of which search this process trains.
+    """The run that this process trains.
 
     Attributes:
-        study_name: The search.
+        study_name: Name of the study.
         direction: `minimize` or `maximize`.
-        stage: What the run is for.
-        number: Its number.
-        length: Its share of a full run's steps.
-        hyperparameters: Arguments by which the tuned optimizer is recognized.
-        overrides: What makes the app's config that of the run (default: none).
+        stage: Stage of the search.
+        number: Number of the run.
+        length: Fraction of a full run's steps.
+        hyperparameters: Arguments that identify the tuned optimizer.
+        overrides: Overrides of the app's config for this run (default: none).
 
     Example:
         >>> trial = Trial("mnist", "minimize", "ladder", 3, 0.125, {"lr": 1e-3})
@@ -54,7 +54,7 @@ class Trial:
     overrides: list[str] = field(default_factory=list)
 
     def as_variable(self) -> str:
-        """The value of the environment variable.
+        """Returns the trial as the value of `LIGHTNING_ADAM_TRIAL`.
 
         Example:
             >>> Trial("mnist", "minimize", "start", 0, 1.0, {}).as_variable()[:24]
@@ -66,15 +66,15 @@ class Trial:
         """Opens the history of the search.
 
         Raises:
-            Exception: If it cannot be reached from here.
+            Exception: If the storage cannot be opened.
         """
-        place = os.environ[STORAGE_VARIABLE]
-        open_storage(place, must_exist=True)
-        return History(place, self.study_name, self.direction)
+        url = os.environ[STORAGE_VARIABLE]
+        open_storage(url, must_exist=True)
+        return History(url, self.study_name, self.direction)
 
 
 def current_trial() -> Trial | None:
-    """Which run this process trains; None outside a search.
+    """Returns the run that this process trains; None outside a search.
 
     Example:
         >>> current_trial() is None
@@ -88,11 +88,11 @@ def current_trial() -> Trial | None:
 class Job:
     """The app's function, which also writes its result to the history.
 
-    What a launcher returns at the end of a batch is lost if the search is killed before it; what
-    is in the history is not.
+    A launcher returns results only at the end of a batch. If the search is killed before, they are
+    still in the history.
 
     Attributes:
-        task_function: What `hydra.main` decorates.
+        task_function: The function that `hydra.main` decorates.
 
     Example:
         >>> Job(lambda config: 0.41)(DictConfig({}))
@@ -105,57 +105,61 @@ class Job:
         """Runs the app.
 
         Raises:
-            Exception: What the app raises, and a NoMetricError if it returns no number.
+            Exception: Any error of the app.
+            NoMetricError: If the app does not return a number.
         """
         trial = current_trial()
         if trial is None:
-            return self._result(config)
-        with env_override(_wandb_variables(trial)), _own_ranks():
-            return self._recorded(trial, config) if _is_main() else self._result(config)
+            return self._run_app(config)
+        with env_override(_wandb_variables(trial)), _restore_rank_variables():
+            return self._run_and_record(trial, config) if _is_main() else self._run_app(config)
 
-    def _recorded(self, trial: Trial, config: DictConfig) -> float:
+    def _run_and_record(self, trial: Trial, config: DictConfig) -> float:
         try:
             history = trial.history()
         except Exception as error:
-            place = shown(os.environ.get(STORAGE_VARIABLE, "the storage"))
+            url = hide_password(os.environ.get(STORAGE_VARIABLE, "the storage"))
             warnings.warn(
-                f"{place} cannot be opened here ({in_one_line(error)}): the metric of the run goes"
-                " back through the launcher alone.",
+                f"{url} cannot be opened here ({format_error(error)}), so only the launcher returns"
+                " the metric of the run. Use a storage that all nodes can access.",
                 stacklevel=2,
             )
-            return self._result(config)
+            return self._run_app(config)
         number = trial.number
         if not history.is_running(number):
-            raise RuntimeError(f"The search has given up run {number}")
-        history.note(number, folder=HydraConfig.get().runtime.output_dir)
-        begun = time.monotonic()
+            raise RuntimeError(
+                f"Run {number} had no heartbeat, so the search has ended it and may start it again."
+                " Let the new run finish"
+            )
+        history.set_attributes(number, folder=HydraConfig.get().runtime.output_dir)
+        start = time.monotonic()
         with history.keep_alive(str(number), [number]):
             try:
-                value = self._result(config)
+                value = self._run_app(config)
             except Exception as error:
-                history.fail(number, in_one_line(error), time.monotonic() - begun)
+                history.fail(number, format_error(error), time.monotonic() - start)
                 raise
-            history.finish(number, value, time.monotonic() - begun)
+            history.finish(number, value, time.monotonic() - start)
         return value
 
-    def _result(self, config: DictConfig) -> float:
+    def _run_app(self, config: DictConfig) -> float:
         try:
             result = self.task_function(config)
         except BaseException:
             _finish_wandb(exit_code=1)
             raise
         _finish_wandb(exit_code=0)
-        return as_metric(result)
+        return to_metric(result)
 
 
 def _is_main() -> bool:
-    """Whether this is the first of the processes that train a run together."""
+    """Returns whether this is rank 0 of the processes that train a run."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 @contextmanager
-def _own_ranks() -> Iterator[None]:
-    """Makes Lightning start the other processes of each run anew, as for the only run of an app."""
+def _restore_rank_variables() -> Iterator[None]:
+    """Restores the environment after a run, so that Lightning starts new processes for the next."""
     before = {name: os.environ.get(name) for name in RANK_VARIABLES}
     try:
         yield
@@ -169,14 +173,14 @@ def _own_ranks() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def as_metric(result: object) -> float:
-    """The number that the app returned.
+def to_metric(result: object) -> float:
+    """Converts the return value of the app to a float.
 
     Raises:
         NoMetricError: If it is not a number.
 
     Example:
-        >>> as_metric("0.41")  # doctest: +ELLIPSIS
+        >>> to_metric("0.41")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
         lightning_adam.tune.job.NoMetricError: The app returned '0.41', not the validation...
@@ -193,11 +197,11 @@ def as_metric(result: object) -> float:
     )
 
 
-def in_one_line(error: BaseException) -> str:
-    """The class of an error and the first line of its message.
+def format_error(error: BaseException) -> str:
+    """Returns the class of an error and the first line of its message.
 
     Example:
-        >>> in_one_line(ValueError("no such file"))
+        >>> format_error(ValueError("no such file"))
         'ValueError: no such file'
     """
     lines = str(error).strip().splitlines()
@@ -205,15 +209,15 @@ def in_one_line(error: BaseException) -> str:
 
 
 def _wandb_variables(trial: Trial) -> dict[str, str]:
-    """How W&B shows the run, unless the user's environment says it."""
+    """Returns the W&B variables of the run that the user's environment does not set."""
     named = {"WANDB_RUN_GROUP": trial.study_name, "WANDB_JOB_TYPE": trial.stage}
     return {name: value for name, value in named.items() if name not in os.environ}
 
 
 def _finish_wandb(exit_code: int) -> None:
-    """Ends the W&B run, which the next job of the process would else continue.
+    """Ends the W&B run, which the next job of the process would otherwise continue.
 
-    W&B also forgets what it has read from the environment: the next job may be of another type.
+    It also makes W&B read the environment again, because the next job may have another job type.
     """
     wandb = sys.modules.get("wandb")
     if wandb is not None:

@@ -1,4 +1,4 @@
-"""What a search has found, beside its runs: `tune.md`, `tune.html`, `optimization_results.yaml`."""
+"""The report of a search: `tune.md`, `tune.html` and `optimization_results.yaml`."""
 
 import json
 import logging
@@ -26,32 +26,33 @@ from lightning_adam.version import __version__
 
 log = logging.getLogger(__name__)
 _logged: set[str] = set()
-"""What has been logged already."""
-MAX_NAMED = 4
-"""How many configurations are named of those to which the same happened."""
+"""Warnings that were logged already."""
+MAX_LISTED = 4
+"""Configurations to list per failure or finding."""
 FILES = ("tune.md", "tune.html")
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a report: a title, a sentence that may be empty, and text in columns."""
+    """A table of a report."""
 
     title: str
     note: str
+    """A sentence below the title; may be empty."""
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that is reported of a search.
+    """The contents of a report.
 
     Attributes:
-        settings: Of the sweeper.
-        runs: In the order in which they began, without those that are started again.
-        strategy: What has searched.
-        decision: What it has come to.
-        paths: Where the optimizer and the schedule stand in the app's config.
+        settings: The sweeper's config.
+        runs: The runs in the order in which they were added, without those that are started again.
+        strategy: The strategy of the search.
+        decision: The result of the search so far.
+        paths: Paths of the optimizer and the schedule in the app's config.
         arguments: The overrides that all runs share.
         is_seeded: Whether the runs are seeded.
     """
@@ -66,30 +67,30 @@ class Report:
 
     @property
     def line(self) -> str:
-        """The overrides to use, as a line of a shell; empty if there are none."""
+        """The overrides to use, quoted for a shell; empty if there are none."""
         return shlex.join([*self.arguments, *self._overrides(self.decision.chosen)])
 
     def best_value(self) -> str:
-        """The metric of the chosen configuration."""
+        """Returns the metric of the chosen configuration."""
         return self._metric(self._chosen_losses)
 
-    def last_words(self, folder: str) -> list[str]:
-        """What is printed at the end of a search."""
+    def summary_lines(self, folder: str) -> list[str]:
+        """Returns the lines to print at the end of a search."""
         before = self._metric(self.decision.start)
-        written = [f"report: {shlex.quote(f'{folder}/{name}')}" for name in FILES]
+        files = [f"report: {shlex.quote(f'{folder}/{name}')}" for name in FILES]
         return [
-            f"adam_tune: {before} -> {self.best_value()} in {self._spent()}",
-            *written,
+            f"adam_tune: {before} -> {self.best_value()} in {self._budget_text()}",
+            *files,
             f"overrides: {self.line}" if self.line else "overrides: none, the app's are kept",
         ]
 
     def sentences(self) -> list[str]:
-        """The result in a few sentences."""
+        """Returns the result in sentences."""
         decision = self.decision
         seconds = format_duration(sum(each.seconds for each in self.runs))
-        state = "is complete" if decision.is_over else "is under way"
+        state = "is complete" if decision.is_over else "is in progress"
         name = self.settings.study_name
-        sentences = [f"The search {name} {state}: {self._spent()}, {seconds} of training."]
+        sentences = [f"The search {name} {state}: {self._budget_text()}, {seconds} of training."]
         before, after = (self._metric(each) for each in (decision.start, decision.best))
         if decision.start:
             sentences.append(f"The configuration of the app has a metric of {before}.")
@@ -97,32 +98,32 @@ class Report:
             fresh = [each for each in decision.best if each > 0]
             seeds = f" (mean of {len(fresh)} fresh seeds)" if fresh else " (one seed)"
             gain = self._gain()
-            is_taken = decision.chosen != self.strategy.start
+            is_used = decision.chosen != self.strategy.start
             sentences.append(
                 f"The best other configuration has {after}{seeds}{gain}, and is better with a"
                 f" probability of {decision.confidence:.2f}: it is"
-                f" {'used' if is_taken else f'not used, as that is below {CONFIDENCE}'}."
+                f" {'used' if is_used else f'not used, as that is below {CONFIDENCE}'}."
             )
         first = self.runs[0] if self.runs else None
-        if first and first.outcome is not Outcome.running and self._why_full():
-            sentences.append(f"All runs have the full length: {self._why_full()}.")
+        if first and first.outcome is not Outcome.running and self._fixed_length_reason():
+            sentences.append(f"All runs have the full length: {self._fixed_length_reason()}.")
         if not self.is_seeded:
             sentences.append("The runs are not seeded: the app's config has no seed.")
         space = self.strategy.space_of(self.runs)
         for dimension, end in space.at_an_end(self.decision.chosen) if decision.is_over else []:
             override = f"{PATH}.space.{dimension}.{end}=VALUE"
             sentences.append(
-                f"{dimension} lies at the {end} end of its range; {override} widens it."
+                f"{dimension} is at the {end} end of its range. To widen it, set {override}."
             )
         return sentences
 
     def tables(self) -> list[Table]:
-        """The parts of the report."""
+        """Returns the tables of the report that have rows."""
         tables = [self._contributions(), self._runs(), self._failures(), self._findings()]
         return [each for each in tables if each.rows]
 
     def results(self) -> dict[str, Any]:
-        """The result as values, with the fields of hydra-optuna-sweeper first."""
+        """Returns the result as values; the first keys are those of hydra-optuna-sweeper."""
         decision = self.decision
         changed = self.paths.values(self.strategy.start, decision.chosen)
         return {
@@ -155,9 +156,9 @@ class Report:
         if start.amsgrad != chosen.amsgrad:
             rows.append(("amsgrad", str(start.amsgrad), str(chosen.amsgrad), ""))
         note = (
-            "What each change contributes to the gain, on a scale that compresses large losses, as"
-            " the Gaussian process estimates it for one change after the other; decay_timescale is"
-            " 1 / (lr * weight_decay) in lengths of the run."
+            "The contribution of each change to the gain, as the Gaussian process estimates it for"
+            " one change after the other, on a scale that compresses large losses. decay_timescale"
+            " is 1 / (lr * weight_decay) in lengths of the run."
         )
         head = ("hyperparameter", "app", "chosen", "share of the gain")
         return Table("Hyperparameters", note, head, rows)
@@ -186,7 +187,7 @@ class Report:
 
     def _findings(self) -> Table:
         rows = self._grouped((code, each) for each in self.runs for code in each.findings)
-        note = "What AdamMonitor has found in the runs; see `lightning-adam explain`."
+        note = "Findings of AdamMonitor in the runs; see `lightning-adam explain`."
         return Table("Findings", note, ("finding", "runs", "configurations"), rows)
 
     def _grouped(self, pairs: Iterable[tuple[str, Run]]) -> list[Sequence[str]]:
@@ -196,8 +197,8 @@ class Report:
         rows: list[Sequence[str]] = []
         for key, runs in groups.items():
             named = dict.fromkeys(self._changes(each.request.configuration) for each in runs)
-            more = f"; and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
-            rows.append((key, str(len(runs)), "; ".join([*named][:MAX_NAMED]) + more))
+            more = f"; and {len(named) - MAX_LISTED} more" if len(named) > MAX_LISTED else ""
+            rows.append((key, str(len(runs)), "; ".join([*named][:MAX_LISTED]) + more))
         return rows
 
     def _changes(self, configuration: Configuration) -> str:
@@ -210,7 +211,7 @@ class Report:
     def _overrides(self, configuration: Configuration) -> list[str]:
         return self.paths.overrides(self.strategy.start, configuration)
 
-    def _spent(self) -> str:
+    def _budget_text(self) -> str:
         over = [each for each in self.runs if each.outcome is not Outcome.running]
         used = sum(each.request.length for each in over)
         return f"{len(over)} runs, worth {used:.3g} of {self.settings.n_trials} full runs"
@@ -221,7 +222,7 @@ class Report:
             return ""
         return f", a gain of {decision.gain:.3g} ± {decision.standard_error:.2g}"
 
-    def _why_full(self) -> str:
+    def _fixed_length_reason(self) -> str:
         first = self.runs[0]
         if first.steps is None and not first.fixed_length:
             return "no Lightning Trainer of the app trains the tuned optimizer"
@@ -233,7 +234,7 @@ class Report:
         return decision.start if decision.chosen == self.strategy.start else decision.best
 
     def _mean(self, losses_by_seed: dict[int, float]) -> float | None:
-        """The mean metric over the fresh seeds, or that of the first seed."""
+        """Returns the mean metric over the fresh seeds, or that of the first seed."""
         losses = [loss for seed, loss in losses_by_seed.items() if seed > 0]
         losses = losses or [*losses_by_seed.values()]
         mean = math.fsum(losses) / len(losses) if losses else math.inf
@@ -245,12 +246,12 @@ class Report:
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """Writes the files of a report; each replaces the one before at once, never in part.
+    """Writes the files of a report; each replaces the previous one atomically.
 
-    What goes wrong is logged, once, and stops nothing: the runs are worth more than their report.
+    An error is logged once and does not stop the search.
 
     Args:
-        report: What the search has come to.
+        report: The report.
         folder: The folder of the search.
     """
     pages: dict[str, Callable[[], str]] = {
@@ -259,10 +260,10 @@ def write_report(report: Report, folder: Path) -> None:
         "optimization_results.yaml": lambda: OmegaConf.to_yaml(report.results()),
     }
     for name, page in pages.items():
-        # Two processes may write to one folder.
+        # Two processes may write to the same folder.
         partial = folder / f".{name}.{uuid.uuid4().hex}"
         try:
-            # A name that the filesystem has no text for can be written all the same.
+            # A path may contain bytes that are not UTF-8.
             partial.write_bytes(page().encode("utf-8", errors="backslashreplace"))
             os.replace(partial, folder / name)
         except Exception as error:
@@ -274,21 +275,21 @@ def write_report(report: Report, folder: Path) -> None:
 
 
 def markdown(report: Report) -> str:
-    """The report as Markdown, whose last line has the overrides to use."""
-    parts = [f"# Adam tuned: {_plain(report.settings.study_name)}"]
-    parts.append(_plain(" ".join(report.sentences())))
+    """Returns the report as Markdown. Its last line is the overrides to use."""
+    parts = [f"# Adam tuned: {_escape_markdown(report.settings.study_name)}"]
+    parts.append(_escape_markdown(" ".join(report.sentences())))
     for table in report.tables():
         parts += [f"## {table.title}", *([table.note] if table.note else [])]
         lines = [table.head, ["---"] * len(table.head)]
-        lines += [[_plain(cell) for cell in row] for row in table.rows]
+        lines += [[_escape_markdown(cell) for cell in row] for row in table.rows]
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-    # Nothing may follow it: it is what a script takes.
+    # Scripts read the last line, so nothing may follow it.
     parts += ["## Overrides", report.line or "none"]
     return "\n\n".join(parts) + "\n"
 
 
 def html(report: Report) -> str:
-    """The report as a page with Optuna's figures, which loads nothing."""
+    """Returns the report as a standalone HTML page with Optuna's figures."""
     return (
         page_templates("lightning_adam.tune")
         .get_template("tune.html")
@@ -299,7 +300,7 @@ def html(report: Report) -> str:
 
 
 def _figures(report: Report) -> list[Any]:
-    """Optuna's figures of the full runs, as Plotly describes them; shorter ones are worse."""
+    """Returns Optuna's figures of the full runs as Plotly JSON; shorter runs are not comparable."""
     complete = [each for each in report.runs if each.value is not None and each.request.length == 1]
     if len(complete) < 2:
         return []
@@ -313,9 +314,9 @@ def _figures(report: Report) -> list[Any]:
     return [json.loads(plot(study).to_json()) for plot in plots]
 
 
-def _plain(text: str) -> str:
-    """A text that Markdown shows as it is, in a table too."""
+def _escape_markdown(text: str) -> str:
+    """Escapes a text so that Markdown shows it unchanged, also in a table."""
     line = " ".join(text.split())
     line = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)
-    # Within a word an underscore is one; brackets are a link only with the parenthesis.
+    # An underscore within a word, and brackets without a parenthesis, need no escape.
     return re.sub(r"[\\`*<>|~&]|_(?!\w)|(?<!\w)_|(?<=\])\(", r"\\\g<0>", line)

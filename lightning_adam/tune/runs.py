@@ -1,4 +1,4 @@
-"""What a search asks for and what it knows: requests for training runs, and the runs."""
+"""The requests for training runs of a search, and the runs."""
 
 import math
 from dataclasses import dataclass
@@ -6,30 +6,30 @@ from enum import Enum
 
 from lightning_adam.tune.configuration import Configuration
 
-SHORTEST = 1 / 8
-"""The shortest length of a run, as a share of a full one."""
+MIN_LENGTH = 1 / 8
+"""The shortest length of a run, as a fraction of a full run."""
 MAX_ATTEMPTS = 2
-"""How often a run is started that its launcher loses each time."""
+"""Attempts at a run that its launcher loses each time."""
 
 
 class Stage(str, Enum):
-    """What a run is for, in the order of the search."""
+    """The purpose of a run, in the order of the search."""
 
     start = "start"
     """The configuration of the app, once."""
     ladder = "ladder"
-    """Learning rates half a decade apart, in short runs; the best of them in longer ones."""
+    """Learning rates half a decade apart in short runs, and the best of them in longer runs."""
     search = "search"
     """Configurations that the Gaussian process proposes."""
     race = "race"
-    """The best configuration and the start with fresh seeds."""
+    """The best configuration and the app's with fresh seeds."""
 
 
 class Outcome(str, Enum):
     """How a run ended."""
 
     running = "running"
-    """It has not."""
+    """Not ended yet."""
     complete = "complete"
     """With a finite metric."""
     failed = "failed"
@@ -41,10 +41,10 @@ class Request:
     """A run to start.
 
     Attributes:
-        stage: What it is for.
+        stage: Its purpose.
         configuration: The hyperparameters.
-        length: Its share of a full run's steps, above 0 and at most 1 (default: 1).
-        replicate: Index of its seed; all runs before the race have 0 (default: 0).
+        length: Fraction of a full run's steps, above 0 and at most 1 (default: 1).
+        replicate: Index of its seed; 0 for all runs before the race (default: 0).
         attempt: 2 if the launcher lost the first attempt (default: 1).
 
     Example:
@@ -60,7 +60,7 @@ class Request:
 
     @property
     def key(self) -> tuple[Configuration, float, int]:
-        """What makes two runs the same run.
+        """Identifies a run: requests with the same key are the same run.
 
         Example:
             >>> Request(Stage.start, Configuration(1e-3)).key[1:]
@@ -74,18 +74,18 @@ class Run:
     """A training run of a search.
 
     Attributes:
-        request: What was asked for.
+        request: The request.
         number: Its number in the Optuna study.
         outcome: How it ended.
         value: The metric that the app returned; None unless it is complete.
-        seed: The seed that was set; None if the app has none.
-        seconds: Its duration; 0 if it was killed.
+        seed: Its seed; None if the app has none.
+        seconds: Its duration in seconds; 0 if it was killed.
         folder: Its output folder.
         error: Why it failed, in one line.
         is_lost: Whether its process was killed.
-        is_given_up: Whether its launcher lost it, rather than that the whole search was killed.
+        is_given_up: Whether the launcher lost only this run, and the search continued.
         findings: Codes of the findings of AdamMonitor above info.
-        steps: Optimizer steps of a full run; None if they are not known.
+        steps: Optimizer steps of a full run; None if unknown.
         fixed_length: Why the run could not be shortened; empty if it could.
         state_dtypes: The dtypes of the trained parameters, such as `bfloat16`.
         owner: The process that requested it.
@@ -113,7 +113,7 @@ class Run:
 
     @property
     def is_retried(self) -> bool:
-        """Whether the run is started again, since its process was killed.
+        """Whether the run is started again, because its process was killed.
 
         Example:
             >>> request = Request(Stage.start, Configuration(1e-3))
@@ -123,7 +123,7 @@ class Run:
         return self.is_lost and (not self.is_given_up or self.request.attempt < MAX_ATTEMPTS)
 
     def loss(self, sign: float) -> float:
-        """The metric with the sign by which less is better; nan without a metric.
+        """Returns the metric times `sign`, so that lower is better; nan without a metric.
 
         Example:
             >>> Run(Request(Stage.start, Configuration(1e-3)), 0, Outcome.failed).loss(1.0)

@@ -1,8 +1,8 @@
-"""The search space: the coordinates of a configuration, and how proposals move in it.
+"""The search space: the coordinates of a configuration, and random proposals.
 
-Scales on which Adam's hyperparameters act are logarithmic: the learning rate, 1 - beta, eps, and
-the timescale of the weight decay, 1 / (lr * weight_decay), in lengths of the run (Wang & Aitchison
-2024, arXiv 2405.13698), so that a shorter run decays its weights as far as a full one.
+The scales are logarithmic: the learning rate, 1 - beta, eps, and the timescale of the weight decay.
+That is 1 / (lr * weight_decay), in lengths of the run (Wang & Aitchison 2024, arXiv 2405.13698), so
+a shorter run decays its weights as far as a full one.
 """
 
 import math
@@ -16,19 +16,19 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from lightning_adam.config.tune import Range, SpaceConfig
 from lightning_adam.tune.configuration import Configuration
 from lightning_adam.tune.gaussian_process import Array
-from lightning_adam.tune.runs import SHORTEST
+from lightning_adam.tune.runs import MIN_LENGTH
 
 UNKNOWN_STEPS = 1000
-"""Steps of a full run, where no Trainer tells them."""
+"""Assumed steps of a full run if no Trainer reports them."""
 HORIZON = 0.32
 """The best learning rate falls with this power of the length of the run (Bjorck et al. 2024,
-arXiv 2409.19913), so those of short runs are moved by it."""
+arXiv 2409.19913). The learning rates of short runs are corrected for it."""
 DRAWS = 600
-"""Configurations among which the next one is chosen."""
+"""Candidates for the next configuration."""
 NEAR_BEST = 0.8
-"""Share of them that begin at the best one, rather than at the defaults."""
+"""Fraction of the candidates that start from the best configuration, not from the defaults."""
 NEAR_AN_END = 0.08
-"""How close to an end of its range a value lies at it, as a share of the range."""
+"""Distance from an end of a range within which a value is at the end, as a fraction."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class Dimension:
     """A coordinate of the space.
 
     Attributes:
-        name: As in `hydra.sweeper.space`.
-        read: The value of a configuration, given the run's steps.
-        write: The configuration with another value, given the run's steps.
+        name: Name in `hydra.sweeper.space`.
+        read: Returns the value of a configuration, given the run's steps.
+        write: Returns the configuration with another value, given the run's steps.
         default: The center of the prior.
-        step: Standard deviation of a move; in decades on a logarithmic scale.
-        length_scale: Of the Gaussian process; in decades on a logarithmic scale.
-        weight: How often proposals move it, relative to the others.
-        param: Its name as a parameter of the Optuna trial.
-        complement: Whether 1 minus the value is sampled.
+        step: Standard deviation of a move, in decades if logarithmic.
+        length_scale: Length scale in the Gaussian process, in decades if logarithmic.
+        weight: Relative frequency with which proposals move the coordinate.
+        param: Name as a parameter of the Optuna trial.
+        complement: Whether the coordinate is that of 1 minus the value.
         is_log: Whether the scale is logarithmic.
 
     Example:
@@ -65,18 +65,18 @@ class Dimension:
     is_log: bool = True
 
     def coordinate(self, value: float) -> float:
-        """From a value to the scale of the search."""
+        """Converts a value to its coordinate."""
         value = _complement(value) if self.complement else value
         return math.log10(min(max(value, 1e-30), 1e30)) if self.is_log else value
 
     def value(self, coordinate: float) -> float:
-        """From the scale of the search to a value of three digits."""
+        """Converts a coordinate to a value of three digits."""
         value = float(f"{10**coordinate if self.is_log else coordinate:.3g}")
         return _complement(value) if self.complement else value
 
 
 def _complement(value: float) -> float:
-    # Without the digits that the subtraction makes up: 1 - 0.9 is 0.09999999999999998.
+    # Rounds away the error of the subtraction: 1 - 0.9 is 0.09999999999999998.
     return float(f"{1 - value:.12g}")
 
 
@@ -158,12 +158,12 @@ DIMENSIONS = {
 
 
 class Space:
-    """The dimensions that are searched, with their ranges.
+    """The searched dimensions with their ranges.
 
     Args:
-        start: The configuration of the app; what is not searched stays as it is there.
-        config: The ranges of the user.
-        steps: Optimizer steps of a full run; None if they are not known.
+        start: The configuration of the app, which also has the values that are not searched.
+        config: The configured ranges.
+        steps: Optimizer steps of a full run; None if unknown.
         search_eps: Whether eps is searched.
 
     Example:
@@ -197,11 +197,11 @@ class Space:
         self.default: Array = np.clip(defaults, self.low, self.high)
 
     def coordinates(self, configuration: Configuration, length: float = 1.0) -> Array:
-        """The place of a configuration, shape (d,), moved to the nearest end of each range.
+        """Returns the coordinates of a configuration, shape (d,), clipped to the ranges.
 
         Args:
             configuration: The hyperparameters.
-            length: The share of a full run that they were used for (default: 1).
+            length: Fraction of a full run that they were used for (default: 1).
         """
         steps = self.steps * length
         found = [each.coordinate(each.read(configuration, steps)) for each in self.dimensions]
@@ -210,31 +210,31 @@ class Space:
         return clipped
 
     def configuration(self, x: Array, length: float) -> Configuration:
-        """The configuration at a place, for a run of a length.
+        """Returns the configuration at coordinates, for a run of the given length.
 
         Weight decay at the weak end of its range is 0.
         """
-        configuration, weak = self.start, False
+        configuration, has_decay = self.start, True
         x = np.clip(x - self._horizon * math.log10(length), self.low, self.high)
         for each, coordinate, low, high in zip(
             self.dimensions, x, self.low, self.high, strict=True
         ):
             value = each.value(float(coordinate))
             configuration = each.write(configuration, value, self.steps * length)
-            weak |= each.name == "decay_timescale" and coordinate >= high
-            weak |= each.name == "weight_decay" and coordinate <= low
-        return replace(configuration, weight_decay=0.0) if weak else configuration
+            has_decay &= each.name != "decay_timescale" or coordinate < high
+            has_decay &= each.name != "weight_decay" or coordinate > low
+        return configuration if has_decay else replace(configuration, weight_decay=0.0)
 
     def index(self, name: str) -> int | None:
-        """The index of a dimension; None if it is not searched."""
+        """Returns the index of a dimension; None if it is not searched."""
         names = [each.name for each in self.dimensions]
         return names.index(name) if name in names else None
 
     def draw(self, best: Array, rng: np.random.Generator, use_prior: bool) -> Array:
-        """Configurations to choose from, shape (draws, d).
+        """Returns the coordinates of random candidates, shape (draws, d).
 
-        With the prior, one to three coordinates of the best configuration or of the defaults are
-        moved; without it, all are uniform in their ranges.
+        With the prior, they differ from the best configuration or the defaults in one to three
+        coordinates. Without it, they are uniform in the ranges.
         """
         count = len(self.low)
         if not use_prior:
@@ -252,9 +252,9 @@ class Space:
     def params(
         self, configuration: Configuration, length: float
     ) -> tuple[dict[str, float], dict[str, BaseDistribution]]:
-        """The parameters of an Optuna trial, and their distributions.
+        """Returns the parameters of an Optuna trial, and their distributions.
 
-        A value outside of its range, as the start may have, widens it.
+        A value outside of its range, such as one of the app's, widens the range.
         """
         params: dict[str, float] = {}
         distributions: dict[str, BaseDistribution] = {}
@@ -270,31 +270,31 @@ class Space:
             params[each.param] = value
             distributions[each.param] = FloatDistribution(first, last, log=each.is_log)
         params["length"] = length
-        distributions["length"] = FloatDistribution(min(SHORTEST, length), 1.0, log=True)
+        distributions["length"] = FloatDistribution(min(MIN_LENGTH, length), 1.0, log=True)
         return params, distributions
 
     def at_an_end(self, configuration: Configuration) -> list[tuple[str, str]]:
-        """The dimensions of which a configuration lies at an end of the range, and which end.
+        """Returns the names of the dimensions at an end of their range, with `low` or `high`.
 
-        No weight decay, no warm-up and the like are no reason to widen a range.
+        The end that turns off weight decay or warm-up does not count.
         """
         found = []
         x = self.coordinates(configuration)
         for each, coordinate, low, high in zip(
             self.dimensions, x, self.low, self.high, strict=True
         ):
-            share = (coordinate - low) / (high - low)
-            weak_end = {"warmup_ratio": 0.0, "weight_decay": 0.0, "decay_timescale": 1.0}
-            is_weak = abs(share - weak_end.get(each.name, math.inf)) < 0.5
-            if NEAR_AN_END <= share <= 1 - NEAR_AN_END or is_weak:
+            position = (coordinate - low) / (high - low)
+            off = {"warmup_ratio": 0.0, "weight_decay": 0.0, "decay_timescale": 1.0}
+            is_off = abs(position - off.get(each.name, math.inf)) < 0.5
+            if NEAR_AN_END <= position <= 1 - NEAR_AN_END or is_off:
                 continue
-            is_low = (share < NEAR_AN_END) != each.complement
+            is_low = (position < NEAR_AN_END) != each.complement
             found.append((each.name, "low" if is_low else "high"))
         return found
 
 
 def _ranges(start: Configuration, config: SpaceConfig, search_eps: bool) -> dict[str, Range]:
-    """The ranges of what the optimizer and the schedule have, by dimension."""
+    """Returns the ranges of the dimensions that the optimizer and the schedule have."""
     has = {
         "lr": True,
         "beta1": start.betas is not None,

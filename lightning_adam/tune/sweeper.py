@@ -1,4 +1,4 @@
-"""The search as a Hydra sweeper: composes the configs of the runs, launches them, and reports."""
+"""The search as a Hydra sweeper: composes the configs of the runs, launches and reports them."""
 
 import logging
 import os
@@ -26,7 +26,7 @@ from lightning_adam.tune.configuration import (
     read_configuration,
 )
 from lightning_adam.tune.history import JOURNAL, History
-from lightning_adam.tune.job import Job, NoMetricError, Trial, as_metric, in_one_line
+from lightning_adam.tune.job import Job, NoMetricError, Trial, format_error, to_metric
 from lightning_adam.tune.report import Report, write_report
 from lightning_adam.tune.runs import Outcome, Request, Run
 from lightning_adam.tune.strategy import Strategy
@@ -34,21 +34,21 @@ from lightning_adam.tune.strategy import Strategy
 log = logging.getLogger(__name__)
 
 MAX_FAILURES = 5
-"""Runs that may crash, with none that does not, before the search gives up."""
-SECONDS_BETWEEN_LOOKS = 1.0
+"""Number of runs after which the search stops if all of them have failed."""
+POLL_SECONDS = 1.0
 
 
 class AdamSweep:
-    """What `hydra/sweeper=adam_tune` does.
+    """The implementation of `hydra/sweeper=adam_tune`.
 
     Args:
-        settings: The fields of its config, a `TuneConfig`.
-        hydra_context: How configs are composed.
+        settings: The fields of its `TuneConfig`.
+        hydra_context: Hydra's context, which composes configs.
         task_function: The app's function.
-        config: The app's config, with Hydra's own.
+        config: The app's config, including Hydra's.
 
     Raises:
-        ConfigError: If a setting cannot work.
+        ConfigError: If a setting is invalid.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class AdamSweep:
         self.settings: TuneConfig = parse_tune(settings).config
         self.folder = sweep_folder(config, self.settings.study_name)
         self._storage = _storage(self.settings.storage, self.folder)
-        # Jobs inherit it; their configs are saved, and it may have a password.
+        # Not in the configs of the jobs, which are saved: it may contain a password.
         os.environ[STORAGE_VARIABLE] = self._storage
         with open_dict(config):
-            # The launchers and the jobs take it from here; a job's own comes with its overrides.
+            # Launchers read the folder from here; the overrides of a job set its own.
             config.hydra.sweep.dir = str(self.folder)
             config.hydra.sweeper.storage = None
             config.hydra.overrides.hydra = [
@@ -81,7 +81,7 @@ class AdamSweep:
         self._running: list[int] = []
 
     def sweep(self, arguments: Sequence[str]) -> Configuration:
-        """Runs the search, or what is left of it.
+        """Runs the search, or resumes it.
 
         Args:
             arguments: The overrides of the app.
@@ -90,7 +90,7 @@ class AdamSweep:
             The best configuration.
 
         Raises:
-            ConfigError: If the app has no Adam to tune, or several values were given for a key.
+            ConfigError: If the app has no Adam to tune, or an override sweeps over several values.
         """
         _check_single(arguments)
         app = self._loader.load_sweep_config(self._config, list(arguments))
@@ -111,11 +111,13 @@ class AdamSweep:
             seed=self.settings.sampler_seed,
         )
         self._history = History(self._storage, self.settings.study_name, direction)
-        self._history.claim({f"{PATH}.direction": direction, **_flat(app)}, _shown(self.folder))
+        self._history.check_identity(
+            {f"{PATH}.direction": direction, **_flat(app)}, _shown(self.folder)
+        )
         known = len(self._history.runs())
         log.info(
             f"adam_tune: the search {self.settings.study_name}"
-            f" {f'goes on after {known} runs' if known else 'begins'}, with a budget of"
+            f" {f'resumes after {known} runs' if known else 'starts'}, with a budget of"
             f" {self.settings.n_trials} full runs; {_shown(self.folder)}"
         )
         try:
@@ -124,22 +126,22 @@ class AdamSweep:
                 while batch := self._next_batch():
                     self._launch(batch)
                     report = self._report(bar)
-                # Another process may have trained the last ones.
+                # Another process may have trained the last runs.
                 report = self._report(bar)
         except KeyboardInterrupt:
-            raise SystemExit("adam_tune: interrupted; the same command goes on from here") from None
+            raise SystemExit("adam_tune: interrupted; run the same command to resume") from None
         if not any(each.outcome is Outcome.complete for each in report.runs):
             raise ConfigError(
                 f"None of {len(report.runs)} runs returned a finite metric",
                 f"See {shlex.quote(_shown(self.folder))}/tune.md for the reasons",
             )
-        print("\n".join(["", *report.last_words(_shown(self.folder))]), flush=True)  # noqa: T201
+        print("\n".join(["", *report.summary_lines(_shown(self.folder))]), flush=True)  # noqa: T201
         return report.decision.chosen
 
     def _next_batch(self) -> list[Run]:
-        """The next runs, as many as there are jobs; none if the search is over.
+        """Returns the next runs, at most `n_jobs`; empty if the search is over.
 
-        It waits for runs of other processes where what comes next depends on them.
+        Waits for runs of other processes if the next request depends on them.
         """
         while True:
             self._history.reap_stale()
@@ -148,7 +150,7 @@ class AdamSweep:
                 runs = self._history.runs()
                 _check_failures(runs)
                 request = self._strategy.next_request(runs)
-                # What was killed once runs alone, as another may have been the cause.
+                # A run that was lost runs alone, because another run may have been the cause.
                 if request is None or (request.attempt > 1 and batch):
                     break
                 run = self._start_run(request, runs)
@@ -158,10 +160,10 @@ class AdamSweep:
                     break
             if batch or all(each.outcome is not Outcome.running for each in runs):
                 return batch
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(POLL_SECONDS)
 
     def _start_run(self, request: Request, runs: Sequence[Run]) -> Run | None:
-        """Adds a run to the history; None if another process was a moment earlier."""
+        """Adds a run to the history; returns None if another process has just added it."""
         space = self._strategy.space_of(runs)
         params, distributions = space.params(request.configuration, request.length)
         seed = None if self._seed is None else self._seed + request.replicate
@@ -172,43 +174,43 @@ class AdamSweep:
         return Run(request, number, Outcome.running, seed=seed)
 
     def _launch(self, batch: Sequence[Run]) -> None:
-        """Runs a batch; what a run raises is its failure, and the search goes on."""
+        """Runs a batch. An error of a run ends that run, and the search continues."""
         overrides = [self._overrides(each) for each in batch]
         for each in overrides:
-            # What cannot be composed is no run's fault.
+            # An error of composition ends the search, because it is not specific to a run.
             self._loader.load_sweep_config(self._config, each)
         try:
             results: Sequence[JobReturn] = self._launcher.launch(
                 overrides, initial_job_idx=batch[0].number
             )
         except Exception as error:
-            reason = in_one_line(error)
+            reason = format_error(error)
             log.warning(f"adam_tune: the launcher lost a batch ({reason})")
             self._requeue([each.number for each in batch], reason)
             return
         for run, result in zip(batch, results, strict=True):
             self._running.remove(run.number)
-            # Most have written their results themselves, and then this changes nothing.
+            # Jobs usually record their own results; then this changes nothing.
             if result.status is JobStatus.COMPLETED:
-                self._history.finish(run.number, as_metric(result.return_value))
+                self._history.finish(run.number, to_metric(result.return_value))
                 continue
             raised = result._return_value
-            reason = in_one_line(raised) if isinstance(raised, BaseException) else "it did not end"
+            reason = format_error(raised) if isinstance(raised, BaseException) else "it did not end"
             self._history.fail(run.number, reason)
             if isinstance(raised, NoMetricError):
                 raise raised
             log.warning(f"adam_tune: run {run.number} failed, {reason}")
 
     def _requeue(self, numbers: Sequence[int], reason: str) -> None:
-        """Waits for runs that their launcher has given up, as far as they live."""
+        """Waits until runs that the launcher has lost have ended or are dead."""
         for number in numbers:
             self._running.remove(number)
         while any(self._history.is_running(each) for each in numbers):
             self._history.reap_stale(numbers, reason)
-            time.sleep(SECONDS_BETWEEN_LOOKS / 10)
+            time.sleep(POLL_SECONDS / 10)
 
     def _overrides(self, run: Run) -> list[str]:
-        """The overrides of a run: what was typed, its hyperparameters, and which run it is."""
+        """Returns the overrides of a run: the user's, its hyperparameters, and its identity."""
         request = run.request
         hyperparameters = {
             name: getattr(request.configuration, name)
@@ -221,7 +223,7 @@ class AdamSweep:
             *seed,
             f"hydra.sweep.dir={format_value(str(self.folder))}",
             f"hydra.sweep.subdir={request.stage.value}/{run.number}",
-            # The app's own config may have it, and each run saves its config.
+            # The app's config may set the storage, and each run saves its config.
             f"{PATH}.storage=null",
         ]
         trial = Trial(
@@ -236,7 +238,7 @@ class AdamSweep:
         return [*self._arguments, *own, _variable(trial)]
 
     def _report(self, bar: "tqdm[Any]") -> Report:
-        """Writes what the search has come to, to its folder and to the progress bar."""
+        """Writes the report, and updates the progress bar."""
         runs = self._history.runs()
         decision = self._strategy.decide(runs)
         report = Report(
@@ -261,16 +263,16 @@ class AdamSweep:
 
 
 class OtherRank:
-    """What `hydra/sweeper=adam_tune` does in a process that Lightning starts for a run.
+    """`hydra/sweeper=adam_tune` in a process that Lightning starts for another rank of a run.
 
-    Lightning starts the other processes of a run with the command of this one, which is that of
-    the search. Such a process trains the run with its first one, and ends.
+    Lightning starts the other ranks of a run with the command of the main process, which is that of
+    the search. Such a process trains its rank of the run, and ends.
 
     Args:
         trial: The run.
-        hydra_context: How configs are composed.
+        hydra_context: Hydra's context, which composes configs.
         task_function: The app's function.
-        config: The app's config, with Hydra's own.
+        config: The app's config, including Hydra's.
     """
 
     def __init__(
@@ -286,21 +288,21 @@ class OtherRank:
         )
 
     def sweep(self, arguments: Sequence[str]) -> None:
-        """Trains the run; what it raises is logged, as Lightning would kill the search for it."""
+        """Trains the run. An error is only logged, as Lightning would kill the search for it."""
         number = self._trial.number
         overrides = [*arguments, *self._trial.overrides, _variable(self._trial)]
         (result,) = self._launcher.launch([overrides], initial_job_idx=number)
         if result.status is not JobStatus.COMPLETED:
-            reason = in_one_line(cast(BaseException, result._return_value))
+            reason = format_error(cast(BaseException, result._return_value))
             log.warning(f"adam_tune: run {number} failed in one of its processes, {reason}")
 
 
 def sweep_folder(config: DictConfig, study_name: str) -> Path:
-    """The folder of a search: `hydra.sweep.dir`, without what differs from one start to the next.
+    """Returns the folder of a search: `hydra.sweep.dir` with a name instead of a time.
 
     Args:
         config: Hydra's config.
-        study_name: The end of the folder's name, in the place of a time.
+        study_name: The end of the folder's name.
 
     Example:
         >>> config = {"hydra": {"sweep": {"dir": "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}"}}}
@@ -320,7 +322,7 @@ def sweep_folder(config: DictConfig, study_name: str) -> Path:
 
 
 def _variable(trial: Trial) -> str:
-    """The override that tells a job which run it is."""
+    """Returns the override that passes the run to its job."""
     return f"hydra.job.env_set.{TRIAL_VARIABLE}={format_value(trial.as_variable())}"
 
 
@@ -329,7 +331,7 @@ def _storage(given: str | None, folder: Path) -> str:
         return f"{JOURNAL}{folder / 'trials.journal'}"
     scheme, _, path = given.partition(":///")
     if path and scheme.startswith("sqlite") and not path.startswith("/"):
-        # A job may change its folder.
+        # A job may change its working directory.
         return f"{scheme}:///{Path.cwd() / path}"
     return given
 
@@ -358,13 +360,13 @@ def _check_failures(runs: Sequence[Run]) -> None:
 
 
 def _is_of_hydra(argument: str) -> bool:
-    """Whether an override is of Hydra's own config."""
+    """Returns whether an override is of Hydra's own config."""
     (override,) = OverridesParser.create().parse_overrides([argument])
     return (override.package or "").startswith("hydra.")
 
 
 def _seed(app: DictConfig, settings: TuneConfig) -> tuple[int | None, str]:
-    """The seed of the first replicate and its key; None if the app has no seed."""
+    """Returns the seed of the first replicate and its key; None if the app has no seed."""
     key = settings.seed_key
     base = OmegaConf.select(app, key)
     if isinstance(base, int) and not isinstance(base, bool):
@@ -375,18 +377,19 @@ def _seed(app: DictConfig, settings: TuneConfig) -> tuple[int | None, str]:
         return 1, key
     if key != "seed":
         raise ConfigError(
-            f"{PATH}.seed_key={key} must be a key of the app's config with an integer, the seed of"
-            f" a run, not {format_value(base)}"
+            f"{PATH}.seed_key={key} must be a key of the app's config with an integer, not"
+            f" {format_value(base)}",
+            f"Use the key of the seed, for example {PATH}.seed_key=seed",
         )
     log.warning(
-        "adam_tune: the app's config has no `seed`, so runs of the same configuration differ only"
-        f" by what the app leaves to chance. Set {PATH}.seed_key=KEY if the seed has another key"
+        "adam_tune: the app's config has no `seed`, so the runs are not seeded. Set"
+        f" {PATH}.seed_key=KEY if the seed has another key"
     )
     return None, key
 
 
 def _flat(config: DictConfig) -> dict[str, str]:
-    """The app's config as text: runs that differ in it cannot be compared."""
+    """Returns the values of the app's config as text, by their paths."""
 
     def leaves(node: object, path: str) -> Iterator[tuple[str, str]]:
         if isinstance(node, Mapping) and node:
@@ -403,6 +406,6 @@ def _bar(settings: TuneConfig) -> "tqdm[Any]":
 
 
 def _shown(path: Path) -> str:
-    """A path as it is typed from here."""
+    """Returns a path relative to the working directory, if it is below it."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative

@@ -1,4 +1,4 @@
-"""Shortens the training of a tuned module, and records what the search needs to know of it."""
+"""Shortens the run of a tuned module, and records its facts for the search."""
 
 import math
 from collections.abc import Callable as Function
@@ -12,11 +12,11 @@ from typing_extensions import override
 from lightning_adam._compat.lightning import AnyCallback
 from lightning_adam.monitor.callback import AdamMonitor
 from lightning_adam.monitor.failsafe import warn_only
-from lightning_adam.tune.job import Trial, current_trial, in_one_line
-from lightning_adam.tune.runs import SHORTEST
+from lightning_adam.tune.job import Trial, current_trial, format_error
+from lightning_adam.tune.runs import MIN_LENGTH
 
 MIN_STEPS = 8
-"""Steps that the shortest run must have."""
+"""Minimum number of steps of the shortest run."""
 
 
 def trial_callbacks() -> list[Callback]:
@@ -31,10 +31,10 @@ def trial_callbacks() -> list[Callback]:
 
 
 class TrialCallback(AnyCallback):
-    """Added to every Trainer of a job; acts on one whose module builds the tuned optimizer.
+    """Shortens the Trainer that trains the tuned optimizer; added to every Trainer of a job.
 
-    Such a Trainer ends after the run's share of its steps, with a validation, and a schedule that
-    asks the Trainer for the number of steps is complete by then.
+    The Trainer ends after the run's fraction of its steps, with a validation. A schedule that
+    reads the number of steps from the Trainer has that length.
 
     Args:
         trial: The run.
@@ -53,7 +53,7 @@ class TrialCallback(AnyCallback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Wraps `configure_optimizers`, before which nobody knows what the module trains."""
+        """Wraps `configure_optimizers`, which shows whether the module has the tuned optimizer."""
         if stage != "fit":
             return
         original = pl_module.configure_optimizers
@@ -70,12 +70,12 @@ class TrialCallback(AnyCallback):
             if not tuned:
                 if self._last_step is None:
                     return result
-                self._lengthen()
+                self._restore_length()
                 return original()
             self._is_tuned = True
             groups = [group for each in tuned for group in each.param_groups]
             dtypes = {str(each.dtype) for group in groups for each in group["params"]}
-            self._note(
+            self._set_attributes(
                 trainer,
                 steps=steps if math.isfinite(steps) else None,
                 fixed_length=fixed_length,
@@ -100,12 +100,12 @@ class TrialCallback(AnyCallback):
             monitors = [each for each in trainer.callbacks if isinstance(each, AdamMonitor)]  # type: ignore[attr-defined]
             found = [each for monitor in monitors for each in monitor.findings]
             codes = sorted({each.code for each in found if each.is_above_info})
-            self._note(trainer, findings=codes)
+            self._set_attributes(trainer, findings=codes)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Gives the Trainer its length back, as an app may go on with it."""
-        self._lengthen()
+        """Restores the length of the Trainer, because an app may continue with it."""
+        self._restore_length()
 
     def _shorten(self, trainer: Trainer, steps: int) -> None:
         loop = trainer.fit_loop
@@ -117,48 +117,49 @@ class TrialCallback(AnyCallback):
             trainer.check_val_every_n_epoch = every
 
         self._last_step, self._restore = steps, restore
-        # Lightning counts the steps of all optimizers, but estimates one in a batch.
+        # In manual optimization, Lightning counts the steps of all optimizers, but estimates one
+        # step per batch.
         is_manual = not trainer.lightning_module.automatic_optimization
         self._counts_batches = is_manual and before[0] == -1
         loop.epoch_loop.max_steps, loop.min_epochs, loop.epoch_loop.min_steps = steps, None, None
         if every is not None:
             trainer.check_val_every_n_epoch = 1
 
-    def _lengthen(self) -> None:
+    def _restore_length(self) -> None:
         self._restore()
         self._last_step, self._restore, self._counts_batches = None, lambda: None, False
 
     def _is_tuned_by(self, optimizer: Optimizer) -> bool:
-        """Whether an optimizer has the hyperparameters of the run."""
-        wanted = {name: _plain(value) for name, value in self.trial.hyperparameters.items()}
-        defaults = {name: _plain(optimizer.defaults.get(name)) for name in wanted}
+        """Returns whether an optimizer has the hyperparameters of the run."""
+        wanted = {name: _to_plain(value) for name, value in self.trial.hyperparameters.items()}
+        defaults = {name: _to_plain(optimizer.defaults.get(name)) for name in wanted}
         return defaults == wanted
 
-    def _note(self, trainer: Trainer, **attributes: Any) -> None:
+    def _set_attributes(self, trainer: Trainer, **attributes: Any) -> None:
         if not trainer.is_global_zero:
             return
         try:
-            self.trial.history().note(self.trial.number, **attributes)
+            self.trial.history().set_attributes(self.trial.number, **attributes)
         except Exception as error:
-            warn_only(f"the run is not recorded in full ({in_one_line(error)}).")
+            warn_only(f"the record of the run is incomplete ({format_error(error)}).")
 
 
 def _full_steps(trainer: Trainer) -> tuple[float, str]:
-    """The steps of a full run, and why it cannot be shortened; empty if it can."""
+    """Returns the steps of a full run, and why it cannot be shortened, or an empty string."""
     try:
         steps = trainer.estimated_stepping_batches
     except Exception as error:
-        return math.inf, f"the number of steps is not known ({in_one_line(error)})"
-    # Data without a length make it -1.
+        return math.inf, f"the number of steps is not known ({format_error(error)})"
+    # It is -1 if the data have no length.
     if not 0 <= steps < math.inf:
         return math.inf, "the Trainer does not know its number of steps"
-    if steps * SHORTEST < MIN_STEPS:
-        return steps, f"it has only {steps} steps"
+    if steps * MIN_LENGTH < MIN_STEPS:
+        return steps, f"a run has only {steps} steps"
     return steps, ""
 
 
 def _optimizers(configured: Any) -> Iterator[Optimizer]:
-    """The optimizers in what `configure_optimizers` returns."""
+    """Yields the optimizers in what `configure_optimizers` returns."""
     if isinstance(configured, Optimizer):
         yield configured
     elif isinstance(configured, Mapping):
@@ -168,8 +169,8 @@ def _optimizers(configured: Any) -> Iterator[Optimizer]:
             yield from _optimizers(each)
 
 
-def _plain(value: Any) -> Any:
-    """A hyperparameter without the type that JSON or torch gives it."""
+def _to_plain(value: Any) -> Any:
+    """Converts a hyperparameter to lists and floats, to compare it after JSON."""
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [_to_plain(each) for each in value]
     return value if value is None or isinstance(value, bool | str) else float(value)

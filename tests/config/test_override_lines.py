@@ -87,7 +87,7 @@ CORRECTED = {
         "optimizer.lr=-1.0 must be above 0"
     ),
     "optimizer.fused=true optimizer.foreach=true": (
-        "optimizer.foreach=true excludes optimizer.fused=true"
+        "optimizer.foreach=true cannot be combined with optimizer.fused=true"
     ),
     "+optimizer.lrr='0.1'": "optimizer.lrr=0.1 is not a setting",
     "optimizer.groups=[{name:head}]": (
@@ -97,10 +97,10 @@ CORRECTED = {
         "optimizer.groups.0 (head) needs exactly one of match, regex, module_class, not match and"
     ),
     "optimizer.groups=[{name:a,match:net.head.*},{name:a,regex:blocks}]": (
-        "optimizer.groups.1.name=a is taken: the groups before it are decay, no_decay, a, a_no_de"
+        "optimizer.groups.1.name=a is already used by one of the groups decay, no_decay, a, a_no_de"
     ),
     "optimizer.groups=[{name:a,match:net.head.*},{name:a_no_decay,regex:blocks}]": (
-        "optimizer.groups.1.name=a_no_decay is taken: the groups before it are decay, no_decay, a"
+        "optimizer.groups.1.name=a_no_decay is already used by one of the groups decay, no_decay, a"
     ),
     """'optimizer.groups=[{name:head,match:net.head.*},{name:"a b",regex:blocks}]'""": (
         'optimizer.groups.1.name="a b" must consist of letters, digits, . and _'
@@ -134,7 +134,7 @@ CORRECTED = {
         f"scheduler.total_steps={HUGE} must be below {2**63}"
     ),
     "scheduler.warmup_steps=5 scheduler.warmup_ratio=0.1": (
-        "scheduler.warmup_ratio=0.1 excludes warmup_steps"
+        "scheduler.warmup_ratio=0.1 cannot be combined with warmup_steps"
     ),
     "scheduler.warmup_steps=5 scheduler.warmup_ratio=inf": (
         "scheduler.warmup_ratio=inf must be a finite number"
@@ -148,13 +148,13 @@ CORRECTED = {
     f"{SCHEDULER}=cosine_restarts scheduler.num_cycles=0": (
         "scheduler.num_cycles=0 must be at least 1"
     ),
-    "scheduler.min_lr=0.1": "scheduler.min_lr=0.1 is above the peak, which is 0.001",
-    "scheduler.min_lr=1e-6 scheduler.min_lr_ratio=0.1": "scheduler.min_lr=1e-06 excludes min_lr_r",
+    "scheduler.min_lr=0.1": "scheduler.min_lr=0.1 is above the peak learning rate, 0.001",
+    "scheduler.min_lr=1e-6 scheduler.min_lr_ratio=0.1": "scheduler.min_lr=1e-06 cannot be combined with min_lr_r",
     f"{SCHEDULER}=wsd scheduler.decay_steps=3 scheduler.decay_ratio=0.5": (
-        "scheduler.decay_ratio=0.5 excludes decay_steps"
+        "scheduler.decay_ratio=0.5 cannot be combined with decay_steps"
     ),
     f"{SCHEDULER_CLASS}.StepLR scheduler.name=[a] +scheduler.step_size=2": (
-        "scheduler.name=[a] does not belong to a _target_"
+        "scheduler.name=[a] cannot be combined with a _target_"
     ),
     "adam_monitor.every_n_steps=0": "adam_monitor.every_n_steps=0 must be at least 1",
     "adam_monitor.scopes=[[model]]": (

@@ -22,7 +22,7 @@ from lightning_adam.config.optimizer import (
     WeightDecayOn,
     parse_optimizer,
 )
-from lightning_adam.config.parsing import Limits, Parsed
+from lightning_adam.config.parsing import Limits, ParsedConfig
 from lightning_adam.config.schedule import SCHEDULES, CosineConfig, parse_schedule
 from lightning_adam.monitor.settings import monitor_config
 from tests.support.tables import each_row
@@ -65,7 +65,7 @@ def test_missing_value_is_named_with_its_path() -> None:
 
 def test_parsed_config_is_returned_as_it_is() -> None:
     optimizer, schedule = parse_optimizer(SETTINGS), parse_schedule({"name": "cosine"})
-    assert isinstance(optimizer, Parsed)
+    assert isinstance(optimizer, ParsedConfig)
     assert parse_optimizer(optimizer) is optimizer
     assert parse_schedule(schedule) is schedule
 
@@ -141,7 +141,7 @@ INVALID_OPTIMIZERS: list[tuple[dict[str, Any], str, str]] = [
     ({"amsgrad": "perhaps"}, "amsgrad='perhaps' must be a boolean", "amsgrad=False"),
     ({"lr": "???"}, "lr is required", "Set lr=VALUE"),
     ({"lr": "${peak}"}, "lr cannot be resolved: Interpolation key 'peak' not found", "Set lr="),
-    ({"fused": True, "foreach": True}, "foreach=True excludes fused=True", "foreach=None"),
+    ({"fused": True, "foreach": True}, "foreach=True cannot be combined with fused=True", "foreach=None"),
     ({"beta": [0.9, 0.99]}, "beta=[0.9, 0.99] is not a setting", "betas=[0.9, 0.99]"),
     (
         {"groups": {"head": {}}},
@@ -171,17 +171,17 @@ INVALID_OPTIMIZERS: list[tuple[dict[str, Any], str, str]] = [
     ),
     (
         {"groups": [{"name": "a", "match": "*"}, {"name": "a", "match": "b"}]},
-        "groups.1.name='a' is taken: the groups before it are decay, no_decay, a, a_no_decay",
+        "groups.1.name='a' is already used by one of the groups decay, no_decay, a, a_no_decay",
         "groups.1.name='a_1'",
     ),
     (
         {"groups": [{"name": "a", "match": "*"}, {"name": "a_no_decay", "match": "b"}]},
-        "groups.1.name='a_no_decay' is taken: ",
+        "groups.1.name='a_no_decay' is already used by ",
         "groups.1.name='a_no_decay_1'",
     ),
     (
         {"groups": [{"name": "no_decay", "match": "*"}]},
-        "groups.0.name='no_decay' is taken: the groups before it are decay, no_decay",
+        "groups.0.name='no_decay' is already used by one of the groups decay, no_decay",
         "groups.0.name='no_decay_0'",
     ),
     (
@@ -315,12 +315,12 @@ INVALID_SCHEDULES: list[tuple[dict[str, Any], str, str]] = [
     ),
     (
         {"name": "linear", "warmup_steps": 1, "warmup_ratio": 0.1},
-        "warmup_ratio=0.1 excludes warmup_steps",
+        "warmup_ratio=0.1 cannot be combined with warmup_steps",
         "warmup_ratio=None",
     ),
     (
         {"name": "linear", "warmup_steps": 1, "warmup_ratio": 0.0},
-        "warmup_ratio=0.0 excludes warmup_steps",
+        "warmup_ratio=0.0 cannot be combined with warmup_steps",
         "warmup_ratio=None",
     ),
     (
@@ -340,7 +340,7 @@ INVALID_SCHEDULES: list[tuple[dict[str, Any], str, str]] = [
     ),
     (
         {"name": "wsd", "decay_steps": 5, "decay_ratio": 0.1},
-        "decay_ratio=0.1 excludes decay_steps",
+        "decay_ratio=0.1 cannot be combined with decay_steps",
         "decay_ratio=None",
     ),
     ({"name": "plateau", "mode": "down"}, "mode='down' must be 'min' or 'max'", "mode='min'"),
@@ -356,7 +356,7 @@ INVALID_SCHEDULES: list[tuple[dict[str, Any], str, str]] = [
     ),
     (
         {"name": "plateau", "warmup_steps": 5, "warmup_ratio": 0.1},
-        "warmup_ratio=0.1 excludes warmup_steps",
+        "warmup_ratio=0.1 cannot be combined with warmup_steps",
         "warmup_ratio=None",
     ),
     (
@@ -366,13 +366,13 @@ INVALID_SCHEDULES: list[tuple[dict[str, Any], str, str]] = [
     ),
     (
         {"name": "linear", "warmup_ratio": 0.1, "warmup_epochs": 1},
-        "warmup_epochs=1.0 excludes warmup_ratio",
+        "warmup_epochs=1.0 cannot be combined with warmup_ratio",
         "warmup_epochs=None",
     ),
     ({"name": "linear", "min_lr": -1}, "min_lr=-1 must be at least 0", "min_lr=1e-06"),
     (
         {"name": "linear", "min_lr": 1e-5, "min_lr_ratio": 0.1},
-        "min_lr=1e-05 excludes min_lr_ratio",
+        "min_lr=1e-05 cannot be combined with min_lr_ratio",
         "min_lr=None",
     ),
     (
@@ -467,7 +467,7 @@ INVALID_SCHEDULES: list[tuple[dict[str, Any], str, str]] = [
     ),
     (
         {"_target_": "torch.optim.lr_scheduler.StepLR", "name": "step", "step_size": 5},
-        "name='step' does not belong to a _target_",
+        "name='step' cannot be combined with a _target_",
         "name='custom'",
     ),
     (
@@ -476,7 +476,7 @@ INVALID_SCHEDULES: list[tuple[dict[str, Any], str, str]] = [
             "T_max": "total_steps",
             "interval": "epoch",
         },
-        "interval='epoch' excludes the argument total_steps",
+        "interval='epoch' cannot be combined with the argument total_steps",
         "interval='step'",
     ),
     (

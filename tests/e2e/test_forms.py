@@ -140,7 +140,7 @@ INVALID: dict[tuple[str, ...], str] = {
     ),
     (COSINE[0], "--model.scheduler.warmup_steps=2"): "--model.scheduler.name is required,",
     (*COSINE, "--model.scheduler.min_lr=1"): (
-        "--model.scheduler.min_lr=1.0 is above the peak, which is 0.1."
+        "--model.scheduler.min_lr=1.0 is above the peak learning rate, 0.1."
     ),
 }
 """Options, and the beginning of the first error."""

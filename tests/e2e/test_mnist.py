@@ -67,7 +67,7 @@ INVALID = {
     "optimizer.lrr=1": "Key 'lrr' not in 'AdamConfig'",
     "'optimizer.betas=[0.9,1.0]'": "optimizer.betas=[0.9,1.0] has 1.0, which must be below 1. Use",
     "adam_monitor.every_n_steps=0": "adam_monitor.every_n_steps=0 must be at least 1. Use",
-    "scheduler.min_lr=1": "scheduler.min_lr=1.0 is above the peak, which is 0.002. Use",
+    "scheduler.min_lr=1": "scheduler.min_lr=1.0 is above the peak learning rate, 0.002. Use",
     "trainer.precision=16-true": "optimizer.eps=1e-08 rounds to 0 in float16 (net.0.weight). Use",
 }
 """An override and its error: of composition, the module, the monitor, and two of the fit."""

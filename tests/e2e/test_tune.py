@@ -30,7 +30,7 @@ registry.register("sqlite.guarded", "database", "WithPassword")
 """SQLite with a user and a password, which stands in for a database on a server."""
 IMPATIENT = """
 from lightning_adam.tune import history
-history.SECONDS_BETWEEN_BEATS, history.SECONDS_OF_GRACE = 1, 3
+history.HEARTBEAT_SECONDS, history.GRACE_SECONDS = 1, 3
 import hydra
 """
 
@@ -145,7 +145,7 @@ def test_interrupted_search_says_how_to_continue(app: Path) -> None:
     search.join()
     output = (app / "output.txt").read_text()
     assert search.exitcode == 1
-    assert "adam_tune: interrupted; the same command goes on" in output
+    assert "adam_tune: interrupted; run the same command to resume" in output
     assert "Traceback" not in output
     assert tune(app, "hydra.sweeper.n_trials=6").returncode == 0
     assert len(trained_settings(app)) <= 7

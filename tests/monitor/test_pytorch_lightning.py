@@ -19,7 +19,7 @@ import wandb
 
 import lightning_adam
 from lightning_adam import AdamMonitor
-from lightning_adam._compat.lightning import AnyCallback, either, holder_of_parameters
+from lightning_adam._compat.lightning import AnyCallback, either, parameter_root
 from lightning_adam.config.variables import MONITOR_VARIABLE as VARIABLE
 from tests.support.commands import history, offline_runs
 from tests.support.monitored import KEY
@@ -32,15 +32,15 @@ PRINTING = ("preconditions", "publishing", "finding_reporter")
 
 
 class Run(NamedTuple):
-    """What a run has left that blows up."""
+    """The output of a run with a NaN loss."""
 
     numbers: list[dict[str, float]]
-    """The rows in W&B."""
+    """Rows in W&B."""
     keys: Counter[str]
-    """How many of the rows in W&B have a key."""
+    """Number of rows in W&B by key."""
     files: list[str]
     findings: list[Any]
-    """Those in the file of each logger."""
+    """Findings in the file of each logger."""
     messages: list[str]
 
 
@@ -50,8 +50,8 @@ def loggers_of(package: str, folder: Path, *names: str) -> list[Any]:
     return [getattr(kinds, name)(save_dir=folder, **flags.get(name, {})) for name in names]
 
 
-def blow_up(package: str, folder: Path, *loggers: str) -> list[str]:
-    """Trains with everything on until the loss is NaN, and returns what the monitor said."""
+def train_until_nan(package: str, folder: Path, *loggers: str) -> list[str]:
+    """Trains with all options until the loss is NaN, and returns the messages of the monitor."""
     monitor = AdamMonitor(1, histograms_every_n_steps=2, layer_table=True, flight_recorder=4)
     messages: list[str] = []
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
@@ -64,6 +64,7 @@ def blow_up(package: str, folder: Path, *loggers: str) -> list[str]:
             "flight_recorder.event_files",
         ):
             patch.setattr(f"lightning_adam.monitor.{place}.log_info", messages.append)
+        patch.setattr("lightning_adam.monitor.finding_reporter.log_warning", messages.append)
         given = loggers_of(package, folder, *loggers)
         fit = trainer(package, callbacks=[monitor], logger=given)
         fit.fit(plain_module(package, nan_at=NAN_AT), loader(BATCHES))
@@ -78,7 +79,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     for package in PACKAGES:
         folder = tmp_path_factory.mktemp("run")
         names = ("WandbLogger", "CSVLogger", "TensorBoardLogger")
-        messages = blow_up(package, folder, *names)
+        messages = train_until_nan(package, folder, *names)
         (offline,) = offline_runs(folder)
         rows = history(offline)
         paths = [each for each in folder.rglob("adam_*") if "media" not in each.parts]
@@ -96,7 +97,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     return found
 
 
-def test_all_loggers_get_what_those_of_lightning_get(runs: dict[str, Run]) -> None:
+def test_all_loggers_get_the_same_rows_as_those_of_lightning(runs: dict[str, Run]) -> None:
     expected, found = (runs[package] for package in PACKAGES)
     assert found.keys == expected.keys
     assert {"adam_histogram/grad.values", "adam_layers.path"} <= found.keys.keys()
@@ -117,7 +118,7 @@ def test_findings_file_and_flight_recorder_are_in_the_folders_of_the_loggers(
         assert "not_finite" in {row["code"] for row in rows}
 
 
-def test_nothing_is_said_that_is_not_said_with_lightning(runs: dict[str, Run]) -> None:
+def test_messages_are_those_of_lightning(runs: dict[str, Run]) -> None:
     expected, found = (runs[package].messages for package in PACKAGES)
     assert [each.partition("; ")[0] for each in found] == [
         each.partition("; ")[0] for each in expected
@@ -125,8 +126,10 @@ def test_nothing_is_said_that_is_not_said_with_lightning(runs: dict[str, Run]) -
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_flight_recorder_names_the_page_of_a_csv_run(package: str, tmp_path: Path) -> None:
-    messages = blow_up(package, tmp_path, "CSVLogger")
+def test_flight_recorder_prints_the_report_command_of_a_csv_run(
+    package: str, tmp_path: Path
+) -> None:
+    messages = train_until_nan(package, tmp_path, "CSVLogger")
     (line,) = [each for each in messages if "the last 4 steps are in" in each]
     assert "report: lightning-adam report lightning_logs/version_0" in line
     (without,) = [each for each in messages if "need" in each and "histograms" not in each]
@@ -158,7 +161,7 @@ def test_checkpoint_stores_and_restores_the_state(package: str, tmp_path: Path) 
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def log_lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
     monkeypatch.setattr("lightning_adam.monitor.environment.log_info", lines.append)
     return lines
@@ -170,7 +173,7 @@ def monitors_of(fit: Any) -> list[str]:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_variable_attaches_one_monitor(
-    package: str, said: list[str], monkeypatch: pytest.MonkeyPatch
+    package: str, log_lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, "every_n_steps=1")
     fit = trainer(package)
@@ -181,23 +184,23 @@ def test_variable_attaches_one_monitor(
     assert monitors_of(again) == ["EnvironmentMonitor"] * 2
     again.fit(plain_module(package), loader(2))
     assert KEY in again.callback_metrics
-    assert said == []
+    assert log_lines == []
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_monitor_of_the_script_takes_precedence(
-    package: str, said: list[str], monkeypatch: pytest.MonkeyPatch
+    package: str, log_lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, "every_n_steps=1")
     own = AdamMonitor(every_n_steps=1)
     fit = trainer(package, callbacks=[own])
     fit.fit(plain_module(package), loader(2))
-    assert said == [f"{VARIABLE} is ignored: an AdamMonitor in the script takes precedence."]
+    assert log_lines == [f"{VARIABLE} is ignored: an AdamMonitor in the script takes precedence."]
     assert own.state_dict()["steps"] == {"": [2, 0]}
 
 
 def test_package_imports_only_the_package_that_it_depends_on() -> None:
-    """The other takes seconds, and its users have imported it."""
+    """Importing the other package takes seconds; only its users have imported it."""
     folder = Path(lightning_adam.__file__).parent
     imported = [
         name
@@ -211,7 +214,7 @@ def test_package_imports_only_the_package_that_it_depends_on() -> None:
     assert [each for each in imported if each.startswith("pytorch_lightning")] == []
 
 
-def test_nothing_is_looked_for_in_a_package_that_is_not_imported(
+def test_package_that_is_not_imported_is_ignored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert either("Trainer") == (lp.Trainer, pl.Trainer)
@@ -219,9 +222,9 @@ def test_nothing_is_looked_for_in_a_package_that_is_not_imported(
     assert either("Trainer") == (lp.Trainer,)
 
 
-def test_callback_is_one_of_both_packages_in_either_order_of_imports() -> None:
-    """A Trainer takes a callback without a list, and older ones refuse foreign callbacks."""
-    # As if pytorch_lightning was not imported yet.
+def test_callback_is_an_instance_of_both_packages_in_either_order_of_imports() -> None:
+    """A Trainer accepts a single callback only if it is an instance of its own Callback."""
+    # Before the import of pytorch_lightning.
     AnyCallback.__bases__ = (lp.Callback,)
     kind: type[Any] = AdamMonitor
     assert not issubclass(kind, pl.Callback)
@@ -234,8 +237,8 @@ def test_callback_is_one_of_both_packages_in_either_order_of_imports() -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_lightning_cli_takes_the_monitor(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Defined after the import, as the monitor is where LightningCLI is the first to name it.
+def test_lightning_cli_accepts_the_monitor(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Defined late, like the monitor if LightningCLI is the first to import it.
     type("Own", (AdamMonitor,), {})
     cli = import_module(f"{package}.cli")
     typed = ("+=lightning_adam.AdamMonitor", ".every_n_steps=3")
@@ -248,16 +251,16 @@ def test_lightning_cli_takes_the_monitor(package: str, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_two_monitors_are_refused_by_the_trainer(package: str) -> None:
+def test_trainer_rejects_two_monitors(package: str) -> None:
     with pytest.raises(RuntimeError, match="more than one stateful callback of type `AdamMonitor`"):
         trainer(package, callbacks=[AdamMonitor(), AdamMonitor()])
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_flat_parameters_are_those_of_what_fsdp_wraps(package: str) -> None:
+def test_flat_parameters_are_those_of_the_wrapped_fsdp_module(package: str) -> None:
     wrapped, module = torch.nn.Linear(1, 1), plain_module(package)
     fit = trainer(package)
-    assert holder_of_parameters(fit, module) is module
+    assert parameter_root(fit, module) is module
     flat = import_module(f"{package}.strategies").FSDPStrategy()
     flat.model = wrapped
-    assert holder_of_parameters(SimpleNamespace(strategy=flat), module) is wrapped  # type: ignore[arg-type]
+    assert parameter_root(SimpleNamespace(strategy=flat), module) is wrapped  # type: ignore[arg-type]

@@ -97,7 +97,7 @@ MUTANTS = (
     ),
     Mutant(
         "monitor/tracked_optimizer",
-        "step, since = self.step - late, self.since - late",
+        "step, since = self.step - newly_skipped, self.since - newly_skipped",
         "step, since = self.step, self.since",
         "the logged step ignores what the device has skipped meanwhile",
     ),
@@ -403,7 +403,7 @@ MUTANTS = (
     ),
     Mutant(
         "optim/resume",
-        "if any(_comparable(optimizer, each) != _comparable(optimizer, settings)",
+        "if any(_comparable(optimizer, each) != expected",
         "if any(False",
         "groups that are merged take the settings of the first of them",
     ),
@@ -643,8 +643,8 @@ MUTANTS = (
     ),
     Mutant(
         "tune/space",
-        "is_low = (share < NEAR_AN_END) != each.complement",
-        "is_low = share < NEAR_AN_END",
+        "is_low = (position < NEAR_AN_END) != each.complement",
+        "is_low = position < NEAR_AN_END",
         "a beta is reported at the other end of its range",
     ),
     Mutant(
@@ -679,7 +679,7 @@ MUTANTS = (
     ),
     Mutant(
         "tune/trial_callback",
-        "                self._lengthen()\n                return original()\n",
+        "                self._restore_length()\n                return original()\n",
         "                return result\n",
         "a baseline in the same job is shortened",
     ),
@@ -847,8 +847,8 @@ MUTANTS = (
     ),
     Mutant(
         "statistics/kernels/triton_columns",
-        "healthy &= is_precise | (chunk.weight_max_abs <= 0) | (is_coupled == 0)",
-        "healthy &= is_precise | (chunk.weight_max_abs >= 0) | (is_coupled == 0)",
+        "accurate &= is_precise | (chunk.weight_max_abs <= 0) | (is_coupled == 0)",
+        "accurate &= is_precise | (chunk.weight_max_abs >= 0) | (is_coupled == 0)",
         "squares of coupled decay that float32 cannot hold are lost (triton)",
     ),
     Mutant(
@@ -907,13 +907,13 @@ MUTANTS = (
     ),
     Mutant(
         "statistics/state_reader",
-        "        if addresses != seen.addresses:\n            return None\n",
+        "        if addresses != last.addresses:\n            return None\n",
         "",
         "a tensor that was moved is read at its old address",
     ),
     Mutant(
         "statistics/state_reader",
-        "    if [grad.dtype for grad in grads] != seen.grad_dtypes:",
+        "    if [grad.dtype for grad in grads] != last.grad_dtypes:",
         "    if False:",
         "a gradient of another dtype is read as one of the old",
     ),

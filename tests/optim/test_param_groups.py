@@ -361,7 +361,7 @@ def test_group_name_of_a_layer_is_an_error() -> None:
     stem = GroupConfig(name="stem", match="head.*")
     decay = LayerDecayConfig(pattern="blocks.*", rate=0.5)
     with pytest.raises(
-        ConfigError, match=r"groups\.0\.name=stem is taken by the group of a layer\. .*name=stem_0$"
+        ConfigError, match=r"groups\.0\.name=stem is already used by the group of a layer\. .*name=stem_0$"
     ):
         grouped(Transformer(), groups=[stem], layer_decay=decay)
 

@@ -385,7 +385,7 @@ BAD_SCHEDULES: list[tuple[Any, int | None, str]] = [
     (
         {"name": "cosine", "min_lr": 1.5},
         10,
-        r"^min_lr=1\.5 is above the peak, which is 1\. Use for example min_lr=0\.01$",
+        r"^min_lr=1\.5 is above the peak learning rate, 1\. Use for example min_lr=0\.01$",
     ),
     (
         {"name": "constant", "warmup_epochs": 2},
@@ -401,27 +401,27 @@ BAD_SCHEDULES: list[tuple[Any, int | None, str]] = [
     (
         {"name": "cosine", "warmup_steps": 0, "warmup_epochs": 1},
         10,
-        r"^warmup_epochs=1\.0 excludes warmup_steps",
+        r"^warmup_epochs=1\.0 cannot be combined with warmup_steps",
     ),
     (
         {"name": "cosine", "warmup_ratio": 0.1, "warmup_epochs": 1},
         10,
-        r"^warmup_epochs=1\.0 excludes warmup_ratio",
+        r"^warmup_epochs=1\.0 cannot be combined with warmup_ratio",
     ),
     (
         {"name": "cosine", "warmup_steps": 1, "warmup_ratio": 0.1},
         10,
-        r"^warmup_ratio=0\.1 excludes warmup_steps",
+        r"^warmup_ratio=0\.1 cannot be combined with warmup_steps",
     ),
     (
         {"name": "cosine", "min_lr_ratio": 0.1, "min_lr": 0.0},
         10,
-        r"^min_lr=0\.0 excludes min_lr_ratio",
+        r"^min_lr=0\.0 cannot be combined with min_lr_ratio",
     ),
     (
         {"name": "wsd", "decay_steps": 1, "decay_ratio": 0.1},
         10,
-        r"^decay_ratio=0\.1 excludes decay_steps",
+        r"^decay_ratio=0\.1 cannot be combined with decay_steps",
     ),
     # A class that cannot be built, or a child of it.
     (

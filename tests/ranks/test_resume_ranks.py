@@ -290,4 +290,4 @@ def test_redundant_optimizer_resumes_in_its_groups(
     for other in ranks.run(redundant, "lr", "zero.ckpt"):
         assert (other["decay"], other["no_decay"]) == (3e-3, 3e-3)
     for error in ranks.run(refused, "regrouped"):
-        assert "finds states by their position. Configure the groups that it was" in error
+        assert "finds states by their position. Configure the groups of the checkpoint" in error

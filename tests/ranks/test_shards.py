@@ -22,7 +22,7 @@ from torch.distributed.tensor.parallel import (
 from torch.optim import Adam, AdamW, NAdam, Optimizer
 
 from lightning_adam import AdamStatistics, ConfigError
-from lightning_adam._compat.torch import is_flattened
+from lightning_adam._compat.torch import is_flat_parameter
 from lightning_adam.statistics.sharding import LocalStats, all_reduce_stats
 from tests.support.ranks import Collectives, Ranks
 
@@ -228,7 +228,7 @@ def find_flat_parameters() -> dict[bool, list[bool]]:
     """Finds FSDP1's flat parameters, by whether it keeps the original ones."""
     return {
         keeps: [
-            is_flattened(each)
+            is_flat_parameter(each)
             for each in FullyShardedDataParallel(
                 Net(torch.float32), use_orig_params=keeps, device_id=torch.device("cpu")
             ).parameters()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_adam import AdamMonitor
-from lightning_adam._compat.torch import let_unscale
+from lightning_adam._compat.torch import configure_amp_unscaling
 from lightning_adam.monitor.pending import PendingMeasurement
 from lightning_adam.statistics.measurement import Measurement
 from tests.support.precision import IMPLEMENTATIONS, precision_flags
@@ -80,7 +80,7 @@ class BadBatches(Lit):
     def configure_optimizers(self) -> Any:
         built: Any = super().configure_optimizers()
         if self.is_self_scaling:
-            let_unscale(built["optimizer"], itself=True)
+            configure_amp_unscaling(built["optimizer"], by_optimizer=True)
         return built
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:

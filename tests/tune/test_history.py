@@ -46,7 +46,9 @@ def begun(history: History, request: Request = REQUEST) -> int:
 def test_run_is_read_by_another_process(place: str) -> None:
     history = opened(place)
     number = begun(history)
-    history.note(number, folder="here", steps=800, state_dtypes=["bfloat16"], findings=["x"])
+    history.set_attributes(
+        number, folder="here", steps=800, state_dtypes=["bfloat16"], findings=["x"]
+    )
     assert opened(place).runs() == [
         Run(
             *(REQUEST, 0, Outcome.running),
@@ -81,7 +83,7 @@ def test_ended_run_does_not_change(place: str) -> None:
     history.fail(number, "too late")
     history.reap_stale([number], "too late")
     with pytest.raises(RuntimeError):
-        history.note(number, folder="there")
+        history.set_attributes(number, folder="there")
     (run,) = history.runs()
     assert (run.outcome, run.value, run.error) == (Outcome.complete, 0.25, "")
 
@@ -96,7 +98,7 @@ def test_one_of_two_processes_that_begin_the_same_run_withdraws(
     assert other.begin(replace(REQUEST, replicate=1), "other") is not None
     # A run whose process was killed is begun again.
     assert first is not None
-    one.note(first, lost="killed")
+    one.set_attributes(first, lost="killed")
     one.study.tell(first, state=TrialState.FAIL)
     assert other.begin(replace(REQUEST, attempt=2), "other") is not None
     assert len(other.runs()) == 3
@@ -104,10 +106,12 @@ def test_one_of_two_processes_that_begin_the_same_run_withdraws(
 
 def test_search_of_another_config_under_the_same_name_raises(place: str) -> None:
     identity = {"model.width": "8", "data.num_workers": "0", "logger.name": "a", "eps": "1e-8"}
-    opened(place).claim(identity, "multirun/a")
-    opened(place).claim({**identity, "data.num_workers": "4", "logger.name": "b"}, "multirun/a")
+    opened(place).check_identity(identity, "multirun/a")
+    opened(place).check_identity(
+        {**identity, "data.num_workers": "4", "logger.name": "b"}, "multirun/a"
+    )
     with pytest.raises(ConfigError) as raised:
-        opened(place).claim({**identity, "model.width": "9", "new": "1"}, "multirun/a")
+        opened(place).check_identity({**identity, "model.width": "9", "new": "1"}, "multirun/a")
     sentence = str(raised.value)
     assert "(model.width was 8, now 9; new was None, now 1)" in sentence
     assert sentence.endswith("start another search with hydra.sweeper.study_name=search_2")

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from lightning_adam.config.variables import STORAGE_VARIABLE, TRIAL_VARIABLE
 from lightning_adam.tune.history import History
-from lightning_adam.tune.job import Job, NoMetricError, Trial, as_metric
+from lightning_adam.tune.job import Job, NoMetricError, Trial, to_metric
 from lightning_adam.tune.runs import Outcome, Request, Run, Stage
 from tests.support.tables import each_row
 from tests.tune.simulation import START
@@ -29,7 +29,7 @@ def begin(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def history(monkeypatch: pytest.MonkeyPatch) -> History:
     history = History("journal:trials.journal", "search", "minimize")
-    monkeypatch.setenv(STORAGE_VARIABLE, history.place)
+    monkeypatch.setenv(STORAGE_VARIABLE, history.url)
     begin(history, monkeypatch)
     runtime = SimpleNamespace(runtime=SimpleNamespace(output_dir="race/0"))
     monkeypatch.setattr(HydraConfig, "get", lambda: runtime)
@@ -54,7 +54,7 @@ def test_number_of_any_library_is_a_metric(
                 assert run(lambda config, value=value: value) == 0.25
                 assert (last(history).value, last(history).folder) == (0.25, "race/0")
             begin(history, monkeypatch)
-    assert type(as_metric(np.float64(0.5))) is float
+    assert type(to_metric(np.float64(0.5))) is float
 
 
 def test_value_that_is_no_number_raises_with_what_to_return(
@@ -83,7 +83,7 @@ def test_exception_is_stored_and_raised_again(history: History) -> None:
 
 def test_run_answers_for_itself_while_it_trains(history: History) -> None:
     def function(config: DictConfig) -> float:
-        History(history.place, "search", "minimize").reap_stale()
+        History(history.url, "search", "minimize").reap_stale()
         return 0.25
 
     assert run(function) == 0.25
@@ -93,7 +93,7 @@ def test_run_answers_for_itself_while_it_trains(history: History) -> None:
 def test_run_that_the_search_has_given_up_is_not_trained(history: History) -> None:
     history.fail(0, "killed")
     trained: list[int] = []
-    with pytest.raises(RuntimeError, match="given up run 0"):
+    with pytest.raises(RuntimeError, match="Run 0 had no heartbeat"):
         run(lambda config: trained.append(1))
     assert trained == []
 

@@ -110,12 +110,14 @@ def test_last_line_has_the_overrides_of_the_chosen_configuration() -> None:
     assert words == ["data=small one", "optimizer.lr=0.005", "optimizer.betas=[0.8,0.99]"]
     kept = report_of(strategy(20), two(0.3, 0.3), arguments=[])
     assert markdown(kept).splitlines()[-1] == "none"
-    assert kept.last_words("a b")[-1] == "overrides: none, the app's are kept"
-    assert kept.last_words("a b")[1] == "report: 'a b/tune.md'"
+    assert kept.summary_lines("a b")[-1] == "overrides: none, the app's are kept"
+    assert kept.summary_lines("a b")[1] == "report: 'a b/tune.md'"
 
 
 def test_result_is_told_with_its_seeds_and_its_confidence() -> None:
-    assert "is under way: 6 runs, worth 6 of 20 full runs, 6 min 7 s of training" in said(RACE, 20)
+    assert "is in progress: 6 runs, worth 6 of 20 full runs, 6 min 7 s of training" in said(
+        RACE, 20
+    )
     assert "The configuration of the app has a metric of 0.525." in said(RACE, 20)
     better = r"has 0\.305 \(mean of 2 fresh seeds\), a gain of 0\.22 ± \d\.\d+, and is better with"
     assert re.search(better, said(RACE, 20))
@@ -134,8 +136,8 @@ def test_reasons_are_told() -> None:
     assert full not in said(RACE)
     trainer = "no Lightning Trainer of the app trains the tuned optimizer"
     assert f"{full}{trainer}." in said([replace(each, steps=None) for each in RACE])
-    fixed = [replace(each, fixed_length="it has only 9 steps") for each in RACE]
-    assert f"{full}it has only 9 steps." in said(fixed)
+    fixed = [replace(each, fixed_length="a run has only 9 steps") for each in RACE]
+    assert f"{full}a run has only 9 steps." in said(fixed)
 
 
 def test_short_runs_count_as_their_share_and_a_value_at_an_end_is_told() -> None:
@@ -144,8 +146,8 @@ def test_short_runs_count_as_their_share_and_a_value_at_an_end_is_told() -> None
     sentences = " ".join(report_of(searching, runs).sentences())
     assert f"is complete: {len(runs)} runs, worth {used(runs):.3g} of 7 full runs" in sentences
     assert used(runs) <= 7 + 1e-6 < len(runs)
-    advice = r"lr lies at the high end of its range; hydra\.sweeper\.space\.lr\.high=VALUE widens"
-    assert re.search(advice, sentences)
+    advice = "To widen it, set hydra.sweeper.space.lr.high=VALUE."
+    assert f"lr is at the high end of its range. {advice}" in sentences
 
 
 def test_tables_list_the_hyperparameters_the_runs_and_what_went_wrong() -> None:

@@ -14,7 +14,7 @@ from lightning_adam.tune import strategy as module
 from lightning_adam.tune.configuration import Configuration
 from lightning_adam.tune.runs import Outcome, Request, Run, Stage
 from lightning_adam.tune.space import Space
-from lightning_adam.tune.strategy import CONFIDENCE, Decision, Strategy, _View
+from lightning_adam.tune.strategy import CONFIDENCE, Decision, Strategy, _SearchState
 from tests.support.tables import each_row
 from tests.tune.simulation import START, Objective, ended, of, search, used
 
@@ -54,7 +54,7 @@ def ladder_rates(budget: int, fixed_length: str) -> set[float]:
 
 
 def test_larger_budget_never_tries_fewer_learning_rates() -> None:
-    for fixed_length in ("", "it has only 9 steps"):
+    for fixed_length in ("", "a run has only 9 steps"):
         budgets = (1, 2, 3, 4, 7, 11, 12, 20, 29, 30, 60)
         counts = [len(ladder_rates(each, fixed_length)) for each in budgets]
         assert counts == sorted(counts)
@@ -78,7 +78,7 @@ def test_batches_of_eight_runs_take_at_most_nine_turns() -> None:
 
 
 def test_app_that_cannot_be_shortened_is_searched_at_full_length() -> None:
-    for facts in ({"steps": None}, {"fixed_length": "it has only 9 steps"}):
+    for facts in ({"steps": None}, {"fixed_length": "a run has only 9 steps"}):
         runs, _ = search(strategy(8), bowl, **facts)
         assert [each.request.length for each in runs] == [1.0] * 8
         assert len({each.request.configuration.lr for each in runs}) >= 4
@@ -123,7 +123,7 @@ def test_amsgrad_is_tried_last_with_a_large_budget() -> None:
     ]
 
     def proposal(budget: int, known: list[Run]) -> Request:
-        request = _View(strategy(budget), known).proposal()
+        request = _SearchState(strategy(budget), known).proposal()
         assert request is not None
         return request
 
@@ -132,7 +132,7 @@ def test_amsgrad_is_tried_last_with_a_large_budget() -> None:
     last = proposal(30, runs[:23])
     assert last.configuration == replace(START, lr=last.configuration.lr, amsgrad=True)
     assert bowl(last) == min(bowl(each) for each in requests)
-    assert _View(strategy(30), [*runs[:23], ended(last, 23, 9.0)]).proposal() is None
+    assert _SearchState(strategy(30), [*runs[:23], ended(last, 23, 9.0)]).proposal() is None
 
 
 def test_eps_is_searched_for_states_of_16_bits_or_a_finding_about_eps() -> None:
@@ -154,13 +154,13 @@ def test_eps_is_searched_for_states_of_16_bits_or_a_finding_about_eps() -> None:
 def test_proposal_has_the_largest_expected_improvement(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the mean improvement of samples."""
     runs, _ = search(strategy(7), bowl)
-    view = _View(strategy(20), runs)
-    known, _ = view.process.predict(view.places)
+    view = _SearchState(strategy(20), runs)
+    known, _ = view.process.predict(view.coordinates)
     rng = np.random.default_rng(0)
     samples = rng.normal(size=(100_000, 1))
     for _ in range(5):
         draws = rng.uniform(view.space.low, view.space.high, size=(8, len(view.space.low)))
-        draws[0] = view.places[np.argmin(known)]
+        draws[0] = view.coordinates[np.argmin(known)]
         mean, deviation = view.process.predict(draws)
         gains = np.maximum(known.min() - (mean + deviation * samples), 0).mean(0)
         monkeypatch.setattr(Space, "draw", lambda *_, draws=draws, **__: draws)
@@ -265,7 +265,7 @@ def test_result_of_a_race_does_not_change_who_takes_part_in_it() -> None:
     searching = strategy(12)
     runs, _ = search(searching, bowl)
     explored = [each for each in runs if each.request.stage is not Stage.race]
-    best = _View(searching, explored).contestants()[0]
+    best = _SearchState(searching, explored).contestants()[0]
     again, _ = search(searching, lambda request: 9.0, explored)
     racing = [each.request.configuration for each in of(again, Stage.race)]
     assert racing == [best, racing[1], best, racing[1]]

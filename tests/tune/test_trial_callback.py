@@ -73,7 +73,7 @@ class Endless(IterableDataset[Any]):
 def begin(monkeypatch: pytest.MonkeyPatch) -> Begin:
     """Begins a run of a search, which the Trainers of this process then belong to."""
     history = History("journal:trials.journal", "search", "minimize")
-    monkeypatch.setenv(STORAGE_VARIABLE, history.place)
+    monkeypatch.setenv(STORAGE_VARIABLE, history.url)
 
     def begun(length: float = 1.0, lr: float = LR) -> Callable[[], Run]:
         number = history.begin(Request(Stage.ladder, START, length, len(history.runs())), "owner")
@@ -192,7 +192,7 @@ def test_run_of_unknown_or_few_steps_is_not_shortened(begin: Begin) -> None:
     rows: list[tuple[dict[str, Any], int, str]] = [
         ({"max_epochs": -1, "callbacks": [Stop()]}, 20, "the Trainer does not know its"),
         ({"data": stream, "callbacks": [Stop()]}, 20, "the Trainer does not know its number"),
-        ({"max_epochs": 7}, 63, "it has only 63 steps"),
+        ({"max_epochs": 7}, 63, "a run has only 63 steps"),
     ]
     with each_row() as row:
         for flags, steps, reason in rows:
@@ -262,7 +262,7 @@ def test_history_out_of_reach_warns_and_the_run_goes_on(
 ) -> None:
     begin(1 / 8)
     monkeypatch.setenv(STORAGE_VARIABLE, "journal:gone.journal")
-    with pytest.warns(UserWarning, match="the run is not recorded in full"):
+    with pytest.warns(UserWarning, match="the record of the run is incomplete"):
         assert fit(Tuned()).global_step == 9
 
 

@@ -1,1 +1,1 @@
-"""Measure Adam during training and log what was measured."""
+"""`AdamMonitor`: measures Adam during training, and logs the statistics and findings."""

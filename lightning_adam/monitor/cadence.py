@@ -1,4 +1,4 @@
-"""Cadence: which optimizer steps are measured, as a function of the step alone."""
+"""`Cadence`: which optimizer steps are measured. It depends only on the step."""
 
 import sys
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from lightning_adam.optim.steps import next_due
 
 
 class Due(NamedTuple):
-    """What to log of a measurement."""
+    """What to log at a step."""
 
     statistics: bool = False
     histograms: bool = False
@@ -16,7 +16,7 @@ class Due(NamedTuple):
 
 @dataclass(frozen=True)
 class Cadence:
-    """Statistics and histograms are due at the first optimizer step and every n-th.
+    """Decides at which optimizer steps statistics and histograms are due: the first and every n-th.
 
     Args:
         every_n_steps: Interval of the statistics; 0 or None for never.
@@ -37,12 +37,11 @@ class Cadence:
         return min((next_due(step, each) for each in intervals), default=sys.maxsize)
 
     def due(self, step: int, since: int | None = None) -> Due:
-        """Returns what is due.
+        """Returns what is due at a step.
 
         Args:
             step: The optimizer step, counted from 1.
-            since: The last step before it of which nothing is left to log (default: the one before
-                `step`).
+            since: The last step before it for which everything due is logged (default: `step - 1`).
 
         Example:
             >>> Cadence(50, 75).due(100), Cadence(50, 75).due(101, since=99)

@@ -1,4 +1,4 @@
-"""AdamMonitor: the callback that measures Adam during training."""
+"""`AdamMonitor`: the callback that measures Adam during training."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -19,13 +19,12 @@ from lightning_adam.monitor.settings import monitor_config
 
 
 class AdamMonitor(AnyCallback):
-    """Measures Adam right after its steps, and logs to every logger of the trainer.
+    """Measures Adam right after its steps, and logs to all loggers of the trainer.
 
-    It reads the clipped, unscaled gradient, the new parameters and the new state in the optimizer's
-    step-post-hook, the only place where all three are available. It changes none of them. On an
-    internal error it warns once and disables itself. The numbers are also in
-    `trainer.callback_metrics`. Where parameters or state are sharded, all ranks measure together,
-    and each gets the numbers of the whole model.
+    `AdamMonitor` reads the clipped, unscaled gradient, the new parameters and the new state in the
+    optimizer's step-post-hook, and changes none of them. On an internal error it warns once and
+    disables itself. The statistics are also in `trainer.callback_metrics`. If parameters or state
+    are sharded, all ranks measure together, and each gets the statistics of the whole model.
 
     Args:
         every_n_steps: Measure the first optimizer step and every n-th (default: None, the
@@ -34,11 +33,11 @@ class AdamMonitor(AnyCallback):
             model).
         statistics: Statistics to measure: `headline`, `all`, or names and globs, as in
             `["headline", "eps_*", "update/*"]` (default: headline). `beta1`, `beta2`, `eps` and
-            `weight_decay` are logged when they change.
+            `weight_decay` are only logged when they change.
         layer_depth: Number of parts of a module's path that form a layer's name, at least 1
             (default: None, all).
         worst: Number of tensors to log with the largest values of a statistic, whatever the
-            scopes, as in `{"eps_energy_loss": 5}`; W&B, CSV and TensorBoard get their names too
+            scopes, as in `{"eps_energy_loss": 5}`. W&B, CSV and TensorBoard also get their names
             (default: none).
         histograms_every_n_steps: Count gradients, moments, denominators and normalized updates by
             binary exponent at the first optimizer step and every n-th. W&B and TensorBoard draw
@@ -69,7 +68,7 @@ class AdamMonitor(AnyCallback):
     """
 
     config_path: ClassVar[ConfigPath | None] = None
-    """The place of the arguments, for errors; None: that of a Hydra app or a call."""
+    """Config path of the arguments, for errors (default: None, found from the call)."""
 
     def __init__(
         self,
@@ -103,11 +102,11 @@ class AdamMonitor(AnyCallback):
         self._path = self.config_path or locate(arguments, "adam_monitor")
         self.config = monitor_config(arguments, self._path)
         self._session: MonitorSession | None = None
-        """What is measured and logged; None outside of a run."""
+        """None outside of a run."""
         self._findings: list[Finding] = []
         """The findings of the last run."""
         self._saved: dict[str, Any] = {}
-        """The state that was loaded; after a run, its last state."""
+        """The loaded state; after a run, its last state."""
 
     @property
     def findings(self) -> list[Finding]:
@@ -123,12 +122,12 @@ class AdamMonitor(AnyCallback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raises if nothing can be measured; says what is not measured or cannot be shown."""
+        """Raises if nothing can be measured, and reports what will not be measured or logged."""
         preconditions.check(trainer, self.config, self._path)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hooks into the optimizers, whose state a checkpoint has restored by now."""
+        """Adds hooks to the optimizers. A checkpoint has restored their state by now."""
         self._session = MonitorSession(self.config, self._path, trainer)
         self._session.start(pl_module, self._saved)
 
@@ -136,7 +135,7 @@ class AdamMonitor(AnyCallback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Announces a step, and measures its gradient before clipping if the step is due."""
+        """Prepares a step, and measures its gradient before clipping if the step is due."""
         if self._session is not None:
             self._session.before_step(optimizer)
 
@@ -155,19 +154,19 @@ class AdamMonitor(AnyCallback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs what is left, and removes the hooks."""
+        """Logs the remaining measurements, and removes the hooks."""
         self._finish()
 
     @override
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Writes the flight recorder's steps, logs what has arrived, and removes the hooks."""
+        """Writes the flight recorder's file, logs what has arrived, and removes the hooks."""
         self._finish(exception)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a checkpoint stores: steps counted, and rows not sent."""
+        """Returns the state to store in a checkpoint: step counts, findings and unsent rows."""
         session = self._session
         if session is not None and session.tracked:
             with session.failsafe.guard():

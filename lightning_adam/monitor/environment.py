@@ -1,4 +1,4 @@
-"""The monitor that the environment variable LIGHTNING_ADAM_MONITOR attaches."""
+"""The monitor that the environment variable LIGHTNING_ADAM_MONITOR adds to a run."""
 
 import itertools
 import shlex
@@ -29,11 +29,11 @@ from lightning_adam.statistics.state_reader import is_measurable
 
 PATH = ConfigPath("adam_monitor", source=Source.ENVIRONMENT)
 
-_FITS = itertools.count()
+_RUNS = itertools.count()
 
 
 def environment_monitors(value: str) -> list[Callback]:
-    """Returns the monitor that the variable's value describes; warns if it cannot be parsed.
+    """Returns the monitor that the variable configures; warns if its value cannot be parsed.
 
     Example:
         >>> [monitor.config.every_n_steps for monitor in environment_monitors("every_n_steps=10")]
@@ -50,7 +50,7 @@ def settings(value: str) -> dict[str, Any]:
     """Returns the arguments of AdamMonitor in the variable's value.
 
     Args:
-        value: `1`, `true` or `on`, or words as a shell splits them, each an override of Hydra.
+        value: `1`, `true` or `on`, or Hydra overrides, separated as in a shell.
 
     Raises:
         ConfigError: If a word is not an override of one of the monitor's settings.
@@ -70,8 +70,8 @@ def settings(value: str) -> dict[str, Any]:
             OmegaConf.update(node, override.key_or_group, override.value(), merge=True)
     except (HydraException, OmegaConfBaseException, ValueError):
         raise ConfigError(
-            f"{value} must be 1, 0, or settings of the monitor, each with one value and no space"
-            " within",
+            f"{value} must be 1, 0, or settings of the monitor, each with one value and without"
+            " spaces",
             f"Use for example {VARIABLE}='every_n_steps=10 statistics=[headline,eps_*]'",
         ) from None
     arguments = to_dict(node, PATH)
@@ -101,10 +101,10 @@ def warn_ignored(error: Exception) -> None:
 
 
 class EnvironmentMonitor(AdamMonitor):
-    """An AdamMonitor that is not part of the script: what it cannot do is a warning, not an error.
+    """An AdamMonitor that is not part of the script: its errors are warnings.
 
-    An AdamMonitor in the script takes precedence. The state is stored beside those of the callbacks
-    in a checkpoint, where Lightning does not miss it if the variable is not set.
+    An AdamMonitor in the script takes precedence. A checkpoint stores the state outside the states
+    of callbacks, because Lightning warns if a stored callback is missing.
 
     Example:
         >>> EnvironmentMonitor(every_n_steps=10).config.every_n_steps
@@ -112,50 +112,50 @@ class EnvironmentMonitor(AdamMonitor):
     """
 
     config_path = PATH
-    _is_on = False
-    _ballot = ""
+    _is_enabled = False
+    _store_key = ""
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Disables itself beside another monitor; otherwise announces itself to the other ranks."""
+        """Disables itself if there is another monitor; otherwise registers with the other ranks."""
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        with self._never_stop():
-            self._is_on = self._is_first(trainer)
+        with self._warn_on_error():
+            self._is_enabled = self._is_first(trainer)
             store = shared_store()
-            if self._is_on and store is not None:
+            if self._is_enabled and store is not None:
                 # Lightning waits for all ranks after this hook.
-                self._ballot = f"{VARIABLE}/{next(_FITS)}/{self.config}"
-                store.add(self._ballot, 1)
+                self._store_key = f"{VARIABLE}/{next(_RUNS)}/{self.config}"
+                store.add(self._store_key, 1)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Disables itself if there is nothing to measure, or if measuring would be an error."""
-        if not self._is_on:
+        """Disables itself if there is nothing to measure, or if a precondition fails."""
+        if not self._is_enabled:
             return
-        with self._never_stop():
-            self._is_on = any(map(_may_be_measured, trainer.optimizers))
-            if self._is_on:
+        with self._warn_on_error():
+            self._is_enabled = any(map(_may_be_measured, trainer.optimizers))
+            if self._is_enabled:
                 self._check_processes(trainer)
                 super().on_fit_start(trainer, pl_module)
             else:
-                log_info(f"{VARIABLE}: nothing to measure, no optimizer is Adam-like.")
+                log_info(f"{VARIABLE} is ignored: no optimizer is Adam-like.")
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Registers the optimizer hooks, without which the other hooks do nothing."""
-        if self._is_on:
+        """Adds the optimizer hooks. Without them, the other hooks do nothing."""
+        if self._is_enabled:
             super().on_train_start(trainer, pl_module)
 
     @property
     def state_key(self) -> str:
-        """Unique: a script may pass the callbacks of one Trainer to another, which adds its own."""
+        """Unique, as a script may pass the callbacks of one Trainer to another."""
         return f"{type(self).__qualname__}{id(self)}"
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Empty, so that Lightning does not store it."""
+        """Returns an empty state, which Lightning does not store."""
         return {}
 
     @override
@@ -163,7 +163,7 @@ class EnvironmentMonitor(AdamMonitor):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Saves the monitor's state."""
-        state = AdamMonitor.state_dict(self) if self._is_on else {}
+        state = AdamMonitor.state_dict(self) if self._is_enabled else {}
         if state:
             checkpoint[VARIABLE] = state
 
@@ -171,17 +171,17 @@ class EnvironmentMonitor(AdamMonitor):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Loads the state of the previous run's monitor, from the variable or the script."""
-        of_the_script = checkpoint["callbacks"].get(AdamMonitor.__qualname__, {})
-        self.load_state_dict(checkpoint.get(VARIABLE, of_the_script))
+        """Loads the state of the previous monitor, from the variable or the script."""
+        from_script = checkpoint["callbacks"].get(AdamMonitor.__qualname__, {})
+        self.load_state_dict(checkpoint.get(VARIABLE, from_script))
 
     @contextmanager
-    def _never_stop(self) -> Iterator[None]:
-        """Turns errors into a warning, and disables the monitor."""
+    def _warn_on_error(self) -> Iterator[None]:
+        """Turns an error into a warning, and disables the monitor."""
         try:
             yield
         except Exception as error:
-            self._is_on = False
+            self._is_enabled = False
             warn_ignored(error)
 
     def _is_first(self, trainer: Trainer) -> bool:
@@ -194,9 +194,9 @@ class EnvironmentMonitor(AdamMonitor):
         return first is self
 
     def _check_processes(self, trainer: Trainer) -> None:
-        """Raises unless all ranks measure: each would wait for those that do not."""
+        """Raises if only some ranks measure, as they would wait for the others forever."""
         store = shared_store()
-        measuring = trainer.world_size if store is None else store.add(self._ballot, 0)
+        measuring = trainer.world_size if store is None else store.add(self._store_key, 0)
         if measuring != trainer.world_size:
             raise ConfigError(
                 f"only {measuring} of {trainer.world_size} processes have this value",
@@ -205,5 +205,5 @@ class EnvironmentMonitor(AdamMonitor):
 
 
 def _may_be_measured(optimizer: Any) -> bool:
-    """AdamMonitor itself warns about wrapped optimizers, such as DeepSpeed's."""
+    """Whether to enable the monitor; it warns about wrapped optimizers such as DeepSpeed's."""
     return is_measurable(optimizer) or not isinstance(optimizer, Optimizer)

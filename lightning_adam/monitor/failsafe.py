@@ -1,4 +1,4 @@
-"""Failsafe: an internal error disables the monitor, on all ranks, and never stops training."""
+"""`Failsafe`: an internal error disables the monitor on all ranks, and never stops training."""
 
 import itertools
 import logging
@@ -12,30 +12,29 @@ from lightning_adam._compat.torch import shared_store
 from lightning_adam.statistics.sharding import this_rank
 
 _RUNS = itertools.count()
-"""The same on all ranks, which fit the same runs."""
+"""Numbers the runs; all ranks count the same runs."""
 
 
 class State(Enum):
-    """Whether the monitor works."""
+    """State of the monitor."""
 
     OFF = "off"
-    """Not in a run."""
+    """Outside of a run."""
     ACTIVE = "active"
-    """It measures and logs."""
-    MUTED = "muted"
-    """It has failed on some rank. It does nothing but take part in the collectives of the other
-    ranks, which do not know yet."""
+    """Measures and logs."""
+    DISABLED = "disabled"
+    """Has failed on some rank. It only takes part in the collectives of the ranks that do not know
+    about the error yet."""
 
 
 class Failsafe:
-    """Runs the monitor's code; on an internal error it warns once and mutes the monitor.
+    """Runs the monitor's code; on an internal error it warns once and disables the monitor.
 
-    The states are off, active during a run, and muted from the first error to the end of the run.
-    The rank that fails first warns with the traceback. The other ranks learn of it from a
-    measurement in which all take part, or from the store that they share.
+    The rank that fails first warns with the traceback. The other ranks are notified by the next
+    measurement in which all ranks take part, or by the store that they share.
 
     Args:
-        on_mute: Called when the monitor is muted.
+        on_disable: Called once when the monitor is disabled.
 
     Example:
         >>> failsafe = Failsafe(lambda: None)
@@ -44,11 +43,11 @@ class Failsafe:
         ...     with failsafe.guard():
         ...         raise ZeroDivisionError
         >>> failsafe.state.value
-        'muted'
+        'disabled'
     """
 
-    def __init__(self, on_mute: Callable[[], None]) -> None:
-        self._on_mute = on_mute
+    def __init__(self, on_disable: Callable[[], None]) -> None:
+        self._on_disable = on_disable
         self.state = State.OFF
         self.has_failed = False
         """Whether an error has occurred on this rank."""
@@ -64,8 +63,8 @@ class Failsafe:
         self.state, self.has_failed = State.ACTIVE, False
         self._key = f"lightning_adam/failed_rank/{next(_RUNS)}"
 
-    def leave_ranks(self) -> None:
-        """From here on asks nothing of the other ranks, which may be gone."""
+    def stop_contacting_ranks(self) -> None:
+        """Stops communicating with the other ranks, which may have exited."""
         self._key = ""
 
     def stop(self) -> None:
@@ -73,7 +72,7 @@ class Failsafe:
         self.state = State.OFF
 
     def call(self, hook: Callable[[], None]) -> None:
-        """Calls a function; `guard` takes longer than all else between two measurements."""
+        """Calls a function. Faster than `guard`, which matters at steps that are not measured."""
         try:
             hook()
         except Exception:
@@ -87,24 +86,24 @@ class Failsafe:
         except Exception:
             self._fail()
 
-    def mute(self, failed_rank: int) -> None:
-        """Mutes the monitor because of an error on another rank."""
+    def disable(self, failed_rank: int) -> None:
+        """Disables the monitor because of an error on another rank."""
         if self.is_active and this_rank() == 0:
             warn_only(
                 f"AdamMonitor failed on rank {failed_rank}, which prints the error. It is disabled"
                 " for the rest of the run; training continues."
             )
-        self._mute()
+        self._disable()
 
     def check_other_ranks(self) -> None:
-        """Mutes the monitor if it has failed on another rank that measures by itself."""
+        """Disables the monitor if it has failed on another rank."""
         store = shared_store() if self._key and self.is_active else None
         if store is not None and store.check([self._key]):
-            self.mute(int(store.get(self._key)))
+            self.disable(int(store.get(self._key)))
 
     def _fail(self) -> None:
-        is_known = self.state is State.MUTED
-        self._mute()
+        is_known = self.state is State.DISABLED
+        self._disable()
         if is_known:
             return
         self.has_failed = True
@@ -114,14 +113,14 @@ class Failsafe:
                 f"{traceback.format_exc()}"
             )
 
-    def _mute(self) -> None:
+    def _disable(self) -> None:
         if self.is_active:
-            self.state = State.MUTED
-            self._on_mute()
+            self.state = State.DISABLED
+            self._on_disable()
 
     def _first_failed_rank(self) -> int:
         own = this_rank()
-        # The process with the store may be gone.
+        # The process of the store may have exited.
         with suppress(RuntimeError):
             store = shared_store() if self._key else None
             return own if store is None else int(store.compare_set(self._key, "", str(own)))
@@ -129,7 +128,7 @@ class Failsafe:
 
 
 def warn_only(message: str) -> None:
-    """Warns; logs the message instead where a filter turns warnings into errors.
+    """Warns, or logs the message if a filter turns warnings into errors.
 
     Example:
         >>> with warnings.catch_warnings():

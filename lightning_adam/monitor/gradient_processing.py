@@ -1,4 +1,4 @@
-"""GradientProcessing: what the Trainer does to gradients between backward and step."""
+"""`GradientProcessing`: loss scaling and clipping between backward and step."""
 
 import math
 
@@ -11,7 +11,7 @@ from lightning_adam._compat.torch import loss_scale, unscales_itself
 
 
 class GradientProcessing:
-    """Loss scaling and clipping of a trainer.
+    """Reports the loss scaling and clipping of a trainer.
 
     Args:
         trainer: The trainer.
@@ -25,7 +25,7 @@ class GradientProcessing:
         self._trainer = trainer
 
     def is_clipped(self, optimizer: Optimizer) -> bool:
-        """Returns whether Lightning clips, after `on_before_optimizer_step`, unscaled gradients."""
+        """Returns whether Lightning clips unscaled gradients after `on_before_optimizer_step`."""
         trainer, module = self._trainer, self._trainer.lightning_module
         if not module.automatic_optimization:
             return False
@@ -34,7 +34,7 @@ class GradientProcessing:
         return bool(clips) and not is_scaled
 
     def loss_scale(self) -> Tensor | float:
-        """Returns the scale of the GradScaler, on its device; NaN without one."""
+        """Returns the scale of the GradScaler on its device; NaN without a GradScaler."""
         scale = loss_scale(self._scaler)
         return math.nan if scale is None else scale
 

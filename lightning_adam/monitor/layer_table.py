@@ -1,4 +1,4 @@
-"""LayerTable: the statistics of every layer, for W&B."""
+"""`LayerTable`: the statistics of every layer, for W&B."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,14 +9,14 @@ from lightning_adam.monitor.loggers import is_wandb
 from lightning_adam.monitor.publishing import log_table
 
 ROWS_AT_ONCE = 1000
-"""Rows that are sent together: about as many as a killed run loses."""
+"""Number of rows per table. A killed run loses about as many."""
 
 
 class LayerTable:
-    """Rows of layers, sent to W&B in pieces during the run.
+    """Collects rows of layers, and sends them to W&B in several tables during the run.
 
-    Each piece is a table of its own under `adam_layers`. In a W&B panel,
-    `runs.history.concat["adam_layers"]` joins them.
+    All tables have the key `adam_layers`. In a W&B panel, `runs.history.concat["adam_layers"]`
+    concatenates them.
 
     Args:
         columns: The names of the columns.
@@ -33,7 +33,7 @@ class LayerTable:
         self.rows: list[list[str | float | None]] = []
 
     def add(self, row: Mapping[str, str | float]) -> None:
-        """Adds a row; a column that it lacks stays empty."""
+        """Adds a row; missing columns are empty."""
         self.rows.append([row.get(column) for column in self.columns])
 
     def take(self) -> list[list[str | float | None]]:
@@ -45,9 +45,9 @@ class LayerTable:
         """Logs rows.
 
         Args:
-            logger: A logger; only W&B's logs tables.
+            logger: A logger; only WandbLogger logs tables.
             rows: The rows.
-            step: The step of the x-axis.
+            step: The logged step.
         """
         if is_wandb(logger):
             import wandb

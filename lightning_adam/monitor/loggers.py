@@ -1,4 +1,4 @@
-"""The kinds of loggers, and where each keeps the files of its run."""
+"""Types of loggers, and the folders of their runs."""
 
 import shlex
 from pathlib import Path
@@ -10,22 +10,22 @@ from lightning_adam._compat.lightning import either
 
 
 def is_wandb(logger: Logger) -> TypeGuard[WandbLogger]:
-    """Returns whether a logger is W&B's, of `lightning` or of `pytorch_lightning`."""
+    """Returns whether a logger is a WandbLogger of `lightning` or `pytorch_lightning`."""
     return isinstance(logger, either("loggers.WandbLogger"))
 
 
 def is_tensorboard(logger: Logger) -> TypeGuard[TensorBoardLogger]:
-    """Returns whether a logger is TensorBoard's, of either package."""
+    """Returns whether a logger is a TensorBoardLogger of either package."""
     return isinstance(logger, either("loggers.TensorBoardLogger"))
 
 
 def is_csv(logger: Logger) -> bool:
-    """Returns whether a logger is Lightning's CSVLogger, of either package."""
+    """Returns whether a logger is a CSVLogger of either package."""
     return isinstance(logger, either("loggers.CSVLogger"))
 
 
 def run_folder(logger: Logger) -> Path | None:
-    """Returns the local folder in which a logger keeps the files of its run; None if it has none.
+    """Returns the local folder of a logger's run; None if there is none.
 
     Example:
         >>> from lightning.pytorch.loggers import CSVLogger
@@ -40,15 +40,15 @@ def run_folder(logger: Logger) -> Path | None:
 
 
 class Location(NamedTuple):
-    """Where a logger has written its run."""
+    """Where a logger writes its run."""
 
     place: str
     report: str
-    """The command that writes a report of it; empty if it cannot be read."""
+    """The command that writes a report of the run; empty if reports cannot read it."""
 
 
 def location(logger: Logger) -> Location | None:
-    """Returns where a logger has written its run; None if it has written nothing.
+    """Returns where a logger writes its run; None if it writes nothing.
 
     Example:
         >>> from lightning.pytorch.loggers import CSVLogger
@@ -60,12 +60,12 @@ def location(logger: Logger) -> Location | None:
         if folder is None:
             return None
         url = getattr(logger.experiment, "url", None)
-        place = _shortest(folder.parent)
+        place = _relative_path(folder.parent)
         return Location(f"{url} and {place}" if url else place, report_command(folder.parent))
     if folder is not None:
         is_read = is_csv(logger) or is_tensorboard(logger)
-        return Location(_shortest(folder), report_command(folder) if is_read else "")
-    # MLflow and others have no folder of a run, but a store.
+        return Location(_relative_path(folder), report_command(folder) if is_read else "")
+    # MLflow and others write to a store, not to a folder.
     parts = [getattr(logger, name, None) for name in ("save_dir", "name", "version")]
     place = "/".join(str(part) for part in parts if part not in (None, ""))
     return Location(place, "") if place else None
@@ -73,8 +73,8 @@ def location(logger: Logger) -> Location | None:
 
 def report_command(run: Path) -> str:
     """Returns the command that writes a report of a run."""
-    return f"lightning-adam report {shlex.quote(_shortest(run))}"
+    return f"lightning-adam report {shlex.quote(_relative_path(run))}"
 
 
-def _shortest(path: Path) -> str:
+def _relative_path(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

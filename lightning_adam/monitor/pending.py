@@ -1,4 +1,4 @@
-"""Measurements on their way from the device to the host, which wait for nothing."""
+"""Asynchronous copies of measurements from the device to the host."""
 
 import math
 import time
@@ -16,10 +16,10 @@ POLL_S = 0.001
 
 
 class AsyncHostCopy:
-    """Copies tensors to the host without waiting for their devices.
+    """Copies tensors to the host without waiting for the device.
 
     Args:
-        tensors: The tensors; those on the CPU are not copied.
+        tensors: The tensors. Those on the CPU are not copied.
 
     Example:
         >>> copy = AsyncHostCopy([torch.tensor(2.0)])
@@ -29,7 +29,7 @@ class AsyncHostCopy:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._copies = [_copy(each) for each in tensors]
-        # An event sees the work of one device.
+        # One event per device.
         devices = dict.fromkeys(each.device for each in tensors if each.is_cuda)
         self._events = [_recorded_event(each) for each in devices]
 
@@ -38,20 +38,20 @@ class AsyncHostCopy:
         return all(each.query() for each in self._events)  # type: ignore[no-untyped-call]
 
     def tensors(self) -> list[Tensor]:
-        """Returns the copies; waits for them."""
+        """Waits for the copies, and returns them."""
         for event in self._events:
             event.synchronize()
         return self._copies
 
 
 class PendingMeasurement:
-    """A measurement on its way to the host, with what was known of its step.
+    """A measurement that is being copied to the host.
 
     Args:
         measurement: The measurement.
         flags: How many steps the device has skipped so far, and whether it skipped this one
-            (default: it cannot skip steps).
-        loss: The loss of the step's batch (default: none).
+            (default: empty, the device cannot skip steps).
+        loss: The loss of the step's batch (default: None).
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class PendingMeasurement:
         self._has_flags, self._has_loss = bool(flags), loss is not None
         sums, maxima, exponents, status = measurement.stats
         self._split = sums.shape[1]
-        # On an accelerator one copy of both takes less time than two.
+        # On an accelerator, one copy of both matrices is faster than two.
         matrices = [torch.cat([sums, maxima], dim=1)] if sums.is_cuda else [sums, maxima]
         scalars = [*flags] if loss is None else [*flags, loss]
         self._copy = AsyncHostCopy([exponents, status, *scalars, *matrices])
@@ -71,7 +71,7 @@ class PendingMeasurement:
         return self._copy.has_arrived()
 
     def measurement(self) -> Measurement:
-        """Returns the measurement on the host; waits for it."""
+        """Waits for the measurement, and returns it on the host."""
         exponents, status, *others = self._copy.tensors()
         matrices = others[self._has_flags * 2 + self._has_loss :]
         joined = matrices[0] if len(matrices) == 1 else None
@@ -79,29 +79,29 @@ class PendingMeasurement:
         return self._measurement.with_stats(LocalStats(sums, maxima, exponents, status))
 
     def flags(self) -> tuple[int, bool] | None:
-        """Returns the flags; waits for them. None if the device cannot skip steps."""
+        """Waits for the flags, and returns them; None if the device cannot skip steps."""
         if not self._has_flags:
             return None
         _, _, skipped, is_skipped, *_ = self._copy.tensors()
         return int(skipped), bool(is_skipped)
 
     def loss(self) -> float:
-        """Returns the loss, NaN if it is not known; waits for it."""
+        """Waits for the loss, and returns it; NaN if unknown."""
         return float(self._copy.tensors()[2 + 2 * self._has_flags]) if self._has_loss else math.nan
 
 
 class Pending(Protocol):
-    """Anything on its way to the host."""
+    """Data that is being copied to the host."""
 
     def has_arrived(self) -> bool:
-        """Whether it can be used without waiting."""
+        """Whether the data can be used without waiting."""
 
 
 T = TypeVar("T", bound=Pending)
 
 
 class PendingQueue(deque[T]):
-    """Hands out what was sent, in order, once it has arrived.
+    """A queue of copies to the host, which yields them in order once they have arrived.
 
     Example:
         >>> queue = PendingQueue[AsyncHostCopy]()
@@ -111,11 +111,11 @@ class PendingQueue(deque[T]):
     """
 
     def arrived(self, wait_s: float = 0.0) -> Iterator[T]:
-        """Yields and removes entries until one has not arrived.
+        """Yields and removes entries up to the first that has not arrived.
 
         Args:
-            wait_s: How long to poll for those that have not arrived, in seconds, altogether
-                (default: 0); `math.inf` yields all of them, so that using one waits for it.
+            wait_s: How long to wait for all of them together, in seconds (default: 0). `math.inf`
+                yields all entries, and using one waits for it.
         """
         deadline = time.monotonic() + wait_s
         while self:
@@ -125,11 +125,11 @@ class PendingQueue(deque[T]):
 
 
 def has_arrived_by(entry: Pending, deadline: float) -> bool:
-    """Polls until an entry has arrived; returns False if it has not by the deadline.
+    """Waits until an entry has arrived; returns False if the deadline passes first.
 
     Args:
-        entry: The entry, which is polled once at least.
-        deadline: In the seconds of `time.monotonic`.
+        entry: The entry; polled at least once.
+        deadline: The deadline, in seconds of `time.monotonic`.
     """
     while not entry.has_arrived():
         if time.monotonic() >= deadline:
@@ -139,10 +139,10 @@ def has_arrived_by(entry: Pending, deadline: float) -> bool:
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    """Begins a copy to pinned memory, into which the device can write by itself."""
+    """Starts an asynchronous copy to pinned memory."""
     if not tensor.is_cuda:
         return tensor
-    # torch.set_default_device applies to pinned memory too.
+    # Explicit device, as torch.set_default_device also applies to pinned memory.
     host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
     return host.copy_(tensor, non_blocking=True)
 

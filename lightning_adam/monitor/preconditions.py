@@ -1,4 +1,4 @@
-"""Preconditions: what cannot be measured is refused or announced before the first step."""
+"""Checks before the first step what can be measured and logged."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -7,7 +7,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_adam._compat.torch import is_flattened
+from lightning_adam._compat.torch import is_flat_parameter
 from lightning_adam.config.errors import ConfigError, ConfigPath
 from lightning_adam.config.monitor import Kernel, MonitorConfig
 from lightning_adam.monitor.loggers import is_wandb
@@ -23,17 +23,17 @@ from lightning_adam.statistics.state_reader import is_measurable
 
 
 def torch_optimizers(trainer: Trainer) -> list[Optimizer]:
-    """Returns the optimizers of a trainer without the wrappers of Lightning and Accelerate."""
+    """Returns the optimizers of a trainer without wrappers of Lightning or Accelerate."""
     return [unwrap_wrapper(each) for each in trainer.optimizers]
 
 
 def check(trainer: Trainer, config: MonitorConfig, path: ConfigPath) -> None:
-    """Raises if nothing can be measured; says what is not measured or cannot be shown.
+    """Raises if nothing can be measured, and reports what will not be measured or logged.
 
     Args:
         trainer: The trainer, before its first step.
         config: The monitor's config.
-        path: Its place, for errors.
+        path: Config path of the monitor, for errors.
 
     Raises:
         ConfigError: If no optimizer is of Adam's family, the kernel does not support the device of
@@ -54,19 +54,21 @@ def check(trainer: Trainer, config: MonitorConfig, path: ConfigPath) -> None:
             f" {', '.join(others) or 'no optimizer'}",
             "Use torch.optim.Adam or AdamW (AdamMixin builds them), or remove the callback",
         )
-    if any(map(is_flattened, _parameters(optimizers))):
+    if any(map(is_flat_parameter, _parameters(optimizers))):
         raise ConfigError(
             "AdamMonitor needs the original parameters, but FSDP1 trains flat ones",
             "Use FSDPStrategy(use_orig_params=True), or remove the callback",
         )
     _check_kernel(optimizers, config.kernel.value, path)
     if others and not foreign:
-        log_info(f"AdamMonitor does not measure {', '.join(others)}: it has no betas.")
+        log_info(
+            f"AdamMonitor measures optimizers with betas. It does not measure {', '.join(others)}."
+        )
     _check_loggers(trainer, config)
 
 
 def _check_kernel(optimizers: Iterable[Optimizer], kernel: str, path: ConfigPath) -> None:
-    """A kernel that is requested by name must have something to measure."""
+    """Raises if the requested kernel does not work or does not support the device."""
     if kernel not in KERNEL_PACKAGES:
         return
     if not is_installed(kernel):
@@ -92,7 +94,7 @@ def _check_loggers(trainer: Trainer, config: MonitorConfig) -> None:
 
 
 def announce_compilation(tracked: Sequence[TrackedOptimizer], kernel: str) -> None:
-    """Says once that the first measurement compiles the CPU kernel, if it does."""
+    """Logs a message if the first measurement compiles the CPU kernel."""
     if will_compile(device_types(each.optimizer for each in tracked), kernel):
         log_info("AdamMonitor compiles its CPU kernel once; this takes about 10 s.")
 
@@ -100,7 +102,7 @@ def announce_compilation(tracked: Sequence[TrackedOptimizer], kernel: str) -> No
 def warn_unsupported(
     tracked: TrackedOptimizer, measurement: Measurement, config: MonitorConfig
 ) -> None:
-    """Says, after the first measurement, what is not measured of an optimizer, or slowly.
+    """Logs after the first measurement what is not measured of an optimizer, or slowly.
 
     Args:
         tracked: The optimizer.
@@ -135,7 +137,7 @@ def warn_unsupported(
 
 
 def device_types(optimizers: Iterable[Optimizer]) -> set[str]:
-    """Returns the types of device of the parameters."""
+    """Returns the device types of the parameters."""
     return {parameter.device.type for parameter in _parameters(optimizers)}
 
 

@@ -1,6 +1,6 @@
-"""Publisher: writes to every logger of a trainer what is measured.
+"""`Publisher`: writes measurements and findings to every logger of a trainer.
 
-wandb takes a second to import, so it is imported only for its own logger.
+wandb takes a second to import, so it is only imported for a WandbLogger.
 """
 
 import itertools
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 
 class Publisher:
-    """Writes to each logger of a trainer by itself.
+    """Writes to each logger of a trainer, independently of the others.
 
-    On an error in a logger it warns once for that logger. The other loggers and later rows are not
+    On an error in a logger, it warns once for that logger. Other loggers and later rows are not
     affected.
 
     Args:
@@ -52,7 +52,7 @@ class Publisher:
         self._failed: set[int] = set()
 
     def each(self, publish: Callable[..., object], *arguments: Any) -> None:
-        """Calls a function with every logger, and with the arguments."""
+        """Calls a function with every logger and the arguments."""
         for logger in self._trainer.loggers:
             try:
                 publish(logger, *arguments)
@@ -65,10 +65,10 @@ class Publisher:
         """Logs numbers.
 
         Args:
-            values: The numbers, by key; if there are none, nothing is logged.
-            step: The step of the x-axis.
-            tensors: Names of tensors, by the key of the number that each belongs to; loggers that
-                take strings get them too (default: none).
+            values: The numbers by key; if empty, nothing is logged.
+            step: The logged step.
+            tensors: Names of tensors by the key of their number; for loggers that support strings
+                (default: none).
         """
         named = {f"{key}{TENSOR}": name for key, name in (tensors or {}).items()}
         if values:
@@ -112,7 +112,7 @@ def _add_texts(logger: TensorBoardLogger, texts: Mapping[str, str], step: int) -
 
 
 def log_settings(logger: Logger, settings: Mapping[str, Any]) -> None:
-    """Logs settings to the run's config, and sets the x-axis of our keys in W&B."""
+    """Logs settings to the run's config, and sets the x-axis of the monitor's keys in W&B."""
     logger.log_hyperparams({"lightning_adam": settings})
     if is_wandb(logger):
         logger.experiment.define_metric("adam_*", step_metric=X_AXIS)
@@ -121,13 +121,13 @@ def log_settings(logger: Logger, settings: Mapping[str, Any]) -> None:
 
 
 def _rewrite_hparams(logger: TensorBoardLogger) -> None:
-    """Saves `hparams.yaml` again: the logger has written it before training, and keeps it."""
+    """Saves `hparams.yaml` again, because the logger never overwrites it."""
     Path(logger.log_dir, logger.NAME_HPARAMS_FILE).unlink(missing_ok=True)
     logger.save()
 
 
 def log_location(logger: Logger) -> None:
-    """Prints where a logger has written its run, and the command for a report of it."""
+    """Logs where a logger has written its run, and the command that writes a report of it."""
     found = location(logger)
     if found is not None:
         report = f"; report: {found.report}" if found.report else ""
@@ -135,14 +135,14 @@ def log_location(logger: Logger) -> None:
 
 
 def log_exponents(logger: Logger, exponents: Mapping[str, Sequence[int]], step: int) -> None:
-    """Logs counts by binary exponent as histograms over the logarithm to base 2.
+    """Logs counts by binary exponent as histograms with log2 bins.
 
-    W&B also gets the share of the elements that each eps would dominate, as a curve.
+    W&B also gets a curve of the fraction of elements that each eps would dominate.
 
     Args:
-        logger: A logger; only W&B's and TensorBoard's log histograms.
+        logger: A logger; only WandbLogger and TensorBoardLogger log histograms.
         exponents: The counts that `AdamStatistics.compute_exponents` returns.
-        step: The step of the x-axis.
+        step: The logged step.
     """
     if is_wandb(logger):
         import wandb
@@ -154,7 +154,7 @@ def log_exponents(logger: Logger, exponents: Mapping[str, Sequence[int]], step: 
             histograms[key] = wandb.Histogram(np_histogram=binned)
         curves = _eps_curves(exponents)
         for key, curve in curves.items():
-            _keep_as_file(curve.table, logger, f"{key}_table")
+            _save_as_file(curve.table, logger, f"{key}_table")
         logger.log_metrics({**histograms, **curves}, step)  # type: ignore[dict-item]
     elif is_tensorboard(logger):
         for key, counts in exponents.items():
@@ -162,7 +162,7 @@ def log_exponents(logger: Logger, exponents: Mapping[str, Sequence[int]], step: 
 
 
 def _eps_curves(exponents: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """A chart for each optimizer, with a line for the model and each group."""
+    """Returns a chart for each optimizer, with a line for the model and each group."""
     lines: dict[str, dict[str, list[float]]] = {}
     histogram, quantity = DENOMINATOR.split("/")
     family, curve = EPS_CURVE.split("/")
@@ -179,7 +179,7 @@ def _eps_curves(exponents: Mapping[str, Sequence[int]]) -> dict[str, Any]:
             xs=[math.log10(eps) for eps in EPS_SHOWN],
             ys=list(chart.values()),
             keys=list(chart),
-            title="elements that eps would dominate",
+            title="Elements that eps would dominate",
             xname="log10(eps)",
         )
         for key, chart in lines.items()
@@ -206,16 +206,16 @@ def _log_to_tensorboard(logger: TensorBoardLogger, key: str, shown: Histogram, s
 def log_table(
     logger: WandbLogger, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
 ) -> None:
-    """Logs a table to W&B, as a file of the run."""
+    """Logs a table to W&B, stored as a file of the run."""
     import wandb
 
     table = wandb.Table(columns=[*columns], data=[*map(list, rows)])
-    _keep_as_file(table, logger, key)
+    _save_as_file(table, logger, key)
     logger.log_metrics({key: table}, step)  # type: ignore[dict-item]
 
 
 @rank_zero_only
-def _keep_as_file(table: "wandb.Table", logger: WandbLogger, key: str) -> None:
+def _save_as_file(table: "wandb.Table", logger: WandbLogger, key: str) -> None:
     from lightning_adam._compat.wandb import keep_as_file
 
     keep_as_file(table, logger.experiment, key)
@@ -227,13 +227,13 @@ def write_findings(logger: Logger, content: Mapping[str, Any]) -> None:
 
     Args:
         logger: A logger.
-        content: `measurements`, `seconds`, `has_ended`, and `Finding.as_row` of each of `findings`.
+        content: `measurements`, `seconds`, `has_ended`, and `findings` as rows of `Finding.as_row`.
     """
     folder = run_folder(logger)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{FINDINGS}.json"
-        # A reader never finds a part of a file.
+        # Replaced at once, so that a reader never finds an incomplete file.
         unfinished = file.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
         unfinished.replace(file)
@@ -241,17 +241,17 @@ def write_findings(logger: Logger, content: Mapping[str, Any]) -> None:
 
 @rank_zero_only
 def log_findings(logger: Logger, rows: Sequence[Mapping[str, Any]], step: int) -> None:
-    """Logs a table and a summary of all findings so far to W&B.
+    """Logs a table and a summary of all findings to W&B.
 
     Args:
-        logger: A logger; others log nothing.
-        rows: `Finding.as_row` of each finding; at least one.
-        step: The step of the x-axis.
+        logger: A logger; nothing is logged unless it is a WandbLogger.
+        rows: Rows of `Finding.as_row`; at least one.
+        step: The logged step.
     """
     if is_wandb(logger):
         log_table(logger, FINDINGS, [*rows[0]], [*map(_cells, rows)], step)
         shown = [row for row in rows if row["step"] and row["severity"] != Severity.info.value]
-        # The first step at which it was raised comes last.
+        # Latest first, so that the first step of each finding remains.
         for row in sorted(shown, key=lambda each: -each["step"]):
             logger.experiment.summary[f"{FINDINGS}_raised/{row['code']}"] = row["step"]
         is_open = dict.fromkeys(row["code"] for row in shown if row["closed"] is None)

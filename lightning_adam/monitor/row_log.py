@@ -1,4 +1,4 @@
-"""RowLog: measurements that have arrived go to rules, loggers and `callback_metrics`."""
+"""`RowLog`: passes measurements to rules, loggers and `callback_metrics` once they have arrived."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,10 +22,10 @@ from lightning_adam.statistics.measurement import Measurement
 
 
 class _Row(NamedTuple):
-    """The measurements that are logged together."""
+    """Measurements that are logged together."""
 
     x: int
-    """The step of the x-axis."""
+    """The logged step."""
     steps: Sequence[PendingStep]
 
     def has_arrived(self) -> bool:
@@ -33,13 +33,13 @@ class _Row(NamedTuple):
 
 
 class RowLog:
-    """Keeps measurements until they have arrived, and logs them in order.
+    """Keeps measurements until they have arrived on the host, and logs them in order.
 
     Args:
         config: The monitor's config.
         trainer: The trainer.
         publisher: Writes to the loggers.
-        failsafe: Is muted if a measurement failed on any rank.
+        failsafe: Disabled if a measurement failed on any rank.
     """
 
     def __init__(
@@ -51,19 +51,19 @@ class RowLog:
         self._failsafe = failsafe
         self.reporter: FindingReporter | None = None
         self.is_empty = True
-        """Whether nothing was logged yet."""
+        """Whether nothing has been logged yet."""
         self.queue: PendingQueue[_Row] = PendingQueue()
-        """The rows that are not logged yet."""
+        """Rows to log."""
         self._layers = LayerTable([])
         self._hyperparameters: dict[str, float] = {}
-        """The last values logged, by key."""
+        """The last logged values by key."""
 
     def start(self, statistics: Sequence[str], saved: Mapping[str, Any]) -> None:
-        """Continues from what a checkpoint stores.
+        """Starts a run, or restores the state from a checkpoint.
 
         Args:
-            statistics: Names of the statistics that are measured.
-            saved: The state that was loaded; empty if none was.
+            statistics: Names of the measured statistics.
+            saved: The loaded state; empty if there is none.
         """
         self._layers = LayerTable([X_AXIS, "optimizer", "layer", *statistics])
         columns, rows = saved.get("layers", [[], []])
@@ -72,20 +72,20 @@ class RowLog:
         self._hyperparameters = dict(saved.get("hyperparameters", {}))
 
     def state(self) -> dict[str, Any]:
-        """Returns what a checkpoint stores."""
+        """Returns the state to store in a checkpoint."""
         layers = [self._layers.columns, list(self._layers.rows)]
         return {"layers": layers, "hyperparameters": dict(self._hyperparameters)}
 
     def append(self, steps: Sequence[PendingStep]) -> None:
-        """Adds the measurements of a batch, under the step of its loss."""
+        """Adds the measurements of a batch at the current logging step."""
         self.queue.append(_Row(logging_step(self._trainer), steps))
 
     def log_arrived(self, wait_s: float = 0.0, may_wait: bool = True) -> None:
         """Logs the rows that have arrived.
 
         Args:
-            wait_s: How long to wait for those that have not, as `PendingQueue.arrived` does.
-            may_wait: Whether reporting a finding may wait for the device (default: True).
+            wait_s: How long to wait for the others, as in `PendingQueue.arrived` (default: 0).
+            may_wait: Whether a finding may wait for the device (default: True).
         """
         for row in self.queue.arrived(wait_s):
             self._log(row, may_wait)
@@ -97,7 +97,7 @@ class RowLog:
             self._publisher.each(self._layers.log, rows, logging_step(self._trainer))
 
     def clear(self) -> None:
-        """Discards what is not logged yet."""
+        """Discards all rows that are not logged yet."""
         self.queue.clear()
         self._layers.take()
 
@@ -109,7 +109,7 @@ class RowLog:
             tracked, due = step.tracked, step.due
             measurement = step.pending.measurement()
             if measurement.failed_rank is not None:
-                self._failsafe.mute(measurement.failed_rank)
+                self._failsafe.disable(measurement.failed_rank)
                 return
             if due.statistics:
                 values |= measurement.values()
@@ -122,8 +122,8 @@ class RowLog:
                 self.reporter.judge(tracked.name, measurement, step.step, row.x, loss, *when)
             if due.histograms:
                 exponents |= measurement.exponent_counts()
-            if any(due) and not tracked.is_introduced:
-                tracked.is_introduced = True
+            if any(due) and not tracked.has_warned:
+                tracked.has_warned = True
                 warn_unsupported(tracked, measurement, self._config)
         self._publish(values | percentiles(exponents), tensors, exponents, row.x)
 
@@ -146,7 +146,7 @@ class RowLog:
         self.is_empty &= not values
 
     def _has_changed(self, key: str, value: float) -> bool:
-        """Whether to log a value: hyperparameters are logged when they change."""
+        """Whether to log a value: hyperparameters are only logged when they change."""
         if key.rpartition("/")[2] not in HYPERPARAMETER_STATISTICS:
             return True
         has_changed = self._hyperparameters.get(key) != value

@@ -1,4 +1,4 @@
-"""Facts of a run that the rules read beside its measurements: lengths, settings and parameters."""
+"""Collects the facts and settings of a run for rules and loggers."""
 
 import math
 import re
@@ -21,23 +21,23 @@ from lightning_adam.optim.param_groups import Plan, peak_lr
 from lightning_adam.optim.schedulers import Schedule, scheduler_settings
 from lightning_adam.statistics.dtypes import dtype_name, rounds_to_0
 from lightning_adam.statistics.names import clean_name, group_name
-from lightning_adam.statistics.sharding import distributed_tensor
+from lightning_adam.statistics.sharding import dtensor_types
 from lightning_adam.statistics.state_reader import steps_as_adam
 from lightning_adam.version import __version__
 
 FIELDS_OF_GROUPS = ("betas", "eps", "weight_decay")
-"""Settings that a group's config may set."""
+"""Settings that the config of a group may override."""
 
 
 def run_facts(
-    trainer: Trainer, module: LightningModule, holder: nn.Module, optimizer: Optimizer
+    trainer: Trainer, module: LightningModule, root: nn.Module, optimizer: Optimizer
 ) -> RunFacts:
     """Returns the facts of a run.
 
     Args:
         trainer: The trainer.
-        module: The module, whose configs are named in suggestions.
-        holder: The module that holds the parameters.
+        module: The module; suggestions name its config paths.
+        root: The module that holds the parameters.
         optimizer: The optimizer.
     """
     paths = getattr(module, "config_paths", (ConfigPath("optimizer"), ConfigPath("scheduler")))
@@ -68,24 +68,24 @@ def run_facts(
         is_clipped=bool(trainer.gradient_clip_val)
         or is_overridden("configure_gradient_clipping", module),
         is_manual_optimization=is_manual,
-        left_out=_left_out(trainer, holder),
+        ungrouped_parameters=_ungrouped_parameters(trainer, root),
         initial_norm=initial_norm(parameters),
     )
 
 
 def with_config(path: ConfigPath) -> ConfigPath:
-    """Returns a path that names its config: a finding is read without its context."""
+    """Returns a path that includes the name of its config, as findings are read without context."""
     return ConfigPath(path.config, path.field) if path.source is Source.PYTHON else path
 
 
 def _samples(trainer: Trainer) -> float:
-    """Samples in a batch; NaN if the data loader does not say."""
+    """Returns the number of samples in a batch; NaN if unknown."""
     size = getattr(trainer.train_dataloader, "batch_size", None)
     return float(size) if isinstance(size, int) else math.nan
 
 
 def initial_norm(parameters: Sequence[Tensor]) -> float:
-    """Returns the norm that matrices have at a standard initialisation, of 1/fan_in variance.
+    """Returns the norm of the matrices under a standard initialization (variance 1/fan_in).
 
     Example:
         >>> initial_norm([torch.zeros(4, 100), torch.zeros(100)])
@@ -95,36 +95,36 @@ def initial_norm(parameters: Sequence[Tensor]) -> float:
     return math.sqrt(sum(shape[0] for shape in matrices))
 
 
-def _left_out(trainer: Trainer, module: nn.Module) -> list[str]:
-    """The names of the parameters that require a gradient and are in no group."""
+def _ungrouped_parameters(trainer: Trainer, module: nn.Module) -> list[str]:
+    """Returns the names of the parameters that require a gradient but are in no parameter group."""
     groups = [group for each in trainer.optimizers for group in each.param_groups]
     grouped = {id(parameter): parameter for group in groups for parameter in group["params"]}
     own = set(map(id, module.parameters()))
-    # After a validation, FSDP2 shows whole parameters in place of the groups' shards.
+    # After a validation, FSDP2 exposes unsharded parameters instead of the shards in the groups.
     sharded = Counter(
         parameter.shape
         for key, parameter in grouped.items()
-        if key not in own and isinstance(parameter, distributed_tensor())
+        if key not in own and isinstance(parameter, dtensor_types())
     )
-    left_out = []
+    ungrouped = []
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad or id(parameter) in grouped:
             continue
         if sharded[parameter.shape]:
             sharded[parameter.shape] -= 1
         else:
-            left_out.append(clean_name(name))
-    return left_out
+            ungrouped.append(clean_name(name))
+    return ungrouped
 
 
 def groups_of(optimizer: Optimizer) -> list[GroupFacts]:
-    """Returns the parameter groups of an optimizer, as it is about to train them."""
+    """Returns the parameter groups of an optimizer at the start of training."""
     groups = enumerate(optimizer.param_groups)
     return [_group(optimizer, group_name(group, index), group) for index, group in groups]
 
 
 def _plan(optimizer: Optimizer) -> Plan | None:
-    """The plan of an optimizer; None if `build_optimizer` has not built it."""
+    """Returns the plan of an optimizer; None if `build_optimizer` did not build it."""
     try:
         return plan_of(optimizer)
     except KeyError:
@@ -154,15 +154,15 @@ def _number(value: Any) -> float:
 
 
 def run_settings(
-    trainer: Trainer, holder: nn.Module, optimizers: Sequence[Optimizer], names: Sequence[str]
+    trainer: Trainer, root: nn.Module, optimizers: Sequence[Optimizer], names: Sequence[str]
 ) -> dict[str, Any]:
-    """Returns the resolved settings of a run, its optimizers and schedules, for the run's config.
+    """Returns the resolved settings of the optimizers, schedules and run, for the run's config.
 
     Args:
         trainer: The trainer.
-        holder: The module that holds the parameters.
-        optimizers: Its optimizers.
-        names: Their names; that of a single one is empty.
+        root: The module that holds the parameters.
+        optimizers: The optimizers.
+        names: Their names; empty for a single optimizer.
     """
     settings = dict(zip(names, map(optimizer_settings, optimizers), strict=True))
     schedulers = {
@@ -176,7 +176,7 @@ def run_settings(
         "optimizer": settings.get("", settings),
         "scheduler": schedulers.get("", schedulers) or None,
         "run": {
-            "parameters": _number_of_parameters(holder),
+            "parameters": _number_of_parameters(root),
             "device": _device(trainer),
             "precision": str(trainer.precision),
             "strategy": _snake_case(type(trainer.strategy).__name__.removesuffix("Strategy")),
@@ -185,10 +185,10 @@ def run_settings(
     }
 
 
-def _number_of_parameters(holder: nn.Module) -> int:
-    """Of the whole model, also where it is sharded."""
-    shapes = flat_shapes(holder)
-    return sum(math.prod(shapes.get(id(each), each.shape)) for each in holder.parameters())
+def _number_of_parameters(root: nn.Module) -> int:
+    """Returns the number of parameters of the whole model, even if it is sharded."""
+    shapes = flat_shapes(root)
+    return sum(math.prod(shapes.get(id(each), each.shape)) for each in root.parameters())
 
 
 def _device(trainer: Trainer) -> str:
@@ -202,14 +202,14 @@ def _snake_case(name: str) -> str:
 
 
 def _metric(trainer: Trainer) -> dict[str, str] | None:
-    """The metric by which the run is judged: of a checkpoint, early stopping, or a plateau."""
+    """Returns the metric that a checkpoint, early stopping or a plateau schedule monitors."""
     kinds = either("callbacks.ModelCheckpoint") + either("callbacks.EarlyStopping")
     candidates = [each for each in trainer.callbacks if isinstance(each, kinds)]  # type: ignore[attr-defined]
     found: list[tuple[Any, Any]] = [(each.monitor, each) for each in candidates]
     for entry in trainer.lr_scheduler_configs:
         plateau = getattr(entry.scheduler, "plateau", None)
         found.append((entry.monitor, plateau or entry.scheduler))
-    for name, judge in found:
+    for name, owner in found:
         if name is not None:
-            return {"name": name, "mode": str(getattr(judge, "mode", "min"))}
+            return {"name": name, "mode": str(getattr(owner, "mode", "min"))}
     return None

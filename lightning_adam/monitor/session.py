@@ -1,4 +1,4 @@
-"""MonitorSession: what AdamMonitor does during one run."""
+"""`MonitorSession`: the work of `AdamMonitor` during one run."""
 
 import math
 import time
@@ -11,10 +11,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_adam._compat.lightning import (
-    holder_of_parameters,
     log_every_n_steps,
     logging_step,
     loss_of_batch,
+    parameter_root,
 )
 from lightning_adam.config.errors import ConfigPath
 from lightning_adam.config.monitor import MonitorConfig
@@ -35,15 +35,15 @@ from lightning_adam.statistics.sharding import is_sharded, largest_over_ranks
 from lightning_adam.statistics.state_reader import is_measurable
 
 EXCEPTION_WAIT_S = 1.0
-"""How long measurements may take to arrive after an exception: the device may never answer."""
+"""How long to wait for measurements after an exception, as the device may never answer."""
 
 
 class MonitorSession:
-    """The monitor of one run: tracks its optimizers, and logs what is measured.
+    """Tracks the optimizers of one run, and logs their measurements.
 
     Args:
         config: The monitor's config.
-        path: Its place.
+        path: Config path of the monitor.
         trainer: The trainer.
     """
 
@@ -51,7 +51,7 @@ class MonitorSession:
         self._config = config
         self._path = path
         self._trainer = trainer
-        self.failsafe = Failsafe(self._mute)
+        self.failsafe = Failsafe(self._disable)
         self.tracked: list[TrackedOptimizer] = []
         self.reporter: FindingReporter | None = None
         self._publisher = Publisher(trainer)
@@ -62,29 +62,29 @@ class MonitorSession:
         self._batches = 0
 
     def start(self, module: LightningModule, saved: Mapping[str, Any]) -> None:
-        """Hooks into the optimizers, whose state a checkpoint has restored by now.
+        """Adds hooks to the optimizers. A checkpoint has restored their state by now.
 
         Args:
             module: The module that is trained.
-            saved: The state that a checkpoint stores; empty if none was loaded.
+            saved: The loaded state; empty if there is none.
         """
         self.failsafe.start()
         with self.failsafe.guard():
             self._start(module, saved)
         with self.failsafe.guard():
-            self._agree_on_start()
+            self._synchronize_start()
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """Announces a step of an optimizer."""
+        """Prepares a step of an optimizer."""
         for tracked in self.tracked:
             if tracked.optimizer is optimizer:
                 self.failsafe.call(tracked.before_step)
 
     def after_batch(self, outputs: Any) -> None:
-        """Logs what has arrived.
+        """Logs the measurements that have arrived.
 
         Args:
-            outputs: What `training_step` returned.
+            outputs: The output of `training_step`.
         """
         call, has_measured = self.failsafe.call, False
         for tracked in self.tracked:
@@ -96,25 +96,25 @@ class MonitorSession:
         if self._recorder is not None and self.failsafe.is_active:
             call(partial(self._record_batch, outputs))
         if self._config.stop_on:
-            self._stop_together()
+            self._stop_all_ranks()
 
     def finish(self, exception: BaseException | None = None) -> dict[str, Any]:
-        """Logs what is left, removes the hooks, and returns what a later checkpoint stores.
+        """Logs the remaining measurements, removes the hooks, and returns the state.
 
         Args:
-            exception: What has ended the run. Then measurements may never arrive, and are waited
-                for only briefly (default: None, the run is complete).
+            exception: The exception that ended the run. Measurements may then never arrive, so the
+                wait for them is short (default: None, the run is complete).
         """
         is_complete = exception is None
         wait_s = math.inf if is_complete else EXCEPTION_WAIT_S
         if not is_complete:
-            self.failsafe.leave_ranks()
+            self.failsafe.stop_contacting_ranks()
         if self._recorder is not None and self.failsafe.is_active:
             with self.failsafe.guard():
                 if exception is None:
-                    self._learn(self._recorder.settle())
+                    self._disable_if_failed(self._recorder.settle())
                 else:
-                    self._recorder.crash(exception, wait_s)
+                    self._recorder.write_on_exception(exception, wait_s)
         with self.failsafe.guard():
             self._rows.log_arrived(wait_s, may_wait=is_complete)
             self._rows.log_layers()
@@ -124,7 +124,7 @@ class MonitorSession:
             if not self._rows.is_empty:
                 self._publisher.each(log_location)
         if self.reporter is not None:
-            # Also where the monitor is muted.
+            # Even if the monitor is disabled.
             with self.failsafe.guard():
                 self.reporter.write(has_ended=True)
         state = self.state()
@@ -133,15 +133,15 @@ class MonitorSession:
         return state
 
     def state(self) -> dict[str, Any]:
-        """Returns what a checkpoint stores: steps counted, and rows not sent."""
+        """Returns the state to store in a checkpoint: step counts, findings and unsent rows."""
         steps = {each.name: [each.counter.taken, each.counter.skipped] for each in self.tracked}
         findings = {} if self.reporter is None else self.reporter.state()
         return {"steps": steps, **self._rows.state(), "findings": findings}
 
     def settled_state(self) -> dict[str, Any]:
-        """Returns what a checkpoint stores; waits for the device, which may have skipped steps."""
+        """Waits for the device, which may have skipped steps, and returns the state."""
         for tracked in self.tracked:
-            tracked.counter.settle()
+            tracked.counter.resolve_skipped()
         return self.state()
 
     def _start(self, module: LightningModule, saved: Mapping[str, Any]) -> None:
@@ -153,19 +153,19 @@ class MonitorSession:
         if not (is_logging or config.flight_recorder) or not any(map(is_measurable, optimizers)):
             return
         names = optimizer_names(optimizers, module)
-        holder = holder_of_parameters(trainer, module)
+        root = parameter_root(trainer, module)
         if config.findings is not None:
-            self.reporter = FindingReporter(config, self._path, self._publisher, holder, interval)
+            self.reporter = FindingReporter(config, self._path, self._publisher, root, interval)
             self._rows.reporter = self.reporter
         if config.flight_recorder:
             self._recorder = FlightRecorder(config, trainer, self._publisher)
         cadence = Cadence(interval, config.histograms_every_n_steps)
         for optimizer, name in zip(optimizers, names, strict=True):
             if is_measurable(optimizer):
-                self._track(optimizer, name, holder, cadence)
+                self._track(optimizer, name, root, cadence)
         self._resume(saved)
         if is_logging:
-            settings = run_settings(trainer, holder, optimizers, names)
+            settings = run_settings(trainer, root, optimizers, names)
             if config.findings != {}:
                 settings["findings"] = config.findings
             self._publisher.each(log_settings, settings)
@@ -173,14 +173,14 @@ class MonitorSession:
             self.reporter.start(trainer, module, logging_step(trainer))
         announce_compilation(self.tracked, config.kernel.value)
 
-    def _track(self, optimizer: Optimizer, name: str, holder: nn.Module, cadence: Cadence) -> None:
+    def _track(self, optimizer: Optimizer, name: str, root: nn.Module, cadence: Cadence) -> None:
         config = self._config
         statistics = AdamStatistics(
             statistics=config.statistics,
             scopes=config.scopes,
             worst=config.worst,
             layer_depth=config.layer_depth,
-            module=holder,
+            module=root,
             optimizer_name=name or None,
             kernel=config.kernel,
             judged=[] if self.reporter is None else self.reporter.track(optimizer, name),
@@ -190,7 +190,7 @@ class MonitorSession:
         )
         after_step = tracked.after_step
         if self._recorder is not None:
-            self._recorder.track(optimizer, name, holder, tracked.counter)
+            self._recorder.track(optimizer, name, root, tracked.counter)
             after_step = partial(self._record_step, self._recorder, tracked)
         tracked.counter.attach(after_step, guard=self.failsafe.call)
         self.tracked.append(tracked)
@@ -205,8 +205,8 @@ class MonitorSession:
         if self.reporter is not None:
             self.reporter.restore(saved.get("findings", {}))
 
-    def _agree_on_start(self) -> None:
-        """Where ranks measure together, all start from the same step, or none starts."""
+    def _synchronize_start(self) -> None:
+        """If ranks measure together, makes all start from the same step, or none."""
         optimizers = [each for each in torch_optimizers(self._trainer) if is_measurable(each)]
         if not any(map(is_sharded, optimizers)):
             return
@@ -216,7 +216,7 @@ class MonitorSession:
         device = self._trainer.strategy.root_device
         first, *taken = largest_over_ranks([rank, *taken], device)
         if first > -math.inf:
-            self.failsafe.mute(int(-first))
+            self.failsafe.disable(int(-first))
             self._untrack()
         for tracked, steps in zip(self.tracked, taken, strict=False):
             tracked.count_from(int(steps))
@@ -225,16 +225,16 @@ class MonitorSession:
         try:
             recorder.after_step(tracked.name, self.failsafe)
         finally:
-            # Other ranks may wait for the measurement.
+            # Even on an error, as other ranks may wait for this measurement.
             tracked.after_step()
 
     def _record_batch(self, outputs: Any) -> None:
         if self._recorder is not None:
-            self._learn(self._recorder.after_batch(outputs))
+            self._disable_if_failed(self._recorder.after_batch(outputs))
 
-    def _learn(self, failed_rank: int | None) -> None:
+    def _disable_if_failed(self, failed_rank: int | None) -> None:
         if failed_rank is not None:
-            self.failsafe.mute(failed_rank)
+            self.failsafe.disable(failed_rank)
 
     def _log_batch(self, outputs: Any) -> None:
         loss = loss_of_batch(self._trainer, outputs)
@@ -245,10 +245,10 @@ class MonitorSession:
                 self._rows.append(steps)
         self._rows.log_arrived()
 
-    def _stop_together(self) -> None:
-        """Stops the run on all ranks if a finding of one of them is in `stop_on`.
+    def _stop_all_ranks(self) -> None:
+        """Stops the run on all ranks if one of them has a finding of `stop_on`.
 
-        All ranks take part, also where the monitor is muted.
+        All ranks take part, even if the monitor is disabled.
         """
         trainer = self._trainer
         stops = self.reporter is not None and self.reporter.should_stop
@@ -262,7 +262,7 @@ class MonitorSession:
             trainer.should_stop = True
 
     def _settle(self, wait_s: float) -> None:
-        """Counts the steps that the device has skipped, if it tells them in time."""
+        """Counts the steps that the device has skipped, if it answers in time."""
         deadline = time.monotonic() + wait_s
         for counter in (each.counter for each in self.tracked):
             counter.close()
@@ -271,11 +271,11 @@ class MonitorSession:
                 if math.isinf(wait_s) or has_arrived_by(copy, deadline):
                     counter.apply_device_skips(int(copy.tensors()[0]))
 
-    def _mute(self) -> None:
+    def _disable(self) -> None:
         if self._recorder is not None:
             self._recorder.clear()
         for tracked in self.tracked:
-            tracked.mute()
+            tracked.disable()
         self._rows.clear()
 
     def _untrack(self) -> None:

@@ -1,4 +1,4 @@
-"""Validates the monitor's config against the statistics and the rules that exist."""
+"""Validates the names in the monitor's config: statistics, rules and their settings."""
 
 from collections.abc import Mapping
 from math import isnan
@@ -17,11 +17,11 @@ def monitor_config(node: Any, path: ConfigPath | None = None) -> MonitorConfig:
 
     Args:
         node: A composed Hydra node, a dict, or a `MonitorConfig`.
-        path: Its place (default: None, the node's own, or `adam_monitor`).
+        path: Config path of the node (default: None, found from the node, or `adam_monitor`).
 
     Raises:
         ConfigError: If a key or a name is unknown, a value is out of range, the kernel is not
-            installed, or `stop_on` names a finding that is not checked.
+            installed, or `stop_on` is not a list of findings.
 
     Example:
         >>> monitor_config({"every_n_steps": 10}).every_n_steps
@@ -46,7 +46,7 @@ def monitor_config(node: Any, path: ConfigPath | None = None) -> MonitorConfig:
 
 
 def _rule_settings(findings: Any, path: ConfigPath) -> dict[str, Any] | None:
-    """The settings of the rules, each of which its rule has."""
+    """Validates the settings of the rules, and returns them."""
     if findings is None:
         return None
     known: dict[str, Rule | Notice] = {**RULES, **NOTICES}

@@ -1,4 +1,4 @@
-"""TrackedOptimizer: counts the steps of one optimizer and measures those that are due."""
+"""`TrackedOptimizer`: counts the steps of one optimizer and measures those that are due."""
 
 import sys
 from typing import NamedTuple
@@ -18,22 +18,22 @@ from lightning_adam.statistics.sharding import is_sharded
 
 
 class MeasuredStep(NamedTuple):
-    """A measurement that is not sent yet."""
+    """A measurement of the current batch."""
 
     measurement: Measurement
     step: int
-    """The optimizer step, if the device has skipped no more steps than `applied_flags`."""
+    """The optimizer step, if the device has skipped `applied_flags` steps so far."""
     since: int
-    """The last step before it of which nothing is left to log."""
+    """The last step before it for which everything due is logged."""
     due: Due
     is_first: bool
-    """Whether it is the first step after a resume: rules look at it, whether or not it is due."""
+    """Whether it is the first step after a resume, which is checked for lost state."""
     flags: tuple[Tensor, ...]
     applied_flags: int
 
 
 class PendingStep(NamedTuple):
-    """A measurement on its way to the loggers."""
+    """A measurement that is being copied to the host."""
 
     tracked: "TrackedOptimizer"
     pending: PendingMeasurement
@@ -48,7 +48,7 @@ class PendingStep(NamedTuple):
         return self.pending.has_arrived()
 
     def resolve_skipped(self) -> "PendingStep":
-        """Returns it with what its flags tell: its number, and nothing due if it was skipped."""
+        """Applies the flags: corrects the step, and clears `due` if the device skipped it."""
         flags = self.pending.flags()
         if flags is None:
             return self
@@ -56,8 +56,8 @@ class PendingStep(NamedTuple):
         self.tracked.apply_device_skips(skipped)
         if is_skipped:
             return self._replace(due=Due(), is_first=False)
-        late = skipped - self.applied_flags
-        step, since = self.step - late, self.since - late
+        newly_skipped = skipped - self.applied_flags
+        step, since = self.step - newly_skipped, self.since - newly_skipped
         due = self.tracked.cadence.due(step, since)
         both = (one and other for one, other in zip(self.due, due, strict=True))
         return self._replace(step=step, since=since, due=Due(*both))
@@ -69,11 +69,11 @@ class TrackedOptimizer:
     Args:
         optimizer: The torch optimizer, without wrappers.
         name: Its name; empty if it is the only one.
-        statistics: What measures it.
-        cadence: Which steps are due.
-        failsafe: Guards the hooks. On a muted rank the optimizer only takes part in measurements
-            that need all ranks.
-        gradients: What the Trainer does to the gradients.
+        statistics: Measures the optimizer.
+        cadence: Decides which steps are due.
+        failsafe: Guards the hooks. If it is disabled, the optimizer only takes part in measurements
+            of all ranks.
+        gradients: Loss scaling and clipping of the trainer.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class TrackedOptimizer:
         """The next step to measure."""
         self.measured: list[MeasuredStep] = []
         """The measurements of the batch."""
-        self.is_introduced = False
+        self.has_warned = False
         """Whether `warn_unsupported` was called."""
         self._is_resumed = False
         self._failsafe = failsafe
@@ -106,10 +106,10 @@ class TrackedOptimizer:
         """Continues counting.
 
         Args:
-            taken: The number of steps before.
-            skipped: The number of skipped steps before.
-            measures_first: Whether to measure the first step, due or not: it shows whether the
-                optimizer's state was lost.
+            taken: The number of steps so far.
+            skipped: The number of skipped steps so far.
+            measures_first: Whether to measure the first step even if it is not due, to detect lost
+                state.
         """
         self.counter.skipped = skipped
         self._is_resumed = measures_first and taken > 0
@@ -121,7 +121,7 @@ class TrackedOptimizer:
         self.due = taken + 1 if self._is_resumed else self.cadence.next_step(taken)
 
     def before_step(self) -> None:
-        """Announces a step, before its gradients are clipped; a GradScaler may still skip it."""
+        """Prepares a step before its gradients are clipped; a GradScaler may still skip it."""
         self.counter.expect()
         is_due = self.counter.taken + 1 >= self.due and self._failsafe.is_active
         if is_due and self._gradients.is_clipped(self.optimizer) and not is_capturing():
@@ -140,7 +140,7 @@ class TrackedOptimizer:
         """
         measured, self.measured = self.measured, []
         if measured and self.is_sharded and measured[-1].flags:
-            # They move the next measurement: at the same step on all ranks.
+            # Applied now, so that the next measurement is at the same step on all ranks.
             self.apply_device_skips(int(measured[-1].flags[0]))
         return [
             PendingStep(
@@ -152,21 +152,21 @@ class TrackedOptimizer:
         ]
 
     def apply_device_skips(self, flags: int) -> None:
-        """Corrects the count of steps by those that the device has skipped so far."""
+        """Subtracts the steps that the device has skipped from the step count."""
         self.counter.apply_device_skips(flags)
         self.due = self.cadence.next_step(self.counter.taken)
 
-    def mute(self) -> None:
-        """Discards what was measured, and measures no more."""
+    def disable(self) -> None:
+        """Discards all measurements, and stops measuring."""
         self.measured.clear()
         if not self.is_sharded:
-            # Its hooks stay to the end of the run: torch may be iterating over them.
+            # The hooks are removed at the end of the run, as torch may be iterating over them now.
             self.due = sys.maxsize
 
     def _measure(self) -> None:
         step, since = self.counter.taken, self.due - 1
         if self.measured:
-            # The last step of a batch is logged, with what was due at an earlier one.
+            # Only the last step of a batch is logged. It also covers what was due at earlier ones.
             since = self.measured[-1].since
         due = self.cadence.due(step, since)
         self.due = self.cadence.next_step(step)
@@ -186,6 +186,6 @@ class TrackedOptimizer:
 
 
 def is_capturing() -> bool:
-    """Whether a CUDA graph is being captured, into which a measurement would be recorded."""
+    """Whether a CUDA graph is being captured, which would record a measurement."""
     is_initialized: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return is_initialized and torch.cuda.is_current_stream_capturing()

@@ -1,4 +1,4 @@
-"""LIGHTNING_ADAM_MONITOR in code that does not use the package. Whole scripts are in tests/e2e."""
+"""LIGHTNING_ADAM_MONITOR in code that does not use the package; tests/e2e has whole scripts."""
 
 import copy
 import pickle
@@ -88,7 +88,7 @@ def warnings_about_callbacks() -> Iterator[list[str]]:
     messages += [each for each in texts if VARIABLE in each or "callback" in each]
 
 
-def test_no_monitor_is_attached_unless_requested(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_monitor_is_added_unless_requested(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE)
     assert callbacks() == []
     with each_row() as row:
@@ -99,7 +99,7 @@ def test_no_monitor_is_attached_unless_requested(monkeypatch: pytest.MonkeyPatch
 
 
 def test_script_without_the_variable_imports_no_library(tmp_path: Path) -> None:
-    """Lightning loads the file at every Trainer of the environment."""
+    """Lightning imports the file whenever a Trainer is created in the environment."""
     heavy = "{'hydra', 'lightning', 'numpy', 'omegaconf', 'pytorch_lightning', 'torch'}"
     lines = (
         "import sys, lightning_adam.callbacks as ours",
@@ -143,8 +143,8 @@ BAD_VALUES = [
     ("every_n_steps", " every_n_steps must be 1, 0, or settings"),
     ("~every_n_steps", "~every_n_steps must be 1, 0, or settings"),
     ("every_n_steps=1,2", "each with one value"),
-    ("statistics=[headline, eps_*]", "no space within"),
-    ("statistics='headline", "no space within"),
+    ("statistics=[headline, eps_*]", "without spaces"),
+    ("statistics='headline", "without spaces"),
     ("a@b=3", "a@b=3 must be 1, 0, or settings"),
     ("worst={a:1} worst={", "worst={ must be 1, 0, or settings"),
 ]
@@ -163,7 +163,7 @@ def test_bad_value_is_one_warning_that_suggests_a_valid_one(
                 assert message.startswith(f"{VARIABLE} is ignored: ")
                 assert sentence in message
                 _, _, suggestion = message.partition(". Use for example ")
-                # As a shell reads it.
+                # Parsed as a shell does.
                 (assignment,) = shlex.split(suggestion)
                 name, _, value = assignment.partition("=")
                 assert name == VARIABLE
@@ -181,7 +181,7 @@ def test_unreadable_value_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.filterwarnings("error:.*(AdamMonitor|LIGHTNING_ADAM_MONITOR)")
 @pytest.mark.parametrize("given", ["yes", "every_n_steps=0", "kernel=triton", "every_n_steps=1"])
-def test_training_continues_where_warnings_are_errors(
+def test_training_continues_if_warnings_are_errors(
     given: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last of these warns that there is no logger."""
@@ -243,7 +243,7 @@ def test_module_without_adam_is_reported_in_one_line(
     with warnings_about_callbacks() as messages:
         trainer(max_epochs=1, limit_train_batches=2, logger=MemoryLogger()).fit(module())
     assert messages == []
-    assert log_lines == [f"{VARIABLE}: nothing to measure, no optimizer is Adam-like."]
+    assert log_lines == [f"{VARIABLE} is ignored: no optimizer is Adam-like."]
 
 
 @pytest.mark.parametrize("is_of_module", [False, True])
@@ -322,7 +322,7 @@ def test_weights_only_checkpoint_has_no_monitor_state() -> None:
 
 
 def test_monitor_can_be_pickled() -> None:
-    """As `ddp_spawn` does with the trainer and all its callbacks."""
+    """`ddp_spawn` pickles the trainer and all its callbacks."""
     (attached,) = callbacks()
     for sent in (copy.deepcopy(attached), pickle.loads(pickle.dumps(attached))):
         assert isinstance(sent, AdamMonitor)
@@ -348,21 +348,21 @@ def test_flags_that_disable_logging_do_not_fail(flags: dict[str, bool]) -> None:
 
 
 class OtherProcesses:
-    """The store of a run in which other processes may have voted differently."""
+    """The store of a run in which a number of other processes measure."""
 
-    def __init__(self, voting: int) -> None:
-        self.voting = voting
+    def __init__(self, measuring: int) -> None:
+        self.measuring = measuring
 
-    def add(self, ballot: str, votes: int) -> int:
-        self.voting += votes
-        return self.voting
+    def add(self, key: str, amount: int) -> int:
+        self.measuring += amount
+        return self.measuring
 
 
 @pytest.mark.parametrize("others", [0, 1])
 def test_monitor_measures_only_if_all_processes_do(
     others: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise this process would wait in a reduction for one that does not take part."""
+    """Otherwise this process would wait forever for one that does not take part."""
     store = OtherProcesses(others)
     monkeypatch.setattr("lightning_adam.monitor.environment.shared_store", lambda: store)
     with warnings_about_callbacks() as messages:

@@ -1,4 +1,4 @@
-"""Findings in real training runs: what is logged, stored and done about them."""
+"""Findings in real training runs: what is logged and stored, and when the run stops."""
 
 import functools
 import json
@@ -21,7 +21,7 @@ from lightning_adam.config.monitor import Severity
 from lightning_adam.findings import RULES, rule
 from lightning_adam.findings.finding import Finding
 from lightning_adam.findings.rule import Warmup
-from lightning_adam.findings.suggestions import nothing
+from lightning_adam.findings.suggestions import no_suggestion
 from lightning_adam.reports.runs import read_runs
 from tests.reports.parsed_report import report_of
 from tests.support.commands import history, offline_runs
@@ -31,9 +31,9 @@ from tests.support.training import ADAMW, Lit, loader, parameters, trainer
 
 STEPS = 45
 TINY = 1e-9
-"""With a loss that is multiplied by it, eps dominates."""
+"""A factor of the loss at which eps dominates."""
 RAISED_AT = 33
-"""The step at which that is found."""
+"""The step at which this is found."""
 
 
 class Scaled(Lit):
@@ -49,13 +49,15 @@ class Scaled(Lit):
 
 
 class Run(NamedTuple):
-    """A training run that has ended."""
+    """A finished training run."""
 
     module: L.LightningModule
     monitor: AdamMonitor
     global_step: int
     log_lines: list[str]
-    """The messages that the findings have logged."""
+    """The logged messages."""
+    log_warnings: list[str]
+    """Those at level WARNING."""
 
     def found(self, code: str) -> list[Finding]:
         return [each for each in self.monitor.findings if each.code == code]
@@ -65,10 +67,17 @@ def run_training(module: L.LightningModule, steps: int = STEPS, **settings: Any)
     monitor = AdamMonitor(**{"every_n_steps": 1, **settings})
     fit = trainer(max_epochs=1, callbacks=[monitor])
     log_lines: list[str] = []
+    log_warnings: list[str] = []
+
+    def log_warning(line: str) -> None:
+        log_lines.append(line)
+        log_warnings.append(line)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lightning_adam.monitor.finding_reporter.log_info", log_lines.append)
+        patch.setattr("lightning_adam.monitor.finding_reporter.log_warning", log_warning)
         fit.fit(module, loader(steps))
-    return Run(module, monitor, fit.global_step, log_lines)
+    return Run(module, monitor, fit.global_step, log_lines, log_warnings)
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +100,9 @@ def have_same_parameters(one: Run, other: Run) -> bool:
     return all(map(torch.equal, parameters(one.module), parameters(other.module)))
 
 
-def test_finding_is_logged_with_its_evidence_and_what_to_type(tiny: Run) -> None:
+def test_finding_is_logged_as_a_warning_with_its_evidence_and_override(tiny: Run) -> None:
     (finding,) = tiny.found("eps_dominates")
-    (block,) = [each for each in tiny.log_lines if each.startswith("AdamMonitor: eps_dominates")]
+    (block,) = tiny.log_warnings
     lines = block.splitlines()
     assert lines[0] == f"AdamMonitor: eps_dominates (error) at step {RAISED_AT}, in model"
     assert "eps_energy_loss" in block
@@ -116,7 +125,7 @@ def test_suggestion_prevents_the_finding(tiny: Run) -> None:
     assert "eps_dominates" not in above_info(run.monitor.findings)
 
 
-def test_override_is_typed_where_the_config_is() -> None:
+def test_override_has_the_config_path_of_the_optimizer() -> None:
     partial = {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 0.01}
     in_code = OmegaConf.create({"model": {"preset": ADAMW, "partial": partial}})
     composed = OmegaConf.create({"model": {"preset": {**ADAMW, "eps": 1e-8}, "partial": partial}})
@@ -135,7 +144,7 @@ def test_override_is_typed_where_the_config_is() -> None:
                 assert override.startswith(beginning)
 
 
-def test_setting_of_a_group_is_typed_where_the_group_has_it() -> None:
+def test_override_has_the_config_path_of_the_group_that_has_the_setting() -> None:
     head = {"name": "head", "match": "net.3.*", "eps": 1e-7}
     rows = [
         ([head], {"optimizer.eps", "optimizer.groups.0.eps"}),
@@ -155,10 +164,10 @@ def test_healthy_run_logs_that_no_issues_were_found() -> None:
     (summary,) = run.log_lines
     title, *rest = summary.splitlines()
     assert title == f"AdamMonitor: No issues found ({STEPS} measurements)"
-    assert rest == ["  Not judged, as the run is too short: correlated_updates."]
+    assert rest == ["  Not judged because the run is too short: correlated_updates."]
 
 
-def test_run_with_too_few_measurements_logs_how_many_steps_apart_they_need_to_be() -> None:
+def test_run_with_too_few_measurements_logs_an_interval_that_is_short_enough() -> None:
     faulty = {**ADAMW, "eps": 1.0}
     run = run_training(Lit(faulty), steps=48, every_n_steps=50)
     (summary,) = run.log_lines
@@ -166,8 +175,8 @@ def test_run_with_too_few_measurements_logs_how_many_steps_apart_they_need_to_be
     assert "1 measurement is too few to judge" in summary
     found = re.search(r"Use adam_monitor\.every_n_steps=(\d+) in a run of 48 steps\.", summary)
     assert found is not None
-    closer = run_training(Lit(faulty), steps=48, every_n_steps=int(found[1]))
-    assert above_info(closer.monitor.findings) == ["eps_dominates"]
+    more_often = run_training(Lit(faulty), steps=48, every_n_steps=int(found[1]))
+    assert above_info(more_often.monitor.findings) == ["eps_dominates"]
 
 
 def test_suggested_interval_allows_for_the_warmup_of_the_learning_rate() -> None:
@@ -176,8 +185,8 @@ def test_suggested_interval_allows_for_the_warmup_of_the_learning_rate() -> None
     run = run_training(Lit(**configs), steps=60, every_n_steps=50)
     found = re.search(r"every_n_steps=(\d+) in a run", run.log_lines[-1])
     assert found is not None
-    closer = run_training(Lit(**configs), steps=60, every_n_steps=int(found[1]))
-    assert above_info(closer.monitor.findings) == ["eps_dominates"]
+    more_often = run_training(Lit(**configs), steps=60, every_n_steps=int(found[1]))
+    assert above_info(more_often.monitor.findings) == ["eps_dominates"]
 
 
 def test_finding_that_is_resolved_is_closed_and_logged() -> None:
@@ -191,20 +200,20 @@ def test_finding_that_is_resolved_is_closed_and_logged() -> None:
 def test_recurring_finding_is_logged_three_times_at_most(
     info_until: int, printed: list[int]
 ) -> None:
-    """What is only info does not count."""
+    """Findings of severity info do not count."""
 
     @rule(
         severity=Severity.warning,
         sentence="It recurs.",
         when="",
-        suggest=nothing,
+        suggest=no_suggestion,
         source="this test",
         patience=1,
         warmup=Warmup.NONE,
         waits_for_peak=False,
     )
     def recurs(step: float) -> bool | Severity:
-        """It holds for half of ten steps."""
+        """Holds for five of ten steps."""
         return step % 10 < 5 and (step > info_until or Severity.info)
 
     try:
@@ -224,9 +233,16 @@ def test_findings_can_be_disabled_together_or_by_name(without_findings: Run) -> 
 
 
 def test_local_rules_are_judged_in_the_scopes_of_the_monitor() -> None:
-    @rule(severity=Severity.error, sentence="", when="", suggest=nothing, source="", is_local=True)
+    @rule(
+        severity=Severity.error,
+        sentence="",
+        when="",
+        suggest=no_suggestion,
+        source="",
+        is_local=True,
+    )
     def is_part(weight_norm: float, model: Mapping[str, float]) -> bool:
-        """It holds in every part of the model."""
+        """Holds in every part of the model."""
         return weight_norm < model["weight_norm"]
 
     try:
@@ -243,7 +259,7 @@ def test_local_rules_are_judged_in_the_scopes_of_the_monitor() -> None:
     assert kinds == {
         ("model",): set(),
         ("layer",): {("layer", Severity.warning)},
-        # What holds in a group replaces what holds in its tensors.
+        # A finding in a group replaces those in its tensors.
         ("group", "tensor"): {("group", Severity.warning)},
     }
 
@@ -265,10 +281,11 @@ def test_stop_on_an_info_finding_ends_training_and_logs_it() -> None:
     run = run_training(Scaled(TINY), findings=settings, stop_on=["eps_dominates"])
     assert run.global_step == RAISED_AT
     assert any(line.startswith("AdamMonitor: eps_dominates (info)") for line in run.log_lines)
+    assert run.log_warnings == []
 
 
-def test_stop_on_ignores_what_its_rule_takes_for_info() -> None:
-    """A jump that the second moment nearly absorbs is stored only, and no reason to stop."""
+def test_stop_on_ignores_a_finding_that_its_rule_downgrades_to_info() -> None:
+    """A jump that the second moment nearly absorbs does not stop the run."""
 
     class Jumping(Scaled):
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
@@ -281,7 +298,7 @@ def test_stop_on_ignores_what_its_rule_takes_for_info() -> None:
 
 
 class ManualWithoutLoss(Scaled):
-    """Manual optimization that returns one number an element, which is no loss of the batch."""
+    """Manual optimization that returns one number per sample instead of a loss."""
 
     def __init__(self, scale: float) -> None:
         super().__init__(scale)
@@ -306,7 +323,7 @@ def test_findings_change_no_parameter(tiny: Run, without_findings: Run) -> None:
     assert have_same_parameters(tiny, without_findings)
 
 
-def test_rule_that_raises_disables_the_monitor_and_not_the_training(
+def test_error_in_a_rule_disables_the_monitor_and_training_continues(
     monkeypatch: pytest.MonkeyPatch, without_findings: Run
 ) -> None:
     def fail(*_: Any) -> None:
@@ -396,21 +413,21 @@ def test_file_says_that_a_healthy_run_was_judged(tmp_path: Path) -> None:
     fit.fit(Lit({**ADAMW, "lr": 1e-3}), loader(6))
     content = content_of(logger)
     assert above_info([Finding.of_row(row) for row in content["findings"]]) == []
-    # The first step, and every second one.
+    # The first step and every second one.
     assert (content["measurements"], content["has_ended"]) == (4, True)
 
 
 @pytest.mark.filterwarnings("ignore:AdamMonitor failed")
-@pytest.mark.parametrize("is_monitors_own", [True, False])
-def test_file_says_that_a_run_has_ended_by_an_error(
-    is_monitors_own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_in_monitor", [True, False])
+def test_file_says_that_a_run_has_ended_after_an_error(
+    is_in_monitor: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
         raise ZeroDivisionError("planted")
 
     logger = CSVLogger(tmp_path)
     fit = trainer(max_epochs=1, callbacks=[AdamMonitor(every_n_steps=1)], logger=logger)
-    if is_monitors_own:
+    if is_in_monitor:
         monkeypatch.setattr("lightning_adam.findings.engine.RuleEngine.judge", fail)
         fit.fit(Scaled(TINY), loader(5))
     else:
@@ -472,24 +489,24 @@ def test_lost_optimizer_state_is_found_at_the_first_step_after_a_resume(
     torch.save(checkpoint, tmp_path / "lossy.ckpt")
     monitor = resume("healthy", tmp_path / "lossy.ckpt")
     found = [each for each in monitor.findings if each.severity is Severity.error]
-    # That step is not due by itself: 5 does not divide it.
+    # That step is only measured because of the resume: 5 does not divide it.
     expected = [("state_mismatch", STEPS + 1)] if lost else []
     assert [(each.code, each.step) for each in found] == expected
     assert all(math.isfinite(each.evidence["normalized_update_rms"]) for each in found)
 
 
-def test_lost_state_is_found_where_the_first_batch_takes_two_steps(tmp_path: Path) -> None:
-    """The second step of the batch must not take the place of the first one's measurement."""
+def test_lost_state_is_found_if_the_first_batch_takes_two_steps(tmp_path: Path) -> None:
+    """The second step of the batch must not replace the measurement of the first one."""
 
     def fit(epochs: int, path: Path | None) -> AdamMonitor:
         monitor = AdamMonitor(every_n_steps=1)
         runner = trainer(max_epochs=epochs, callbacks=[monitor])
         runner.fit(ManualTwoSteps({**ADAMW, "lr": 1e-3}), loader(STEPS), ckpt_path=path)
-        runner.save_checkpoint(tmp_path / "whole.ckpt")
+        runner.save_checkpoint(tmp_path / "intact.ckpt")
         return monitor
 
     fit(1, None)
-    checkpoint = torch.load(tmp_path / "whole.ckpt", weights_only=False)
+    checkpoint = torch.load(tmp_path / "intact.ckpt", weights_only=False)
     for state in checkpoint["optimizer_states"][0]["state"].values():
         state["exp_avg"].zero_()
         state["exp_avg_sq"].zero_()

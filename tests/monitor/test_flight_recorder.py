@@ -1,4 +1,4 @@
-"""The flight recorder in real training runs: the files it writes, their steps, and its safety."""
+"""The flight recorder in real training runs: its files, their steps, and internal errors."""
 
 import math
 import random
@@ -38,9 +38,9 @@ from tests.support.tables import each_row
 from tests.support.training import ADAMW, Lit, parameters, run_training, trainer
 
 AT = random.Random(20).randint(20, 40)
-"""The step that goes wrong."""
+"""The step at which a fault occurs."""
 SPIKE_AT = random.Random(20).randint(70, 90)
-"""The same for the loss, of which the first 64 are not judged."""
+"""The step of a loss spike. The first 64 losses cannot be spikes."""
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_exception_is_recorded_with_the_layer_that_moved_first(
     place: str, exception: BaseException, log_lines: list[str]
 ) -> None:
     module = Raising(place, exception, AT, "gradient")
-    # Lightning exits by itself after the keyboard's interrupt.
+    # Lightning turns KeyboardInterrupt into SystemExit.
     with pytest.raises((ZeroDivisionError, SystemExit)):
         recorded(module)
     last = AT + 5 if place == "after a step, in its batch" else AT + 4
@@ -191,7 +191,7 @@ def test_loss_under_accumulation_is_the_mean_of_the_batches() -> None:
 
 
 class BreakingSecondOptimizer(TwoOptimizers):
-    """Manual optimization; the second optimizer's gradient breaks at a step."""
+    """Manual optimization; the gradient of the second optimizer is infinite at a step."""
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         def broken(module: Any, of_inputs: Any, of_outputs: Any) -> Any:
@@ -212,7 +212,7 @@ def test_each_of_several_optimizers_has_its_rows(log_lines: list[str]) -> None:
         assert steps_of(own) == [5, 6, 7, 8, 9]
         assert {row["layer"].partition(".")[0] for row in own} == {"", name}
     assert {row["loss"] for row in rows} == {""}, "its training_step returns none"
-    # The last layer's input has the first gradient that is not finite, and it flows to the first.
+    # The infinite gradient starts at the input of the last layer, and flows to the first layer.
     (line,) = log_lines
     assert "layer second.1 diverged first: nonfinite_count=" in line
     assert "at step 9 of second;" in line
@@ -235,7 +235,7 @@ def test_all_steps_of_a_batch_are_recorded() -> None:
 
 @pytest.mark.parametrize("implementation", ["fused", "for-loop"])
 def test_skipped_steps_are_not_recorded(implementation: str) -> None:
-    """The batches 4 and 5 have an infinite loss, at which the first is an event."""
+    """Batches 4 and 5 have an infinite loss; only the first is an event."""
     module = BadBatches(implementation, bad_batches=(4, 5))
     flags = precision_flags("16-mixed")
     _, folder = recorded(module, batches=12, **flags)
@@ -258,7 +258,7 @@ def test_skipped_steps_are_not_recorded(implementation: str) -> None:
     assert {row["skipped_steps"] for row in rows} == {"2.0"}
 
 
-def test_steps_are_numbered_without_those_that_only_the_device_knows_to_be_skipped(
+def test_steps_that_the_device_skips_are_not_numbered(
     tmp_path: Path,
 ) -> None:
     layer = nn.Linear(3, 1)
@@ -270,12 +270,12 @@ def test_steps_are_numbered_without_those_that_only_the_device_knows_to_be_skipp
     failsafe.start()
     counter.attach(lambda: recorder.after_step("", failsafe))
     for is_skipped in (False, True, False, True, True, False):
-        # As a GradScaler hands its flag to a fused step.
+        # A GradScaler passes its flag to a fused step in this way.
         adam.found_inf = torch.tensor(float(is_skipped))  # type: ignore[attr-defined]
         layer(torch.ones(3)).sum().backward()
         adam.step()
     assert counter.taken == 6, "the host has not asked the device yet"
-    recorder.crash(ZeroDivisionError("planted"), 0.0)
+    recorder.write_on_exception(ZeroDivisionError("planted"), 0.0)
     (file,) = files_of(tmp_path)
     assert file.name == "step_3_exception.csv"
     assert steps_of(read(file)) == [1, 2, 3]
@@ -311,7 +311,7 @@ def test_resumed_run_is_recorded_from_its_first_step() -> None:
 
 
 class Unsteady(Lit):
-    """The gradient of every n-th step is not finite, and the step does no harm."""
+    """A weight is infinite at every n-th step, and is reset after it."""
 
     def __init__(self, every: int) -> None:
         super().__init__(ADAMW)
@@ -341,7 +341,7 @@ def test_number_of_files_is_limited_and_the_limit_is_logged_once(
     assert len(files_of(folder)) == MAX_FILES
     assert len(log_lines) == MAX_FILES + 1
     assert log_lines[-1].startswith(
-        "AdamMonitor's flight recorder has written 10 files, the most of a run."
+        "AdamMonitor's flight recorder has reached its limit of 10 files per run."
     )
 
 
@@ -357,7 +357,7 @@ def test_file_is_among_those_of_the_wandb_run(tmp_path: Path) -> None:
         for record in records(folder.parent)
         for each in record.get("files", {}).get("files", [])
     ]
-    assert f"adam_flight_recorder/{file.name}" in saved, "`wandb sync` takes it along"
+    assert f"adam_flight_recorder/{file.name}" in saved, "`wandb sync` uploads it"
 
 
 def test_file_without_a_logger_is_in_the_root_folder(tmp_path: Path) -> None:
@@ -405,25 +405,25 @@ def test_internal_error_is_reported_once_and_changes_no_parameter(
 def test_recording_on_cuda_does_not_wait_for_the_device(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Every step but the first, at which kernels are compiled, and those that write."""
+    """Checks all steps except the first, which compiles kernels, and those that write a file."""
 
-    def unhurried(name: str) -> Callable[..., Any]:
+    def without_sync(name: str) -> Callable[..., Any]:
         original = getattr(FlightRecorder, name)
 
-        def watched(recorder: FlightRecorder, *arguments: Any) -> Any:
-            is_watched = 1 < recorder.asked < 10  # type: ignore[attr-defined]
-            torch.cuda.set_sync_debug_mode("error" if is_watched else "default")
+        def checked(recorder: FlightRecorder, *arguments: Any) -> Any:
+            is_checked = 1 < recorder.asked < 10  # type: ignore[attr-defined]
+            torch.cuda.set_sync_debug_mode("error" if is_checked else "default")
             try:
                 return original(recorder, *arguments)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
                 recorder.asked += name == "after_batch"  # type: ignore[attr-defined]
 
-        return watched
+        return checked
 
     monkeypatch.setattr(FlightRecorder, "asked", 0, raising=False)
     for name in ("after_step", "after_batch"):
-        monkeypatch.setattr(FlightRecorder, name, unhurried(name))
+        monkeypatch.setattr(FlightRecorder, name, without_sync(name))
     _, folder = recorded(Exploding(12, "nan in a gradient"), batches=20, accelerator="gpu")
     (file,) = files_of(folder)
     assert file.name == "step_12_not_finite.csv"
@@ -441,7 +441,7 @@ def test_invalid_lengths_raise() -> None:
 
 
 class Losses(Lit):
-    """The loss is one of a list."""
+    """The losses are given by a list."""
 
     def __init__(self, losses: list[float]) -> None:
         super().__init__(ADAMW, {"name": "constant"})

@@ -1,4 +1,4 @@
-"""What the Trainer does to gradients: clipping, loss scaling, wrapped optimizers, CUDA graphs."""
+"""Clipping, loss scaling, wrapped optimizers and CUDA graphs."""
 
 import math
 from collections.abc import Callable
@@ -23,7 +23,7 @@ LOSS_SCALE = "adam_gradient/loss_scale"
 
 
 def keeping_norms(kind: type[Lit]) -> tuple[Lit, list[float]]:
-    """A module, and the norms of its gradients before clipping."""
+    """Returns a module and the list of its gradient norms before clipping."""
     norms: list[float] = []
 
     class KeepsNorms(kind):  # type: ignore[valid-type, misc]
@@ -56,7 +56,7 @@ def test_norm_before_clipping_and_coefficient_are_those_of_each_due_step(
     assert run.values(COEFFICIENT) == pytest.approx(coefficients, rel=1e-6)
 
 
-def test_without_clipping_by_the_trainer_there_is_no_norm_before_it() -> None:
+def test_norm_before_clipping_is_absent_if_the_trainer_does_not_clip() -> None:
     flags: dict[str, Any] = {"gradient_clip_val": None}
     for module in (Lit(ADAMW), ManualTwoSteps(ADAMW)):
         run = run_training(module, AdamMonitor(1), data=2, **flags)
@@ -79,7 +79,7 @@ def test_gradients_are_read_before_clipping_at_due_steps_only(
     assert len(calls) == 3
 
 
-def test_clipping_is_bit_identical_with_and_without_it() -> None:
+def test_clipping_is_bit_identical_with_and_without_the_monitor() -> None:
     def module(monitor: AdamMonitor | None) -> Any:
         return run_training(Lit(ADAMW), monitor, data=9, gradient_clip_val=MAX_NORM).module
 
@@ -87,7 +87,7 @@ def test_clipping_is_bit_identical_with_and_without_it() -> None:
 
 
 def fit_scaled(monitor: AdamMonitor, **flags: Any) -> TrainingRun:
-    """Two of ten steps are skipped: the scale is halved after each, and doubled every third."""
+    """Skips two of ten steps. The scale is halved after each, and doubled every third step."""
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
     plugins = [MixedPrecision("16-mixed", "cpu", scaler)]
     module = BadBatches("for-loop", bad_batches=(1, 5))

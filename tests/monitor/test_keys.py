@@ -1,4 +1,4 @@
-"""Keys of everything that is logged: none is a prefix of another, and a default run has few."""
+"""Logged keys: none is a prefix of another, and a default run has few."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,7 @@ MOST_CHARTS = 25
 SCOPES = ("model", "group", "layer", "tensor")
 
 
-class KeptKeys(WandbLogger):
+class KeyLogger(WandbLogger):
     """Keeps the keys that W&B would get, without a run."""
 
     def __init__(self) -> None:
@@ -46,22 +46,22 @@ class KeptKeys(WandbLogger):
 
 
 def fit(module: Any, monitor: AdamMonitor, **flags: Any) -> set[str]:
-    logger = KeptKeys()
+    logger = KeyLogger()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lightning_adam.monitor.publishing._keep_as_file", lambda *_: None)
+        patch.setattr("lightning_adam.monitor.publishing._save_as_file", lambda *_: None)
         run_training(module, monitor, data=3, logger=logger, **flags)
     return logger.keys
 
 
 def test_default_wandb_run_has_few_charts() -> None:
-    """With clipping, which adds two."""
+    """With clipping, which adds two charts."""
     keys = fit(Lit(ADAMW), AdamMonitor(1), gradient_clip_val=1.0)
     assert "adam_gradient/clip_coefficient" in keys
     assert len(keys) <= MOST_CHARTS
 
 
 def name_all(module: torch.nn.Module) -> Any:
-    """Groups whose names are those of scopes and statistics."""
+    """Returns parameter groups with names of scopes and statistics."""
     weights, biases = (
         [each for each in module.parameters() if (each.ndim > 1) == is_matrix]
         for is_matrix in (True, False)
@@ -102,7 +102,7 @@ def test_no_key_is_a_prefix_of_another(
     histograms: bool,
     layer_table: bool,
 ) -> None:
-    """A file store such as MLflow's makes each key a file, whose path no other key may pass."""
+    """A file store such as MLflow's writes each key to a file, which cannot be a folder too."""
     monitor = AdamMonitor(
         1,
         scopes,

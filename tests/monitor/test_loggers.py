@@ -1,4 +1,4 @@
-"""Histograms, curves and tables as W&B and TensorBoard have written them to disk."""
+"""Histograms, curves and tables as W&B and TensorBoard write them to disk."""
 
 import csv
 import json
@@ -49,7 +49,7 @@ from tests.support.training import (
 GRAD_NORM = STATISTICS["grad_norm"].key
 QUANTITIES = ("grad", "exp_avg", "denominator", "normalized_update")
 GROUPS = {"": None, "group/decay": 0, "group/no_decay": 1}
-"""The position of each scope's group in the optimizer."""
+"""By scope: the index of its group in the optimizer."""
 HISTOGRAMS = {
     scoped(scope, f"adam_histogram/{quantity}"): (quantity, scope)
     for quantity in QUANTITIES
@@ -58,7 +58,7 @@ HISTOGRAMS = {
 PARAMETERS = sum(parameter.numel() for parameter in network().parameters())
 EPS_CURVE = "adam_underflow/eps_curve"
 LAYERS = ("net.0", "net.3", "net.1")
-"""In the order of the parameter groups."""
+"""The layers in the order of the parameter groups."""
 CONSTANT = {"name": "constant"}
 
 
@@ -73,7 +73,7 @@ def curves(run: OfflineRun, optimizer: str = "") -> list[Table]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> OfflineRun:
-    """Everything is logged. The last histogram is that of the last step."""
+    """A run that logs everything. The last histogram is of the last step."""
     monitor = AdamMonitor(
         every_n_steps=10,
         scopes=["model", "group", "layer"],
@@ -145,7 +145,7 @@ def test_eps_curve_is_the_share_of_denominators_below_each_eps(run: OfflineRun) 
                 assert [log10 for log10, _ in points] == list(range(-20, 1))
                 assert shares == sorted(shares)
                 assert shares[0] == 0
-                assert 0 < shares[-2] < 1, "not only zeros and ones are compared"
+                assert 0 < shares[-2] < 1, "the comparison covers more than zeros and ones"
                 for log10, share in points:
                     eps = 10.0**log10
                     beside_eps = np.mean(octaves == np.floor(np.log2(eps)))
@@ -172,19 +172,19 @@ def test_wandb_run_has_the_settings_the_step_metric_and_the_chart(run: OfflineRu
     }
 
 
-def test_parameters_are_bit_identical_with_and_without_all_of_it(run: OfflineRun) -> None:
+def test_parameters_are_bit_identical_with_and_without_full_logging(run: OfflineRun) -> None:
     without = run_training(Lit(ADAMW, CONSTANT), data=28)
     assert_same_parameters(run.module, without.module)
 
 
 def layer_rows(rows: Sequence[Row], statistics: str) -> dict[tuple[int, str], list[Any]]:
-    """The values of each step and layer, from the keys of the scope `layer`."""
+    """Returns the values by step and layer, from the keys of the scope `layer`."""
     chosen = select([statistics])
     found = {}
     hyperparameters: dict[str, Any] = {}
     for row in rows:
         if any("/layer/" in key for key in row):
-            # They are logged when they change.
+            # Hyperparameters are only logged when they change.
             hyperparameters |= {key: row[key] for key in row if is_hyperparameter(key)}
             row = {**hyperparameters, **row}
             for layer in LAYERS:
@@ -215,7 +215,7 @@ class RaisingAtBatch8(Lit):
 
 
 @pytest.mark.parametrize("kind", [pytest.param(Lit, marks=pytest.mark.slow), RaisingAtBatch8])
-def test_layer_table_is_sent_in_pieces_and_at_the_end_of_the_run(
+def test_layer_table_is_logged_in_several_tables_and_at_the_end_of_the_run(
     kind: type[Lit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wandb.Table, "MAX_ROWS", 4)
@@ -295,7 +295,7 @@ def test_histograms_are_off_by_default(tmp_path: Path) -> None:
         ({"layer_table": True}, "AdamMonitor's layer_table needs a WandbLogger."),
     ],
 )
-def test_setting_that_no_logger_can_show_is_a_warning(
+def test_setting_that_no_logger_supports_is_a_warning(
     settings: dict[str, Any], warning: str, tmp_path: Path
 ) -> None:
     with warnings.catch_warnings(record=True) as caught:
@@ -308,7 +308,7 @@ def test_setting_that_no_logger_can_show_is_a_warning(
 
 
 class FailingLogger(MemoryLogger):
-    """Fails at some calls: those that log, and those of the experiment."""
+    """Raises at the given places."""
 
     def __init__(self, *failing: str) -> None:
         super().__init__()
@@ -328,13 +328,13 @@ class FailingLogger(MemoryLogger):
 
     @property
     def log_dir(self) -> str:
-        # Lightning asks for it before.
+        # Lightning reads the folder before.
         if self._experiment is not None:
             self.reach("folder")
         return super().log_dir
 
 
-def test_failing_logger_is_reported_once_and_loses_nothing_else() -> None:
+def test_failing_logger_is_reported_once_and_affects_nothing_else() -> None:
     """Other loggers and later rows are logged, and training is unchanged."""
 
     def fit(monitor: AdamMonitor | None, *loggers: Any) -> L.LightningModule:
@@ -348,15 +348,15 @@ def test_failing_logger_is_reported_once_and_loses_nothing_else() -> None:
             failing, other = FailingLogger(place), MemoryLogger()
             with each(place), warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                disturbed = fit(AdamMonitor(1, findings=findings), other, failing)
+                with_error = fit(AdamMonitor(1, findings=findings), other, failing)
                 ours = [str(one.message) for one in caught if "AdamMonitor" in str(one.message)]
                 (report,) = ours
                 assert report.startswith("FailingLogger failed to log what AdamMonitor measured.")
                 assert f"ZeroDivisionError: planted in {place}" in report
                 assert other.steps_of(GRAD_NORM) == [0, 1, 2, 3, 4, 5]
-                left_out = 1 if place == "row 1" else None
-                assert failing.steps_of(GRAD_NORM) == [x for x in range(6) if x != left_out]
-                assert_same_parameters(without, disturbed)
+                missing = 1 if place == "row 1" else None
+                assert failing.steps_of(GRAD_NORM) == [x for x in range(6) if x != missing]
+                assert_same_parameters(without, with_error)
 
 
 class RefusingLogger(WandbLogger):
@@ -380,9 +380,11 @@ def test_logger_that_fails_at_histograms_and_tables_gets_all_numbers(tmp_path: P
     assert steps_of(history(offline_run), GRAD_NORM) == [0, 1, 2, 3, 4, 5]
 
 
-def test_names_of_the_worst_tensors_go_to_loggers_that_take_strings(tmp_path: Path) -> None:
+def test_names_of_the_worst_tensors_are_logged_if_the_logger_supports_strings(
+    tmp_path: Path,
+) -> None:
     class Numbers(Logger):
-        """A logger that takes numbers only, as MLflow's does."""
+        """A logger that only supports numbers, such as MLflow's."""
 
         name, version = "numbers", 0
         keys: ClassVar[set[str]] = set()
@@ -436,7 +438,7 @@ def test_hyperparameters_are_logged_first_and_when_they_change() -> None:
     assert set(expected) <= run.trainer.callback_metrics.keys()
 
 
-def test_percentiles_of_histograms_go_to_every_logger() -> None:
+def test_percentiles_of_histograms_are_logged_to_every_logger() -> None:
     module = Lit(ADAMW, CONSTANT)
     monitor = AdamMonitor(10, ["model", "group"], histograms_every_n_steps=4)
     with warnings.catch_warnings():
@@ -455,7 +457,7 @@ def test_percentiles_of_histograms_go_to_every_logger() -> None:
             assert abs(np.log2(run.values(key)[-1] / exact)) <= 1
 
 
-def test_end_of_a_run_says_where_each_logger_has_written_and_how_to_read_it(
+def test_end_of_a_run_prints_the_folder_and_report_command_of_each_logger(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines: list[str] = []
@@ -481,7 +483,7 @@ def test_end_of_a_run_says_where_each_logger_has_written_and_how_to_read_it(
     assert sources == ["W&B", "CSVLogger", "TensorBoard"]
 
 
-def test_run_that_logged_nothing_says_nothing_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_that_logged_nothing_prints_nothing_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
     monkeypatch.setattr("lightning_adam.monitor.publishing.log_info", lines.append)
     run_training(Lit(ADAMW), AdamMonitor(flight_recorder=3), data=2, log_every_n_steps=0)
@@ -504,7 +506,7 @@ def test_wandb_summary_names_open_findings_and_the_step_at_which_each_was_raised
         ("exp_avg_sq_lags", "info", 5, None),
         ("eps_dominates", "error", 33, 60),
         ("updates_lost", "error", 70, None),
-        # Those of another optimizer follow.
+        # Findings of another optimizer follow.
         ("updates_lost", "error", 40, 50),
     ]
     names = ("code", "severity", "step", "closed")

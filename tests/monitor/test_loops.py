@@ -90,16 +90,16 @@ def test_monitor_failure_is_reported_once_and_changes_no_step(
     monkeypatch.setattr("lightning_adam.statistics.kernels.measure", planted)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        disturbed = run_loop(loop, full_monitor())
+        with_error = run_loop(loop, full_monitor())
     reports = [each for each in caught if "ZeroDivisionError: planted" in str(each.message)]
     assert [each.category for each in reports] == [UserWarning]
-    assert_same_parameters(without.module, disturbed.module)
-    assert disturbed.values(loop.key_of("update_norm")) == []
+    assert_same_parameters(without.module, with_error.module)
+    assert with_error.values(loop.key_of("update_norm")) == []
 
 
 @each_distinct_loop
 def test_last_logged_values_match_the_reference(loop: Loop) -> None:
-    """With a constant learning rate the optimizer is left as it was at the last step."""
+    """The learning rate is constant, so that the optimizer keeps the settings of the last step."""
     ended = run_loop(loop, full_monitor(), scheduler={"name": "constant"})
     expected = reference_statistics(reference_tensors(ended.trainer.optimizers[0]))
     for name in COMPARED:
@@ -107,8 +107,8 @@ def test_last_logged_values_match_the_reference(loop: Loop) -> None:
         assert last == pytest.approx(expected[name], rel=1e-5, abs=1e-7), name
 
 
-class Configured(MemoryLogger):
-    """Keeps the config of the run too."""
+class ConfigLogger(MemoryLogger):
+    """Also keeps the config of the run."""
 
     config: dict[str, Any]
 
@@ -117,7 +117,7 @@ class Configured(MemoryLogger):
 
 
 def test_optimizers_of_a_gan_are_named_after_its_parts_in_keys_and_config() -> None:
-    recorder = Configured()
+    recorder = ConfigLogger()
     run_loop(Loop("gan", 6, kind=Gan, flags={"logger": recorder}), full_monitor())
     keys = {key for _, metrics in recorder.rows for key in metrics}
     assert {key.split("/")[2] for key in keys if "adam_" in key} == {
@@ -143,7 +143,7 @@ def test_config_has_a_scheduler_for_the_scheduled_optimizer_only() -> None:
         def training_step(self, batch: Batch, batch_idx: int) -> None:
             self.optimizers()[1].step()  # type: ignore[index]
 
-    recorder = Configured()
+    recorder = ConfigLogger()
     run_loop(Loop("gan", 6, kind=HalfScheduled, flags={"logger": recorder}), full_monitor())
     assert recorder.config["scheduler"].keys() == {"discriminator"}
     assert recorder.config["optimizer"].keys() == {"generator", "discriminator"}
@@ -164,7 +164,7 @@ OPTIMIZER_NAMES = [
     (["nets.encoder", "nets.encoder", "head"], ["0", "1", "2"]),
     (["", "head"], ["0", "head"]),
 ]
-"""The parameters of each optimizer, by the beginning of their names, and its name."""
+"""The prefixes of the parameter names of each optimizer, and the names of the optimizers."""
 
 
 @pytest.mark.parametrize("is_compiled", [False, True])
@@ -208,7 +208,7 @@ class TwoOnOnePart(L.LightningModule):
 
 
 def test_two_optimizers_of_one_part_are_numbered_in_keys_and_config() -> None:
-    recorder = Configured()
+    recorder = ConfigLogger()
     loop = Loop("one part", 6, kind=lambda *_: TwoOnOnePart(), flags={"logger": recorder})
     run_loop(loop, full_monitor())
     for number, kind in (("0", "AdamW"), ("1", "Adam")):
@@ -252,7 +252,7 @@ def test_compiled_step_in_a_plain_loop_is_counted_and_measured() -> None:
     assert measured == [1, 2, 3]
 
 
-def test_weights_are_averaged_in_a_second_run_too() -> None:
+def test_weights_are_also_averaged_in_a_second_run() -> None:
     def average() -> L.Callback:
         return EMAWeightAveraging(decay=0.5)
 
@@ -342,7 +342,7 @@ def test_a_monitor_measures_a_second_run_like_the_first() -> None:
         assert monitor.state_dict()["steps"] == {"": [6, 0]}
 
 
-def test_one_trainer_and_monitor_measure_two_runs_in_a_row() -> None:
+def test_one_trainer_and_monitor_measure_two_consecutive_runs() -> None:
     recorder, module = MemoryLogger(), Lit(ADAMW, LINEAR)
     both = trainer(max_epochs=1, callbacks=[full_monitor()], logger=recorder)
     both.fit(module, loader(6))
@@ -383,7 +383,7 @@ def test_interrupted_run_leaves_no_hook_in_the_optimizer(hook: str) -> None:
     assert measured.values(STEP) == [1, 2, 3]
 
 
-def test_interrupted_run_has_measured_every_step_before_it() -> None:
+def test_interrupted_run_measures_every_step_before_the_interrupt() -> None:
     def interrupt(_: Any, __: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == 4:
             raise KeyboardInterrupt

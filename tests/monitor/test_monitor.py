@@ -1,4 +1,4 @@
-"""AdamMonitor in a real Trainer: when it measures, where it logs, and that it does no harm."""
+"""AdamMonitor in a real Trainer: when it measures, what it logs, and unchanged training."""
 
 import csv
 import warnings
@@ -46,7 +46,7 @@ from tests.support.training import (
 
 
 class PlainAdam(Lit):
-    """Configures torch's Adam itself, with unnamed groups."""
+    """Builds torch's Adam with unnamed groups."""
 
     def configure_optimizers(self) -> Any:
         first, *others = self.parameters()
@@ -67,7 +67,7 @@ def warnings_of_monitor() -> Iterator[list[str]]:
     ("implementation", "precision"),
     [("fused", "32-true"), ("foreach", "bf16-true"), ("for-loop", "bf16-mixed")],
 )
-def test_parameters_are_bit_identical_with_and_without_it(
+def test_parameters_are_bit_identical_with_and_without_the_monitor(
     implementation: str, precision: str
 ) -> None:
     def module() -> Lit:
@@ -101,7 +101,7 @@ def test_accumulation_counts_optimizer_steps() -> None:
     assert run.steps_of(KEY) == [0, 1, 3]
 
 
-def test_log_every_n_steps_0_disables_it() -> None:
+def test_log_every_n_steps_0_disables_the_monitor() -> None:
     assert fit_monitored(AdamMonitor(), data=3, log_every_n_steps=0).steps_of(KEY) == []
 
 
@@ -126,12 +126,12 @@ def test_headline_statistics_are_logged_for_the_model_by_default_and_for_groups_
 
 
 def test_logged_values_match_the_reference() -> None:
-    """With a constant learning rate the optimizer is left as it was at the last step."""
+    """The learning rate is constant, so that the optimizer keeps the settings of the last step."""
     logger = CSVLogger(".")
     flags: dict[str, Any] = {"data": 12, "logger": logger, "gradient_clip_val": 1e-3}
     fit = run_training(Lit(ADAMW), AdamMonitor(1), **flags).trainer
     expected = reference_statistics(reference_tensors(fit.optimizers[0]))
-    assert expected["grad_norm"] == pytest.approx(1e-3, rel=1e-4), "the gradient is the clipped one"
+    assert expected["grad_norm"] == pytest.approx(1e-3, rel=1e-4), "the gradient is clipped"
     with open(Path(logger.log_dir) / "metrics.csv") as file:
         last = [row for row in csv.DictReader(file) if row[KEY]][-1]
     before_clip = {"grad_norm_before_clip", "clip_coefficient"}
@@ -171,7 +171,7 @@ def test_everything_due_at_any_step_of_a_batch_is_logged(
     )
     monitor = AdamMonitor(statistics, histograms_every_n_steps=histograms)
     run = fit_monitored(monitor, TwoSteps(), data=2)
-    # In manual optimization Lightning's x-axis counts the batches that stepped.
+    # In manual optimization, Lightning's x-axis counts batches with a step.
     assert run.steps_of(KEY) == logged == [0, 1]
 
 
@@ -234,15 +234,15 @@ PLACES = [
     ("monitor.row_log.logging_step", "for-loop", SCHEDULE),
     ("monitor.session.log_every_n_steps", "for-loop", SCHEDULE),
     ("monitor.run_facts.optimizer_settings", "for-loop", SCHEDULE),
-    # Only where the device skips steps is there anything to resolve.
+    # Only resolved if the device skips steps.
     ("monitor.tracked_optimizer.PendingStep.resolve_skipped", SELF_SCALING, SCHEDULE),
-    # With a schedule the mixin has a counter of its own, which is no part of the monitor.
+    # Without a schedule, for which the mixin has its own counter.
     ("optim.steps.StepCounter._enter", "fused", None),
     ("optim.steps.StepCounter._is_taken", "fused", None),
     ("optim.steps.StepCounter._is_taken", "for-loop", None),
     ("optim.steps.StepCounter.apply_device_skips", SELF_SCALING, None),
 ]
-"""The place that fails, the implementation, and the schedule."""
+"""The function that fails, the implementation and the schedule."""
 
 
 def fit_with_bad_batches(
@@ -268,22 +268,22 @@ def test_failure_at_any_place_is_reported_once_and_changes_no_step(
     without = baseline_fit(implementation, scheduler is not None)
     monkeypatch.setattr(f"lightning_adam.{place}", planted)
     with warnings_of_monitor() as reports:
-        disturbed = fit_with_bad_batches(AdamMonitor(), implementation, scheduler is not None)
+        with_error = fit_with_bad_batches(AdamMonitor(), implementation, scheduler is not None)
     assert len(reports) == 1
     assert "ZeroDivisionError: planted" in reports[0]
-    assert not any(key.startswith("adam_") for _, row in disturbed.logger.rows for key in row)
-    assert_same_parameters(without.module, disturbed.module)
+    assert not any(key.startswith("adam_") for _, row in with_error.logger.rows for key in row)
+    assert_same_parameters(without.module, with_error.module)
 
 
-def test_failure_does_not_stop_training_where_warnings_are_errors(
+def test_failure_does_not_stop_training_if_warnings_are_errors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delattr("lightning_adam.statistics.state_reader.StateReader.after_step")
     without = fit_monitored(None)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="AdamMonitor failed")
-        disturbed = fit_monitored(AdamMonitor())
-    assert_same_parameters(without.module, disturbed.module)
+        with_error = fit_monitored(AdamMonitor())
+    assert_same_parameters(without.module, with_error.module)
 
 
 def test_failure_leaves_the_hooks_of_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +303,7 @@ def test_failure_leaves_the_hooks_of_others_alone(monkeypatch: pytest.MonkeyPatc
     assert counting.steps == 4
 
 
-def test_wrapper_that_is_no_optimizer_is_a_warning_and_not_measured() -> None:
+def test_wrapper_that_is_not_an_optimizer_warns_and_is_not_measured() -> None:
     class DeepSpeedZeroOptimizer:
         param_groups: ClassVar[list[dict[str, Any]]] = [{"params": [], "betas": (0.9, 0.999)}]
 
@@ -322,7 +322,9 @@ def test_wrapper_that_is_no_optimizer_is_a_warning_and_not_measured() -> None:
 
 
 def test_flat_parameters_raise_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_adam.monitor.preconditions.is_flattened", lambda parameter: True)
+    monkeypatch.setattr(
+        "lightning_adam.monitor.preconditions.is_flat_parameter", lambda parameter: True
+    )
     with pytest.raises(ConfigError, match=r"Use FSDPStrategy\(use_orig_params=True\)"):
         fit_monitored(AdamMonitor())
 
@@ -333,7 +335,7 @@ def test_finished_run_leaves_no_hook_in_the_optimizer() -> None:
     assert step_hooks(optimizer) == step_hooks(unmonitored)
 
 
-def test_resumed_run_counts_on_from_the_optimizer_state(tmp_path: Path) -> None:
+def test_resumed_run_continues_counting_from_the_optimizer_state(tmp_path: Path) -> None:
     path = str(tmp_path / "last.ckpt")
     run_training(Lit(ADAMW), data=5).trainer.save_checkpoint(path)
     resumed = run_training(Lit(ADAMW), AdamMonitor(4), data=5, max_epochs=2, ckpt_path=path)

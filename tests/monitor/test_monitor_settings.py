@@ -170,7 +170,7 @@ def test_compilation_is_announced_once(is_compiled: bool, monkeypatch: pytest.Mo
     assert lines == ([] if is_compiled else expected)
 
 
-def test_without_a_fast_kernel_one_line_says_what_to_install(
+def test_one_line_is_logged_with_the_command_that_installs_the_fast_kernel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lines: list[str] = []

@@ -1,4 +1,4 @@
-"""Measurements that arrive late from the device are logged under the step they belong to."""
+"""Measurements that arrive late from the device are logged at their step."""
 
 import math
 import warnings
@@ -36,7 +36,7 @@ def rows(run: TrainingRun) -> list[tuple[int | None, dict[str, float]]]:
 
 @pytest.fixture
 def delay(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Sets how often a measurement has to be asked for before it arrives."""
+    """Returns a function that sets how often a measurement is polled before it arrives."""
 
     def set_delay(asked_for: int) -> None:
         monkeypatch.setattr(
@@ -63,7 +63,9 @@ def test_late_rows_are_logged_unchanged_and_in_order(every_n_steps: int, delay: 
                 assert rows(late) == rows(in_time)
     of_loss = [at for at, (_, row) in enumerate(late.logger.rows) if "loss" in row]
     of_monitor = [at for at, (_, row) in enumerate(late.logger.rows) if KEY in row]
-    assert min(of_monitor) > max(of_loss), "they are logged at the end, which waits for them"
+    assert min(of_monitor) > max(of_loss), (
+        "they are logged at the end of the run, which waits for them"
+    )
 
 
 class Breaking(BadBatches):
@@ -90,7 +92,7 @@ def test_late_rows_are_logged_after_an_exception(delay: Any) -> None:
 def test_rows_that_never_arrive_do_not_delay_the_end_after_an_exception(
     delay: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A collective of a rank that is gone never ends; waiting for it would hang."""
+    """A collective never ends if another rank has exited; waiting for it would hang."""
     delay(10**9)
     monkeypatch.setattr("lightning_adam.monitor.session.EXCEPTION_WAIT_S", 0.01)
     monkeypatch.setattr(DelayedArrival, "must_not_wait", True)
@@ -108,10 +110,10 @@ def test_rows_that_never_arrive_do_not_delay_the_end_after_an_exception(
 def test_late_flags_of_skipped_steps_correct_the_step_counts(
     every_n_steps: int, delay: Any
 ) -> None:
-    """Every logged row has the right step and the right number of skipped steps.
+    """Every logged row has the correct step and number of skipped steps.
 
-    Until the first flag arrives the monitor counts skipped steps as taken, and may measure one that
-    is not due. Such a row is left out, and the next ones are due again.
+    Until the first flag arrives, the monitor counts skipped steps as taken and may measure a step
+    that is not due. Such a row is not logged.
     """
     statistics = ["lr", "step", "skipped_steps", "grad_norm"]
     expected = step_counts(BAD_STEPS, every_n_steps)
@@ -142,7 +144,7 @@ def test_measurement_on_the_host_has_arrived() -> None:
 
 
 class FakeTensor:
-    """As much of a CUDA tensor as a copy to the host asks for."""
+    """The attributes of a CUDA tensor that a copy to the host reads."""
 
     is_cuda = True
 
@@ -172,7 +174,7 @@ def test_tensors_of_several_devices_have_arrived_when_all_devices_are_done(
     assert copy.has_arrived()
 
 
-def test_copies_are_on_the_host_whatever_the_default_device(
+def test_copies_are_on_the_host_with_any_default_device(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     empty, made = torch.empty, []
@@ -194,7 +196,7 @@ def test_copies_are_on_the_host_whatever_the_default_device(
 
 
 def test_flags_are_those_of_the_measured_step(delay: Any) -> None:
-    """A row that arrives after the optimizer has lost its flags is still resolved by its own."""
+    """A row that arrives after the optimizer has dropped its flags uses its own copy."""
 
     class LosesFlags(BadBatches):
         def on_train_batch_end(self, *arguments: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the run's config says of the run: size, device, precision, strategy, metric and rules."""
+"""Facts in the run's config: size, device, precision, strategy, metric and rules."""
 
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from tests.support.training import ADAMW, loader, network, trainer
 FINDINGS = {"eps_dominates": {"threshold": 0.5}}
 
 
-def logged(
+def logged_settings(
     tmp_path: Path, *callbacks: Callback, scheduler: Any = None, **flags: Any
 ) -> dict[str, Any]:
-    """Returns what AdamMonitor adds to the hyperparameters of a run."""
+    """Returns the settings that AdamMonitor adds to the hyperparameters of a run."""
     module = Validated(ADAMW, scheduler)
     logger = CSVLogger(tmp_path)
     monitor = AdamMonitor(1, findings=flags.pop("findings", {}))
@@ -32,7 +32,7 @@ def logged(
 
 
 def test_run_is_described_in_its_hyperparameters(tmp_path: Path) -> None:
-    ours = logged(tmp_path, precision="bf16-mixed", findings=FINDINGS)
+    ours = logged_settings(tmp_path, precision="bf16-mixed", findings=FINDINGS)
     assert ours["run"] == {
         "parameters": sum(each.numel() for each in network().parameters()),
         "device": "cpu",
@@ -41,7 +41,7 @@ def test_run_is_described_in_its_hyperparameters(tmp_path: Path) -> None:
         "metric": None,
     }
     assert ours["findings"] == FINDINGS
-    assert logged(tmp_path, findings=None)["findings"] is None
+    assert logged_settings(tmp_path, findings=None)["findings"] is None
 
 
 def test_metric_is_that_of_a_callback_or_of_a_plateau(tmp_path: Path) -> None:
@@ -59,11 +59,13 @@ def test_metric_is_that_of_a_callback_or_of_a_plateau(tmp_path: Path) -> None:
         for callbacks, scheduler, expected in table:
             with row((callbacks, scheduler)):
                 flags = {"enable_checkpointing": True}
-                metric = logged(tmp_path, *callbacks, scheduler=scheduler, **flags)["run"]["metric"]
+                metric = logged_settings(tmp_path, *callbacks, scheduler=scheduler, **flags)["run"][
+                    "metric"
+                ]
                 assert metric == (expected and dict(zip(("name", "mode"), expected, strict=True)))
 
 
-def test_metric_is_that_of_a_users_own_plateau(tmp_path: Path) -> None:
+def test_metric_is_that_of_a_plateau_of_torch(tmp_path: Path) -> None:
     class Own(Validated):
         def configure_optimizers(self) -> Any:
             optimizer = torch.optim.Adam(self.parameters())
@@ -98,7 +100,7 @@ def test_parameters_that_are_shared_or_frozen_count_once(tmp_path: Path) -> None
 def test_hparams_file_of_tensorboard_has_the_settings_of_both(
     has_own: bool, tmp_path: Path
 ) -> None:
-    """The logger has written it before the monitor adds to it, and would leave it so."""
+    """The logger writes the file before the monitor adds its settings, and never overwrites it."""
 
     class Saving(Validated):
         def __init__(self, width: int = 3) -> None:

@@ -1,1 +1,1 @@
-"""The last steps of a run, kept in memory and written on a failure."""
+"""The flight recorder: keeps the last steps of a run in memory, and writes them on a failure."""

@@ -1,4 +1,4 @@
-"""EventFiles: writes the recorded steps on an event, not too often, and says where."""
+"""`EventFiles`: writes the recorded steps to a file on an event."""
 
 from collections.abc import Sequence
 from enum import Enum
@@ -15,31 +15,31 @@ from lightning_adam.monitor.publishing import Publisher
 from lightning_adam.optim.console import log_info
 
 MAX_FILES = 10
-"""Of a run."""
+"""Largest number of files per run."""
 
 
 class Event(str, Enum):
-    """Why a file is written, as its name says."""
+    """Why a file is written; part of its name."""
 
     LOSS_SPIKE = "loss_spike"
-    """See `LossSpikes`."""
+    """The loss is a spike, see `SpikeWindow`."""
     NOT_FINITE = "not_finite"
-    """The loss or anything measured is NaN or infinite, and was not before."""
+    """The loss or a measured tensor has become NaN or infinite."""
     EXCEPTION = "exception"
-    """The run ended with one: SIGTERM and KeyboardInterrupt are exceptions too."""
+    """An exception ended the run, including SIGTERM and KeyboardInterrupt."""
 
 
 SEVERITY = {Event.LOSS_SPIKE: 0, Event.NOT_FINITE: 1, Event.EXCEPTION: 1}
-"""Soon after an event only a more severe one is written."""
+"""Severity of events: soon after an event, only a more severe one is written."""
 
 
 class EventFiles:
-    """The files of a run. After an event only a more severe one is written for some steps.
+    """Writes the files of a run. After an event, less severe ones are skipped for some steps.
 
     Args:
-        length: That number of steps.
+        length: The number of steps for which they are skipped.
         trainer: The trainer.
-        publisher: Calls its loggers.
+        publisher: Calls the loggers of the trainer.
     """
 
     def __init__(self, length: int, trainer: Trainer, publisher: Publisher) -> None:
@@ -60,9 +60,9 @@ class EventFiles:
 
         Args:
             event: The event.
-            steps: The last steps of each optimizer, at least one of each.
-            modules: The paths of the modules, those of the input first.
-            details: What else to print of the event (default: nothing).
+            steps: The last steps of each optimizer, at least one each.
+            modules: The paths of the modules, from input to output.
+            details: Additional text to print in parentheses (default: empty).
         """
         last = max(each[-1].number for each in steps)
         if self._last is not None:
@@ -74,8 +74,8 @@ class EventFiles:
         if self._number > MAX_FILES:
             if self._number == MAX_FILES + 1:
                 log_info(
-                    f"AdamMonitor's flight recorder has written {MAX_FILES} files, the most of a"
-                    f" run. It does not write {event.value} at step {last}, nor later events."
+                    f"AdamMonitor's flight recorder has reached its limit of {MAX_FILES} files per"
+                    f" run. It does not write {event.value} at step {last} and later events."
                 )
             return
         run = self._run()
@@ -97,11 +97,11 @@ class EventFiles:
 
 
 class _Run(NamedTuple):
-    """Where the files of a run are."""
+    """The location of a run."""
 
     folder: Path
     report: str = ""
-    """The command that shows a report of them; empty if there is none."""
+    """The command that writes a report of the run; empty if there is none."""
 
 
 def _add_run(logger: Logger, runs: list[_Run]) -> None:
@@ -112,7 +112,7 @@ def _add_run(logger: Logger, runs: list[_Run]) -> None:
 
 def _upload(logger: Logger, folder: Path, file: Path) -> None:
     if is_wandb(logger) and run_folder(logger) == folder:
-        # W&B's own process does it; offline, `wandb sync` does.
+        # The background process of W&B uploads the file; offline, `wandb sync` does.
         logger.experiment.save(str(file), base_path=str(folder), policy="now")
 
 

@@ -1,4 +1,4 @@
-"""A flight recorder's file: the steps before an event, and the layer that diverged first."""
+"""Writes a file of the flight recorder, and finds the layer that diverged first."""
 
 import csv
 import itertools
@@ -15,10 +15,10 @@ from lightning_adam.statistics.measurement import Measurement
 
 STEP = "optimizer_step"
 COLUMNS = (X_AXIS, STEP, "optimizer", "loss", "scope", "layer", *STATISTICS)
-"""A row describes the model or a layer at one step."""
+"""The columns of a file. Each row describes the model or a layer at one step."""
 MIN_GROWTH = 30.0
-"""How many times more than the others' a layer's gradient must have grown to be named.
-Calibrated: in healthy runs of CNNs, MLPs and a GPT layers stay below it."""
+"""A layer diverged first if its gradient has grown this many times more than that of the others.
+Calibrated: layers of CNNs, MLPs and a GPT stay below it in healthy runs."""
 
 EVIDENCE = ("scope", "optimizer", STEP, "layer", "nonfinite_count", "grad_rms")
 """The columns that `first_diverging_layer` reads."""
@@ -30,7 +30,7 @@ class Step(NamedTuple):
     """One step of an optimizer."""
 
     x: int
-    """On the x-axis of what is logged."""
+    """The logged step."""
     number: int
     optimizer: str
     """Empty if it is the only one."""
@@ -39,17 +39,17 @@ class Step(NamedTuple):
 
 
 def write(file: Path, steps: Sequence[Step]) -> list[Row]:
-    """Writes a row of the model and one of each layer for every step.
+    """Writes one row for the model and one for each layer at every step.
 
-    The file is complete as soon as it exists. A statistic that is undefined is empty; NaN and
-    infinities are `nan` and `inf`. The column `optimizer` exists if there are several.
+    The file is complete as soon as it exists. Undefined statistics are empty; NaN and infinities
+    are `nan` and `inf`. The column `optimizer` is only written if there are several.
 
     Args:
         file: The file; its folder is created.
-        steps: The steps, in their order.
+        steps: The steps in order.
 
     Returns:
-        The columns `EVIDENCE` of each row.
+        The `EVIDENCE` columns of each row.
     """
     has_names = any(step.optimizer for step in steps)
     columns = [each for each in COLUMNS if has_names or each != "optimizer"]
@@ -70,7 +70,7 @@ def write(file: Path, steps: Sequence[Step]) -> list[Row]:
 
 
 def _rows(step: Step) -> Iterator[Row]:
-    # What is derived of a copy is freed with it.
+    # A copy, so that the derived statistics are freed after each step.
     measurement = step.measurement.copy()
     for scope in (Scope.model, Scope.layer):
         for statistics in measurement.table(scope):
@@ -81,15 +81,15 @@ def _rows(step: Step) -> Iterator[Row]:
 
 
 def first_diverging_layer(rows: Iterable[Row], modules: Sequence[str]) -> str:
-    """Returns the layer that diverged first, as a sentence; empty if it cannot be told.
+    """Returns a sentence on the layer that diverged first; empty if there is none.
 
-    Among layers with elements that are not finite, it is one of the first step with any. Of
-    several it is the one nearest to the output, as gradients flow back from there. If all layers
-    have such elements, or none, it is the layer whose gradient is the first to outgrow the others'.
+    This is the first layer with NaN or infinite elements. If several have them at the same step, it
+    is the one nearest to the output, because gradients flow back from there. If all layers have
+    them at once, or none, it is the first layer with a gradient that outgrows the others.
 
     Args:
-        rows: What `write` returned.
-        modules: The paths of the modules, those of the input first.
+        rows: The rows that `write` returned.
+        modules: The paths of the modules, from input to output.
 
     Example:
         >>> rows = [
@@ -104,7 +104,7 @@ def first_diverging_layer(rows: Iterable[Row], modules: Sequence[str]) -> str:
     for index, layers in enumerate(steps):
         broken = [name for name, row in layers.rows.items() if row.get("nonfinite_count")]
         if len(broken) == len(layers.rows) and broken:
-            # All at once: the steps before show more.
+            # All layers at once: search the earlier steps.
             steps = steps[:index]
             break
         if broken:
@@ -140,11 +140,11 @@ def _by_step(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 def _first_growing_layer(steps: Sequence[_Layers]) -> str:
     grads = [each.grad_rms() for each in steps]
-    usual: dict[tuple[object, str], list[float]] = {}
+    by_layer: dict[tuple[object, str], list[float]] = {}
     for layers, grad_rms in zip(steps, grads, strict=True):
         for name, value in grad_rms.items():
-            usual.setdefault((layers.optimizer, name), []).append(value)
-    medians = {key: median(values) for key, values in usual.items()}
+            by_layer.setdefault((layers.optimizer, name), []).append(value)
+    medians = {key: median(values) for key, values in by_layer.items()}
     for layers, grad_rms in zip(steps, grads, strict=True):
         grown = {name: value / medians[layers.optimizer, name] for name, value in grad_rms.items()}
         if len(grown) > 1:

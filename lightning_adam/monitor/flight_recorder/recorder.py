@@ -1,4 +1,4 @@
-"""FlightRecorder: keeps the last optimizer steps in memory, and writes them on a failure."""
+"""`FlightRecorder`: keeps the last optimizer steps in memory, and writes them on a failure."""
 
 import math
 from collections import deque
@@ -29,19 +29,19 @@ from lightning_adam.statistics.sharding import is_sharded, this_rank
 
 
 class _MeasuredStep(NamedTuple):
-    """A step whose batch has not ended yet."""
+    """A measured step of the current batch."""
 
     name: str
-    """The optimizer's."""
+    """Name of the optimizer."""
     number: int
-    """If the device has skipped no more steps than `applied_flags`."""
+    """The optimizer step, if the device has skipped `applied_flags` steps so far."""
     applied_flags: int
     measurement: Measurement
     flags: tuple[Tensor, ...]
 
 
 class _PendingBatch(NamedTuple):
-    """A loss and its optimizer steps, on their way to the host."""
+    """A loss and its optimizer steps that are being copied to the host."""
 
     x: int
     loss: AsyncHostCopy | None
@@ -55,7 +55,7 @@ class _PendingBatch(NamedTuple):
 
 @dataclass
 class _Recording:
-    """One optimizer, and its last steps."""
+    """An optimizer and its last steps."""
 
     optimizer: Optimizer
     statistics: AdamStatistics
@@ -67,18 +67,18 @@ class _Recording:
 class FlightRecorder:
     """Keeps the statistics of the last optimizer steps, and writes them on a failure.
 
-    Every step is measured, with all statistics of the model and of each layer. What is kept are the
-    matrices `[tensors, columns]`; statistics are derived when they are written, to
+    It measures all statistics of the model and of each layer at every step. It keeps the matrices
+    `[tensors, columns]`, and derives the statistics when it writes them to
     `adam_flight_recorder/step_<optimizer step>_<event>.csv` in the run's folder. After an event,
-    only a more severe one is written within as many steps as are kept.
+    only a more severe one is written within the number of steps that are kept.
 
-    A step's loss is what `training_step` returned for its batch; under `accumulate_grad_batches`
-    the mean over the step's batches. On several ranks it is that of the first.
+    The loss of a step is that of its batch, or the mean over its batches under
+    `accumulate_grad_batches`. With several ranks it is the loss on rank 0.
 
     Args:
-        config: The monitor's settings.
+        config: The monitor's config.
         trainer: The trainer.
-        publisher: Calls its loggers.
+        publisher: Calls the loggers of the trainer.
 
     Example:
         >>> trainer = Trainer(barebones=True)
@@ -88,19 +88,19 @@ class FlightRecorder:
 
     def __init__(self, config: MonitorConfig, trainer: Trainer, publisher: Publisher) -> None:
         self.length = config.flight_recorder or 0
-        """The number of steps of each optimizer that are kept."""
+        """Number of steps to keep for each optimizer."""
         self._config = config
         self._trainer = trainer
         self._gradients = GradientProcessing(trainer)
         self._is_recording = this_rank() == 0
-        """Whether this rank keeps what is measured; the others measure with it."""
+        """Whether this rank keeps the steps. The others only take part in measurements."""
         self._recordings: dict[str, _Recording] = {}
         self._modules: list[str] = []
-        """The paths of the modules."""
-        self._losses_before = SpikeWindow()
+        """The paths of the modules, from input to output."""
+        self._loss_window = SpikeWindow()
         self._measured: list[_MeasuredStep] = []
         self._losses: list[Tensor] = []
-        """Of the batches since the last step."""
+        """The losses since the last step."""
         self._x = 0
         self._batches: PendingQueue[_PendingBatch] = PendingQueue()
         self._was_finite = True
@@ -115,10 +115,10 @@ class FlightRecorder:
             optimizer: The torch optimizer, without wrappers.
             name: Its name; empty if it is the only one.
             module: The module that it trains, for the names of layers.
-            counter: What counts its steps.
+            counter: Counts its steps.
         """
-        together = is_sharded(optimizer)
-        if not self._is_recording and not together:
+        has_shards = is_sharded(optimizer)
+        if not self._is_recording and not has_shards:
             return
         statistics = AdamStatistics(
             "all",
@@ -129,15 +129,14 @@ class FlightRecorder:
         )
         self._modules = [clean_name(path) for path, _ in module.named_modules()]
         steps: deque[Step] = deque(maxlen=self.length)
-        self._recordings[name] = _Recording(optimizer, statistics, counter, together, steps)
+        self._recordings[name] = _Recording(optimizer, statistics, counter, has_shards, steps)
 
     def after_step(self, name: str, failsafe: Failsafe) -> None:
         """Measures the step that an optimizer has just taken.
 
         Args:
             name: The optimizer's name.
-            failsafe: Where it is muted, this rank only takes part in measurements that need all
-                ranks.
+            failsafe: If it is disabled, this rank only takes part in measurements of all ranks.
         """
         recording = self._recordings.get(name)
         if recording is None or is_capturing():
@@ -154,10 +153,10 @@ class FlightRecorder:
             self._measured.append(step)
 
     def after_batch(self, outputs: Any) -> int | None:
-        """Keeps the batch's steps, and writes them on an event.
+        """Keeps the steps of a batch, and writes a file on an event.
 
         Args:
-            outputs: What `training_step` returned, as `on_train_batch_end` gets it.
+            outputs: The output of `training_step`, as in `on_train_batch_end`.
 
         Returns:
             The first rank on which a measurement failed; None if it failed on none.
@@ -166,7 +165,7 @@ class FlightRecorder:
             return None
         x = logging_step(self._trainer)
         if x != self._x:
-            # A GradScaler has skipped the step of these losses.
+            # The GradScaler skipped the step of these losses.
             self._send(self._x, [])
         self._x = x
         loss = loss_of_batch(self._trainer, outputs)
@@ -177,27 +176,26 @@ class FlightRecorder:
         return self._record_arrived(0.0)
 
     def settle(self, wait_s: float = math.inf) -> int | None:
-        """Keeps the steps that are still on their way.
+        """Keeps the steps that are still being copied.
 
         Args:
-            wait_s: How long to wait for them, as `PendingQueue.arrived` does (default: as long as
-                it takes).
+            wait_s: How long to wait for them, in seconds (default: without limit).
 
         Returns:
             The first rank on which a measurement failed; None if it failed on none.
         """
         self._send(self._x, [])
-        # The loss of a batch that has not ended is not known.
+        # The loss of an unfinished batch is unknown.
         self._send(logging_step(self._trainer), self._measured)
         return self._record_arrived(wait_s)
 
-    def crash(self, exception: BaseException, wait_s: float) -> None:
-        """Writes the steps because an exception has ended the run.
+    def write_on_exception(self, exception: BaseException, wait_s: float) -> None:
+        """Writes the steps after an exception has ended the run.
 
         Args:
             exception: The exception.
-            wait_s: How long to wait for steps on their way, in seconds. They never arrive if
-                another rank is gone.
+            wait_s: How long to wait for steps that are still being copied, in seconds. They may
+                never arrive if another rank has exited.
         """
         # The device itself may have failed.
         with suppress(RuntimeError):
@@ -214,7 +212,7 @@ class FlightRecorder:
             recording.steps.clear()
 
     def _send(self, x: int, measured: list[_MeasuredStep]) -> None:
-        """Starts copying steps to the host, with the mean of the losses since those before."""
+        """Starts copying steps to the host, with the mean of the losses since the previous step."""
         losses = self._losses
         if not losses and not measured:
             return
@@ -242,11 +240,11 @@ class FlightRecorder:
             skipped, is_skipped = pending.flags() or (step.applied_flags, False)
             if not is_skipped:
                 number = step.number - (skipped - step.applied_flags)
-                # Pinned memory is scarce.
+                # A copy, because pinned memory is scarce.
                 kept = Step(batch.x, number, step.name, loss, measurement.copy())
                 self._recordings[step.name].steps.append(kept)
                 is_finite &= not kept.measurement.has_nonfinite
-        has_jumped = loss is not None and self._losses_before.add(loss) > DEVIATIONS
+        has_jumped = loss is not None and self._loss_window.add(loss) > DEVIATIONS
         was_finite, self._was_finite = self._was_finite, is_finite
         if was_finite and not is_finite:
             self._write(Event.NOT_FINITE)

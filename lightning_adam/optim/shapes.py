@@ -107,7 +107,7 @@ def inverse_sqrt(step: float, length: float, timescale: int) -> float:
 def exponential(
     step: float, length: float, gamma: float, decay_steps: float, min_lr_ratio: float
 ) -> float:
-    """Returns the factor of an exponential decay with the minimum `min_lr_ratio`, which has no end."""
+    """Returns the factor of an exponential decay down to `min_lr_ratio`, which has no end."""
     return max(min_lr_ratio, math.pow(gamma, step / decay_steps))
 
 

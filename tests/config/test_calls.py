@@ -98,7 +98,7 @@ def failed(factory: Callable[..., Any], given: Given, argument: Any) -> ConfigEr
     return raised.value
 
 
-def test_argument_at_fault_is_named_with_a_value_that_works() -> None:
+def test_error_names_the_invalid_argument_and_suggests_a_valid_value() -> None:
     with each_row() as row:
         for cases, argument in (
             (OPTIMIZERS, parameters),
@@ -114,7 +114,7 @@ def test_argument_at_fault_is_named_with_a_value_that_works() -> None:
                     assert "\n" not in str(error)
 
 
-def test_error_has_the_cause_and_the_arguments_if_none_can_be_told_to_be_at_fault() -> None:
+def test_error_lists_all_arguments_if_the_invalid_one_is_unknown() -> None:
     with each_row() as row:
         for factory, given, expected in UNKNOWN:
             with row((factory.__name__, given)):
@@ -154,7 +154,9 @@ PARENTS: list[tuple[dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize("form", [dict, lambda node: instantiate(OmegaConf.create(node))])
-def test_child_at_fault_is_named_and_no_object_is_shown(form: Callable[[Any], Any]) -> None:
+def test_error_names_the_invalid_child_scheduler_without_object_reprs(
+    form: Callable[[Any], Any],
+) -> None:
     with each_row() as row:
         for node, beginning, suggestion in PARENTS:
             with row(beginning):
@@ -166,7 +168,7 @@ def test_child_at_fault_is_named_and_no_object_is_shown(form: Callable[[Any], An
                 assert "optimizer" not in str(raised.value)
 
 
-def test_scheduler_of_schedulers_within_another_is_built_from_instances() -> None:
+def test_nested_scheduler_of_schedulers_is_built() -> None:
     inner = partial("SequentialLR", schedulers=[LINEAR, STEP], milestones=[3])
     node = partial("ChainedScheduler", schedulers=[inner])
     learning_rates = []
@@ -180,7 +182,7 @@ def test_scheduler_of_schedulers_within_another_is_built_from_instances() -> Non
     assert learning_rates[0] == learning_rates[1] == [pytest.approx(0.1 * 0.1**2)]
 
 
-def test_cycled_momentum_is_kept_by_a_key_that_the_config_lacks() -> None:
+def test_cycle_momentum_is_suggested_as_a_new_key() -> None:
     values = {"max_lr": 1.0, "total_steps": 9}
     composed = OmegaConf.create({"scheduler": partial("OneCycleLR", **values)})
     OmegaConf.set_struct(composed, True)

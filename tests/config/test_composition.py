@@ -86,7 +86,7 @@ def composed(folder: Path, config: str, overrides: Sequence[str] = ()) -> DictCo
         return compose("config", overrides=list(overrides))
 
 
-def test_presets_are_at_their_default_places(tmp_path: Path) -> None:
+def test_presets_are_composed_at_their_default_paths(tmp_path: Path) -> None:
     cfg = composed(tmp_path, DEFAULT_PLACE)
     assert set(cfg) == {"optimizer", "scheduler", "adam_monitor"}
     assert OmegaConf.to_object(cfg.optimizer) == AdamConfig(
@@ -96,7 +96,7 @@ def test_presets_are_at_their_default_places(tmp_path: Path) -> None:
     assert OmegaConf.to_object(cfg.adam_monitor) == MonitorConfig()
 
 
-def test_each_scheduler_preset_is_its_dataclass(tmp_path: Path) -> None:
+def test_each_scheduler_preset_equals_its_dataclass(tmp_path: Path) -> None:
     presets = {name: kind for name, kind in SCHEDULES.items() if name != "custom"}
     assert len(presets) == 11
     with each_row() as row:
@@ -210,7 +210,7 @@ def owner(config: Any, name: str) -> type:
     return classes[-1]
 
 
-def test_every_field_is_parsed_as_it_is_overridden(tmp_path: Path) -> None:
+def test_every_overridden_field_is_parsed(tmp_path: Path) -> None:
     tested = {(owner(config, name), name) for config in OVERRIDDEN for name in changed(config)}
     all_fields = {
         (owner(config, entry.name), entry.name)
@@ -233,7 +233,7 @@ def test_every_field_is_parsed_as_it_is_overridden(tmp_path: Path) -> None:
                 assert PARSERS[place](cfg[place]) == config
 
 
-def test_custom_scheduler_is_parsed_as_it_is_overridden(tmp_path: Path) -> None:
+def test_overridden_custom_scheduler_is_parsed(tmp_path: Path) -> None:
     line = (
         "lightning_adam/scheduler=custom scheduler._target_=torch.optim.lr_scheduler.StepLR"
         " +scheduler.step_size=5 scheduler.interval=epoch scheduler.frequency=2"
@@ -267,7 +267,7 @@ def test_recursive_instantiate_does_not_change_the_optimizer_config(tmp_path: Pa
     assert parse_optimizer(model.optimizer).config == AdamConfig()
 
 
-def test_preset_is_used_twice_in_one_config(tmp_path: Path) -> None:
+def test_preset_can_be_used_twice_in_one_config(tmp_path: Path) -> None:
     cfg = composed(tmp_path, TWICE, ["discriminator.betas=[0.5,0.9]"])
     assert (cfg.generator.lr, cfg.discriminator.lr) == (1e-4, 1e-3)
     assert (cfg.generator.betas, cfg.discriminator.betas) == ([0.9, 0.999], [0.5, 0.9])

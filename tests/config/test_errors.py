@@ -91,12 +91,12 @@ def test_suggested_value_survives_the_shell_and_the_environment(value: object) -
 
 @settings(deadline=None, derandomize=True)
 @given(VALUES)
-def test_suggested_value_is_an_expression_of_python(value: object) -> None:
+def test_suggested_value_is_a_python_expression(value: object) -> None:
     name, _, expression = (OPTIMIZER[Source.PYTHON] / "key").override(value).partition("=")
     assert (name, ast.literal_eval(expression)) == ("key", value)
 
 
-WRITTEN: list[tuple[Source, str, object, str]] = [
+FORMATTED: list[tuple[Source, str, object, str]] = [
     (Source.HYDRA, "lr", 1e-8, "model.optimizer.lr=1e-08"),
     (Source.HYDRA, "fused", None, "model.optimizer.fused=null"),
     (Source.HYDRA, "resume", Resume.config, "model.optimizer.resume=config"),
@@ -121,9 +121,9 @@ WRITTEN: list[tuple[Source, str, object, str]] = [
 """A setting with a value, as it is written for a source."""
 
 
-def test_override_is_written_as_its_source_reads_it() -> None:
+def test_override_has_the_syntax_of_its_source() -> None:
     with each_row() as row:
-        for source, field, value, expected in WRITTEN:
+        for source, field, value, expected in FORMATTED:
             with row(expected):
                 assert (OPTIMIZER[source] / field).override(value) == expected
 
@@ -150,7 +150,7 @@ def test_key_that_the_config_lacks_is_added_on_the_command_line() -> None:
     assert str(error) == "optimizer.eps=-1 must be above 0. Use for example +optimizer.eps=1e-08"
 
 
-def test_dataclass_is_written_as_its_fields() -> None:
+def test_dataclass_is_formatted_as_its_fields() -> None:
     head = GroupConfig("head", match="*")
     value = format_value([head])
     assert value.startswith("[{name:head,match:*,regex:null,")
@@ -174,7 +174,7 @@ SUGGESTED = {
 
 
 @pytest.mark.parametrize("source", list(Source))
-def test_error_has_its_place_value_problem_and_suggestion(source: Source) -> None:
+def test_error_has_path_value_problem_and_suggestion(source: Source) -> None:
     path = OPTIMIZER[source] / "lr"
     error = path.invalid(-1, "must be above 0", 0.001, 0.01)
     assert (error.path, error.value) == (path, -1)
@@ -185,14 +185,14 @@ def test_error_has_its_place_value_problem_and_suggestion(source: Source) -> Non
 
 
 @pytest.mark.parametrize("source", list(Source))
-def test_error_of_a_whole_config_names_its_place(source: Source) -> None:
+def test_error_of_a_whole_config_names_its_path(source: Source) -> None:
     error = OPTIMIZER[source].error("must be a config node")
     before = {Source.LIGHTNING_CLI: "--", Source.OMEGACONF: "cfg."}.get(source, "")
     assert str(error) == f"{before}model.optimizer must be a config node"
     assert (error.value, error.suggestion) == (UNSET, "")
 
 
-def test_error_without_a_place_is_a_sentence() -> None:
+def test_error_without_a_path_is_a_sentence() -> None:
     assert str(ConfigError("Lit has no optimizer config")) == "Lit has no optimizer config"
     error = ConfigError("Only 1 of 2 processes have this value", "Set it on every node")
     assert str(error) == "Only 1 of 2 processes have this value. Set it on every node"
@@ -201,7 +201,7 @@ def test_error_without_a_place_is_a_sentence() -> None:
     assert str(ConfigError("torch: no.", "Use Adam")) == "torch: no. Use Adam"
 
 
-def test_required_setting_has_a_place_for_its_value() -> None:
+def test_required_setting_is_suggested_with_a_placeholder() -> None:
     written = {source: (path / "lr").required().suggestion for source, path in OPTIMIZER.items()}
     assert written == {
         Source.HYDRA: "Set model.optimizer.lr=VALUE",
@@ -212,7 +212,7 @@ def test_required_setting_has_a_place_for_its_value() -> None:
     }
 
 
-def test_part_of_a_list_is_suggested_in_words_for_lightning_cli() -> None:
+def test_list_item_is_suggested_in_words_for_lightning_cli() -> None:
     """LightningCLI has no option for it."""
     group = OPTIMIZER[Source.LIGHTNING_CLI] / "groups" / 1
     invalid = (group / "match").invalid("a", "matches nothing", "net.*")
@@ -230,7 +230,7 @@ def test_none_is_a_value() -> None:
     assert str(error).startswith("model.optimizer.lr=null must be a number. ")
 
 
-def test_unknown_setting_is_suggested_under_the_nearest_name_with_its_value() -> None:
+def test_unknown_setting_suggests_the_nearest_name_with_the_value() -> None:
     path = ConfigPath("optimizer")
     error = (path / "beta").unknown([0.9, 0.95], ["lr", "betas"])
     assert str(error) == (
@@ -270,7 +270,7 @@ def test_error_is_the_same_in_another_process(copied: Callable[[Any], Any]) -> N
                 assert other.args == error.args
 
 
-def test_words_are_written_as_hydra_reads_them() -> None:
+def test_special_values_are_formatted_in_hydra_syntax() -> None:
     assert [format_value(value) for value in (None, True, 1e-8, "net.*")] == [
         "null",
         "true",
@@ -315,7 +315,7 @@ def test_hydra_app_prints_the_override(
     assert any(line.endswith(message) for line in printed)
 
 
-def test_config_of_python_is_written_as_python_outside_an_app() -> None:
+def test_python_config_is_formatted_as_python_outside_an_app() -> None:
     with pytest.raises(ConfigError, match=r"^lr=-1 must be above 0\. Use for example lr=0\.001$"):
         parse_optimizer({"lr": -1})
     with pytest.raises(ConfigError, match=r"^warmup_steps=-1 must be .* warmup_steps=100$"):

@@ -149,7 +149,7 @@ CORRECTED = {
         "scheduler.num_cycles=0 must be at least 1"
     ),
     "scheduler.min_lr=0.1": "scheduler.min_lr=0.1 is above the peak learning rate, 0.001",
-    "scheduler.min_lr=1e-6 scheduler.min_lr_ratio=0.1": "scheduler.min_lr=1e-06 cannot be combined with min_lr_r",
+    "scheduler.min_lr=1e-6 scheduler.min_lr_ratio=0.1": "scheduler.min_lr=1e-06 cannot be combined with",
     f"{SCHEDULER}=wsd scheduler.decay_steps=3 scheduler.decay_ratio=0.5": (
         "scheduler.decay_ratio=0.5 cannot be combined with decay_steps"
     ),
@@ -163,7 +163,7 @@ CORRECTED = {
 }
 """Lines that build when the suggestions are followed, and the beginning of the first error."""
 
-BUILT = {
+VALID = {
     f"{CLASS}.NAdam optimizer.lr=1": [1.0],
     f"{CLASS}.NAdam optimizer.lr=1 optimizer.weight_decay_on=matrices": [1.0, 1.0],
     f"{CLASS}.NAdam optimizer.lr=1 optimizer.layer_decay={{pattern:net.blocks.*,rate:0.5}}": (
@@ -175,7 +175,7 @@ BUILT = {
 }
 """Lines, and the peak learning rate of each group that they build."""
 
-CUT = {
+SHORTENED = {
     "scheduler.warmup_ratio=0.5 scheduler.total_steps=1000": {"warmup_steps": 500},
     "scheduler.warmup_steps=5 scheduler.total_steps=4": {"warmup_steps": 4},
     f"{SCHEDULER}=wsd scheduler.warmup_steps=95": {"warmup_steps": 95, "decay_steps": 5},
@@ -247,7 +247,7 @@ def errors_until_built(network: nn.Module, overrides: list[str]) -> list[str]:
             return messages
 
 
-def test_invalid_line_is_an_error_of_one_line(network: nn.Module) -> None:
+def test_invalid_overrides_are_an_error_of_one_line(network: nn.Module) -> None:
     with each_row() as row:
         for line, beginning in INVALID.items():
             with row(line):
@@ -258,7 +258,7 @@ def test_invalid_line_is_an_error_of_one_line(network: nn.Module) -> None:
                 assert re.search(r"[.?] (Use|Set) ", message)
 
 
-def test_following_the_suggestions_leads_to_a_build(network: nn.Module) -> None:
+def test_following_the_suggestions_builds(network: nn.Module) -> None:
     with each_row() as row:
         for line, beginning in CORRECTED.items():
             with row(line):
@@ -266,18 +266,18 @@ def test_following_the_suggestions_leads_to_a_build(network: nn.Module) -> None:
                 assert messages[0].startswith(beginning)
 
 
-def test_line_builds_with_the_lr_it_sets(network: nn.Module) -> None:
+def test_valid_overrides_build_with_the_lr_they_set(network: nn.Module) -> None:
     with each_row() as row:
-        for line, peaks in BUILT.items():
+        for line, peaks in VALID.items():
             with row(line):
                 groups = build(network, shlex.split(line))["optimizer"].param_groups
                 assert sorted(group["initial_lr"] for group in groups) == peaks
 
 
 @pytest.mark.filterwarnings("ignore:.*is longer than the run")
-def test_line_with_steps_beyond_the_end_builds_with_those_before(network: nn.Module) -> None:
+def test_overrides_with_steps_beyond_the_run_are_shortened(network: nn.Module) -> None:
     with each_row() as row:
-        for line, steps in CUT.items():
+        for line, steps in SHORTENED.items():
             with row(line):
                 schedule = build(network, shlex.split(line))["lr_scheduler"]["scheduler"]
                 assert steps.items() <= schedule.settings.items()

@@ -30,7 +30,7 @@ from tests.support.tables import each_row
 SETTINGS = {"lr": 0.02, "betas": [0.8, 0.9], "weight_decay_on": "all", "fused": False}
 
 
-def test_every_form_is_parsed_alike() -> None:
+def test_every_form_is_parsed_equally() -> None:
     expected = AdamConfig(lr=0.02, betas=[0.8, 0.9], weight_decay_on=WeightDecayOn.all, fused=False)
     forms = {
         "dict": SETTINGS,
@@ -141,7 +141,11 @@ INVALID_OPTIMIZERS: list[tuple[dict[str, Any], str, str]] = [
     ({"amsgrad": "perhaps"}, "amsgrad='perhaps' must be a boolean", "amsgrad=False"),
     ({"lr": "???"}, "lr is required", "Set lr=VALUE"),
     ({"lr": "${peak}"}, "lr cannot be resolved: Interpolation key 'peak' not found", "Set lr="),
-    ({"fused": True, "foreach": True}, "foreach=True cannot be combined with fused=True", "foreach=None"),
+    (
+        {"fused": True, "foreach": True},
+        "foreach=True cannot be combined with fused=True",
+        "foreach=None",
+    ),
     ({"beta": [0.9, 0.99]}, "beta=[0.9, 0.99] is not a setting", "betas=[0.9, 0.99]"),
     (
         {"groups": {"head": {}}},
@@ -620,7 +624,7 @@ VALID: list[tuple[Callable[[Any], object], dict[str, Any]]] = [
 """Values at the end of their ranges."""
 
 
-def test_ends_of_the_ranges_are_accepted() -> None:
+def test_limits_of_ranges_are_accepted() -> None:
     with each_row() as row:
         for parse, values in VALID:
             with row(values):
@@ -658,7 +662,7 @@ def test_numpy_scalars_are_accepted() -> None:
     assert config == AdamConfig(lr=0.5)
 
 
-def test_typed_node_of_a_schedule_has_its_name() -> None:
+def test_structured_schedule_has_its_name() -> None:
     config = parse_schedule(CosineConfig(warmup_ratio=0.1)).config
     assert config == CosineConfig(warmup_ratio=0.1)
 
@@ -671,7 +675,7 @@ def test_missing_name_of_a_schedule_is_suggested_as_a_new_key() -> None:
         parse_schedule(root.scheduler)
 
 
-def test_value_that_is_no_config_is_an_error() -> None:
+def test_value_that_is_not_a_config_is_an_error() -> None:
     expected = r"^optimizer must be a config node, a dict, a dataclass or .*, not \[0\.001\]$"
     with pytest.raises(ConfigError, match=expected):
         parse_optimizer([1e-3])
@@ -688,7 +692,7 @@ HEAVY = {"lightning", "numpy", "pydantic", "pydantic_core", "pytorch_lightning",
 
 
 @pytest.mark.parametrize("module", [*PLUGIN, *COMMAND])
-def test_import_is_light(module: str) -> None:
+def test_hydra_plugin_imports_no_heavy_libraries(module: str) -> None:
     loaded = packages_loaded(module)
     assert "lightning_adam" in loaded
     assert loaded & HEAVY == set()

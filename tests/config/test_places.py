@@ -66,7 +66,7 @@ class Nested(AdamMixin, LightningModule):
         self.net = network()
 
 
-class Itself(AdamMixin, LightningModule):
+class InstantiatesConfigs(AdamMixin, LightningModule):
     """Instantiates its configs, which come with `_recursive_: false`."""
 
     def __init__(self, optimizer: Any, scheduler: Any) -> None:
@@ -136,7 +136,7 @@ def configured(cfg: DictConfig, **given: Any) -> Any:
     return instantiate(cfg.model, **given).configure_optimizers()
 
 
-def whole(cfg: DictConfig) -> Any:
+def whole_config(cfg: DictConfig) -> Any:
     return instantiate(cfg).model.configure_optimizers()
 
 
@@ -207,7 +207,7 @@ ROUTES = {
         "model.training.optimizer.lr=-1",
         "model.training.optimizer.lr=0.001",
     ),
-    "the whole config": Route(config(Direct, IN_MODEL), *LR, whole),
+    "the whole config": Route(config(Direct, IN_MODEL), *LR, whole_config),
     "an interpolation": Route(
         config(FromHparams, ROOT_PRESETS, **INTERPOLATED), "optimizer.lr=-1", "optimizer.lr=0.001"
     ),
@@ -256,7 +256,7 @@ ROUTES = {
     },
     "Plain, partial": Route(config(Plain, **PARTIALS), *BETAS),
     "its own partial": Route(
-        config(Itself, _recursive_=False, **PARTIALS),
+        config(InstantiatesConfigs, _recursive_=False, **PARTIALS),
         "~model.scheduler.step_size",
         "+model.scheduler.step_size=VALUE",
     ),
@@ -354,7 +354,7 @@ def config_error(run: Callable[..., Any], *arguments: Any) -> ConfigError:
     return error
 
 
-def typed(error: ConfigError) -> str:
+def suggested_override(error: ConfigError) -> str:
     """What an error says to type."""
     return re.sub(r"^(Use for example|Use|Set) ", "", error.suggestion)
 
@@ -362,7 +362,7 @@ def typed(error: ConfigError) -> str:
 def check(run: Run, route: Route) -> None:
     """Types what the error says, in the place of what was given and behind it."""
     given = shlex.split(route.overrides)
-    assert typed(config_error(run, route.run, route.config, given)) == route.suggested
+    assert suggested_override(config_error(run, route.run, route.config, given)) == route.suggested
     (override,) = shlex.split(route.suggested.replace("VALUE", "3"))
     kept = [each for each in given if key_of(each) != key_of(override)]
     # Of two overrides without a + the last one wins.
@@ -400,7 +400,7 @@ IN_DEFAULT = [
         pytest.param(sorted(ROUTES.keys() - IN_DEFAULT), id="the others", marks=pytest.mark.slow),
     ],
 )
-def test_typing_what_the_error_says_works(names: list[str], job: Run) -> None:
+def test_suggested_override_works(names: list[str], job: Run) -> None:
     with each_row() as row:
         for name in names:
             with row(name):
@@ -408,21 +408,21 @@ def test_typing_what_the_error_says_works(names: list[str], job: Run) -> None:
 
 
 @pytest.mark.slow
-def test_typing_what_the_error_says_works_on_a_command_line(app: Run) -> None:
+def test_suggested_override_works_on_a_command_line(app: Run) -> None:
     with each_row() as row:
         for name, route in ROUTES.items():
             with row(name):
                 check(app, route)
 
 
-def test_preset_that_is_placed_elsewhere_is_chosen_there() -> None:
+def test_preset_in_another_package_is_selected_there() -> None:
     path = ConfigPath("model.optimizer")
     error = merged_with_preset(path, "torch.optim.SGD", "lightning_adam/optimizer")
     assert str(error).startswith("model.optimizer._target_=torch.optim.SGD is merged with the fie")
     assert error.suggestion.endswith(" use lightning_adam/optimizer@model.optimizer=custom")
 
 
-def test_config_that_is_not_from_the_app_is_named_as_in_code(job: Run) -> None:
+def test_config_from_outside_the_app_is_named_as_in_code(job: Run) -> None:
     of_code = OmegaConf.create({"adam": {"lr": -1}})
     tasks: dict[str, Callable[[DictConfig], Any]] = {
         "lr=0.001": lambda _: build_adam(network(), {"lr": -1}),
@@ -433,34 +433,34 @@ def test_config_that_is_not_from_the_app_is_named_as_in_code(job: Run) -> None:
     with each_row() as row:
         for suggested, task in tasks.items():
             with row(suggested):
-                assert typed(config_error(job, task, text, [])) == suggested
+                assert suggested_override(config_error(job, task, text, [])) == suggested
 
 
-def test_config_of_no_app_is_set_in_code() -> None:
-    for run in (configured, whole, by_hand, constructed):
+def test_config_without_an_app_is_set_in_code() -> None:
+    for run in (configured, whole_config, by_hand, constructed):
         cfg: Any = OmegaConf.create(config(Direct, **PARTIALS))
         cfg.model.optimizer.betas = [0.9, 1.5]
         error = config_error(run, cfg)
-        assert typed(error) == "cfg.model.optimizer.betas=[0.9, 0.999]"
-        exec(typed(error), {"cfg": cfg})
+        assert suggested_override(error) == "cfg.model.optimizer.betas=[0.9, 0.999]"
+        exec(suggested_override(error), {"cfg": cfg})
         run(cfg)
     with pytest.raises(ConfigError, match=r"^betas=\[0\.9, 1\.5\] .* Use for example betas=\["):
         build_adam(network(), {**ADAMW, "betas": [0.9, 1.5]})
 
 
-def test_config_that_was_composed_in_code_is_overridden(tmp_path: Path) -> None:
+def test_config_composed_in_code_is_overridden(tmp_path: Path) -> None:
     """Its overrides are in code too: `compose(overrides=[...])`."""
     (tmp_path / "config.yaml").write_text(config(FromHparams, **PARTIALS))
     with initialize_config_dir(str(tmp_path), version_base="1.3"):
         cfg = compose("config", ["+model.optimizer.layer_decay.rate=0.5"])
     suggested = "+model.optimizer.layer_decay.pattern=net.blocks.*"
-    for run in (configured, whole, constructed):
-        assert typed(config_error(run, cfg)) == f"'{suggested}'"
+    for run in (configured, whole_config, constructed):
+        assert suggested_override(config_error(run, cfg)) == f"'{suggested}'"
     with initialize_config_dir(str(tmp_path), version_base="1.3"):
         configured(compose("config", ["+model.optimizer.layer_decay.rate=0.5", suggested]))
 
 
-def test_place_is_known_only_while_hydra_calls_the_constructor() -> None:
+def test_path_is_known_only_while_hydra_calls_the_constructor() -> None:
     assert locate_argument("optimizer") is None
     place = locate(functools.partial(int), "optimizer")
     assert (str(place), place.source) == ("optimizer", Source.PYTHON)

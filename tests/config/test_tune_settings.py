@@ -12,7 +12,7 @@ from tests.support.tables import each_row
 GIVEN = {"direction": "minimize", "study_name": "mnist"}
 
 
-def test_settings_that_are_not_given_have_their_defaults() -> None:
+def test_missing_settings_have_their_defaults() -> None:
     given = {"lr": {"low": 1e-5, "high": 0.5}, "beta1": None}
     config = parse_tune({**GIVEN, "n_trials": 7, "space": given})
     space = SpaceConfig(lr=Range(1e-5, 0.5), beta1=None)

@@ -19,7 +19,7 @@ def test_each_mutant_changes_one_place_of_its_module_and_leaves_valid_python() -
     assert not wrong, "\n".join(wrong)
 
 
-def test_no_two_mutants_are_alike() -> None:
+def test_mutants_are_distinct() -> None:
     changes = Counter((each.module, each.text, each.replacement) for each in MUTANTS)
     meanings = Counter(each.meaning for each in MUTANTS)
     assert max(*changes.values(), *meanings.values()) == 1, (changes + meanings).most_common(3)

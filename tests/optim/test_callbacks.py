@@ -54,7 +54,7 @@ CALLBACKS: dict[str, Callable[[], L.Callback]] = {
 }
 
 
-class Built(Lit):
+class WithoutMixin(Lit):
     """Without the mixin's `configure_optimizers`."""
 
     def __init__(self, optimizer: Any, scheduler: Any) -> None:
@@ -84,7 +84,7 @@ class Keep(L.Callback):
 
 @pytest.mark.parametrize(
     ("kind", "scheduler"),
-    [(Lit, None), (Lit, LINEAR), (Built, EXPONENTIAL)],
+    [(Lit, None), (Lit, LINEAR), (WithoutMixin, EXPONENTIAL)],
     ids=["no schedule", "linear", "build_adam, ExponentialLR"],
 )
 def test_run_with_a_callback_is_resumed_bit_identically(
@@ -113,8 +113,8 @@ FLATTENED: list[tuple[str, Any, Any, bool]] = [
 ]
 
 
-@pytest.mark.parametrize("kind", [Lit, Built])
-def test_averaging_that_discards_the_ratios_of_groups_is_warned_about(kind: type[Lit]) -> None:
+@pytest.mark.parametrize("kind", [Lit, WithoutMixin])
+def test_averaging_that_discards_lr_ratios_warns(kind: type[Lit]) -> None:
     with each_row() as row:
         for name, config, lrs, is_warned in FLATTENED:
             with row(name), warnings.catch_warnings(record=True) as caught:
@@ -130,7 +130,7 @@ def test_averaging_that_discards_the_ratios_of_groups_is_warned_about(kind: type
                     )
 
 
-def test_rates_that_the_warning_names_keep_the_ratios(tmp_path: Path) -> None:
+def test_lrs_suggested_by_the_warning_keep_the_ratios(tmp_path: Path) -> None:
     keep = Keep(EPOCHS, tmp_path / "last.ckpt")
     lrs = [1e-4, 1e-4, 1e-3, 1e-3]
     run_training(Lit(HEAD, LINEAR), averaging(lrs, 0)(), keep, data=STEPS, max_epochs=EPOCHS)

@@ -29,7 +29,7 @@ CONFIGURATIONS = {
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_table_is_printed_once_as_logging_is_configured(name: str, tmp_path: Path) -> None:
+def test_table_is_printed_once_with_any_logging_config(name: str, tmp_path: Path) -> None:
     configuration, beginning = CONFIGURATIONS[name]
     script = SCRIPT.format(configuration=configuration)
     finished = run([sys.executable, "-c", script], tmp_path)
@@ -46,7 +46,7 @@ def test_line_is_printed_unless_the_root_logger_has_a_handler(
     assert capsys.readouterr().err == "0 handlers\n"
 
 
-def test_rank_zero_alone_logs(
+def test_only_rank_zero_logs(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, logger="lightning_adam")

@@ -19,7 +19,7 @@ EXPONENTIAL = {"_target_": "torch.optim.lr_scheduler.ExponentialLR", "gamma": 0.
 HEAD = {**ADAMW, "groups": [{"name": "head", "match": "net.3.*", "lr_scale": 10}]}
 
 
-class Exported(Lit):
+class Exportable(Lit):
     def __init__(self, optimizer: Any = None, scheduler: Any = None) -> None:
         super().__init__(optimizer, scheduler)
         self.example_input_array = torch.ones(2, 6)
@@ -29,7 +29,7 @@ class Exported(Lit):
         return outputs
 
 
-class WithHparams(Exported):
+class WithHparams(Exportable):
     def __init__(self, optimizer: Any = None, scheduler: Any = None) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -54,9 +54,9 @@ WAYS: dict[str, Callable[[Any], Any]] = {
     "save": saved,
 }
 FORMS: dict[str, Callable[[], Any]] = {
-    "nothing": Exported,
-    "dicts": lambda: Exported(HEAD, LINEAR),
-    "nodes": lambda: Exported(OmegaConf.create(HEAD), OmegaConf.create(EXPONENTIAL)),
+    "nothing": Exportable,
+    "dicts": lambda: Exportable(HEAD, LINEAR),
+    "nodes": lambda: Exportable(OmegaConf.create(HEAD), OmegaConf.create(EXPONENTIAL)),
     "hyperparameters": lambda: WithHparams(OmegaConf.create(HEAD), OmegaConf.create(LINEAR)),
 }
 
@@ -82,7 +82,7 @@ def test_module_is_exported_copied_and_pickled(
                     torch.testing.assert_close(convert(module)(inputs), expected)
 
 
-def test_copies_train_as_the_module_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_train_like_the_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with each_row() as row:
         for form, make in FORMS.items():

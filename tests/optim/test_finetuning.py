@@ -220,7 +220,7 @@ def test_group_added_with_an_lr_continues_from_it() -> None:
     )
 
 
-def test_unfrozen_parameters_all_decay_under_weight_decay_on_all() -> None:
+def test_all_unfrozen_parameters_decay_with_weight_decay_on_all() -> None:
     module = Tuned({**ADAMW, "weight_decay_on": "all"})
     groups = fit(module, Unfreezing()).trainer.optimizers[0].param_groups
     assert [(each["name"], each["weight_decay"]) for each in groups] == [
@@ -622,14 +622,14 @@ def test_optimizer_lr_is_the_lr_of_the_config_or_the_class() -> None:
     assert Lit({"_target_": "torch.optim.NAdam"}).optimizer_lr == 2e-3
 
 
-def test_optimizer_lr_set_before_training_is_trained_with() -> None:
+def test_optimizer_lr_set_before_training_is_used() -> None:
     module = Tuned(GROUPED, WARM)
     module.optimizer_lr = 0.02
     configured = fit(Tuned({**GROUPED, "lr": 0.02}, WARM)).module
     assert_same_rates(fit(module).module.rates, configured.rates)
 
 
-def test_group_is_added_before_training() -> None:
+def test_group_may_be_added_before_training() -> None:
     module = Tuned()
     module.backbone.requires_grad_(False)
     optimizer = build_optimizer(module, ADAMW)

@@ -37,14 +37,14 @@ class FromHparams(Base):
         self.net = network()
 
 
-class Passed(Base):
+class PassesArguments(Base):
     def __init__(self, optimizer: Any, scheduler: Any) -> None:
         super().__init__(optimizer=optimizer, scheduler=scheduler)
         self.save_hyperparameters()
         self.net = network()
 
 
-class OfTemplate(Base):
+class TemplateModule(Base):
     """As in lightning-hydra-template."""
 
     def __init__(self, optimizer: Any, scheduler: Any, width: int = 6) -> None:
@@ -53,7 +53,7 @@ class OfTemplate(Base):
         self.net = network()
 
 
-class OwnHooks(Passed):
+class OwnHooks(PassesArguments):
     """Overrides hooks without `super()`, as most modules do."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -63,7 +63,7 @@ class OwnHooks(Passed):
         assert checkpoint["own"] == 1
 
 
-class Built(L.LightningModule):
+class WithoutMixin(L.LightningModule):
     """Without the mixin."""
 
     def __init__(self, optimizer: Any, scheduler: Any) -> None:
@@ -78,7 +78,7 @@ class Built(L.LightningModule):
         return build_adam(self, self.hparams["optimizer"], self.hparams["scheduler"])
 
 
-class OfWhole(Base):
+class TakesWholeConfig(Base):
     """Is given the whole config."""
 
     def __init__(self, cfg: Any) -> None:
@@ -87,7 +87,7 @@ class OfWhole(Base):
         self.net = network()
 
 
-class WholeItself(Base):
+class HyperparametersAreConfig(Base):
     """The hyperparameters are the whole config."""
 
     def __init__(self, cfg: Any) -> None:
@@ -96,11 +96,19 @@ class WholeItself(Base):
         self.net = network()
 
 
-KINDS = (FromHparams, Passed, OfTemplate, OwnHooks, Built, OfWhole, WholeItself)
+KINDS = (
+    FromHparams,
+    PassesArguments,
+    TemplateModule,
+    OwnHooks,
+    WithoutMixin,
+    TakesWholeConfig,
+    HyperparametersAreConfig,
+)
 Form = Callable[[], Any]
 
 
-def untyped() -> Any:
+def plain_node() -> Any:
     """With interpolations to a part of the config that the module is not given."""
     cfg = {
         "steps": TOTAL_STEPS,
@@ -113,7 +121,7 @@ def untyped() -> Any:
     return OmegaConf.create(cfg).model
 
 
-def typed() -> Any:
+def structured_node() -> Any:
     optimizer = AdamConfig(lr=LR, betas=[*BETAS], weight_decay=0.1)
     return OmegaConf.create(
         {
@@ -142,8 +150,8 @@ def partials(convert: str) -> Any:
 
 
 FORMS: dict[str, Form] = {
-    "untyped node": untyped,
-    "typed node": typed,
+    "untyped node": plain_node,
+    "typed node": structured_node,
     "dataclass": dataclasses,
     "_partial_ node": partial_nodes,
     "partial": functools.partial(partials, "none"),
@@ -153,7 +161,11 @@ FORMS: dict[str, Form] = {
 
 def module_of(kind: Any, form: Form) -> Any:
     cfg = form()
-    return kind(cfg) if kind in (OfWhole, WholeItself) else kind(cfg["optimizer"], cfg["scheduler"])
+    return (
+        kind(cfg)
+        if kind in (TakesWholeConfig, HyperparametersAreConfig)
+        else kind(cfg["optimizer"], cfg["scheduler"])
+    )
 
 
 def fitted(module: Any, epochs: int, checkpoint: Path | None = None) -> L.Trainer:
@@ -179,7 +191,7 @@ def test_run_with_saved_configs_is_resumed_and_loaded_at_the_defaults(
                 fitted(resumed, 2, checkpoint)
                 assert_same_parameters(resumed, uninterrupted_run)
             # A module that overrides on_save_checkpoint without super() saves what it was given.
-            files = [checkpoint] if kind in (OwnHooks, Built) else [checkpoint, weights]
+            files = [checkpoint] if kind in (OwnHooks, WithoutMixin) else [checkpoint, weights]
             for file in files:
                 with row((name, file.name)):
                     loaded = kind.load_from_checkpoint(file)
@@ -189,7 +201,17 @@ def test_run_with_saved_configs_is_resumed_and_loaded_at_the_defaults(
                     assert group["lr"] < LR
 
 
-@pytest.mark.parametrize("kind", [FromHparams, Passed, OfTemplate, OwnHooks, OfWhole, WholeItself])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        FromHparams,
+        PassesArguments,
+        TemplateModule,
+        OwnHooks,
+        TakesWholeConfig,
+        HyperparametersAreConfig,
+    ],
+)
 def test_lr_find_restores_a_module_with_saved_configs(
     kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,10 +242,10 @@ class Data(L.LightningDataModule):
 
 def test_hyperparameters_of_a_datamodule_are_plain_as_well(tmp_path: Path) -> None:
     first, again = trainer(max_epochs=1), trainer(max_epochs=2)
-    first.fit(module_of(Passed, untyped), Data(OmegaConf.create([STEPS])))
+    first.fit(module_of(PassesArguments, plain_node), Data(OmegaConf.create([STEPS])))
     first.save_checkpoint(tmp_path / "first.ckpt")
     again.fit(
-        module_of(Passed, untyped),
+        module_of(PassesArguments, plain_node),
         Data(OmegaConf.create([STEPS])),
         ckpt_path=tmp_path / "first.ckpt",
     )
@@ -232,7 +254,7 @@ def test_hyperparameters_of_a_datamodule_are_plain_as_well(tmp_path: Path) -> No
 
 
 def test_module_keeps_its_hyperparameters_as_they_were_given(tmp_path: Path) -> None:
-    module = module_of(OfWhole, untyped)
+    module = module_of(TakesWholeConfig, plain_node)
     fitted(module, 1).save_checkpoint(tmp_path / "first.ckpt")
     assert module.hparams.cfg.optimizer.lr == LR
     assert OmegaConf.is_config(module.hparams.cfg)

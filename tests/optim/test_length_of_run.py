@@ -119,7 +119,7 @@ def fitted(
     return recorder.seen
 
 
-def test_second_fit_with_more_epochs_goes_on_with_the_schedule() -> None:
+def test_second_fit_with_more_epochs_continues_the_schedule() -> None:
     with each_row() as row:
         for scheduler in SCHEDULES:
             with row(scheduler):
@@ -171,7 +171,7 @@ MORE: dict[str, list[tuple[dict[str, Any], int]]] = {
 
 
 @pytest.mark.parametrize("when", ["epoch", "validation"])
-def test_resumed_run_of_another_length_has_the_curve_of_its_length(
+def test_resumed_run_of_another_length_follows_the_curve_of_its_length(
     when: str, tmp_path: Path
 ) -> None:
     with each_row() as row:
@@ -269,7 +269,7 @@ def test_warmup_in_epochs_stays_when_epochs_change_their_length(tmp_path: Path) 
     assert seen == pytest.approx(curve({"name": "linear", "warmup_steps": 4}, 12, 8, 12))
 
 
-def test_run_goes_on_after_an_error_in_the_middle_of_an_epoch() -> None:
+def test_run_continues_after_an_error_in_the_middle_of_an_epoch() -> None:
     class Failing(Epochs):
         fails = True
 
@@ -328,7 +328,7 @@ def test_run_longer_than_a_schedule_of_torch_trains_to_its_end() -> None:
     assert len({*seen[4:]}) == 1
 
 
-def test_schedule_in_epochs_goes_on_in_a_second_fit() -> None:
+def test_schedule_in_epochs_continues_in_a_second_fit() -> None:
     table: list[tuple[dict[str, Any], list[float]]] = [
         ({}, [1, 0.5, 0.25, 0.125, 0.0625]),
         ({"frequency": 2}, [1, 1, 0.5, 0.5, 0.25]),
@@ -347,7 +347,7 @@ def test_schedule_in_epochs_goes_on_in_a_second_fit() -> None:
                 assert [each / LR for each in recorder.seen[::4]] == pytest.approx(expected)
 
 
-def test_longer_run_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_longer_run_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with each_row() as row:
         for when in ("epoch", "validation"):
             folder = tmp_path / when
@@ -387,7 +387,7 @@ class ByHand(L.LightningModule):
         return build_adam(self, {"lr": LR}, self.scheduler)
 
 
-def test_manual_optimization_goes_on_in_a_second_fit_and_when_resumed(tmp_path: Path) -> None:
+def test_manual_optimization_continues_in_a_second_fit_and_when_resumed(tmp_path: Path) -> None:
     with each_row() as row:
         for index, scheduler in enumerate((LINEAR, ONE_CYCLE)):
             module = ByHand(scheduler)

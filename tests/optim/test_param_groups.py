@@ -65,7 +65,7 @@ def test_only_matrices_decay() -> None:
     assert found["decay"] | found["no_decay"] == {name for name, _ in net.named_parameters()}
 
 
-def test_everything_decays_under_weight_decay_on_all() -> None:
+def test_all_parameters_decay_with_weight_decay_on_all() -> None:
     net = nn.Sequential(nn.Embedding(5, 3), nn.LayerNorm(3))
     assert names(net, weight_decay_on=WeightDecayOn.all) == {
         "decay": {"0.weight", "1.weight", "1.bias"}
@@ -259,7 +259,7 @@ def test_matcher_without_a_match_is_an_error() -> None:
                 grouped(Transformer(), groups=[GroupConfig(name="head", **matcher)])
 
 
-def test_group_whose_parameters_are_all_taken_is_an_error() -> None:
+def test_group_without_remaining_parameters_is_an_error() -> None:
     groups = [GroupConfig(name="all", match="*"), GroupConfig(name="head", match="head.*")]
     with pytest.raises(
         ConfigError,
@@ -361,7 +361,8 @@ def test_group_name_of_a_layer_is_an_error() -> None:
     stem = GroupConfig(name="stem", match="head.*")
     decay = LayerDecayConfig(pattern="blocks.*", rate=0.5)
     with pytest.raises(
-        ConfigError, match=r"groups\.0\.name=stem is already used by the group of a layer\. .*name=stem_0$"
+        ConfigError,
+        match=r"groups\.0\.name=stem is already used by the group of a layer\. .*name=stem_0$",
     ):
         grouped(Transformer(), groups=[stem], layer_decay=decay)
 
@@ -434,7 +435,7 @@ def layers(module: nn.Module, pattern: str) -> dict[str, str]:
     }
 
 
-def test_what_is_in_no_layer_is_stem_or_head() -> None:
+def test_parameters_outside_of_layers_are_stem_or_head() -> None:
     layer = "layer_{}_{}".format
     backbone = {
         "logit_scale": "head",
@@ -602,7 +603,7 @@ def test_plan_names_all_parameters_in_the_order_in_which_torch_numbers_them() ->
     assert len(plan.names) == len(AdamW(net.parameters()).param_groups[0]["params"])
 
 
-def test_state_holds_nothing_but_names_and_settings() -> None:
+def test_saved_groups_contain_only_names_and_settings() -> None:
     optimizer = build_optimizer(Transformer(2), LAYERED)
     by_torch = AdamW(Transformer(2).named_parameters()).state_dict()["param_groups"][0]
     for group in optimizer.state_dict()["param_groups"]:

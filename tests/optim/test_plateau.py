@@ -26,8 +26,8 @@ from tests.support.training import (
     trainer,
 )
 
-OURS = {"name": "plateau", "patience": 0, "factor": 0.5}
-TORCHS = {
+PLATEAU = {"name": "plateau", "patience": 0, "factor": 0.5}
+TORCH_PLATEAU = {
     "_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau",
     "patience": 0,
     "factor": 0.5,
@@ -91,7 +91,7 @@ def rates(
     return recorder.seen
 
 
-RHYTHMS: list[tuple[dict[str, Any], list[float]]] = [
+VALIDATION_INTERVALS: list[tuple[dict[str, Any], list[float]]] = [
     ({}, [1] * 8 + [0.5] * 4),
     ({"check_val_every_n_epoch": 2, "max_epochs": 5}, [1] * 16 + [0.5] * 4),
     ({"val_check_interval": 0.5}, [1] * 4 + [0.5] * 2 + [0.25] * 2 + [0.125] * 2 + [0.0625] * 2),
@@ -130,23 +130,23 @@ RHYTHMS: list[tuple[dict[str, Any], list[float]]] = [
 """Flags of the Trainer, and the learning rates of all steps."""
 
 
-@pytest.mark.parametrize("scheduler", [OURS, TORCHS], ids=["ours", "torch's"])
+@pytest.mark.parametrize("scheduler", [PLATEAU, TORCH_PLATEAU], ids=["ours", "torch's"])
 def test_metric_is_compared_after_each_validation(scheduler: Any) -> None:
     with each_row() as row:
-        for flags, expected in RHYTHMS:
+        for flags, expected in VALIDATION_INTERVALS:
             with row(flags):
                 assert rates(Stalled(scheduler), **flags) == pytest.approx(expected)
 
 
 def test_warmup_comes_before_the_first_comparison() -> None:
-    module = Stalled({**OURS, "warmup_steps": 4})
+    module = Stalled({**PLATEAU, "warmup_steps": 4})
     # Validation during the warm-up is not compared.
     expected = [0.2, 0.4, 0.6, 0.8, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
     assert rates(module, val_check_interval=0.5) == pytest.approx(expected)
 
 
 def test_metric_of_training_and_validation_is_compared_after_validation() -> None:
-    module = Stalled(OURS, training=("val/loss",))
+    module = Stalled(PLATEAU, training=("val/loss",))
     assert rates(module) == pytest.approx([1] * 8 + [0.5] * 4)
 
 
@@ -186,7 +186,7 @@ def test_metric_of_training_is_compared_as_in_lightning() -> None:
     with each_row() as row, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="ReduceLROnPlateau conditioned on metric")
         for keys, options, flags in IN_TRAINING:
-            for scheduler in (OURS, TORCHS):
+            for scheduler in (PLATEAU, TORCH_PLATEAU):
                 with row((scheduler.get("name"), keys, options, flags)):
                     options = {"monitor": "train/loss", **options}
                     expected = rates(Plain(options, **keys), **flags)
@@ -196,7 +196,7 @@ def test_metric_of_training_is_compared_as_in_lightning() -> None:
                     assert (len(set(expected)) > 1) == is_reduced
 
 
-def test_explicit_interval_is_that_of_lightning() -> None:
+def test_explicit_interval_works_as_in_lightning() -> None:
     table: list[tuple[dict[str, Any], dict[str, Any]]] = [
         ({"interval": "step"}, {"training": ("train/loss",)}),
         ({"interval": "step", "frequency": 2}, {"training": ("train/loss",)}),
@@ -212,11 +212,11 @@ def test_explicit_interval_is_that_of_lightning() -> None:
                 warnings.filterwarnings("ignore", message="ReduceLROnPlateau conditioned on")
                 flags = {"max_epochs": 5, "val_check_interval": 0.5}
                 expected = rates(Plain(options, **keys), **flags)
-                assert rates(Stalled({**TORCHS, **options}, **keys), **flags) == expected
+                assert rates(Stalled({**TORCH_PLATEAU, **options}, **keys), **flags) == expected
                 assert len(set(expected)) > 1
 
 
-@pytest.mark.parametrize("scheduler", [OURS, TORCHS], ids=["ours", "torch's"])
+@pytest.mark.parametrize("scheduler", [PLATEAU, TORCH_PLATEAU], ids=["ours", "torch's"])
 def test_checkpoint_of_a_validation_has_the_reduced_rate(scheduler: Any, tmp_path: Path) -> None:
     def saved() -> ModelCheckpoint:
         return ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, monitor="val/loss")
@@ -234,7 +234,7 @@ def test_checkpoint_of_a_validation_has_the_reduced_rate(scheduler: Any, tmp_pat
         assert_same_parameters(resumed, whole)
 
 
-@pytest.mark.parametrize("scheduler", [OURS, TORCHS], ids=["ours", "torch's"])
+@pytest.mark.parametrize("scheduler", [PLATEAU, TORCH_PLATEAU], ids=["ours", "torch's"])
 def test_checkpoint_within_an_epoch_continues_the_comparisons(
     scheduler: Any, tmp_path: Path
 ) -> None:
@@ -279,7 +279,7 @@ MISSING: list[tuple[type[Stalled], dict[str, Any], dict[str, Any], dict[str, Any
 """The module, its schedule, what it logs, flags, the metric that is suggested, and the steps."""
 
 
-@pytest.mark.parametrize("scheduler", [OURS, TORCHS], ids=["ours", "torch's"])
+@pytest.mark.parametrize("scheduler", [PLATEAU, TORCH_PLATEAU], ids=["ours", "torch's"])
 def test_metric_that_is_not_logged_raises_one_sentence(scheduler: dict[str, Any]) -> None:
     with each_row() as row:
         for module, options, keys, flags, suggested, steps in MISSING:
@@ -297,21 +297,21 @@ def test_metric_that_is_not_logged_raises_one_sentence(scheduler: dict[str, Any]
                 assert len(seen.seen) == steps
 
 
-def test_metric_of_no_fitting_direction_is_not_suggested() -> None:
-    module = Stalled({**OURS, "monitor": "val/accu"}, validation=("val/acc",))
+def test_metric_of_the_wrong_direction_is_not_suggested() -> None:
+    module = Stalled({**PLATEAU, "monitor": "val/accu"}, validation=("val/acc",))
     with pytest.raises(ConfigError) as raised:
         rates(module, max_epochs=2)
     assert "Use" not in str(raised.value)
 
 
-def test_error_of_a_missing_metric_names_its_place_in_the_config() -> None:
-    root = OmegaConf.create({"model": {"scheduler": {**OURS, "monitor": "loss/val"}}})
+def test_error_of_a_missing_metric_names_its_config_path() -> None:
+    root = OmegaConf.create({"model": {"scheduler": {**PLATEAU, "monitor": "loss/val"}}})
     with pytest.raises(ConfigError, match=r"^cfg\.model\.scheduler\.monitor='loss/val' is not lo"):
         rates(Stalled(root.model.scheduler), max_epochs=2)
 
 
 def test_validate_after_fit_does_not_check_the_metric() -> None:
-    module = Stalled(OURS)
+    module = Stalled(PLATEAU)
     fit = trainer(max_epochs=1)
     fit.fit(module, loader(BATCHES), loader(2))
     module.keys = ("test/loss",), (), ()
@@ -331,7 +331,7 @@ def test_overridden_hooks_do_not_stop_the_comparisons() -> None:
         def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
             scheduler.step()
 
-    assert rates(Own(OURS)) == pytest.approx([1] * 8 + [0.5] * 4)
+    assert rates(Own(PLATEAU)) == pytest.approx([1] * 8 + [0.5] * 4)
 
 
 def test_two_optimizers_compare_by_hand() -> None:
@@ -357,7 +357,7 @@ def test_two_optimizers_compare_by_hand() -> None:
 
         def configure_optimizers(self) -> Any:
             return [
-                build_adam(self.nets[0], ADAMW, OURS, trainer=self.trainer),
+                build_adam(self.nets[0], ADAMW, PLATEAU, trainer=self.trainer),
                 build_adam(self.nets[1], ADAMW, trainer=self.trainer),
             ]
 

@@ -280,7 +280,7 @@ class ManualClippingInHook(Manual):
         nn.utils.clip_grad_norm_(self.parameters(), MAX_NORM)
 
 
-class Built(FusedWithoutMixin):
+class WithoutMixin(FusedWithoutMixin):
     """Without the mixin."""
 
     def __init__(self, optimizer: Any) -> None:
@@ -291,7 +291,7 @@ class Built(FusedWithoutMixin):
         return build_adam(self, self.config)
 
 
-class BuiltClippingInHook(Built):
+class WithoutMixinClippingInHook(WithoutMixin):
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         self.clip_gradients(optimizer, MAX_NORM, "norm")
 
@@ -343,9 +343,9 @@ UNSCALED: list[tuple[type[Any], bool, dict[str, Any]]] = [
     (OwnClipping, True, {}),
     (ClippingInHook, True, {}),
     (ClippingInHook, True, {"accumulate_grad_batches": 2}),
-    (Built, False, {}),
-    (Built, True, {"gradient_clip_val": MAX_NORM}),
-    (BuiltClippingInHook, True, {}),
+    (WithoutMixin, False, {}),
+    (WithoutMixin, True, {"gradient_clip_val": MAX_NORM}),
+    (WithoutMixinClippingInHook, True, {}),
     (Manual, False, {}),
     (ManualUnusedHook, False, {}),
     (ManualClipping, True, {}),

@@ -19,7 +19,7 @@ LINEAR = {"name": "linear"}
 FOREIGN = PACKAGES[1]
 
 
-class Trained(NamedTuple):
+class TrainingResult(NamedTuple):
     """What a run has left, or the error that has ended it."""
 
     steps: int
@@ -32,7 +32,9 @@ class Trained(NamedTuple):
 Call = Callable[[Any, Any], Any]
 
 
-def train(fit: Any, module: Any, path: str | None = None, call: Call | None = None) -> Trained:
+def train(
+    fit: Any, module: Any, path: str | None = None, call: Call | None = None
+) -> TrainingResult:
     error = ""
     try:
         if call is None:
@@ -43,10 +45,10 @@ def train(fit: Any, module: Any, path: str | None = None, call: Call | None = No
         error = f"{type(raised).__name__}: {raised}"
     flags = [group.get("fused") for each in fit.optimizers for group in each.param_groups]
     rates = [] if module is None else module.rates
-    return Trained(fit.global_step, rates, parameters(module), flags, error)
+    return TrainingResult(fit.global_step, rates, parameters(module), flags, error)
 
 
-def assert_same(found: Trained, expected: Trained) -> None:
+def assert_same(found: TrainingResult, expected: TrainingResult) -> None:
     assert found.error == expected.error
     assert (found.steps, found.flags) == (expected.steps, expected.flags)
     assert found.rates == expected.rates
@@ -84,7 +86,9 @@ LENGTHS = {"epochs": 21, "accumulation": 12, "growing accumulation": 13, "bf16 c
 """The optimizer steps of some of these."""
 
 
-def run(package: str, flags: dict[str, Any], scheduler: Any = None, **settings: Any) -> Trained:
+def run(
+    package: str, flags: dict[str, Any], scheduler: Any = None, **settings: Any
+) -> TrainingResult:
     kind: Any = mixin_module(package)
 
     class Found(kind):  # type: ignore[misc]

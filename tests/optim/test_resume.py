@@ -154,7 +154,7 @@ def changed_by_hand(name: str, value: Any) -> nn.Module:
     return net
 
 
-def test_changed_setting_applies_and_all_else_continues(tmp_path: Path) -> None:
+def test_changed_setting_applies_and_all_others_continue(tmp_path: Path) -> None:
     checkpoint = saved(tmp_path, ADAMW, LINEAR)
     with each_row() as row:
         for (changed, setting, before), resume in itertools.product(CHANGED, Resume):
@@ -225,7 +225,7 @@ SET_AT_RUN_TIME = [
 """A setting, what a callback sets, and another value of the config."""
 
 
-def test_what_a_callback_has_set_continues_unless_the_config_changes_it(tmp_path: Path) -> None:
+def test_value_set_by_a_callback_is_kept_unless_the_config_changes_it(tmp_path: Path) -> None:
     unset = {**ADAMW, "weight_decay_on": "all"}
     with each_row() as row:
         for name, found, other in SET_AT_RUN_TIME:
@@ -252,7 +252,7 @@ def test_what_a_callback_has_set_continues_unless_the_config_changes_it(tmp_path
                         assert are_equal(resumed, uninterrupted_run)
 
 
-def test_record_is_that_of_the_last_run(tmp_path: Path) -> None:
+def test_recorded_settings_are_those_of_the_last_run(tmp_path: Path) -> None:
     """A value that has been changed on resume is no change when it is resumed again."""
     first = saved(tmp_path, ADAMW, LINEAR)
     _, second = run_training({**ADAMW, "lr": 3e-3}, LINEAR, 2, first)
@@ -267,7 +267,7 @@ def test_record_is_that_of_the_last_run(tmp_path: Path) -> None:
                 assert settings(fit, "initial_lr")["decay"] == [lr]
 
 
-def test_logged_difference_names_its_place_in_the_config(tmp_path: Path) -> None:
+def test_logged_difference_names_its_config_path(tmp_path: Path) -> None:
     folder = tmp_path / "conf"
     folder.mkdir()
     content = {"model": {"optimizer": ADAMW, "scheduler": LINEAR}}
@@ -323,7 +323,9 @@ IMPLEMENTATIONS = {
 
 
 @pytest.mark.parametrize("before", IMPLEMENTATIONS)
-def test_implementation_is_todays_and_any_resumes_any_other(before: str, tmp_path: Path) -> None:
+def test_implementation_is_the_current_one_and_resumes_any_other(
+    before: str, tmp_path: Path
+) -> None:
     config = {**ADAMW, **IMPLEMENTATIONS[before]}
     checkpoint = saved(tmp_path, config)
     uninterrupted_run, _ = run_training(config, epochs=2)
@@ -628,7 +630,7 @@ def cosine(total: int) -> Any:
 
 T_MAX_20, T_MAX_10 = {**ANNEALING, "T_max": 20}, {**ANNEALING, "T_max": 10}
 EXPONENTIAL = {"_target_": f"{SCHEDULES}.ExponentialLR", "gamma": 0.9, "interval": "step"}
-OTHER_SCHEDULES: list[tuple[Any, Any, Any, list[str]]] = [
+CHANGED_SCHEDULES: list[tuple[Any, Any, Any, list[str]]] = [
     (
         LINEAR,
         {**LINEAR, "min_lr_ratio": 0.5},
@@ -667,9 +669,9 @@ class Rates(L.Callback):
         )
 
 
-def test_schedule_is_todays_at_the_checkpoints_step(tmp_path: Path) -> None:
+def test_configured_schedule_continues_at_the_checkpoints_step(tmp_path: Path) -> None:
     with each_row() as row:
-        for (before, after, factor, said), resume in itertools.product(OTHER_SCHEDULES, Resume):
+        for (before, after, factor, said), resume in itertools.product(CHANGED_SCHEDULES, Resume):
             checkpoint = saved(tmp_path, ADAMW, before)
             with row((before, after, resume)):
                 rates = Rates()
@@ -715,7 +717,7 @@ def fit_stalled(
 
 @pytest.mark.parametrize("resume", Resume)
 @pytest.mark.parametrize("lr", [1e-2, 1e-3])
-def test_plateau_continues_with_its_history(resume: Resume, lr: float, tmp_path: Path) -> None:
+def test_plateau_resumes_with_its_metric_history(resume: Resume, lr: float, tmp_path: Path) -> None:
     checkpoint = tmp_path / "first.ckpt"
     fit_stalled(ADAMW, PLATEAU, 4).save_checkpoint(checkpoint)
     fit = fit_stalled({**ADAMW, "lr": lr, "resume": resume.value}, PLATEAU, 6, checkpoint)
@@ -756,7 +758,7 @@ FACTORS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("saved_by", ["the trainer", "a callback"])
-def test_schedule_that_replaces_another_kind_is_where_it_would_be(
+def test_schedule_that_replaces_another_kind_continues_at_the_equivalent_step(
     saved_by: str, tmp_path: Path
 ) -> None:
     """The learning rate of the first step; the checkpoint is of 3 epochs of 2 steps."""
@@ -865,7 +867,7 @@ def test_counters_continue_beside_the_settings_of_the_config(tmp_path: Path) -> 
     assert not any("count" in line or "sum" in line for line in lines)
 
 
-class Built(L.LightningModule):
+class WithoutMixin(L.LightningModule):
     """Without the mixin."""
 
     def __init__(self, optimizer: Any, scheduler: Any) -> None:
@@ -908,7 +910,7 @@ class OwnHooks(Lit):
         optimizer.step(closure=closure)
 
 
-class ManualBuilt(Manual):
+class ManualWithoutMixin(Manual):
     """Manual optimization without the mixin's `configure_optimizers`."""
 
     def __init__(self, optimizer: Any, scheduler: Any) -> None:
@@ -940,7 +942,7 @@ class TwoOptimizers(Manual):
             each.step()
 
 
-ROUTES = (Lit, OwnHooks, Manual, Built, ManualBuilt, TwoOptimizers)
+ROUTES = (Lit, OwnHooks, Manual, WithoutMixin, ManualWithoutMixin, TwoOptimizers)
 
 
 def test_changed_settings_apply_in_every_way_to_build_and_step_the_optimizer(
@@ -1020,7 +1022,7 @@ class HandLoop:
 ORDERS = {"os": "optimizer, schedule", "so": "schedule, optimizer", "o": "optimizer alone"}
 
 
-def test_parameters_that_were_never_trained_are_not_said_to_be_frozen() -> None:
+def test_parameters_that_were_never_trained_are_not_logged_as_frozen() -> None:
     first, again = HandLoop(ADAMW, None), HandLoop(ADAMW, None)
     for loop in (first, again):
         # After the optimizer was built, which has them in its groups.
@@ -1031,7 +1033,7 @@ def test_parameters_that_were_never_trained_are_not_said_to_be_frozen() -> None:
     assert lines == []
 
 
-def test_loop_by_hand_goes_on_bit_identically_in_any_order_of_loading() -> None:
+def test_manual_loop_resumes_bit_identically_in_any_order_of_loading() -> None:
     every = {**STEPPED, "OneCycleLR": ONE_CYCLE}
     with each_row() as row:
         for (name, schedule), order in itertools.product(every.items(), ORDERS):
@@ -1045,7 +1047,7 @@ def test_loop_by_hand_goes_on_bit_identically_in_any_order_of_loading() -> None:
                 assert_same_parameters(again.net, uninterrupted.net)
 
 
-def test_loop_by_hand_follows_a_changed_config_in_any_order_of_loading() -> None:
+def test_manual_loop_applies_a_changed_config_in_any_order_of_loading() -> None:
     with each_row() as row:
         earlier = [(name, STEPPED[name]) for name in ("linear", "SequentialLR")]
         pairs = itertools.product(earlier, STEPPED.items())
@@ -1060,7 +1062,7 @@ def test_loop_by_hand_follows_a_changed_config_in_any_order_of_loading() -> None
                 assert again.rates == pytest.approx(expected.rates[4:])
 
 
-def test_peak_that_a_run_has_found_goes_on_under_one_cycle() -> None:
+def test_found_peak_is_kept_by_one_cycle() -> None:
     """The scheduler's `max_lr` is the peak, unless the config changes it."""
     longer, higher = {**ONE_CYCLE, "total_steps": 30}, {**ONE_CYCLE, "max_lr": 5e-3}
     cycle = stepped("CyclicLR", base_lr=1e-3, max_lr=1e-2, step_size_up=3, cycle_momentum=False)
@@ -1083,7 +1085,7 @@ def test_peak_that_a_run_has_found_goes_on_under_one_cycle() -> None:
                 assert again.rates == pytest.approx(expected.rates[4:])
 
 
-def test_lr_that_a_run_has_found_goes_on_under_every_schedule() -> None:
+def test_found_lr_is_kept_by_every_schedule() -> None:
     """With the schedule of the checkpoint, another one or none."""
     every: dict[str, Any] = {"none": None, **STEPPED}
     earlier = [(name, every[name]) for name in ("none", "cosine", "ExponentialLR")]

@@ -151,7 +151,7 @@ def test_min_lr_is_the_ratio_times_the_peak_of_each_group() -> None:
                 assert seen[0][10:] == [pytest.approx([1.0, 0.2])] * 3
 
 
-def test_what_is_longer_than_the_run_is_cut_with_a_warning() -> None:
+def test_steps_beyond_the_run_are_shortened_with_a_warning() -> None:
     constant: dict[str, Any] = {"name": "constant"}
     wsd: dict[str, Any] = {"name": "wsd", "decay": "linear", "decay_steps": 9}
     table: list[tuple[dict[str, Any], list[float], str]] = [
@@ -168,7 +168,7 @@ def test_what_is_longer_than_the_run_is_cut_with_a_warning() -> None:
                 assert seen == pytest.approx(expected)
 
 
-def test_warmup_as_long_as_the_run_is_not_cut(recwarn: pytest.WarningsRecorder) -> None:
+def test_warmup_as_long_as_the_run_is_not_shortened(recwarn: pytest.WarningsRecorder) -> None:
     seen = rates({"name": "constant", "warmup_steps": 4}, 4, 4)
     assert seen == pytest.approx([2, 4, 6, 8])
     assert not recwarn.list
@@ -253,7 +253,7 @@ def test_sequence_takes_partials_of_hydra() -> None:
                 assert steps(ours, build_scheduler(ours, form, None), 9) == expected
 
 
-def test_schedule_that_torch_ends_goes_on_with_its_last_value() -> None:
+def test_ended_torch_schedule_keeps_its_last_value() -> None:
     config = custom("OneCycleLR", max_lr=10.0, total_steps=6, cycle_momentum=False)
     ours, theirs = optimizer(10.0), optimizer(10.0)
     by_hand = OneCycleLR(theirs, 10.0, 6, cycle_momentum=False)
@@ -270,7 +270,7 @@ def test_schedule_that_torch_ends_goes_on_with_its_last_value() -> None:
     assert steps(resumed, second, 2) == seen[-2:]
 
 
-def test_part_of_a_sequence_that_torch_ends_goes_on_with_its_last_value() -> None:
+def test_ended_part_of_a_sequence_keeps_its_last_value() -> None:
     config = partial(
         "SequentialLR",
         schedulers=[
@@ -309,7 +309,7 @@ PEAKS: list[dict[str, Any]] = [
 ]
 
 
-def test_peak_that_is_set_in_the_middle_moves_the_whole_curve() -> None:
+def test_peak_set_during_a_run_moves_the_whole_curve() -> None:
     with each_row() as row:
         for config in PEAKS:
             with row(config):
@@ -459,7 +459,7 @@ BAD_SCHEDULES: list[tuple[Any, int | None, str]] = [
 """Configs, the steps of the run, and the error's message."""
 
 
-def test_schedule_that_cannot_work_raises_one_line() -> None:
+def test_invalid_schedule_raises_one_line() -> None:
     with each_row() as row:
         for config, steps, expected in BAD_SCHEDULES:
             with row((config, steps)):

@@ -59,7 +59,7 @@ def uninterrupted_lrs() -> list[float]:
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("clipping", ["none", "norm"])
 @fused_or_not
-def test_skipped_steps_train_as_if_their_batches_had_been_left_out(
+def test_skipped_steps_train_like_a_run_without_their_batches(
     implementation: str, clipping: str, accumulation: int, has_loss: bool
 ) -> None:
     """The loss scale is a power of two, and nothing gets so small that halving it would round."""
@@ -138,7 +138,7 @@ class TwoStepsPerBatch(Lit):
 
 
 @fused_or_not
-def test_expected_step_that_never_came_is_counted_as_skipped(implementation: str) -> None:
+def test_expected_step_that_is_never_taken_counts_as_skipped(implementation: str) -> None:
     """Also if a later step of the same batch is taken."""
     used = monitor()
     module = TwoStepsPerBatch(implementation, BAD_STEPS)
@@ -230,7 +230,7 @@ def test_monitor_of_a_fused_step_waits_for_the_device_at_measurements_only() -> 
     assert set(added) == {0, 4, 9, 14, 19}
 
 
-class Built(L.LightningModule):
+class WithoutMixin(L.LightningModule):
     """Without the mixin. The loss of some batches is infinite, or None."""
 
     def __init__(self, implementation: str, bad_batches: Collection[int], has_loss: bool) -> None:
@@ -250,7 +250,7 @@ class Built(L.LightningModule):
         return loss * torch.inf if self.has_loss else None
 
 
-class BuiltTwice(Built):
+class TwoOptimizersWithoutMixin(WithoutMixin):
     """Two optimizers in manual optimization. Only the loss of the second one gets infinite."""
 
     def __init__(self, implementation: str, bad_batches: Collection[int], has_loss: bool) -> None:
@@ -290,10 +290,10 @@ class Rates(L.Callback):
 
 
 @pytest.mark.parametrize("has_loss", [True, False])
-@pytest.mark.parametrize("kind", [Built, BuiltTwice])
+@pytest.mark.parametrize("kind", [WithoutMixin, TwoOptimizersWithoutMixin])
 @fused_or_not
-def test_optimizer_of_build_adam_skips_steps_as_that_of_the_mixin(
-    implementation: str, kind: type[Built], has_loss: bool
+def test_optimizer_of_build_adam_skips_steps_like_the_mixin(
+    implementation: str, kind: type[WithoutMixin], has_loss: bool
 ) -> None:
     rates = Rates()
     module = kind(implementation, BAD_STEPS, has_loss)

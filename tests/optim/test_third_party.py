@@ -267,7 +267,7 @@ BITSANDBYTES = {"_target_": "bitsandbytes.optim.AdamW8bit", "lr": 1e-2, "weight_
 LINEAR = {"name": "linear", "total_steps": 20, "warmup_steps": 2}
 
 
-def needs(optimizer: dict[str, Any]) -> None:
+def require(optimizer: dict[str, Any]) -> None:
     pytest.importorskip(optimizer["_target_"].partition(".")[0])
 
 
@@ -282,7 +282,7 @@ def needs(optimizer: dict[str, Any]) -> None:
 def test_resumed_run_equals_the_uninterrupted_one(
     optimizer: dict[str, Any], scheduler: Any, precision: str, resume: str
 ) -> None:
-    needs(optimizer)
+    require(optimizer)
     first = train(optimizer, scheduler, precision=precision)
     first.run.trainer.save_checkpoint("first.ckpt")
     flags = {"max_epochs": 2, "precision": precision}
@@ -304,7 +304,7 @@ def test_resumed_run_equals_the_uninterrupted_one(
 
 
 def test_groups_layer_decay_and_schedule_apply_to_any_optimizer() -> None:
-    needs(OPTIMI)
+    require(OPTIMI)
     head = [{"name": "head", "match": "net.3.*", "lr_scale": 10, "eps": 1e-4}]
     config = {
         **OPTIMI,
@@ -324,7 +324,7 @@ def test_groups_layer_decay_and_schedule_apply_to_any_optimizer() -> None:
 def test_few_elements_are_dequantised_at_a_time(
     optimizer: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needs(optimizer)
+    require(optimizer)
     sizes, measure = list[int](), kernels.measure
 
     def counted(states: Sequence[Any], *arguments: Any) -> Tensor:
@@ -346,7 +346,7 @@ def test_few_elements_are_dequantised_at_a_time(
 
 
 def test_sharded_quantised_state_is_measured(tmp_path: Path) -> None:
-    needs(TORCHAO)
+    require(TORCHAO)
     measured = []
     dist.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
@@ -396,7 +396,7 @@ def test_state_without_memory_is_skipped() -> None:
 
 
 def test_schedulefree_validates_and_saves_the_averaged_weights(tmp_path: Path) -> None:
-    needs(SCHEDULEFREE)
+    require(SCHEDULEFREE)
     validated, averaged = list[Tensor](), list[Tensor]()
 
     class Validated(lit_for(SCHEDULEFREE)):  # type: ignore[misc]
@@ -448,7 +448,7 @@ class TakesGradients(Optimizer):
         return loss
 
 
-def test_step_that_takes_the_gradients_away_is_not_a_skipped_step() -> None:
+def test_step_that_removes_gradients_is_not_a_skipped_step() -> None:
     config = {"_target_": f"{__name__}.TakesGradients", "lr": 1e-2}
     watched = monitored(config, LINEAR)
     (line,) = watched.lines + watched.warnings

@@ -29,7 +29,7 @@ def decaying(module: nn.Module, **config: Any) -> set[str]:
     }
 
 
-class Holder(nn.Module):
+class DirectParameters(nn.Module):
     """A module with direct parameters, by name and shape."""
 
     def __init__(self, **shapes: tuple[int, ...]) -> None:
@@ -38,7 +38,7 @@ class Holder(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.ones(shape)))
 
 
-class RMSNorm(Holder):
+class RMSNorm(DirectParameters):
     pass
 
 
@@ -55,11 +55,11 @@ class NormalizedLinear(nn.Linear):
     """A linear layer, although its name begins like that of a norm."""
 
 
-class NormalizingFlow(Holder):
+class NormalizingFlow(DirectParameters):
     pass
 
 
-class BitLinear(Holder):
+class BitLinear(DirectParameters):
     pass
 
 
@@ -79,19 +79,21 @@ class ViT(nn.Module):
         self.head = nn.Linear(8, 2)
 
 
-class Listing(nn.Module):
+class ListsNoDecay(nn.Module):
     """Names what does not decay, as timm's models do."""
 
     def __init__(self) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.zeros(5, 8))
-        self.inner = nn.ModuleDict({"table": Holder(values=(4, 8)), "linear": nn.Linear(8, 8)})
+        self.inner = nn.ModuleDict(
+            {"table": DirectParameters(values=(4, 8)), "linear": nn.Linear(8, 8)}
+        )
 
     def no_weight_decay(self) -> set[str]:
         return {"queries", "inner.table.*"}
 
 
-class Marked(Holder):
+class MarkedNoDecay(DirectParameters):
     """Marks a parameter as the authors of Mamba do."""
 
     def __init__(self, **shapes: tuple[int, ...]) -> None:
@@ -103,7 +105,7 @@ class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.head = nn.Linear(8, 20, bias=False)
-        self.table = Holder(query_tokens=(20, 8))
+        self.table = DirectParameters(query_tokens=(20, 8))
         self.head.weight = self.table.query_tokens  # type: ignore[assignment]
 
 
@@ -149,20 +151,22 @@ DECAYING: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     ),
     "adaptive norm": (AdaLayerNorm, {"linear.weight"}),
     "layer scales": (
-        lambda: two(Holder(gamma=(8, 1, 1), ls1=(2, 8), layer_scale_1=(2, 8), lambda_1=(2, 8))),
+        lambda: two(
+            DirectParameters(gamma=(8, 1, 1), ls1=(2, 8), layer_scale_1=(2, 8), lambda_1=(2, 8))
+        ),
         {"0.weight"},
     ),
-    "scalars": (lambda: two(Holder(logit_scale=(), temperature=(3, 1, 1))), {"0.weight"}),
+    "scalars": (lambda: two(DirectParameters(logit_scale=(), temperature=(3, 1, 1))), {"0.weight"}),
     "attention": (
         lambda: nn.MultiheadAttention(8, 2, add_bias_kv=True),
         {"in_proj_weight", "out_proj.weight"},
     ),
     "wide biases": (
-        lambda: Holder(weight=(4, 8), expert_bias=(4, 8), bias_k=(2, 8), bias_v=(2, 8)),
+        lambda: DirectParameters(weight=(4, 8), expert_bias=(4, 8), bias_k=(2, 8), bias_v=(2, 8)),
         {"weight"},
     ),
     "position tables": (
-        lambda: Holder(
+        lambda: DirectParameters(
             weight=(8, 8),
             relative_position_bias_table=(9, 2),
             rel_pos_h=(7, 8),
@@ -183,12 +187,15 @@ DECAYING: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
         ),
         {"linear.weight"},
     ),
-    "listed by the module": (lambda: two(Listing()), {"0.weight", "1.inner.linear.weight"}),
+    "listed by the module": (lambda: two(ListsNoDecay()), {"0.weight", "1.inner.linear.weight"}),
     "listed by a compiled module": (
-        lambda: two(torch.compile(Listing())),  # type: ignore[arg-type]
+        lambda: two(torch.compile(ListsNoDecay())),  # type: ignore[arg-type]
         {"0.weight", "1.inner.linear.weight"},
     ),
-    "marked as in Mamba": (lambda: Marked(weight=(4, 3), log=(4, 3), A_log=(4, 3)), {"weight"}),
+    "marked as in Mamba": (
+        lambda: MarkedNoDecay(weight=(4, 3), log=(4, 3), A_log=(4, 3)),
+        {"weight"},
+    ),
     "tied to tokens": (lambda: two(Tied()), {"0.weight"}),
     "weight norm": (
         lambda: parametrizations.weight_norm(nn.Linear(8, 1)),
@@ -227,7 +234,7 @@ def test_only_matrices_decay() -> None:
 
 
 def test_own_patterns_replace_the_default() -> None:
-    net = nn.ModuleDict({"net": ViT(), "other": Holder(table=(3, 4), inner_table=(3, 4))})
+    net = nn.ModuleDict({"net": ViT(), "other": DirectParameters(table=(3, 4), inner_table=(3, 4))})
     everything = {"net.reg_token", "net.pos_embed", "other.table", "other.inner_table"}
     weights = {"net.patch_embed.weight", "net.head.weight"}
     table = [
@@ -249,7 +256,7 @@ def test_own_patterns_replace_the_default() -> None:
 
 def test_pattern_that_matches_nothing_warns() -> None:
     with pytest.warns(UserWarning, match=r"no_decay: \*tabel matches nothing; .* are table"):
-        decaying(Holder(table=(3, 4), weight=(3, 4)), no_decay=["*tabel"])
+        decaying(DirectParameters(table=(3, 4), weight=(3, 4)), no_decay=["*tabel"])
 
 
 def test_patterns_without_matrices_are_an_error() -> None:
@@ -302,7 +309,7 @@ def test_biases_of_a_group_decay_if_the_group_asks() -> None:
 
 
 def test_shape_of_a_partitioned_parameter_is_the_original_one() -> None:
-    module = Holder(weight=(8, 4), scale=(1, 4))
+    module = DirectParameters(weight=(8, 4), scale=(1, 4))
     for name, parameter in list(module.named_parameters()):
         partitioned = nn.Parameter(torch.empty(0))
         partitioned.ds_shape = parameter.shape  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 LEFT_OUT = "net.3.weight"
 
 
-class Validated(Sharded):
+class ValidatedFirst(Sharded):
     """FSDP2 keeps the whole parameters of the root after the forward of a validation."""
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -27,7 +27,7 @@ class Validated(Sharded):
         assert not any(isinstance(each, DTensor) for each in self.net.parameters())
 
 
-class WithoutNames(Validated):
+class WithoutNames(ValidatedFirst):
     """Its groups have no names of parameters, and not all parameters."""
 
     def configure_optimizers(self) -> Any:
@@ -35,7 +35,7 @@ class WithoutNames(Validated):
         return torch.optim.AdamW(each for name, each in named if name != LEFT_OUT)
 
 
-def left_out(kind: type[Validated]) -> list[str]:
+def left_out_notices(kind: type[ValidatedFirst]) -> list[str]:
     """What is said of parameters that are in no group."""
     monitor = AdamMonitor()
     fit = trainer(
@@ -50,8 +50,8 @@ def left_out(kind: type[Validated]) -> list[str]:
     return [each.sentence for each in monitor.findings if each.code == "parameters_left_out"]
 
 
-def test_only_parameters_in_no_group_are_left_out_after_a_validation(ranks: Ranks) -> None:
-    assert ranks.run(left_out, Validated) == [[], []]
-    for (sentence,) in ranks.run(left_out, WithoutNames):
+def test_only_parameters_without_a_group_are_reported_as_left_out(ranks: Ranks) -> None:
+    assert ranks.run(left_out_notices, ValidatedFirst) == [[], []]
+    for (sentence,) in ranks.run(left_out_notices, WithoutNames):
         assert sentence.startswith("1 parameters require a gradient")
         assert f"such as {LEFT_OUT}:" in sentence

@@ -88,7 +88,7 @@ def test_groups_are_those_of_the_original_shapes(ranks: Ranks) -> None:
         assert set(dimensions) == {1}, "the shards have lost their shapes"
 
 
-def test_what_hides_the_shapes_is_an_error(ranks: Ranks) -> None:
+def test_hidden_shapes_are_an_error(ranks: Ranks) -> None:
     expected = [
         "wrapper is outside of the module. Use build_optimizer(module, optimizer, root=wrapped)",
         "_flat_param. Use FullyShardedDataParallel(..., use_orig_params=True)",

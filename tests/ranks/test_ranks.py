@@ -26,7 +26,7 @@ from tests.support.ranks import Collectives, Ranks
 
 MEASURED = [1, 2, 3, 4, 6]
 """Every second step and, for histograms, every third."""
-PLACES: dict[str, tuple[Any, str, int]] = {
+FAULT_CALLS: dict[str, tuple[Any, str, int]] = {
     "at the start": (MonitorSession, "_start", 0),
     "measuring": (kernels, "measure", 2),
     "sending": (MonitorSession, "_log_batch", 2),
@@ -110,7 +110,7 @@ def steps_until_finding(kind: str, every_n_steps: int) -> int:
 
 def fit_with_fault(kind: str, place: str, rank: int) -> dict[str, Any]:
     """Trains while something fails once on one rank."""
-    owner, name, call = PLACES[place]
+    owner, name, call = FAULT_CALLS[place]
     original, calls, logger = getattr(owner, name), itertools.count(), MemoryLogger()
 
     def fails(*arguments: Any, **keywords: Any) -> Any:
@@ -190,7 +190,7 @@ def assert_few_collectives(fit: dict[str, Any], kind: str) -> None:
 
 
 @each_kind
-def test_ranks_log_what_one_process_logs(fits: Fits, kind: str) -> None:
+def test_ranks_log_like_one_process(fits: Fits, kind: str) -> None:
     for fit in fits(kind):
         assert_logged_like_one_process(fit, kind)
 
@@ -260,12 +260,12 @@ def test_finding_of_one_rank_stops_all_ranks_at_the_next_measurement(
 
 FAULTS = [
     pytest.param(kind, place, rank, marks=() if kind == "FSDP2" and rank else pytest.mark.slow)
-    for kind, place, rank in itertools.product(("DDP", "FSDP2"), PLACES, (0, 1))
+    for kind, place, rank in itertools.product(("DDP", "FSDP2"), FAULT_CALLS, (0, 1))
 ]
 
 
 @pytest.mark.parametrize(("kind", "place", "failing"), FAULTS)
-def test_fault_on_one_rank_ends_monitoring_and_not_training(
+def test_fault_on_one_rank_disables_monitoring_only(
     ranks: Ranks, fits: Fits, kind: str, place: str, failing: int
 ) -> None:
     results = ranks.run(fit_with_fault, kind, place, failing)

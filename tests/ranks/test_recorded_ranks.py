@@ -73,7 +73,7 @@ def by_place(rows: list[Row]) -> dict[tuple[str, str], Row]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_exception_is_recorded_once_and_as_by_one_process(
+def test_exception_is_recorded_once_like_by_one_process(
     ranks: Ranks, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ranks.run(record_ended, kind)

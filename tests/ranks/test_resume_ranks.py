@@ -90,7 +90,7 @@ class Recorder(L.Callback):
 # What the ranks run.
 
 
-def trained(kind: str, way: str, name: str, path: str | None = None) -> dict[str, Any]:
+def train(kind: str, way: str, name: str, path: str | None = None) -> dict[str, Any]:
     """Trains by Lightning, from a checkpoint if there is one; otherwise saves one."""
     case, is_one_file = CASES[name], kind == ONE_FILE
     kind = "FSDP2" if is_one_file else kind
@@ -125,10 +125,10 @@ def trained(kind: str, way: str, name: str, path: str | None = None) -> dict[str
     if path is None:
         fit.save_checkpoint(f"{ONE_FILE if is_one_file else kind}.ckpt")
     (optimizer,) = fit.optimizers
-    return described(optimizer, module, recorder.begun, recorder.rates)
+    return describe_settings(optimizer, module, recorder.begun, recorder.rates)
 
 
-def redundant(name: str, path: str | None = None) -> dict[str, Any]:
+def train_zero_redundancy(name: str, path: str | None = None) -> dict[str, Any]:
     """Trains with ZeroRedundancyOptimizer, whose ranks each have the state of some parameters."""
     case = CASES[name]
     config = {key: case.config[key] for key in ("lr", "weight_decay")}
@@ -160,15 +160,15 @@ def redundant(name: str, path: str | None = None) -> dict[str, Any]:
     }
 
 
-def refused(name: str) -> str:
+def error_of(name: str) -> str:
     try:
-        redundant(name, "zero.ckpt")
+        train_zero_redundancy(name, "zero.ckpt")
     except ConfigError as error:
         return str(error)
     return ""
 
 
-def flat(way: str, name: str, path: str | None = None) -> dict[str, Any]:
+def train_fsdp1(way: str, name: str, path: str | None = None) -> dict[str, Any]:
     """Trains with FSDP1 in a plain loop, which saves the optimizer and the schedule alone."""
     case = CASES[name]
     lit = KINDS["DDP"].module(case.config)
@@ -197,10 +197,10 @@ def flat(way: str, name: str, path: str | None = None) -> dict[str, Any]:
         # Each rank saves its own part: torch 2.13 gathers wrong moments on CPU.
         states = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
         torch.save(states, f"{dist.get_rank()}FSDP1.ckpt")
-    return described(optimizer, lit, begun, rates)
+    return describe_settings(optimizer, lit, begun, rates)
 
 
-def described(
+def describe_settings(
     optimizer: Optimizer,
     module: nn.Module,
     begun: dict[str, list[Tensor]],
@@ -224,8 +224,8 @@ def described(
 
 def run_kind(ranks: Ranks, kind: str, way: str, *arguments: Any) -> list[dict[str, Any]]:
     if kind == "FSDP1":
-        return ranks.run(flat, way, *arguments)
-    return ranks.run(trained, kind, way, *arguments)
+        return ranks.run(train_fsdp1, way, *arguments)
+    return ranks.run(train, kind, way, *arguments)
 
 
 @pytest.mark.parametrize("way", ["mixin", pytest.param("build_adam", marks=pytest.mark.slow)])
@@ -278,16 +278,18 @@ def check_groups(case: Case, after: dict[str, Any]) -> None:
         assert (betas, eps) == ((0.9, 0.999), 1e-8)
 
 
-def test_redundant_optimizer_resumes_in_its_groups(
+def test_zero_redundancy_optimizer_resumes_in_its_groups(
     ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    whole = ranks.run(redundant, "same")
-    ranks.run(redundant, "first")
-    for one, other in zip(whole, ranks.run(redundant, "same", "zero.ckpt"), strict=True):
+    whole = ranks.run(train_zero_redundancy, "same")
+    ranks.run(train_zero_redundancy, "first")
+    for one, other in zip(
+        whole, ranks.run(train_zero_redundancy, "same", "zero.ckpt"), strict=True
+    ):
         assert one["decay"] == other["decay"] == 1e-2
         assert_equal(one["parameters"], other["parameters"])
-    for other in ranks.run(redundant, "lr", "zero.ckpt"):
+    for other in ranks.run(train_zero_redundancy, "lr", "zero.ckpt"):
         assert (other["decay"], other["no_decay"]) == (3e-3, 3e-3)
-    for error in ranks.run(refused, "regrouped"):
+    for error in ranks.run(error_of, "regrouped"):
         assert "finds states by their position. Configure the groups of the checkpoint" in error

@@ -276,13 +276,13 @@ def assert_measured_like_one_process(name: str, results: list[dict[str, Any]]) -
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ON_FOUR])
-def test_ranks_measure_what_one_process_does_in_two_collectives(ranks: Ranks, name: str) -> None:
+def test_ranks_measure_like_one_process_in_two_collectives(ranks: Ranks, name: str) -> None:
     assert_measured_like_one_process(name, ranks.run(measure_case, name))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*ON_FOUR, "FSDP2 of a part"])
-def test_four_ranks_measure_what_one_process_does_in_two_collectives(
+def test_four_ranks_measure_like_one_process_in_two_collectives(
     four_ranks: Ranks, name: str
 ) -> None:
     assert_measured_like_one_process(name, four_ranks.run(measure_case, name))

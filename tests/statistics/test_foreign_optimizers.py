@@ -1,4 +1,4 @@
-"""Other optimizers of Adam's family: the statistics their state defines, and no others."""
+"""Other optimizers of Adam's family: exactly the statistics that their state defines."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +16,7 @@ from lightning_adam.statistics.catalogue import STATISTICS
 from tests.statistics.cases import reference_tensors
 from tests.support.agreement import assert_agree, bare
 from tests.support.monitored import TwoOptimizers
-from tests.support.reported import Build, Built, Fit, fit, not_measured
+from tests.support.reported import Build, WithoutMixin, Fit, fit, not_measured
 from tests.support.tables import each_row
 from tests.support.training import (
     Lit,
@@ -93,7 +93,7 @@ class Lion(Foreign):
 
 
 class Adan(Foreign):
-    """Three betas, of which the third is exp_avg_sq's."""
+    """Three betas, the third of which is that of exp_avg_sq."""
 
     settings: ClassVar[dict[str, Any]] = {**Foreign.settings, "betas": (0.98, 0.92, 0.99)}
 
@@ -139,7 +139,7 @@ class NoMoments(Foreign):
 
 
 class ClippedAdamW(AdamW):
-    """Torch's step, and another operation after it."""
+    """The step of torch, followed by another operation."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -151,7 +151,7 @@ class ClippedAdamW(AdamW):
 
 
 class NamedAdamW(AdamW):
-    """Torch's step under another name."""
+    """The step of torch in a subclass with another name."""
 
 
 def with_adam_groups(net: nn.Sequential) -> Optimizer:
@@ -169,7 +169,7 @@ PARTLY_KNOWN: dict[str, Build] = {
         *(OwnAdamW, GroupStepAdamW, ClippedAdamW),
     )
 }
-"""Optimizers for which some statistics are not defined."""
+"""Optimizers for which some statistics are undefined."""
 WITH_AUX = {MuonWithAuxAdam.__name__: with_adam_groups}
 ADAMS: dict[str, Build] = {
     "Adam": lambda net: Adam(net.parameters()),
@@ -179,7 +179,7 @@ ADAMS: dict[str, Build] = {
 
 
 def expected_of(optimizer: Optimizer) -> dict[str, float]:
-    """The statistics that the state of the one group with betas defines, in float64."""
+    """Returns the statistics that the state of the only group with betas defines, in float64."""
     (group,) = (group for group in optimizer.param_groups if "betas" in group)
     states = [optimizer.state[each] for each in group["params"]]
     p = torch.cat([each.detach().double().flatten() for each in group["params"]])
@@ -212,8 +212,8 @@ def expected_of(optimizer: Optimizer) -> dict[str, float]:
     return expected
 
 
-def undefined_beside(expected: dict[str, float]) -> set[str]:
-    """The statistics that are reported as not measured."""
+def undefined_statistics(expected: dict[str, float]) -> set[str]:
+    """Returns the statistics that are reported as not measured."""
     always = {"eps", "step", "beta1", "beta2", "skipped_steps", "loss_scale"}
     always |= {"grad_norm_before_clip", "clip_coefficient"}
     return set(STATISTICS) - {*expected, *always}
@@ -246,16 +246,16 @@ def test_metric_computes_the_statistics_that_the_state_defines(name: str) -> Non
                     of_group = expected if "betas" in group else {}
                     actual = bare(values, f"group/group_{index}/")
                     assert actual == pytest.approx(of_group, rel=1e-6, abs=0)
-                assert {each.name for each in metric.not_measured} == undefined_beside(expected)
+                assert {each.name for each in metric.not_measured} == undefined_statistics(expected)
                 assert metric.compute_exponents() == {}
 
 
 def monitored(build: Callable[[], L.LightningModule], **settings: Any) -> Fit:
-    """A run with the monitor, after a check that a run without it has the same parameters."""
+    """Runs with the monitor, and checks that a run without it has the same parameters."""
     without = fit(build(), data=7)
     monitor = AdamMonitor(**{"every_n_steps": 1, "statistics": "all", **settings})
     watched = fit(build(), monitor, data=7)
-    # The monitor's own count, for any optimizer.
+    # The step count of the monitor, for any optimizer.
     skipped = [key for key in watched.values if "skipped_steps" in key]
     assert not any(watched.values.pop(key) for key in skipped)
     assert_same_parameters(watched.run.module, without.run.module)
@@ -266,19 +266,19 @@ def monitored(build: Callable[[], L.LightningModule], **settings: Any) -> Fit:
 def test_monitor_lists_once_what_it_does_not_measure() -> None:
     with each_row() as row:
         for name, build in PARTLY_KNOWN.items():
-            watched = monitored(partial(Built, build), histograms_every_n_steps=3)
+            watched = monitored(partial(WithoutMixin, build), histograms_every_n_steps=3)
             expected = expected_of(watched.optimizers[0])
             with row(name):
                 assert bare(watched.values, "") == pytest.approx(expected, rel=1e-6, abs=0)
                 (line,) = watched.lines
                 assert type(watched.optimizers[0]).__name__ in line
-                assert not_measured(line) == {*undefined_beside(expected), "histograms"}
+                assert not_measured(line) == {*undefined_statistics(expected), "histograms"}
 
 
 def test_monitor_measures_everything_of_adam_and_lists_nothing() -> None:
     with each_row() as row:
         for name, build in ADAMS.items():
-            watched = monitored(partial(Built, build), histograms_every_n_steps=3)
+            watched = monitored(partial(WithoutMixin, build), histograms_every_n_steps=3)
             with row(name):
                 assert watched.lines == []
                 tensors = reference_tensors(watched.optimizers[0])
@@ -286,7 +286,7 @@ def test_monitor_measures_everything_of_adam_and_lists_nothing() -> None:
 
 
 def test_parameters_without_moments_are_named() -> None:
-    watched = monitored(lambda: Built(with_adam_groups))
+    watched = monitored(lambda: WithoutMixin(with_adam_groups))
     expected = expected_of(watched.optimizers[0])
     assert bare(watched.values, "") == pytest.approx(expected, rel=1e-6, abs=0)
     (line,) = watched.lines
@@ -295,7 +295,7 @@ def test_parameters_without_moments_are_named() -> None:
 
 
 def test_selection_of_defined_statistics_lists_nothing() -> None:
-    watched = monitored(lambda: Built(PARTLY_KNOWN["OwnAdamW"]), statistics="grad_norm")
+    watched = monitored(lambda: WithoutMixin(PARTLY_KNOWN["OwnAdamW"]), statistics="grad_norm")
     assert watched.lines == []
 
 
@@ -304,7 +304,7 @@ def test_adamw_beside_another_optimizer_is_measured() -> None:
     values = bare(watched.values, "optimizer/first/")
     assert_agree(values, reference_tensors(watched.optimizers[0]), "numba")
     assert not any("/optimizer/second" in key for key in watched.values)
-    assert watched.lines == ["AdamMonitor does not measure SGD: it has no betas."]
+    assert watched.lines == ["AdamMonitor measures optimizers with betas. It does not measure SGD."]
 
 
 class Sparse(Lit):
@@ -324,7 +324,7 @@ class Sparse(Lit):
     ("build", "expected"),
     [
         (Sparse, "measures nothing of SparseAdam"),
-        (lambda: Built(lambda net: NoMoments(net.parameters())), "measures nothing of NoMoments"),
+        (lambda: WithoutMixin(lambda net: NoMoments(net.parameters())), "measures nothing of NoMoments"),
     ],
 )
 def test_optimizer_with_unknown_state_is_reported_and_not_logged(
@@ -337,14 +337,14 @@ def test_optimizer_with_unknown_state_is_reported_and_not_logged(
 
 
 def test_optimizer_without_betas_raises() -> None:
-    module = Built(lambda net: torch.optim.SGD(net.parameters(), lr=0.1))
+    module = WithoutMixin(lambda net: torch.optim.SGD(net.parameters(), lr=0.1))
     with pytest.raises(ConfigError, match=r"trains with SGD\. "):
         fit(module, AdamMonitor())
 
 
 def test_nested_step_counts_once() -> None:
     AdamW([nn.Parameter(torch.ones(1))])
-    watched = fit(Built(PARTLY_KNOWN["ClippedAdamW"]), AdamMonitor(3))
+    watched = fit(WithoutMixin(PARTLY_KNOWN["ClippedAdamW"]), AdamMonitor(3))
     assert watched.run.steps_of("adam_weight_decay/weight_norm") == [0, 2, 5]
 
 
@@ -381,7 +381,7 @@ def test_optimizer_that_begins_later_is_reported_at_its_first_step() -> None:
 
 
 def test_step_count_in_the_group_continues_after_a_resume(tmp_path: Path) -> None:
-    module, path = Built(PARTLY_KNOWN["GroupStepAdamW"]), str(tmp_path / "last.ckpt")
+    module, path = WithoutMixin(PARTLY_KNOWN["GroupStepAdamW"]), str(tmp_path / "last.ckpt")
     run_training(module, data=5).trainer.save_checkpoint(path)
     resumed = run_training(module, AdamMonitor(4), data=5, max_epochs=2, ckpt_path=path)
     assert resumed.steps_of("adam_gradient/grad_norm") == [7]

@@ -1,4 +1,4 @@
-"""Every statistic and histogram of generated states, against the float64 reference."""
+"""All statistics and histograms of generated states, compared with the float64 reference."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def check_kernel(optimizer: Optimizer, kernel: str) -> None:
         tensors = reference_tensors(optimizer, group)
         assert_agree(bare(values, scope), tensors, kernel)
         for quantity, magnitudes in reference_magnitudes(tensors).items():
-            # What has no elements is left out.
+            # Scopes without elements are absent.
             counts = exponents.get(f"adam_histogram/{scope}{quantity}", [0] * 256)
             if kernel == "eager":
                 assert_counts(counts, magnitudes, 2.0**-50, maybe_idle=0)
@@ -46,18 +46,18 @@ def check_kernel(optimizer: Optimizer, kernel: str) -> None:
 
 
 def assert_counts(
-    counts: list[int], magnitudes: np.ndarray[Any, Any], slack: float, maybe_idle: int
+    counts: list[int], magnitudes: np.ndarray[Any, Any], tolerances: float, maybe_idle: int
 ) -> None:
     """Asserts the count of each octave.
 
-    Elements within the relative slack of an edge may move, and as many as may be idle are not
+    Elements within the relative tolerances of an edge may move, and as many as may be idle are not
     counted, or in the lowest octave.
     """
     assert len(magnitudes) - maybe_idle <= sum(counts) <= len(magnitudes)
     finite = np.sort(magnitudes[np.isfinite(magnitudes)])
     for exponent in range(1, 256):
         below, edge = sum(counts[:exponent]), 2.0 ** (exponent - 127)
-        least, most = np.searchsorted(finite, [edge * (1 - slack), edge * (1 + slack)])
+        least, most = np.searchsorted(finite, [edge * (1 - tolerances), edge * (1 + tolerances)])
         assert least - maybe_idle <= below <= most
 
 

@@ -23,9 +23,9 @@ from tests.support.oracle import (
 
 ULPS = 4 * 2.0**-23
 """Four units in the last place of a float32, relative to it."""
-SMALLEST = 2.0**-149
+SMALLEST_FLOAT32 = 2.0**-149
 """The smallest float32."""
-SIGNED = ("exp_avg_mean", "grad_momentum_cosine", "exp_avg_carryover", "decay_alignment")
+SIGNED_SUMS = ("exp_avg_mean", "grad_momentum_cosine", "exp_avg_carryover", "decay_alignment")
 """Sums of terms of either sign: their error is small beside the terms, not beside the sum."""
 
 
@@ -40,7 +40,7 @@ def assert_agree(
 ) -> None:
     """Asserts that the statistics of a scope are the reference's, and that none is missing."""
     relative = 1e-9 if kernel == "eager" else 1e-5
-    undecided = {} if kernel == "eager" else slack(tensors)
+    undecided = {} if kernel == "eager" else tolerances(tensors)
     expected = reference_statistics(tensors)
     scale = signed_sum_scale(tensors)
     assert set(actual) == set(expected)
@@ -48,7 +48,7 @@ def assert_agree(
         tolerance = {"rel": relative, "abs": 0.0}
         if name.endswith(("_fraction", "_count")) and name != "signal_fraction":
             tolerance = {"rel": 1e-15, "abs": undecided.get(name, 0.0)}
-        if name in SIGNED:
+        if name in SIGNED_SUMS:
             tolerance = {"rel": 0.0, "abs": relative * scale[name]}
         found = actual[name]
         if name in ("exp_avg_carryover", "grad_momentum_cosine") and not math.isfinite(value):
@@ -61,10 +61,10 @@ def assert_agree(
         assert found == pytest.approx(value, nan_ok=True, **tolerance), name
 
 
-def slack(tensors: Sequence[Tensor]) -> dict[str, float]:
+def tolerances(tensors: Sequence[Tensor]) -> dict[str, float]:
     """By how much each fraction may be off."""
     with np.errstate(all="ignore"):
-        parts = [_slack(tensor) for tensor in tensors if tensor.parameter.numel()]
+        parts = [_tolerance(tensor) for tensor in tensors if tensor.parameter.numel()]
     allowed = {}
     for name in parts[0] if parts else ():
         undecided = sum(part[name][0] for part in parts)
@@ -81,18 +81,18 @@ def count_maybe_idle(tensors: Sequence[Tensor]) -> int:
         for tensor in tensors:
             e = _elements_of(tensor)
             terms = abs(e.grad) + (0 if tensor.decoupled else abs(e.decay))
-            vanishes = abs(e.entered) <= np.maximum(ULPS * terms, SMALLEST / 2)
+            vanishes = abs(e.effective_grad) <= np.maximum(ULPS * terms, SMALLEST_FLOAT32 / 2)
             count += int((e.active & vanishes & (e.exp_avg == 0) & (e.exp_avg_sq == 0)).sum())
     return count
 
 
-def _slack(tensor: Tensor) -> dict[str, tuple[int, int]]:
+def _tolerance(tensor: Tensor) -> dict[str, tuple[int, int]]:
     """Counts the undecided elements of each fraction, and all elements that it is a share of."""
     e = _elements_of(tensor)
     signed = abs(e.grad) + (0 if tensor.decoupled else abs(e.decay))
-    may_be_zero = (abs(e.entered) <= ULPS * signed) & (e.entered != 0)
+    may_be_zero = (abs(e.effective_grad) <= ULPS * signed) & (e.effective_grad != 0)
     may_be_idle = may_be_zero & (e.exp_avg == 0) & (e.exp_avg_sq == 0)
-    may_be_still = (abs(e.update) <= 4 * SMALLEST) & (e.update != 0)
+    may_be_still = (abs(e.update) <= 4 * SMALLEST_FLOAT32) & (e.update != 0)
     rate = 1 - tensor.beta2
     p_dtype, v_dtype = tensor.parameter.dtype, tensor.exp_avg_sq.dtype
     decay = e.parameter * tensor.lr * tensor.weight_decay

@@ -29,7 +29,12 @@ MODEL = ""
 DECAY = "/group/decay"
 NO_DECAY = "/group/no_decay"
 
-NO_NUMBERS = ("adam_histogram/", "adam_underflow/eps_curve", "adam_layers", "adam_findings")
+NON_SCALAR_PREFIXES = (
+    "adam_histogram/",
+    "adam_underflow/eps_curve",
+    "adam_layers",
+    "adam_findings",
+)
 """What the keys of histograms, curves and tables begin with."""
 
 BRIEFLY = ("width=2", "trainer.max_epochs=1", "trainer.limit_train_batches=25")
@@ -45,7 +50,7 @@ Command = Sequence[str | Path]
 ASSIGNED = re.compile(r"[A-Za-z_]\w*=")
 """An environment variable before a command."""
 
-FOREIGN_VARIABLES = ("WANDB_", "HYDRA_", "PYTEST_", "PYTHONPATH", "NETRC", "LIGHTNING_ADAM_")
+TEST_VARIABLES = ("WANDB_", "HYDRA_", "PYTEST_", "PYTHONPATH", "NETRC", "LIGHTNING_ADAM_")
 """What the tests' own environment must not lend to a user's."""
 
 
@@ -70,7 +75,7 @@ class Finished:
 def environment(bin_folder: Path = BIN, /, **changes: str) -> dict[str, str]:
     """A user's environment, with the commands of `bin_folder` first on the path."""
     own = os.environ.items()
-    kept = {name: value for name, value in own if not name.startswith(FOREIGN_VARIABLES)}
+    kept = {name: value for name, value in own if not name.startswith(TEST_VARIABLES)}
     path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
     # Where W&B keeps a copy of each table of an offline run.
     staging = {"WANDB_DATA_DIR": tempfile.gettempdir()}
@@ -244,7 +249,7 @@ def our_rows(rows: Iterable[Mapping[str, Any]], step_key: str) -> dict[int, dict
         ours = {
             key: float(value)
             for key, value in row.items()
-            if key.startswith("adam_") and not key.startswith(NO_NUMBERS)
+            if key.startswith("adam_") and not key.startswith(NON_SCALAR_PREFIXES)
         }
         if ours:
             found.setdefault(int(row[step_key]), {}).update(ours)

@@ -29,7 +29,7 @@ class Exploding(Lit):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         self.steps += 1
         if self.steps == self.at:
-            HOW[self.how](self)
+            FAULTS[self.how](self)
 
 
 def multiply_lr(module: Exploding) -> None:
@@ -53,7 +53,7 @@ def break_weight(module: Exploding) -> None:
         next(module.net[3].parameters())[0, 0] = math.inf
 
 
-HOW = {
+FAULTS = {
     "learning rate": multiply_lr,
     "gradient": multiply_gradient,
     "nan in a gradient": break_gradient,

@@ -103,11 +103,11 @@ def signed_sum_scale(tensors: Sequence[Tensor]) -> dict[str, float]:
 
 def _scale_of_previous(scope: SimpleNamespace) -> dict[str, float | None]:
     """Evaluate how an error of the sums m², m·g̃ and g̃² grows in what is derived of β1·m₋₁."""
-    rate, m, g = scope.one_minus_beta1, np.abs(scope.exp_avg), np.abs(scope.entered)
+    rate, m, g = scope.one_minus_beta1, np.abs(scope.exp_avg), np.abs(scope.effective_grad)
     squares = np.sum(square(m) + 2 * rate * widen(m) * g + square(rate * g))
     products = np.sum(widen(m) * g + rate * square(g))
-    previous, effective = norm(scope.previous), norm(scope.entered)
-    value = cosine(scope.previous, scope.entered) or 0.0
+    previous, effective = norm(scope.previous), norm(scope.effective_grad)
+    value = cosine(scope.previous, scope.effective_grad) or 0.0
     slope = products / (previous * effective) + abs(value) * squares / np.square(previous)
     return {
         "grad_momentum_cosine": float(slope),
@@ -118,7 +118,7 @@ def _scale_of_previous(scope: SimpleNamespace) -> dict[str, float | None]:
 def _largest_of_tensors(tensors: Sequence[Tensor]) -> dict[str, float | None]:
     """Evaluate the statistics that are the largest value of a tensor."""
     scopes = [_scope_of([tensor]) for tensor in tensors]
-    ratios = [_exp_avg_sq_lag(scope) for scope in scopes]
+    ratios = [_rms_ratio(scope) for scope in scopes]
     sizes = [ratio(norm(scope.update), norm(scope.parameter)) for scope in scopes]
     return {
         "rms_ratio_max": maximum(np.array([each for each in ratios if each is not None])),
@@ -130,7 +130,7 @@ def _momentum_cosine(scope: SimpleNamespace) -> float | None:
     """Evaluate cos(m₋₁, g̃), where m₋₁ is more than the rounding of m."""
     if sum_of_squares(scope.previous) < 1e-3 * sum_of_squares(scope.exp_avg):
         return None
-    return cosine(scope.previous, scope.entered)
+    return cosine(scope.previous, scope.effective_grad)
 
 
 def _carryover(scope: SimpleNamespace) -> float | None:
@@ -154,7 +154,7 @@ def _moment_statistics(scope: SimpleNamespace) -> dict[str, float | None]:
         "grad_momentum_cosine": _momentum_cosine(scope),
         "exp_avg_carryover": _carryover(scope),
         "signal_fraction": _signal_fraction(scope),
-        "rms_ratio": _exp_avg_sq_lag(scope),
+        "rms_ratio": _rms_ratio(scope),
     }
 
 
@@ -168,7 +168,7 @@ def _underflow_statistics(scope: SimpleNamespace) -> dict[str, float | None]:
         "eps_dominated_fraction": share((scope.denominator < scope.eps)[active]),
         "eps_damping": mean(damping),
         "eps_energy_loss": _eps_energy_loss(scope),
-        "exp_avg_sq_zero_fraction": share((scope.exp_avg_sq == 0) & (scope.entered != 0)),
+        "exp_avg_sq_zero_fraction": share((scope.exp_avg_sq == 0) & (scope.effective_grad != 0)),
         "exp_avg_sq_subnormal_fraction": share(scope.exp_avg_sq_subnormal),
         "exp_avg_sq_stalled_fraction": share(scope.exp_avg_sq_stalled),
         "update_lost_fraction": share(scope.update_lost[scope.update != 0]),
@@ -249,10 +249,10 @@ def _decoupled_pulls(tensors: Sequence[Tensor], scope: SimpleNamespace) -> tuple
     return scope.decay[chosen], scope.update[chosen]
 
 
-def _exp_avg_sq_lag(scope: SimpleNamespace) -> float | None:
+def _rms_ratio(scope: SimpleNamespace) -> float | None:
     active = scope.active
     floor = np.maximum(scope.corrected_exp_avg_sq[active], square(scope.eps[active]))
-    squared = mean(square(scope.entered[active]) / floor)
+    squared = mean(square(scope.effective_grad[active]) / floor)
     return None if squared is None else float(np.sqrt(squared))
 
 
@@ -297,15 +297,15 @@ def _elements_of(tensor: Tensor) -> SimpleNamespace:
     direction = corrected_exp_avg / (denominator + tensor.eps)
     update = tensor.lr * direction
     decay = _decay(tensor, parameter, update)
-    entered = _entered(tensor, grad, decay)
+    effective_grad = _effective_grad(tensor, grad, decay)
     parameter_dtype, exp_avg_sq_dtype = tensor.parameter.dtype, tensor.exp_avg_sq.dtype
     smallest_normal = torch.finfo(exp_avg_sq_dtype).smallest_normal
     return SimpleNamespace(
         parameter=parameter,
         grad=grad,
-        entered=entered,
+        effective_grad=effective_grad,
         # β1·m₋₁.
-        previous=exp_avg - (1 - tensor.beta1) * entered,
+        previous=exp_avg - (1 - tensor.beta1) * effective_grad,
         one_minus_beta1=np.full_like(grad, 1 - tensor.beta1),
         exp_avg=exp_avg,
         exp_avg_sq=exp_avg_sq,
@@ -314,7 +314,7 @@ def _elements_of(tensor: Tensor) -> SimpleNamespace:
         denominator_sq=denominator_sq,
         denominator=denominator,
         # A NaN counts as active.
-        active=(exp_avg != 0) | (exp_avg_sq != 0) | (entered != 0),
+        active=(exp_avg != 0) | (exp_avg_sq != 0) | (effective_grad != 0),
         eps=np.broadcast_to(np.float64(tensor.eps), parameter.shape),
         direction=direction,
         update=update,
@@ -326,7 +326,7 @@ def _elements_of(tensor: Tensor) -> SimpleNamespace:
         exp_avg_sq_stalled=(exp_avg_sq > 0)
         & (round_to(exp_avg_sq_dtype, tensor.beta2 * exp_avg_sq) == exp_avg_sq),
         update_lost=round_to(parameter_dtype, parameter - update) == parameter,
-        decay_lost=round_to(parameter_dtype, parameter * _survival(tensor)) == parameter,
+        decay_lost=round_to(parameter_dtype, parameter * _decay_factor(tensor)) == parameter,
         coupled_decay=np.full(parameter.shape, tensor.weight_decay > 0 and not tensor.decoupled),
         decoupled_decay=np.full(parameter.shape, _decays_decoupled(tensor)),
     )
@@ -347,7 +347,7 @@ def _decay(tensor: Tensor, parameter: Array, update: Array) -> Array:
     if tensor.weight_decay == 0:
         return np.zeros_like(parameter)
     if tensor.decoupled:
-        return _decay_rate(tensor) * ((parameter + update) / _survival(tensor))
+        return _decay_rate(tensor) * ((parameter + update) / _decay_factor(tensor))
     return tensor.weight_decay * (parameter + update)
 
 
@@ -359,17 +359,17 @@ def _decay_rate(tensor: Tensor) -> float:
     return tensor.lr * tensor.weight_decay
 
 
-def _survival(tensor: Tensor) -> float:
+def _decay_factor(tensor: Tensor) -> float:
     return 1 - _decay_rate(tensor)
 
 
 def _recoverable(tensors: Sequence[Tensor]) -> bool:
     """Tell whether the parameters before the step follow from those after it."""
     # A decay that takes the whole parameter leaves nothing to recover its former value from.
-    return all(_survival(tensor) != 0 for tensor in tensors if _decays_decoupled(tensor))
+    return all(_decay_factor(tensor) != 0 for tensor in tensors if _decays_decoupled(tensor))
 
 
-def _entered(tensor: Tensor, grad: Array, decay: Array) -> Array:
+def _effective_grad(tensor: Tensor, grad: Array, decay: Array) -> Array:
     signed = -grad if tensor.maximize else grad
     return signed if tensor.decoupled else signed + decay
 

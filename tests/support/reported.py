@@ -14,7 +14,7 @@ from tests.support.training import Lit, TrainingRun, run_training
 Build = Callable[[nn.Sequential], Optimizer]
 
 
-class Built(Lit):
+class WithoutMixin(Lit):
     """A module that builds its optimizer without the mixin."""
 
     def __init__(self, build: Build) -> None:

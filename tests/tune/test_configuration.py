@@ -55,7 +55,7 @@ FOUND: list[tuple[dict[str, Any], ConfigPaths]] = [
 """The nodes of a config, and where its optimizer and schedule are found."""
 
 
-def test_optimizer_and_schedule_are_found_wherever_they_stand() -> None:
+def test_optimizer_and_schedule_are_found_at_any_path() -> None:
     with each_row() as row:
         for nodes, expected in FOUND:
             with row(list(nodes)):
@@ -116,7 +116,7 @@ def test_missing_learning_rate_raises() -> None:
             read_configuration(config, ConfigPaths("optimizer"))
 
 
-def test_warmup_is_read_in_the_unit_in_which_it_is_set() -> None:
+def test_warmup_is_read_in_its_configured_unit() -> None:
     for schedule, expected in (
         ({}, (0.0, None)),
         ({"warmup_ratio": 0.1}, (0.1, None)),
@@ -160,7 +160,7 @@ share = st.floats(0, 0.9999)
         warmup_ratio=share,
     )
 )
-def test_overrides_of_a_configuration_compose_to_it(
+def test_overrides_compose_to_the_configuration(
     preset: Configuration, configuration: Configuration
 ) -> None:
     """Through Hydra's own parser and composition, from the presets."""

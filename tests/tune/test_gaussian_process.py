@@ -18,7 +18,7 @@ from lightning_adam.tune.gaussian_process import (
 
 LENGTH_SCALES = np.array([0.6, 1.5, 0.25])
 RNG = np.random.default_rng(0)
-X, PLACES = RNG.normal(size=(14, 3)), RNG.normal(size=(6, 3))
+X, QUERIES = RNG.normal(size=(14, 3)), RNG.normal(size=(6, 3))
 LOSSES = (X**2).sum(1) + 0.3 * RNG.normal(size=14)
 OCTAVES = RNG.choice([0.0, np.log2(3), 3.0], size=14)
 
@@ -47,18 +47,18 @@ def test_full_runs_are_predicted_as_by_scikit_learn() -> None:
     }
     best = max(fits, key=lambda each: fits[each].log_marginal_likelihood_value_)
     assert process.noise == best[1]
-    mean, deviation = fits[best].predict(PLACES, return_std=True)
-    found = process.predict(PLACES)
+    mean, deviation = fits[best].predict(QUERIES, return_std=True)
+    found = process.predict(QUERIES)
     assert found[0] == pytest.approx(mean * process.deviation + process.center)
     assert found[1] == pytest.approx(deviation * process.deviation)
-    _, covariance = fits[best].predict(PLACES[:2], return_cov=True)
-    gain, error = process.difference(PLACES[0], PLACES[1])
+    _, covariance = fits[best].predict(QUERIES[:2], return_cov=True)
+    gain, error = process.difference(QUERIES[0], QUERIES[1])
     assert gain == pytest.approx((mean[0] - mean[1]) * process.deviation)
     variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
     assert error == pytest.approx(np.sqrt(variance) * process.deviation)
 
 
-def test_short_runs_are_conditioned_on_as_in_the_closed_form() -> None:
+def test_short_runs_match_the_closed_form() -> None:
     process = GaussianProcess(X, OCTAVES, LOSSES, LENGTH_SCALES)
     z = standardized(process)
     found = {}
@@ -67,26 +67,26 @@ def test_short_runs_are_conditioned_on_as_in_the_closed_form() -> None:
             matrix = kernel(X, OCTAVES, X, OCTAVES, scale) + (noise + JITTER) * np.eye(14)
             inverse = np.linalg.inv(matrix)
             likelihood = -0.5 * z @ inverse @ z - 0.5 * np.linalg.slogdet(matrix)[1]
-            cross = kernel(PLACES, np.zeros(6), X, OCTAVES, scale)
+            cross = kernel(QUERIES, np.zeros(6), X, OCTAVES, scale)
             variance = 1 - np.einsum("ij,jk,ik->i", cross, inverse, cross)
             found[likelihood] = noise, cross @ inverse @ z, np.sqrt(variance)
     noise, mean, deviation = found[max(found)]
     assert process.noise == noise
-    predicted = process.predict(PLACES)
+    predicted = process.predict(QUERIES)
     assert predicted[0] == pytest.approx(mean * process.deviation + process.center)
     assert predicted[1] == pytest.approx(deviation * process.deviation)
 
 
-def test_running_run_leaves_the_mean_and_lowers_the_uncertainty() -> None:
+def test_running_run_keeps_the_mean_and_lowers_the_uncertainty() -> None:
     process = GaussianProcess(X, OCTAVES, LOSSES, LENGTH_SCALES)
-    grown = process.with_expected(PLACES[:2], np.zeros(2))
-    before, after = process.predict(PLACES), grown.predict(PLACES)
+    grown = process.with_expected(QUERIES[:2], np.zeros(2))
+    before, after = process.predict(QUERIES), grown.predict(QUERIES)
     assert after[0] == pytest.approx(before[0])
     assert (after[1][:2] < 0.9 * before[1][:2]).all()
     assert (after[1] <= before[1] + 1e-9).all()
 
 
-def test_failed_and_huge_losses_are_the_worst_and_leave_the_rest_distinct() -> None:
+def test_failed_and_huge_losses_do_not_hide_other_differences() -> None:
     good = np.array([1.0, 1.1, 1.2, 1.3])
     rest = Warp(good)(good)
     losses = np.append(good, [1e9, np.nan, np.inf])
@@ -111,6 +111,6 @@ def test_single_and_equal_runs_are_predicted() -> None:
         process = GaussianProcess(
             np.zeros((count, 3)), np.zeros(count), np.ones(count), LENGTH_SCALES
         )
-        mean, deviation = process.predict(PLACES)
+        mean, deviation = process.predict(QUERIES)
         assert mean == pytest.approx(np.zeros(6))
         assert np.isfinite(deviation).all()

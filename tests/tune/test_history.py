@@ -24,32 +24,32 @@ from tests.support import forkserver
 from tests.support.commands import environment
 from tests.tune.simulation import START
 
-PLACES = ["journal:trials.journal", "sqlite:///trials.db"]
+URLS = ["journal:trials.journal", "sqlite:///trials.db"]
 REQUEST = Request(Stage.ladder, START, 1 / 8)
 
 
-@pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=URLS)
+def url(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def opened(place: str) -> History:
-    return History(place, "search", "minimize")
+def open_history(url: str) -> History:
+    return History(url, "search", "minimize")
 
 
-def begun(history: History, request: Request = REQUEST) -> int:
+def begin_run(history: History, request: Request = REQUEST) -> int:
     number = history.begin(request, "owner", seed=7)
     assert number is not None
     return number
 
 
-def test_run_is_read_by_another_process(place: str) -> None:
-    history = opened(place)
-    number = begun(history)
+def test_run_is_read_by_another_process(url: str) -> None:
+    history = open_history(url)
+    number = begin_run(history)
     history.set_attributes(
         number, folder="here", steps=800, state_dtypes=["bfloat16"], findings=["x"]
     )
-    assert opened(place).runs() == [
+    assert open_history(url).runs() == [
         Run(
             *(REQUEST, 0, Outcome.running),
             seed=7,
@@ -61,23 +61,25 @@ def test_run_is_read_by_another_process(place: str) -> None:
         )
     ]
     history.finish(number, 0.25, seconds=3.0)
-    (run,) = opened(place).runs()
+    (run,) = open_history(url).runs()
     assert (run.outcome, run.value, run.seconds) == (Outcome.complete, 0.25, 3.0)
 
 
 def test_metric_that_is_not_finite_is_a_failure() -> None:
-    history = opened(PLACES[0])
+    history = open_history(URLS[0])
     for value in (math.nan, math.inf, -math.inf):
-        history.finish(begun(history, replace(REQUEST, replicate=len(history.runs()))), value, 3.0)
+        history.finish(
+            begin_run(history, replace(REQUEST, replicate=len(history.runs()))), value, 3.0
+        )
         run = history.runs()[-1]
         assert (run.outcome, run.value, run.seconds) == (Outcome.failed, None, 3.0)
         assert run.error == f"diverged: the metric is {value}"
         assert not run.is_retried
 
 
-def test_ended_run_does_not_change(place: str) -> None:
-    history = opened(place)
-    number = begun(history)
+def test_ended_run_does_not_change(url: str) -> None:
+    history = open_history(url)
+    number = begin_run(history)
     history.finish(number, 0.25)
     history.finish(number, 9.0)
     history.fail(number, "too late")
@@ -88,15 +90,13 @@ def test_ended_run_does_not_change(place: str) -> None:
     assert (run.outcome, run.value, run.error) == (Outcome.complete, 0.25, "")
 
 
-def test_one_of_two_processes_that_begin_the_same_run_withdraws(
-    place: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one, other = opened(place), opened(place)
+def test_same_run_is_started_by_only_one_process(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = open_history(url), open_history(url)
     first = one.begin(REQUEST, "one")
     assert other.begin(REQUEST, "other") is None
     assert [each.owner for each in one.runs()] == ["one"]
     assert other.begin(replace(REQUEST, replicate=1), "other") is not None
-    # A run whose process was killed is begun again.
+    # A run starts again after its process was killed.
     assert first is not None
     one.set_attributes(first, lost="killed")
     one.study.tell(first, state=TrialState.FAIL)
@@ -104,26 +104,26 @@ def test_one_of_two_processes_that_begin_the_same_run_withdraws(
     assert len(other.runs()) == 3
 
 
-def test_search_of_another_config_under_the_same_name_raises(place: str) -> None:
+def test_search_of_another_config_under_the_same_name_raises(url: str) -> None:
     identity = {"model.width": "8", "data.num_workers": "0", "logger.name": "a", "eps": "1e-8"}
-    opened(place).check_identity(identity, "multirun/a")
-    opened(place).check_identity(
+    open_history(url).check_identity(identity, "multirun/a")
+    open_history(url).check_identity(
         {**identity, "data.num_workers": "4", "logger.name": "b"}, "multirun/a"
     )
     with pytest.raises(ConfigError) as raised:
-        opened(place).check_identity({**identity, "model.width": "9", "new": "1"}, "multirun/a")
+        open_history(url).check_identity({**identity, "model.width": "9", "new": "1"}, "multirun/a")
     sentence = str(raised.value)
     assert "(model.width was 8, now 9; new was None, now 1)" in sentence
     assert sentence.endswith("start another search with hydra.sweeper.study_name=search_2")
 
 
-def test_optuna_loads_the_study_with_its_parameters(place: str) -> None:
-    history = opened(place)
+def test_optuna_loads_the_study_with_its_parameters(url: str) -> None:
+    history = open_history(url)
     params, distributions = Space(START, SpaceConfig(), 800, False).params(START, 1 / 8)
     number = history.begin(REQUEST, "owner", 7, params, distributions)
     assert number is not None
     history.finish(number, 0.25)
-    (trial,) = optuna.load_study(study_name="search", storage=open_storage(place)).trials
+    (trial,) = optuna.load_study(study_name="search", storage=open_storage(url)).trials
     assert trial.value == 0.25
     assert trial.params == pytest.approx(
         {
@@ -140,18 +140,18 @@ def test_optuna_loads_the_study_with_its_parameters(place: str) -> None:
 # ---- Processes that are killed
 
 
-def test_run_is_lost_when_neither_its_owner_nor_its_job_answers() -> None:
-    history = opened(PLACES[0])
-    number = begun(history)
+def test_run_is_lost_without_a_heartbeat_of_its_owner_and_job() -> None:
+    history = open_history(URLS[0])
+    number = begin_run(history)
     for name in ("owner", "0"):
         with history.keep_alive(name, [number]):
-            opened(PLACES[0]).reap_stale()
+            open_history(URLS[0]).reap_stale()
             assert history.is_running(number)
     with history.keep_alive("owner", [number]):
         # What its owner has given up, only its job can answer for.
         history.reap_stale([number], "the launcher broke")
     assert history.runs()[0].error == "the launcher broke"
-    number = begun(history)
+    number = begin_run(history)
     history.reap_stale()
     assert history.runs()[1].error == "its process was killed"
     assert history.runs()[1].is_retried
@@ -170,11 +170,11 @@ with history.keep_alive(sys.argv[2], [0]):
 """
 
 
-def start(place: str, name: str, folder: Path) -> ForkServerProcess:
+def start(url: str, name: str, folder: Path) -> ForkServerProcess:
     """Starts a process that answers for run 0, and waits until it does."""
     (folder / "program.py").write_text(OWNER)
     variables = environment(PYTHONPATH=str(Path(__file__).parents[2]))
-    process = forkserver.start("program.py", [place, name], folder, variables, folder / "output")
+    process = forkserver.start("program.py", [url, name], folder, variables, folder / "output")
     while not (folder / name).exists():
         assert process.is_alive(), (folder / "output").read_text()
         time.sleep(0.01)
@@ -189,8 +189,8 @@ def kill(process: ForkServerProcess) -> None:
 
 @pytest.mark.slow
 def test_run_is_lost_when_its_owner_and_its_job_are_killed(tmp_path: Path) -> None:
-    history = opened(PLACES[0])
-    owner, job = (start(PLACES[0], name, tmp_path) for name in ("owner", "0"))
+    history = open_history(URLS[0])
+    owner, job = (start(URLS[0], name, tmp_path) for name in ("owner", "0"))
     history.reap_stale()
     assert history.is_running(0)
     kill(owner)
@@ -205,8 +205,8 @@ def test_run_is_lost_when_its_owner_and_its_job_are_killed(tmp_path: Path) -> No
 
 def test_run_in_a_database_is_lost_without_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SECONDS_BETWEEN_BEATS", 0.05)
-    history = opened(PLACES[1])
-    number = begun(history)
+    history = open_history(URLS[1])
+    number = begin_run(history)
 
     def execute(command: str) -> str:
         with sqlite3.connect("trials.db") as database:
@@ -238,10 +238,10 @@ def test_storage_that_cannot_be_opened_raises_without_its_password(
         "postgresql://me:secret@localhost:1/tune": "postgresql://me:***@localhost:1/tune",
         "sqlite:////no/such/folder/x.db": "sqlite:////no/such/folder/x.db",
     }
-    for place, shown in rows.items():
+    for url, shown in rows.items():
         beginning = f"hydra.sweeper.storage={shown} cannot be opened: "
         with pytest.raises(ConfigError, match=re.escape(beginning)) as raised:
-            open_storage(place)
+            open_storage(url)
         assert "secret" not in str(raised.value)
     # Only a database that does not answer is asked again.
     assert len(pauses) == 2

@@ -36,7 +36,7 @@ def history(monkeypatch: pytest.MonkeyPatch) -> History:
     return history
 
 
-def last(history: History) -> Run:
+def last_run(history: History) -> Run:
     return history.runs()[-1]
 
 
@@ -52,12 +52,12 @@ def test_number_of_any_library_is_a_metric(
         for value in numbers:
             with row(repr(value)):
                 assert run(lambda config, value=value: value) == 0.25
-                assert (last(history).value, last(history).folder) == (0.25, "race/0")
+                assert (last_run(history).value, last_run(history).folder) == (0.25, "race/0")
             begin(history, monkeypatch)
     assert type(to_metric(np.float64(0.5))) is float
 
 
-def test_value_that_is_no_number_raises_with_what_to_return(
+def test_return_value_that_is_not_a_number_is_an_error(
     history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values: list[Any] = [None, "0.25", True, {"val/loss": 0.25}, torch.zeros(2), []]
@@ -67,7 +67,7 @@ def test_value_that_is_no_number_raises_with_what_to_return(
                 line = r'return trainer\.callback_metrics\["val/loss"\]'
                 with pytest.raises(NoMetricError, match=line):
                     run(lambda config, value=value: value)
-                assert last(history).outcome is Outcome.failed
+                assert last_run(history).outcome is Outcome.failed
             begin(history, monkeypatch)
 
 
@@ -77,20 +77,20 @@ def test_exception_is_stored_and_raised_again(history: History) -> None:
 
     with pytest.raises(ValueError, match="shapes do not match"):
         run(function)
-    assert last(history).outcome is Outcome.failed
-    assert last(history).error == "ValueError: shapes do not match"
+    assert last_run(history).outcome is Outcome.failed
+    assert last_run(history).error == "ValueError: shapes do not match"
 
 
-def test_run_answers_for_itself_while_it_trains(history: History) -> None:
+def test_run_sends_heartbeats_while_it_trains(history: History) -> None:
     def function(config: DictConfig) -> float:
         History(history.url, "search", "minimize").reap_stale()
         return 0.25
 
     assert run(function) == 0.25
-    assert last(history).outcome is Outcome.complete
+    assert last_run(history).outcome is Outcome.complete
 
 
-def test_run_that_the_search_has_given_up_is_not_trained(history: History) -> None:
+def test_run_that_the_search_has_ended_is_not_trained(history: History) -> None:
     history.fail(0, "killed")
     trained: list[int] = []
     with pytest.raises(RuntimeError, match="Run 0 had no heartbeat"):
@@ -98,7 +98,7 @@ def test_run_that_the_search_has_given_up_is_not_trained(history: History) -> No
     assert trained == []
 
 
-def test_metric_is_returned_though_the_history_is_out_of_reach(
+def test_metric_is_returned_if_the_storage_cannot_be_opened(
     history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for place, shown in (

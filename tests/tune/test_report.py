@@ -19,7 +19,9 @@ from tests.support.html_page import HtmlPage
 from tests.support.tables import each_row
 from tests.tune.simulation import START, ended, report_of, search, used
 
-NASTY = "</script><script>alert(1)</script> | a\nb [x](y) `*_ \x1b😀\udc80 {{ 7 * 7 }} &amp;"
+SPECIAL_CHARACTERS = (
+    "</script><script>alert(1)</script> | a\nb [x](y) `*_ \x1b😀\udc80 {{ 7 * 7 }} &amp;"
+)
 BETTER = replace(START, lr=0.005, betas=(0.8, 0.99))
 
 
@@ -27,7 +29,7 @@ def strategy(budget: int = 7, sign: float = 1.0) -> Strategy:
     return Strategy(START, budget, SpaceConfig(), sign=sign)
 
 
-def two(*values: float | None, stage: Stage = Stage.search) -> list[Run]:
+def race_runs(*values: float | None, stage: Stage = Stage.search) -> list[Run]:
     """The start and a better configuration, in turn, each pair with another seed."""
     return [
         ended(
@@ -42,21 +44,24 @@ def two(*values: float | None, stage: Stage = Stage.search) -> list[Run]:
     ]
 
 
-RACE = two(0.5, 0.3, 0.52, 0.31, 0.53, 0.3)
+RACE = race_runs(0.5, 0.3, 0.52, 0.31, 0.53, 0.3)
 SHAPES: dict[str, list[Run]] = {
     "nothing has begun": [],
     "the first run is under way": [Run(Request(Stage.start, START), 0, Outcome.running)],
-    "the first run alone": two(0.5),
-    "the first run has failed": two(None),
-    "all have failed": two(None, None),
-    "only the start has failed": two(None, 0.3),
-    "huge": two(1e300, -1e300, 1e300, -1e300),
+    "the first run alone": race_runs(0.5),
+    "the first run has failed": race_runs(None),
+    "all have failed": race_runs(None, None),
+    "only the start has failed": race_runs(None, 0.3),
+    "huge": race_runs(1e300, -1e300, 1e300, -1e300),
     "a race": RACE,
-    "nothing told": [replace(each, steps=None, folder=NASTY, error=NASTY) for each in RACE],
+    "no facts": [
+        replace(each, steps=None, folder=SPECIAL_CHARACTERS, error=SPECIAL_CHARACTERS)
+        for each in RACE
+    ],
 }
 
 
-def rows(text: str, title: str) -> list[list[str]]:
+def table_rows(text: str, title: str) -> list[list[str]]:
     (part,) = re.findall(rf"^## {title}\n\n(?:[^|\n].*\n\n)?((?:\|.*\n)+)", text, re.MULTILINE)
     cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in part.splitlines()]
     return [[cell.strip() for cell in row] for row in cells[2:]]
@@ -67,17 +72,17 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
 
 
-def said(runs: list[Run], budget: int = 7, sign: float = 1.0, is_seeded: bool = True) -> str:
+def text_of(runs: list[Run], budget: int = 7, sign: float = 1.0, is_seeded: bool = True) -> str:
     return " ".join(report_of(strategy(budget, sign), runs, is_seeded=is_seeded).sentences())
 
 
-def test_report_of_every_shape_is_complete(
+def test_report_is_complete_for_every_state_of_a_search(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with each_row() as row:
         for shape, runs in SHAPES.items():
             with row(shape):
-                made = report_of(strategy(20), runs, NASTY)
+                made = report_of(strategy(20), runs, SPECIAL_CHARACTERS)
                 write_report(made, tmp_path)
                 assert warnings(caplog) == []
                 assert names(tmp_path) == ["optimization_results.yaml", "tune.html", "tune.md"]
@@ -88,12 +93,12 @@ def test_report_of_every_shape_is_complete(
                 assert page.texts("pre") == [made.line or "none"]
                 for element in page.elements:
                     assert not {"src", "srcset", "action"} & element.attributes.keys()
-                listed = rows(text, "Runs") if runs else []
+                listed = table_rows(text, "Runs") if runs else []
                 assert [each[0] for each in listed] == [str(each.number) for each in runs]
 
 
-def test_names_are_never_read_as_html_or_markdown() -> None:
-    made = report_of(strategy(20), SHAPES["nothing told"], NASTY)
+def test_names_are_escaped_in_html_and_markdown() -> None:
+    made = report_of(strategy(20), SHAPES["no facts"], SPECIAL_CHARACTERS)
     page = HtmlPage(html(made))
     (heading,) = page.texts("h1")
     assert heading.startswith("Adam tuned: </script><script>alert(1)</script> | a b [x](y)")
@@ -105,42 +110,46 @@ def test_names_are_never_read_as_html_or_markdown() -> None:
 
 
 def test_last_line_has_the_overrides_of_the_chosen_configuration() -> None:
-    text = markdown(report_of(strategy(), two(0.5, 0.3, 0.5, 0.3)))
+    text = markdown(report_of(strategy(), race_runs(0.5, 0.3, 0.5, 0.3)))
     words = shlex.split(text.splitlines()[-1])
     assert words == ["data=small one", "optimizer.lr=0.005", "optimizer.betas=[0.8,0.99]"]
-    kept = report_of(strategy(20), two(0.3, 0.3), arguments=[])
+    kept = report_of(strategy(20), race_runs(0.3, 0.3), arguments=[])
     assert markdown(kept).splitlines()[-1] == "none"
     assert kept.summary_lines("a b")[-1] == "overrides: none, the app's are kept"
     assert kept.summary_lines("a b")[1] == "report: 'a b/tune.md'"
 
 
-def test_result_is_told_with_its_seeds_and_its_confidence() -> None:
-    assert "is in progress: 6 runs, worth 6 of 20 full runs, 6 min 7 s of training" in said(
+def test_report_states_seeds_and_confidence() -> None:
+    assert "is in progress: 6 runs, worth 6 of 20 full runs, 6 min 7 s of training" in text_of(
         RACE, 20
     )
-    assert "The configuration of the app has a metric of 0.525." in said(RACE, 20)
+    assert "The configuration of the app has a metric of 0.525." in text_of(RACE, 20)
     better = r"has 0\.305 \(mean of 2 fresh seeds\), a gain of 0\.22 ± \d\.\d+, and is better with"
-    assert re.search(better, said(RACE, 20))
-    assert "it is used." in said(RACE, 20)
-    assert f"it is not used, as that is below {CONFIDENCE}." in said(two(0.5, 0.5, 0.5, 0.5), 20)
+    assert re.search(better, text_of(RACE, 20))
+    assert "it is used." in text_of(RACE, 20)
+    assert f"it is not used, as that is below {CONFIDENCE}." in text_of(
+        race_runs(0.5, 0.5, 0.5, 0.5), 20
+    )
     maximized = [each if each.value is None else replace(each, value=-each.value) for each in RACE]
-    assert "has -0.305 (mean of 2 fresh seeds), a gain of 0.22" in said(maximized, 20, sign=-1.0)
-    assert "The best other configuration has 0.3 (one seed)" in said(two(0.5, 0.3))
-    assert "has a metric of no finite metric" in said(two(None, 0.3))
+    assert "has -0.305 (mean of 2 fresh seeds), a gain of 0.22" in text_of(maximized, 20, sign=-1.0)
+    assert "The best other configuration has 0.3 (one seed)" in text_of(race_runs(0.5, 0.3))
+    assert "has a metric of no finite metric" in text_of(race_runs(None, 0.3))
 
 
-def test_reasons_are_told() -> None:
-    assert "not seeded" not in said(RACE)
-    assert "The runs are not seeded: the app's config has no seed." in said(RACE, is_seeded=False)
+def test_report_states_reasons() -> None:
+    assert "not seeded" not in text_of(RACE)
+    assert "The runs are not seeded: the app's config has no seed." in text_of(
+        RACE, is_seeded=False
+    )
     full = "All runs have the full length: "
-    assert full not in said(RACE)
+    assert full not in text_of(RACE)
     trainer = "no Lightning Trainer of the app trains the tuned optimizer"
-    assert f"{full}{trainer}." in said([replace(each, steps=None) for each in RACE])
+    assert f"{full}{trainer}." in text_of([replace(each, steps=None) for each in RACE])
     fixed = [replace(each, fixed_length="a run has only 9 steps") for each in RACE]
-    assert f"{full}a run has only 9 steps." in said(fixed)
+    assert f"{full}a run has only 9 steps." in text_of(fixed)
 
 
-def test_short_runs_count_as_their_share_and_a_value_at_an_end_is_told() -> None:
+def test_report_counts_short_runs_partially_and_names_values_at_range_ends() -> None:
     searching = strategy(7)
     runs, _ = search(searching, lambda request: 1 - request.configuration.lr)
     sentences = " ".join(report_of(searching, runs).sentences())
@@ -150,23 +159,23 @@ def test_short_runs_count_as_their_share_and_a_value_at_an_end_is_told() -> None
     assert f"lr is at the high end of its range. {advice}" in sentences
 
 
-def test_tables_list_the_hyperparameters_the_runs_and_what_went_wrong() -> None:
+def test_tables_list_hyperparameters_runs_failures_and_findings() -> None:
     failed = [
         ended(Request(Stage.search, replace(START, lr=lr)), 6 + number, None, error="no data")
         for number, lr in enumerate((0.1, 0.11, 0.12, 0.13, 0.14, 0.1))
     ]
     runs = [*RACE, *(replace(each, findings=("update_lost",)) for each in failed)]
     text = markdown(report_of(strategy(20), runs))
-    changed = {row[0]: row[1:3] for row in rows(text, "Hyperparameters")}
+    changed = {row[0]: row[1:3] for row in table_rows(text, "Hyperparameters")}
     assert changed["lr"] == ["0.001", "0.005"]
     assert changed["beta1"] == ["0.9", "0.8"]
-    assert rows(text, "Runs")[1] == [
+    assert table_rows(text, "Runs")[1] == [
         *("1", "search", "1", "lr=0.005 betas=[0.8,0.99]"),
         *("7", "0.3", "complete", "1 min 1 s"),
     ]
     named = "lr=0.1; lr=0.11; lr=0.12; lr=0.13; and 1 more"
-    assert rows(text, "Failures") == [["no data", "6", named]]
-    assert rows(text, "Findings") == [["update_lost", "6", named]]
+    assert table_rows(text, "Failures") == [["no data", "6", named]]
+    assert table_rows(text, "Findings") == [["update_lost", "6", named]]
 
 
 def test_results_have_the_fields_of_other_sweepers(tmp_path: Path) -> None:
@@ -183,7 +192,7 @@ def names(folder: Path) -> list[str]:
     return sorted(each.name for each in folder.iterdir())
 
 
-def test_report_that_cannot_be_written_warns_once_and_stops_nothing(
+def test_report_that_cannot_be_written_warns_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_report(report_of(strategy(), RACE), tmp_path)

@@ -32,9 +32,7 @@ def timescale(configuration: Configuration, steps: float) -> float:
 
 @FEW_EXAMPLES
 @given(st.floats(0, 1), st.sampled_from([1.0, 1 / 3, 1 / 8]), st.booleans())
-def test_configuration_at_a_place_has_this_place(
-    share: float, length: float, is_decoupled: bool
-) -> None:
+def test_coordinates_survive_a_round_trip(share: float, length: float, is_decoupled: bool) -> None:
     space = space_of(replace(START, decoupled_weight_decay=is_decoupled))
     x = space.low + share * (space.high - space.low)
     # The learning rate of a short run is larger, and stays within the range.
@@ -46,7 +44,7 @@ def test_configuration_at_a_place_has_this_place(
 
 @FEW_EXAMPLES
 @given(st.floats(-4, -1), st.floats(-0.9, 2.9), st.sampled_from([1.0, 1 / 3, 1 / 8]))
-def test_decay_timescale_is_kept_whatever_the_learning_rate_and_the_length(
+def test_decay_timescale_does_not_depend_on_learning_rate_and_length(
     lr: float, scale: float, length: float
 ) -> None:
     space = space_of()
@@ -56,7 +54,7 @@ def test_decay_timescale_is_kept_whatever_the_learning_rate_and_the_length(
     assert timescale(configuration, STEPS * length) == pytest.approx(10**scale, rel=0.02)
 
 
-def test_weak_end_of_the_decay_is_no_decay() -> None:
+def test_weak_end_of_the_range_turns_weight_decay_off() -> None:
     space = space_of()
     x = space.default.copy()
     x[space.index("decay_timescale")] = 3.0
@@ -68,7 +66,7 @@ def test_weak_end_of_the_decay_is_no_decay() -> None:
     assert l2.configuration(x, 1.0).weight_decay == 0.0
 
 
-def test_only_what_the_optimizer_and_the_schedule_have_is_searched() -> None:
+def test_only_existing_hyperparameters_are_searched() -> None:
     rows = [
         (START, ["lr", "beta1", "beta2", "eps", "decay_timescale", "warmup_ratio"]),
         (replace(START, betas=None, eps=None), ["lr", "decay_timescale", "warmup_ratio"]),
@@ -85,7 +83,7 @@ def test_only_what_the_optimizer_and_the_schedule_have_is_searched() -> None:
     assert fixed.configuration(np.array([-1.5]), 1.0) == replace(START, betas=(0.9, 0.9684))
 
 
-def test_warmup_in_steps_becomes_a_share_of_the_run() -> None:
+def test_warmup_in_steps_becomes_a_fraction_of_the_run() -> None:
     start = replace(START, warmup_ratio=None, warmup_steps=100)
     space = space_of(start)
     index = space.index("warmup_ratio")
@@ -94,7 +92,7 @@ def test_warmup_in_steps_becomes_a_share_of_the_run() -> None:
     assert (configuration.warmup_ratio, configuration.warmup_steps) == (0.2, None)
 
 
-def test_value_near_an_end_of_its_range_is_told_on_the_scale_of_the_search() -> None:
+def test_value_near_an_end_of_its_range_is_reported() -> None:
     beta1 = (0.989, 0.9)
     rows = [
         (replace(START, lr=0.15), [("lr", "high")]),

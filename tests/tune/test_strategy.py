@@ -61,7 +61,7 @@ def test_larger_budget_never_tries_fewer_learning_rates() -> None:
         assert counts[3] == (3 if fixed_length else 8)
 
 
-def test_short_runs_count_as_their_share_of_the_budget() -> None:
+def test_short_runs_count_partially_in_the_budget() -> None:
     for budget in (1, 2, 4, 7, 13):
         runs, _ = search(strategy(budget), bowl)
         assert budget - 1 < used(runs) <= budget + 1e-6
@@ -69,7 +69,7 @@ def test_short_runs_count_as_their_share_of_the_budget() -> None:
         assert (min(lengths) == 1 / 8) is (budget >= 4)
 
 
-def test_batches_of_eight_runs_take_at_most_nine_turns() -> None:
+def test_eight_parallel_runs_need_at_most_nine_batches() -> None:
     runs, batches = search(strategy(40), bowl, n_jobs=8)
     assert batches <= 9
     assert 39 < used(runs) <= 40 + 1e-6
@@ -92,7 +92,7 @@ def test_search_finds_the_learning_rate_of_either_direction() -> None:
         assert searching.decide(runs).is_over
 
 
-def decaying(request: Request) -> float:
+def decay_bowl(request: Request) -> float:
     """A little weight decay does no harm."""
     found, length = request.configuration, 10_000 * request.length
     assert found.weight_decay is not None
@@ -100,18 +100,18 @@ def decaying(request: Request) -> float:
     return bowl(request) + math.log10(1 + decay)
 
 
-def test_harmful_weight_decay_is_left_with_a_small_and_a_larger_budget() -> None:
+def test_harmful_weight_decay_is_avoided_with_small_and_large_budgets() -> None:
     rows = [(0.5, True, 7), (5.0, True, 7), (0.5, True, 20), (0.1, False, 7)]
     with each_row() as row:
         for decay, is_decoupled, budget in rows:
             with row((decay, is_decoupled, budget)):
                 start = replace(START, weight_decay=decay, decoupled_weight_decay=is_decoupled)
                 searching = strategy(budget, start)
-                runs, _ = search(searching, decaying, steps=10_000)
+                runs, _ = search(searching, decay_bowl, steps=10_000)
                 chosen = searching.decide(runs).chosen
                 assert chosen != start
                 full = Request(Stage.search, chosen)
-                assert decaying(full) - bowl(full) < 0.05
+                assert decay_bowl(full) - bowl(full) < 0.05
 
 
 def test_amsgrad_is_tried_last_with_a_large_budget() -> None:
@@ -154,23 +154,23 @@ def test_eps_is_searched_for_states_of_16_bits_or_a_finding_about_eps() -> None:
 def test_proposal_has_the_largest_expected_improvement(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the mean improvement of samples."""
     runs, _ = search(strategy(7), bowl)
-    view = _SearchState(strategy(20), runs)
-    known, _ = view.process.predict(view.coordinates)
+    state = _SearchState(strategy(20), runs)
+    known, _ = state.process.predict(state.coordinates)
     rng = np.random.default_rng(0)
     samples = rng.normal(size=(100_000, 1))
     for _ in range(5):
-        draws = rng.uniform(view.space.low, view.space.high, size=(8, len(view.space.low)))
-        draws[0] = view.coordinates[np.argmin(known)]
-        mean, deviation = view.process.predict(draws)
+        draws = rng.uniform(state.space.low, state.space.high, size=(8, len(state.space.low)))
+        draws[0] = state.coordinates[np.argmin(known)]
+        mean, deviation = state.process.predict(draws)
         gains = np.maximum(known.min() - (mean + deviation * samples), 0).mean(0)
         monkeypatch.setattr(Space, "draw", lambda *_, draws=draws, **__: draws)
-        assert np.array_equal(next(view._candidates(1)), draws[np.argmax(gains)])
+        assert np.array_equal(next(state._candidates(1)), draws[np.argmax(gains)])
 
 
 # ---- Interruptions
 
 
-def test_search_with_a_larger_budget_or_range_goes_on_with_all_runs() -> None:
+def test_search_with_a_larger_budget_or_range_keeps_all_runs() -> None:
     first, _ = search(strategy(7), bowl)
     wide = SpaceConfig(lr=Range(1e-6, 1.0))
     for changed in (strategy(12), Strategy(START, 12, wide)):
@@ -189,7 +189,7 @@ def test_run_that_was_killed_with_its_search_is_started_again_each_time() -> Non
     assert strategy(8).next_request(killed) == request
 
 
-def test_run_that_its_launcher_loses_is_started_once_more() -> None:
+def test_run_lost_by_its_launcher_is_retried_once() -> None:
     request = Request(Stage.start, START)
     lost = Run(request, 0, Outcome.failed, is_lost=True, is_given_up=True)
     again = strategy(8).next_request([lost])
@@ -205,7 +205,7 @@ def test_run_that_its_launcher_loses_is_started_once_more() -> None:
 # ---- What is concluded
 
 
-def decided(at_start: list[float | None], at_best: list[float | None], budget: int) -> Decision:
+def decide(at_start: list[float | None], at_best: list[float | None], budget: int) -> Decision:
     """Runs of the start and of one other configuration, the first of them with the first seed."""
     other = replace(START, lr=BEST_LR)
     runs: list[Run] = []
@@ -220,7 +220,7 @@ def decided(at_start: list[float | None], at_best: list[float | None], budget: i
 def test_race_without_a_prior_is_a_paired_t_test(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PRIOR_DEGREES", 0.0)
     before, after = [0.51, 0.55, 0.48], [0.49, 0.50, 0.49]
-    decision = decided([0.6, *before], [0.5, *after], 30)
+    decision = decide([0.6, *before], [0.5, *after], 30)
     expected = ttest_rel(before, after, alternative="greater")
     assert decision.gain == pytest.approx(np.mean(before) - np.mean(after))
     assert decision.confidence == pytest.approx(1 - expected.pvalue)
@@ -229,28 +229,28 @@ def test_race_without_a_prior_is_a_paired_t_test(monkeypatch: pytest.MonkeyPatch
 
 
 def test_equal_differences_of_two_seeds_are_not_certain() -> None:
-    decision = decided([0.6, 0.51, 0.52], [0.5, 0.50, 0.51], 20)
+    decision = decide([0.6, 0.51, 0.52], [0.5, 0.50, 0.51], 20)
     assert decision.confidence is not None
     assert 0.5 < decision.confidence < 0.9 < CONFIDENCE
     assert decision.chosen == START
 
 
 def test_first_seed_does_not_count_in_a_race() -> None:
-    assert decided([9.0, 0.5, 0.5], [0.1, 0.5, 0.5], 20).chosen == START
+    assert decide([9.0, 0.5, 0.5], [0.1, 0.5, 0.5], 20).chosen == START
 
 
 def test_configuration_that_fails_on_a_fresh_seed_is_not_used() -> None:
-    assert decided([0.6, 0.5, 0.5], [0.1, 0.1, None], 20).chosen == START
-    assert decided([0.6, 0.5, None], [0.1, 0.1, 0.1], 20).chosen != START
+    assert decide([0.6, 0.5, 0.5], [0.1, 0.1, None], 20).chosen == START
+    assert decide([0.6, 0.5, None], [0.1, 0.1, 0.1], 20).chosen != START
 
 
-def test_anything_finite_is_better_than_a_start_that_fails() -> None:
-    decision = decided([None], [3.0], 7)
+def test_any_finite_loss_beats_a_failed_start() -> None:
+    decision = decide([None], [3.0], 7)
     assert (decision.confidence, decision.gain) == (1.0, None)
     assert decision.chosen != START
-    assert decided([None], [None], 7).chosen == START
+    assert decide([None], [None], 7).chosen == START
     nothing = Decision(START, {0: 0.5}, {}, None, None, None, is_over=False)
-    assert decided([0.5], [None], 7) == nothing
+    assert decide([0.5], [None], 7) == nothing
 
 
 def test_start_that_is_far_behind_does_not_race() -> None:
@@ -261,7 +261,7 @@ def test_start_that_is_far_behind_does_not_race() -> None:
     assert len(of(runs, Stage.race)) == 4
 
 
-def test_result_of_a_race_does_not_change_who_takes_part_in_it() -> None:
+def test_race_results_do_not_change_the_contestants() -> None:
     searching = strategy(12)
     runs, _ = search(searching, bowl)
     explored = [each for each in runs if each.request.stage is not Stage.race]
@@ -272,7 +272,7 @@ def test_result_of_a_race_does_not_change_who_takes_part_in_it() -> None:
 
 
 @pytest.mark.slow
-def test_noise_is_seldom_adopted() -> None:
+def test_noise_is_rarely_chosen() -> None:
     """No configuration is better than another."""
     adopted = 0
     for seed in range(60):
@@ -284,7 +284,7 @@ def test_noise_is_seldom_adopted() -> None:
 
 def test_contributions_add_up_to_the_gain() -> None:
     searching = strategy(24, replace(START, lr=1e-4, weight_decay=5.0))
-    runs, _ = search(searching, decaying, steps=10_000)
+    runs, _ = search(searching, decay_bowl, steps=10_000)
     shares = {name: gain for name, gain, _ in searching.contributions(runs)}
     assert sum(shares.values()) == pytest.approx(1.0)
     assert shares["lr"] + shares["decay_timescale"] > 0.7

@@ -69,7 +69,7 @@ def loss(config: DictConfig) -> float:
     return float(abs(config.optimizer.lr - 0.01))
 
 
-def test_search_goes_on_with_a_larger_budget_and_other_workers(
+def test_search_resumes_with_a_larger_budget_and_other_workers(
     tune: Tune, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seeds = []
@@ -95,7 +95,7 @@ def test_search_goes_on_with_a_larger_budget_and_other_workers(
     assert "hydra.sweeper.study_name=search_2" in error
 
 
-def test_url_of_the_storage_is_in_no_file_and_in_no_line(
+def test_storage_url_is_not_in_any_file_or_output(
     tune: Tune, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Neither that of the config nor that of the command line, which is used."""
@@ -108,7 +108,7 @@ def test_url_of_the_storage_is_in_no_file_and_in_no_line(
     assert "secret" not in "".join(capfd.readouterr())
 
 
-def test_search_ends_when_its_first_runs_crash() -> None:
+def test_search_stops_if_its_first_runs_fail() -> None:
     request = Request(Stage.ladder, START)
     crashed = [ended(request, number, None, error="ValueError: no data.") for number in range(5)]
     with pytest.raises(
@@ -158,7 +158,7 @@ def test_override_with_several_values_raises_and_a_list_is_one_value() -> None:
     _check_single(["optimizer.betas=[0.9,0.95]", "+model={width:8}"])
 
 
-def test_groups_of_hydra_are_no_part_of_the_result() -> None:
+def test_hydra_overrides_are_not_in_the_result() -> None:
     assert _is_of_hydra("my/launcher@hydra.launcher=slurm")
     assert not _is_of_hydra("lightning_adam/optimizer@model.optimizer=adam")
 

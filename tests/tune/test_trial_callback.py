@@ -26,7 +26,7 @@ from tests.tune.simulation import START
 BATCHES, EPOCHS = 9, 8
 FULL = BATCHES * EPOCHS
 COSINE = {"name": "cosine", "warmup_ratio": 0.1}
-Begin = Callable[..., Callable[[], Run]]
+BeginTrial = Callable[..., Callable[[], Run]]
 
 
 class Tuned(Lit):
@@ -70,7 +70,7 @@ class Endless(IterableDataset[Any]):
 
 
 @pytest.fixture
-def begin(monkeypatch: pytest.MonkeyPatch) -> Begin:
+def begin(monkeypatch: pytest.MonkeyPatch) -> BeginTrial:
     """Begins a run of a search, which the Trainers of this process then belong to."""
     history = History("journal:trials.journal", "search", "minimize")
     monkeypatch.setenv(STORAGE_VARIABLE, history.url)
@@ -111,8 +111,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def test_short_run_is_that_of_a_trainer_with_so_many_steps(
-    begin: Begin, monkeypatch: pytest.MonkeyPatch
+def test_short_run_equals_a_run_with_that_many_max_steps(
+    begin: BeginTrial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Down to the bits: the schedule is complete, too."""
     with each_row() as row:
@@ -135,7 +135,9 @@ def test_short_run_is_that_of_a_trainer_with_so_many_steps(
                 assert rates[0] == rates[1] < 0.01 * LR
 
 
-def test_callback_does_not_change_a_full_run(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_callback_does_not_change_a_full_run(
+    begin: BeginTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
     modules = [Tuned(), Tuned()]
     begin()
     assert fit(modules[0]).global_step == FULL
@@ -145,7 +147,7 @@ def test_callback_does_not_change_a_full_run(begin: Begin, monkeypatch: pytest.M
     assert modules[0].validated_at == modules[1].validated_at
 
 
-def test_checkpoint_of_a_short_run_has_its_last_metric(begin: Begin) -> None:
+def test_checkpoint_of_a_short_run_has_its_last_metric(begin: BeginTrial) -> None:
     begin(1 / 8)
     best = ModelCheckpoint("saved", monitor="val/loss", save_top_k=-1)
     stop = EarlyStopping("val/loss", patience=1, min_delta=-9.0)
@@ -155,7 +157,7 @@ def test_checkpoint_of_a_short_run_has_its_last_metric(begin: Begin) -> None:
     assert best.best_model_score == fitting.callback_metrics["val/loss"]
 
 
-def test_baseline_is_neither_shortened_nor_recorded(begin: Begin) -> None:
+def test_baseline_is_neither_shortened_nor_recorded(begin: BeginTrial) -> None:
     run = begin(1 / 8)
     baseline = Tuned(lr=0.5)
     fitting = fit(baseline)
@@ -167,7 +169,7 @@ def test_baseline_is_neither_shortened_nor_recorded(begin: Begin) -> None:
     assert run().steps == FULL
 
 
-def test_trainer_has_its_own_length_after_a_short_run(begin: Begin) -> None:
+def test_trainer_length_is_restored_after_a_short_run(begin: BeginTrial) -> None:
     begin(1 / 8)
     flags = {"min_epochs": 2, "min_steps": 3, "max_steps": FULL, "check_val_every_n_epoch": 5}
     fitting = fit(Tuned(), **flags)
@@ -178,7 +180,7 @@ def test_trainer_has_its_own_length_after_a_short_run(begin: Begin) -> None:
     assert fitting.global_step == FULL
 
 
-def test_run_of_unknown_or_few_steps_is_not_shortened(begin: Begin) -> None:
+def test_run_of_unknown_or_few_steps_is_not_shortened(begin: BeginTrial) -> None:
     class Stop(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
             trainer.should_stop = trainer.global_step >= 20
@@ -203,7 +205,7 @@ def test_run_of_unknown_or_few_steps_is_not_shortened(begin: Begin) -> None:
                 assert run().steps == (63 if steps == 63 else None)
 
 
-def test_module_with_two_optimizers_is_shortened_if_one_of_them_is_tuned(begin: Begin) -> None:
+def test_module_with_two_optimizers_is_shortened_if_one_of_them_is_tuned(begin: BeginTrial) -> None:
     class Pair(L.LightningModule):
         def __init__(self) -> None:
             super().__init__()
@@ -232,7 +234,7 @@ def test_module_with_two_optimizers_is_shortened_if_one_of_them_is_tuned(begin: 
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_runs_of_both_packages_are_shortened(package: str, begin: Begin) -> None:
+def test_runs_of_both_packages_are_shortened(package: str, begin: BeginTrial) -> None:
     run = begin(1 / 8)
     fitting = packages.trainer(package, max_epochs=EPOCHS)
     fitting.fit(plain_module(package), loader(BATCHES))
@@ -240,7 +242,7 @@ def test_runs_of_both_packages_are_shortened(package: str, begin: Begin) -> None
     assert run().state_dtypes == ("float32",)
 
 
-def test_dtypes_of_the_states_and_findings_are_noted(begin: Begin) -> None:
+def test_dtypes_of_the_states_and_findings_are_recorded(begin: BeginTrial) -> None:
     class Casting(Tuned):
         def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
             inputs, targets = (each.to(next(self.parameters()).dtype) for each in batch)
@@ -257,8 +259,8 @@ def test_dtypes_of_the_states_and_findings_are_noted(begin: Begin) -> None:
     assert "eps_dominates" in run().findings
 
 
-def test_history_out_of_reach_warns_and_the_run_goes_on(
-    begin: Begin, monkeypatch: pytest.MonkeyPatch
+def test_unavailable_history_warns_and_the_run_continues(
+    begin: BeginTrial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin(1 / 8)
     monkeypatch.setenv(STORAGE_VARIABLE, "journal:gone.journal")
@@ -266,7 +268,7 @@ def test_history_out_of_reach_warns_and_the_run_goes_on(
         assert fit(Tuned()).global_step == 9
 
 
-def test_callback_is_attached_in_runs_only_and_acts_in_fits_only(begin: Begin) -> None:
+def test_callback_is_attached_in_runs_only_and_acts_in_fits_only(begin: BeginTrial) -> None:
     def attached(fitting: Any) -> int:
         return sum(isinstance(each, TrialCallback) for each in fitting.callbacks)
 

@@ -1,1 +1,1 @@
-"""Statistics of Adam: their definitions, the kernels that read tensors, and how they add up."""
+"""Statistics of Adam: definitions, the kernels that read the tensors, and aggregation."""

@@ -1,12 +1,12 @@
-"""The statistics: one declaration each, and the accumulators it is derived from.
+"""The catalogue of statistics, one function each.
 
-A kernel returns a row of columns a tensor: sums, counts and maxima. Over the tensors of a layer, of
-a group, of the model and over ranks they add up to accumulators. A statistic is derived from these,
-so that a group's number is that of one tensor with all its elements, never a mean of means.
+A kernel returns a row of columns for each tensor: sums, counts and maxima. They are aggregated to
+accumulators over the tensors of a layer, a group or the model, and over ranks. A statistic is
+derived from accumulators, so that the value of a group is never a mean of means.
 
-A statistic is a function; its arguments are the accumulators it needs. To add one, declare it here.
-Add a missing accumulator to `ACCUMULATORS`, and a missing column to `DERIVED`, or to `COLUMNS` and
-to each kernel.
+The arguments of a statistic are the names of accumulators. To add a statistic, write a function
+here. Add a missing accumulator to `ACCUMULATORS`, and a missing column to `DERIVED`, or to
+`COLUMNS` and each kernel.
 """
 
 import fnmatch
@@ -23,7 +23,7 @@ from lightning_adam.config.errors import format_override
 from lightning_adam.statistics.columns import ACCUMULATORS, Capabilities
 
 SYMBOLS = """\
-p parameter, m exp_avg and v exp_avg_sq after the step; g the gradient the step used, clipped and
+p parameter, m exp_avg and v exp_avg_sq after the step; g the gradient of the step, clipped and
 unscaled; η lr, λ weight_decay, ε eps, t the step; m̂ = m/(1-β1^t), ṽ = v/(1-β2^t); v̂ = ṽ, with
 amsgrad max_exp_avg_sq/(1-β2^t); u = m̂/(√v̂+ε); p₀ the parameter before the step; g̃ the effective
 gradient: g (-g with maximize), plus λp₀ with coupled decay; m₋₁ = (m-(1-β1)g̃)/β1 the first moment
@@ -34,55 +34,55 @@ before the step; fl(x) is x rounded to the tensor's dtype. An element is active 
 
 @dataclass(frozen=True)
 class Statistic:
-    """One number that is logged, and its definition."""
+    """The definition of a statistic."""
 
     name: str
     family: str
     """First part of the key: `adam_<family>/<name>`."""
     meaning: str
-    """In words."""
+    """Explanation in words."""
     formula: str
-    """In words and `SYMBOLS`."""
+    """Definition in words and `SYMBOLS`."""
     unit: str
     """Unit; empty for a pure number."""
     source: str
-    """The paper that defines it; empty for plain arithmetic."""
+    """The paper that defines it; empty if there is none."""
     is_headline: bool
     """Whether it is logged by default."""
     accumulators: tuple[str, ...]
-    """The accumulators it is derived from, in the order of the arguments of `derive`."""
+    """The accumulators that are the arguments of `derive`, in order."""
     derive: Callable[..., float | None]
-    """From a scope's accumulators; None where it is undefined (empty set, 0/0, mixed values)."""
+    """Computes the value from accumulators; None if undefined (empty set, 0/0, mixed values)."""
 
     @property
     def key(self) -> str:
-        """The key of the model's value."""
+        """The key of the value for the model."""
         return self.key_of("")
 
     def key_of(self, scope: str) -> str:
-        """The key of a scope's value.
+        """Returns the key of the value for a scope.
 
         Args:
-            scope: The scope's part of the key, as in `group/decay/`; empty for the model.
+            scope: The part of the key for the scope, as in `group/decay/`; empty for the model.
         """
         return f"adam_{self.family}/{scope}{self.name}"
 
     @property
     def needs(self) -> Capabilities:
-        """What has to be readable of an optimizer."""
+        """The capabilities that an optimizer needs."""
         needs = (ACCUMULATORS[name].needs for name in self.accumulators)
         return reduce(or_, needs)
 
 
 STATISTICS: dict[str, Statistic] = {}
-"""The catalogue, by name, in the order in which it is shown."""
+"""The statistics by name, in display order."""
 Derive = Callable[..., float | None]
 
 
 def statistic(
     family: str, formula: str, *, unit: str = "", source: str = "", headline: bool = False
 ) -> Callable[[Derive], Derive]:
-    """Adds a function to the catalogue: its name is the statistic's, its docstring the meaning.
+    """Adds a function to the catalogue: its name is the statistic, its docstring the meaning.
 
     Args:
         family: First part of the key: gradient, moments, underflow, update, weight_decay, schedule.
@@ -94,14 +94,14 @@ def statistic(
     Example:
         >>> @statistic("moments", "√Σg²/Σp²")
         ... def grad_to_weight(grad_squares, weight_squares):
-        ...     '''The gradient beside the weights.'''
+        ...     '''The gradient relative to the weights.'''
         ...     return root(ratio(grad_squares, weight_squares))
-        >>> entered = STATISTICS.pop("grad_to_weight")
-        >>> entered.key, entered.derive(4.0, 1.0)
+        >>> added = STATISTICS.pop("grad_to_weight")
+        >>> added.key, added.derive(4.0, 1.0)
         ('adam_moments/grad_to_weight', 2.0)
     """
 
-    def enter(derive: Derive) -> Derive:
+    def register(derive: Derive) -> Derive:
         name = derive.__name__
         STATISTICS[name] = Statistic(
             name=name,
@@ -116,11 +116,11 @@ def statistic(
         )
         return derive
 
-    return enter
+    return register
 
 
 def select(patterns: Iterable[str]) -> list[Statistic]:
-    """Returns the statistics that match a selection, in the catalogue's order.
+    """Returns the statistics that match a selection, in the order of the catalogue.
 
     Args:
         patterns: `headline`, `all`, names, and globs over names, `family/name` and keys.
@@ -145,7 +145,7 @@ def _matches(pattern: str, statistic: Statistic) -> bool:
 
 
 def key_part(name: object) -> str:
-    """Returns a name as one part of a key: letters, digits, `_` and `.`.
+    """Returns a name as one part of a key, with only letters, digits, `_` and `.`.
 
     Example:
         >>> key_part("encoder/block (frozen)")
@@ -155,11 +155,11 @@ def key_part(name: object) -> str:
 
 
 SMALLEST_PREVIOUS = 1e-3
-"""The share of ‖m‖² that ‖β1·m₋₁‖² has to reach: below, m₋₁ is mostly the rounding of m."""
+"""Smallest fraction of ‖m‖² that ‖β1·m₋₁‖² may be: below it, m₋₁ is mostly rounding error."""
 
 
 def ratio(numerator: float, denominator: float) -> float | None:
-    """Returns a quotient, None where it is undefined.
+    """Returns a quotient, or None if it is undefined.
 
     Example:
         >>> ratio(1.0, 2.0), ratio(0.0, 0.0)
@@ -169,7 +169,7 @@ def ratio(numerator: float, denominator: float) -> float | None:
 
 
 def root(square: float | None) -> float | None:
-    """Returns a square root, None where the square is undefined.
+    """Returns a square root, or None if the square is undefined.
 
     Example:
         >>> root(4.0), root(None)
@@ -179,7 +179,7 @@ def root(square: float | None) -> float | None:
 
 
 def largest_of(maximum: float) -> float | None:
-    """Returns a maximum, None where it is that of no values.
+    """Returns a maximum, or None if there were no values.
 
     Example:
         >>> largest_of(2.0), largest_of(-math.inf)
@@ -189,7 +189,7 @@ def largest_of(maximum: float) -> float | None:
 
 
 def one_value(largest: float, negated_smallest: float) -> float | None:
-    """Returns the value that all tensors of a scope share, None if they differ.
+    """Returns the common value of all tensors of a scope, or None if they differ.
 
     Example:
         >>> one_value(0.1, -0.1), one_value(0.2, -0.1)
@@ -199,7 +199,7 @@ def one_value(largest: float, negated_smallest: float) -> float | None:
 
 
 def cosine(product: float, squares: float, other_squares: float) -> float | None:
-    """Returns the cosine between two vectors, None if one of them is zero.
+    """Returns the cosine between two vectors, or None if one of them is zero.
 
     Args:
         product: Their inner product.
@@ -215,13 +215,13 @@ def cosine(product: float, squares: float, other_squares: float) -> float | None
 
 @statistic("gradient", "‖g‖", unit="gradient", headline=True)
 def grad_norm(grad_squares: float) -> float | None:
-    """Norm of the gradient that the step used: clipped and unscaled."""
+    """Norm of the gradient that the step used, clipped and unscaled."""
     return math.sqrt(grad_squares)
 
 
 @statistic("gradient", "√mean(g²)", unit="gradient")
 def grad_rms(grad_squares: float, elements: float) -> float | None:
-    """Root mean square of the gradient: its norm, whatever the number of parameters."""
+    """Root mean square of the gradient: its norm, independent of the number of parameters."""
     return root(ratio(grad_squares, elements))
 
 
@@ -231,21 +231,21 @@ def grad_max(grad_max_abs: float) -> float | None:
     return largest_of(grad_max_abs)
 
 
-@statistic("gradient", "share of elements with g=0", unit="fraction")
+@statistic("gradient", "fraction of elements with g=0", unit="fraction")
 def grad_zero_fraction(grad_zero: float, elements: float) -> float | None:
-    """Share of elements whose gradient is exactly zero: not used in this step, or underflowed."""
+    """Fraction of elements with a gradient of exactly 0: not used in the step, or underflowed."""
     return ratio(grad_zero, elements)
 
 
 @statistic("gradient", "‖g‖ before clipping", unit="gradient", headline=True)
 def grad_norm_before_clip(grad_squares_before_clip: float) -> float | None:
-    """Norm of the unscaled gradient before the Trainer clipped it; absent without clipping."""
+    """Norm of the unscaled gradient before the Trainer clips it; absent without clipping."""
     return None if math.isnan(grad_squares_before_clip) else math.sqrt(grad_squares_before_clip)
 
 
 @statistic("gradient", "‖g‖ after clipping / ‖g‖ before", unit="fraction", headline=True)
 def clip_coefficient(grad_squares: float, grad_squares_before_clip: float) -> float | None:
-    """What clipping left of the gradient: 1 if it did nothing; absent without clipping."""
+    """Factor by which clipping scales the gradient: 1 without effect; absent without clipping."""
     if math.isnan(grad_squares_before_clip):
         return None
     return ratio(math.sqrt(grad_squares), math.sqrt(grad_squares_before_clip))
@@ -253,7 +253,7 @@ def clip_coefficient(grad_squares: float, grad_squares_before_clip: float) -> fl
 
 @statistic("gradient", "scale of the GradScaler")
 def loss_scale(loss_scale: float) -> float | None:
-    """What the GradScaler multiplied the loss by; absent without one."""
+    """Factor by which the GradScaler multiplies the loss; absent without a GradScaler."""
     return None if math.isnan(loss_scale) else largest_of(loss_scale)
 
 
@@ -265,7 +265,7 @@ def exp_avg_rms(exp_avg_squares: float, elements: float) -> float | None:
 
 @statistic("moments", "mean(m)", unit="gradient")
 def exp_avg_mean(exp_avg_sum: float, elements: float) -> float | None:
-    """Mean of the first moment, with its sign: whether the elements drift together."""
+    """Signed mean of the first moment: far from 0 if many elements move in the same direction."""
     return ratio(exp_avg_sum, elements)
 
 
@@ -289,7 +289,7 @@ def exp_avg_sq_max(exp_avg_sq_largest: float) -> float | None:
 
 @statistic("moments", "mean(√v̂)", unit="gradient", headline=True)
 def denominator_mean(denominator_sum: float, elements: float) -> float | None:
-    """Mean of the denominator before eps is added; eps should be far below it."""
+    """Mean of the denominator before eps is added. eps should be far below it."""
     return ratio(denominator_sum, elements)
 
 
@@ -302,8 +302,8 @@ def grad_momentum_cosine(
 ) -> float | None:
     """Cosine between the first moment before the step and the effective gradient.
 
-    0 if successive gradients are noise, 1 if they are constant. Undefined where the gradient makes
-    up all of the first moment, as at the first step.
+    0 if successive gradients are noise, 1 if they are constant. Undefined if the first moment
+    consists of the current gradient only, as at the first step.
     """
     if previous_exp_avg_squares < SMALLEST_PREVIOUS * exp_avg_squares:
         return None
@@ -312,9 +312,9 @@ def grad_momentum_cosine(
 
 @statistic("moments", "‖β1·m₋₁‖/‖m‖")
 def exp_avg_carryover(previous_exp_avg_squares: float, exp_avg_squares: float) -> float | None:
-    """First moment from before the step relative to that after it.
+    """Share of the first moment that stems from earlier steps.
 
-    0 at the first step and after moments were lost, β1 if the gradient is constant.
+    0 at the first step and after the moments were lost, β1 if the gradient is constant.
     """
     if 0 <= previous_exp_avg_squares < SMALLEST_PREVIOUS * exp_avg_squares:
         return 0.0
@@ -323,10 +323,10 @@ def exp_avg_carryover(previous_exp_avg_squares: float, exp_avg_squares: float) -
 
 @statistic("moments", "mean(min(m̂²/ṽ, 1)) over ṽ>0", unit="fraction")
 def signal_fraction(signal: float, second_moment_positive: float) -> float | None:
-    """Share of the gradient's second moment that its mean explains.
+    """Fraction of the gradient's second moment that its mean explains.
 
-    1 if the gradient is all signal; noise gives about (1-β1)/(1+β1)·(1-β1^2t)/(1-β1^t)², if β2 is
-    near 1 and β1 is not small.
+    1 if the gradient is constant. Noise gives about (1-β1)/(1+β1)·(1-β1^2t)/(1-β1^t)² if β2 is near
+    1 and β1 is not small.
     """
     return ratio(signal, second_moment_positive)
 
@@ -338,9 +338,9 @@ def signal_fraction(signal: float, second_moment_positive: float) -> float | Non
     headline=True,
 )
 def rms_ratio(grad_over_second_moment: float, active: float) -> float | None:
-    """Gradient relative to the second moment: about 1 in a healthy run.
+    """Gradient relative to the root of the second moment: about 1 in a healthy run.
 
-    Far above 1 when the gradient grows faster than the second moment follows.
+    Far above 1 if the gradient grows faster than the second moment.
     """
     return root(ratio(grad_over_second_moment, active))
 
@@ -352,7 +352,7 @@ def rms_ratio(grad_over_second_moment: float, active: float) -> float | None:
     headline=True,
 )
 def rms_ratio_max(rms_ratio: float) -> float | None:
-    """The largest rms_ratio of a tensor: a jump in one layer does not vanish in the model's."""
+    """Largest rms_ratio of any tensor, which shows a jump in a single layer."""
     return largest_of(rms_ratio)
 
 
@@ -362,19 +362,19 @@ def rms_ratio_max(rms_ratio: float) -> float | None:
     source="Reddi et al. 2018, arXiv 1904.09237",
 )
 def amsgrad_gap(amsgrad_max_exp_avg_sq_sum: float, amsgrad_exp_avg_sq_sum: float) -> float | None:
-    """How much smaller the steps are than without amsgrad: 1 if the maximum has no effect."""
+    """Factor by which amsgrad shrinks the steps: 1 if the maximum has no effect."""
     return root(ratio(amsgrad_max_exp_avg_sq_sum, amsgrad_exp_avg_sq_sum))
 
 
-@statistic("underflow", "share of elements with m=v=g̃=0", unit="fraction")
+@statistic("underflow", "fraction of elements with m=v=g̃=0", unit="fraction")
 def idle_fraction(active: float, elements: float) -> float | None:
-    """Share of elements that have never had a gradient: rows not seen, inputs always zero."""
+    """Fraction of elements that never had a gradient, such as rows of unused tokens."""
     return ratio(elements - active, elements)
 
 
-@statistic("underflow", "share of active elements with √v̂ < ε", unit="fraction", headline=True)
+@statistic("underflow", "fraction of active elements with √v̂ < ε", unit="fraction", headline=True)
 def eps_dominated_fraction(eps_dominated: float, active: float) -> float | None:
-    """Share of the active elements whose denominator is mostly eps; there Adam acts like SGD."""
+    """Fraction of active elements with a denominator of mostly eps, where Adam acts like SGD."""
     return ratio(eps_dominated, active)
 
 
@@ -384,42 +384,42 @@ def eps_dominated_fraction(eps_dominated: float, active: float) -> float | None:
     source="Wortsman et al. 2023, arXiv 2309.14322",
 )
 def eps_damping(denominator_share: float, active: float) -> float | None:
-    """Mean factor by which eps shrinks an element's step: 1 without effect, 0 if eps is all."""
+    """Mean factor by which eps shrinks the step of an element: 1 if eps has no effect."""
     return ratio(denominator_share, active)
 
 
 @statistic("underflow", "Σu²r(2+r) / Σ(m̂²/v̂) over v̂>0, r = ε/√v̂", unit="fraction", headline=True)
 def eps_energy_loss(energy_lost_to_eps: float, energy_without_eps: float) -> float | None:
-    """Share of the update's energy that eps removes: 0 in a healthy run.
+    """Fraction of the update's energy that eps removes: 0 in a healthy run.
 
-    Elements with hardly any gradient do not affect it.
+    Elements with a negligible gradient hardly affect it.
     """
     return ratio(energy_lost_to_eps, energy_without_eps)
 
 
-@statistic("underflow", "share of elements with v=0 and g̃≠0", unit="fraction", headline=True)
+@statistic("underflow", "fraction of elements with v=0 and g̃≠0", unit="fraction", headline=True)
 def exp_avg_sq_zero_fraction(exp_avg_sq_zero: float, elements: float) -> float | None:
-    """Share of elements whose second moment has underflowed: it is 0, their gradient is not."""
+    """Fraction of elements with an underflowed second moment: it is 0, but the gradient is not."""
     return ratio(exp_avg_sq_zero, elements)
 
 
-@statistic("underflow", "share of elements with 0 < v < the smallest normal", unit="fraction")
+@statistic("underflow", "fraction of elements with 0 < v < the smallest normal", unit="fraction")
 def exp_avg_sq_subnormal_fraction(exp_avg_sq_subnormal: float, elements: float) -> float | None:
-    """Share of elements whose second moment is subnormal in its dtype: it loses digits."""
+    """Fraction of elements with a subnormal second moment, which has fewer digits."""
     return ratio(exp_avg_sq_subnormal, elements)
 
 
-@statistic("underflow", "share of elements with v>0 and fl(β2·v)=v", unit="fraction")
+@statistic("underflow", "fraction of elements with v>0 and fl(β2·v)=v", unit="fraction")
 def exp_avg_sq_stalled_fraction(exp_avg_sq_stalled: float, elements: float) -> float | None:
-    """Share of elements whose second moment cannot decay in its dtype, as in bf16 with β2=0.999."""
+    """Fraction of elements with a second moment that cannot decay, as in bf16 with β2=0.999."""
     return ratio(exp_avg_sq_stalled, elements)
 
 
 @statistic(
-    "underflow", "share with fl(p-ηu)=p among elements with ηu≠0", unit="fraction", headline=True
+    "underflow", "fraction with fl(p-ηu)=p among elements with ηu≠0", unit="fraction", headline=True
 )
 def update_lost_fraction(update_lost: float, update_nonzero: float) -> float | None:
-    """Share of the updates that are rounded away in the parameter's dtype."""
+    """Fraction of updates that are rounded away in the dtype of the parameter."""
     return ratio(update_lost, update_nonzero)
 
 
@@ -427,7 +427,7 @@ def update_lost_fraction(update_lost: float, update_nonzero: float) -> float | N
     "underflow", "number of elements with a non-finite g, m, v or p", unit="elements", headline=True
 )
 def nonfinite_count(nonfinite: float) -> float | None:
-    """Number of elements with a NaN or an infinity."""
+    """Number of elements with a NaN or infinite gradient, moment or parameter."""
     return nonfinite
 
 
@@ -439,7 +439,7 @@ def update_norm(update_squares: float) -> float | None:
 
 @statistic("update", "√mean(u²) over active elements", headline=True)
 def normalized_update_rms(normalized_update_squares: float, active: float) -> float | None:
-    """Size of the step in units of the learning rate.
+    """Root mean square of the step in units of the learning rate.
 
     Near 1 if successive gradients agree, about √((1-β1)/(1+β1)) if they are noise.
     """
@@ -452,21 +452,21 @@ def normalized_update_max(normalized_update_max_abs: float) -> float | None:
     return largest_of(normalized_update_max_abs)
 
 
-@statistic("update", "share of active elements with |u| > 0.8", unit="fraction")
+@statistic("update", "fraction of active elements with |u| > 0.8", unit="fraction")
 def normalized_update_large_fraction(normalized_update_large: float, active: float) -> float | None:
-    """Share of the active elements with almost the longest step: their gradients agree."""
+    """Fraction of active elements with almost the largest step: their gradients agree."""
     return ratio(normalized_update_large, active)
 
 
 @statistic("update", "‖ηu‖/‖p‖", headline=True)
 def update_to_weight(update_squares: float, weight_squares: float) -> float | None:
-    """Size of the step relative to the weights."""
+    """Norm of the step relative to that of the weights."""
     return ratio(math.sqrt(update_squares), math.sqrt(weight_squares))
 
 
 @statistic("update", "max over tensors of update_to_weight")
 def update_to_weight_max(update_to_weight: float) -> float | None:
-    """The largest update_to_weight of a tensor."""
+    """Largest update_to_weight of any tensor."""
     return largest_of(update_to_weight)
 
 
@@ -494,7 +494,7 @@ def decay_norm(
     coupled_elements: float,
     coupled_decay_step_squares: float,
 ) -> float | None:
-    """Norm of what weight decay takes off the weights in one step."""
+    """Norm of the change of the weights by weight decay in one step."""
     if not (decoupled_elements or coupled_elements):
         return None
     return math.sqrt(decoupled_decay_squares + coupled_decay_step_squares)
@@ -504,7 +504,7 @@ def decay_norm(
 def decay_to_update(
     decoupled_decay_squares: float, decoupled_update_squares: float
 ) -> float | None:
-    """Decoupled decay relative to the step."""
+    """Norm of decoupled decay relative to that of the step."""
     return ratio(math.sqrt(decoupled_decay_squares), math.sqrt(decoupled_update_squares))
 
 
@@ -520,19 +520,19 @@ def decay_alignment(
 
 @statistic("weight_decay", "‖λp₀‖/‖g‖ over tensors under coupled decay")
 def decay_to_grad(coupled_decay_grad_squares: float, coupled_grad_squares: float) -> float | None:
-    """Coupled decay relative to the gradient that it is added to."""
+    """Norm of coupled decay relative to that of the gradient it is added to."""
     return ratio(math.sqrt(coupled_decay_grad_squares), math.sqrt(coupled_grad_squares))
 
 
 @statistic(
     "weight_decay",
-    "share with fl(p(1-ηλ))=p among elements with p≠0 under decoupled decay",
+    "fraction with fl(p(1-ηλ))=p among elements with p≠0 under decoupled decay",
     unit="fraction",
 )
 def decay_lost_fraction(
     decoupled_decay_lost: float, decoupled_weight_nonzero: float
 ) -> float | None:
-    """Share of the weights from which decay is rounded away in their dtype."""
+    """Fraction of weights from which decay is rounded away."""
     return ratio(decoupled_decay_lost, decoupled_weight_nonzero)
 
 
@@ -545,7 +545,7 @@ def decay_lost_fraction(
 def decay_timescale(
     decoupled_decay_rate: float, negated_smallest_decoupled_decay_rate: float
 ) -> float | None:
-    """Steps in which decay alone shrinks a weight to 1/e, where ηλ does not differ in the scope."""
+    """Number of steps in which decay alone shrinks a weight to 1/e, if ηλ is equal in the scope."""
     rate = one_value(decoupled_decay_rate, negated_smallest_decoupled_decay_rate)
     return None if rate is None else ratio(1.0, rate)
 
@@ -558,64 +558,64 @@ def decay_timescale(
 def equilibrium_ratio(
     decoupled_weight_squares: float, decoupled_equilibrium_squares: float
 ) -> float | None:
-    """Size of the weights relative to that at which decay and noisy steps balance."""
+    """Norm of the weights relative to that at which decay and noisy steps balance."""
     return root(ratio(decoupled_weight_squares, decoupled_equilibrium_squares))
 
 
 @statistic("schedule", "max η over parameter groups", headline=True)
 def lr(lr: float) -> float | None:
-    """Learning rate of the step; the largest where parameter groups differ."""
+    """Learning rate of the step; the largest one if parameter groups differ."""
     return largest_of(lr)
 
 
 @statistic("schedule", "β1")
 def beta1(beta1: float, negated_smallest_beta1: float) -> float | None:
-    """Decay rate of the first moment, where parameter groups do not differ."""
+    """Decay rate of the first moment, if all parameter groups have the same."""
     return one_value(beta1, negated_smallest_beta1)
 
 
 @statistic("schedule", "β2")
 def beta2(beta2: float, negated_smallest_beta2: float) -> float | None:
-    """Decay rate of the second moment, where parameter groups do not differ."""
+    """Decay rate of the second moment, if all parameter groups have the same."""
     return one_value(beta2, negated_smallest_beta2)
 
 
 @statistic("schedule", "ε", unit="gradient")
 def eps(eps: float, negated_smallest_eps: float) -> float | None:
-    """Constant added to the denominator, where parameter groups do not differ."""
+    """Constant added to the denominator, if all parameter groups have the same."""
     return one_value(eps, negated_smallest_eps)
 
 
 @statistic("schedule", "λ")
 def weight_decay(weight_decay: float, negated_smallest_weight_decay: float) -> float | None:
-    """Weight decay, where parameter groups do not differ."""
+    """Weight decay, if all parameter groups have the same."""
     return one_value(weight_decay, negated_smallest_weight_decay)
 
 
 @statistic("schedule", "t", unit="steps")
 def step(step: float, negated_smallest_step: float) -> float | None:
-    """Steps that the state has seen, where tensors do not differ."""
+    """Step count of the optimizer state, if all tensors have the same."""
     return one_value(step, negated_smallest_step)
 
 
 @statistic("schedule", "number of skipped steps", unit="steps")
 def skipped_steps(skipped_steps: float) -> float | None:
-    """Steps skipped so far, because a gradient was infinite or no parameter had one."""
+    """Number of steps skipped so far, because of an infinite or missing gradient."""
     return None if math.isnan(skipped_steps) else largest_of(skipped_steps)
 
 
 HYPERPARAMETER_STATISTICS = ("beta1", "beta2", "eps", "weight_decay")
-"""Statistics that are logged when they change, not at each measurement."""
+"""Statistics that are only logged when they change."""
 
 
 def explain_statistic(statistic: Statistic) -> str:
-    """Returns the key, the meaning, the definition and the source of a statistic.
+    """Returns the key, meaning, definition and source of a statistic.
 
     Example:
         >>> print(explain_statistic(STATISTICS["rms_ratio"]))
         adam_moments/rms_ratio (logged by default)
-            Gradient relative to the second moment: about 1 in a healthy run. Far above 1 when
-            the gradient grows faster than the second moment follows.
+            Gradient relative to the root of the second moment: about 1 in a healthy run. Far
+            above 1 if the gradient grows faster than the second moment.
             = √mean(g̃²/max(ṽ, ε²)) over active elements
             RMS_t of StableAdamW, Wortsman et al. 2023, arXiv 2304.13013
     """

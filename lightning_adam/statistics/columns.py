@@ -1,8 +1,8 @@
-"""The columns of a measurement, and the accumulators that they add up to.
+"""The columns of a measurement, and the accumulators over tensors.
 
-A kernel returns one row a tensor: the columns of `COLUMNS`. Those of `DERIVED` follow from them and
-from the hyperparameters; they are computed on the host in float64, once for all kernels. An
-accumulator is a column over a subset of the tensors. The symbols are those of `catalogue.py`.
+A kernel returns a row of `COLUMNS` for each tensor. Those of `DERIVED` are computed from them on
+the host in float64. An accumulator aggregates a column over a subset of the tensors. The symbols
+are those of `catalogue.py`.
 """
 
 import math
@@ -18,29 +18,29 @@ if TYPE_CHECKING:
 
 
 class Capabilities(IntFlag):
-    """What can be read of an optimizer, beside its parameters and hyperparameters."""
+    """What can be read from an optimizer besides parameters and hyperparameters."""
 
     SETTINGS = 0
-    """Nothing else."""
+    """Nothing."""
     GRADIENT = 1
-    """The gradients that the step used: the step leaves them unchanged."""
+    """The gradients that the step used, which it leaves unchanged."""
     FIRST_MOMENT = 2
     """`exp_avg`."""
     SECOND_MOMENT = 4
     """`exp_avg_sq`."""
     STORAGE = 8
-    """`exp_avg_sq` is stored in its dtype, and decays in it by `betas[1]`."""
+    """`exp_avg_sq` is not quantized, and decays by `betas[1]` in its dtype."""
     STEP = 16
-    """The step is Adam's or AdamW's: u, p₀ and g̃ follow from the state and the gradient."""
+    """The step is that of Adam or AdamW, so that u, p₀ and g̃ can be computed."""
     ALL = GRADIENT | FIRST_MOMENT | SECOND_MOMENT | STORAGE | STEP
 
 
 class Column(NamedTuple):
-    """One number of a tensor."""
+    """A number for each tensor."""
 
     formula: str
     is_maximum: bool
-    """Whether the largest value counts, over elements and shards; other columns add up."""
+    """Whether it is a maximum over elements and shards; otherwise it is a sum."""
     needs: Capabilities
 
     @property
@@ -49,15 +49,15 @@ class Column(NamedTuple):
         return -math.inf if self.is_maximum else 0.0
 
 
-def _total(formula: str, needs: Capabilities = Capabilities.STEP) -> Column:
+def _sum_of(formula: str, needs: Capabilities = Capabilities.STEP) -> Column:
     return Column(f"Σ {formula}", False, needs)
 
 
-def _count(formula: str, needs: Capabilities = Capabilities.STEP) -> Column:
+def _count_of(formula: str, needs: Capabilities = Capabilities.STEP) -> Column:
     return Column(f"number of elements {formula}".rstrip(), False, needs)
 
 
-def _largest(formula: str, needs: Capabilities = Capabilities.STEP) -> Column:
+def _max_of(formula: str, needs: Capabilities = Capabilities.STEP) -> Column:
     return Column(f"max {formula}", True, needs)
 
 
@@ -66,64 +66,64 @@ FIRST, SECOND = Capabilities.FIRST_MOMENT, Capabilities.SECOND_MOMENT
 STORED = SECOND | Capabilities.STORAGE
 EFFECTIVE = GRADIENT | Capabilities.STEP
 KINDS = (GRADIENT, FIRST, SECOND, Capabilities.STORAGE, Capabilities.STEP)
-"""The capabilities, one by one."""
+"""The individual capabilities."""
 HYPERPARAMETERS = ("lr", "beta1", "beta2", "eps", "weight_decay", "step")
-"""Columns that hold a hyperparameter of the tensor, or its step."""
+"""Columns with a hyperparameter or the step of the tensor."""
 COLUMNS: dict[str, Column] = {
-    "elements": _count("", SETTINGS),
-    "grad_squares": _total("g²", GRADIENT),
-    "grad_zero": _count("with g = 0", GRADIENT),
-    "exp_avg_sum": _total("m", FIRST),
-    "exp_avg_squares": _total("m²", FIRST),
-    "weight_squares": _total("p²", SETTINGS),
-    "nonfinite": _count("with a non-finite g, m, v or p", GRADIENT | FIRST),
-    "exp_avg_sq_sum": _total("v", SECOND),
-    "exp_avg_sq_subnormal": _count("with 0 < v < the smallest normal of v's dtype", STORED),
-    "exp_avg_sq_stalled": _count("with v > 0 and fl(β2·v) = v", STORED),
-    "max_exp_avg_sq_sum": _total("max_exp_avg_sq; 0 without amsgrad"),
-    "active": _count("that are active"),
-    "effective_grad_squares": _total("g̃²", EFFECTIVE),
-    "exp_avg_times_effective_grad": _total("m·g̃", EFFECTIVE),
-    "exp_avg_sq_roots": _total("√v, with amsgrad √max_exp_avg_sq"),
-    "grad_over_second_moment": _total("g̃²/max(ṽ, ε²) over active elements", EFFECTIVE),
-    "second_moment_positive": _count("with ṽ > 0"),
-    "signal": _total("min(m̂²/ṽ, 1) over ṽ > 0"),
-    "eps_dominated": _count("that are active, with √v̂ < ε"),
-    "denominator_share": _total("√v̂/(√v̂+ε) over active elements"),
-    "energy_without_eps": _total("m̂²/v̂ over v̂ > 0"),
-    "energy_lost_to_eps": _total("u²r(2+r) over v̂ > 0, r = ε/√v̂"),
-    "exp_avg_sq_zero": _count("with v = 0 and g̃ ≠ 0", EFFECTIVE),
-    "normalized_update_squares": _total("u²"),
-    "normalized_update_large": _count("with |u| > 0.8"),
-    "update_nonzero": _count("with ηu ≠ 0"),
-    "update_lost": _count("with ηu ≠ 0 and fl(p-ηu) = p"),
-    "weight_nonzero": _count("with p ≠ 0"),
-    "decay_lost": _count("with p ≠ 0 and fl(p(1-ηλ)) = p"),
-    "undecayed_squares": _total("(p+ηu)²"),
-    "undecayed_times_update": _total("(p+ηu)·u"),
-    "undecayed_over_denominator_squares": _total("((p+ηu)/(√v̂+ε))² under coupled decay, else 0"),
-    "grad_max_abs": _largest("|g|", GRADIENT),
-    "exp_avg_max_abs": _largest("|m|", FIRST),
-    "exp_avg_sq_largest": _largest("v", SECOND),
-    "normalized_update_max_abs": _largest("|u| over active elements"),
-    "lr": _largest("η", SETTINGS),
-    "beta1": _largest("β1", SETTINGS),
-    "beta2": _largest("β2", SETTINGS),
-    "eps": _largest("ε", SETTINGS),
-    "weight_decay": _largest("λ", SETTINGS),
-    "step": _largest("t", SETTINGS),
+    "elements": _count_of("", SETTINGS),
+    "grad_squares": _sum_of("g²", GRADIENT),
+    "grad_zero": _count_of("with g = 0", GRADIENT),
+    "exp_avg_sum": _sum_of("m", FIRST),
+    "exp_avg_squares": _sum_of("m²", FIRST),
+    "weight_squares": _sum_of("p²", SETTINGS),
+    "nonfinite": _count_of("with a non-finite g, m, v or p", GRADIENT | FIRST),
+    "exp_avg_sq_sum": _sum_of("v", SECOND),
+    "exp_avg_sq_subnormal": _count_of("with 0 < v < the smallest normal of v's dtype", STORED),
+    "exp_avg_sq_stalled": _count_of("with v > 0 and fl(β2·v) = v", STORED),
+    "max_exp_avg_sq_sum": _sum_of("max_exp_avg_sq; 0 without amsgrad"),
+    "active": _count_of("that are active"),
+    "effective_grad_squares": _sum_of("g̃²", EFFECTIVE),
+    "exp_avg_times_effective_grad": _sum_of("m·g̃", EFFECTIVE),
+    "exp_avg_sq_roots": _sum_of("√v, with amsgrad √max_exp_avg_sq"),
+    "grad_over_second_moment": _sum_of("g̃²/max(ṽ, ε²) over active elements", EFFECTIVE),
+    "second_moment_positive": _count_of("with ṽ > 0"),
+    "signal": _sum_of("min(m̂²/ṽ, 1) over ṽ > 0"),
+    "eps_dominated": _count_of("that are active, with √v̂ < ε"),
+    "denominator_share": _sum_of("√v̂/(√v̂+ε) over active elements"),
+    "energy_without_eps": _sum_of("m̂²/v̂ over v̂ > 0"),
+    "energy_lost_to_eps": _sum_of("u²r(2+r) over v̂ > 0, r = ε/√v̂"),
+    "exp_avg_sq_zero": _count_of("with v = 0 and g̃ ≠ 0", EFFECTIVE),
+    "normalized_update_squares": _sum_of("u²"),
+    "normalized_update_large": _count_of("with |u| > 0.8"),
+    "update_nonzero": _count_of("with ηu ≠ 0"),
+    "update_lost": _count_of("with ηu ≠ 0 and fl(p-ηu) = p"),
+    "weight_nonzero": _count_of("with p ≠ 0"),
+    "decay_lost": _count_of("with p ≠ 0 and fl(p(1-ηλ)) = p"),
+    "undecayed_squares": _sum_of("(p+ηu)²"),
+    "undecayed_times_update": _sum_of("(p+ηu)·u"),
+    "undecayed_over_denominator_squares": _sum_of("((p+ηu)/(√v̂+ε))² under coupled decay, else 0"),
+    "grad_max_abs": _max_of("|g|", GRADIENT),
+    "exp_avg_max_abs": _max_of("|m|", FIRST),
+    "exp_avg_sq_largest": _max_of("v", SECOND),
+    "normalized_update_max_abs": _max_of("|u| over active elements"),
+    "lr": _max_of("η", SETTINGS),
+    "beta1": _max_of("β1", SETTINGS),
+    "beta2": _max_of("β2", SETTINGS),
+    "eps": _max_of("ε", SETTINGS),
+    "weight_decay": _max_of("λ", SETTINGS),
+    "step": _max_of("t", SETTINGS),
 }
-"""What a kernel returns, by name: sums and counts, then maxima."""
+"""The columns of the kernels by name: sums and counts, then maxima."""
 GIVEN: dict[str, Column] = {
-    "grad_squares_before_clip": _total("g² before clipping; NaN if not measured", GRADIENT),
-    "loss_scale": _largest("the GradScaler's scale; NaN without one", SETTINGS),
-    "skipped_steps": _largest("the optimizer's skipped steps", SETTINGS),
+    "grad_squares_before_clip": _sum_of("g² before clipping; NaN if not measured", GRADIENT),
+    "loss_scale": _max_of("the GradScaler's scale; NaN without one", SETTINGS),
+    "skipped_steps": _max_of("the optimizer's skipped steps", SETTINGS),
 }
-"""What the caller of a measurement knows, and no kernel."""
+"""Columns that the caller of a measurement provides."""
 
 
 class Derived(NamedTuple):
-    """A column that follows from others."""
+    """A column that is computed from others."""
 
     column: Column
     sources: tuple[str, ...]
@@ -131,12 +131,12 @@ class Derived(NamedTuple):
 
 
 def _derived(formula: str, compute: Callable[..., Any], *, is_maximum: bool = False) -> Derived:
-    """A derived column; the names of the function's arguments are its sources."""
+    """Returns a derived column; the names of the arguments of `compute` are its sources."""
     sources = compute.__code__.co_varnames[: compute.__code__.co_argcount]
     needs = Capabilities.SETTINGS
     for name in sources:
         needs |= COLUMNS[name].needs
-    make = _largest if is_maximum else _total
+    make = _max_of if is_maximum else _sum_of
     return Derived(make(formula, needs), sources, compute)
 
 
@@ -201,12 +201,12 @@ DERIVED: dict[str, Derived] = {
         lambda weight_decay, undecayed_squares: weight_decay**2 * undecayed_squares,
     ),
 }
-"""What is computed of `COLUMNS`, by name."""
+"""The columns that are computed from `COLUMNS`, by name."""
 
 
 def _root_of_ratio(numerator: "Array", denominator: "Array") -> "Array":
-    """The root of a tensor's ratio; -inf, the largest of nothing, where it is undefined."""
-    # Not `where`: names are read without numpy, in commands that have to start fast.
+    """Returns the root of the ratio for each tensor; -inf, an empty maximum, if undefined."""
+    # Without np.where, because fast commands import this module without numpy.
     defined = denominator != 0
     root: Array = (numerator / (denominator + ~defined)) ** 0.5
     root[~defined] = -math.inf
@@ -214,7 +214,7 @@ def _root_of_ratio(numerator: "Array", denominator: "Array") -> "Array":
 
 
 def _decay_strength(lr: "Array", weight_decay: "Array") -> "Array":
-    """What makes ηλp₀ of p+ηu = (1-ηλ)p₀."""
+    """Returns the factor from p+ηu = (1-ηλ)p₀ to ηλp₀."""
     return lr * weight_decay / (1 - lr * weight_decay)
 
 
@@ -226,7 +226,7 @@ ALL_COLUMNS: dict[str, Column] = {
 
 
 class ParamSubset(Enum):
-    """The tensors that an accumulator is taken over."""
+    """The tensors over which an accumulator aggregates."""
 
     ALL = "all tensors"
     DECOUPLED = "tensors under decoupled decay"
@@ -235,27 +235,27 @@ class ParamSubset(Enum):
 
 
 class Accumulator(NamedTuple):
-    """The sum, or the largest value, of a column over tensors."""
+    """The sum or the maximum of a column over tensors."""
 
     column: str
     subset: ParamSubset = ParamSubset.ALL
     is_negated: bool = False
-    """Whether it is the largest value of the negated column: its smallest value, negated."""
+    """Whether it is the maximum of the negated column, that is, its negated minimum."""
 
     @property
     def is_maximum(self) -> bool:
-        """Whether the largest value counts; other accumulators add up."""
+        """Whether it is a maximum; otherwise it is a sum."""
         return ALL_COLUMNS[self.column].is_maximum
 
     @property
     def needs(self) -> Capabilities:
-        """What has to be readable of an optimizer."""
+        """The capabilities that an optimizer needs."""
         needs = ALL_COLUMNS[self.column].needs
         return needs if self.subset is ParamSubset.ALL else needs | Capabilities.STEP
 
 
 def sources_of(columns: Iterable[str]) -> list[str]:
-    """The columns of `COLUMNS` and `GIVEN` that columns are computed from, in their order.
+    """Returns the columns of `COLUMNS` and `GIVEN` from which columns are computed, in order.
 
     Example:
         >>> sources_of(["decay_rate", "grad_zero"])
@@ -270,11 +270,11 @@ def sources_of(columns: Iterable[str]) -> list[str]:
 
 
 def column_values(name: str, known: "Mapping[str, Array]") -> "Array":
-    """The values of a column, one a tensor.
+    """Returns the values of a column, one for each tensor.
 
     Args:
         name: The column.
-        known: The columns of `sources_of([name])`.
+        known: The columns of `sources_of([name])`, by name.
 
     Example:
         >>> import numpy as np
@@ -288,11 +288,13 @@ def column_values(name: str, known: "Mapping[str, Array]") -> "Array":
     return values
 
 
-def _over(subset: ParamSubset, prefix: str, columns: Iterable[str]) -> dict[str, Accumulator]:
+def _over_subset(
+    subset: ParamSubset, prefix: str, columns: Iterable[str]
+) -> dict[str, Accumulator]:
     return {f"{prefix}_{column}": Accumulator(column, subset) for column in columns}
 
 
-def _smallest(columns: Iterable[str]) -> dict[str, Accumulator]:
+def _negated_minima(columns: Iterable[str]) -> dict[str, Accumulator]:
     return {
         f"negated_smallest_{column}": Accumulator(column, is_negated=True) for column in columns
     }
@@ -306,14 +308,14 @@ _OF_COUPLED = ("decay_step_squares", "decay_grad_squares", "grad_squares")
 _OF_SUBSETS = {*_OF_DECOUPLED, *_OF_COUPLED, "max_exp_avg_sq_sum"} - {
     *("update_squares", "weight_squares", "grad_squares")
 }
-"""Columns that have a meaning over a subset only."""
+"""Columns that are only defined for a subset."""
 ACCUMULATORS: dict[str, Accumulator] = {
     **{name: Accumulator(name) for name in ALL_COLUMNS if name not in _OF_SUBSETS},
-    # The learning rate of a scope is its largest.
-    **_smallest(name for name in HYPERPARAMETERS if name != "lr"),
-    **_over(ParamSubset.AMSGRAD, "amsgrad", ("exp_avg_sq_sum", "max_exp_avg_sq_sum")),
-    **_over(ParamSubset.COUPLED, "coupled", ("elements", *_OF_COUPLED)),
-    **_over(ParamSubset.DECOUPLED, "decoupled", ("elements", *_OF_DECOUPLED)),
+    # No minimum of lr: the learning rate of a scope is its largest one.
+    **_negated_minima(name for name in HYPERPARAMETERS if name != "lr"),
+    **_over_subset(ParamSubset.AMSGRAD, "amsgrad", ("exp_avg_sq_sum", "max_exp_avg_sq_sum")),
+    **_over_subset(ParamSubset.COUPLED, "coupled", ("elements", *_OF_COUPLED)),
+    **_over_subset(ParamSubset.DECOUPLED, "decoupled", ("elements", *_OF_DECOUPLED)),
     "negated_smallest_decoupled_decay_rate": Accumulator("decay_rate", ParamSubset.DECOUPLED, True),
 }
-"""What statistics are derived from, by name; adds up over tensors, groups and ranks."""
+"""The accumulators by name."""

@@ -1,4 +1,4 @@
-"""Dtypes: their names, and whether they can hold a number."""
+"""Names of dtypes, and rounding to 0."""
 
 import torch
 
@@ -21,5 +21,5 @@ def rounds_to_0(number: float, dtype: torch.dtype) -> bool:
         (True, False)
     """
     kind = torch.finfo(dtype)
-    # Half of the smallest number goes to the even one of its neighbours, which is 0.
+    # Half of the smallest subnormal number rounds to even, which is 0.
     return number <= kind.tiny * kind.eps / 2

@@ -1,8 +1,8 @@
-"""Optimizers of other libraries under the names of torch's Adam: one declaration a library.
+"""Adapters for optimizers of other libraries, which name their settings and state differently.
 
-A library is imported only when one of its optimizers is measured; the optimizer's class tells which
-library it is. The names were seen in torch-optimi 0.3.3, schedulefree 1.4.1, bitsandbytes 0.50.2
-and heavyball 3.2.1; torchao 0.18.0 uses torch's own.
+A library is only imported when one of its optimizers is measured. The names are those of
+torch-optimi 0.3.3, schedulefree 1.4.1, bitsandbytes 0.50.2 and heavyball 3.2.1. torchao 0.18.0 has
+the names of torch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_adam.statistics.columns import Capabilities
-from lightning_adam.statistics.sharding import distributed_tensor, unwrap_optimizer
+from lightning_adam.statistics.sharding import dtensor_types, unwrap_optimizer
 
 Group = Mapping[str, Any]
 State = Mapping[str, Any]
@@ -21,12 +21,12 @@ BOTH_MOMENTS = Capabilities.FIRST_MOMENT | Capabilities.SECOND_MOMENT
 
 
 class Library(NamedTuple):
-    """How the names of a library's optimizers differ from torch's Adam, and what can be read."""
+    """Converts the groups and states of a library's optimizers to the names of torch's Adam."""
 
     group: Callable[[Group], Group] = lambda group: group
     state: Callable[[Optimizer, State], State] = lambda _, state: state
     provides: Callable[[Optimizer], Capabilities] = lambda _: Capabilities.ALL & ~Capabilities.STEP
-    """At most: whether a moment is there, and quantized, is seen in the state."""
+    """The capabilities at most; the state shows whether moments are missing or quantized."""
 
 
 def _optimi_group(group: Group) -> Group:
@@ -35,7 +35,7 @@ def _optimi_group(group: Group) -> Group:
 
 
 def _optimi_provides(optimizer: Optimizer) -> Capabilities:
-    """Its moments are corrected for their bias: no one beta is what they decay by."""
+    """Without STORAGE: moments are bias-corrected, so that they do not decay by a fixed beta."""
     is_overwritten = any(
         _optimi_overwrites(group, optimizer.state.get(parameter, {}))
         for group in optimizer.param_groups
@@ -45,7 +45,7 @@ def _optimi_provides(optimizer: Optimizer) -> Capabilities:
 
 
 def _optimi_overwrites(group: Group, state: State) -> bool:
-    """Without Triton the gradients are what foreach and Kahan summation put their numbers in."""
+    """Whether the step overwrites gradients, as foreach and Kahan summation do without Triton."""
     is_decoupled = group.get("decouple_wd", True) or group["decouple_lr"]
     is_decay_added = group["weight_decay"] > 0 and not is_decoupled
     is_compensated = isinstance(state.get("kahan_comp"), Tensor)
@@ -58,17 +58,17 @@ def _schedulefree_group(group: Group) -> Group:
 
 
 def _schedulefree_state(optimizer: Optimizer, state: State) -> State:
-    """It has no first moment; in its place stands what is not measured."""
+    """Returns `z` as the first moment, which is not measured: there is none."""
     return {**state, "exp_avg": state.get("z")}
 
 
 def _schedulefree_provides(optimizer: Optimizer) -> Capabilities:
-    """Its step divides the gradients in place."""
+    """Without GRADIENT: the step divides the gradients in place."""
     return Capabilities.SECOND_MOMENT | Capabilities.STORAGE
 
 
 def _bitsandbytes_state(optimizer: Optimizer, state: State) -> State:
-    """What is called the same in its other optimizers is something else."""
+    """Renames the moments, which depend on the optimizer."""
     name = getattr(optimizer, "optimizer_name", "")
     moments = {"adam": "12", "lamb": "12", "lion": "1"}.get(name, "")
     named = {"step": state.get("step")}
@@ -81,7 +81,7 @@ def _bitsandbytes_state(optimizer: Optimizer, state: State) -> State:
 
 
 class Blockwise(NamedTuple):
-    """A moment of bitsandbytes in 8 bits, scaled by blocks."""
+    """A blockwise quantized moment of bitsandbytes, in 8 bits."""
 
     codes: Tensor
     absmax: Tensor
@@ -89,11 +89,11 @@ class Blockwise(NamedTuple):
 
     @property
     def shape(self) -> Sequence[int]:
-        """That of the parameter."""
+        """The shape of the parameter."""
         return self.codes.shape
 
     def dequantize(self) -> Tensor:
-        """Its numbers, in float32."""
+        """Returns the moment in float32."""
         functional = import_module("bitsandbytes.functional")
         numbers: Tensor = functional.dequantize_blockwise(
             self.codes, absmax=self.absmax, code=self.qmap, blocksize=256
@@ -106,11 +106,11 @@ LIBRARIES = {
     "optimi": Library(group=_optimi_group, provides=_optimi_provides),
     "schedulefree": Library(_schedulefree_group, _schedulefree_state, _schedulefree_provides),
 }
-"""The libraries by the name that they are imported by."""
+"""The libraries by import name."""
 
 
 def library_of(optimizer: Optimizer) -> Library | None:
-    """The library whose optimizer it is, or is derived from; None if that has torch's names.
+    """Returns the library of an optimizer or of its base classes; None if torch's names apply.
 
     Args:
         optimizer: The optimizer.
@@ -126,7 +126,7 @@ def library_of(optimizer: Optimizer) -> Library | None:
 
 
 def groups_of(optimizer: Optimizer) -> Sequence[Group]:
-    """The parameter groups, with the settings' names of torch's Adam.
+    """Returns the parameter groups with the names of torch's Adam.
 
     Args:
         optimizer: The optimizer.
@@ -143,13 +143,13 @@ def groups_of(optimizer: Optimizer) -> Sequence[Group]:
 
 
 def reader_of(optimizer: Optimizer) -> Callable[[Tensor, State], State]:
-    """What reads a parameter's state, with the names of torch's Adam, and leaves none behind.
+    """Returns a function that reads the state of a parameter with the names of torch's Adam.
 
     Args:
         optimizer: The optimizer.
 
     Returns:
-        A function of the parameter and of what stands for no state.
+        A function of the parameter and a default. It adds no state for a parameter without one.
 
     Example:
         >>> import torch
@@ -157,19 +157,19 @@ def reader_of(optimizer: Optimizer) -> Callable[[Tensor, State], State]:
         >>> reader_of(torch.optim.Adam([weight]))(weight, {})
         {}
     """
-    library, holding = library_of(optimizer), unwrap_optimizer(optimizer)
+    library, unwrapped = library_of(optimizer), unwrap_optimizer(optimizer)
     if library is None:
-        return holding.state.get
+        return unwrapped.state.get
     read = library.state
-    return lambda parameter, nothing: read(holding, holding.state.get(parameter, nothing))
+    return lambda parameter, nothing: read(unwrapped, unwrapped.state.get(parameter, nothing))
 
 
 def provides(optimizer: Optimizer, second_moments: Sequence[Any]) -> Capabilities:
-    """What can be told of an optimizer whose step is its own.
+    """Returns the capabilities of an optimizer with a step other than Adam's.
 
     Args:
         optimizer: The optimizer, right after its step.
-        second_moments: Those of its tensors; None where there is none.
+        second_moments: The second moment of each tensor; None for a tensor without one.
 
     Example:
         >>> import torch
@@ -186,7 +186,7 @@ def provides(optimizer: Optimizer, second_moments: Sequence[Any]) -> Capabilitie
 
 
 def is_quantized(moment: Any) -> bool:
-    """Whether a moment has to be dequantized to be read.
+    """Returns whether a moment has to be dequantized to be read.
 
     Args:
         moment: A moment, or None.
@@ -196,12 +196,12 @@ def is_quantized(moment: Any) -> bool:
         >>> is_quantized(torch.zeros(2)), is_quantized(Blockwise(*torch.zeros(3, 2)))
         (False, True)
     """
-    part = moment.to_local() if isinstance(moment, distributed_tensor()) else moment
+    part = moment.to_local() if isinstance(moment, dtensor_types()) else moment
     return getattr(type(part), "dequantize", Tensor.dequantize) is not Tensor.dequantize
 
 
 def dequantize(moment: Any) -> Any:
-    """A moment's numbers, in float32 if it is quantized.
+    """Returns a moment, in float32 if it is quantized.
 
     Args:
         moment: A moment, or None.
@@ -214,7 +214,7 @@ def dequantize(moment: Any) -> Any:
 
 
 def takes_gradients(optimizer: Optimizer) -> bool:
-    """Whether the step leaves no gradient behind, as heavyball's do.
+    """Returns whether the step removes the gradients, as in heavyball.
 
     Args:
         optimizer: The optimizer.

@@ -1,4 +1,4 @@
-"""Counts by binary exponent: what is drawn of them, and what eps would dominate."""
+"""Histograms by binary exponent, their percentiles, and the elements that an eps would dominate."""
 
 import bisect
 import itertools
@@ -12,47 +12,43 @@ QUANTITIES = {
     "denominator": "√v̂, the denominator before eps is added.",
     "normalized_update": "|u|, the step in units of the learning rate.",
 }
-"""What is counted, over the active elements; the symbols are those of `catalogue.py`."""
+"""The quantities with a histogram over active elements. Symbols are those of `catalogue.py`."""
 
 BINS = 256
-"""The exponents of float32: 0 is zero and subnormal, 255 infinite and NaN, and `k` between them
-holds magnitudes from 2^(k-127) to below 2^(k-126)."""
+"""The number of exponents of float32: bin 0 counts zeros and subnormals, bin 255 infinities and
+NaN, and bin k magnitudes from 2^(k-127) to below 2^(k-126)."""
 
 DENOMINATOR_POSITION = [*QUANTITIES].index("denominator")
-"""Of √v̂ among the quantities."""
+"""The index of √v̂ in `QUANTITIES`."""
 HARMLESS = 0.01
-"""The share of the elements that an eps may dominate."""
+"""The fraction of elements that a harmless eps may dominate."""
 SHOWN_BINS = 64
 EPS_SHOWN = [float(f"1e{exponent}") for exponent in range(-20, 1)]
-"""Where the curve of `dominated_fractions` is drawn."""
-
-
+"""The values of eps in the curve of `dominated_fractions`."""
 PERCENTILES = (1, 50, 99)
-"""Percentiles that are read off the counts."""
 PERCENTILE_FAMILIES = {"denominator": "moments", "normalized_update": "update"}
-"""The quantities that they are read for, and the families of their keys."""
+"""The quantities with percentiles, and the families of their keys."""
 
 
 class Histogram(NamedTuple):
-    """Counts between edges, which are powers of two, given as their exponents.
+    """Counts by octave, with the log2 of the edges.
 
-    The first octave also contains everything smaller, zeros included.
+    The first octave also contains everything smaller, including zeros.
     """
 
     counts: Sequence[int]
     log2_edges: Sequence[float]
 
     def fractions_below(self, magnitudes: Sequence[float]) -> list[float]:
-        """Returns the share of the elements below each magnitude.
+        """Returns the fraction of elements below each magnitude.
 
-        Exact at powers of two; within an octave the elements are assumed to be spread evenly over
-        the logarithm.
+        Exact at powers of two. Within an octave, log magnitudes are assumed to be uniform.
 
         Args:
             magnitudes: The magnitudes, above 0.
 
         Returns:
-            The shares, NaN if there are no elements.
+            The fractions; NaN if there are no elements.
 
         Example:
             >>> Histogram([1, 1, 2], [-3.0, -2.0, -1.0, 0.0]).fractions_below([0.1, 0.5, 1.0])
@@ -63,7 +59,7 @@ class Histogram(NamedTuple):
             return [math.nan] * len(magnitudes)
         edges = self.log2_edges
         below = [count / total for count in itertools.accumulate(self.counts)]
-        # The magnitudes within the first octave are unknown.
+        # The first octave counts as below, because it may contain smaller magnitudes.
         below.insert(0, below[0])
         shares = []
         for magnitude in magnitudes:
@@ -75,13 +71,12 @@ class Histogram(NamedTuple):
 
 
 def fold(counts: Sequence[int]) -> Histogram:
-    """Counts in 64 octaves, of which the largest magnitude stands in the last.
+    """Returns counts in 64 octaves, the last of which has the largest magnitude.
 
-    What is smaller than the first, zeros too, stands in the first; infinite and NaN elements stand
-    in the last.
+    Smaller magnitudes and zeros are counted in the first octave, infinities and NaN in the last.
 
     Args:
-        counts: One count a binary exponent, as in `BINS`.
+        counts: Counts by binary exponent, see `BINS`.
 
     Example:
         >>> counts = [0] * BINS
@@ -99,15 +94,14 @@ def fold(counts: Sequence[int]) -> Histogram:
 
 
 def magnitude_above(counts: Sequence[int], share: float) -> float | None:
-    """The largest magnitude that less than a share of the elements are below, to an eighth of ten.
+    """Returns the largest magnitude with less than a given fraction of elements below it.
 
     Args:
-        counts: The counts of a quantity, one a binary exponent, as in `BINS`.
-        share: The share, above 0.
+        counts: Counts by binary exponent, see `BINS`.
+        share: The fraction, above 0.
 
     Returns:
-        The magnitude, from 1e-20 to 1; None if more elements than that are smaller than all of
-        these, or there are none.
+        The magnitude, one of eight per decade from 1e-20 to 1; None if there is none.
 
     Example:
         >>> counts = [0] * BINS
@@ -122,14 +116,14 @@ def magnitude_above(counts: Sequence[int], share: float) -> float | None:
 
 
 def dominated_fractions(counts: Sequence[int], eps: Sequence[float] = EPS_SHOWN) -> list[float]:
-    """Returns the share of the elements whose √v̂ would be below eps, for every eps.
+    """Returns the fraction of elements with √v̂ below eps, for each eps.
 
     Args:
-        counts: The counts of `denominator`, one a binary exponent, as in `BINS`.
+        counts: Counts of `denominator` by binary exponent, see `BINS`.
         eps: The values, above 0 (default: the powers of ten from 1e-20 to 1).
 
     Returns:
-        The shares, NaN if there are no elements.
+        The fractions; NaN if there are no elements.
 
     Example:
         >>> counts = [0] * BINS
@@ -141,17 +135,17 @@ def dominated_fractions(counts: Sequence[int], eps: Sequence[float] = EPS_SHOWN)
 
 
 def percentile(counts: Sequence[int], percent: float) -> float | None:
-    """Returns the magnitude below which a percentage of the elements lie.
+    """Returns a percentile of the magnitudes.
 
-    Exact to the octave; within it the elements are assumed to be spread evenly over the logarithm.
+    Exact to the octave, in which log magnitudes are assumed to be uniform.
 
     Args:
-        counts: The counts of a quantity, one a binary exponent, as in `BINS`.
+        counts: Counts by binary exponent, see `BINS`.
         percent: The percentage, above 0.
 
     Returns:
-        The magnitude: 0 among zero and subnormal elements, infinity among infinite and NaN ones;
-        None if there are no elements.
+        The magnitude: 0 for zero and subnormal elements, infinity for infinite and NaN ones; None
+        if there are no elements.
 
     Example:
         >>> counts = [0] * BINS
@@ -177,7 +171,7 @@ def percentiles(exponents: Mapping[str, Sequence[int]]) -> dict[str, float]:
     """Returns the percentiles of √v̂ and |u| by key.
 
     Args:
-        exponents: Counts by key, as `AdamStatistics.compute_exponents` returns them.
+        exponents: Counts by key, from `AdamStatistics.compute_exponents`.
 
     Example:
         >>> counts = [0] * BINS

@@ -1,4 +1,4 @@
-"""One measurement: from its matrix of columns to the statistics by key."""
+"""`Measurement`: derives the statistics of one step from its columns."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,14 +32,14 @@ Array = npt.NDArray[np.float64]
 
 
 class MetricRequest:
-    """The statistics that a measurement is asked for, and their keys.
+    """The requested statistics and their keys.
 
     Args:
-        statistics: Statistics of each scope.
+        statistics: The statistics of each scope.
         scopes: The kinds of scope.
-        worst: Number of tensors with the largest values, for some statistics.
+        worst: By statistic: number of tensors with the largest values.
         optimizer: Name of the optimizer in the keys; empty if it is the only one.
-        judged: Statistics that `Measurement.of` returns beside these.
+        judged: Statistics that are only available from `Measurement.of`.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class MetricRequest:
         self._prefix = f"optimizer/{key_part(optimizer)}/" if optimizer else ""
         self._columns: dict[Capabilities, Columns] = {}
         self._parts: dict[tuple[Scope, str], str] = {}
-        self._taken: set[str] = set()
+        self._used: set[str] = set()
 
     def columns(self, capabilities: Capabilities) -> "Columns":
-        """Returns the columns to measure, as far as the optimizer has them."""
+        """Returns the columns to measure that the optimizer provides."""
         if capabilities not in self._columns:
             self._columns[capabilities] = self._columns_of(capabilities)
         return self._columns[capabilities]
@@ -72,7 +72,7 @@ class MetricRequest:
             if statistic.needs in capabilities
             for name in statistic.accumulators
         }
-        # The number of elements tells which parameters took part.
+        # The number of elements shows which parameters took part in the step.
         needed = sources_of({"elements", *names})
         return Columns(
             [name for name in needed if not ALL_COLUMNS[name].is_maximum],
@@ -81,40 +81,40 @@ class MetricRequest:
 
     def unavailable(self, capabilities: Capabilities) -> list[Statistic]:
         """Returns the statistics that the optimizer's state does not provide."""
-        asked = (*self.statistics, *self.worst)
-        return [each for each in asked if each.needs not in capabilities]
+        requested = (*self.statistics, *self.worst)
+        return [each for each in requested if each.needs not in capabilities]
 
     def key_scope(self, scope: Scope, name: str) -> str:
-        """Returns a scope's part of the keys, the same at each measurement."""
+        """Returns the part of the keys for a scope, the same at each measurement."""
         if scope is Scope.model:
             return self._prefix
         if (scope, name) not in self._parts:
             part = f"{self._prefix}{scope.value}/{key_part(name)}"
-            # Two names may differ only in characters that a key cannot hold.
-            while part in self._taken:
+            # Two names may only differ in characters that are replaced in keys.
+            while part in self._used:
                 part += "_"
-            self._taken.add(part)
+            self._used.add(part)
             self._parts[scope, name] = part
         return f"{self._parts[scope, name]}/"
 
     def worst_scope(self, rank: int) -> str:
-        """Returns the part of the keys of the tensor at a place among the largest, from 1."""
+        """Returns the part of the keys for a rank among the largest values, from 1."""
         return f"{self._prefix}worst_{rank}/"
 
 
 class Columns(NamedTuple):
-    """The columns of a measurement's matrices: sums and counts, and maxima."""
+    """The columns of the matrices of a measurement: sums and counts, and maxima."""
 
     sums: list[str]
     maxima: list[str]
 
 
 def rank_status(capabilities: Capabilities, failed_rank: int | None = None) -> Tensor:
-    """Returns what the ranks have to agree on: the largest of each number counts.
+    """Returns the status of this rank, to be reduced by the maximum over ranks.
 
     Args:
-        capabilities: What can be read of this rank's part of the optimizer.
-        failed_rank: This rank, if its measurement has failed (default: None).
+        capabilities: The capabilities of this rank's part of the optimizer.
+        failed_rank: This rank if its measurement has failed (default: None).
 
     Example:
         >>> rank_status(Capabilities.GRADIENT | Capabilities.STEP, failed_rank=1).tolist()
@@ -122,20 +122,20 @@ def rank_status(capabilities: Capabilities, failed_rank: int | None = None) -> T
     """
     known = [float(-(each in capabilities)) for each in KINDS]
     failed = -math.inf if failed_rank is None else -float(failed_rank)
-    # torch.set_default_device does not apply.
+    # Explicit device, independent of torch.set_default_device.
     return torch.tensor([*known, failed], dtype=torch.float64, device="cpu")
 
 
 class Measurement:
-    """The columns of one step, and the statistics that are derived from them.
+    """The columns of one step, and the statistics derived from them.
 
     Args:
-        request: The statistics.
+        request: The requested statistics.
         columns: The columns of the matrices.
-        scopes: The names and groups of the tensors, the rows of the matrices.
-        subsets: The subsets that each group's tensors belong to.
+        scopes: The names and groups of the tensors, which are the rows of the matrices.
+        subsets: By group: the subsets of its tensors.
         stats: The matrices `[tensors, columns]`, and counts by exponent `[groups, quantities,
-            bins]`, of no groups if they were not taken.
+            bins]` with 0 groups if there are none.
     """
 
     def __init__(
@@ -157,13 +157,13 @@ class Measurement:
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """What can be read of the optimizer on every rank."""
+        """The capabilities of the optimizer on all ranks."""
         known = compress(KINDS, (each < 0 for each in self.stats.status.tolist()))
         return reduce(or_, known, Capabilities.SETTINGS)
 
     @property
     def failed_rank(self) -> int | None:
-        """The first rank on which the measurement failed; None if it failed on none."""
+        """The first rank on which the measurement failed; None if there is none."""
         first = -float(self.stats.status[-1])
         return int(first) if math.isfinite(first) else None
 
@@ -174,22 +174,22 @@ class Measurement:
 
     @property
     def has_nonfinite(self) -> bool:
-        """Whether any element is not finite, as far as that is measured."""
+        """Whether any measured element is NaN or infinite."""
         if self.is_empty or "nonfinite" not in self.columns.sums:
             return False
         return bool((self.stats.sums[:, self.columns.sums.index("nonfinite")] > 0).any())
 
     def copy(self) -> "Measurement":
-        """Returns the measurement without what was derived, outside pinned memory."""
+        """Returns a copy without derived statistics and outside pinned memory."""
         stats = LocalStats(*(each.clone() if each.is_pinned() else each for each in self.stats))
         return self.with_stats(stats)
 
     def with_stats(self, stats: LocalStats) -> "Measurement":
-        """Returns the measurement with other matrices, such as copies on the host."""
+        """Returns a measurement with other matrices, such as copies on the host."""
         return Measurement(self.request, self.columns, self._all_scopes, self.subsets, stats)
 
     def values(self) -> dict[str, float]:
-        """Returns the statistics by key; those that are undefined in a scope are absent."""
+        """Returns the statistics by key. Undefined ones are absent."""
         values: dict[str, float] = {}
         for scope in self._distinct_scopes():
             rows = self._derive(scope, self.request.statistics)
@@ -199,7 +199,7 @@ class Measurement:
         return values | {key: value for key, (value, _) in self.worst_tensors().items()}
 
     def worst_tensors(self) -> dict[str, tuple[float, str]]:
-        """Returns the largest values of the statistics in `worst` and their tensors, by key."""
+        """Returns by key the largest values of the statistics in `worst`, and their tensors."""
         worst: dict[str, tuple[float, str]] = {}
         for statistic, tensors in self.request.worst.items():
             values = self.of_tensors(statistic)
@@ -209,16 +209,16 @@ class Measurement:
         return worst
 
     def table(self, scope: Scope) -> list[dict[str, str | float]]:
-        """Returns the statistics as rows, one for each scope of a kind, by their bare names."""
+        """Returns the statistics by name as rows, one for each scope of a kind."""
         found = self.of(scope, self.request.statistics)
         return [{scope.value: name} | row for name, row in found.items()]
 
     def of(self, scope: Scope, statistics: Iterable[Statistic]) -> dict[str, dict[str, float]]:
-        """Returns statistics by their bare names, of each scope of a kind by its name.
+        """Returns statistics by name, for each scope of a kind.
 
         Args:
             scope: The kind of scope.
-            statistics: Statistics; those that are undefined or not measured are absent.
+            statistics: The statistics. Those that are undefined or not measured are absent.
         """
         rows = self._derive(scope, statistics)
         return {
@@ -227,17 +227,17 @@ class Measurement:
         }
 
     def of_tensors(self, statistic: Statistic) -> dict[str, float]:
-        """Returns the values of a statistic by tensor, where it is defined."""
+        """Returns the values of a statistic by tensor. Undefined ones are absent."""
         rows = self._derive(Scope.tensor, [statistic])
         members = self.scopes.members(Scope.tensor)
         return {name: value for name, row in zip(members, rows, strict=True) for _, value in row}
 
     def largest(self, scope: Scope, settings: Iterable[str]) -> dict[str, dict[str, float]]:
-        """Returns the largest values of hyperparameters in each scope of a kind, by its name.
+        """Returns the largest values of hyperparameters for each scope of a kind.
 
         Args:
             scope: The kind of scope.
-            settings: Names of columns of hyperparameters.
+            settings: Names of hyperparameter columns.
         """
         found: dict[str, dict[str, float]] = {name: {} for name in self.scopes.members(scope)}
         for setting in settings:
@@ -248,11 +248,11 @@ class Measurement:
         return found
 
     def tensors_of(self, scope: str) -> set[str]:
-        """Returns the names of a scope's tensors: of `model`, `group/<name>` and so on."""
+        """Returns the names of the tensors in a scope, such as `model` or `group/<name>`."""
         return self.scopes.inside(scope)
 
     def exponent_counts(self) -> dict[str, list[int]]:
-        """Returns the counts by binary exponent of the model and of each group, by key."""
+        """Returns the counts by binary exponent for the model and each group, by key."""
         by_group = self.stats.exponents.cpu()
         if not len(by_group):
             return {}
@@ -267,7 +267,7 @@ class Measurement:
         }
 
     def _distinct_scopes(self) -> list[Scope]:
-        """The kinds of scope; a single parameter group is the model."""
+        """Returns the kinds of scope, with a single parameter group replaced by the model."""
         scopes = self.request.scopes
         if len(self.subsets) == 1:
             scopes = [Scope.model if each is Scope.group else each for each in scopes]
@@ -276,7 +276,7 @@ class Measurement:
     def _derive(
         self, scope: Scope, statistics: Iterable[Statistic]
     ) -> list[list[tuple[Statistic, float]]]:
-        """The statistics that are defined, of each scope of a kind."""
+        """Returns the defined statistics for each scope of a kind."""
         derived: list[list[tuple[Statistic, float]]] = [[] for _ in self.scopes.members(scope)]
         for statistic in statistics:
             if self._is_measured(statistic.accumulators):
@@ -290,34 +290,34 @@ class Measurement:
     @cached_property
     def scopes(self) -> Scopes:
         """The names and groups of the tensors that took part in the step."""
-        if self._took_part is None:
+        if self._has_elements is None:
             return self._all_scopes
-        return self._all_scopes.select(np.flatnonzero(self._took_part))
+        return self._all_scopes.select(np.flatnonzero(self._has_elements))
 
     @cached_property
-    def _took_part(self) -> npt.NDArray[np.bool_] | None:
-        """Whether each tensor has elements in the measurement; None if all have."""
+    def _has_elements(self) -> npt.NDArray[np.bool_] | None:
+        """For each tensor: whether it took part in the step; None if all did."""
         if not len(self._all_scopes):
             return None
-        # In numpy: torch would wake its threads for so little.
-        took_part: Any = self.stats.sums[:, self.columns.sums.index("elements")].cpu().numpy() > 0
-        return None if took_part.all() else took_part
+        # In numpy, as torch would start its threads.
+        is_measured: Any = self.stats.sums[:, self.columns.sums.index("elements")].cpu().numpy() > 0
+        return None if is_measured.all() else is_measured
 
     @cached_property
     def _known(self) -> dict[str, Array]:
-        """The measured columns of the tensors that took part."""
+        """The measured columns of the tensors that took part in the step."""
         known = {}
         for names, matrix in (
             (self.columns.sums, self.stats.sums),
             (self.columns.maxima, self.stats.maxima),
         ):
             for name, column in zip(names, matrix.cpu().numpy().T, strict=True):
-                known[name] = column if self._took_part is None else column[self._took_part]
+                known[name] = column if self._has_elements is None else column[self._has_elements]
         return known
 
     @cached_property
     def _measured(self) -> frozenset[str]:
-        """The columns that are measured, as far as the optimizer provides them."""
+        """The measured columns that the optimizer provides."""
         capabilities = self.capabilities
         return frozenset(
             name
@@ -335,7 +335,7 @@ class Measurement:
         )
 
     def _reduced(self, scope: Scope, accumulator: str) -> list[float]:
-        """An accumulator of each scope of a kind."""
+        """Returns an accumulator for each scope of a kind."""
         rows = self._rows.setdefault(scope, {})
         if accumulator not in rows:
             with np.errstate(all="ignore"):
@@ -357,7 +357,7 @@ class Measurement:
         return reduced
 
     def _cells_of(self, cells: Cells, scope: Scope, accumulator: Accumulator) -> Array:
-        """A column reduced to the cells of a kind of scope; the model has those of its groups."""
+        """Returns a column reduced to the cells of a kind of scope; one per group for the model."""
         name, _, is_negated = accumulator
         key = (Scope.group if scope is Scope.model else scope, name, is_negated)
         if key not in self._cells:
@@ -370,14 +370,14 @@ class Measurement:
         return self._cells[key]
 
     def _column(self, name: str) -> Array:
-        """A column of all tensors that took part, by its name."""
+        """Returns a column of all tensors that took part in the step."""
         if name not in self._columns:
             self._columns[name] = np.asarray(column_values(name, self._known), dtype=np.float64)
         return self._columns[name]
 
 
 def largest_first(values: Mapping[str, float]) -> list[str]:
-    """Returns names by their values, the largest first; NaN is larger than all.
+    """Returns names sorted by value, largest first. NaN comes before all numbers.
 
     Example:
         >>> largest_first({"a": 1.0, "b": math.nan, "c": 2.0})

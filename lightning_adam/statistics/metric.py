@@ -1,4 +1,4 @@
-"""AdamStatistics: a torchmetrics.Metric over the optimizer's state, with or without Lightning."""
+"""`AdamStatistics`: a torchmetrics.Metric of the optimizer state, with or without Lightning."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,31 +36,31 @@ from lightning_adam.statistics.state_reader import StateReader, capabilities_of,
 
 
 class AdamStatistics(Metric):
-    """Statistics of an Adam step, measured right after it.
+    """Computes statistics of an Adam step, right after the step.
 
-    The state is the matrix `[tensors, columns]` of the latest measurement, in float64 on the
-    optimizer's device; `compute` copies it to the host. Adam and AdamW are measured in full, other
-    optimizers with `betas` and `exp_avg` as far as their state goes. Where parameters or state are
-    sharded, all ranks of the default process group update together, and each gets the statistics of
-    the whole model.
+    The metric state is the matrix `[tensors, columns]` of the latest measurement, in float64 on the
+    device of the optimizer. `compute` copies it to the host. Adam and AdamW have all statistics;
+    other optimizers with `betas` and `exp_avg` have those that their state provides. If parameters
+    or state are sharded, all ranks of the default process group update together, and each gets the
+    statistics of the whole model.
 
     Args:
         statistics: Statistics to compute: `headline`, `all`, or a list of names and globs (default:
             headline).
         scopes: Sets of tensors to describe: `model`, `group`, `layer`, `tensor` (default: the
             model).
-        worst: Number of tensors with the largest values to compute, by the name of a statistic
-            (default: none).
+        worst: By name of a statistic: number of tensors with the largest values to return (default:
+            none).
         layer_depth: Number of parts of a module's path that form a layer's name, at least 1
             (default: None, all).
         module: Module that the optimizer trains, for the names of layers and tensors (default:
-            None, the names that the optimizer was given, or positions). FSDP1 needs it, as it is
-            wrapped.
+            None, the names in the optimizer, or positions). FSDP1 requires the wrapped module.
         optimizer_name: Name of the optimizer in the keys, as in
             `adam_update/optimizer/generator/update_norm` (default: None, it is the only one).
         kernel: Implementation that reads the tensors: `numba` on the CPU, `triton` on CUDA, `eager`
             on any device, many times slower (default: `auto`, the fast one if it is installed).
-        judged: Names of statistics that rules read from `measurement` (default: none).
+        judged: Names of additional statistics that are only in `measurement`, for rules (default:
+            none).
 
     Raises:
         ConfigError: If a statistic or a scope is unknown, a number is out of range, or the kernel
@@ -95,7 +95,7 @@ class AdamStatistics(Metric):
         kernel: str = "auto",
         judged: Sequence[str] = (),
     ) -> None:
-        # `update` has reduced what the ranks hold in parts.
+        # `update` reduces over ranks, so that `compute` need not.
         super().__init__(sync_on_compute=False)
         arguments = {
             "statistics": statistics,
@@ -134,17 +134,17 @@ class AdamStatistics(Metric):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the optimizer's state provides."""
+        """The capabilities of the optimizer."""
         return self.measurement.capabilities
 
     @property
     def not_measured(self) -> list[Statistic]:
-        """Requested statistics that the optimizer's state does not provide."""
+        """The requested statistics that the optimizer does not provide."""
         return self._request.unavailable(self.capabilities)
 
     @property
     def skipped(self) -> list[str]:
-        """Names of the parameters with a gradient that is sparse, or without an `exp_avg`."""
+        """Names of the parameters without `exp_avg`, or with a sparse gradient."""
         return self._reader.skipped
 
     @property
@@ -155,10 +155,10 @@ class AdamStatistics(Metric):
 
     @torch.no_grad()
     def before_clip(self, optimizer: Optimizer) -> None:
-        """Measures the norms of the gradients that the next `update` reports as before clipping.
+        """Measures the gradient norms before clipping, for the next `update`.
 
         Args:
-            optimizer: The optimizer, between `backward()` and clipping, its gradients unscaled.
+            optimizer: The optimizer, between `backward()` and clipping, with unscaled gradients.
         """
         grads = self._reader.gradients(unwrap_wrapper(optimizer))
         self._before_clip = kernels.grad_squares(grads, self.kernel)
@@ -171,13 +171,13 @@ class AdamStatistics(Metric):
         skipped_steps: Tensor | float = math.nan,
         loss_scale: Tensor | float = math.nan,
     ) -> None:
-        """Measures the step that the optimizer has just taken, in place of the last measurement.
+        """Measures the step that the optimizer has just taken. Replaces the last measurement.
 
         Args:
-            optimizer: An optimizer of Adam's family, right after `step()`, its gradients still in
-                place. A parameter without a gradient takes no part.
-            histograms: Whether to count binary exponents too, which costs more than all else
-                (default: False). They need Adam or AdamW.
+            optimizer: An optimizer of Adam's family right after `step()`, with its gradients.
+                Parameters without a gradient are not measured.
+            histograms: Whether to also count binary exponents, which takes more time than all
+                other statistics and requires Adam or AdamW (default: False).
             skipped_steps: Number of steps that the optimizer has skipped so far (default: unknown).
             loss_scale: Scale of the GradScaler (default: none).
         """
@@ -194,18 +194,18 @@ class AdamStatistics(Metric):
             exponents = self._exponents(states, states.scopes.group_names)
         sums, maxima = self._measure(states, columns, given)
         self._scopes, self._columns = states.scopes, columns
-        self._keep(states.settings, LocalStats(sums, maxima, exponents, rank_status(capabilities)))
+        self._store(states.settings, LocalStats(sums, maxima, exponents, rank_status(capabilities)))
 
     @torch.no_grad()
     def update_empty(
         self, optimizer: Optimizer, histograms: bool = False, has_failed: bool = True
     ) -> None:
-        """Takes part in the collectives of an `update` of the other ranks, without measuring.
+        """Takes part in the collectives of `update` on other ranks, without measuring.
 
         Args:
-            optimizer: The optimizer; if its parameters are not sharded, nothing happens.
-            histograms: Whether the others count binary exponents too (default: False).
-            has_failed: Whether to report that this rank's part is missing (default: True).
+            optimizer: The optimizer. Does nothing if its parameters are not sharded.
+            histograms: Whether the other ranks count binary exponents (default: False).
+            has_failed: Whether to report a failure of this rank (default: True).
         """
         optimizer = unwrap_wrapper(optimizer)
         if is_sharded(optimizer):
@@ -220,11 +220,11 @@ class AdamStatistics(Metric):
         try:
             stats = self._local_stats(optimizer, stats, given)
         finally:
-            # Whatever happened here, the other ranks wait for this one.
+            # Even on an error, as the other ranks wait for this one.
             self._reduce(optimizer, stats)
 
     def _empty(self, optimizer: Optimizer, histograms: bool, failed_rank: int | None) -> LocalStats:
-        """The columns of a rank without parameters, of the same shapes on all ranks."""
+        """Returns the columns of a rank without parameters, with the same shapes on all ranks."""
         self._scopes = self._reader.all_scopes(optimizer)
         self._columns = self._request.columns(Capabilities.ALL)
         parameters, columns = len(self._scopes), self._columns
@@ -240,7 +240,7 @@ class AdamStatistics(Metric):
 
     def _reduce(self, optimizer: Optimizer, stats: LocalStats) -> None:
         parameters = (each for group in optimizer.param_groups for each in group["params"])
-        self._keep(
+        self._store(
             self._reader.settings(optimizer), all_reduce_stats(stats, next(parameters).device)
         )
 
@@ -255,8 +255,8 @@ class AdamStatistics(Metric):
         if len(exponents) and len(states):
             exponents = self._exponents(states, self._scopes.group_names)
         return LocalStats(
-            _within(empty.sums, sums, states.positions, self._columns.sums, columns.sums),
-            _within(empty.maxima, maxima, states.positions, self._columns.maxima, columns.maxima),
+            _insert(empty.sums, sums, states.positions, self._columns.sums, columns.sums),
+            _insert(empty.maxima, maxima, states.positions, self._columns.maxima, columns.maxima),
             exponents,
             rank_status(capabilities),
         )
@@ -265,12 +265,12 @@ class AdamStatistics(Metric):
         self, states: ParamStates, columns: Columns, given: Mapping[str, Tensor | float]
     ) -> tuple[Tensor, Tensor]:
         given = {**given, "grad_squares_before_clip": self._squares_before_clip(states)}
-        # The columns of no kernel come last.
+        # Columns from the caller come last.
         read, others = zip(*map(_split, columns), strict=True)
         rows = self._rows(states, [*read[0], *read[1]])
         parts = torch.tensor_split(rows, [len(read[0])], dim=1)
         sums, maxima = (
-            torch.cat([part, *(_filled(given[name], rows) for name in names)], dim=1)
+            torch.cat([part, *(_column_of(given[name], rows) for name in names)], dim=1)
             for part, names in zip(parts, others, strict=True)
         )
         return sums, maxima
@@ -292,12 +292,12 @@ class AdamStatistics(Metric):
         indexes = [groups.index(name.group) for name in states.scopes.names]
         return kernels.count_exponents(states, indexes, len(groups), self.kernel)
 
-    def _keep(self, settings: Sequence[Any], stats: LocalStats) -> None:
+    def _store(self, settings: Sequence[Any], stats: LocalStats) -> None:
         self._subsets = [each.subsets for each in settings]
         self.sums, self.maxima, self.exponents, self.status = stats
 
     def compute(self) -> dict[str, float]:
-        """Returns the statistics by key; those that are undefined in a scope are absent.
+        """Returns the statistics by key. Undefined ones are absent.
 
         Returns:
             `adam_<family>/<statistic>` for the model, `adam_<family>/group/<name>/<statistic>`,
@@ -309,13 +309,13 @@ class AdamStatistics(Metric):
         return self.measurement.values()
 
     def table(self, scope: str) -> list[dict[str, str | float]]:
-        """Returns the statistics as rows, one for each group, layer or tensor, by bare names.
+        """Returns the statistics by name as rows, one for each group, layer or tensor.
 
         Args:
             scope: `group`, `layer` or `tensor`.
 
         Returns:
-            Rows that begin with the name of the scope, as a data frame takes them.
+            Rows that begin with the name of the scope, for example for a data frame.
 
         Raises:
             ConfigError: If the scope is none of these.
@@ -339,13 +339,13 @@ class AdamStatistics(Metric):
         return self.measurement.table(Scope(scope))
 
     def compute_exponents(self) -> dict[str, list[int]]:
-        """Returns the counts by binary exponent, if the last update took them.
+        """Returns the counts by binary exponent of the last update with `histograms=True`.
 
         Returns:
             For each of `histograms.QUANTITIES`, 256 counts under `adam_histogram/<quantity>` for
-            the model and, of several groups, `adam_histogram/group/<name>/<quantity>` for each.
-            `histograms.fold` prepares them for a chart, `histograms.dominated_fractions` tells
-            which share of the elements an eps would dominate, from the counts of `denominator`.
+            the model and, with several groups, `adam_histogram/group/<name>/<quantity>` for each.
+            `histograms.fold` converts them for a chart. `histograms.dominated_fractions` computes
+            the fraction of elements that an eps would dominate from those of `denominator`.
         """
         self._check()
         return self.measurement.exponent_counts()
@@ -362,7 +362,7 @@ class AdamStatistics(Metric):
         skipped_steps: Tensor | float = math.nan,
         loss_scale: Tensor | float = math.nan,
     ) -> dict[str, float]:
-        """Measures a step and returns its statistics; nothing is accumulated over steps."""
+        """Measures a step and returns its statistics. Nothing is accumulated over steps."""
         self.update(optimizer, histograms, skipped_steps, loss_scale)
         return self.compute()
 
@@ -373,28 +373,28 @@ class AdamStatistics(Metric):
         self._scopes = Scopes([], [])
 
 
-def _filled(value: Tensor | float, rows: Tensor) -> Tensor:
-    """A number, which may be on the device alone, or one for each row, as a column."""
+def _column_of(value: Tensor | float, rows: Tensor) -> Tensor:
+    """Returns a column with one number, or one for each row, without waiting for the device."""
     if isinstance(value, Tensor):
         value = value.to(rows.device, non_blocking=True).reshape(-1, 1)
     return rows.new_zeros(len(rows), 1) + value
 
 
 def _split(columns: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The columns of the kernels, and those that the caller knows."""
+    """Separates the columns of the kernels from those of the caller."""
     return [each for each in columns if each not in GIVEN], [
         each for each in columns if each in GIVEN
     ]
 
 
-def _within(
+def _insert(
     empty: Tensor,
     part: Tensor,
     positions: Sequence[int],
     columns: Sequence[str],
     own: Iterable[str],
 ) -> Tensor:
-    """The matrix of all parameters with the rows and columns that this rank has measured."""
+    """Inserts the rows and columns of this rank into the matrix of all parameters."""
     whole = empty.to(part.device, copy=True)
     rows = torch.tensor(positions, dtype=torch.int64, device=part.device)
     at = torch.tensor([columns.index(name) for name in own], dtype=torch.int64, device=part.device)

@@ -11,10 +11,10 @@ from lightning_adam._compat.torch import WRAPPED, WRAPPERS
 
 
 def clean_name(name: str) -> str:
-    """A parameter's name as the user wrote it, without the attributes of torch's wrappers.
+    """Returns a parameter's name without the attributes of torch's wrappers.
 
-    These are `torch.compile`, FSDP1, and activation checkpointing and offloading. DDP's `module`
-    may be a name of the user's, which only `named_parameters` can tell.
+    These are `torch.compile`, FSDP1, and activation checkpointing and offloading. `module` of DDP
+    remains, as it may be a name in the user's module; `named_parameters` distinguishes the two.
 
     Example:
         >>> clean_name("net._orig_mod.0._checkpoint_wrapped_module.weight")
@@ -24,7 +24,7 @@ def clean_name(name: str) -> str:
 
 
 def named_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yields the parameters of a module under all their names, without those of torch's wrappers.
+    """Yields the parameters of a module under all their names, without the names of wrappers.
 
     Example:
         >>> net = nn.Sequential(nn.DataParallel(nn.Linear(2, 3)), nn.ModuleDict())
@@ -46,7 +46,7 @@ def named_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def group_name(group: Mapping[str, Any], index: int) -> str:
-    """A group's name; its position for groups that were built without one.
+    """Returns the name of a parameter group, or one from its index if it has none.
 
     Example:
         >>> group_name({"name": "decay"}, 0), group_name({}, 1)
@@ -56,7 +56,7 @@ def group_name(group: Mapping[str, Any], index: int) -> str:
 
 
 def group_names(groups: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns distinct names for parameter groups: their own, followed by the index if it repeats.
+    """Returns distinct names of parameter groups, with the index appended to repeated names.
 
     Example:
         >>> group_names([{"name": "decay"}, {}, {"name": "decay"}])
@@ -72,14 +72,14 @@ def group_names(groups: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def optimizer_names(optimizers: Sequence[Optimizer], module: nn.Module) -> list[str]:
-    """Returns distinct names for the optimizers of a module: the submodule that each one trains.
+    """Returns distinct names for optimizers: the submodules that they train.
 
     Args:
-        optimizers: The optimizers. The name of a single one is empty.
+        optimizers: The optimizers. The name of a single optimizer is empty.
         module: The module that they train.
 
     Returns:
-        The shortest module paths that differ, otherwise the optimizers' positions.
+        The shortest distinct module paths; the indexes of the optimizers if there are none.
 
     Example:
         >>> gan = nn.ModuleDict({"generator": nn.Linear(3, 4), "discriminator": nn.Linear(4, 1)})
@@ -101,7 +101,7 @@ def optimizer_names(optimizers: Sequence[Optimizer], module: nn.Module) -> list[
         found = [".".join(path[:depth]) for path in paths]
         if len(set(found)) == len(found):
             named = [name or number for name, number in zip(found, numbers, strict=True)]
-            # A submodule's own name may be a number.
+            # The name of a submodule may be a number.
             return named if len(set(named)) == len(named) else numbers
     return numbers
 

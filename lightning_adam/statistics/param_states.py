@@ -1,4 +1,4 @@
-"""The parameters of a step, with all that the step depended on."""
+"""`ParamStates`: the tensors and hyperparameters of a step."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -14,11 +14,11 @@ from lightning_adam.statistics.scopes import ParamName, Scopes
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 MAX_DEQUANTIZED = 1 << 24
-"""Elements whose moments are dequantized at a time: 128 MB."""
+"""Number of elements to dequantize at a time: 128 MB."""
 
 
 class Settings(NamedTuple):
-    """The hyperparameters of a group, as the step used them; NaN where the group has none."""
+    """The hyperparameters of a group in the step; NaN if the group has none."""
 
     lr: Tensor | float
     beta1: Tensor | float
@@ -36,7 +36,7 @@ class Settings(NamedTuple):
 
     @property
     def subsets(self) -> frozenset[ParamSubset]:
-        """The subsets that the group's tensors belong to."""
+        """The subsets of the group's tensors."""
         subsets = {ParamSubset.ALL}
         if self.weight_decay > 0:
             subsets.add(ParamSubset.DECOUPLED if self.decoupled else ParamSubset.COUPLED)
@@ -46,30 +46,31 @@ class Settings(NamedTuple):
 
 
 class ParamState(NamedTuple):
-    """One parameter with all that its step depended on. The tensors are the optimizer's own.
+    """The tensors and hyperparameters of a parameter in a step.
 
-    All are strided and real, and have the parameter's shape; of sharded ones, this rank's shard.
+    The tensors are those of the optimizer, not copies. All are strided and real, and have the shape
+    of the parameter, or of this rank's shard.
     """
 
     name: ParamName
     settings: Settings
     position: int
-    """Index among all of the optimizer's parameters."""
+    """Index among all parameters of the optimizer."""
     parameter: Tensor
     grad: Tensor
     exp_avg: Tensor
     exp_avg_sq: Tensor | None
-    """None where the optimizer keeps none of the parameter's shape, or it decays by no one beta."""
+    """None if the optimizer has none of this shape, or none that decays by a single beta."""
     max_exp_avg_sq: Tensor | None
     """None without amsgrad."""
     step: Tensor | float
-    """NaN where the optimizer counts its steps elsewhere."""
+    """NaN if unknown."""
 
 
 def same_layout(state: ParamState) -> bool:
-    """Returns whether a parameter's tensors store their elements in the same order, without gaps.
+    """Returns whether a parameter's tensors store their elements in the same order without gaps.
 
-    Then a kernel can read them side by side, whatever their shape.
+    A kernel can then read them as flat arrays.
 
     Example:
         >>> import torch
@@ -87,7 +88,7 @@ def same_layout(state: ParamState) -> bool:
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill one stretch of memory, each in a place of its own."""
+    """Returns whether the elements fill a range of memory without gaps or overlaps."""
     filled = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1 and stride != filled:
@@ -97,25 +98,25 @@ def _is_dense(tensor: Tensor) -> bool:
 
 
 class Layout:
-    """Identifies tensors that stand where they stood: all of a measurement's but the gradients.
+    """Identifies the memory layout of a measurement.
 
-    While it is the same object, addresses, shapes, dtypes and groups are unchanged, and the
-    gradients have the same dtypes and strides.
+    While the layout is the same object, addresses, shapes, dtypes and groups are unchanged, except
+    for the addresses of gradients.
     """
 
     def __init__(self) -> None:
         self.prepared: dict[Any, Any] = {}
-        """What a kernel keeps for the next measurement."""
+        """Data of kernels to reuse in the next measurement."""
 
 
 @dataclass(frozen=True)
 class ParamStates:
-    """The parameters of a step, in lists of one kind of tensor each."""
+    """The parameters of a step, in one list per kind of tensor."""
 
     scopes: Scopes
     """Their names and groups."""
     settings: list[Settings]
-    """The hyperparameters of each group, by the index in `scopes.groups`."""
+    """The hyperparameters of each group, see `scopes.groups`."""
     positions: list[int]
     parameter: list[Tensor]
     grad: list[Tensor]
@@ -127,7 +128,7 @@ class ParamStates:
 
     @classmethod
     def of(cls, states: Sequence[ParamState]) -> "ParamStates":
-        """Collects single parameters.
+        """Creates it from single parameters.
 
         Example:
             >>> len(ParamStates.of([]))
@@ -143,7 +144,7 @@ class ParamStates:
     def of_columns(
         cls, scopes: Scopes, settings: list[Settings], rows: Sequence[Sequence[Any]]
     ) -> "ParamStates":
-        """Collects the position, the tensors and the step of each parameter.
+        """Creates it from the position, tensors and step of each parameter.
 
         Example:
             >>> len(ParamStates.of_columns(Scopes([], []), [], []))
@@ -170,10 +171,10 @@ class ParamStates:
         return map(self.__getitem__, range(len(self)))
 
     def select(self, indexes: Sequence[int]) -> "ParamStates":
-        """Returns some of the parameters, in a layout of their own.
+        """Returns some of the parameters, with a new layout.
 
         Args:
-            indexes: Their indexes; all of them in their order return the same object.
+            indexes: The indexes in ascending order. Returns the same object for all indexes.
         """
         if len(indexes) == len(self):
             return self
@@ -204,13 +205,10 @@ def addresses_of(tensors: Sequence[Any]) -> list[int]:
 
 
 def dequantized(states: ParamStates) -> Iterator[ParamStates]:
-    """Yields parameters with moments in float32, a few at a time.
+    """Yields parameters with dequantized moments, in parts of at most `MAX_DEQUANTIZED` elements.
 
     Args:
         states: Parameters, some of which have quantized moments.
-
-    Returns:
-        Parameters of no more than `MAX_DEQUANTIZED` elements together, or one that has more.
     """
     for part in in_parts(list(states), MAX_DEQUANTIZED):
         yield ParamStates.of(
@@ -222,11 +220,11 @@ def dequantized(states: ParamStates) -> Iterator[ParamStates]:
 
 
 def in_parts(states: Iterable[ParamState], most: int) -> Iterator[list[ParamState]]:
-    """Yields the parameters, a few at a time; of none, one empty part.
+    """Yields the parameters in parts; one empty part if there are none.
 
     Args:
         states: The parameters.
-        most: The elements of a part, unless a single tensor has more.
+        most: Largest number of elements of a part, unless a single tensor has more.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Which tensors belong to the model, to each parameter group, layer and tensor."""
+"""`Scopes`: the tensors of the model, and of each parameter group and layer."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -14,35 +14,35 @@ Array = npt.NDArray[np.float64]
 
 
 class ParamName(NamedTuple):
-    """Where a parameter belongs."""
+    """The scopes of a parameter."""
 
     tensor: str
-    """Its own name."""
+    """The name of the parameter."""
     layer: str
-    """The module that owns it."""
+    """The path of the module that owns it."""
     group: str
     """The parameter group."""
 
 
 class Cells(NamedTuple):
-    """The tensors of a kind of scope, in cells of one member and one parameter group each."""
+    """The tensors of a kind of scope, in cells of one scope and one parameter group each."""
 
     members: list[str]
     """The names of the scopes."""
     order: Indexes
-    """The tensors, cell by cell."""
+    """The indexes of the tensors, sorted by cell."""
     starts: Indexes
     """The position in `order` of each cell's first tensor."""
     groups: Indexes
     """The index of each cell's parameter group."""
     member_starts: Indexes
-    """The position of each member's first cell."""
+    """The index of the first cell of each scope."""
 
     def reduce(self, column: Array, operation: Any) -> Array:
         """Reduces a column of all tensors to the cells.
 
         Args:
-            column: One value a tensor.
+            column: One value per tensor.
             operation: A numpy ufunc, such as `np.add`.
         """
         if len(self.starts) == len(self.order):
@@ -52,11 +52,11 @@ class Cells(NamedTuple):
 
 
 class Scopes:
-    """The scopes of some tensors; what is derived of them is kept.
+    """The scopes of some tensors, with cached cells.
 
     Args:
         names: The names of the tensors.
-        groups: The index of each one's parameter group.
+        groups: The index of the parameter group of each tensor.
 
     Example:
         >>> names = [ParamName("a.w", "a", "decay"), ParamName("b.w", "b", "decay")]
@@ -74,26 +74,26 @@ class Scopes:
 
     @cached_property
     def group_names(self) -> list[str]:
-        """The names of the parameter groups, in their order."""
+        """The names of the parameter groups in order."""
         return list(dict.fromkeys(each.group for each in self.names))
 
     def members(self, scope: Scope) -> list[str]:
-        """The names of the scopes of a kind."""
+        """Returns the names of the scopes of a kind."""
         return self.cells(scope).members
 
     def cells(self, scope: Scope) -> Cells:
-        """The tensors of a kind of scope, by member and parameter group."""
+        """Returns the tensors of a kind of scope, by scope and parameter group."""
         if scope not in self._cells:
             self._cells[scope] = self._cells_of(scope)
         return self._cells[scope]
 
     def inside(self, scope: str) -> set[str]:
-        """The names of a scope's tensors; the scope is `model`, `group/<name>` and so on."""
+        """Returns the names of the tensors in a scope, such as `model` or `group/<name>`."""
         kind, _, name = scope.partition("/")
         return {each.tensor for each in self.names if not name or getattr(each, kind) == name}
 
     def select(self, indexes: Indexes) -> "Scopes":
-        """The scopes of some of the tensors."""
+        """Returns the scopes of some of the tensors."""
         return Scopes([self.names[index] for index in indexes], self.groups[indexes].tolist())
 
     def _cells_of(self, scope: Scope) -> Cells:

@@ -1,22 +1,22 @@
-"""Validates the selection of statistics, tensors and kernel of a measurement."""
+"""Validates the statistics, tensors and kernel in the monitor's config."""
 
 from importlib.util import find_spec
 from typing import Any
 
 from lightning_adam.config.errors import nearest
 from lightning_adam.config.monitor import MonitorConfig
-from lightning_adam.config.parsing import Parsed
+from lightning_adam.config.parsing import ParsedConfig
 from lightning_adam.statistics.catalogue import STATISTICS, select
 
 KERNEL_PACKAGES = {"numba": "'lightning-adam[cpu]'", "triton": "'triton>=3.6'"}
-"""The packages of the compiled kernels, and what to install for them."""
+"""The packages of the compiled kernels, with the requirements to install."""
 
 
-def check_selection(monitor: Parsed[MonitorConfig]) -> None:
-    """Raises if a name does not exist or a kernel is not installed; makes `statistics` a list.
+def check_selection(monitor: ParsedConfig[MonitorConfig]) -> None:
+    """Raises if a name or kernel is not available. Converts `statistics` to a list.
 
     Args:
-        monitor: The monitor's config, of which `statistics`, `worst` and `kernel` are checked.
+        monitor: The monitor's config. `statistics`, `worst` and `kernel` are checked.
 
     Raises:
         ConfigError: If a name does not exist, or the package of the kernel is not installed.
@@ -51,7 +51,7 @@ def check_selection(monitor: Parsed[MonitorConfig]) -> None:
 
 
 def _problem(patterns: Any) -> tuple[str, list[str]] | None:
-    """What is wrong with a selection of statistics, and one that works; None if nothing is."""
+    """Returns the problem of a selection and a valid one; None if the selection is valid."""
     if not isinstance(patterns, list) or not all(isinstance(each, str) for each in patterns):
         return "must be headline, all, or a list of names and globs", ["headline", "eps_*"]
     for pattern in patterns:

@@ -1,7 +1,7 @@
-"""Which part of an optimizer's parameters this rank holds and counts, and what all ranks hold.
+"""Sharded parameters: unwraps optimizers, selects shards, and reduces statistics over ranks.
 
-The ranks have the same parameters in the same groups, of which each may hold a part: DTensors
-(FSDP2, tensor parallelism), slices of a flat parameter (FSDP1), or the whole of some of them
+All ranks have the same parameters in the same groups. Each rank may hold a part of them: DTensors
+(FSDP2, tensor parallelism), slices of a flat parameter (FSDP1), or some of the parameters
 (ZeroRedundancyOptimizer).
 """
 
@@ -15,16 +15,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_adam._compat.torch import collective_device, flat_replicas, is_flat
+from lightning_adam._compat.torch import collective_device, flat_replicas, is_fsdp1_parameter
 from lightning_adam.config.errors import ConfigError
 
 ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
 WRAPPING = {"lightning", "pytorch_lightning", "lightning_fabric", "accelerate"}
-"""The packages that wrap an optimizer and keep it as `optimizer`."""
+"""Packages with optimizer wrappers that have the attribute `optimizer`."""
 
 
 def unwrap_wrapper(optimizer: Any) -> Any:
-    """Returns the torch optimizer in a LightningOptimizer, or in Fabric's or Accelerate's wrapper.
+    """Returns the torch optimizer in a wrapper of Lightning, Fabric or Accelerate.
 
     Example:
         >>> adam = torch.optim.Adam([torch.zeros(2, requires_grad=True)])
@@ -40,19 +40,19 @@ def unwrap_wrapper(optimizer: Any) -> Any:
 
 
 def unwrap_optimizer(optimizer: Optimizer) -> Optimizer:
-    """Returns the optimizer that holds this rank's state and takes its step.
+    """Returns the optimizer that holds the state of this rank.
 
     Example:
         >>> adam = torch.optim.Adam([torch.zeros(2, requires_grad=True)])
         >>> unwrap_optimizer(adam) is adam
         True
     """
-    is_zero = isinstance(optimizer, _loaded(ZERO, "ZeroRedundancyOptimizer"))
+    is_zero = isinstance(optimizer, _imported_class(ZERO, "ZeroRedundancyOptimizer"))
     return optimizer.optim if is_zero else optimizer  # type: ignore[attr-defined]
 
 
 def is_sharded(optimizer: Optimizer) -> bool:
-    """Whether no rank alone can tell what a step did; all ranks say the same.
+    """Returns whether the parameters or the state are sharded. All ranks return the same value.
 
     Example:
         >>> is_sharded(torch.optim.Adam([torch.zeros(2, requires_grad=True)]))
@@ -61,50 +61,51 @@ def is_sharded(optimizer: Optimizer) -> bool:
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return False
     return unwrap_optimizer(optimizer) is not optimizer or any(
-        is_flat(parameter) or not all(placement.is_replicate() for placement in _placed(parameter))
+        is_fsdp1_parameter(parameter)
+        or not all(placement.is_replicate() for placement in _placements(parameter))
         for group in optimizer.param_groups
         for parameter in group["params"]
     )
 
 
-def distributed_tensor() -> tuple[Any, ...]:
-    """The class of DTensors, for `isinstance`; empty if there are none.
+def dtensor_types() -> tuple[Any, ...]:
+    """Returns the class of DTensors for `isinstance`; empty if it is not imported.
 
     Example:
-        >>> isinstance(torch.zeros(2), distributed_tensor())
+        >>> isinstance(torch.zeros(2), dtensor_types())
         False
     """
-    return _loaded("torch.distributed.tensor", "DTensor")
+    return _imported_class("torch.distributed.tensor", "DTensor")
 
 
-def local(tensor: Any, like: Any) -> Any:
-    """This rank's part of what belongs to a DTensor; all ranks of its mesh call this alike.
+def to_local_shard(tensor: Any, like: Any) -> Any:
+    """Returns this rank's shard of a tensor. All ranks of its mesh must call it.
 
     Args:
         tensor: A gradient or a state.
-        like: The DTensor: what is placed otherwise is brought to where it is.
+        like: The parameter; the tensor is redistributed to its placements.
 
     Example:
-        >>> local(torch.zeros(2), like=torch.ones(2))
+        >>> to_local_shard(torch.zeros(2), like=torch.ones(2))
         tensor([0., 0.])
     """
-    if not isinstance(tensor, distributed_tensor()):
+    if not isinstance(tensor, dtensor_types()):
         return tensor
     if tensor.placements != like.placements:
         tensor = tensor.redistribute(placements=like.placements)
     return tensor.to_local()
 
 
-class Counted:
-    """Which parameters count on this rank: of several replicas of a part, the first one.
+class ReplicaSelector:
+    """Selects the first of several replicas of each shard, so that it is counted once.
 
     Args:
         optimizer: The optimizer.
-        module: What it trains, as it is wrapped; FSDP1 needs it, for others it may be None.
+        module: The wrapped module; only required by FSDP1.
 
     Example:
         >>> weight = torch.zeros(2, requires_grad=True)
-        >>> Counted(torch.optim.Adam([weight]), None).counts(weight)
+        >>> ReplicaSelector(torch.optim.Adam([weight]), None).is_counted(weight)
         True
     """
 
@@ -120,20 +121,20 @@ class Counted:
             self._ranks = dist.get_process_group_ranks(optimizer.process_group)  # type: ignore[attr-defined]
         self._module = module
 
-    def counts(self, parameter: Tensor) -> bool:
-        """Whether this rank's part of a parameter counts; called right after a step.
+    def is_counted(self, parameter: Tensor) -> bool:
+        """Returns whether this rank's part of a parameter is counted. Call it right after a step.
 
         Raises:
-            ConfigError: If FSDP1 holds it, and not in the module.
+            ConfigError: If it is a parameter of FSDP1 that is not in the module.
         """
         if not self._is_sharded:
             return True
         if self._state is not None:
-            # Rank 0 stands for the first of several groups of ranks that shard alike.
+            # With several process groups, the one of rank 0 is counted.
             return parameter in self._state and 0 in self._ranks
-        if isinstance(parameter, distributed_tensor()):
+        if isinstance(parameter, dtensor_types()):
             return _is_first(parameter)
-        if is_flat(parameter):
+        if is_fsdp1_parameter(parameter):
             return self._is_first_flat(parameter)
         return dist.get_rank() == 0
 
@@ -149,7 +150,7 @@ class Counted:
 
     @cached_property
     def _is_sharded(self) -> bool:
-        # Asked where a parameter is looked at for the first time, not at every measurement.
+        # Only computed when the layout has changed, not at every measurement.
         return is_sharded(self._optimizer)
 
     @cached_property
@@ -158,10 +159,10 @@ class Counted:
 
 
 def _is_first(parameter: Any) -> bool:
-    """Whether a DTensor's local part is the first of its replicas."""
+    """Returns whether the local part of a DTensor is its first replica."""
     mesh = parameter.device_mesh
     coordinate = mesh.get_coordinate()
-    # A mesh of some ranks has replicas beside it; the first holds rank 0.
+    # A mesh of some of the ranks may have replicas in other meshes; that with rank 0 is counted.
     return (
         coordinate is not None
         and bool((mesh.mesh == 0).any())
@@ -174,7 +175,7 @@ def _is_first(parameter: Any) -> bool:
 
 
 class LocalStats(NamedTuple):
-    """The columns of each parameter, of one rank or of all."""
+    """The columns of each parameter, on one rank or reduced over all ranks."""
 
     sums: Tensor
     """`[parameters, columns]`"""
@@ -183,33 +184,33 @@ class LocalStats(NamedTuple):
     exponents: Tensor
     """`[groups, quantities, bins]`"""
     status: Tensor
-    """See `rank_status`; the largest number of any rank counts."""
+    """See `rank_status`."""
 
 
 def all_reduce_stats(stats: LocalStats, device: torch.device) -> LocalStats:
-    """Combines the columns of all ranks in two collectives; every rank calls this.
+    """Reduces the columns over ranks in two collectives. All ranks must call it.
 
     Args:
-        stats: This rank's, of the same shapes on all ranks.
+        stats: The columns of this rank, with the same shapes on all ranks.
         device: The device of the parameters.
     """
     device = collective_device(device)
     sums, maxima, exponents, status = (each.to(device, non_blocking=True) for each in stats)
-    # The largest value of NaN and a number is not NaN in every backend; the sum is.
+    # The maximum of NaN and a number is a number in some backends, so NaN are counted in a sum.
     is_nan = maxima.isnan()
     numbers = maxima.masked_fill(is_nan, -torch.inf)
-    added = _joined([sums, exponents, is_nan])
-    largest = _joined([numbers, status])
-    dist.all_reduce(added, dist.ReduceOp.SUM)
+    summed = _concatenate([sums, exponents, is_nan])
+    largest = _concatenate([numbers, status])
+    dist.all_reduce(summed, dist.ReduceOp.SUM)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
-    sums, exponents, is_nan = _parted(added, [sums, exponents, is_nan])
-    numbers, status = _parted(largest, [numbers, status])
+    sums, exponents, is_nan = _split_like(summed, [sums, exponents, is_nan])
+    numbers, status = _split_like(largest, [numbers, status])
     maxima = numbers.masked_fill(is_nan > 0, torch.nan)
     return LocalStats(sums, maxima, exponents.to(torch.int64), status)
 
 
 def this_rank() -> int:
-    """This process's rank; 0 if it is the only one.
+    """Returns the rank of this process; 0 if there is only one process.
 
     Example:
         >>> this_rank()
@@ -219,32 +220,32 @@ def this_rank() -> int:
 
 
 def largest_over_ranks(numbers: list[float], device: torch.device) -> list[float]:
-    """The largest of all ranks' numbers; every rank calls this, with as many.
+    """Returns the maximum of each number over ranks. All ranks must call it with as many numbers.
 
     Args:
-        numbers: This rank's.
-        device: That of the parameters.
+        numbers: The numbers of this rank.
+        device: The device of the parameters.
     """
     largest = torch.tensor(numbers, dtype=torch.float64, device=collective_device(device))
     dist.all_reduce(largest, dist.ReduceOp.MAX)
     return [float(each) for each in largest]
 
 
-def _joined(tensors: Iterable[Tensor]) -> Tensor:
-    """In float64, which counts up to 2⁵³."""
+def _concatenate(tensors: Iterable[Tensor]) -> Tensor:
+    """Concatenates tensors in float64, which represents counts up to 2⁵³."""
     return torch.cat([each.flatten().to(torch.float64) for each in tensors])
 
 
-def _parted(joined: Tensor, like: list[Tensor]) -> list[Tensor]:
+def _split_like(joined: Tensor, like: list[Tensor]) -> list[Tensor]:
     parts = torch.split(joined, [each.numel() for each in like])
     return [part.view(each.shape) for part, each in zip(parts, like, strict=True)]
 
 
-def _placed(parameter: Any) -> Iterable[Any]:
-    return parameter.placements if isinstance(parameter, distributed_tensor()) else ()
+def _placements(parameter: Any) -> Iterable[Any]:
+    return parameter.placements if isinstance(parameter, dtensor_types()) else ()
 
 
-def _loaded(module: str, name: str) -> tuple[Any, ...]:
-    """A class, where anything has loaded it: elsewhere nothing is of it."""
+def _imported_class(module: str, name: str) -> tuple[Any, ...]:
+    """Returns a class if its module is imported. Otherwise it has no instances."""
     found = getattr(sys.modules.get(module), name, None)
     return () if found is None else (found,)

@@ -1,4 +1,4 @@
-"""Reads from an optimizer what belongs to each parameter right after a step."""
+"""`StateReader`: reads the parameters, gradients and state of an optimizer right after a step."""
 
 import itertools
 import math
@@ -23,7 +23,12 @@ from lightning_adam.statistics.foreign import (
 from lightning_adam.statistics.names import clean_name, group_names
 from lightning_adam.statistics.param_states import ParamStates, Settings, addresses_of
 from lightning_adam.statistics.scopes import ParamName, Scopes
-from lightning_adam.statistics.sharding import Counted, distributed_tensor, local, unwrap_optimizer
+from lightning_adam.statistics.sharding import (
+    ReplicaSelector,
+    dtensor_types,
+    to_local_shard,
+    unwrap_optimizer,
+)
 
 ROOT = "root"
 """The layer of parameters that the module itself owns."""
@@ -50,7 +55,7 @@ def steps_as_adam(optimizer: Optimizer) -> bool:
         (True, False)
     """
     stepping = unwrap_optimizer(optimizer)
-    # A subclass with a step of its own may do anything in it. torch wraps `step` at the first
+    # A subclass that overrides `step` may do anything in it. torch wraps `step` at the first
     # construction, which keeps its name.
     step = type(stepping).step
     is_adams = (step.__module__, step.__qualname__) == (Adam.__module__, "Adam.step")
@@ -58,7 +63,7 @@ def steps_as_adam(optimizer: Optimizer) -> bool:
 
 
 def capabilities_of(optimizer: Optimizer, states: ParamStates) -> Capabilities:
-    """Returns what can be read of an optimizer, of all of its tensors alike.
+    """Returns the capabilities of an optimizer, common to all of its tensors.
 
     Args:
         optimizer: The optimizer.
@@ -74,35 +79,35 @@ def capabilities_of(optimizer: Optimizer, states: ParamStates) -> Capabilities:
     return provides(optimizer, states.exp_avg_sq)
 
 
-class _Seen(NamedTuple):
-    """The last measurement, as far as the next one may find it unchanged."""
+class _LastRead(NamedTuple):
+    """The layout of the last measurement, to reuse it while it is unchanged."""
 
     groups: list[tuple[Any, ...]]
-    """Of each group its name, number of parameters, and which moments are read."""
+    """By group: name, number of parameters, and names of the moments."""
     parameters: list[Callable[[], Tensor | None]]
-    """All parameters of the optimizer."""
+    """References to all parameters of the optimizer."""
     moments: list[list[Callable[[], Tensor | None]]]
-    """Of the parameters that are measured, one list a moment."""
+    """By moment: references to those of the measured parameters."""
     moment_names: list[list[str]]
     addresses: list[list[int]]
-    """Of parameters, moments and steps."""
+    """Addresses of parameters, moments and steps."""
     grad_dtypes: list[torch.dtype]
     grad_strides: list[tuple[int, ...]] | None
     """None if all gradients are contiguous."""
     states: ParamStates
-    """Without gradients, moments and steps: a replaced state must not be kept alive."""
+    """Without tensors, so that a replaced state is not kept alive."""
 
 
 class StateReader:
     """Reads the parameters of an optimizer that took part in its last step.
 
-    Groups, state and gradients are replaced by checkpoints, callbacks and `zero_grad`, so each
-    measurement looks at all of them. Only names, shapes and dtypes are kept while the tensors are
-    the same, at the same addresses.
+    Checkpoints, callbacks and `zero_grad` replace groups, state and gradients, so each measurement
+    reads all of them. Names, shapes and dtypes are cached while the tensors and their addresses are
+    unchanged.
 
     Args:
-        module: The module that the optimizer trains, for the names (default: None, the names that
-            the optimizer was given, or positions in its groups).
+        module: The module that the optimizer trains, for the names (default: None, the names in the
+            optimizer, or positions in its groups).
         layer_depth: Number of parts of a module's path that form a layer's name (default: None,
             all).
 
@@ -120,37 +125,41 @@ class StateReader:
         self._layer_depth = layer_depth
         self._names: dict[int, tuple[ref[Tensor], str | None]] = {}
         self._places: dict[tuple[str, str], ParamName] = {}
-        self._seen: _Seen | None = None
+        self._last_read: _LastRead | None = None
         self._all: tuple[list[tuple[Any, ...]], list[ref[Tensor]], Scopes] | None = None
         self.skipped: list[str] = []
-        """Names of the parameters that had a gradient at the last step, but no `exp_avg` of their
-        shape, were quantized themselves, or whose gradient was sparse."""
+        """Names of the parameters with a gradient that were not read at the last step: without an
+        `exp_avg` of their shape, quantized, or with a sparse gradient."""
         self.are_quantized = False
-        """Whether moments of the last step have to be dequantized to be read."""
+        """Whether moments of the last step are quantized."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "StateReader":
-        # A copy of a metric names the same module.
+        # A copy uses the same module.
         return StateReader(self._module, self._layer_depth)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Names that were read before stay with the metric; a module is not a part of it.
+        # A module is not pickled.
         return StateReader, (None, self._layer_depth)
 
     def all_scopes(self, optimizer: Optimizer) -> Scopes:
-        """Returns the scopes of all parameters, the same on all ranks."""
+        """Returns the scopes of all parameters, which are the same on all ranks."""
         groups = groups_of(optimizer)
         parameters = _parameters(groups)
         signature = _signature(groups)
-        if self._all is None or self._all[0] != signature or not _are(self._all[1], parameters):
+        if (
+            self._all is None
+            or self._all[0] != signature
+            or not _refer_to(self._all[1], parameters)
+        ):
             scopes = Scopes(self._place_all(groups), _group_indexes(groups))
             self._all = (signature, list(map(ref, parameters)), scopes)
         return self._all[2]
 
     def after_step(self, optimizer: Optimizer) -> ParamStates:
-        """Returns the parameters that count on this rank, in the order of `param_groups`.
+        """Returns the parameters that are counted on this rank, in the order of `param_groups`.
 
         Args:
-            optimizer: The optimizer, right after `step()`, with its gradients still in place.
+            optimizer: The optimizer right after `step()`, with its gradients.
         """
         groups = groups_of(optimizer)
         states = self._unchanged(optimizer, groups)
@@ -161,20 +170,20 @@ class StateReader:
         return list(map(_settings, groups_of(optimizer)))
 
     def gradients(self, optimizer: Optimizer) -> list[Tensor | None]:
-        """Returns the gradients of all parameters, of sharded ones this rank's shard."""
-        return [local(each.grad, each) for each in _parameters(groups_of(optimizer))]
+        """Returns the gradients of all parameters, or this rank's shards of them."""
+        return [to_local_shard(each.grad, each) for each in _parameters(groups_of(optimizer))]
 
     def _unchanged(self, optimizer: Optimizer, groups: Sequence[Group]) -> ParamStates | None:
-        """The states of this step, if all but the gradients stand where they stood."""
-        seen = self._seen
-        if seen is None or seen.groups != _signature(groups):
+        """Returns the states of this step if only gradients have moved since the last one."""
+        last = self._last_read
+        if last is None or last.groups != _signature(groups):
             return None
         parameters = _parameters(groups)
-        if not _are(seen.parameters, parameters):
+        if not _refer_to(last.parameters, parameters):
             return None
         grads: list[Any] = list(map(_grad, parameters))
         positions = [position for position, grad in enumerate(grads) if grad is not None]
-        if positions != seen.states.positions:
+        if positions != last.states.positions:
             return None
         if len(positions) < len(grads):
             grads = [grads[position] for position in positions]
@@ -182,19 +191,19 @@ class StateReader:
         read = reader_of(optimizer)
         state: list[Any] = list(map(read, parameters, itertools.repeat({})))
         try:
-            moments: list[Any] = [list(map(dict.get, state, names)) for names in seen.moment_names]
+            moments: list[Any] = [list(map(dict.get, state, names)) for names in last.moment_names]
             steps = [each.get("step") for each in state]
-            if not all(map(_are, seen.moments, moments)) or not _are_alike(grads, seen):
+            if not all(map(_refer_to, last.moments, moments)) or not _have_layout_of(grads, last):
                 return None
             addresses = [addresses_of(each) for each in (parameters, *moments, steps)]
         except (RuntimeError, AttributeError, TypeError):
-            # A sparse gradient has no strides, a step may be a number, a state no dict.
+            # For example a sparse gradient without strides, or a step that is a number.
             return None
-        if addresses != seen.addresses:
+        if addresses != last.addresses:
             return None
         exp_avg, exp_avg_sq, max_exp_avg_sq = moments
         return replace(
-            seen.states,
+            last.states,
             settings=list(map(_settings, groups)),
             parameter=parameters,
             grad=grads,
@@ -205,44 +214,44 @@ class StateReader:
         )
 
     def _read(self, optimizer: Optimizer, groups: Sequence[Group]) -> ParamStates:
-        self.skipped, self.are_quantized, self._seen = [], False, None
-        read, counted = reader_of(optimizer), Counted(optimizer, self._module)
+        self.skipped, self.are_quantized, self._last_read = [], False, None
+        read, replicas = reader_of(optimizer), ReplicaSelector(optimizer, self._module)
         names, indexes = self._place_all(groups), _group_indexes(groups)
         found: list[tuple[int, tuple[Any, ...]]] = []
-        is_plain = True
+        is_cacheable = True
         for position, (parameter, index) in enumerate(
             zip(_parameters(groups), indexes, strict=True)
         ):
             grad, group = parameter.grad, groups[index]
             if grad is None:
                 continue
-            # `state[parameter]` would leave an empty state behind.
+            # `state[parameter]` would create an empty state.
             state = read(parameter, {})
             moments: list[Any] = [state.get(name) for name in _moment_names(group)]
             is_readable = _is_in_memory(parameter)
             fits = [
-                each is None or (is_readable and _is_elementwise(each, parameter))
+                each is None or (is_readable and _matches_shape(each, parameter))
                 for each in moments
             ]
             tensor = parameter
-            if isinstance(parameter, distributed_tensor()):
-                is_plain = False
+            if isinstance(parameter, dtensor_types()):
+                is_cacheable = False
                 tensor, grad, *moments = (
-                    local(each, parameter) for each in (parameter, grad, *moments)
+                    to_local_shard(each, parameter) for each in (parameter, grad, *moments)
                 )
-            if not counted.counts(parameter):
-                is_plain = False
+            if not replicas.is_counted(parameter):
+                is_cacheable = False
                 continue
             if moments[0] is None or not fits[0] or grad.layout is not torch.strided:
                 self.skipped.append(names[position].tensor)
-                is_plain = False
+                is_cacheable = False
                 continue
             step = state["step"] if "step" in state else group.get("step")
             if not isinstance(step, Tensor):
                 step = _number(step)
             if not all(fits) or parameter.is_complex() or any(map(is_quantized, moments)):
-                is_plain = False
-                tensor, grad, *moments = _fitting((tensor, grad, *moments), (True, True, *fits))
+                is_cacheable = False
+                tensor, grad, *moments = _select_real((tensor, grad, *moments), (True, True, *fits))
                 self.are_quantized |= any(map(is_quantized, moments))
             found.append((position, (tensor, grad, *moments, step)))
         positions = [position for position, _ in found]
@@ -252,7 +261,7 @@ class StateReader:
         )
         rows = [(position, *tensors) for position, tensors in found]
         states = ParamStates.of_columns(scopes, list(map(_settings, groups)), rows)
-        if is_plain and found:
+        if is_cacheable and found:
             self._remember(groups, states)
         return states
 
@@ -261,10 +270,10 @@ class StateReader:
             return
         contiguous = all(map(Tensor.is_contiguous, states.grad))
         moments = (states.exp_avg, states.exp_avg_sq, states.max_exp_avg_sq)
-        self._seen = _Seen(
+        self._last_read = _LastRead(
             groups=_signature(groups),
             parameters=list(map(ref, _parameters(groups))),
-            moments=[list(map(_reference, each)) for each in moments],
+            moments=[list(map(_weak_reference, each)) for each in moments],
             moment_names=[
                 [names[index] for index in states.scopes.groups]
                 for names in zip(*map(_moment_names, groups), strict=True)
@@ -278,7 +287,7 @@ class StateReader:
         )
 
     def _place_all(self, groups: Sequence[Group]) -> list[ParamName]:
-        """The names of all parameters."""
+        """Returns the names of all parameters."""
         parameters = _parameters(groups)
         in_module = self._names_in_module(parameters)
         places = []
@@ -302,7 +311,7 @@ class StateReader:
         if self._module is None:
             return [None] * len(parameters)
         known = self._names
-        # Once a parameter is freed, another may have its id.
+        # The id of a freed parameter may be reused.
         if any(id(each) not in known or known[id(each)][0]() is not each for each in parameters):
             known = {id(each): (ref(each), None) for each in parameters}
             known |= {
@@ -321,7 +330,7 @@ def _parameters(groups: Sequence[Group]) -> list[Tensor]:
 
 
 def _group_indexes(groups: Sequence[Group]) -> list[int]:
-    """The index of each parameter's group."""
+    """Returns the index of the group of each parameter."""
     return [index for index, group in enumerate(groups) for _ in group["params"]]
 
 
@@ -334,33 +343,33 @@ def _signature(groups: Sequence[Group]) -> list[tuple[Any, ...]]:
 
 
 def _moment_names(group: Group) -> tuple[str, str, str]:
-    """The names of the moments in the state; empty, which no state has, for what is not read."""
+    """Returns the names of the moments in the state; empty for moments that are not read."""
     second = "exp_avg_sq" if _has_two_betas(group) else ""
     return "exp_avg", second, "max_exp_avg_sq" if group.get("amsgrad") else ""
 
 
-def _are_alike(grads: Sequence[Tensor], seen: _Seen) -> bool:
-    """Whether gradients have the dtypes and strides of the last ones."""
-    if [grad.dtype for grad in grads] != seen.grad_dtypes:
+def _have_layout_of(grads: Sequence[Tensor], last: _LastRead) -> bool:
+    """Returns whether gradients have the same dtypes and strides as the last ones."""
+    if [grad.dtype for grad in grads] != last.grad_dtypes:
         return False
-    if seen.grad_strides is None:
+    if last.grad_strides is None:
         return all(map(Tensor.is_contiguous, grads))
-    return list(map(Tensor.stride, grads)) == seen.grad_strides
+    return list(map(Tensor.stride, grads)) == last.grad_strides
 
 
-def _are(references: Sequence[Callable[[], Any]], objects: Sequence[Any]) -> bool:
-    """Whether the references are to these objects."""
+def _refer_to(references: Sequence[Callable[[], Any]], objects: Sequence[Any]) -> bool:
+    """Returns whether the references refer to these objects."""
     return len(references) == len(objects) and all(
         map(is_, [reference() for reference in references], objects)
     )
 
 
-def _reference(tensor: Tensor | None) -> Callable[[], Tensor | None]:
-    return _nothing if tensor is None else ref(tensor)
+def _weak_reference(tensor: Tensor | None) -> Callable[[], Tensor | None]:
+    return _no_tensor if tensor is None else ref(tensor)
 
 
-def _nothing() -> None:
-    """In place of a weak reference to None."""
+def _no_tensor() -> None:
+    """Replaces a weak reference to None."""
 
 
 def _settings(group: Group) -> Settings:
@@ -378,7 +387,7 @@ def _settings(group: Group) -> Settings:
 
 
 def _number(value: Any) -> Any:
-    """A hyperparameter that is one number; some optimizers have two eps."""
+    """Returns a hyperparameter; NaN if it is not a number, such as a pair of eps."""
     return value if isinstance(value, int | float | Tensor) else math.nan
 
 
@@ -387,18 +396,20 @@ def _has_two_betas(group: Group) -> bool:
     return isinstance(betas, Sequence) and len(betas) == 2
 
 
-def _fitting(tensors: Iterable[Any], fitting: Iterable[bool]) -> tuple[Any, Any, Any, Any, Any]:
-    """None for what does not fit; Adam treats a complex number as two real ones."""
+def _select_real(
+    tensors: Iterable[Any], supported: Iterable[bool]
+) -> tuple[Any, Any, Any, Any, Any]:
+    """Returns real views of the supported tensors, and None for the others."""
     real = (
         torch.view_as_real(tensor) if isinstance(tensor, Tensor) and tensor.is_complex() else tensor
         for tensor in tensors
     )
-    p, g, m, v, v_max = (each if fits else None for each, fits in zip(real, fitting, strict=True))
+    p, g, m, v, v_max = (each if fits else None for each, fits in zip(real, supported, strict=True))
     return p, g, m, v, v_max
 
 
-def _is_elementwise(state: Any, parameter: Tensor) -> bool:
-    """Whether a state tensor has a number for each element of the parameter."""
+def _matches_shape(state: Any, parameter: Tensor) -> bool:
+    """Returns whether a state tensor has one number for each element of the parameter."""
     is_numbers = is_quantized(state) or (
         isinstance(state, Tensor)
         and (state.is_floating_point() or state.is_complex())
@@ -408,6 +419,6 @@ def _is_elementwise(state: Any, parameter: Tensor) -> bool:
 
 
 def _is_in_memory(tensor: Tensor) -> bool:
-    """Whether there are elements to read: a tensor may be a subclass that computes them."""
-    part = tensor.to_local() if isinstance(tensor, distributed_tensor()) else tensor
+    """Returns whether a tensor is stored in memory; a subclass may compute its elements."""
+    part = tensor.to_local() if isinstance(tensor, dtensor_types()) else tensor
     return part.numel() == 0 or part.data_ptr() != 0

@@ -1,4 +1,4 @@
-"""Adam steps to measure: real optimizers, and the reference's view of the same tensors."""
+"""Optimizers after real steps, and their tensors for the reference."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from tests.support import oracle
 
 Grad = Callable[[Tensor, int], Tensor]
 KERNELS = ("eager", "numba")
-"""Those that measure on the CPU."""
+"""The kernels that measure on the CPU."""
 
 
 def noise(parameter: Tensor, step: int) -> Tensor:
@@ -26,7 +26,7 @@ def stepped(
     decoupled: bool,
     **settings: Any,
 ) -> Optimizer:
-    """An optimizer over parameters or groups, after some steps, the last gradients in place."""
+    """Returns an optimizer after some steps, with the last gradients."""
     optimizer = (AdamW if decoupled else Adam)(parameters, **settings)
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -37,7 +37,7 @@ def stepped(
 
 
 def reference_tensors(optimizer: Optimizer, group: int | None = None) -> list[oracle.Tensor]:
-    """All tensors of an optimizer, or of one of its groups, as the reference takes them."""
+    """Returns the tensors of an optimizer, or of one of its groups, for the reference."""
     groups = optimizer.param_groups if group is None else [optimizer.param_groups[group]]
     return [
         oracle.Tensor(

@@ -1,4 +1,4 @@
-"""Optimizers in generated states, of any dtype, layout and magnitude, reachable or not."""
+"""Optimizers in generated states of any dtype, layout and magnitude."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +26,7 @@ SPECIALS = [float("nan"), float("inf"), -float("inf")]
 ONE_DTYPE = st.sampled_from(
     [(each,) * 3 for each in (torch.float32, torch.bfloat16, torch.float64)]
 )
-"""Of parameter, gradient and state. Compiling a kernel for each triple is what takes the time."""
+"""Dtypes of parameter, gradient and state. A kernel is compiled for each triple, which is slow."""
 PAIRS_OF_DTYPES = st.sampled_from(pairwise(DTYPES, DTYPES, DTYPES))
 
 
@@ -34,7 +34,7 @@ PAIRS_OF_DTYPES = st.sampled_from(pairwise(DTYPES, DTYPES, DTYPES))
 def parameter_groups(
     draw: st.DrawFn, dtypes: st.SearchStrategy[tuple[torch.dtype, ...]] = ONE_DTYPE
 ) -> list[dict[str, Any]]:
-    """Recipes of parameter groups: hyperparameters, and how each tensor is made."""
+    """Draws parameter groups: hyperparameters and a description of each tensor."""
     tensor = st.fixed_dictionaries(
         {
             "shape": st.sampled_from(SHAPES),
@@ -66,7 +66,7 @@ def parameter_groups(
 
 
 def build(groups: list[dict[str, Any]], seed: int) -> Optimizer:
-    """Builds an optimizer in the state that the recipes describe."""
+    """Builds an optimizer in the described state."""
     generator = torch.Generator().manual_seed(seed)
     param_groups = []
     state: dict[Tensor, dict[str, Tensor]] = {}

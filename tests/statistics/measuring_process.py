@@ -1,4 +1,4 @@
-"""Prints, as JSON, what measuring does to the memory and the threads of its process.
+"""Prints the memory and threads that a measurement uses, as JSON.
 
 `test_process.py` reads it.
 """
@@ -57,7 +57,7 @@ def peak_megabytes(work: Callable[[AdamW], object], small: AdamW, large: AdamW) 
     def peak() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
-    # Freed memory that the process still holds would hide what is allocated anew.
+    # Memory that was freed but not returned would hide new allocations.
     ctypes.CDLL(None).malloc_trim(0)
     reading, writing = os.pipe()
     process = os.fork()
@@ -76,7 +76,7 @@ def peak_megabytes(work: Callable[[AdamW], object], small: AdamW, large: AdamW) 
 
 
 def temporaries() -> dict[str, float]:
-    """The peak of each kernel, and that of a copy, which shows that a peak is seen."""
+    """Returns the peak of each kernel, and that of a copy to verify the method."""
     small = optimizer_of(70)
     peaks: dict[str, float] = {}
     for is_contiguous in (True, False):
@@ -91,7 +91,7 @@ def temporaries() -> dict[str, float]:
 
 
 def values(elements: int = 2_000_000) -> Tensor:
-    """Measures with the compiled kernel, with more elements than one thread takes."""
+    """Measures more elements than one thread takes with the compiled kernel."""
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(elements))
     statistics = AdamStatistics("all", kernel="numba")
@@ -106,7 +106,7 @@ class Measurements(Dataset[Tensor]):
         return 2
 
     def __getitem__(self, index: int) -> Tensor:
-        # torch itself hangs in a fork if it has more than one.
+        # torch hangs in a fork with more than one thread.
         torch.get_num_threads = lambda: 3
         return values()
 
@@ -116,7 +116,7 @@ def openmp_runtimes() -> set[str]:
 
 
 def threads() -> dict[str, Any]:
-    """The OpenMP runtimes that measuring loads, and whether forked workers measure the same."""
+    """Returns the OpenMP runtimes after a measurement, and measurements in forked workers."""
     torch.set_num_threads(3)
     torch.randn(100_000).sum()
     before = openmp_runtimes()
@@ -130,7 +130,7 @@ def threads() -> dict[str, Any]:
 
 
 def assembly() -> list[str]:
-    """The machine code of the loops, each compiled for two dtypes and both kinds of decay."""
+    """Returns the machine code of the loops for two dtypes and both kinds of decay."""
     from lightning_adam.statistics.kernels.numba_loops import add_items, count_items
 
     for dtype in (torch.float32, torch.bfloat16):

@@ -1,4 +1,4 @@
-"""The catalogue of statistics: its keys, its explanations, and the columns the kernels fill."""
+"""The catalogue of statistics: keys, explanations and columns."""
 
 import re
 
@@ -21,7 +21,7 @@ PROMISED = {
     " decay_to_grad decay_lost_fraction decay_timescale equilibrium_ratio",
     "schedule": "lr* beta1 beta2 eps weight_decay step skipped_steps",
 }
-"""The names of each family; a star marks the headline."""
+"""The names by family; a star marks headline statistics."""
 
 SELECTIONS = [
     (["grad_norm"], ["grad_norm"]),
@@ -34,10 +34,10 @@ SELECTIONS = [
     (["nothing"], []),
     (["all"], list(STATISTICS)),
 ]
-"""Patterns, and the names they select."""
+"""Patterns and the names that they select."""
 
 
-def test_keys_are_the_promised_ones() -> None:
+def test_keys_are_unchanged() -> None:
     names = [f"adam_{family}/{name}" for family, row in PROMISED.items() for name in row.split()]
     assert [each.key for each in STATISTICS.values()] == [name.rstrip("*") for name in names]
     headline = [name.rstrip("*") for name in names if name.endswith("*")]
@@ -56,7 +56,7 @@ def test_every_statistic_has_a_formula_a_meaning_and_known_accumulators() -> Non
 
 def test_every_accumulator_and_column_is_used() -> None:
     needed = {name for each in STATISTICS.values() for name in each.accumulators}
-    # An accumulator of each column may stand for itself.
+    # The accumulator of a column may have its name.
     assert {name for name in set(ACCUMULATORS) - needed if name not in COLUMNS} == set()
     columns = {ACCUMULATORS[name].column for name in needed}
     assert set(DERIVED) <= columns
@@ -68,7 +68,7 @@ def test_sums_come_before_maxima() -> None:
     assert are_maxima == sorted(are_maxima)
 
 
-def test_select_takes_names_and_globs() -> None:
+def test_select_accepts_names_and_globs() -> None:
     with each_row() as row:
         for patterns, expected in SELECTIONS:
             with row(patterns):

@@ -1,4 +1,4 @@
-"""Statistics against mathematics and optax, never against this package's own reference."""
+"""Statistics compared with closed forms and optax, without the reference in this repository."""
 
 from collections.abc import Iterator
 from math import exp, sqrt
@@ -19,11 +19,11 @@ from tests.statistics.cases import stepped
 
 Array = npt.NDArray[np.float64]
 Law = tuple[float, float]
-"""What a number is expected to be, and its standard deviation over samples."""
+"""The expected value of a statistic, and its standard deviation over samples."""
 
 
 def measured(optimizer: Optimizer) -> dict[str, float]:
-    """The whole model's statistics by their bare name."""
+    """Returns the statistics of the model by name."""
     metric = AdamStatistics(statistics="all", scopes=["model"])
     metric.update(optimizer)
     return {key.split("/")[1]: value for key, value in metric.compute().items()}
@@ -37,7 +37,7 @@ def float64(*shape: int) -> nn.Parameter:
 
 
 def moment_weights(betas: tuple[float, float], steps: int) -> tuple[Array, Array]:
-    """How much of m̂ and of ṽ each of the past gradients is, the latest first."""
+    """Returns the weights of past gradients in m̂ and ṽ, latest first."""
     age = np.arange(steps, dtype=np.float64)
     first, second = ((1 - beta) * beta**age / (1 - beta**steps) for beta in betas)
     return first, second
@@ -54,7 +54,7 @@ def white_noise_laws(betas: tuple[float, float], step: int, scale: float) -> dic
         "exp_avg_rms": (exp_avg_rms, exp_avg_rms / sqrt(2)),
         "exp_avg_mean": (0.0, exp_avg_rms),
         "exp_avg_sq_mean": (exp_avg_sq, exp_avg_sq * sqrt(2 * float((d**2).sum()))),
-        # The first moment before the step knows nothing of the gradient.
+        # The first moment before the step is independent of the gradient.
         **({"grad_momentum_cosine": (0.0, 1.0)} if step > 1 else {}),
         "exp_avg_carryover": (carryover, 1 - carryover**2),
     }
@@ -78,7 +78,7 @@ def test_white_noise_has_the_moments_of_white_noise() -> None:
             tolerance = 5 * deviation / sqrt(size) + 1e-12 * abs(expected)
             assert abs(actual[name] - expected) < tolerance, (step, name, actual[name], expected)
         a, d = moment_weights(betas, step)
-        # Cauchy and Schwarz: no gradients whatever can give a larger step.
+        # The bound by Cauchy-Schwarz for any gradients.
         assert actual["normalized_update_max"] <= sqrt(float((a**2 / d).sum())) * (1 + 1e-12)
         if step == 1:
             assert "grad_momentum_cosine" not in actual
@@ -145,7 +145,7 @@ def test_moments_and_step_agree_with_optax(kind: str, eps: float) -> None:
             update = update - decayed
         denominator = np.sqrt(nu / (1 - beta2**step))
         ratio = (mu / (1 - beta1**step) / denominator) ** 2
-        entered = flat(grads) + (decayed if kind == "coupled" else 0)
+        effective_grad = flat(grads) + (decayed if kind == "coupled" else 0)
         expected = {
             "exp_avg_rms": rms(mu),
             "exp_avg_max": np.abs(mu).max(),
@@ -155,7 +155,7 @@ def test_moments_and_step_agree_with_optax(kind: str, eps: float) -> None:
             "signal_fraction": np.minimum(ratio, 1).mean(),
             "eps_damping": np.mean(denominator / (denominator + eps)),
             "eps_dominated_fraction": np.mean(denominator < eps),
-            "rms_ratio": rms(entered / np.maximum(denominator, eps)),
+            "rms_ratio": rms(effective_grad / np.maximum(denominator, eps)),
             "update_norm": np.linalg.norm(update),
             "normalized_update_rms": rms(update) / lr,
             "normalized_update_max": np.abs(update).max() / lr,
@@ -170,18 +170,18 @@ def test_moments_and_step_agree_with_optax(kind: str, eps: float) -> None:
             assert actual[name] == pytest.approx(float(value), rel=1e-12), (step, name)
         eps_energy_loss = 1 - float(((update / lr) ** 2).sum() / ratio.sum())
         assert actual["eps_energy_loss"] == pytest.approx(eps_energy_loss, rel=0, abs=1e-12)
-        # A sum of both signs is as accurate as its terms are large.
+        # The error of a signed sum is relative to its largest terms.
         tolerance = 1e-12 * float(np.abs(mu).mean())
         assert actual["exp_avg_mean"] == pytest.approx(float(mu.mean()), rel=0, abs=tolerance)
         if step > 1:
-            lengths = np.linalg.norm(previous) * np.linalg.norm(entered)
-            cosine = float(previous @ entered / lengths)
+            lengths = np.linalg.norm(previous) * np.linalg.norm(effective_grad)
+            cosine = float(previous @ effective_grad / lengths)
             assert actual["grad_momentum_cosine"] == pytest.approx(cosine, rel=0, abs=1e-11)
         previous = mu
         assert ("decay_norm" in actual) == (kind != "adam")
 
 
-# Laws of Adam's own.
+# Properties of Adam.
 
 OF_ACTIVE = ["eps_energy_loss", "eps_dominated_fraction", "eps_damping", "normalized_update_rms"]
 
@@ -238,7 +238,7 @@ def test_scaling_gradients_and_eps_together_leaves_the_steps_unchanged(factor: f
         **dict.fromkeys(["exp_avg_sq_mean", "exp_avg_sq_max"], 2),
     }
     for name, power in powers.items():
-        # A power of two changes no rounding.
+        # A power of two does not change rounding.
         assert scaled[name] == pytest.approx(plain[name] * factor**power, rel=1e-15), name
     assert 0 < plain["eps_dominated_fraction"] < 1
 
@@ -259,8 +259,8 @@ def test_weights_settle_at_the_rotational_equilibrium() -> None:
     actual = measured(optimizer)
     assert actual["decay_timescale"] == pytest.approx(1000, rel=1e-12)
     assert actual["equilibrium_ratio"] == pytest.approx(1, rel=0.02)
-    # Closer than the paper's first order: p is a sum of u's, themselves correlated as β1ᵏ. What
-    # is left of the start dies as exp(-2ηλt); v is s² only to 1-β2.
+    # More accurate than the first order of the paper: p is a sum of u, which are correlated as β1ᵏ.
+    # The effect of the start decays as exp(-2ηλt); v is s² up to 1-β2.
     keep = 1 - lr * decay
     law = lr * 2 * decay * (1 - beta1) / (1 + beta1) / (1 - beta1 * keep)
     law *= (1 + beta1 * keep) / (1 - keep**2)
@@ -270,7 +270,7 @@ def test_weights_settle_at_the_rotational_equilibrium() -> None:
     assert actual["update_to_weight"] == pytest.approx(rotation, rel=0.02)
 
 
-# What the parameter's and the state's own arithmetic loses.
+# Rounding in the dtypes of parameters and state.
 
 
 def test_bfloat16_weights_do_not_decay() -> None:

@@ -13,7 +13,7 @@ from tests.support.tables import each_row
 
 
 class OnMps(Tensor):
-    """A tensor of MPS for all that ask it; its values are on the CPU. It refuses float64."""
+    """A tensor that reports MPS as its device and rejects float64; its values are on the CPU."""
 
     @staticmethod
     def __new__(cls, values: Tensor) -> Any:
@@ -48,12 +48,12 @@ def _on_mps(value: Any) -> Any:
     return OnMps(value)
 
 
-def test_float64_is_refused_by_the_device() -> None:
+def test_device_rejects_float64() -> None:
     with pytest.raises(TypeError, match="float64"):
         OnMps(torch.ones(2)).double()
 
 
-def test_mps_is_measured_as_the_cpu() -> None:
+def test_mps_is_measured_like_the_cpu() -> None:
     settings: list[dict[str, Any]] = [
         {},
         {"amsgrad": True, "weight_decay": 0.1},

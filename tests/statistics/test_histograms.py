@@ -1,4 +1,4 @@
-"""Counts by binary exponent: their folding for display, and what eps would dominate."""
+"""Counts by binary exponent: folding, percentiles, and the elements that eps would dominate."""
 
 import math
 
@@ -45,7 +45,7 @@ def test_folding_keeps_the_largest_magnitudes() -> None:
 
 
 def denominators(eps: float) -> tuple[torch.Tensor, list[int], float]:
-    """Returns √v̂ of a step, its counts, and the fraction that eps dominated."""
+    """Returns √v̂ of a step, its counts, and the fraction of elements that eps dominates."""
     weight = nn.Parameter(torch.randn(50_000, dtype=torch.float64))
     scale = 10 ** (-12 * torch.rand(50_000, dtype=torch.float64))
     scale[:5000] = 0
@@ -71,7 +71,7 @@ def test_eps_curve_is_exact_at_powers_of_two_and_close_between_them() -> None:
 
 
 def test_eps_curve_at_the_eps_in_use_is_the_statistic() -> None:
-    """Elements without gradients count in neither."""
+    """Neither counts elements without gradients."""
     for eps in (2.0**-30, 2.0**-20, 2.0**-10):
         _, numbers, fraction = denominators(eps)
         assert dominated_fractions(numbers, [eps]) == pytest.approx([fraction], abs=1e-12)
@@ -92,7 +92,7 @@ def test_eps_curve_of_no_elements_is_nan() -> None:
         max_size=200,
     )
 )
-def test_folded_counts_give_the_share_below_each_power_of_two(magnitudes: list[float]) -> None:
+def test_folded_counts_give_the_fraction_below_each_power_of_two(magnitudes: list[float]) -> None:
     shown = fold(counted(magnitudes))
     powers = [2.0**edge for edge in shown.log2_edges[1:-1]]
     exact = [sum(each < power for each in magnitudes) / len(magnitudes) for power in powers]
@@ -136,7 +136,7 @@ def test_histograms_of_model_and_groups_have_separate_keys() -> None:
 
 
 def counted(magnitudes: list[float]) -> list[int]:
-    """The counts of magnitudes by binary exponent in float32."""
+    """Returns the counts of magnitudes by binary exponent in float32."""
     exponents = np.array(magnitudes, dtype=np.float32).view(np.uint32) >> 23
     return np.bincount(exponents, minlength=BINS).tolist()  # type: ignore[no-any-return]
 
@@ -152,7 +152,7 @@ def test_percentiles_are_exact_to_the_octave(numbers: list[float], percent: int)
     assert 2.0**octave <= found <= 2.0 ** (octave + 1)
 
 
-def test_percentiles_of_evenly_spread_logarithms_are_interpolated() -> None:
+def test_percentiles_of_uniform_logarithms_are_interpolated() -> None:
     numbers = [2.0 ** (exponent / 100) for exponent in range(1000)]
     for percent in PERCENTILES:
         expected = 2.0 ** (10 * percent / 100)

@@ -1,4 +1,4 @@
-"""Every statistic, for the model and each group, against the independent float64 reference."""
+"""All statistics of the model and each group, compared with the independent float64 reference."""
 
 import itertools
 import math
@@ -21,14 +21,14 @@ from tests.support.tables import each_row
 def measured(
     optimizer: Optimizer, group: str | None = None, kernel: str = "eager"
 ) -> dict[str, float]:
-    """All statistics of one scope by their bare name."""
+    """Returns all statistics of one scope by name."""
     metric = AdamStatistics("all", ["model", "group"], kernel=kernel)
     metric.update(optimizer)
     return bare(metric.compute(), "" if group is None else f"group/{group}/")
 
 
-def agrees(optimizer: Optimizer) -> None:
-    """Asserts that every kernel measures what the reference does."""
+def assert_agrees(optimizer: Optimizer) -> None:
+    """Asserts that every kernel agrees with the reference."""
     for kernel in KERNELS:
         assert_agree(measured(optimizer, kernel=kernel), reference_tensors(optimizer), kernel)
 
@@ -75,7 +75,7 @@ def test_trained_state_agrees_with_the_reference(
         return values.to(dtype)
 
     optimizer = stepped(weights, steps=steps, grad=grad, **adam)
-    agrees(optimizer)
+    assert_agrees(optimizer)
 
 
 def test_nonfinite_values_are_counted_and_propagate() -> None:
@@ -110,14 +110,14 @@ def test_groups_with_different_hyperparameters_agree_with_the_reference() -> Non
     ]
     optimizer = stepped(groups, decoupled=True, steps=4)
     assert "eps" not in measured(optimizer), "two values of eps are not one value"
-    agrees(optimizer)
+    assert_agrees(optimizer)
     for index, name in enumerate(["body", "head"]):
         for kernel in KERNELS:
             tensors = reference_tensors(optimizer, group=index)
             assert_agree(measured(optimizer, name, kernel), tensors, kernel)
 
 
-def test_decay_norm_adds_up_coupled_and_decoupled_decay() -> None:
+def test_decay_norm_sums_coupled_and_decoupled_decay() -> None:
     groups = [
         {"params": [parameter((3,), torch.float32)], "decoupled_weight_decay": True},
         {"params": [parameter((3,), torch.float32)]},
@@ -125,7 +125,7 @@ def test_decay_norm_adds_up_coupled_and_decoupled_decay() -> None:
     optimizer = stepped(groups, decoupled=False, weight_decay=0.1)
     norms = [measured(optimizer, f"group_{index}")["decay_norm"] for index in range(2)]
     assert measured(optimizer)["decay_norm"] == pytest.approx(math.hypot(*norms))
-    agrees(optimizer)
+    assert_agrees(optimizer)
 
 
 def test_parameter_without_gradient_is_not_measured() -> None:
@@ -133,7 +133,7 @@ def test_parameter_without_gradient_is_not_measured() -> None:
     optimizer = stepped([seen, unseen], decoupled=True)
     unseen.grad = None
     optimizer.step()
-    agrees(optimizer)
+    assert_agrees(optimizer)
     assert measured(optimizer)["weight_norm"] == pytest.approx(seen.norm().item())
 
 
@@ -164,7 +164,7 @@ def test_single_group_is_the_model() -> None:
         assert len(metric.compute_exponents()) == 4
 
 
-def test_two_groups_of_one_name_are_told_apart() -> None:
+def test_two_groups_with_the_same_name_have_distinct_keys() -> None:
     weights = [parameter((3,), torch.float32) for _ in range(3)]
     groups = [{"params": [weight], "name": "decay"} for weight in weights]
     metric = AdamStatistics("weight_norm", ["group"])
@@ -179,7 +179,7 @@ def test_two_groups_of_one_name_are_told_apart() -> None:
 @pytest.mark.parametrize("decoupled", [True, False])
 @pytest.mark.parametrize("amsgrad", [True, False])
 @pytest.mark.parametrize("maximize", [True, False])
-def test_update_and_decay_are_what_moved_the_weights(
+def test_update_and_decay_equal_the_change_of_the_weights(
     decoupled: bool, amsgrad: bool, maximize: bool
 ) -> None:
     weight = nn.Parameter(torch.randn(40, dtype=torch.float64))
@@ -220,4 +220,4 @@ def test_tensors_longer_than_a_piece_agree_in_any_layout(layout: str) -> None:
 
     optimizer = stepped([weight], grad=grad, decoupled=True, weight_decay=0.1)
     assert weight.numel() > eager.PIECE
-    agrees(optimizer)
+    assert_agrees(optimizer)

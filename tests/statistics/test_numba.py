@@ -1,4 +1,4 @@
-"""The CPU kernel: what it leaves to the eager one, its threads and its turns."""
+"""The CPU kernel: fallback to the eager kernel, float64, threads and chunks."""
 
 import threading
 import warnings
@@ -59,7 +59,7 @@ def test_values_do_not_depend_on_the_number_of_threads() -> None:
 
 
 def all_update(parameter: Any, state: dict[str, Tensor]) -> None:
-    """As after the first step from zero."""
+    """Makes the parameter equal to its update, as after the first step from zero."""
     first, second = state["exp_avg"] / (1 - 0.9**3), state["exp_avg_sq"] / (1 - 0.999**3)
     parameter.data.copy_(-1e-3 * first / (second.sqrt() + 1e-8))
 
@@ -83,9 +83,9 @@ UNSUITABLE: dict[str, Callable[[Any, dict[str, Tensor]], object]] = {
     "nan": lambda parameter, state: parameter.data[3:4].fill_(torch.nan),
     "all update": all_update,
 }
-"""Changes after which float32 is not good enough."""
+"""Changes after which float32 is not accurate."""
 WITH_GAPS = (gaps_in_gradient, gaps_in_all_tensors)
-"""Changes after which the loop over one order in memory is not good enough."""
+"""Changes after which tensors cannot be read as flat arrays."""
 
 
 def test_eager_kernel_measures_tensors_with_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +108,7 @@ def test_eager_kernel_measures_tensors_with_gaps(monkeypatch: pytest.MonkeyPatch
                 assert left == ["group_0.1"]
 
 
-def test_float64_measures_what_float32_cannot_and_no_longer_than_it_has_to(
+def test_float64_is_used_only_while_float32_is_not_accurate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(eager, "measure", None)
@@ -177,7 +177,7 @@ def test_settings_outside_float32_agree_with_the_eager_kernel(settings: dict[str
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
-def test_one_order_in_memory_is_measured_without_the_eager_kernel(
+def test_dense_tensors_of_any_strides_are_measured_without_the_eager_kernel(
     layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weight = nn.Parameter(torch.randn(4, 6, 5, 7).to(memory_format=layout))
@@ -236,7 +236,7 @@ LOADED = [
     (["/mkl/libiomp5.so", f"{TORCH}lib/libgomp.so.1"], None),
     (["/llvm/libomp.so"], None),
 ]
-"""Loaded OpenMP runtimes, and the one that is torch's."""
+"""Loaded OpenMP runtimes, and the one of torch."""
 
 
 def test_openmp_runtime_is_torchs_own_or_none() -> None:
@@ -267,12 +267,12 @@ def test_ties_round_to_even_in_bfloat16() -> None:
     assert column_after_first_step("update_lost", weight, 1.0, 1e-8) == 0
 
 
-def test_eps_bounds_how_far_the_second_moment_lags() -> None:
+def test_eps_bounds_rms_ratio() -> None:
     lag = column_after_first_step("grad_over_second_moment", torch.ones(8), 1e-3, 1.0)
     assert lag == pytest.approx(8e-6)
 
 
-def test_turns_cover_every_item_once() -> None:
+def test_chunks_cover_every_item_once() -> None:
     for elements in ([0], [1], [10**6, 5, 0, 3 * 10**6], [1000] * 2000, [7] * 5):
         items, firsts = numba._items(torch.tensor(elements).numpy())
         covered = [0] * len(elements)
@@ -281,18 +281,18 @@ def test_turns_cover_every_item_once() -> None:
             covered[tensor] = end
         assert covered == elements
         assert items[firsts, 1].tolist() == [0] * len(elements)
-        turns = numba._turns(items)
+        turns = numba._chunks(items)
         assert [first for first, _ in turns] == [0, *(last for _, last in turns[:-1])]
         assert turns[-1][1] == len(items)
 
 
 @pytest.mark.slow
 def test_elements_beyond_int32_are_counted() -> None:
-    """Pages that were never written take no memory."""
+    """Memory pages that are never written are not allocated."""
     elements = 2**31 + 5000
 
     def zeros() -> Tensor:
-        # torch.zeros would write.
+        # torch.zeros would write to all pages.
         return torch.from_numpy(np.zeros(elements, np.int16)).view(torch.bfloat16)
 
     weight = nn.Parameter(zeros())

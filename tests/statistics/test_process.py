@@ -1,4 +1,4 @@
-"""What measuring does to the memory and the threads of a process, and what it is compiled to."""
+"""Memory and threads of a measurement, and the machine code of the CPU kernel."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def measured() -> Any:
 @on_linux
 def test_temporaries_stay_below_32_megabytes(measured: Any) -> None:
     peaks = measured["temporaries"]
-    assert peaks.pop("copy") > 32, "the peak of the memory is not seen"
+    assert peaks.pop("copy") > 32, "the method does not detect the memory peak"
     assert len(peaks) == 4
     assert max(peaks.values()) < 32, peaks
 
@@ -44,8 +44,8 @@ def test_no_second_openmp_is_loaded_and_forked_workers_can_measure(measured: Any
 @pytest.mark.slow
 @pytest.mark.skipif("x86" not in os.uname().machine, reason="the names of x86's instructions")
 def test_compiled_loops_use_vector_instructions(tmp_path: Path) -> None:
-    """One int64 among the int32, or one index that may be negative, prevents them."""
-    # What is read back from numba's cache cannot be inspected.
+    """A single int64, or an index that may be negative, prevents vectorization."""
+    # Code from numba's cache cannot be inspected.
     loops = results("assembly", cold=True, NUMBA_CACHE_DIR=str(tmp_path))["assembly"]
     assert len(loops) == 8
     for code in loops:

@@ -39,7 +39,7 @@ def tensors_of(optimizer: Optimizer) -> list[tuple[Tensor, Tensor, State]]:
 
 
 def rebuilt(groups: list[list[tuple[Tensor, Tensor, State]]], like: Optimizer) -> Optimizer:
-    """Builds an optimizer in the same state with its tensors in other groups."""
+    """Builds an optimizer in the same state with other groups."""
     settings = {key: value for key, value in like.param_groups[0].items() if key != "params"}
     param_groups = []
     state: dict[Tensor, State] = {}
@@ -67,7 +67,7 @@ def model_histograms(metric: AdamStatistics) -> dict[str, list[int]]:
 
 
 OF_TENSORS = ("rms_ratio_max", "update_to_weight_max")
-"""Statistics that are the largest of those of the tensors."""
+"""Statistics that are maxima over tensors."""
 
 
 def assert_same(other: AdamStatistics, whole: AdamStatistics, are_cut: bool = False) -> None:
@@ -88,7 +88,7 @@ each_decay = pytest.mark.parametrize("decoupled", [True, False], ids=["AdamW", "
 
 
 def random_cuts(tensor: tuple[Tensor, Tensor, State], parts: int, chance: random.Random) -> Any:
-    """Cuts a tensor into parts of any length; some are empty."""
+    """Splits a tensor into parts of random length; some are empty."""
     values, grad, state = tensor
     cuts = sorted(chance.randint(0, values.numel()) for _ in range(parts - 1))
     names = [name for name in state if name != "step"]

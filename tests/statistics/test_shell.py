@@ -47,7 +47,7 @@ def test_reset_clears_values_histograms_and_table(net: nn.Module) -> None:
     assert statistics.table("layer") == []
 
 
-def test_metric_collection_holds_it(net: nn.Module) -> None:
+def test_metric_can_be_in_a_metric_collection(net: nn.Module) -> None:
     collection = MetricCollection({"all": AdamStatistics("all"), "lr": AdamStatistics("lr")})
     collection.update(optimizer_of(net))
     values = collection.compute()
@@ -70,7 +70,7 @@ def test_table_of_an_unknown_scope_raises() -> None:
         AdamStatistics().table("layers")
 
 
-def test_table_of_an_optimizer_without_defined_statistics_has_bare_names(net: nn.Module) -> None:
+def test_table_of_an_optimizer_without_defined_statistics_has_only_names(net: nn.Module) -> None:
     statistics = AdamStatistics("eps_energy_loss", module=net)
     statistics.update(torch.optim.NAdam(net.parameters()))
     assert statistics.table("layer") == []
@@ -82,7 +82,7 @@ def test_table_of_an_optimizer_without_defined_statistics_has_bare_names(net: nn
     assert statistics.table("layer") == [{"layer": name} for name in ("0", "1.0", "1.1")]
 
 
-def test_copies_keep_the_measurement_and_go_on_measuring(net: nn.Module) -> None:
+def test_copies_have_the_measurement_and_continue_measuring(net: nn.Module) -> None:
     statistics, optimizer = AdamStatistics("all", ["layer"], module=net), optimizer_of(net)
     statistics.update(optimizer, histograms=True)
     values = statistics.compute()
@@ -105,7 +105,7 @@ def test_nothing_is_measured_before_the_first_update() -> None:
 
 
 @pytest.mark.parametrize("wrapper", ["lightning", "fabric", "accelerate"])
-def test_wrapped_optimizer_is_measured_as_the_one_inside(wrapper: str) -> None:
+def test_wrapped_optimizer_is_measured_like_the_inner_one(wrapper: str) -> None:
     optimizer = optimizer_of(small_net())
     wrapped: Any = optimizer
     if wrapper == "lightning":
@@ -113,7 +113,7 @@ def test_wrapped_optimizer_is_measured_as_the_one_inside(wrapper: str) -> None:
     elif wrapper == "fabric":
         wrapped = _FabricOptimizer(optimizer, SingleDeviceStrategy())
     else:
-        # As accelerate's, which is an Optimizer with the other one inside.
+        # Like the wrapper of Accelerate, which is an Optimizer itself.
         kind = type("AcceleratedOptimizer", (Optimizer,), {"__module__": "accelerate.optimizer"})
         wrapped = kind([nn.Parameter(torch.ones(1))], {})
         wrapped.optimizer = optimizer
@@ -186,7 +186,7 @@ def test_default_device_does_not_matter(net: nn.Module, kernel: str) -> None:
     assert "adam_gradient/grad_norm_before_clip" in found
 
 
-def test_loss_scale_is_reported_where_there_is_one(net: nn.Module) -> None:
+def test_loss_scale_is_reported_if_given(net: nn.Module) -> None:
     optimizer, statistics = optimizer_of(net), AdamStatistics("loss_scale")
     assert statistics(optimizer) == {}
     values = statistics(optimizer, loss_scale=torch.tensor(65536.0))
@@ -216,7 +216,7 @@ INVALID: list[tuple[dict[str, Any], str]] = [
         r"judged=\['grad_norm'\]$",
     ),
 ]
-"""Arguments, and the error they give."""
+"""Arguments and their errors."""
 
 
 def test_invalid_arguments_raise() -> None:

@@ -1,4 +1,4 @@
-"""Reading an optimizer's state: current at each measurement, named, and without side effects."""
+"""Reading the state of an optimizer: always current, with names, and without side effects."""
 
 import copy
 import gc
@@ -28,7 +28,7 @@ NORM = "adam_weight_decay/weight_norm"
 
 
 class Net(nn.Module):
-    """A direct parameter, a body and a head; the scale can be left out of a step."""
+    """A direct parameter, a body and a head; the scale may have no gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Net(nn.Module):
 
 
 def optimizer_of(net: Net) -> AdamW:
-    """All but the head, in two groups."""
+    """Returns an optimizer of all parameters except the head, in two groups."""
     others = [net.scale, net.linear.bias, *net.body[1].parameters()]
     groups: list[dict[str, Any]] = [
         {"params": [net.linear.weight], "name": "decay", "weight_decay": 0.1},
@@ -75,7 +75,7 @@ def values(metric: AdamStatistics, optimizer: Optimizer) -> dict[str, float]:
 
 
 def references(net: nn.Module, optimizer: Optimizer) -> dict[str, list[oracle.Tensor]]:
-    """The tensors of every scope, by its part of the keys."""
+    """Returns the tensors of every scope by its part of the keys."""
     names = {parameter: name for name, parameter in net.named_parameters()}
     groups = [(group["name"], each) for group in optimizer.param_groups for each in group["params"]]
     trained = [(group, each) for group, each in groups if each.grad is not None]
@@ -88,8 +88,8 @@ def references(net: nn.Module, optimizer: Optimizer) -> dict[str, list[oracle.Te
     return scopes
 
 
-def agrees(kept: AdamStatistics, net: nn.Module, optimizer: Optimizer) -> None:
-    """Asserts that a kept metric agrees with a fresh one and the reference, scope by scope."""
+def assert_agrees(kept: AdamStatistics, net: nn.Module, optimizer: Optimizer) -> None:
+    """Asserts that a reused metric agrees with a new one and the reference in each scope."""
     actual = values(kept, optimizer)
     assert actual == values(statistics(net), optimizer)
     scopes = references(net, optimizer)
@@ -142,7 +142,7 @@ def move_between_groups(net: Net, optimizer: AdamW) -> None:
 
 
 def replace_parameter(net: Net, optimizer: AdamW) -> None:
-    """As `model.to` does where it cannot keep the tensor."""
+    """Replaces a parameter, as `model.to` sometimes does."""
     old, new = net.linear.bias, nn.Parameter(net.linear.bias.detach().clone())
     net.linear.bias = new
     for group in optimizer.param_groups:
@@ -175,7 +175,7 @@ def test_metric_follows_each_change_of_the_optimizer() -> None:
                     if change is not None:
                         change(net, optimizer)
                     train(net, optimizer)
-                    agrees(kept, net, optimizer)
+                    assert_agrees(kept, net, optimizer)
 
 
 @settings(max_examples=15, deadline=None)
@@ -190,7 +190,7 @@ def test_metric_follows_any_sequence_of_optimizer_changes(
         event(net, optimizer)
         train(net, optimizer)
         values(kept, optimizer)
-    agrees(kept, net, optimizer)
+    assert_agrees(kept, net, optimizer)
 
 
 def test_tensors_are_numbered_by_their_current_position() -> None:
@@ -203,7 +203,7 @@ def test_tensors_are_numbered_by_their_current_position() -> None:
 
 
 def leaves(state: Any) -> Iterator[Any]:
-    """All that lies in a state dict, tensors with the number of writes to them."""
+    """Yields the leaves of a state dict; tensors with their version counter."""
     if isinstance(state, dict | list | tuple):
         yield type(state), len(state)
         for each in [*state.items()] if isinstance(state, dict) else state:
@@ -256,7 +256,7 @@ def test_nothing_of_the_optimizer_is_kept_alive(dtype: torch.dtype) -> None:
 
 
 def norms(metric: AdamStatistics, scope: str) -> dict[str, float]:
-    """The norms of a scope's weights by what the key calls them."""
+    """Returns the norms of the weights by the name of the scope in the keys."""
     family, name = NORM.split("/")
     keys = re.compile(rf"{family}/{scope}/(.+)/{name}")
     found = {keys.fullmatch(key): value for key, value in metric.compute().items()}
@@ -295,10 +295,10 @@ LAYERS = {
     1: ["root", "body", "head"],
     2: ["root", "body.0", "body.1", "head"],
 }
-"""By `layer_depth`."""
+"""Names of the layers by `layer_depth`."""
 
 
-def test_layers_are_cut_at_layer_depth() -> None:
+def test_layer_names_have_layer_depth_parts() -> None:
     with each_row() as row:
         for depth, expected in LAYERS.items():
             net = Net()
@@ -310,8 +310,8 @@ def test_layers_are_cut_at_layer_depth() -> None:
                 assert norm == pytest.approx(metric.compute()[NORM])
 
 
-def test_names_that_would_give_the_same_key_are_told_apart() -> None:
-    """They are equal but for characters that no key holds."""
+def test_names_that_differ_only_in_replaced_characters_have_distinct_keys() -> None:
+    """Keys cannot contain all characters of names."""
     names = ["a b", "a(b", "a_b", "a_b_"]
     net = nn.ModuleDict({name: nn.Linear(2, 1, bias=False) for name in names})
     weights = list(net.parameters())
@@ -341,7 +341,7 @@ def test_complex_parameter_is_measured_as_two_real_ones(decoupled: bool, amsgrad
     for is_complex in (True, False):
         weight = nn.Parameter(start.clone() if is_complex else torch.view_as_real(start).clone())
         kind = AdamW if decoupled else Adam
-        # Without foreach torch rounds a complex coupled decay otherwise than a real one.
+        # Without foreach, torch rounds coupled decay of complex and real numbers differently.
         optimizer = kind([weight], weight_decay=0.1, amsgrad=amsgrad, foreach=True)
         metric = statistics()
         for grad in grads:
@@ -353,7 +353,7 @@ def test_complex_parameter_is_measured_as_two_real_ones(decoupled: bool, amsgrad
     assert_agree(bare(measured[0][0], ""), reference_tensors(optimizer), "numba")
 
 
-def test_shared_parameter_counts_once() -> None:
+def test_shared_parameter_is_counted_once() -> None:
     first, second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
     second.weight = first.weight
     net = nn.Sequential(first, second)
@@ -396,7 +396,7 @@ def test_names_are_read_once_with_parameters_outside_the_module(
     assert "adam_weight_decay/tensor/group_0.7/weight_norm" in metric.compute()
 
 
-def test_unchanged_state_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layout_of_an_unchanged_state_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     net = Net()
     optimizer, reader = optimizer_of(net), StateReader(net)
     layouts = []
@@ -437,8 +437,8 @@ def gradient_in_float64(net: Net, optimizer: AdamW) -> None:
     weight.grad = weight.grad.double()
 
 
-def test_replaced_memory_is_read_anew() -> None:
-    """The objects are the same, and what they point to is not."""
+def test_replaced_memory_is_read_again() -> None:
+    """The tensor objects are the same, but their addresses change."""
     changes = (move_data, move_moment, move_step, gradient_in_other_order, gradient_in_float64)
     with each_row() as row:
         for change in changes:
@@ -449,4 +449,4 @@ def test_replaced_memory_is_read_anew() -> None:
             for _ in range(2):
                 change(net, optimizer)
                 with row(change.__name__):
-                    agrees(kept, net, optimizer)
+                    assert_agrees(kept, net, optimizer)

@@ -38,7 +38,7 @@ CHEAP = (
     " or some_columns or integer_step or tensors or (nonfinite and grad) or measurements or host"
     " or again"
 )
-"""The interpreted cases of the default tier; those of CI are the rest."""
+"""The interpreted cases of the default tier; the others run in CI."""
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ COMPILED: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
         128,
     ),
 }
-"""Kernel, types of its arguments, constants, and the most registers that a thread should need."""
+"""Kernel, argument types, constants, and the largest number of registers per thread."""
 
 
 @pytest.mark.slow
@@ -115,7 +115,7 @@ COMPILED: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
 def test_compiled_kernel_fits_into_registers(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The compiler finds type errors that the interpreter does not; nothing may spill to memory."""
+    """The compiler finds type errors that the interpreter misses. Registers must not spill."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     function, types, constants, most = COMPILED[name]
     source = triton.compiler.ASTSource(
@@ -144,7 +144,7 @@ def test_maxima_follow_sums() -> None:
 
 
 class Program:
-    """Stands in for a program, and notes when it would have been launched."""
+    """Replaces a program, and records its launches."""
 
     def __init__(self, name: str, launches: list[str]) -> None:
         self.name, self.launches = name, launches
@@ -155,7 +155,7 @@ class Program:
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The programs that would have been launched."""
+    """The launched programs."""
     names: list[str] = []
     for name in ("collect_settings", "measure_chunks", "add_up", "count_chunks"):
         monkeypatch.setattr(kernel, name, Program(name, names))
@@ -177,7 +177,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 
 
 def move_gradients(weights: list[nn.Parameter]) -> list[int]:
-    """Gives all parameters gradients elsewhere, and returns their addresses."""
+    """Moves the gradients of all parameters, and returns their new addresses."""
     grads = [torch.ones_like(weight) for weight in weights]
     for weight, grad in zip(weights, grads, strict=True):
         weight.grad = grad
@@ -190,7 +190,7 @@ def test_next_measurement_sends_what_changed(sent: list[list[int]]) -> None:
     adam, reader = AdamW(weights), StateReader()
     step(adam)
     with torch.device("meta"):
-        # Copies start on the CPU, whatever torch's default device is.
+        # Copies start on the CPU for any default device of torch.
         kernel.measure(reader.after_step(adam), ALL)
     sent.clear()
     addresses = move_gradients(weights)
@@ -205,7 +205,7 @@ def test_next_measurement_sends_what_changed(sent: list[list[int]]) -> None:
 
 
 def test_host_work_does_not_depend_on_the_number_of_tensors(launches: list[str]) -> None:
-    """But for what is done once for a layout, and within built-in functions."""
+    """Except for work once per layout, and within built-in functions."""
 
     def calls(tensors: int) -> list[str]:
         weights = [nn.Parameter(torch.randn(5)) for _ in range(tensors)]
@@ -241,7 +241,7 @@ def needs_device(test: Callable[..., None]) -> Callable[..., None]:
 
 
 @contextmanager
-def nothing_waits() -> Iterator[None]:
+def sync_is_error() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -267,7 +267,7 @@ def step(optimizer: Optimizer, scale: float = 1e-3) -> None:
 def assert_agrees(adam: Optimizer) -> None:
     states = StateReader().after_step(adam)
     groups = [index % 2 for index in range(len(states))]
-    with nothing_waits():
+    with sync_is_error():
         rows, counts = kernel.measure(states, ALL), kernel.count_exponents(states, groups, 2)
     assert_rows_agree(states, rows, ALL)
     assert_counts_agree(states, counts, groups)
@@ -305,7 +305,7 @@ def test_any_magnitude_agrees_on_the_device(scale: float) -> None:
 
 @needs_device
 def test_subnormal_second_moments_on_the_device() -> None:
-    """Some instructions of the device flush them to zero."""
+    """Some instructions of the device flush subnormal numbers to 0."""
     adam = AdamW(on_device(), fused=True)
     step(adam)
     for state in adam.state.values():
@@ -344,7 +344,7 @@ def test_result_is_deterministic_on_the_device() -> None:
 @needs_device
 @pytest.mark.parametrize("transposed", [False, True])
 def test_eager_kernel_measures_on_the_device(transposed: bool) -> None:
-    """The eager kernel takes longer pieces there than on the CPU."""
+    """Pieces of the eager kernel are larger there than on the CPU."""
     side = 1 + int(1.5 * eager.PIECE_ON_A_DEVICE**0.5)
     data = torch.randn(side, side, device="cuda") * 0.1
     weights = [nn.Parameter(data.t() if transposed else data), *on_device()]
@@ -354,7 +354,7 @@ def test_eager_kernel_measures_on_the_device(transposed: bool) -> None:
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    with nothing_waits():
+    with sync_is_error():
         rows = eager.measure(states, ALL)
     assert torch.cuda.max_memory_allocated() - before < 200e6
     assert_rows_agree(states, rows, ALL)
@@ -387,7 +387,7 @@ def test_measuring_changes_no_parameter_on_the_device() -> None:
         for _ in range(5):
             step(adam)
             if index:
-                with nothing_waits():
+                with sync_is_error():
                     metric.update(adam, histograms=True)
     for one, other in zip(*both, strict=True):
         assert torch.equal(one, other)

@@ -1,4 +1,4 @@
-"""What a measurement in float32 has to share with the reference kernel's in float64."""
+"""Compares a float32 measurement with that of the reference kernel in float64."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from lightning_adam.statistics.param_states import ParamState, ParamStates
 
 ALL = list(COLUMNS)
 RELATIVE = 1e-5
-"""The error allowed of a sum."""
+"""The allowed relative error of a sum."""
 NEAR = 4 * 2.0**-23
 """Four units in the last place of float32."""
 
@@ -25,23 +25,23 @@ def assert_rows_agree(states: ParamStates, rows: Tensor, columns: list[str]) -> 
             where = f"{name} of {state.name.tensor}: {one}, expected {other}"
             if one == other or (one != one and other != other):
                 continue
-            # Infinities and NaN are equal or wrong.
+            # Infinities and NaN must be equal.
             assert abs(one - other) < float("inf"), where
             assert abs(one - other) <= allowed.get(name, RELATIVE * abs(other)), where
 
 
 def tolerances(state: ParamState) -> dict[str, float]:
-    """How far those columns may be off for which that is not a share of themselves."""
+    """Returns the absolute tolerances of columns without a relative one."""
     pieces = [_tolerances(elements) for elements in eager._elements(state)]
     return {name: sum(float(piece[name]) for piece in pieces) for name in pieces[0]}
 
 
 def _tolerances(e: eager._Elements) -> dict[str, Tensor]:
-    # What cancels is measured by what it was made of.
+    # Cancellation: the tolerance is relative to the terms.
     settings = e.settings
     undecayed = e.p.abs() + e.update.abs()
     effective = e.g.abs() + (settings.weight_decay * undecayed if e.is_coupled else 0.0)
-    # Without eps and v this is 0/0, but then it is NaN or infinite that the column is.
+    # 0/0 without eps and v, but then the column is NaN or infinite.
     floor = e.v_own.clamp(min=settings.eps**2)
     grad_ratio = torch.where(e.active & (floor > 0), effective**2 / floor, 0.0)
     sums = {
@@ -70,7 +70,7 @@ def _is_near(values: Tensor, boundary: Tensor) -> Tensor:
 
 
 def _is_undecided(e: eager._Elements, name: str, value: Tensor, change: Tensor) -> Tensor:
-    """Where a little more or less of a change, or of its outcome, decides whether it is lost."""
+    """Returns where rounding decides whether a change is lost."""
     outcomes = [value - change * (1 + sign * NEAR) for sign in (-1, 1)]
     if e.piece[name].dtype in (torch.float16, torch.bfloat16):
         outcomes += [(value - change) * (1 + sign * NEAR) for sign in (-1, 1)]
@@ -79,7 +79,7 @@ def _is_undecided(e: eager._Elements, name: str, value: Tensor, change: Tensor) 
 
 
 def assert_counts_agree(states: ParamStates, counts: Tensor, groups: list[int]) -> None:
-    """Histograms, of which an element near an octave's edge may stand on its other side."""
+    """Compares histograms; elements near the edge of an octave may be in either."""
     assert counts.dtype == torch.int64
     edges = torch.zeros(counts.shape, dtype=torch.int64)
     for state, group in zip(states, groups, strict=True):

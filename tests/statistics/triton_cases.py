@@ -29,11 +29,11 @@ STATE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes tensors of several chunks quick to interpret."""
+    """Uses small chunks, so that tensors of several chunks are interpreted quickly."""
     monkeypatch.setattr(triton, "CHUNK", 1024)
 
 
-def agrees(
+def assert_agrees(
     optimizer: Optimizer, columns: list[str] = ALL, reader: StateReader | None = None
 ) -> Tensor:
     states = (reader or StateReader()).after_step(optimizer)
@@ -68,12 +68,12 @@ def noisy(scale: float) -> Callable[[Tensor, int], Tensor]:
 )
 def test_agrees(dtype: torch.dtype, adam: dict[str, Any]) -> None:
     shapes = [(1100,), (5, 7), (0,)]
-    agrees(stepped(weights(*shapes, dtype=dtype), grad=noisy(1e-3), **adam))
+    assert_agrees(stepped(weights(*shapes, dtype=dtype), grad=noisy(1e-3), **adam))
 
 
 @pytest.mark.parametrize("elements", [1, 512, 513, 1024, 1025])
 def test_agrees_at_the_edges_of_blocks_and_chunks(elements: int) -> None:
-    agrees(stepped(weights((elements,)), decoupled=True))
+    assert_agrees(stepped(weights((elements,)), decoupled=True))
 
 
 @pytest.mark.parametrize("place", ["parameter", "grad", *STATE])
@@ -83,7 +83,7 @@ def test_nonfinite_values_propagate(special: float, place: str, decoupled: bool)
     optimizer = stepped(weight, decoupled=decoupled, amsgrad=True, weight_decay=0.1)
     tensors = {"parameter": weight[0].data, "grad": weight[0].grad, **optimizer.state[weight[0]]}
     tensors[place][1200] = special
-    agrees(optimizer)
+    assert_agrees(optimizer)
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-8])
@@ -98,7 +98,7 @@ def test_agrees_for_idle_elements_and_zero_second_moments(eps: float, decoupled:
     optimizer = stepped(parameters, grad=grad, decoupled=decoupled, eps=eps, weight_decay=0.1)
     optimizer.state[parameters[0]]["exp_avg_sq"].view(-1)[::5] = 0
     optimizer.state[parameters[0]]["exp_avg"].view(-1)[::15] = 0
-    agrees(optimizer)
+    assert_agrees(optimizer)
 
 
 def test_agrees_for_different_settings_and_steps() -> None:
@@ -110,7 +110,7 @@ def test_agrees_for_different_settings_and_steps() -> None:
     ]
     optimizer = stepped(groups, decoupled=True)
     optimizer.state[parameters[2]]["step"].fill_(1000)
-    agrees(optimizer)
+    assert_agrees(optimizer)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -122,7 +122,7 @@ def test_settings_in_tensors_are_those_in_numbers(dtype: torch.dtype) -> None:
         optimizer.param_groups[0].update(lr=lr, betas=tuple(betas))
         rows.append(triton.measure(StateReader().after_step(optimizer), ALL))
     assert torch.equal(*rows)
-    agrees(optimizer)
+    assert_agrees(optimizer)
 
 
 def test_agrees_for_an_integer_step() -> None:
@@ -130,7 +130,7 @@ def test_agrees_for_an_integer_step() -> None:
     optimizer = stepped(parameters, decoupled=True)
     optimizer.state[parameters[0]]["step"] = optimizer.state[parameters[0]]["step"].long()
     optimizer.state[parameters[1]]["step"] = 3
-    agrees(optimizer)
+    assert_agrees(optimizer)
 
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -160,31 +160,31 @@ def test_agrees_for_any_strides(weight_layout: str, grad_layout: str) -> None:
             parameter.grad = LAYOUTS[grad_layout](parameter.grad)
         state = {name: torch.empty_like(parameter).normal_().abs_() for name in STATE[:2]}
         optimizer.state[parameter].update(step=torch.tensor(3.0), **state)
-    agrees(optimizer)
+    assert_agrees(optimizer)
 
 
 def test_agrees_for_different_dtypes() -> None:
     dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
     parameters = [each for dtype in dtypes for each in weights((90,), dtype=dtype)]
     optimizer = stepped(parameters, decoupled=True, weight_decay=0.1)
-    agrees(optimizer)
+    assert_agrees(optimizer)
     for parameter, dtype in zip(parameters, [torch.float16, torch.float32] * 2, strict=True):
         state = optimizer.state[parameter]
         state.update({name: state[name].to(dtype) for name in STATE[:2]})
         parameter.grad_dtype = None
         assert parameter.grad is not None
         parameter.grad = parameter.grad.to(torch.bfloat16)
-    agrees(optimizer)
+    assert_agrees(optimizer)
 
 
 def test_agrees_for_some_columns_only() -> None:
     optimizer, reader = stepped(weights((90,), (0,)), decoupled=True), StateReader()
     for columns in (["elements"], ["exp_avg_sq_roots"], ["step", "grad_max_abs"], ["elements"]):
-        agrees(optimizer, columns, reader)
+        assert_agrees(optimizer, columns, reader)
 
 
 def test_next_measurements_agree() -> None:
-    """What changes and what stays is found by its address."""
+    """Changes are detected by address."""
     parameters = weights((90,), (1100,), (5,))
     groups = [{"params": parameters[:2]}, {"params": parameters[2:], "lr": 0.1}]
     optimizer, reader = stepped(groups, decoupled=True, weight_decay=0.1), StateReader()
@@ -211,14 +211,14 @@ def test_next_measurements_agree() -> None:
     changes = (replace_gradients, optimizer.step, change_settings, replace_data)
     for change in (*changes, lambda: optimizer.load_state_dict(other), leave_out_a_parameter):
         change()
-        agrees(optimizer, reader=reader)
+        assert_agrees(optimizer, reader=reader)
 
 
-def test_steps_on_the_host_are_read_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_on_the_host_are_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_table, "_is_on", lambda *_: False)
     optimizer, reader = stepped(weights((90,), (5,)), decoupled=True), StateReader()
     for _ in range(2):
-        agrees(optimizer, reader=reader)
+        assert_agrees(optimizer, reader=reader)
         optimizer.step()
 
 
@@ -234,7 +234,7 @@ def test_agrees_for_an_optimizer_without_step() -> None:
 
 
 def test_agrees_for_empty_tensors_only() -> None:
-    agrees(stepped(weights((0,), (3, 0)), decoupled=True))
+    assert_agrees(stepped(weights((0,), (3, 0)), decoupled=True))
 
 
 def test_result_is_deterministic() -> None:
@@ -244,7 +244,7 @@ def test_result_is_deterministic() -> None:
 
 
 def test_only_extreme_chunks_are_measured_again_in_float64() -> None:
-    """In float64 the sums would be those of `eager` to more digits than float32 has."""
+    """In float64, the sums agree with `eager` to more digits than float32 has."""
     parameters = weights((1000,), (1000,))
     optimizer = stepped(parameters, decoupled=True)
     parameters[1].data *= 1e-20
@@ -255,21 +255,21 @@ def test_only_extreme_chunks_are_measured_again_in_float64() -> None:
     assert (error[1] < 1e-14).all()
 
 
-def test_a_chunk_whose_decay_float32_cannot_square_is_measured_again() -> None:
+def test_chunk_with_a_decay_that_float32_cannot_square_is_measured_again() -> None:
     parameters = weights((900,))
     optimizer = stepped(parameters, decoupled=False, lr=0.0, weight_decay=0.1)
     parameters[0].data.fill_(1e-12)
     optimizer.state[parameters[0]]["exp_avg_sq"].fill_(1e14)
-    agrees(optimizer)
+    assert_agrees(optimizer)
 
 
-def test_an_element_is_active_by_a_decay_that_float32_cannot_hold() -> None:
+def test_element_is_active_by_a_decay_that_underflows_in_float32() -> None:
     parameters = weights((90,))
     optimizer = stepped(parameters, grad=noisy(0.0), decoupled=False, lr=0.0, weight_decay=0.01)
     parameters[0].data.fill_(1e-44)
     for name in STATE[:2]:
         optimizer.state[parameters[0]][name].zero_()
-    agrees(optimizer)
+    assert_agrees(optimizer)
 
 
 def test_metric_uses_the_kernel() -> None:
@@ -282,8 +282,8 @@ def test_metric_uses_the_kernel() -> None:
 @settings(max_examples=15, deadline=None)
 @given(groups=parameter_groups(), seed=st.integers(0, 2**31))
 def test_any_state_agrees(groups: list[dict[str, Any]], seed: int) -> None:
-    """Columns with the eager kernel, statistics with the outside reference."""
+    """Compares columns with the eager kernel and statistics with the reference."""
     optimizer = build(groups, seed)
-    agrees(optimizer)
+    assert_agrees(optimizer)
     values = AdamStatistics("all", scopes=["model"], kernel="triton")(optimizer)
     assert_agree(bare(values, ""), reference_tensors(optimizer), "triton")

@@ -1,4 +1,4 @@
-"""A plugin of pytest: Triton's interpreter, with which its kernel measures tensors of the CPU.
+"""A pytest plugin that runs the Triton kernel on the CPU with Triton's interpreter.
 
 A process either interprets kernels or compiles them: `test_triton.py` starts one with this plugin.
 """
@@ -11,9 +11,9 @@ import numpy as np
 
 
 def pytest_configure() -> None:
-    """Lets the kernel measure on the CPU, with an interpreter that computes as a device does."""
+    """Patches the interpreter so that it computes like a device."""
     os.environ["TRITON_INTERPRET"] = "1"
-    # Triton reads the variable where it decorates its own functions, and torch has imported it.
+    # Triton reads the variable when it is imported, and torch has imported it already.
     for name in list(sys.modules):
         if name.split(".")[0] == "triton" and not name.startswith("triton._C"):
             del sys.modules[name]

@@ -170,7 +170,7 @@ class ReportPage:
         self.page = page
         self.first_step = page.get_by_label("first step", exact=True)
         self.last_step = page.get_by_label("last step", exact=True)
-        self.theme_button = page.get_by_role("button", name="light or dark")
+        self.theme_button = page.get_by_role("button", name="Toggle dark theme")
         self.scope = page.locator("#scope")
         """The selection of the scope in which runs are compared."""
         self.chips = page.get_by_role("group", name="Lines").get_by_role("button")

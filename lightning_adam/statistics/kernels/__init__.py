@@ -1,7 +1,7 @@
-"""The kernels: each reads every element once and returns one row of columns a tensor.
+"""The kernels: each reads every element once and returns a row of columns for each tensor.
 
-All have the functions of `eager`, the reference. The fast ones leave to it what they cannot read,
-such as tensors with gaps in memory. Devices without float64 are measured in a copy on the CPU.
+All have the functions of `eager`, the reference. The fast kernels use it for tensors that they
+cannot read, such as non-contiguous ones. Devices without float64 are measured in a copy on the CPU.
 """
 
 from collections import defaultdict
@@ -19,9 +19,9 @@ from lightning_adam.statistics.histograms import BINS, QUANTITIES
 from lightning_adam.statistics.param_states import Layout, ParamStates, Settings
 
 FAST = {"cpu": "numba", "cuda": "triton"}
-"""The fast kernel of each type of device, named after its package."""
+"""The fast kernel by device type, named after its package."""
 WITHOUT_FLOAT64 = {"mps"}
-"""Types of device on which torch has no float64."""
+"""Device types without float64 in torch."""
 
 
 def measure(states: ParamStates, columns: Sequence[str], kernel: str = "auto") -> Tensor:
@@ -30,8 +30,8 @@ def measure(states: ParamStates, columns: Sequence[str], kernel: str = "auto") -
     Args:
         states: Parameters on any devices, right after the step.
         columns: Names of `COLUMNS`, sums before maxima.
-        kernel: Kernel for the tensors of its type of device: `auto`, `eager`, `numba` or `triton`;
-            `eager` measures the others (default: auto, the fast one if it is installed).
+        kernel: `auto`, `eager`, `numba` or `triton`. `eager` measures tensors on devices that the
+            kernel does not support (default: auto, the fast kernel if it is installed).
 
     Returns:
         The matrix `[tensors, columns]` in float64, on an accelerator if any tensor is.
@@ -47,20 +47,20 @@ def measure(states: ParamStates, columns: Sequence[str], kernel: str = "auto") -
         device: _kernel(kernel, device).measure(part, columns)
         for device, (_, part) in parts.items()
     }
-    home = _home(parts)
+    common = _common_device(parts)
     if len(rows) == 1:
-        return rows[home]
-    together = torch.empty(len(states), len(columns), dtype=torch.float64, device=home)
+        return rows[common]
+    together = torch.empty(len(states), len(columns), dtype=torch.float64, device=common)
     for device, (indexes, _) in parts.items():
-        positions = torch.tensor(indexes, device="cpu").to(home, non_blocking=True)
-        together.index_copy_(0, positions, rows[device].to(home, non_blocking=True))
+        positions = torch.tensor(indexes, device="cpu").to(common, non_blocking=True)
+        together.index_copy_(0, positions, rows[device].to(common, non_blocking=True))
     return together
 
 
 def count_exponents(
     states: ParamStates, groups: Sequence[int], number: int, kernel: str = "auto"
 ) -> Tensor:
-    """Counts active elements by the binary exponent of each of `QUANTITIES`, a group of tensors.
+    """Counts active elements by binary exponent, for each of `QUANTITIES` and group of tensors.
 
     Args:
         states: Parameters on any devices, right after the step.
@@ -77,7 +77,7 @@ def count_exponents(
     """
     parts = _by_device(states)
     shape = (number, len(QUANTITIES), BINS)
-    counts = torch.zeros(shape, dtype=torch.int64, device=_home(parts))
+    counts = torch.zeros(shape, dtype=torch.int64, device=_common_device(parts))
     for device, (indexes, part) in parts.items():
         own = [groups[index] for index in indexes]
         found = _kernel(kernel, device).count_exponents(part, own, number)
@@ -102,19 +102,19 @@ def grad_squares(grads: Sequence[Tensor | None], kernel: str = "auto") -> Tensor
     by_device: dict[torch.device, list[int]] = defaultdict(list)
     for index, grad in enumerate(grads):
         if grad is not None:
-            by_device[_measured_on(grad.device)].append(index)
-    home = _home(by_device)
-    squares = torch.zeros(len(grads), dtype=torch.float64, device=home)
+            by_device[_measuring_device(grad.device)].append(index)
+    common = _common_device(by_device)
+    squares = torch.zeros(len(grads), dtype=torch.float64, device=common)
     for device, indexes in by_device.items():
         own: list[Any] = [grads[index].to(device) for index in indexes]  # type: ignore[union-attr]
         found = _kernel(kernel, device).grad_squares(own)
-        positions = torch.tensor(indexes, device="cpu").to(home, non_blocking=True)
-        squares.index_copy_(0, positions, found.to(home, non_blocking=True))
+        positions = torch.tensor(indexes, device="cpu").to(common, non_blocking=True)
+        squares.index_copy_(0, positions, found.to(common, non_blocking=True))
     return squares
 
 
 def missing(device_types: Iterable[str]) -> list[str]:
-    """Returns the fast kernels of these types of device that are not installed.
+    """Returns the fast kernels for some device types that are not installed.
 
     Example:
         >>> missing(["meta"])
@@ -126,7 +126,7 @@ def missing(device_types: Iterable[str]) -> list[str]:
 
 @cache
 def is_installed(kernel: str) -> bool:
-    """Returns whether the package that a kernel is written in can be imported.
+    """Returns whether the package of a kernel can be imported.
 
     Example:
         >>> is_installed("eager")
@@ -140,10 +140,10 @@ def is_installed(kernel: str) -> bool:
 
 
 def will_compile(device_types: Iterable[str], kernel: str = "auto") -> bool:
-    """Returns whether the first measurement compiles the CPU kernel, which takes some seconds.
+    """Returns whether the first measurement compiles the CPU kernel, which takes seconds.
 
     Args:
-        device_types: Types of device of the parameters.
+        device_types: Device types of the parameters.
         kernel: As for `measure` (default: auto).
     """
     if "cpu" not in device_types or kernel not in ("auto", "numba") or not is_installed("numba"):
@@ -160,7 +160,7 @@ def _kernel(name: str, device: torch.device) -> ModuleType:
 
 
 def _by_device(states: ParamStates) -> dict[torch.device, tuple[list[int], ParamStates]]:
-    """The indexes and states of each device's tensors."""
+    """Returns the indexes and states of the tensors by device."""
     key = "by device"
     if key not in states.layout.prepared:
         indexes: dict[torch.device, list[int]] = defaultdict(list)
@@ -174,16 +174,16 @@ def _by_device(states: ParamStates) -> dict[torch.device, tuple[list[int], Param
             part = _on_cpu(part)
         elif part is not states:
             part = replace(part, layout=layout)
-        parts[_measured_on(device)] = (own, part)
+        parts[_measuring_device(device)] = (own, part)
     return parts
 
 
-def _measured_on(device: torch.device) -> torch.device:
+def _measuring_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
 
 
 def _on_cpu(states: ParamStates) -> ParamStates:
-    """Copies of the tensors on the CPU."""
+    """Copies the tensors to the CPU."""
     settings = [Settings(*map(_to_cpu, of)) for of in states.settings]
     rows = [[*map(_to_cpu, state[2:])] for state in states]
     return ParamStates.of_columns(states.scopes, settings, rows)
@@ -193,6 +193,6 @@ def _to_cpu(value: Any) -> Any:
     return value.cpu() if isinstance(value, Tensor) else value
 
 
-def _home(devices: Iterable[torch.device]) -> torch.device:
-    """The device on which the rows of several devices meet, so that none is waited for."""
+def _common_device(devices: Iterable[torch.device]) -> torch.device:
+    """Returns the device for the results of several devices: an accelerator if there is one."""
     return min(devices, key=lambda device: device.type == "cpu", default=torch.device("cpu"))

@@ -1,7 +1,7 @@
 """The reference kernel: plain torch operations in float64, on any device.
 
-It works through a tensor in pieces, so that its temporaries stay below 32 MB, on another device
-than the CPU below 200 MB, whatever the tensor's size, and it never waits for the device.
+It processes a tensor in pieces, which bounds temporaries to 32 MB on the CPU and 200 MB on other
+devices. It never waits for the device.
 """
 
 import math
@@ -16,9 +16,9 @@ from lightning_adam.statistics.histograms import BINS, QUANTITIES
 from lightning_adam.statistics.param_states import ParamState, ParamStates
 
 PIECE = 1 << 16
-"""Elements at a time: half a megabyte in float64, of which about thirty live at once."""
+"""Elements of a piece on the CPU: 0.5 MB in float64, of which about 30 are alive at once."""
 PIECE_ON_A_DEVICE = 1 << 20
-"""The same where each of hundreds of operations is a kernel to be launched."""
+"""Elements of a piece on other devices, larger because of the cost of kernel launches."""
 
 
 @torch.no_grad()
@@ -47,7 +47,7 @@ def measure(states: ParamStates, columns: Sequence[str]) -> Tensor:
 
 @torch.no_grad()
 def count_exponents(states: ParamStates, groups: Sequence[int], number: int) -> Tensor:
-    """Counts active elements by the binary exponent of each of `QUANTITIES`, a group of tensors.
+    """Counts active elements by binary exponent, for each of `QUANTITIES` and group of tensors.
 
     Args:
         states: Parameters on one device, at least one, right after the step.
@@ -93,7 +93,7 @@ def grad_squares(grads: Sequence[Tensor]) -> Tensor:
     device = grads[0].device
     real = [torch.view_as_real(each) if each.is_complex() else each for each in grads]
     if device.type != "cpu" and all(each.layout is torch.strided for each in real):
-        # A few launches for all of them, each in float64 within.
+        # Few launches for all tensors, with accumulation in float64.
         return torch.stack(torch._foreach_norm(real, 2, dtype=torch.float64)).square()
     return torch.stack([_sum_of_squares(each) for each in real])
 
@@ -110,7 +110,7 @@ def _sum_of_squares(grad: Tensor) -> Tensor:
 def _row(state: ParamState, columns: Sequence[str]) -> Tensor:
     sums = sum(not COLUMNS[name].is_maximum for name in columns)
     rows = (
-        torch.stack([_LINES[name](elements).double() for name in columns])
+        torch.stack([_COLUMNS[name](elements).double() for name in columns])
         for elements in _elements(state)
     )
     row = next(rows)
@@ -120,9 +120,9 @@ def _row(state: ParamState, columns: Sequence[str]) -> Tensor:
 
 
 class _Elements:
-    """The elementwise quantities of a piece, each computed when it is first asked for.
+    """The elementwise quantities of a piece, computed on first use.
 
-    Letters and symbols are the catalogue's.
+    Letters and symbols are those of the catalogue.
     """
 
     def __init__(self, state: ParamState, **piece: Tensor) -> None:
@@ -138,18 +138,18 @@ class _Elements:
         self.zero = self.scalar(0.0)
 
     def scalar(self, value: Tensor | float) -> Tensor:
-        """A number for all of the piece."""
+        """Returns a number as a scalar tensor on the device."""
         if isinstance(value, Tensor):
             value = value.to(self.p.device, non_blocking=True)
         return torch.zeros((), dtype=torch.float64, device=self.p.device) + value
 
     def setting(self, name: str) -> Tensor:
-        """A hyperparameter as a maximum: that of no elements does not count."""
+        """Returns a hyperparameter as a maximum; -inf if there are no elements."""
         value = self.step if name == "step" else getattr(self.settings, name)
         return self.scalar(value if self.p.numel() else -math.inf)
 
     def rounds_to_itself(self, name: str, exact: Tensor, value: Tensor) -> Tensor:
-        """Where the exact result is the value again in the dtype of the named tensor."""
+        """Returns where the exact result rounds to the value in the dtype of the named tensor."""
         return exact.to(self.piece[name].dtype).double() == value
 
     @cached_property
@@ -228,7 +228,7 @@ class _Elements:
         return torch.where(self.has_denominator, self.settings.eps / self.denominator, 0.0)
 
     @cached_property
-    def moved(self) -> Tensor:
+    def is_updated(self) -> Tensor:
         return self.update != 0
 
 
@@ -240,7 +240,7 @@ def _largest(values: Tensor) -> Tensor:
     return values.amax() if values.numel() else values.new_full((), -math.inf)
 
 
-def _over(mask: Tensor, values: Tensor, otherwise: float = 0.0) -> Tensor:
+def _masked(mask: Tensor, values: Tensor, otherwise: float = 0.0) -> Tensor:
     return torch.where(mask, values, otherwise)
 
 
@@ -249,9 +249,9 @@ def _nonfinite(e: _Elements) -> Tensor:
     return (~(finite & e.v.isfinite() if "exp_avg_sq" in e.piece else finite)).sum()
 
 
-_Line = Callable[[_Elements], Tensor]
+_Compute = Callable[[_Elements], Tensor]
 
-_LINES: dict[str, _Line] = {
+_COLUMNS: dict[str, _Compute] = {
     "elements": lambda e: e.scalar(e.p.numel()),
     "grad_squares": lambda e: _squares(e.g),
     "grad_zero": lambda e: (e.g == 0).sum(),
@@ -271,24 +271,26 @@ _LINES: dict[str, _Line] = {
     "effective_grad_squares": lambda e: _squares(e.effective),
     "exp_avg_times_effective_grad": lambda e: e.m.dot(e.effective),
     "exp_avg_sq_roots": lambda e: (e.v if e.v_max is None else e.v_max).sqrt().sum(),
-    "grad_over_second_moment": lambda e: _over(
+    "grad_over_second_moment": lambda e: _masked(
         e.active, e.effective**2 / e.v_own.clamp(min=e.settings.eps**2)
     ).sum(),
     "second_moment_positive": lambda e: e.has_second_moment.sum(),
-    "signal": lambda e: _over(e.has_second_moment, (e.m_hat**2 / e.v_own).clamp(max=1)).sum(),
+    "signal": lambda e: _masked(e.has_second_moment, (e.m_hat**2 / e.v_own).clamp(max=1)).sum(),
     "eps_dominated": lambda e: (e.active & (e.denominator < e.settings.eps)).sum(),
-    "denominator_share": lambda e: _over(
+    "denominator_share": lambda e: _masked(
         e.active, e.denominator / (e.denominator + e.settings.eps)
     ).sum(),
-    "energy_without_eps": lambda e: _squares(_over(e.has_denominator, e.m_hat / e.denominator)),
+    "energy_without_eps": lambda e: _squares(_masked(e.has_denominator, e.m_hat / e.denominator)),
     "energy_lost_to_eps": lambda e: (
-        _over(e.has_denominator, e.u) ** 2 * e.eps_share * (2 + e.eps_share)
+        _masked(e.has_denominator, e.u) ** 2 * e.eps_share * (2 + e.eps_share)
     ).sum(),
     "exp_avg_sq_zero": lambda e: ((e.v == 0) & (e.effective != 0)).sum(),
     "normalized_update_squares": lambda e: _squares(e.u),
     "normalized_update_large": lambda e: (e.u.abs() > 0.8).sum(),
-    "update_nonzero": lambda e: e.moved.sum(),
-    "update_lost": lambda e: (e.moved & e.rounds_to_itself("parameter", e.p - e.update, e.p)).sum(),
+    "update_nonzero": lambda e: e.is_updated.sum(),
+    "update_lost": lambda e: (
+        e.is_updated & e.rounds_to_itself("parameter", e.p - e.update, e.p)
+    ).sum(),
     "weight_nonzero": lambda e: (e.p != 0).sum(),
     "decay_lost": lambda e: (
         (e.p != 0) & e.rounds_to_itself("parameter", e.p * (1 - e.decay_rate), e.p)
@@ -301,29 +303,29 @@ _LINES: dict[str, _Line] = {
     "grad_max_abs": lambda e: _largest(e.g.abs()),
     "exp_avg_max_abs": lambda e: _largest(e.m.abs()),
     "exp_avg_sq_largest": lambda e: _largest(e.v),
-    "normalized_update_max_abs": lambda e: _largest(_over(e.active, e.u.abs(), -math.inf)),
+    "normalized_update_max_abs": lambda e: _largest(_masked(e.active, e.u.abs(), -math.inf)),
     **{name: (lambda e, name=name: e.setting(name)) for name in HYPERPARAMETERS},  # type: ignore[misc]
 }
-"""How each column is computed over a piece."""
+"""Computes each column over a piece."""
 
-_MAGNITUDES: dict[str, _Line] = {
+_MAGNITUDES: dict[str, _Compute] = {
     "grad": lambda e: e.g.abs(),
     "exp_avg": lambda e: e.m_hat.abs(),
     "denominator": lambda e: e.denominator,
     "normalized_update": lambda e: e.u.abs(),
 }
-"""What each histogram counts."""
+"""The magnitudes of each histogram."""
 
 
 def _exponents(magnitudes: Tensor) -> Tensor:
-    """The exponents that float32 would give: 0 for zero and subnormal, 255 for inf and NaN."""
+    """Returns the exponents in float32: 0 for zero and subnormal, 255 for inf and NaN."""
     # The bits between the 52 of the fraction and the sign; 1023 and 127 are the biases.
     exponents = (magnitudes.view(torch.int64) >> 52) & 0x7FF
     return (exponents - (1023 - 127)).clamp_(0, BINS - 1)
 
 
 def _elements(state: ParamState) -> Iterator[_Elements]:
-    """The elements of a tensor, piece by piece."""
+    """Yields the elements of a tensor in pieces."""
     tensors = {
         "parameter": state.parameter,
         "grad": state.grad,
@@ -337,7 +339,7 @@ def _elements(state: ParamState) -> Iterator[_Elements]:
 
 
 def _pieces(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Flat pieces of tensors of one shape, element by element alike, whatever their strides."""
+    """Yields flat pieces of tensors with the same shape and any strides, with matching elements."""
     shape = tensors[0].shape
     length = PIECE if tensors[0].is_cpu else PIECE_ON_A_DEVICE
     if shape.numel() <= length:

@@ -1,12 +1,11 @@
-"""The CPU kernel: one pass over all tensors, compiled by numba, on torch's number of threads.
+"""The CPU kernel: one pass over all tensors, compiled by numba, on as many threads as torch has.
 
-The tensors are cut into items, which torch's own threads take in turns. numba's threads would load
-a second OpenMP beside torch's, which slows the training step that follows; threads of our own have
-to share the processors with torch's, and stand in only where torch has another OpenMP than libgomp.
+Tensors are split into items, which the OpenMP threads of torch process in chunks. numba's threads
+would load a second OpenMP runtime, which slows down the next training step. Python threads compete
+with those of torch, so they are only used if the OpenMP runtime of torch is not libgomp.
 
-Tensors whose elements are outside the range of float32 are measured again in float64, and from then
-on in float64 only, until float32 would do. `eager` measures tensors with gaps in memory, and dtypes
-that these loops do not read.
+Tensors with elements outside the range of float32 are measured again in float64, and in float64
+only until float32 is sufficient. `eager` measures non-contiguous tensors and other dtypes.
 """
 
 import math
@@ -27,9 +26,9 @@ from lightning_adam.statistics.histograms import BINS, QUANTITIES
 from lightning_adam.statistics.kernels import eager
 from lightning_adam.statistics.kernels.numba_loops import (
     BLOCK,
-    KINDS,
+    DTYPE_CODES,
     ROW,
-    STORED,
+    STORED_TYPES,
     Array,
     Factors,
     add_grad_squares,
@@ -46,17 +45,17 @@ from lightning_adam.statistics.param_states import (
 )
 
 ITEM = 32 * BLOCK
-"""Elements of an item, at least: half a megabyte of float32."""
+"""Smallest number of elements of an item."""
 ITEMS = 1 << 13
-"""Items into which the largest models are cut, beside one a tensor: they bound the memory."""
-TURN = 8 * ITEM
-"""Elements that a thread takes at a time, at least: some tenths of a millisecond."""
+"""Largest number of items in addition to one per tensor, which bounds the memory."""
+CHUNK = 8 * ITEM
+"""Smallest number of elements that a thread takes at a time, for some tenths of a millisecond."""
 SAFE = (1e-15, 1e15)
-"""Magnitudes whose squares float32 holds with all digits."""
+"""Range of magnitudes with squares that float32 represents accurately."""
 SAFE_EPS = (1e-30, 1e30)
-"""Values of eps whose inverse float32 holds with all digits; they are not squared."""
+"""Range of eps with an inverse that float32 represents accurately."""
 CANCELLED = 1e-3
-"""The share of Σp² that Σ(p+ηu)² has to reach: below, float32 has lost two digits of it or more."""
+"""Smallest fraction of Σp² that Σ(p+ηu)² may be: below it, float32 loses two digits or more."""
 Result = TypeVar("Result")
 Work = Callable[[Iterator[tuple[int, int]]], Result]
 
@@ -81,22 +80,22 @@ def measure(states: ParamStates, columns: Sequence[str]) -> Tensor:
         >>> measure(states, ["elements", "grad_squares", "grad_max_abs"])
         tensor([[12., 12.,  1.]], dtype=torch.float64)
     """
-    prepared = _prepared(states)
+    plan = _plan_for(states)
     rows = np.empty((len(columns), len(states)))
-    settings = prepared.settings(states)
+    settings = plan.settings(states)
     with np.errstate(all="ignore"):
-        for batch in prepared.batches:
+        for batch in plan.batches:
             row = batch.measure(states, settings)
             for place, name in enumerate(columns):
                 rows[place, batch.indexes] = row[name]
     measured = torch.from_numpy(rows).T
-    if prepared.others:
-        measured[prepared.others] = eager.measure(states.select(prepared.others), columns)
+    if plan.unsupported:
+        measured[plan.unsupported] = eager.measure(states.select(plan.unsupported), columns)
     return measured
 
 
 def count_exponents(states: ParamStates, groups: Sequence[int], number: int) -> Tensor:
-    """Counts active elements by the binary exponent of each of `QUANTITIES`, a group of tensors.
+    """Counts active elements by binary exponent, for each of `QUANTITIES` and group of tensors.
 
     Args:
         states: Parameters on the CPU, at least one, right after the step.
@@ -115,17 +114,19 @@ def count_exponents(states: ParamStates, groups: Sequence[int], number: int) -> 
         >>> int(count_exponents(StateReader().after_step(adam), [0], 1)[0, 0, 127])
         5
     """
-    prepared = _prepared(states)
+    plan = _plan_for(states)
     counts = np.zeros((number, len(QUANTITIES), BINS), np.int64)
-    settings = prepared.settings(states)
+    settings = plan.settings(states)
     own = np.array(groups, dtype=np.int64)
     with np.errstate(all="ignore"):
-        for batch in prepared.batches:
+        for batch in plan.batches:
             batch.count(states, settings, own[batch.indexes], counts)
     counted = torch.from_numpy(counts)
-    if prepared.others:
-        of_others = [groups[index] for index in prepared.others]
-        counted += eager.count_exponents(states.select(prepared.others), of_others, number)
+    if plan.unsupported:
+        unsupported_groups = [groups[index] for index in plan.unsupported]
+        counted += eager.count_exponents(
+            states.select(plan.unsupported), unsupported_groups, number
+        )
     return counted
 
 
@@ -143,21 +144,21 @@ def grad_squares(grads: Sequence[Tensor]) -> Tensor:
         tensor([25.], dtype=torch.float64)
     """
     is_read = [
-        grad.layout is torch.strided and grad.dtype in KINDS and grad.is_contiguous()
+        grad.layout is torch.strided and grad.dtype in DTYPE_CODES and grad.is_contiguous()
         for grad in grads
     ]
     if not all(is_read):
         return eager.grad_squares(grads)
     items, firsts = _items(np.array([grad.numel() for grad in grads]))
     addresses = np.array(addresses_of(grads))
-    kinds = np.array([KINDS[grad.dtype] for grad in grads])
+    kinds = np.array([DTYPE_CODES[grad.dtype] for grad in grads])
     squares = np.zeros(len(items))
-    _in_threads(_adding(add_grad_squares, items, addresses, kinds, squares), _turns(items))
+    _in_threads(_adder(add_grad_squares, items, addresses, kinds, squares), _chunks(items))
     return torch.from_numpy(np.add.reduceat(squares, firsts))
 
 
 def is_compiled() -> bool:
-    """Returns whether the loops have been compiled before, in this process or on this machine."""
+    """Returns whether the loops are compiled already, in this process or in the cache on disk."""
     return has_compiled(add_items)
 
 
@@ -176,8 +177,8 @@ class _Settings(NamedTuple):
         return _Settings(*(each[indexes] for each in self))
 
 
-class _Prepared:
-    """What is kept between two measurements of tensors in the same places.
+class _Plan:
+    """The data that is reused while tensors stay at the same addresses.
 
     Args:
         states: The tensors.
@@ -186,9 +187,9 @@ class _Prepared:
     def __init__(self, states: ParamStates) -> None:
         self.couplings = _couplings(states)
         self.step_addresses, self.step_kinds = _step_addresses(states)
-        self.others: list[int] = []
-        """Tensors that `eager` measures."""
-        alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+        self.unsupported: list[int] = []
+        """Indexes of the tensors that `eager` measures."""
+        batches: dict[tuple[Any, ...], list[int]] = defaultdict(list)
         contiguous = all(
             each is None or each.is_contiguous()
             for each in chain(
@@ -204,19 +205,19 @@ class _Prepared:
             tensors = (state.parameter, state.grad, state.exp_avg, state.exp_avg_sq)
             dtypes = tuple(None if each is None else each.dtype for each in tensors)
             v_max = None if state.max_exp_avg_sq is None else state.max_exp_avg_sq.dtype
-            is_read = all(each in KINDS for each in dtypes) and v_max in (None, *KINDS)
+            is_read = all(each in DTYPE_CODES for each in dtypes) and v_max in (None, *DTYPE_CODES)
             if not is_read or not (contiguous or same_layout(state)):
-                self.others.append(index)
+                self.unsupported.append(index)
             else:
                 key = (*dtypes, v_max, self.couplings[states.scopes.groups[index]])
-                alike[key].append(index)
+                batches[key].append(index)
         self.batches = [
             _Batch(states, indexes, dtypes, is_coupled)
-            for (*dtypes, is_coupled), indexes in alike.items()
+            for (*dtypes, is_coupled), indexes in batches.items()
         ]
 
     def settings(self, states: ParamStates) -> _Settings:
-        """The hyperparameters that the step used."""
+        """Returns the hyperparameters that the step used."""
         if self.step_addresses is None:
             steps = np.array([float(each) for each in states.step])
         else:
@@ -233,12 +234,12 @@ class _Prepared:
         return _Settings(lr, beta1, beta2, eps, weight_decay, sign, steps)
 
 
-def _prepared(states: ParamStates) -> _Prepared:
+def _plan_for(states: ParamStates) -> _Plan:
     known = states.layout.prepared.get("numba")
     if known is None or known.couplings != _couplings(states):
-        known = states.layout.prepared["numba"] = _Prepared(states)
-    prepared: _Prepared = known
-    return prepared
+        known = states.layout.prepared["numba"] = _Plan(states)
+    plan: _Plan = known
+    return plan
 
 
 def _couplings(states: ParamStates) -> list[bool]:
@@ -246,9 +247,9 @@ def _couplings(states: ParamStates) -> list[bool]:
 
 
 def _step_addresses(states: ParamStates) -> tuple[Array | None, Array]:
-    """Addresses and dtypes of the steps; no addresses if they are not all tensors of the CPU."""
+    """Returns addresses and dtypes of the steps; no addresses unless all are tensors on the CPU."""
     kinds = [
-        KINDS[each.dtype]
+        DTYPE_CODES[each.dtype]
         for each in states.step
         if isinstance(each, Tensor)
         and each.device.type == "cpu"
@@ -260,13 +261,13 @@ def _step_addresses(states: ParamStates) -> tuple[Array | None, Array]:
 
 
 class _Batch:
-    """Tensors that one compiled function measures.
+    """Tensors that are measured by one compiled function.
 
     Args:
         states: All tensors.
-        indexes: Which of them.
-        dtypes: The dtypes of their p, g, m, v and max_exp_avg_sq.
-        is_coupled: Whether they are under coupled decay.
+        indexes: The indexes of these tensors.
+        dtypes: The dtypes of p, g, m, v and max_exp_avg_sq.
+        is_coupled: Whether weight decay is coupled.
     """
 
     def __init__(
@@ -287,18 +288,18 @@ class _Batch:
         self.addresses = np.ascontiguousarray(np.array(addresses).T)
         v = dtypes[3]
         assert v is not None
-        kinds = [KINDS[each or v] for each in dtypes]
+        kinds = [DTYPE_CODES[each or v] for each in dtypes]
         self.kinds = np.tile(np.array(kinds), (len(indexes), 1))
         self.normal = torch.finfo(v).tiny
         self.tokens: list[Any] | None = None
         if torch.float64 not in dtypes:
-            self.tokens = [None if each is None else STORED[each] for each in dtypes]
+            self.tokens = [None if each is None else STORED_TYPES[each] for each in dtypes]
         self.is_exact = np.full(len(indexes), self.tokens is None)
-        """Whether float64 measures a tensor."""
-        self.cut: dict[bytes, tuple[Array, Array, list[tuple[int, int]]]] = {}
+        """Whether a tensor is measured in float64."""
+        self.splits: dict[bytes, tuple[Array, Array, list[tuple[int, int]]]] = {}
 
     def measure(self, states: ParamStates, settings: _Settings) -> dict[str, Array]:
-        """The columns of each tensor, by name."""
+        """Returns the columns of each tensor by name."""
         factors, of = self._refresh(states, settings)
         row = np.zeros((len(self.indexes), len(ROW)))
         is_exact = self.is_exact
@@ -320,13 +321,13 @@ class _Batch:
         for exact in (False, True):
             chosen = self.is_exact if exact else ~self.is_exact
             if chosen.any():
-                items, _, turns = self._cut(chosen)
+                items, _, chunks = self._split(chosen)
                 function, arguments = self._call(exact, factors, count_items, count_items_exact)
-                work = _counting(function, (items, *arguments, groups), counts.shape)
-                counts += np.sum(_in_threads(work, turns), axis=0)
+                work = _counter(function, (items, *arguments, groups), counts.shape)
+                counts += np.sum(_in_threads(work, chunks), axis=0)
 
     def _refresh(self, states: ParamStates, settings: _Settings) -> tuple[Array, _Settings]:
-        """The factors and hyperparameters of this step."""
+        """Returns the factors and hyperparameters of this step."""
         grads = states.grad
         if len(self.indexes) < len(states):
             grads = [grads[index] for index in self.indexes]
@@ -349,7 +350,7 @@ class _Batch:
     def _call(
         self, exact: bool, factors: Array, in_float32: Any, in_float64: Any
     ) -> tuple[Any, tuple[Any, ...]]:
-        """A compiled function and its arguments between the items and the result."""
+        """Returns a compiled function and its arguments between the items and the result."""
         if exact:
             return in_float64, (self.addresses, self.kinds, factors)
         assert self.tokens is not None
@@ -357,30 +358,30 @@ class _Batch:
         return in_float32, (self.addresses, singles, *self.tokens, self.coupled)
 
     def _add(self, row: Array, chosen: Array, factors: Array, exact: bool = False) -> None:
-        """Adds up the elements of some of the tensors."""
-        items, firsts, turns = self._cut(chosen)
+        """Sums over the elements of some of the tensors."""
+        items, firsts, chunks = self._split(chosen)
         rows = np.zeros((len(items), len(ROW)))
         function, arguments = self._call(exact, factors, add_items, add_items_exact)
-        _in_threads(_adding(function, items, *arguments, rows), turns)
+        _in_threads(_adder(function, items, *arguments, rows), chunks)
         if len(items) > len(firsts):
-            sums = np.add.reduceat(rows[:, :-MAXIMA], firsts)
-            rows = np.hstack([sums, np.maximum.reduceat(rows[:, -MAXIMA:], firsts)])
+            sums = np.add.reduceat(rows[:, :-NUM_MAXIMA], firsts)
+            rows = np.hstack([sums, np.maximum.reduceat(rows[:, -NUM_MAXIMA:], firsts)])
         if chosen.all():
             row[:] = rows
         else:
             row[chosen] = rows
 
-    def _cut(self, chosen: Array) -> tuple[Array, Array, list[tuple[int, int]]]:
-        """The items of some of the tensors, each tensor's first, and the turns of the threads."""
+    def _split(self, chosen: Array) -> tuple[Array, Array, list[tuple[int, int]]]:
+        """Returns the items of some tensors, the first item of each tensor, and the chunks."""
         key = b"" if chosen.all() else np.packbits(chosen).tobytes()
-        if key not in self.cut:
+        if key not in self.splits:
             items, firsts = _items(self.elements[chosen])
             items[:, 0] = np.flatnonzero(chosen)[items[:, 0]]
-            # Those of a measurement are asked for twice or thrice, and seldom change.
-            if len(self.cut) > 8:
-                self.cut.clear()
-            self.cut[key] = items, firsts, _turns(items)
-        return self.cut[key]
+            # A measurement needs few of them, which rarely change.
+            if len(self.splits) > 8:
+                self.splits.clear()
+            self.splits[key] = items, firsts, _chunks(items)
+        return self.splits[key]
 
     def _columns(self, row: Array, of: _Settings) -> dict[str, Array]:
         known = dict(zip(ROW, row.T, strict=True))
@@ -400,7 +401,7 @@ class _Batch:
         return known
 
     def _is_safe(self, row: Array, factors: Array, of: _Settings) -> Array:
-        """Whether float32 holds all factors and the squares of the sums' terms, and p+ηu."""
+        """Returns for which tensors float32 is accurate: for factors, squared terms and p+ηu."""
         known = dict(zip(ROW, row.T, strict=True))
         active, nonzero = known["active"], known["weight_nonzero"]
         moved = known["exp_avg_max_abs"] * known["second_moment_positive"]
@@ -425,13 +426,13 @@ class _Batch:
             for name in ("effective_grad_squares", "undecayed_over_denominator_squares"):
                 magnitudes = _root_mean(known[name], active)
                 is_safe &= (known[name] == 0) | ((magnitudes >= SAFE[0]) & (magnitudes <= SAFE[1]))
-        # Where p is all update, as after the first step from zero, p+ηu is a small difference.
-        is_told = known["undecayed_squares"] >= CANCELLED * known["weight_squares"]
-        return np.asarray(is_safe & (is_told | (of.weight_decay == 0)))
+        # p+ηu cancels if p consists of the update, as after the first step from zero.
+        is_accurate = known["undecayed_squares"] >= CANCELLED * known["weight_squares"]
+        return np.asarray(is_safe & (is_accurate | (of.weight_decay == 0)))
 
 
-MAXIMA = 4
-"""The last columns of a row."""
+NUM_MAXIMA = 4
+"""Number of maxima, the last columns of a row."""
 
 
 def _root_mean(squares: Array, elements: Array) -> Array:
@@ -439,7 +440,7 @@ def _root_mean(squares: Array, elements: Array) -> Array:
 
 
 def _items(elements: Array) -> tuple[Array, Array]:
-    """For each item its tensor, first element and end; and the index of each tensor's first."""
+    """Returns the tensor, start and end of each item, and the index of each tensor's first item."""
     size = max(ITEM, math.ceil(elements.sum() / ITEMS / BLOCK) * BLOCK)
     items = np.maximum(-(-elements // size), 1)
     ends = np.cumsum(items)
@@ -449,55 +450,55 @@ def _items(elements: Array) -> tuple[Array, Array]:
     return np.stack([tensors, starts, np.minimum(starts + size, elements[tensors])], axis=1), firsts
 
 
-def _turns(items: Array) -> list[tuple[int, int]]:
-    """The first item and the one after the last that a thread takes at a time."""
+def _chunks(items: Array) -> list[tuple[int, int]]:
+    """Returns the ranges of items that a thread takes at a time."""
     before = np.cumsum(items[:, 2] - items[:, 1]) - (items[:, 2] - items[:, 1])
-    firsts = np.flatnonzero(np.diff(before // TURN, prepend=-1)).tolist()
+    firsts = np.flatnonzero(np.diff(before // CHUNK, prepend=-1)).tolist()
     return list(zip(firsts, [*firsts[1:], len(items)], strict=True))
 
 
-def _adding(function: Any, *arguments: Any) -> Work[None]:
-    """What adds up the items of turns."""
+def _adder(function: Any, *arguments: Any) -> Work[None]:
+    """Returns a function that sums over the items of chunks."""
 
-    def work(turns: Iterator[tuple[int, int]]) -> None:
-        for turn in turns:
-            function(*turn, *arguments)
+    def work(chunks: Iterator[tuple[int, int]]) -> None:
+        for chunk in chunks:
+            function(*chunk, *arguments)
 
     return work
 
 
-def _counting(function: Any, arguments: tuple[Any, ...], shape: tuple[int, ...]) -> Work[Array]:
-    """What counts the items of turns; each thread has counts of its own."""
+def _counter(function: Any, arguments: tuple[Any, ...], shape: tuple[int, ...]) -> Work[Array]:
+    """Returns a function that counts over the items of chunks, with separate counts per thread."""
 
-    def work(turns: Iterator[tuple[int, int]]) -> Array:
+    def work(chunks: Iterator[tuple[int, int]]) -> Array:
         counts = np.zeros(shape, np.int64)
-        for turn in turns:
-            function(*turn, *arguments, counts)
+        for chunk in chunks:
+            function(*chunk, *arguments, counts)
         return counts
 
     return work
 
 
-def _in_threads(work: Work[Result], turns: list[tuple[int, int]]) -> list[Result]:
-    """What the work returns in each of as many threads as torch has; they share the turns."""
-    left = iter(turns)
+def _in_threads(work: Work[Result], chunks: list[tuple[int, int]]) -> list[Result]:
+    """Runs the work in as many threads as torch has, and returns all results."""
+    remaining = iter(chunks)
     results: list[Result] = []
     faults: list[BaseException] = []
 
-    def share() -> None:
+    def run() -> None:
         try:
-            results.append(work(left))
+            results.append(work(remaining))
         except BaseException as fault:
             faults.append(fault)
 
-    threads = min(torch.get_num_threads(), len(turns))
+    threads = min(torch.get_num_threads(), len(chunks))
     if threads == 1:
-        share()
-    elif not run_in_team(share, threads):
-        with ThreadPoolExecutor(threads - 1) as others:
+        run()
+    elif not run_in_team(run, threads):
+        with ThreadPoolExecutor(threads - 1) as pool:
             for _ in range(threads - 1):
-                others.submit(share)
-            share()
+                pool.submit(run)
+            run()
     if faults:
         raise faults[0]
     return results

@@ -1,16 +1,16 @@
-"""The loops of the CPU kernel over the elements of some tensors, compiled by numba.
+"""The compiled loops of the CPU kernel over the elements of tensors.
 
-To add a column, add a field to `Moments`, `Effects`, `Counts` or `Maxima` and its line to `_added`.
+To add a column, add a field to `Moments`, `Effects`, `Counts` or `Maxima`, and compute it in
+`_added`.
 
-Within a block, sums run in float32, in as many lanes as the processor has, and are added up in
-float64 from block to block: their relative error is that of a hundred additions. Only these
-additions may be reordered. Everything else is strict IEEE arithmetic, so that a rounding is the
-optimizer's own and NaN survives. Numbers that numba would type as int64 are kept to int32 by hand:
-one of them leaves the whole loop without vector instructions.
+Within a block, sums are in float32 with one partial sum per SIMD lane. Blocks are added in float64,
+so the relative error is that of about a hundred additions. Only these additions may be reordered.
+All other arithmetic is strict IEEE, so that rounding is that of the optimizer and NaN propagates.
+Integers are explicitly int32, because a single int64 prevents vectorization of the loop.
 
 `add_items_exact` and `count_items_exact` are the same loops in float64, for elements outside the
-range of float32. They read a block of any dtype into buffers first, so one variant serves all.
-Compiling takes seconds.
+range of float32. They convert blocks of any dtype first, so that one compiled variant is enough.
+Compilation takes seconds.
 """
 
 from collections.abc import Callable
@@ -25,24 +25,24 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 BLOCK = 1008
-"""Elements that are added up in float32: a multiple of all numbers of lanes, and below 2^10."""
+"""Number of elements to add in float32: a multiple of any number of lanes, and below 2^10."""
 
-STORED = {torch.float32: np.float32, torch.bfloat16: np.uint16, torch.float16: np.float16}
-"""The type tokens of dtypes in the float32 loops; numpy has no bfloat16."""
-KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+STORED_TYPES = {torch.float32: np.float32, torch.bfloat16: np.uint16, torch.float16: np.float16}
+"""The numpy types of dtypes in the float32 loops; numpy has no bfloat16."""
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 """The codes of dtypes in the float64 loops."""
-F32, BF16, F16, F64 = KINDS.values()
+F32, BF16, F16, F64 = DTYPE_CODES.values()
 
 Array = npt.NDArray[Any]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# Python's own numbers would make float64 and int64 of all that they meet.
+# Python numbers would promote operands to float64 and int64.
 ZERO, ONE, TWO, LARGE = np.float32(0), np.float32(1), np.float32(2), np.float32(0.8)
 NO = np.int32(0)
 
 
 class Moments(NamedTuple):
-    """Sums of p, g, m, v and √v̂ alone."""
+    """Sums of p, g, m, v and √v̂."""
 
     grad_squares: float = ZERO
     effective_grad_squares: float = ZERO
@@ -58,7 +58,7 @@ class Moments(NamedTuple):
 
 
 class Effects(NamedTuple):
-    """Sums over the step."""
+    """Sums of the effects of the step."""
 
     denominator_share: float = ZERO
     energy_without_eps: float = ZERO
@@ -68,11 +68,11 @@ class Effects(NamedTuple):
     undecayed_times_update: float = ZERO
     undecayed_over_denominator_squares: float = ZERO
     nonfinite: float = ZERO
-    """Counted in float64 only: there a block with NaN ends up."""
+    """Only counted in float64, which measures all tensors with NaN."""
 
 
 class Counts(NamedTuple):
-    """Three counts in one number: the processor has not registers enough for each of them."""
+    """Three counts packed into each number, because there are too few registers."""
 
     presence: int = NO
     second_moment: int = NO
@@ -81,7 +81,7 @@ class Counts(NamedTuple):
 
 
 class Maxima(NamedTuple):
-    """Bits of the largest magnitudes, which have the same order; NaN is above all."""
+    """Bits of the largest magnitudes, which have the same order; NaN is the largest."""
 
     grad_max_abs: int = NO
     exp_avg_max_abs: int = NO
@@ -110,7 +110,7 @@ EMPTY_EXACT = (
 
 
 class Factors(NamedTuple):
-    """The numbers of a tensor that its elements are multiplied by or compared with."""
+    """The factors and limits of a tensor."""
 
     first: Any
     """1/(1-β1^t)."""
@@ -132,12 +132,12 @@ class Factors(NamedTuple):
 
 
 def _inlined(function: Function) -> Function:
-    """A part of a compiled function."""
+    """Compiles a function that is inlined into others."""
     return njit(forceinline=True, error_model="numpy")(function)
 
 
 def _compiled(function: Function) -> Any:
-    """A compiled function, kept on disk where there is a place for it; it needs no GIL."""
+    """Compiles a function without the GIL, and caches it on disk if possible."""
     dispatcher = njit(nogil=True, error_model="numpy")(function)
     with suppress(RuntimeError):
         dispatcher.enable_caching()
@@ -146,7 +146,7 @@ def _compiled(function: Function) -> Any:
 
 @intrinsic
 def _read(context: Any, address: Any, index: Any, stored: Any) -> Any:
-    """An element of a tensor as float32, of a float64 tensor as float64; None without a tensor."""
+    """Reads an element as float32, or as float64 from a float64 tensor; None without a tensor."""
     if isinstance(stored, types.NoneType):
         return types.none(address, index, stored), lambda context, *_: context.get_dummy_value()
 
@@ -167,7 +167,7 @@ def _read(context: Any, address: Any, index: Any, stored: Any) -> Any:
 
 @intrinsic
 def _rounded(context: Any, value: Any, stored: Any) -> Any:
-    """A number as it would be stored: a float32 by a token, a float64 by the code of a dtype."""
+    """Rounds a number to a dtype, given by its numpy type (float32) or its code (float64)."""
     if isinstance(stored, types.Integer):
         return types.float64(types.float64, stored), _round_to_kind
 
@@ -183,7 +183,7 @@ def _rounded(context: Any, value: Any, stored: Any) -> Any:
 
 def _round_to_kind(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     value, kind = arguments
-    # torch rounds a float64 to 16 bits by way of float32 too.
+    # Like torch, round float64 to float32 before 16 bits.
     single = builder.fptrunc(value, ir.FloatType())
     rounded = value
     for code, narrow in (
@@ -201,7 +201,7 @@ def _through_half(builder: Any, value: Any) -> Any:
 
 
 def _through_bfloat(builder: Any, value: Any) -> Any:
-    """To the nearest, ties to even; NaN stays NaN but for its last bits."""
+    """Rounds to nearest, ties to even; NaN remains NaN."""
     bits = builder.bitcast(value, ir.IntType(32))
     odd = builder.and_(builder.lshr(bits, bits.type(16)), bits.type(1))
     bits = builder.add(builder.add(bits, odd), bits.type(0x7FFF))
@@ -209,14 +209,14 @@ def _through_bfloat(builder: Any, value: Any) -> Any:
 
 
 def _widened(builder: Any, bits: Any) -> Any:
-    """The float32 whose upper half these bits are."""
+    """Returns the float32 with these upper 16 bits."""
     wide = builder.zext(bits, ir.IntType(32))
     return builder.bitcast(builder.shl(wide, wide.type(16)), ir.FloatType())
 
 
 @intrinsic
 def _bits(context: Any, value: Any) -> Any:
-    """The bits of a number as an integer of its width."""
+    """Returns the bits of a number as an integer of the same width."""
     bits = types.int64 if value is types.float64 else types.int32
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -227,7 +227,7 @@ def _bits(context: Any, value: Any) -> Any:
 
 @intrinsic
 def _number(context: Any, bits: Any) -> Any:
-    """The number of these bits, as float64."""
+    """Returns the number with these bits as float64."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if bits is types.int64:
@@ -239,7 +239,7 @@ def _number(context: Any, bits: Any) -> Any:
 
 @intrinsic
 def _int32_sum(context: Any, left: Any, right: Any) -> Any:
-    """What `+` would give as an int64, which makes the loop four times as long."""
+    """Adds in int32. `+` would return an int64, which makes the loop four times slower."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.add(*arguments)
@@ -248,7 +248,7 @@ def _int32_sum(context: Any, left: Any, right: Any) -> Any:
 
 
 def _reordered(function: Function, *also: str) -> Function:
-    """An addition to a sum, which may be done in any order: that is what lanes are."""
+    """Compiles an addition that may be reordered, so that it is vectorized."""
     flags = {"reassoc", *also}
     return njit(forceinline=True, error_model="numpy", fastmath=flags)(function)
 
@@ -260,7 +260,7 @@ _FIRST, _SECOND, _THIRD = np.int32(1), np.int32(1 << 10), np.int32(1 << 20)
 
 @_inlined
 def plus_counts(total: int, first: bool, second: bool, third: bool) -> int:
-    """Counts of three conditions."""
+    """Adds three conditions to packed counts."""
     total = _int32_sum(total, _FIRST if first else NO)
     total = _int32_sum(total, _SECOND if second else NO)
     return _int32_sum(total, _THIRD if third else NO)
@@ -268,13 +268,13 @@ def plus_counts(total: int, first: bool, second: bool, third: bool) -> int:
 
 @_inlined
 def larger(largest: int, value: float) -> int:
-    """The bits of the larger magnitude."""
+    """Returns the bits of the larger magnitude."""
     bits = _bits(abs(value))
     return bits if bits > largest else largest
 
 
 class Element(NamedTuple):
-    """The terms that more than one column needs; the symbols are those of `catalogue.py`."""
+    """The quantities that several columns need. Symbols are those of `catalogue.py`."""
 
     root: float
     """√v, with amsgrad √max_exp_avg_sq."""
@@ -297,7 +297,7 @@ class Element(NamedTuple):
 
 @_inlined
 def _element(p: float, g: float, m: float, v: float, v_max: Any, by: Any, coupled: Any) -> Element:
-    """One element; `v_max` is None without amsgrad, `coupled` without coupled decay."""
+    """Computes an element; `v_max` is None without amsgrad, `coupled` without coupled decay."""
     own_root = np.sqrt(v)
     root = own_root if v_max is None else np.sqrt(v_max)
     denominator = root * by.root
@@ -338,17 +338,17 @@ def _added(
     v_stored: Any,
     exact: Any,
 ) -> Any:
-    """The totals with one element more; `exact` is None in float32."""
+    """Adds an element to the totals; `exact` is None in float32."""
     moments, effects, counts, maxima = so_far
     e = _element(p, g, m, v, v_max, by, coupled)
-    # Not `> 0`: NaN counts.
+    # Not `> 0`, so that NaN counts.
     has_second_moment = not (e.own_denominator <= ZERO)
     own_inverse = ONE / e.own_denominator
     over_second_moment = e.effective_grad * min(own_inverse, by.inverse_eps)
     largest_update = e.u
     v_decayed, p_decayed = v - by.one_minus_beta2 * v, p - by.decay_rate * p
     if exact is not None:
-        # With eps = 0 the terms of an idle element are NaN.
+        # With eps = 0, the terms of an idle element would be NaN.
         over_second_moment = over_second_moment if e.is_active else ZERO
         largest_update = e.u if e.is_active else ZERO
         v_decayed, p_decayed = v * (ONE - by.one_minus_beta2), p * (ONE - by.decay_rate)
@@ -357,7 +357,7 @@ def _added(
     inverse = (ONE / e.denominator) if has_denominator else ZERO
     without_eps = e.m_hat * inverse
     if exact is not None:
-        # A first moment of NaN without a second moment does not count.
+        # Without a second moment, a NaN first moment does not count.
         own_without_eps = own_without_eps if has_second_moment else ZERO
         without_eps = without_eps if has_denominator else ZERO
     signal = own_without_eps * own_without_eps
@@ -374,7 +374,7 @@ def _added(
     return (
         Moments(
             plus_product(moments.grad_squares, g, g),
-            # Without coupled decay it is the first.
+            # Without coupled decay, it equals grad_squares.
             moments.effective_grad_squares
             if coupled is None
             else plus_product(moments.effective_grad_squares, e.effective_grad, e.effective_grad),
@@ -462,7 +462,7 @@ def _flush(totals: Any, row: Any) -> None:
         column += 3
     for bits in maxima:
         value = _number(bits)
-        # NaN stays.
+        # NaN remains.
         if not (value <= row[column]) and row[column] == row[column]:
             row[column] = value
         column += 1
@@ -488,21 +488,21 @@ def add_items(
     coupled: Any,
     rows: Array,
 ) -> None:
-    """Adds up the elements of some of the items, in float32.
+    """Sums over the elements of some items in float32.
 
     Args:
-        first: Index of the first of them.
-        last: Index after the last.
-        items: For each item its tensor, its first element and the one after its last.
+        first: Index of the first item.
+        last: Index after the last item.
+        items: Tensor, start and end of each item.
         addresses: Addresses of p, g, m, v and max_exp_avg_sq of each tensor.
         factors: `Factors` of each tensor, in float32.
-        p_stored: Token of p's dtype, a value of `STORED`.
-        g_stored: Token of g's dtype.
-        m_stored: Token of m's dtype.
-        v_stored: Token of v's dtype.
-        v_max_stored: Token of max_exp_avg_sq's dtype; None without amsgrad.
-        coupled: None if no tensor is under coupled decay.
-        rows: A row of `ROW` for each item; zeros before.
+        p_stored: Type of p, a value of `STORED_TYPES`.
+        g_stored: Type of g.
+        m_stored: Type of m.
+        v_stored: Type of v.
+        v_max_stored: Type of max_exp_avg_sq; None without amsgrad.
+        coupled: None without coupled decay.
+        rows: Output, initially 0: a row of `ROW` for each item.
     """
     for item in range(first, last):
         tensor, start, end = items[item]
@@ -531,7 +531,7 @@ def add_items(
 
 @_inlined
 def _fill(kind: int, address: int, start: int, stop: int, buffer: Array) -> None:
-    """Reads a block of a tensor as float64."""
+    """Converts a block of a tensor to float64."""
     size = stop - start
     if kind == F32:
         for index in range(size):
@@ -557,16 +557,16 @@ def add_items_exact(
     factors: Array,
     rows: Array,
 ) -> None:
-    """Adds up the elements of some of the items, in float64.
+    """Sums over the elements of some items in float64.
 
     Args:
-        first: Index of the first of them.
-        last: Index after the last.
+        first: Index of the first item.
+        last: Index after the last item.
         items: As for `add_items`.
         addresses: As for `add_items`.
-        kinds: Codes of the dtypes of p, g, m, v and, without amsgrad v again, max_exp_avg_sq.
+        kinds: Codes of the dtypes of p, g, m, v and max_exp_avg_sq (v without amsgrad).
         factors: `Factors` of each tensor, in float64.
-        rows: A row of `ROW` for each item; zeros before.
+        rows: Output, initially 0: a row of `ROW` for each item.
     """
     buffers = np.empty((5, BLOCK))
     for item in range(first, last):
@@ -599,7 +599,7 @@ def add_items_exact(
 
 @intrinsic
 def _exponent(context: Any, value: Any) -> Any:
-    """The exponent bits that a number has as float32."""
+    """Returns the exponent bits of a number in float32."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if value is types.float64:
@@ -619,7 +619,7 @@ def _exponent(context: Any, value: Any) -> Any:
 
 @_inlined
 def _exponents(element: Any, grad: float) -> Any:
-    """The exponents of an element's magnitudes; those of an idle one are 0."""
+    """Returns the exponents of the magnitudes of an element; 0 for an idle one."""
     return (
         _exponent(abs(grad if element.is_active else element.m_hat)),
         _exponent(abs(element.m_hat)),
@@ -630,7 +630,7 @@ def _exponents(element: Any, grad: float) -> Any:
 
 @_inlined
 def _count(exponents: Array, size: int, idle: int, counts: Array) -> None:
-    """Adds a block's exponents to the counts of its group."""
+    """Adds the exponents of a block to the counts of its group."""
     for index in range(size):
         counts[0, exponents[0, index]] += 1
         counts[1, exponents[1, index]] += 1
@@ -655,22 +655,22 @@ def count_items(
     groups: Array,
     counts: Array,
 ) -> None:
-    """Counts the exponents of the active elements of some of the items, in float32.
+    """Counts the exponents of the active elements of some items in float32.
 
     Args:
-        first: As for `add_items`; so are the others.
+        first: As for `add_items`, like the arguments below.
         last: Index after the last item.
         items: The items.
         addresses: Addresses of the tensors.
         factors: Factors of the tensors.
-        p_stored: Token of p's dtype.
-        g_stored: Token of g's dtype.
-        m_stored: Token of m's dtype.
-        v_stored: Token of v's dtype.
-        v_max_stored: Token of max_exp_avg_sq's dtype.
-        coupled: Whether decay is coupled.
-        groups: Index of each tensor's group.
-        counts: The counts, `[groups, quantities, bins]`.
+        p_stored: Type of p.
+        g_stored: Type of g.
+        m_stored: Type of m.
+        v_stored: Type of v.
+        v_max_stored: Type of max_exp_avg_sq.
+        coupled: None without coupled decay.
+        groups: Index of the group of each tensor.
+        counts: Output: the counts, `[groups, quantities, bins]`.
     """
     exponents = np.empty((4, BLOCK), np.uint8)
     for item in range(first, last):
@@ -712,17 +712,17 @@ def count_items_exact(
     groups: Array,
     counts: Array,
 ) -> None:
-    """Counts the exponents of the active elements of some of the items, in float64.
+    """Counts the exponents of the active elements of some items in float64.
 
     Args:
-        first: As for `add_items_exact`; so are the others.
+        first: As for `add_items_exact`, like the arguments below.
         last: Index after the last item.
         items: The items.
         addresses: Addresses of the tensors.
         kinds: Codes of the dtypes.
         factors: Factors of the tensors.
-        groups: Index of each tensor's group.
-        counts: The counts, `[groups, quantities, bins]`.
+        groups: Index of the group of each tensor.
+        counts: Output: the counts, `[groups, quantities, bins]`.
     """
     exponents = np.empty((4, BLOCK), np.uint8)
     buffers = np.empty((5, BLOCK))
@@ -760,15 +760,15 @@ def count_items_exact(
 def add_grad_squares(
     first: int, last: int, items: Array, addresses: Array, kinds: Array, squares: Array
 ) -> None:
-    """Adds up the squares of some of the items' gradients, in float64.
+    """Sums over the squared gradients of some items in float64.
 
     Args:
         first: Index of the first item.
-        last: Index after the last.
+        last: Index after the last item.
         items: As for `add_items`.
         addresses: Address of each gradient.
-        kinds: Code of each gradient's dtype.
-        squares: The sum of each item; zeros before.
+        kinds: Code of the dtype of each gradient.
+        squares: Output, initially 0: the sum of each item.
     """
     buffer = np.empty(BLOCK)
     for item in range(first, last):
@@ -785,12 +785,12 @@ def add_grad_squares(
 
 @_compiled
 def read_steps(addresses: Array, kinds: Array, steps: Array) -> None:
-    """Reads one number at each address.
+    """Reads a number at each address.
 
     Args:
         addresses: Addresses of the numbers.
-        kinds: Codes of their dtypes, float32 or float64.
-        steps: The numbers.
+        kinds: Codes of the dtypes, float32 or float64.
+        steps: Output: the numbers.
     """
     for index in range(len(addresses)):
         if kinds[index] == F64:

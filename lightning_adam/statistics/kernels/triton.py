@@ -1,20 +1,20 @@
-"""The kernel for CUDA, in Triton: each element is read once, at about the speed of memory.
+"""The CUDA kernel in Triton: reads each element once, at about the speed of memory.
 
-Tensors are cut into chunks, and a launch has one program a chunk. A measurement is one copy to the
-device and four launches, however many tensors there are:
+Tensors are split into chunks, and a launch has one program per chunk. A measurement consists of one
+copy to the device and four launches, independent of the number of tensors:
 
-1. `collect_settings` brings together each tensor's hyperparameters, of which a fused or capturable
-   optimizer keeps some on the device, and works out in float64 what follows from them.
-2. `measure_chunks` in float32 leaves a row of columns for each chunk.
-3. `measure_chunks` in float64 does again the chunks with magnitudes that float32 cannot square or
-   that are not finite, and does those of float64 tensors. The other programs end at once.
-4. `add_up` adds each tensor's rows, in a fixed order: the same tensors give the same bits.
+1. `collect_settings` collects the hyperparameters of each tensor, some of which a fused or
+   capturable optimizer keeps on the device, and computes factors from them in float64.
+2. `measure_chunks` in float32 writes a row of columns for each chunk.
+3. `measure_chunks` in float64 repeats chunks with values that float32 cannot square or that are
+   not finite, and measures float64 tensors. Programs of other chunks return immediately.
+4. `add_up` adds the rows of each tensor in a fixed order, so that results are deterministic.
 
-Nothing waits for the copy. It holds the addresses of gradients and the hyperparameters, as far as
-they changed; all else is sent once for a layout (`triton_table.py`).
+Nothing waits for the copy. It contains the addresses of gradients and the hyperparameters that have
+changed; everything else is copied once per layout (`triton_table.py`).
 
-In float32 each lane of a chunk adds up `CHUNK / LANES` terms, `ROWS` of them at a time. For terms
-of one sign that is off by no more than 4e-6, CHUNK / LANES / ROWS / 2 roundings of at most 2⁻²⁴.
+In float32, each lane of a chunk adds `CHUNK / LANES` terms, `ROWS` of them at a time. For terms of
+one sign the relative error is at most 4e-6: CHUNK / LANES / ROWS / 2 roundings of at most 2⁻²⁴.
 Lanes are added as a tree, chunks in float64.
 """
 
@@ -40,7 +40,7 @@ from lightning_adam.statistics.kernels.triton_programs import (
     measure_chunks,
 )
 from lightning_adam.statistics.kernels.triton_rows import (
-    PLACES,
+    ROW_FIELDS,
     SUMS,
     WIDTH,
     ElementColumns,
@@ -50,22 +50,21 @@ from lightning_adam.statistics.kernels.triton_table import DeviceTable, to_devic
 from lightning_adam.statistics.param_states import ParamStates
 
 CHUNK = 1 << 16
-"""Elements of a program. Its row takes 0.005 bytes an element, beside the 8 to 20 that it reads."""
+"""Elements per program. Writing its row takes 0.005 bytes per element, reading them 8 to 20."""
 LANES = 128
-"""Elements side by side, one for each thread: what a warp loads lies together, wherever a tensor
-begins."""
+"""Adjacent elements, one for each thread, so that the loads of a warp are coalesced."""
 ROWS = 4
-"""Rows of lanes at a time, all of whose loads are under way together. A thread adds them up before
-it adds them to its sums, of which it needs one each for that, not one for every row."""
+"""Rows of lanes that are loaded together. A thread adds them before it adds them to its sums, so
+that it needs one sum per column, not one per row."""
 OPTIONS = {"num_warps": LANES // 32, "enable_fp_fusion": True}
-"""Of the compiler. Half of the sums are of products, so fused they take fewer instructions."""
+"""Compiler options. Half of the sums are of products, which benefit from fused operations."""
 TENSORS = 128
-"""Tensors of a program of `collect_settings`."""
+"""Tensors per program of `collect_settings`."""
 PARTS = 64
-"""Rows of chunks that `add_up` takes at a time."""
+"""Rows of chunks that `add_up` adds at a time."""
 ANY_DTYPES = (-1,) * 4
 ALL_NEEDED = (True,) * len(ElementColumns._fields)
-PADDED_WIDTH = 1 << (len(PLACES) - 1).bit_length()
+PADDED_WIDTH = 1 << (len(ROW_FIELDS) - 1).bit_length()
 
 
 @torch.no_grad()
@@ -95,15 +94,15 @@ def measure(states: ParamStates, columns: Sequence[str]) -> Tensor:
         result = torch.empty(sizes, dtype=torch.float64, device=table.device)
         if table.tensors:
             _measure(table, settings, result, tuple(columns))
-        if table.others:
-            rows = eager.measure(states.select(table.others), columns)
-            result.index_copy_(0, table.others_on_device, rows)
+        if table.unsupported:
+            rows = eager.measure(states.select(table.unsupported), columns)
+            result.index_copy_(0, table.unsupported_on_device, rows)
     return result
 
 
 @torch.no_grad()
 def count_exponents(states: ParamStates, groups: Sequence[int], number: int) -> Tensor:
-    """Counts active elements by the binary exponent of each of `QUANTITIES`, a group of tensors.
+    """Counts active elements by binary exponent, for each of `QUANTITIES` and group of tensors.
 
     Args:
         states: Parameters on one CUDA device, at least one, right after the step.
@@ -143,9 +142,9 @@ def count_exponents(states: ParamStates, groups: Sequence[int], number: int) -> 
                 BINS=BINS,
                 **OPTIONS,
             )
-        if table.not_single:
-            own = [groups[index] for index in table.not_single]
-            counts += eager.count_exponents(states.select(table.not_single), own, number)
+        if table.not_float32:
+            own = [groups[index] for index in table.not_float32]
+            counts += eager.count_exponents(states.select(table.not_float32), own, number)
     return counts
 
 
@@ -153,15 +152,15 @@ grad_squares = eager.grad_squares
 
 
 def _current_device(states: ParamStates) -> AbstractContextManager[Any]:
-    """Makes the tensors' device the current one, which is where Triton launches."""
+    """Makes the device of the tensors the current one, on which Triton launches."""
     device = states.parameter[0].device
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _updated(states: ParamStates) -> tuple[DeviceTable, Tensor]:
-    """The table of the tensors, and their rows of settings."""
+    """Returns the table of the tensors and their rows of settings."""
     device, prepared = states.parameter[0].device, states.layout.prepared
-    # The device's copy of the table changes in the order of one stream.
+    # One table per stream, as its copy on the device is updated in stream order.
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     table: DeviceTable | None = prepared.get(("triton", stream))
     if table is None:
@@ -185,10 +184,10 @@ def _updated(states: ParamStates) -> tuple[DeviceTable, Tensor]:
 def _measure(
     table: DeviceTable, settings: Tensor, result: Tensor, columns: tuple[str, ...]
 ) -> None:
-    """Writes the rows of the tensors that Triton reads."""
+    """Writes the rows of the tensors that the kernel supports."""
     rows = torch.empty(table.chunks, int(WIDTH), dtype=torch.float64, device=table.device)
     if table.chunks:
-        # A redo is rarely needed, so one variant that reads all dtypes and adds all will do.
+        # float64 is rarely needed, so one variant for all dtypes and columns is enough.
         for codes, has_amsgrad, needed, number, rows_at_a_time in (
             (table.codes, table.has_amsgrad, _needed(columns), tl.float32, ROWS),
             (ANY_DTYPES, True, ALL_NEEDED, tl.float64, 1),
@@ -209,7 +208,7 @@ def _measure(
                 **OPTIONS,
             )
     if columns not in table.slots:
-        slots = [columns.index(name) if name in columns else -1 for name in PLACES]
+        slots = [columns.index(name) if name in columns else -1 for name in ROW_FIELDS]
         slots += [-1] * (PADDED_WIDTH - len(slots))
         table.slots[columns] = to_device(slots, table.device)
     add_up[(table.tensors,)](
@@ -228,9 +227,9 @@ def _measure(
 
 @cache
 def _needed(columns: tuple[str, ...]) -> tuple[bool, ...]:
-    """Which of `ElementColumns` are asked for, or needed to judge the health of a chunk."""
+    """Returns which of `ElementColumns` are requested, or needed by `is_accurate`."""
     needed = {*columns, "grad_squares", "exp_avg_squares", "exp_avg_sq_sum", "weight_squares"}
-    # Without a step there is no u, and a chunk is none the worse for it.
+    # Without Adam's step, u is not checked.
     if any(Capabilities.STEP in COLUMNS[name].needs for name in columns):
         needed |= {"normalized_update_squares", "exp_avg_sq_roots"}
     names: tuple[str, ...] = ElementColumns._fields

@@ -1,6 +1,6 @@
-"""Triton device functions: the columns of elements, and how they are reduced.
+"""Triton device functions that compute and reduce the columns of elements.
 
-A new column over elements is a line in `terms_of`.
+To add a column over elements, add a line to `terms_of`.
 """
 
 # ruff: noqa: N803, SIM300
@@ -19,19 +19,19 @@ from lightning_adam.statistics.kernels.triton_elements import (
 from lightning_adam.statistics.kernels.triton_rows import SUMS, ElementColumns
 
 _LOW, _HIGH = tl.constexpr(1e-15), tl.constexpr(1e15)
-"""Where the largest magnitude of a chunk has to lie for its squares, their sum over the chunk and
-the squares of much smaller elements to be numbers of float32."""
+"""Range of the largest magnitude of a chunk in which float32 represents its squares, their sum, and
+the squares of much smaller elements."""
 _LOW_EPS, _HIGH_EPS = tl.constexpr(1e-30), tl.constexpr(1e30)
-"""The same for eps, which is inverted but never squared."""
+"""Range of eps, which is inverted but never squared."""
 _LOW_SQUARES = tl.constexpr(1e-28)
-"""From where on a sum over a chunk lacks nothing without the squares that float32 cannot hold."""
+"""Sums over a chunk above it are accurate without the squares that float32 cannot represent."""
 _NORMALIZED_UPDATE = tl.constexpr(ElementColumns._fields.index("normalized_update_squares"))
 _COUPLED_DECAY = tl.constexpr(ElementColumns._fields.index("undecayed_over_denominator_squares"))
 
 
 @triton.jit
 def terms_of(e, s, tensor, inside, CODES: tl.constexpr, NUMBER: tl.constexpr):
-    """What each element gives. Of the places outside all that is read is zero."""
+    """Returns the terms of each element. Masked elements are read as 0."""
     ratio = tl.where(e.has_denominator, e.m_hat * e.inverse, 0.0)
     ratio_own = tl.where(e.has_second_moment, e.m_hat * e.inverse_own, 0.0)
     lost = e.u * (s.eps * e.inverse)
@@ -42,7 +42,7 @@ def terms_of(e, s, tensor, inside, CODES: tl.constexpr, NUMBER: tl.constexpr):
         moved = e.update != 0
         nonfinite = ~(is_finite(e.p) & is_finite(e.g) & is_finite(e.m) & is_finite(e.v))
     else:
-        # Here u may be too small for float32; and a chunk that is not finite will be done again.
+        # u may underflow in float32. Chunks that are not finite are measured again.
         moved = (e.m != 0) & s.is_moving
         nonfinite = e.p != e.p
     v_code: tl.constexpr = CODES[3]
@@ -91,28 +91,28 @@ def terms_of(e, s, tensor, inside, CODES: tl.constexpr, NUMBER: tl.constexpr):
 
 
 @triton.jit
-def is_healthy(exact, chunk, NEEDED: tl.constexpr):
-    """Whether float32 did the chunk justice: all finite, no square too large or too small."""
+def is_accurate(exact, chunk, NEEDED: tl.constexpr):
+    """Whether float32 is accurate for the chunk: all finite, no square too large or too small."""
     total = tl.zeros([], tl.float64)
     for index in tl.static_range(SUMS):
         total += chunk[index].to(tl.float64)
-    healthy = is_finite(total) & _is_within(exact.eps, _LOW_EPS, _HIGH_EPS)
-    healthy &= _is_within(chunk.grad_max_abs, _LOW, _HIGH)
-    healthy &= _is_within(chunk.exp_avg_max_abs, _LOW, _HIGH)
-    healthy &= _is_within(chunk.exp_avg_sq_largest, _LOW * _LOW, _HIGH * _HIGH)
-    healthy &= _is_within(chunk.weight_max_abs, _LOW, _HIGH)
+    accurate = is_finite(total) & _is_within(exact.eps, _LOW_EPS, _HIGH_EPS)
+    accurate &= _is_within(chunk.grad_max_abs, _LOW, _HIGH)
+    accurate &= _is_within(chunk.exp_avg_max_abs, _LOW, _HIGH)
+    accurate &= _is_within(chunk.exp_avg_sq_largest, _LOW * _LOW, _HIGH * _HIGH)
+    accurate &= _is_within(chunk.weight_max_abs, _LOW, _HIGH)
     if NEEDED[_NORMALIZED_UPDATE]:
-        healthy &= _is_within(chunk.normalized_update_max_abs, _LOW, _HIGH)
+        accurate &= _is_within(chunk.normalized_update_max_abs, _LOW, _HIGH)
     if NEEDED[_COUPLED_DECAY]:
         is_coupled = (exact.weight_decay > 0) & (exact.is_decoupled == 0)
         is_precise = chunk.undecayed_over_denominator_squares >= _LOW_SQUARES
-        healthy &= is_precise | (chunk.weight_max_abs <= 0) | (is_coupled == 0)
-    return healthy
+        accurate &= is_precise | (chunk.weight_max_abs <= 0) | (is_coupled == 0)
+    return accurate
 
 
 @triton.jit
-def nothing(LANES: tl.constexpr, NEEDED: tl.constexpr, NUMBER: tl.constexpr):
-    """The columns of no elements, in each lane."""
+def empty_columns(LANES: tl.constexpr, NEEDED: tl.constexpr, NUMBER: tl.constexpr):
+    """Returns the initial columns of each lane."""
     columns = ()
     for index in tl.static_range(len(NEEDED)):
         columns += (tl.full([LANES], 0.0 if index < SUMS else -INFINITY, NUMBER),)
@@ -120,8 +120,8 @@ def nothing(LANES: tl.constexpr, NEEDED: tl.constexpr, NUMBER: tl.constexpr):
 
 
 @triton.jit
-def with_terms(columns, terms, NEEDED: tl.constexpr):
-    """The columns with those terms that are needed."""
+def add_terms(columns, terms, NEEDED: tl.constexpr):
+    """Adds the needed terms to the columns."""
     result = ()
     for index in tl.static_range(len(NEEDED)):
         if not NEEDED[index]:
@@ -134,8 +134,8 @@ def with_terms(columns, terms, NEEDED: tl.constexpr):
 
 
 @triton.jit
-def over_lanes(columns):
-    """The columns of all lanes together."""
+def reduce_lanes(columns):
+    """Reduces the columns over lanes."""
     result = ()
     for index in tl.static_range(len(columns)):
         if index < SUMS:
@@ -147,7 +147,7 @@ def over_lanes(columns):
 
 @triton.jit
 def largest_of(values):
-    """The largest along the first axis. In float32 NaN is passed over: the sums tell of it."""
+    """Returns the maximum along the first axis. In float32 it ignores NaN, which the sums show."""
     largest = tl.max(values, axis=0)
     if values.dtype == tl.float64:
         number_of_nan = tl.sum((values != values).to(tl.int32), axis=0)
@@ -157,7 +157,7 @@ def largest_of(values):
 
 @triton.jit
 def larger(one, other):
-    """The larger of two values, NaN if either is."""
+    """Returns the larger of two values; NaN if either is NaN."""
     return tl.maximum(one, other, propagate_nan=tl.PropagateNan.ALL)
 
 
@@ -168,5 +168,5 @@ def _smaller(one, other):
 
 @triton.jit
 def _is_within(largest, LOW: tl.constexpr, HIGH: tl.constexpr):
-    """Also if it is zero, or the largest of nothing."""
+    """Whether a maximum is in range, 0 or empty."""
     return (largest <= 0) | ((largest >= LOW) & (largest <= HIGH))

@@ -1,6 +1,6 @@
-"""Triton device functions: loads, rounding, and the elementwise quantities of Adam's step."""
+"""Triton device functions for loads, rounding, and the elementwise quantities of Adam's step."""
 
-# In capitals is what the compiler knows, as is Triton's custom; it is Triton that finds the types.
+# As usual in Triton, capitals are compile-time constants, and types are inferred.
 # ruff: noqa: N803, N806, SIM102, SIM300
 # mypy: disable-error-code="no-untyped-def"
 
@@ -19,19 +19,19 @@ from lightning_adam.statistics.kernels.triton_rows import (
 
 INFINITY = tl.constexpr(float("inf"))
 _SHIFT, _ROOT_OF_SHIFT = tl.constexpr(2.0**32), tl.constexpr(2.0**-16)
-"""What makes a subnormal number normal, and takes its effect from the root."""
+"""A factor that makes subnormal numbers normal, and the root of its inverse."""
 
 Factors = namedtuple(
     "Factors",
     "lr eps inverse_eps sign scale1 scale2 one_minus_beta2 decay_rate coupled_decay is_coupled"
     " is_moving",
 )
-"""What elements are multiplied by and compared with, in the numbers of the kernel."""
+"""The factors and limits of a tensor, in the dtype of the kernel."""
 
 
 @triton.jit
 def factors_of(exact, NUMBER: tl.constexpr):
-    """The factors that follow from a row of settings."""
+    """Returns the factors for a row of settings."""
     is_coupled = (exact.weight_decay > 0) & (exact.is_decoupled == 0)
     return Factors(
         lr=exact.lr.to(NUMBER),
@@ -53,7 +53,7 @@ Elements = namedtuple(
     "p g m v v_max has_second_moment has_denominator root denominator inverse inverse_own"
     " inverse_with_eps m_hat u update undecayed effective active",
 )
-"""The elementwise quantities, of which letters are the catalogue's.
+"""The elementwise quantities; letters are those of the catalogue.
 
 `v_max` is zero without amsgrad. `has_second_moment` is ṽ > 0 and `has_denominator` v̂ > 0, NaN
 included. `root` is √v̂ without bias correction, `denominator` √v̂, `inverse` 1/√v̂, `inverse_own`
@@ -73,9 +73,9 @@ def elements_of(
     NUMBER: tl.constexpr,
     IS_FAST: tl.constexpr,
 ):
-    """Reads elements, and computes of them what several columns need.
+    """Reads elements, and computes the quantities that several columns need.
 
-    What is fast is wrong for magnitudes that `is_healthy` does not let pass.
+    Fast operations are wrong for magnitudes that `is_accurate` rejects.
     """
     p = _load(tensor.p, tensor.p_code, CODES[0], start, places, inside, NUMBER)
     g = _load(tensor.g, tensor.g_code, CODES[1], start, places, inside, NUMBER)
@@ -94,18 +94,18 @@ def elements_of(
         inverse_with_eps = tl.rsqrt((denominator + s.eps) * (denominator + s.eps))
     else:
         inverse_with_eps = 1 / (denominator + s.eps)
-    # Outside, v and eps may both be zero.
+    # In masked elements, v and eps may both be 0.
     u = tl.where(inside, m * inverse_with_eps * s.scale1, 0.0)
     update = s.lr * u
     undecayed = p + update
     signed = s.sign * g
     effective = signed + s.coupled_decay * undecayed
     if not IS_FAST:
-        # Zero times a parameter that is not finite would be NaN.
+        # 0 times a non-finite parameter would be NaN.
         effective = tl.where(s.is_coupled, effective, signed)
     active = (m != 0) | (v != 0) | (effective != 0)
     if not IS_FAST:
-        # λp₀ may be too small for float32.
+        # λp₀ may underflow in float32.
         active |= s.is_coupled & (signed == 0) & (undecayed != 0)
     has_second_moment, has_denominator = inside & ~(v <= 0), inside & ~(v_hat <= 0)
     return Elements(
@@ -117,10 +117,9 @@ def elements_of(
 
 @triton.jit
 def _roots(v, scale2, IS_FAST: tl.constexpr):
-    """√v, √v̂ and the inverse of √v̂."""
-    # The root is scaled, for of a subnormal v few digits would be left.
+    """Returns √v, √v̂ and 1/√v̂. The root is scaled, because a subnormal v has few digits."""
     if IS_FAST:
-        # The device takes a subnormal number for zero here.
+        # The fast root flushes subnormal numbers to 0.
         normal = v * _SHIFT
         root = tl.sqrt(normal) * _ROOT_OF_SHIFT
         denominator = root * scale2
@@ -134,10 +133,10 @@ def _roots(v, scale2, IS_FAST: tl.constexpr):
 
 @triton.jit
 def _load(address, code, CODE: tl.constexpr, start, places, inside, NUMBER: tl.constexpr):
-    """Elements of a dtype that all tensors share or, where they differ, of the tensor's own."""
+    """Loads elements of the common dtype of all tensors, or of the tensor if they differ."""
     values = tl.zeros(places.shape, NUMBER)
     for KIND in tl.static_range(KINDS):
-        # A chunk's places are int32, and only its start is more than that can hold.
+        # Offsets in a chunk are int32, but its start may need int64.
         first = address.to(tl.pointer_type(DTYPES[KIND])) + start
         if CODE == KIND:
             values = _converted(tl.load(first + places, mask=inside, other=0.0), NUMBER)
@@ -149,7 +148,7 @@ def _load(address, code, CODE: tl.constexpr, start, places, inside, NUMBER: tl.c
 
 @triton.jit
 def rounded(values, code, CODE: tl.constexpr, NUMBER: tl.constexpr):
-    """The values as the dtype holds them."""
+    """Rounds values to the dtype."""
     result = values
     for KIND in tl.static_range(KINDS):
         if CODE == KIND:
@@ -162,7 +161,7 @@ def rounded(values, code, CODE: tl.constexpr, NUMBER: tl.constexpr):
 
 @triton.jit
 def smallest_normal(code, CODE: tl.constexpr, NUMBER: tl.constexpr):
-    """The smallest normal number of the dtype."""
+    """Returns the smallest normal number of the dtype."""
     smallest = tl.full([], SMALLEST_NORMAL[0], NUMBER)
     for KIND in tl.static_range(KINDS):
         if CODE == KIND:
@@ -174,7 +173,7 @@ def smallest_normal(code, CODE: tl.constexpr, NUMBER: tl.constexpr):
 
 @triton.jit
 def _converted(values, DTYPE: tl.constexpr):
-    """To another dtype, by way of float32: torch does so too, to or from 16 bits."""
+    """Converts to another dtype through float32, as torch does for 16 bits."""
     if values.dtype == tl.float64 and DTYPE == tl.float64:
         return values
     return values.to(tl.float32).to(DTYPE)
@@ -182,13 +181,13 @@ def _converted(values, DTYPE: tl.constexpr):
 
 @triton.jit
 def reduced(values, share, NUMBER: tl.constexpr):
-    """values·(1-share), in float32 so that a share too small to change 1 is not lost."""
+    """Returns values·(1-share), without losing a share that is too small to change 1 in float32."""
     return values * (1 - share) if NUMBER == tl.float64 else tl.fma(values, -share, values)
 
 
 @triton.jit
 def has_float64(tensor):
-    """Whether float32 cannot hold the tensor's elements."""
+    """Whether any of the tensors is float64."""
     return (
         (tensor.p_code == FLOAT64)
         | (tensor.g_code == FLOAT64)

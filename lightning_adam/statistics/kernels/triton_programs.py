@@ -1,4 +1,4 @@
-"""The Triton programs: what is launched for a measurement."""
+"""The Triton programs of a measurement."""
 
 # ruff: noqa: N803, N806, SIM102, SIM300
 # mypy: disable-error-code="no-untyped-def,assignment,call-arg"
@@ -7,13 +7,13 @@ import triton
 import triton.language as tl
 
 from lightning_adam.statistics.kernels.triton_columns import (
-    is_healthy,
+    add_terms,
+    empty_columns,
+    is_accurate,
     larger,
     largest_of,
-    nothing,
-    over_lanes,
+    reduce_lanes,
     terms_of,
-    with_terms,
 )
 from lightning_adam.statistics.kernels.triton_elements import (
     INFINITY,
@@ -39,7 +39,7 @@ from lightning_adam.statistics.kernels.triton_rows import (
 
 @triton.jit(do_not_specialize=["tensors"])
 def collect_settings(table, steps, groups, settings, tensors, BLOCK: tl.constexpr):
-    """Writes the rows of `SettingsRow`."""
+    """Writes a `SettingsRow` for each tensor."""
     tensor = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = tensor < tensors
     fields = table + tensor * TABLE_FIELDS
@@ -58,7 +58,7 @@ def collect_settings(table, steps, groups, settings, tensors, BLOCK: tl.constexp
 
 @triton.jit
 def _scalar(words, codes, inside):
-    """A number by its address or by its value."""
+    """Reads a number that is given by address or by value."""
     word = tl.load(words, mask=inside, other=0)
     code = tl.load(codes, mask=inside, other=BY_VALUE)
     is_single = code == FLOAT32
@@ -71,7 +71,7 @@ def _scalar(words, codes, inside):
 
 @triton.jit
 def _power(base, exponent):
-    """In float64, of which 1 - base^exponent may lose six digits when base is close to 1."""
+    """Computes a power in float64, as 1 - base^exponent loses digits if base is close to 1."""
     return tl.exp2(exponent * tl.log2(base))
 
 
@@ -90,7 +90,7 @@ def measure_chunks(
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """Writes the row of a chunk: in float32, or in float64 if it has to be measured again."""
+    """Writes the row of a chunk in float32, or in float64 if it has to be repeated."""
     row = rows + tl.program_id(0).to(tl.int64) * WIDTH
     if NUMBER == tl.float64:
         if tl.load(row + REDO) == 0:
@@ -101,25 +101,25 @@ def measure_chunks(
             tl.store(row + REDO, 1.0)
             return
     s = factors_of(exact, NUMBER)
-    columns = nothing(LANES, NEEDED, NUMBER)
+    columns = empty_columns(LANES, NEEDED, NUMBER)
     block = tl.arange(0, ROWS)[:, None] * LANES + tl.arange(0, LANES)[None, :]
     IS_FAST: tl.constexpr = NUMBER == tl.float32
-    # All blocks but the last are whole, and not asked at every element whether it is there.
+    # All blocks except the last are complete and need no mask.
     whole = size // (ROWS * LANES) * (ROWS * LANES)
     inside = tl.zeros([ROWS, LANES], tl.int32) == 0
     for first in range(0, whole, ROWS * LANES):
         e = elements_of(tensor, s, start, first + block, inside, CODES, AMSGRAD, NUMBER, IS_FAST)
-        columns = with_terms(columns, terms_of(e, s, tensor, inside, CODES, NUMBER), NEEDED)
+        columns = add_terms(columns, terms_of(e, s, tensor, inside, CODES, NUMBER), NEEDED)
     if whole < size:
         inside = whole + block < size
         e = elements_of(tensor, s, start, whole + block, inside, CODES, AMSGRAD, NUMBER, IS_FAST)
-        columns = with_terms(columns, terms_of(e, s, tensor, inside, CODES, NUMBER), NEEDED)
-    chunk = over_lanes(columns)
+        columns = add_terms(columns, terms_of(e, s, tensor, inside, CODES, NUMBER), NEEDED)
+    chunk = reduce_lanes(columns)
     tl.store(row, size.to(tl.float64))
     for index in tl.static_range(len(NEEDED)):
         tl.store(row + 1 + index, chunk[index].to(tl.float64))
     if NUMBER == tl.float32:
-        tl.store(row + REDO, 1.0 - is_healthy(exact, chunk, NEEDED).to(tl.float64))
+        tl.store(row + REDO, 1.0 - is_accurate(exact, chunk, NEEDED).to(tl.float64))
 
 
 @triton.jit(do_not_specialize=["columns"])
@@ -134,7 +134,7 @@ def add_up(
     PARTS: tl.constexpr,
     PADDED_WIDTH: tl.constexpr,
 ):
-    """Writes a tensor's row of the result: what has a slot there."""
+    """Writes the columns of a tensor that have a slot in the result."""
     index = tl.program_id(0).to(tl.int64)
     tensor = TensorRow(0, *_read(table + index * TABLE_FIELDS, TABLE_FIELDS))
     chunks = tl.cdiv(tensor.elements, CHUNK)
@@ -151,7 +151,7 @@ def add_up(
         values = tl.where(inside, values, empty[None, :])
         sums += tl.sum(values, axis=0)
         maxima = larger(maxima, largest_of(values))
-    # A tensor without elements has no settings.
+    # Settings of a tensor without elements do not count.
     is_setting = (column >= WIDTH) & (column < WIDTH + SETTINGS) & (chunks > 0)
     setting = tl.load(settings + index * SETTINGS + column - WIDTH, mask=is_setting, other=0.0)
     values = tl.where(is_setting, setting, tl.where(is_maximum, maxima, sums))
@@ -174,7 +174,7 @@ def count_chunks(
     LANES: tl.constexpr,
     BINS: tl.constexpr,
 ):
-    """Adds a chunk's active elements to the histograms, which are in the order of `QUANTITIES`."""
+    """Adds the active elements of a chunk to the histograms, in the order of `QUANTITIES`."""
     index, tensor, exact, start, size = _chunk(table, grads, settings, tensors_of_chunks, CHUNK)
     if has_float64(tensor):
         return
@@ -201,7 +201,7 @@ def count_chunks(
 
 @triton.jit
 def _chunk(table, grads, settings, tensors_of_chunks, CHUNK: tl.constexpr):
-    """The tensor of this program's chunk, its settings, and where in it the chunk lies."""
+    """Returns the tensor of this program's chunk, its settings, and the position of the chunk."""
     chunk = tl.program_id(0).to(tl.int64)
     index = tl.load(tensors_of_chunks + chunk)
     fields = _read(table + index * TABLE_FIELDS, TABLE_FIELDS)

@@ -1,4 +1,4 @@
-"""What the device needs to find the tensors of a measurement, kept as long as they stand there."""
+"""`DeviceTable`: addresses and settings of the tensors on the device, updated incrementally."""
 
 import ctypes
 from collections.abc import Iterator, Sequence
@@ -22,13 +22,13 @@ from lightning_adam.statistics.param_states import (
 
 Words = npt.NDArray[np.int64]
 _SCALARS: dict[torch.dtype, Any] = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
-"""The dtypes of scalars that a kernel reads."""
+"""The supported dtypes of scalars."""
 _ALIGNMENT = 2
-"""Words: Triton compiles a kernel anew for arguments that are not aligned to 16 bytes."""
+"""Alignment in words, as Triton recompiles a kernel for arguments not aligned to 16 bytes."""
 
 
 class DeviceWords:
-    """Words of 64 bits on a device. An update copies only the stretch that changed.
+    """Sections of 64-bit words on a device. An update only copies the range that changed.
 
     Args:
         device: The device.
@@ -43,7 +43,7 @@ class DeviceWords:
         self.sections = torch.split(self._tensor, aligned)
 
     def update(self, *sections: Words) -> None:
-        """Sets the words of the sections, in the order of the device's current stream."""
+        """Sets the words of the sections, in the order of the current stream."""
         words = np.zeros_like(self._words)
         for start, section in zip(self._starts, sections, strict=False):
             words[start : start + len(section)] = section
@@ -56,12 +56,12 @@ class DeviceWords:
 
 
 def to_device(words: npt.ArrayLike, device: torch.device) -> Tensor:
-    """Returns words in the memory of a device, which is not waited for."""
+    """Copies words to a device without waiting for it."""
     return _pinned(words, device).to(device, non_blocking=True)
 
 
 def _pinned(words: npt.ArrayLike, device: torch.device) -> Tensor:
-    # Only from pinned memory does a copy not wait. It is not given away before the copy ended.
+    # Copies are only asynchronous from pinned memory, which is not reused before they end.
     array = np.asarray(words, dtype=np.int64)
     is_pinned = device.type == "cuda"
     pinned = torch.empty(len(array), dtype=torch.int64, device="cpu", pin_memory=is_pinned)
@@ -70,20 +70,20 @@ def _pinned(words: npt.ArrayLike, device: torch.device) -> Tensor:
 
 
 class DeviceTable:
-    """The tensors of a layout, as the device finds them.
+    """The table of the tensors of a layout on the device.
 
     Args:
-        states: The tensors. Those that no Triton kernel can read are left out.
-        chunk: Elements of a chunk.
+        states: The tensors. Unsupported ones are not in the table.
+        chunk: Elements per chunk.
     """
 
     def __init__(self, states: ParamStates, chunk: int) -> None:
         self.device = states.parameter[0].device
         is_readable = [_is_readable(state) for state in states]
         own = [index for index, each in enumerate(is_readable) if each]
-        self.others = [index for index, each in enumerate(is_readable) if not each]
-        """Indexes of the tensors that are left out."""
-        self._own = own if self.others else None
+        self.unsupported = [index for index, each in enumerate(is_readable) if not each]
+        """Indexes of the unsupported tensors."""
+        self._own = own if self.unsupported else None
         self._steps, step_codes = _scalar_words(self.select(states.step), self.device)
         self._on_host = step_codes == int(BY_VALUE)
         self._host_steps = list(map(_cell, compress(self.select(states.step), self._on_host)))
@@ -98,35 +98,35 @@ class DeviceTable:
         self.tensors, self.chunks = len(own), int(chunks.sum())
         is_double = (codes == DTYPE_CODES[torch.float64]).any(axis=0)
         self.codes = _shared(codes[:, ~is_double])
-        """The dtypes of p, g, m and v that all tensors share, but for those with float64."""
+        """The common dtypes of p, g, m and v, without those of tensors with float64."""
         doubles = [own[index] for index in np.flatnonzero(is_double)]
-        self.not_single = sorted([*self.others, *doubles])
-        """Indexes of the tensors that are left out or partly in float64."""
+        self.not_float32 = sorted([*self.unsupported, *doubles])
+        """Indexes of the tensors that are unsupported or partly in float64."""
         self.has_amsgrad = any(row.v_max)
         self.rows = to_device(np.stack(row[1:], axis=1).reshape(-1), self.device)
         self.tensors_of_chunks = to_device(np.repeat(np.arange(self.tensors), chunks), self.device)
-        self.others_on_device = to_device(self.others, self.device)
+        self.unsupported_on_device = to_device(self.unsupported, self.device)
         settings = len(states.settings) * 2 * int(SENT)
         self._changing = DeviceWords(self.device, self.tensors, self.tensors, settings)
         self.steps, self.grads, self.groups = self._changing.sections
         self.slots: dict[tuple[str, ...], Tensor] = {}
-        """Where the result has which column."""
+        """The slots of the columns in the result."""
         self._scalars: list[Any] = []
 
     def update(self, states: ParamStates) -> None:
-        """Sends what differs from the last measurement: gradients, hyperparameters, host steps."""
+        """Sends what changed since the last measurement: gradients, hyperparameters, host steps."""
         steps = self._steps
         if self._host_steps:
             steps = steps.copy()
             steps[self._on_host] = _bits([step.value for step in self._host_steps])
         grads = np.array(addresses_of(self.select(states.grad)), dtype=np.int64)
-        # A converted scalar has to live until the device has read it.
+        # Keep converted scalars alive until the device has read them.
         self._scalars = [each for settings in states.settings for each in _sent(settings)]
         groups = [each.reshape(-1, int(SENT)) for each in _scalar_words(self._scalars, self.device)]
         self._changing.update(steps, grads, np.stack(groups, axis=1).reshape(-1))
 
     def select(self, values: Sequence[Any]) -> list[Any]:
-        """Selects what belongs to the tensors that are not left out."""
+        """Selects the values of the supported tensors."""
         return list(values) if self._own is None else [values[index] for index in self._own]
 
 
@@ -143,14 +143,14 @@ def _is_readable(state: ParamState) -> bool:
 
 
 def _cell(step: Tensor | float) -> Any:
-    """The place of a step in the host's memory: to read it takes a fifth of `Tensor.item`."""
+    """Returns a pointer to a step on the host, which is five times faster than `Tensor.item`."""
     if isinstance(step, Tensor):
         return _SCALARS[step.dtype].from_address(step.data_ptr())
     return ctypes.c_double(step)
 
 
 def _sent(settings: Settings) -> Iterator[Any]:
-    """The hyperparameters in the order of `SettingsRow`."""
+    """Yields the hyperparameters in the order of `SettingsRow`."""
     for value in settings[:5]:
         if isinstance(value, Tensor) and value.dtype not in _SCALARS:
             value = value.double()
@@ -174,12 +174,12 @@ def _is_on(device: torch.device, value: Any) -> bool:
 
 
 def _bits(numbers: Sequence[float]) -> Words:
-    """Numbers in float64, as words."""
+    """Returns the bits of numbers in float64."""
     return np.array(numbers, dtype=np.float64).view(np.int64)
 
 
 def _shared(codes: Words) -> tuple[int, ...]:
-    """The code of each kind of tensor, -1 where tensors differ."""
+    """Returns the common code of each kind of tensor; -1 if they differ."""
     if not codes.shape[1]:
         return (-1,) * len(codes)
     return tuple(int(own[0]) if (own == own[0]).all() else -1 for own in codes)

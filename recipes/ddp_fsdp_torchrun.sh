@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The recipe by torchrun, from the repository's root, with the overrides that are typed after it:
+# Starts the recipe with torchrun, from the repository's root:
 #   recipes/ddp_fsdp_torchrun.sh strategy=fsdp
 #   PROCESSES=8 recipes/ddp_fsdp_torchrun.sh strategy=fsdp trainer.accelerator=gpu
-# and the same on each of several nodes, which meet at a port of one of them:
+# On several nodes, type the same line on each; HEAD is a port of one of them:
 #   NODES=2 PROCESSES=8 HEAD=node1:29500 recipes/ddp_fsdp_torchrun.sh trainer.accelerator=gpu
 set -euo pipefail
 NODES=${NODES:-1} PROCESSES=${PROCESSES:-2}

@@ -1,4 +1,4 @@
-"""A small GAN of digits on 5,000 real MNIST images: two networks, each with an Adam of its own.
+"""Train a small conditional GAN on 5,000 MNIST images, with one Adam for each network.
 
 python -m recipes.gan
 python -m recipes.gan generator.lr=5e-4 'discriminator.betas=[0.9,0.999]' trainer.max_epochs=5
@@ -13,27 +13,22 @@ import matplotlib.pyplot as plt
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
+from sklearn.neighbors import KNeighborsClassifier  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn.functional import one_hot, softplus
 
 from lightning_adam import build_adam
-from recipes.looking import finish, format_value
-from recipes.mnist import LitClassifier, mnist_loaders, small_cnn
-from recipes.quiet import quieten
-
-EACH = 100
-"""How many of each digit are generated to be read."""
-ROWS = 10
-"""Of the picture, in each of which stands every digit."""
+from recipes._common import finish, mnist_loaders, quoted, validation_metric
 
 
 class LitGAN(L.LightningModule):
-    def __init__(self, cfg: DictConfig) -> None:
+    def __init__(self, cfg: DictConfig, classifier: KNeighborsClassifier) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.cfg = cfg
+        self.classifier = classifier
         self.generator = small_generator(cfg.noise, cfg.width)
         self.discriminator = small_discriminator(cfg.width)
 
@@ -50,8 +45,8 @@ class LitGAN(L.LightningModule):
         generated = self.generate(digits)
 
         self.toggle_optimizer(discriminator)
-        of_real, of_generated = self.judge(images, digits), self.judge(generated.detach(), digits)
-        discriminator_loss = softplus(-of_real).mean() + softplus(of_generated).mean()
+        real, fake = self.judge(images, digits), self.judge(generated.detach(), digits)
+        discriminator_loss = softplus(-real).mean() + softplus(fake).mean()
         discriminator.zero_grad()
         self.manual_backward(discriminator_loss)
         discriminator.step()
@@ -67,13 +62,19 @@ class LitGAN(L.LightningModule):
         self.log("train/generator_loss", generator_loss, prog_bar=True)
         self.log("train/discriminator_loss", discriminator_loss, prog_bar=True)
 
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        digits = batch[1]
+        generated = self.generate(digits).flatten(1).float().cpu()
+        accuracy = self.classifier.score(generated, digits.cpu())
+        self.log("val/recognized", accuracy, prog_bar=True)
+
     def generate(self, digits: Tensor) -> Tensor:
-        """An image of each of the digits."""
+        """Returns an image of each digit."""
         noise = torch.randn(len(digits), self.cfg.noise, device=digits.device)
         return self.generator(torch.cat([noise, one_hot(digits, 10)], dim=1))  # type: ignore[no-any-return]
 
     def judge(self, images: Tensor, digits: Tensor) -> Tensor:
-        """The logits of being a real image of the digit."""
+        """Returns the logits that the images are real, given their digits."""
         return self.discriminator(images).gather(1, digits[:, None])  # type: ignore[no-any-return]
 
 
@@ -103,50 +104,51 @@ def small_discriminator(width: int) -> nn.Module:
     )
 
 
-class Reader(Callback):
-    """After each epoch lets a classifier of real digits read what is generated, and draws it."""
-
-    def __init__(self, classifier: nn.Module, picture: Path) -> None:
-        self.classifier = classifier.eval()
-        self.picture = picture
-
-    @torch.no_grad()
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        digits = torch.arange(10, device=pl_module.device).repeat(EACH)
-        images = pl_module.generate(digits)
-        read = self.classifier.to(pl_module.device)(images).argmax(dim=1)
-        pl_module.log("val/read", (read == digits).float().mean(), prog_bar=True)
-        tiles = images[: ROWS * 10].view(ROWS, 10, 28, 28).transpose(1, 2)
-        plt.imsave(self.picture, tiles.reshape(ROWS * 28, 280).cpu(), cmap="gray")
+@torch.inference_mode()
+def draw(module: LitGAN, path: Path) -> None:
+    """Writes a picture of ten generated images of each digit."""
+    digits = torch.arange(10).repeat(10)
+    images = module.eval().generate(digits.to(module.device)).float().cpu()
+    rows = images.view(10, 10, 28, 28).transpose(1, 2)
+    plt.imsave(path, rows.reshape(280, 280), cmap="gray", vmin=0, vmax=1)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="gan")
-def main(cfg: DictConfig) -> float:
-    quieten()
+def main(cfg: DictConfig) -> float | None:
     L.seed_everything(cfg.seed)
-    output_dir = Path(HydraConfig.get().runtime.output_dir)
+    output = Path(HydraConfig.get().runtime.output_dir)
     train, validation = mnist_loaders(cfg.batch_size)
-
-    print("\na classifier of the real digits")
-    classifier = LitClassifier(small_cnn(cfg.reader.width), cfg.reader.optimizer, None)
-    reading = instantiate(cfg.reader.trainer)
-    reading.fit(classifier, train, validation)
-    of_real = float(reading.callback_metrics["val/accuracy"])
-
-    print("\na generator and a discriminator")
-    picture = output_dir / "generated.png"
-    checkpoint = ModelCheckpoint(output_dir / "checkpoints", "last")
-    logger = instantiate(cfg.logger)
-    callbacks = [instantiate(cfg.adam_monitor), Reader(classifier.net, picture), checkpoint]
-    trainer = instantiate(cfg.trainer, logger=logger, callbacks=callbacks)
-    trainer.fit(LitGAN(cfg), train)
-    of_generated = float(trainer.callback_metrics["val/read"])
-    result = (
-        f"read as what they are: {of_generated:.1%} of the generated digits, {of_real:.1%} of the"
-        f" real ones\npicture: {format_value(str(picture))}"
+    # A generated digit counts as recognized if the most similar real image shows that digit.
+    images, digits = train.dataset.tensors  # type: ignore[attr-defined]
+    classifier = KNeighborsClassifier(n_neighbors=1).fit(images.flatten(1), digits)
+    images, digits = validation.dataset.tensors  # type: ignore[attr-defined]
+    real = float(classifier.score(images.flatten(1), digits))
+    checkpoint = ModelCheckpoint(
+        dirpath=output / "checkpoints",
+        filename="best",
+        save_last=True,
+        monitor="val/recognized",
+        mode="max",
     )
-    finish(result, logger, checkpoint)
-    return of_generated
+    trainer = instantiate(
+        cfg.trainer,
+        logger=instantiate(cfg.get("logger")) or False,
+        callbacks=[instantiate(cfg.adam_monitor), checkpoint],
+    )
+    module = LitGAN(cfg, classifier)
+    trainer.fit(module, train, validation, ckpt_path=cfg.ckpt_path)
+    recognized = validation_metric(trainer, module, validation, "val/recognized")
+    picture = output / "generated.png"
+    draw(module, picture)
+    finish(
+        trainer,
+        {
+            "recognized generated digits": recognized,
+            "recognized real digits": real,
+            "picture": quoted(picture),
+        },
+    )
+    return recognized
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from docs.rendering.text import (
     statistic,
     table,
 )
-from lightning_adam.config.explain import documented
+from lightning_adam.config.explain import field_docs
 from lightning_adam.config.monitor import Severity
 from lightning_adam.config.optimizer import AdamConfig
 from lightning_adam.findings import RULES
@@ -34,7 +34,7 @@ from lightning_adam.statistics.catalogue import STATISTICS
 
 DURING = "While the run trains"
 BEFORE = "Before the first step"
-FAULTS = Path(__file__).parents[2] / "recipes/conf/fault"
+FAULTS = Path(__file__).parents[2] / "recipes/diagnostics/conf/fault"
 PRECISIONS = ("float32", "bfloat16")
 """Dtypes of the parameters for which suggestions are shown."""
 STEPS = 10_000
@@ -66,17 +66,16 @@ def index() -> str:
     """Returns the page that lists the findings and the notices."""
     return page(
         "Findings",
-        "`AdamMonitor` judges each measurement by these rules. A finding has a sentence, the"
-        " numbers that prove it, and suggestions. [Watch Adam](../guides/monitor.md#findings)"
-        " explains how to read, configure and disable findings.",
+        "Look up a finding that `AdamMonitor` printed. [The guide](../guides/findings.md) explains"
+        " how to read, configure and switch off findings.",
         block("bash", ["lightning-adam explain findings", "lightning-adam explain eps_dominates"]),
         f"## {DURING}",
         _listed(RULES.values()),
         f"## {BEFORE}",
-        "Preflight notices: what the settings of a run show. They never stop a run.",
+        "Preflight notices are about the settings of a run. They never stop it.",
         _listed(NOTICES.values()),
         "## Severity",
-        definitions((word.name, prose(word.meaning)) for word in documented(Severity)),
+        definitions((word.name, prose(word.meaning)) for word in field_docs(Severity)),
     )
 
 
@@ -92,7 +91,7 @@ def _summary(rule: Rule | Notice) -> str:
 
 def page_of(rule: Rule | Notice) -> str:
     """Returns the page of a finding or a notice."""
-    severities = {word.name: word.meaning for word in documented(Severity)}
+    severities = {word.name: word.meaning for word in field_docs(Severity)}
     entries = [
         ("Message", _sentence(rule.sentence)),
         ("Severity", f"{rule.severity}: {prose(severities[rule.severity.value])}"),
@@ -185,7 +184,7 @@ def _suggestions(rule: Rule | Notice) -> list[str]:
 
 
 def faults() -> dict[str, tuple[str, str]]:
-    """Returns the options of `recipes/conf/fault` and what they plant, by their finding."""
+    """Returns the name and the description of each fault of the clinic, by its finding."""
     found = {}
     for file in sorted(FAULTS.glob("*.yaml")):
         text = file.read_text(encoding="utf-8")
@@ -203,5 +202,5 @@ def _clinic(rule: Rule | Notice) -> list[str]:
     return [
         "## Reproduce",
         prose(f"{planted} The recipe trains with this fault, and again with a remedy:"),
-        block("bash", [f"python -m recipes.clinic fault={fault}"]),
+        block("bash", [f"python -m recipes.diagnostics.clinic fault={fault}"]),
     ]

@@ -12,9 +12,8 @@ from torch.utils.data import DataLoader
 
 from lightning_adam import ConfigError
 from recipes import char_gpt
-from recipes.char_gpt import LitGPT, sample_text, text_loaders
-from recipes.looking import validated
-from recipes.small_gpt import SmallGPT, library_text
+from recipes._common import read_text, text_loaders
+from recipes.char_gpt import GPT, LitGPT, sample_text
 from tests.support.commands import (
     BIN,
     REPOSITORY,
@@ -40,13 +39,15 @@ BRIEFLY = (
     "trainer.limit_train_batches=12",
     "trainer.limit_val_batches=8",
 )
+CONTEXT = 32
 PROMPT = "the step of "
 SENTENCE = "Adam divides the step of each parameter by the root of its second moment.\n"
 
 INVALID = {
-    "text=none.txt": "text=none.txt does not exist: ",
-    "text=short.txt": "text=short.txt has 74 bytes, fewer than 1,040, which are 16 * (context + 1)."
+    "text=none.txt": "text=none.txt is not a file: ",
+    "text=short.txt": "text=short.txt has 74 bytes, fewer than the 1,040 that the recipe needs."
     " Use a longer text, for example text=README.md, or a smaller context",
+    "width=3": "width=3 is not a multiple of heads=4. Use for example width=4",
     "sample.prompt=''": "sample.prompt='' must have at least one byte. Use for example"
     " sample.prompt=import",
     "sample.temperature=0": "sample.temperature=0 must be above 0. Use for example"
@@ -68,17 +69,21 @@ def test_recipe_trains_prints_its_loss_and_writes_a_sample(tmp_path: Path) -> No
     assert run_config(offline_run)["optimizer"]["betas"] == [0.9, 0.95]
     (row,) = (row for row in history(offline_run) if "val/perplexity" in row)
     assert row["val/perplexity"] == pytest.approx(math.exp(row["val/loss"]), rel=1e-3)
-    bits, perplexity = row["val/loss"] / math.log(2), row["val/perplexity"]
-    assert training.after("validation: ") == f"{bits:.4f} bits a byte, perplexity {perplexity:.3f}"
+    bits = f"{row['val/loss'] / math.log(2):.4f}"
+    assert training.after("validation bits per byte: ") == bits
     assert list(tmp_path.rglob("best.ckpt"))
     assert list(tmp_path.rglob("report.html"))
+
+
+def small_module(net: GPT) -> LitGPT:
+    return LitGPT(net, OmegaConf.create({"lr": 1e-3}), OmegaConf.create({"name": "constant"}))
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
 def test_perplexity_is_the_exponential_of_the_loss(precision: str) -> None:
     """Its sums keep single precision where the parameters have bfloat16."""
-    module = LitGPT(SmallGPT(1, 16, 2), OmegaConf.create({"lr": 1e-3}))
-    _, validation = text_loaders(library_text()[: 16 * 129 * 20], 128, batch_size=4)
+    module = small_module(GPT(1, 16, 2, CONTEXT))
+    _, validation = text_loaders(read_text(None, 0)[: 16 * 33 * 20], CONTEXT, batch_size=4)
     trainer = L.Trainer(
         accelerator="cpu",
         precision=precision,  # type: ignore[arg-type]
@@ -92,11 +97,11 @@ def test_perplexity_is_the_exponential_of_the_loss(precision: str) -> None:
 
 
 def test_predictions_are_compared_with_the_next_bytes() -> None:
-    class RepeatsEachByte(SmallGPT):
+    class RepeatsEachByte(GPT):
         def forward(self, text: torch.Tensor) -> torch.Tensor:
             return 100 * torch.nn.functional.one_hot(text, 256).float()
 
-    module = LitGPT(RepeatsEachByte(1, 16, 2), OmegaConf.create({"lr": 1e-3}))
+    module = small_module(RepeatsEachByte(1, 16, 2, CONTEXT))
     logits, targets = module.predict((torch.tensor([list(b"aab")], dtype=torch.uint8),))
     assert logits.argmax(dim=2).tolist() == [list(b"aa")]
     assert targets.tolist() == [list(b"ab")]
@@ -117,7 +122,7 @@ def bytes_of(loader: "DataLoader[tuple[torch.Tensor]]") -> tuple[int, set[int]]:
 
 
 def test_same_seed_gives_the_same_sample() -> None:
-    net = SmallGPT(1, 16, 2, context=8)
+    net = GPT(1, 16, 2, context=8)
 
     def sample(seed: int, temperature: float) -> str:
         return sample_text(net, "x = ", 20, temperature, seed)
@@ -128,8 +133,8 @@ def test_same_seed_gives_the_same_sample() -> None:
 
 
 def test_sample_has_the_length_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    net = SmallGPT(1, 16, 2, context=8)
-    torch.nn.init.zeros_(net.last.weight)
+    net = GPT(1, 16, 2, context=8)
+    torch.nn.init.zeros_(net.norm.weight)
     monkeypatch.setattr(net, "head", OnlyDots())
     assert sample_text(net, "prompt", 20, 1.0, 0) == "prompt" + 20 * "."
 
@@ -144,8 +149,8 @@ class OnlyDots(torch.nn.Module):
 
 
 def test_diverged_network_writes_only_the_prompt() -> None:
-    net = SmallGPT(1, 16, 2)
-    torch.nn.init.constant_(net.last.weight, math.nan)
+    net = GPT(1, 16, 2, CONTEXT)
+    torch.nn.init.constant_(net.norm.weight, math.nan)
     assert sample_text(net, "def ", 20, 1.0, 0) == "def "
 
 
@@ -163,11 +168,3 @@ def test_invalid_settings_raise_before_training(tmp_path: Path) -> None:
                 assert sentence.startswith(beginning)
                 assert ". Use " in sentence
                 assert not Path(tmp_path, "job").exists()
-
-
-def test_resuming_a_finished_run_names_the_epochs_to_type() -> None:
-    """The recipes that can be resumed share this."""
-    finished = L.Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False)
-    finished.fit_loop.epoch_progress.current.completed = 2
-    with pytest.raises(ConfigError, match=r"Use for example trainer\.max_epochs=6$"):
-        validated(finished, "val/loss", "last.ckpt", epochs=4)

@@ -29,11 +29,18 @@ WITH_LEADS = {
 REMEDY_KEEPS_LOSS = {"gradient_jump": "exp_avg_sq_lags", "lost_state": "state_mismatch"}
 """Faults whose remedy prevents the finding without lowering the loss."""
 FINDINGS = SUGGESTED | WITH_LEADS | REMEDY_KEEPS_LOSS
-QUIET = "+trainer.enable_progress_bar=false"
+QUIET = "trainer.enable_progress_bar=false"
 
 
 def clinic(folder: Path, *overrides: str) -> Finished:
-    command: Command = [BIN / "python", "-m", "recipes.clinic", *overrides, QUIET, *jobs_in(folder)]
+    command: Command = [
+        BIN / "python",
+        "-m",
+        "recipes.diagnostics.clinic",
+        *overrides,
+        QUIET,
+        *jobs_in(folder),
+    ]
     finished = run(command, REPOSITORY)
     assert finished.returncode == 0, finished.output
     return finished
@@ -55,7 +62,7 @@ def test_remedy_prevents_the_finding_and_lowers_the_loss(tmp_path: Path, fault: 
     assert FINDINGS[fault] in codes(faulty)
     remedy = faulty.after("remedy: ")
     assert (f"type:    {remedy}" in faulty.output) == (fault in SUGGESTED)
-    command = ["-m", "recipes.clinic", f"fault={fault}", "compare=false"]
+    command = ["-m", "recipes.diagnostics.clinic", f"fault={fault}", "compare=false"]
     before = shlex.join([str(BIN / "python"), *command])
     pasted = f"{before} {remedy} {shlex.join([QUIET, *jobs_in(tmp_path / 'remedied')])}"
     remedied = run_text(pasted, REPOSITORY)

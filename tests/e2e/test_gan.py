@@ -1,6 +1,5 @@
 """The recipe of a GAN: two Adams with their own settings, and digits that can be recognized."""
 
-import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,8 +16,7 @@ from tests.support.commands import (
     run_config,
 )
 
-CHANCE = 10
-"""In percent."""
+CHANCE = 1 / 10
 BRIEFLY = (
     "width=8",
     "batch_size=32",
@@ -26,10 +24,7 @@ BRIEFLY = (
     "discriminator.betas=[0.6,0.99]",
     "adam_monitor.scopes=[model,group]",
     "trainer.max_epochs=2",
-    "+trainer.enable_progress_bar=false",
-    "reader.width=8",
-    "reader.trainer.max_epochs=1",
-    "+reader.trainer.enable_progress_bar=false",
+    "trainer.enable_progress_bar=false",
 )
 
 
@@ -38,9 +33,8 @@ def test_two_adams_have_own_settings_and_statistics_and_generate_digits(tmp_path
     command: Command = [BIN / "python", "-m", "recipes.gan", *BRIEFLY, *jobs_in(tmp_path)]
     finished = run(command, REPOSITORY)
     assert finished.returncode == 0, finished.output
-    of_generated, of_real = re.findall(r"[\d.]+(?=%)", finished.after("read as what they are: "))
-    assert float(of_generated) > 3 * CHANCE
-    assert float(of_real) > 5 * CHANCE
+    assert float(finished.after("recognized generated digits: ")) > 3 * CHANCE
+    assert float(finished.after("recognized real digits: ")) > 0.9
     assert plt.imread(tmp_path / "generated.png").shape[:2] == (280, 280)
     (offline_run,) = offline_runs(tmp_path)
     assert_recorded(offline_run)

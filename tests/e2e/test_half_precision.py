@@ -18,7 +18,7 @@ MIXED = "+ trainer.precision=bf16-mixed"
 MIXED_16 = "+ trainer.precision=16-mixed"
 BRIEFLY = (
     "trainer.max_epochs=2",
-    "+trainer.enable_progress_bar=false",
+    "trainer.enable_progress_bar=false",
 )
 
 
@@ -44,8 +44,8 @@ def table(finished: Finished) -> list[Row]:
 def train(folder: Path, *cases: str) -> list[Row]:
     """Runs the recipe, and checks that the monitor has printed each suggestion that it tries."""
     quoted = f"cases={list(cases)}".replace("'", '"')
-    command: Command = [BIN / "python", "-m", "recipes.half_precision", quoted, *BRIEFLY]
-    finished = run([*command, *jobs_in(folder)], REPOSITORY)
+    command: Command = [BIN / "python", "-m", "recipes.diagnostics.half_precision", quoted]
+    finished = run([*command, *BRIEFLY, *jobs_in(folder)], REPOSITORY)
     assert finished.returncode == 0, finished.output
     rows = table(finished)
     printed = {

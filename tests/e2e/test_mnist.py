@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 )
 
 from lightning_adam import ConfigError, __version__
-from recipes import mnist
+from recipes import _common, mnist
 from tests.support.commands import (
     BIN,
     BRIEF_KEYS,
@@ -80,7 +80,7 @@ Train = Callable[..., Path]
 def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     """Runs the recipe briefly in the process of the tests, and returns the folder of the job."""
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
-    monkeypatch.setattr(mnist, "mnist_data", mnist_data_once)
+    monkeypatch.setattr(_common, "mnist_data", mnist_data_once)
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     for variable in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         monkeypatch.setenv(variable, "0")

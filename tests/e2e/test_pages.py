@@ -458,7 +458,6 @@ def jobs(line: str) -> list[list[str]]:
 
 def test_each_command_of_a_recipe_configures_its_jobs() -> None:
     """Each recipe is run by its own test."""
-    conf = REPOSITORY / "recipes/conf"
     with each_row() as row:
         for line in shell_lines(RECIPE):
             with row(line):
@@ -469,6 +468,7 @@ def test_each_command_of_a_recipe_configures_its_jobs() -> None:
                 name = name.rpartition(".")[2]
                 program = file.read_text(encoding="utf-8")
                 assert f'config_name="{name}"' in program
+                conf = file.parent / "conf"
                 configs = [composed(conf, name, job) for job in jobs(line)]
                 if "cases=" in line:
                     cases = configs[0].cases

@@ -1,16 +1,16 @@
-"""Trains a network with a planted fault, then again with the suggestion of its finding.
+"""Train a network with a planted fault, then again with the suggestion of its finding.
 
-python -m recipes.clinic fault=eps
-python -m recipes.clinic fault=bf16_updates compare=false
-python -m recipes.clinic fault=learning_rate_small optimizer.lr=1e-5 logger=wandb_offline
+python -m recipes.diagnostics.clinic fault=eps
+python -m recipes.diagnostics.clinic fault=bf16_updates compare=false
+python -m recipes.diagnostics.clinic fault=learning_rate_small logger=wandb_offline
 
-Each fault is an option of `recipes/conf/fault`; `fault=none` is the healthy run.
+Each fault is a file of `recipes/diagnostics/conf/fault`; `fault=none` is the healthy run.
 """
 
 import math
 import shlex
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,19 +24,21 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
+from lightning_adam import AdamMixin
 from lightning_adam.config.monitor import Severity
 from lightning_adam.findings.describe import describe_suggestions
 from lightning_adam.findings.finding import Finding
 from lightning_adam.reports.report import write_report
 from lightning_adam.reports.runs import read_runs
-from recipes.looking import folder_of, format_value, where_to_look
-from recipes.mnist import LitClassifier, mnist_loaders
-from recipes.quiet import quieten
+from recipes._common import how_to_look, mnist_loaders, quoted, run_folder, validation_metric
 
-NO_WORSE = 1.1
-"""How much larger the loss may be with a remedy that is not expected to lower it."""
+warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU")
+
+MAX_LOSS_RATIO = 1.1
+"""The largest ratio of the losses with and without a remedy that counts as no worse."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,9 @@ class Outcome:
     findings: Sequence[Finding]
     """Warnings and errors, and the finding of the planted fault whatever its severity."""
     loss: float
-    location: str
+    """NaN if the run diverged, or if validation is disabled."""
+    look: list[str]
+    """The lines that say where the run is."""
     folder: Path | None
 
     @property
@@ -56,8 +60,45 @@ class Outcome:
 
     def has_resolved(self, other: "Outcome") -> bool:
         """Returns whether there are no findings, and the loss is finite and no worse."""
-        is_better = not math.isfinite(other.loss) or self.loss < NO_WORSE * other.loss
+        is_better = not math.isfinite(other.loss) or self.loss < MAX_LOSS_RATIO * other.loss
         return not self.findings and math.isfinite(self.loss) and is_better
+
+
+class LitWithFault(AdamMixin, L.LightningModule):
+    """A classifier that multiplies its gradients, and adds those of the step before."""
+
+    def __init__(
+        self, net: nn.Module, optimizer: DictConfig, scheduler: DictConfig, planted: DictConfig
+    ) -> None:
+        super().__init__(optimizer=optimizer, scheduler=scheduler)
+        self.net = net
+        self.planted = planted
+        self.last: dict[nn.Parameter, Tensor] = {}
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        loss = cross_entropy(self.net(images), labels)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        self.log("val/loss", cross_entropy(self.net(images), labels), prog_bar=True)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        planted = self.planted
+        step = self.trainer.global_step
+        progress = min(1.0, max(0, step - planted.from_step + 1) / planted.over_steps)
+        is_over = planted.to_step is not None and step >= planted.to_step
+        factor = 1.0 if is_over else planted.gradients_times**progress
+        for parameter in self.parameters():
+            if parameter.grad is None:
+                continue
+            parameter.grad.mul_(factor)
+            if planted.gradients_remember:
+                last = self.last.get(parameter, torch.zeros_like(parameter.grad))
+                parameter.grad.add_(last, alpha=planted.gradients_remember)
+                self.last[parameter] = parameter.grad.clone()
 
 
 class Exponential(nn.Module):
@@ -65,49 +106,6 @@ class Exponential(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return inputs.exp()
-
-
-class LitWithFault(LitClassifier):
-    """A classifier that multiplies its gradients, and adds those of the step before."""
-
-    def __init__(
-        self,
-        net: nn.Module,
-        optimizer: DictConfig,
-        scheduler: DictConfig | None,
-        planted: DictConfig,
-    ) -> None:
-        super().__init__(net, optimizer, scheduler)
-        self.planted = planted
-        self.last: dict[nn.Parameter, Tensor] = {}
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        planted = self.planted
-        step = self.trainer.global_step
-        share = min(1.0, max(0, step - planted.from_step + 1) / planted.over_steps)
-        is_over = planted.to_step is not None and step >= planted.to_step
-        times = 1.0 if is_over else planted.gradients_times**share
-        for parameter in self.parameters():
-            if parameter.grad is None:
-                continue
-            parameter.grad.mul_(times)
-            if planted.gradients_remember:
-                last = self.last.get(parameter, torch.zeros_like(parameter.grad))
-                parameter.grad.add_(last, alpha=planted.gradients_remember)
-                self.last[parameter] = parameter.grad.clone()
-
-
-class StopAfterEpoch(Callback):
-    """Ends a run after an epoch, and saves a checkpoint."""
-
-    def __init__(self, epochs: int, path: Path) -> None:
-        self.epochs = epochs
-        self.path = path
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.current_epoch + 1 == self.epochs:
-            trainer.save_checkpoint(self.path)
-            trainer.should_stop = True
 
 
 class Scale(nn.Module):
@@ -119,6 +117,16 @@ class Scale(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return inputs * self.factor
+
+
+class StopAfterEpoch(Callback):
+    """Ends a run after an epoch."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.should_stop = trainer.current_epoch + 1 >= self.epochs
 
 
 def small_mlp(width: int, activation: type[nn.Module], pixels_times: float) -> nn.Module:
@@ -133,11 +141,11 @@ def small_mlp(width: int, activation: type[nn.Module], pixels_times: float) -> n
     )
 
 
-def short_trainer(cfg: DictConfig, logger: Logger, *callbacks: Callback) -> L.Trainer:
+def short_trainer(cfg: DictConfig, logger: Logger | None, *callbacks: Callback) -> L.Trainer:
     """Returns a trainer that saves no checkpoints."""
     trainer: L.Trainer = instantiate(
         cfg.trainer,
-        logger=logger,
+        logger=logger or False,
         callbacks=list(callbacks),
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -145,40 +153,40 @@ def short_trainer(cfg: DictConfig, logger: Logger, *callbacks: Callback) -> L.Tr
     return trainer
 
 
-def by_severity(findings: Iterable[Finding]) -> list[Finding]:
-    """Returns the errors, then the others."""
-    return sorted(findings, key=lambda each: each.severity is not Severity.error)
-
-
 def train(cfg: DictConfig) -> Outcome:
-    """Trains with a config."""
-    L.seed_everything(cfg.seed, verbose=False)
-    logger = instantiate(cfg.logger)
-    loaders = mnist_loaders(cfg.batch_size)
-
-    def fit(ckpt_path: Path | None, *callbacks: Callback) -> Outcome:
-        monitor = instantiate(cfg.adam_monitor)
-        trainer = short_trainer(cfg, logger, monitor, *callbacks)
-        planted = cfg.planted
-        net = small_mlp(cfg.width, get_class(planted.activation), planted.pixels_times)
-        module = LitWithFault(net, cfg.optimizer, cfg.scheduler, planted)
-        trainer.fit(module, *loaders, ckpt_path=ckpt_path)
-        found = [
-            each for each in monitor.findings if each.is_above_info or each.code == cfg.finding
-        ]
-        loss = float(trainer.callback_metrics["val/loss"])
-        return Outcome(found, loss, where_to_look(logger), folder_of(logger))
-
-    checkpoint = None
+    """Trains with a config; resumes from a checkpoint if `planted.resume_after_epoch` is set."""
+    logger, checkpoint = instantiate(cfg.get("logger")), None
     if cfg.planted.resume_after_epoch is not None:
         checkpoint = Path(HydraConfig.get().runtime.output_dir, "stopped.ckpt")
-        fit(None, StopAfterEpoch(cfg.planted.resume_after_epoch, checkpoint))
+        trainer, _, _ = fit(cfg, logger, None, StopAfterEpoch(cfg.planted.resume_after_epoch))
+        trainer.save_checkpoint(checkpoint)
         if cfg.planted.lose_moments:
             lose_moments(checkpoint)
-    outcome = fit(checkpoint)
-    # Two runs in one process need an end between them.
+    trainer, findings, loss = fit(cfg, logger, checkpoint)
+    outcome = Outcome(
+        [each for each in findings if each.is_above_info or each.code == cfg.finding],
+        math.nan if loss is None else loss,
+        how_to_look(trainer.logger),
+        run_folder(trainer.logger),
+    )
+    # W&B would log the next run of this process to the same run.
     wandb.finish()
     return outcome
+
+
+def fit(
+    cfg: DictConfig, logger: Logger | None, ckpt_path: Path | None, *callbacks: Callback
+) -> tuple[L.Trainer, list[Finding], float | None]:
+    """Trains once, and returns all findings and the validation loss."""
+    L.seed_everything(cfg.seed, verbose=False)
+    monitor = instantiate(cfg.adam_monitor)
+    trainer = short_trainer(cfg, logger, monitor, *callbacks)
+    planted = cfg.planted
+    net = small_mlp(cfg.width, get_class(planted.activation), planted.pixels_times)
+    module = LitWithFault(net, cfg.optimizer, cfg.scheduler, planted)
+    training, validation = mnist_loaders(cfg.batch_size)
+    trainer.fit(module, training, validation, ckpt_path=ckpt_path)
+    return trainer, monitor.findings, validation_metric(trainer, module, validation, "val/loss")
 
 
 def lose_moments(checkpoint: Path) -> None:
@@ -196,8 +204,8 @@ def main_finding(findings: Sequence[Finding], code: str | None) -> Finding:
 
     Of several scopes, the latest that is open: its suggestion applies to all of them.
     """
-    codes = {each.code for each in findings}
-    code = code if code in codes else by_severity(findings)[0].code
+    if code not in {each.code for each in findings}:
+        code = min(findings, key=lambda each: each.severity is not Severity.error).code
     alike = [each for each in findings if each.code == code]
     return max([each for each in alike if each.is_open] or alike, key=lambda each: each.step)
 
@@ -205,8 +213,8 @@ def main_finding(findings: Sequence[Finding], code: str | None) -> Finding:
 def remedy_of(finding: Finding, by_hand: Sequence[str]) -> list[str]:
     """Returns the overrides of the second run.
 
-    They are those that the finding suggests to type, else those of the config, else its first lead
-    that is not a sweep.
+    They are the suggestion of the finding, else those of the config, else the first lead that is
+    not a sweep.
     """
     leads = [each.overrides for each in finding.suggestions if not each.is_sweep]
     return list(finding.remedy or by_hand or next(filter(None, leads), ()))
@@ -225,19 +233,14 @@ def side_by_side(before: Outcome, after: Outcome) -> str:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="clinic")
 def main(cfg: DictConfig) -> float:
-    quieten()
-    warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU")
     before = train(cfg)
     runs = [before]
     print(f"\nfindings: {before.codes}\nvalidation loss: {before.loss:.4f}")
     if before.findings:
         finding = main_finding(before.findings, cfg.finding)
         remedy = remedy_of(finding, cfg.by_hand)
-        print(
-            "\n".join(
-                [f"suggestions for {finding.code}:", *describe_suggestions(finding.suggestions)]
-            )
-        )
+        suggestions = describe_suggestions(finding.suggestions)
+        print("\n".join([f"suggestions for {finding.code}:", *suggestions]))
         print(f"remedy: {shlex.join(remedy) or 'none'}")
         if cfg.compare and remedy:
             job = list(HydraConfig.get().overrides.task)
@@ -245,12 +248,12 @@ def main(cfg: DictConfig) -> float:
             runs.append(after)
             print(f"\n{side_by_side(before, after)}")
             print("resolved" if after.has_resolved(before) else "not resolved")
-    print("\n".join(dict.fromkeys(each.location for each in runs)))
+    print("\n".join(line for each in runs for line in each.look))
     folders = [each.folder for each in runs if each.folder is not None]
     if folders:
         report = Path(HydraConfig.get().runtime.output_dir, "report.html")
-        write_report(read_runs(folders), report)
-        print(f"report: {format_value(str(report))}")
+        write_report(read_runs(list(dict.fromkeys(folders))), report)
+        print(f"report: {quoted(report)}")
     return runs[-1].loss
 
 

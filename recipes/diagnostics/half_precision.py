@@ -1,15 +1,15 @@
-"""Adam in float16 and bfloat16: what is lost, what the monitor finds, and what its suggestions do.
+"""Train in float16 and bfloat16, and show what AdamMonitor finds and what its suggestions do.
 
-python -m recipes.half_precision
-python -m recipes.half_precision 'cases=["trainer.precision=16-true optimizer.eps=1e-4"]'
-python -m recipes.half_precision optimizer.lr=3e-4 trainer.max_epochs=8 compare=false
+python -m recipes.diagnostics.half_precision
+python -m recipes.diagnostics.half_precision 'cases=["trainer.precision=bf16-true"]'
+python -m recipes.diagnostics.half_precision optimizer.lr=3e-4 trainer.max_epochs=8 compare=false
 
 The table has a row for each run. A row with a plus is the run above it with one suggestion of its
 most severe finding.
 """
 
+import math
 import shlex
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,10 +23,8 @@ from torch import nn
 from torch.optim import AdamW
 
 from lightning_adam.findings.finding import Finding
-from recipes.clinic import LitWithFault, main_finding, short_trainer, small_mlp
-from recipes.looking import format_value
-from recipes.mnist import mnist_loaders
-from recipes.quiet import quieten
+from recipes._common import Loader, mnist_loaders, quoted, validation_metric
+from recipes.diagnostics.clinic import LitWithFault, main_finding, short_trainer, small_mlp
 
 
 class Row(NamedTuple):
@@ -58,15 +56,17 @@ class LitWithTorchAdamW(LitWithFault):
         return AdamW(self.parameters(), lr=adam.lr, betas=tuple(adam.betas), eps=adam.eps)
 
 
-def train(cfg: DictConfig, overrides: str, loaders: Sequence[Any]) -> tuple[Row, list[Finding]]:
+def train(cfg: DictConfig, overrides: str, loaders: Sequence[Loader]) -> tuple[Row, list[Finding]]:
     """Trains with a config, and returns its row, and its warnings and errors."""
     L.seed_everything(cfg.seed, verbose=False)
     monitor = instantiate(cfg.adam_monitor)
-    trainer = short_trainer(cfg, instantiate(cfg.logger), monitor)
+    trainer = short_trainer(cfg, instantiate(cfg.get("logger")), monitor)
     lit = LitWithTorchAdamW if cfg.by_torch else LitWithFault
     net = small_mlp(cfg.width, nn.ReLU, pixels_times=1.0)
-    trainer.fit(lit(net, cfg.optimizer, cfg.scheduler, cfg.planted), *loaders)
-    # Two runs in one process need an end between them.
+    module = lit(net, cfg.optimizer, cfg.scheduler, cfg.planted)
+    trainer.fit(module, *loaders)
+    loss = validation_metric(trainer, module, loaders[1], "val/loss")
+    # W&B would log the next run of this process to the same run.
     wandb.finish()
     found = [each for each in monitor.findings if each.is_above_info]
     row = Row(
@@ -76,7 +76,7 @@ def train(cfg: DictConfig, overrides: str, loaders: Sequence[Any]) -> tuple[Row,
         beta2=f"{cfg.optimizer.betas[1]:g}",
         notices=codes(each for each in monitor.findings if each.is_notice),
         findings=codes(each for each in found if not each.is_notice),
-        loss=f"{float(trainer.callback_metrics['val/loss']):.4f}",
+        loss=f"{math.nan if loss is None else loss:.4f}",
         overrides=overrides,
     )
     return row, found
@@ -104,8 +104,6 @@ def table(rows: Sequence[Row]) -> str:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="half_precision")
 def main(cfg: DictConfig) -> None:
-    quieten()
-    warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU")
     job = list(HydraConfig.get().overrides.task)
     loaders = mnist_loaders(cfg.batch_size)
     rows = []
@@ -117,7 +115,7 @@ def main(cfg: DictConfig) -> None:
             changed = hydra.compose("half_precision", [*faulty, *overrides])
             rows.append(train(changed, f"+ {shlex.join(overrides)}", loaders)[0])
     print(f"\n{table(rows)}")
-    print(f"runs: {format_value(HydraConfig.get().runtime.output_dir)}")
+    print(f"runs: {quoted(HydraConfig.get().runtime.output_dir)}")
 
 
 if __name__ == "__main__":

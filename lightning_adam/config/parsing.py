@@ -371,7 +371,10 @@ def _convert_error(
     default: Any = UNSET
     while location and is_dataclass(hint):
         name = location.pop(0)
-        path, values = path / name, values[name]
+        path = path / name
+        if error["type"] == "missing" and not location:
+            return path.required()
+        values = values[name]
         names = [entry.name for entry in fields(hint) if entry.init]
         if name not in names:
             return path.unknown(values, names)
@@ -413,14 +416,12 @@ def _resolution_error(error: OmegaConfBaseException, path: ConfigPath) -> Config
     """
     key = re.sub(r"\[(\d+)\]", r".\1", str(error.full_key or ""))
     field = f"{key}.".removeprefix(f"{path}.").rstrip(".")
-    place = path / field if field else path
+    path = path / field if field else path
     if isinstance(error, MissingMandatoryValue):
-        return place.required()
+        return path.required()
     # The lines after the first repeat the key and the type.
     cause = str(error).partition("\n")[0]
-    return place.error(
-        f"cannot be resolved: {cause}", f"Set {place.override(Placeholder('VALUE'))}"
-    )
+    return path.error(f"cannot be resolved: {cause}", path.suggest(Placeholder("VALUE"), "Set"))
 
 
 def split_target(

@@ -26,6 +26,7 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     ({"study_name": " "}, 'study_name=" " must not be empty'),
     ({"n_trials": 0}, "hydra.sweeper.n_trials=0"),
     ({"stages": {}}, "hydra.sweeper.stages"),
+    ({"space": {"lr": {"low": 0.1}}}, "hydra.sweeper.space.lr.high is required. Set"),
     ({"space": {"lr": {"low": 0.0, "high": 0.1}}}, "hydra.sweeper.space.lr.low=0.0 must be above"),
     ({"space": {"lr": {"low": 0.1, "high": 0.1}}}, "hydra.sweeper.space.lr.low=0.1 must be less"),
     ({"space": {"beta2": {"low": 0.9, "high": 1.0}}}, "space.beta2.high=1.0 must be below 1"),

@@ -30,7 +30,9 @@ def built_site(factory: pytest.TempPathFactory) -> Site:
 def _build(folder: Path) -> None:
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
     (line,) = re.findall(r"^docs:.*\n\t(.*)$", makefile, re.MULTILINE)
-    command = line.replace("$(BIN)", shlex.quote(str(BIN / "python")))
+    (program,) = re.findall(r"^MKDOCS := (.*)$", makefile, re.MULTILINE)
+    command = line.replace("$(MKDOCS)", program)
+    command = command.replace("$(BIN)", shlex.quote(str(BIN / "python")))
     built = run_text(f"{command} --site-dir {shlex.quote(str(folder / 'site'))}", REPOSITORY)
     assert built.returncode == 0, built.output
     (folder / OUTPUT).write_text(built.output, encoding="utf-8")

@@ -128,7 +128,7 @@ class LayerDecayConfig(BaseConfig):
     """Layer-wise learning-rate decay, from the output to the input, for fine-tuning.
 
     The last layer trains with `rate` times the learning rate, the layer below with `rate**2` times,
-    and so on. The stem counts as one layer below the first: position embeddings and tokens beside
+    and so on. The stem counts as one layer below the first: position embeddings and tokens next to
     the layers, and modules that are registered before the layers in the module that contains them.
     All other parameters are the head, which trains with the full rate. The members of the stem and
     of the head are logged.

@@ -199,13 +199,13 @@ class Plan:
             known = names.get(id(parameter), own or f"{name}.{position}")
             bucket = bucket._replace(is_no_decay=bucket.is_no_decay and not is_decay_set)
             buckets[bucket].append((known, parameter))
-        places = {(bucket.group, bucket.layer) for bucket in buckets}
+        layers = {(bucket.group, bucket.layer) for bucket in buckets}
         largest = max(map(self._lr_scale, buckets), default=1.0)
         parts = []
         # BackboneFinetuning sets the learning rate of the last part only.
         for bucket in sorted(buckets, key=lambda each: (self._lr_scale(each), each)):
             own_parts = self._parts(bucket)
-            if len(places) == 1:
+            if len(layers) == 1:
                 own_parts = ["no_decay"] if bucket.is_no_decay else []
             scale = self._lr_scale(bucket)
             lr = _scheduled_lr(optimizer, group, scale, largest)

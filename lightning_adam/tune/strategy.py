@@ -353,7 +353,7 @@ class _SearchState:
             return []
         mean, _ = self.process.predict(self.coordinates[[index for index, _ in full]])
         order = np.argsort(mean, kind="stable")
-        return [full[place][1] for place in order]
+        return [full[index][1] for index in order]
 
     def _best(self) -> Run:
         ranked = self._ranked()

@@ -1131,8 +1131,8 @@ MUTANTS = (
     ),
     Mutant(
         "config/parsing",
-        "place = path / field if field else path",
-        "place = ConfigPath(field) if field else path",
+        "path = path / field if field else path",
+        "path = ConfigPath(field) if field else path",
         "an error names a field without its path",
     ),
     Mutant(

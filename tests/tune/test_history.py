@@ -204,7 +204,7 @@ def test_run_is_lost_when_its_owner_and_its_job_are_killed(tmp_path: Path) -> No
 
 
 def test_run_in_a_database_is_lost_without_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SECONDS_BETWEEN_BEATS", 0.05)
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.05)
     history = open_history(URLS[1])
     number = begin_run(history)
 

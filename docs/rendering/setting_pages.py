@@ -4,7 +4,7 @@ from enum import Enum
 from typing import get_args, get_type_hints
 
 from docs.rendering.text import code, page, paragraphs, plain, prose
-from lightning_adam.config.explain import TOPICS, Documented, Section, documented
+from lightning_adam.config.explain import TOPICS, FieldDoc, Section, field_docs
 
 
 def pages() -> dict[str, str]:
@@ -21,7 +21,7 @@ def of(topic: str) -> str:
     """Returns the page of a topic, with the fields of its configs."""
     return page(
         topic.capitalize(),
-        prose(f"Every field with its default, as `lightning-adam explain {topic}` prints it."),
+        prose(f"Look up a field and its default, as `lightning-adam explain {topic}` prints it."),
         *(part for section in TOPICS[topic] for part in _section(section)),
     )
 
@@ -32,14 +32,14 @@ def _section(section: Section) -> list[str]:
     return [*head, *(part for field in section.fields for part in _field(section, field))]
 
 
-def _field(section: Section, field: Documented) -> list[str]:
+def _field(section: Section, field: FieldDoc) -> list[str]:
     # Markdown would emphasise text between two underscores in an anchor.
     anchor = f"{{ #{section.config.__name__}.{field.name.strip('_')} }}"
     typed = f"{code(section.default(field.name))} of type {code(field.type)}"
     return [f"### {code(field.name)} {anchor}", typed, prose(field.meaning), words(section, field)]
 
 
-def words(section: Section, field: Documented) -> str:
+def words(section: Section, field: FieldDoc) -> str:
     """Returns the words that a field accepts and their meanings, one a line."""
     hint = get_type_hints(section.config)[field.name]
     enums = [
@@ -48,5 +48,5 @@ def words(section: Section, field: Documented) -> str:
         if isinstance(each, type) and issubclass(each, Enum)
     ]
     return "\n".join(
-        f"- {code(word.name)}: {prose(word.meaning)}" for each in enums for word in documented(each)
+        f"- {code(word.name)}: {prose(word.meaning)}" for each in enums for word in field_docs(each)
     )

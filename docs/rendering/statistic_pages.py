@@ -13,7 +13,7 @@ from docs.rendering.text import (
     table,
 )
 from lightning_adam.config.errors import format_override
-from lightning_adam.config.explain import documented
+from lightning_adam.config.explain import field_docs
 from lightning_adam.config.monitor import Scope
 from lightning_adam.findings import RULES
 from lightning_adam.reports.charts import SECTIONS
@@ -62,8 +62,8 @@ def index() -> str:
     return page(
         "Statistics",
         prose(
-            f"{len(STATISTICS)} statistics of Adam. Those in bold are logged by default. To log all"
-            " of them, or some more:"
+            f"Look up one of {len(STATISTICS)} statistics. Those in bold are logged by default. Log"
+            " all of them, or some more:"
         ),
         block(
             "bash", [f"python train.py {_typed(each)}" for each in ("all", ["headline", "eps_*"])]
@@ -108,7 +108,7 @@ def of(known: Statistic) -> str:
         definitions(entries),
         "## Log it",
         prose(
-            "For the model; for each group and layer too; for the tensors with the largest values:"
+            "For the model, for each group and layer, and for the tensors with the largest values:"
         ),
         block("bash", [*lines, f"lightning-adam explain {known.name}"]),
         "## Symbols",
@@ -125,8 +125,8 @@ def _scopes(known: Statistic) -> str:
 def _needs(known: Statistic) -> str:
     """What the statistic needs, as `Capabilities` describes it."""
     if known.needs is Capabilities.SETTINGS:
-        return "parameters and settings only: it is measured for any optimizer"
-    asked = [each for each in documented(Capabilities) if _is_one_of(each.name, known.needs)]
+        return "parameters and settings only, so it is measured for any optimizer"
+    asked = [each for each in field_docs(Capabilities) if _is_one_of(each.name, known.needs)]
     return " ".join(prose(each.meaning) for each in asked)
 
 

@@ -254,7 +254,7 @@ def measure_cost(name: str, net: nn.Module) -> None:
     with mock.patch.object(recording.statistics, "update"):
         rest = timed(step)
     begin = time.perf_counter()
-    recorder.crash(KeyboardInterrupt(), 1.0)
+    recorder.write_on_exception(KeyboardInterrupt(), 1.0)
     written = time.perf_counter() - begin
     (file,) = Path(trainer.default_root_dir).rglob("*.csv")
     print(

@@ -1,4 +1,4 @@
-"""The tiers of the suite, and what every test starts from."""
+"""The tiers of the test suite, and fixtures for all tests."""
 
 import gc
 import logging
@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 os.environ["WANDB_MODE"] = "offline"
 
 TIERS = {"nightly": "make test-nightly", "slow": "make test-ci"}
-"""The marks of the tests that `make test` leaves out, and the command that runs them."""
+"""The marks of tests that `make test` skips, and the commands that run them."""
 
 _deselected: Counter[str] = Counter()
 
@@ -37,14 +37,14 @@ def pytest_deselected(items: Sequence[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    # Each training run ends in a garbage collection, which need not visit what is imported.
+    # Each training run ends with a garbage collection. Freezing speeds it up.
     gc.collect()
     gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     gc.unfreeze()
-    # Under pytest-xdist the workers collect, and the controller prints.
+    # With pytest-xdist, the workers collect and the controller prints.
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["deselected"] = dict(_deselected)
 
@@ -52,7 +52,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     global _deselected
-    # Every worker collects all tests: the counts are the same, not parts of a sum.
+    # Every worker collects all tests, so all counts are equal.
     _deselected |= Counter(getattr(node, "workeroutput", {}).get("deselected", {}))
 
 
@@ -64,15 +64,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_folder_and_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing a test leaves behind is found by another: logs go to its own folder."""
+    """Isolates tests: a separate working folder, a fixed seed, and no global state of Hydra."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LIGHTNING_ADAM_MONITOR", raising=False)
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
-    # An app that runs in this process leaves its config behind, and errors would name overrides.
+    # An app in this process leaves its Hydra config, which would change error messages.
     hydra_config = HydraConfig.instance()
     monkeypatch.setattr(hydra_config, "cfg", hydra_config.cfg)
-    # Hydra's logging config closes all handlers, and absl's would close pytest's own stderr.
+    # Hydra's logging config closes all handlers; absl's would close the stderr of pytest.
     monkeypatch.setattr(logging, "shutdown", lambda *handlers: None)
     torch.manual_seed(0)
 
@@ -86,7 +86,7 @@ def browser() -> Iterator["Browser"]:
 
 @pytest.fixture
 def visit(browser: "Browser") -> Iterator[Visits]:
-    """Opens pages. A page that logs to the console, fails or uses the network fails the test."""
+    """Opens pages. Fails if a page logs to the console, has an error or uses the network."""
     visits = Visits(browser)
     yield visits
     visits.leave()

@@ -1,4 +1,4 @@
-"""The folders of the package and the order of their imports."""
+"""The folders of the package and the direction of their imports."""
 
 import ast
 import graphlib
@@ -15,17 +15,17 @@ ORDER = (
     *("tune", "reports", "monitor", "findings", "optim", "statistics", "config", "_compat"),
     "version",
 )
-"""From the top to the bottom: each may import what stands behind it."""
+"""From top to bottom: each may import those after it."""
 
 
 def modules(package: Path) -> dict[str, Path]:
-    """The modules by their dotted names within the package."""
+    """Returns the modules by dotted name within the package."""
     paths = {path.relative_to(package).with_suffix(""): path for path in package.rglob("*.py")}
     return {".".join(name.parts).removesuffix(".__init__"): path for name, path in paths.items()}
 
 
 def imports(package: Path) -> Iterator[tuple[str, str]]:
-    """Which module imports which, in functions and for type checkers too."""
+    """Yields pairs of importing and imported module, including imports in functions."""
     names = modules(package)
     for name, path in names.items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -40,7 +40,7 @@ def imports(package: Path) -> Iterator[tuple[str, str]]:
 
 
 def within(module: str) -> str:
-    """A module's name within the package."""
+    """Returns the name of a module within the package."""
     return module.partition("lightning_adam.")[2] or module.replace("lightning_adam", "__init__")
 
 

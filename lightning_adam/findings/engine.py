@@ -81,7 +81,9 @@ class RuleEngine:
         optimizer: str = "",
         scopes: Sequence[Scope] = (),
     ) -> None:
-        chosen = [_apply_settings(rule, (settings or {}).get(code, {})) for code, rule in RULES.items()]
+        chosen = [
+            _apply_settings(rule, (settings or {}).get(code, {})) for code, rule in RULES.items()
+        ]
         self.rules = {each.code: each for each in chosen if each.severity is not Severity.off}
         self._optimizer = optimizer
         self._scopes = tuple(scopes)

@@ -71,7 +71,7 @@ class ScopeValues:
         return self.values[scope] | more
 
     def of_tensors(self, statistic: str) -> dict[str, float]:
-        """Returns the values of a statistic by tensor, where it is defined."""
+        """Returns the values of a statistic by tensor. Undefined ones are absent."""
         if statistic not in self._tensors:
             self._tensors[statistic] = self._measurement.of_tensors(STATISTICS[statistic])
         return self._tensors[statistic]

@@ -36,8 +36,8 @@ class AdamMonitor(AnyCallback):
             `weight_decay` are only logged when they change.
         layer_depth: Number of parts of a module's path that form a layer's name, at least 1
             (default: None, all).
-        worst: Number of tensors to log with the largest values of a statistic, whatever the
-            scopes, as in `{"eps_energy_loss": 5}`. W&B, CSV and TensorBoard also get their names
+        worst: Number of tensors to log with the largest values of a statistic, independent of
+            `scopes`, as in `{"eps_energy_loss": 5}`. W&B, CSV and TensorBoard also get their names
             (default: none).
         histograms_every_n_steps: Count gradients, moments, denominators and normalized updates by
             binary exponent at the first optimizer step and every n-th. W&B and TensorBoard draw

@@ -1,1 +1,1 @@
-"""Reports on runs and checkpoints: the HTML page, the W&B workspace, `lightning-adam inspect`."""
+"""Reports on runs and checkpoints: HTML page, W&B workspace, and `lightning-adam inspect`."""

@@ -1,6 +1,6 @@
-"""The charts of a run, in their sections: one description each, for the page and for W&B.
+"""The charts of a report by section, for the HTML page and the W&B workspace.
 
-To add one, declare it here; a statistic of the catalogue has its chart already.
+Every statistic of the catalogue has a chart. To add another chart, declare it here.
 """
 
 import math
@@ -24,18 +24,18 @@ class ChartKind(Enum):
     CURVES = "curves"
     """Values over the steps."""
     EPS_CURVE = "eps_curve"
-    """The share of the elements that each eps would dominate."""
+    """The fraction of elements that each eps would dominate."""
     HISTOGRAM = "histogram"
     """Counts by magnitude and step."""
     LAYERS = "layers"
-    """The values of a statistic by layer and step."""
+    """Values of a statistic by layer and step."""
     EVENTS = "events"
-    """The same, of the steps before a failure."""
+    """Values of a statistic by layer, at the steps before a failure."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Adam's settings of a run that reference values depend on; NaN where they are not known."""
+    """The settings of Adam on which reference values depend; NaN if unknown."""
 
     beta1: float = math.nan
     beta2: float = math.nan
@@ -43,7 +43,7 @@ class Settings:
 
     @classmethod
     def of(cls, optimizer: Mapping[str, Any]) -> "Settings":
-        """Returns those of an optimizer's entry in the config of a run.
+        """Returns the settings of an optimizer in the config of a run.
 
         Example:
             >>> Settings.of({"betas": [0.9, 0.999], "eps": 1e-8})
@@ -59,12 +59,12 @@ class Reference:
 
     label: str
     value: float | Callable[[Settings], float]
-    """The value, or how it follows from the settings of a run."""
+    """The value, or a function of the settings of a run."""
     code: str = ""
-    """The rule that it is a threshold of; empty for a healthy value or a noise level."""
+    """The rule with this threshold; empty for a healthy value or a noise level."""
 
     def at(self, settings: Settings = Settings()) -> float:
-        """Returns the value for some settings, NaN where they are not known.
+        """Returns the value for some settings; NaN if they are unknown.
 
         Example:
             >>> REFERENCES["signal_fraction"][0].at(Settings(beta1=0.5))
@@ -89,9 +89,9 @@ REFERENCES = {
     "update_to_weight": [Reference("rule of thumb", 1e-3)],
     "equilibrium_ratio": [Reference("equilibrium", 1.0)],
 }
-"""Healthy values and noise levels, by statistic. `thresholds` returns those of the rules."""
+"""Healthy values and noise levels by statistic. `thresholds` returns the thresholds of rules."""
 LOG_UNITS = ("gradient", "gradient²", "weight")
-"""Units of values that span decades, whatever the model."""
+"""Units of values that span decades in any model."""
 LOG_RATIOS = (
     "decay_timescale",
     "decay_to_grad",
@@ -103,38 +103,38 @@ LOG_RATIOS = (
 )
 """Ratios that span decades."""
 SIGNED = ("exp_avg_mean",)
-"""Statistics of both signs, which a logarithmic axis cannot show."""
+"""Signed statistics, which need a linear axis."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart, and its explanation."""
+    """A chart and its explanation."""
 
     id: str
     """Unique; part of links to it."""
     title: str
     meaning: str
-    """In words."""
+    """Explanation in words."""
     keys: str
-    """The keys it draws: a regular expression for the whole key without its scope."""
+    """The keys to draw: a regular expression that matches the whole key without its scope."""
     kind: ChartKind = ChartKind.CURVES
     definition: str = ""
-    """In words and the symbols of the catalogue."""
+    """Definition in the symbols of the catalogue."""
     source: str = ""
     """The paper that defines it."""
     unit: str = ""
-    """Empty for a pure number."""
+    """Unit of the values; empty for a pure number."""
     is_log: bool = False
     """Whether the axis of the values, or the color scale, is logarithmic."""
     references: tuple[Reference, ...] = ()
     """Healthy values, noise levels and thresholds."""
     missing: str = ""
-    """What to do where a run has none of its keys."""
+    """What to do if a run has none of the keys."""
     is_pinned: bool = False
-    """Whether it is shown first; the others of its section are folded."""
+    """Whether the chart is always visible; the others of its section are collapsed."""
 
     def draws(self, key: str) -> bool:
-        """Returns whether it draws a key, given without its scope.
+        """Returns whether the chart draws a key, given without its scope.
 
         Example:
             >>> (loss,) = [chart for chart in SECTIONS["Overview"] if chart.id == "loss"]
@@ -144,7 +144,7 @@ class Chart:
         return re.fullmatch(self.keys, key) is not None
 
     def of_key(self, key: str, is_pinned: bool = True) -> "Chart":
-        """Returns the chart of a single key that a module logs itself, under the key's name."""
+        """Returns the chart of a single key that the module logs, with the key as its title."""
         return replace(self, id=key, title=key, keys=re.escape(key), is_pinned=is_pinned)
 
 
@@ -164,7 +164,7 @@ def thresholds(statistic: str, settings: Mapping[str, Any] | None = None) -> lis
 
     Args:
         statistic: Its name.
-        settings: The rule settings of a run, `adam_monitor.findings` (default: those of the rules).
+        settings: The settings of rules in a run, `adam_monitor.findings` (default: none).
 
     Example:
         >>> [(each.code, each.value) for each in thresholds("update_to_weight")]
@@ -186,7 +186,7 @@ PINNED = (
     *("update_to_weight", "normalized_update_rms", "decay_to_update", "weight_norm"),
     "lr",
 )
-"""The statistics whose charts are shown first."""
+"""The statistics with charts that are always visible."""
 
 
 def _of(statistic: Statistic) -> Chart:
@@ -207,7 +207,7 @@ def _of(statistic: Statistic) -> Chart:
 
 
 def _section(*families: str, others: Sequence[Chart] = ()) -> list[Chart]:
-    """The statistics of some families and other charts, those that are pinned first."""
+    """Returns the charts of some families and others, pinned charts first."""
     statistics = [each for each in STATISTICS.values() if each.family in families]
     charts = [*map(_of, statistics), *others]
     return sorted(charts, key=lambda chart: not chart.is_pinned)
@@ -217,8 +217,7 @@ def _percentiles(quantity: str, unit: str = "", *references: Reference) -> Chart
     return Chart(
         id=f"{quantity}_percentiles",
         title=f"{quantity} percentiles",
-        meaning="Values that 1 %, 50 % and 99 % of the active elements are below, read off the"
-        " histogram.",
+        meaning="1st, 50th and 99th percentile of the active elements, from the histogram.",
         keys="|".join(PERCENTILE_KEYS[quantity]),
         definition=QUANTITIES[quantity],
         unit=unit,
@@ -235,11 +234,11 @@ EPS = REFERENCES["denominator_mean"][0]
 EPS_CURVE = Chart(
     id="eps_curve",
     title="Elements dominated by eps",
-    meaning="Share of the active elements whose √v̂ is below eps, for every eps, at the last"
+    meaning="Fraction of the active elements with √v̂ below eps, for every eps, in the last"
     " histogram. A good eps is where the curve is still 0.",
     keys=DENOMINATOR,
     kind=ChartKind.EPS_CURVE,
-    definition="share of active elements with √v̂ < ε",
+    definition="fraction of active elements with √v̂ < ε",
     unit="fraction",
     missing=NO_HISTOGRAMS,
     is_pinned=True,
@@ -247,11 +246,11 @@ EPS_CURVE = Chart(
 HISTOGRAM = Chart(
     id="histogram",
     title="Histogram of √v̂",
-    meaning="Where the denominators are, relative to eps: below its line Adam acts like SGD. The"
-    " lowest octave of a step contains everything smaller, zeros included.",
+    meaning="The distribution of the denominators. Below the line of eps, Adam acts like SGD. The"
+    " lowest octave of a step contains everything smaller, including zeros.",
     keys=f"adam_histogram/({'|'.join(QUANTITIES)})",
     kind=ChartKind.HISTOGRAM,
-    definition="share of active elements in each octave",
+    definition="fraction of active elements in each octave",
     unit="fraction",
     is_log=True,
     missing=NO_HISTOGRAMS,
@@ -260,8 +259,8 @@ HISTOGRAM = Chart(
 LAYERS = Chart(
     id="layers",
     title="Layers",
-    meaning="A statistic by layer and step: which layer differs, and since when. Select a layer to"
-    " see its curve.",
+    meaning="A statistic by layer and step, which shows the layer that differs and since when."
+    " Select a layer to see its curve.",
     keys="|".join(statistic.key for statistic in STATISTICS.values()),
     kind=ChartKind.LAYERS,
     missing="No layers. Set " + format_override("adam_monitor.scopes", ["model", "layer"]),
@@ -270,8 +269,8 @@ LAYERS = Chart(
 EVENTS = Chart(
     id="events",
     title="Last steps before the failure",
-    meaning="A statistic by layer, at each of the last steps before the loss jumped, a value was"
-    " not finite, or an exception ended the run: which layer was first.",
+    meaning="A statistic by layer at the last steps before a loss spike, a NaN or infinite value,"
+    " or an exception. It shows which layer diverged first.",
     keys=LAYERS.keys,
     kind=ChartKind.EVENTS,
     missing="No recording. Set " + format_override("adam_monitor.flight_recorder", 200),
@@ -288,7 +287,7 @@ LOSS = Chart(
 VALIDATION = Chart(
     id="validation",
     title="Validation metrics",
-    meaning="A metric of the validation data.",
+    meaning="A metric on the validation data.",
     keys=r"val(id|idation)?[/_].*",
     missing="Not logged. Use for example self.log('val/loss', loss)",
     is_pinned=True,
@@ -306,4 +305,4 @@ SECTIONS: dict[str, list[Chart]] = {
     "Layers": [LAYERS, EVENTS],
     "Schedule": [chart for chart in _section("schedule") if chart.id != "lr"],
 }
-"""The charts by section, those that are pinned first."""
+"""The charts by section, pinned charts first."""

@@ -1,4 +1,4 @@
-"""Comparison of runs: differences of their configs, and the first step at which they differ."""
+"""Compares runs: differences of their configs, and the first step at which they differ."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,16 +13,16 @@ from lightning_adam.reports.runs import Run
 from lightning_adam.statistics.catalogue import Statistic
 
 TOLERANCE = 0.1
-"""The largest difference that is ignored: relative to the larger value, absolute for fractions and
+"""The largest difference to ignore: relative to the larger value; absolute for fractions and
 cosines."""
 ABSENT = "-"
 """Stands for a setting that a run does not have."""
 
 
 def config_differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Returns the settings in which runs differ, by dotted name, with the value of each run.
+    """Returns the settings in which runs differ: by dotted name, the value of each run.
 
-    A difference that a parameter group only repeats from its optimizer is left out.
+    Differences of parameter groups that repeat one of their optimizer are omitted.
 
     Example:
         >>> from pathlib import Path
@@ -38,7 +38,7 @@ def config_differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
         for name, values in settings.items()
         if not all(_is_same(value, values[0]) for value in values)
     }
-    # A group's name may have dots, a setting's has none.
+    # The name of a group may contain dots, that of a setting does not.
     optimizers = {name: re.sub(r"\.param_groups\..+\.", ".", name) for name in differences}
     return {
         name: values
@@ -48,7 +48,7 @@ def config_differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def _is_same(value: Any, other: Any) -> bool:
-    # NaN, also within a list, is written as it is, and not equal to itself.
+    # NaN, also in a list, has the same repr but is not equal to itself.
     return bool(value == other) or repr(value) == repr(other)
 
 
@@ -69,23 +69,23 @@ class FirstDifference:
     step: int
     statistic: str
     scope: Scope
-    """A layer or tensor if there is one, else a group or the model."""
+    """A layer or a tensor if any is logged, otherwise a group or the model."""
     values: tuple[float, float]
 
 
 def first_difference(
     first: Run, second: Run, tolerance: float = TOLERANCE
 ) -> FirstDifference | None:
-    """Returns the first step, of those that both runs have measured, at which they differ.
+    """Returns the first step measured by both runs at which they differ.
 
-    Of the values that differ at that step it names the one that differs most; one of a layer or a
-    tensor, if there is any.
+    If several values differ at that step, it returns the largest difference, preferably of a layer
+    or a tensor.
 
     Args:
         first: A run.
-        second: Another.
-        tolerance: The largest difference that is ignored (default: 0.1): relative to the larger
-            value, absolute for fractions and cosines. 0 finds any difference.
+        second: Another run.
+        tolerance: The largest difference to ignore: relative to the larger value; absolute for
+            fractions and cosines. 0 finds any difference (default: 0.1).
 
     Returns:
         The difference; None if there is none, or the runs have no step in common.
@@ -112,12 +112,12 @@ def first_difference(
 def _differences(
     first: Run, second: Run, tolerance: float
 ) -> Iterator[tuple[float, FirstDifference]]:
-    """The first difference of every key, and its size."""
+    """Yields the first difference of every key with its size."""
     for key, ours in first.series.items():
         _, statistic, scope = read_key(key)
         if statistic is None or key not in second.series:
             continue
-        # Settings are inputs, and a mean of both signs is near 0 by chance.
+        # Hyperparameters are inputs, and a signed mean may be near 0 by chance.
         if statistic.family == "schedule" or statistic.name == "exp_avg_mean":
             continue
         theirs = second.series[key]
@@ -136,13 +136,13 @@ def _differences(
 def _distances(
     statistic: Statistic, left: NDArray[np.float64], right: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """The sizes of differences; 0 where both are NaN."""
+    """Returns the sizes of differences; 0 if both are NaN."""
     with np.errstate(invalid="ignore", divide="ignore"):
         distances = np.abs(left - right)
         if statistic.unit != "fraction" and not statistic.formula.startswith("cos"):
             distances /= np.maximum(np.abs(left), np.abs(right))
     is_same = (left == right) | (np.isnan(left) & np.isnan(right))
-    # One is not finite, the other is something else.
+    # At least one value is not finite.
     distances[~np.isfinite(distances)] = np.inf
     distances[is_same] = 0
     return distances

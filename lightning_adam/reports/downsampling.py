@@ -1,4 +1,4 @@
-"""Downsampling: what a chart draws of a run of any length, in bounded memory."""
+"""Downsampling of curves and heat maps, so that a report has bounded size."""
 
 import base64
 import itertools
@@ -12,9 +12,9 @@ from lightning_adam.reports.runs import Series
 from lightning_adam.statistics.histograms import Histogram
 
 BUCKETS = 1000
-"""A curve of more than twice as many points keeps the smallest and the largest of each bucket."""
+"""Longer curves keep the smallest and the largest value of this number of buckets."""
 COLUMNS = 400
-"""A heat map of more steps has columns of several steps."""
+"""Largest number of columns of a heat map; with more steps, a column has several steps."""
 
 Floats = NDArray[np.float64]
 
@@ -23,8 +23,8 @@ def downsample_minmax(series: Series, buckets: int = BUCKETS) -> Series:
     """Returns the smallest, the largest and the first non-finite value of each bucket.
 
     Args:
-        series: The series, returned unchanged if it has at most two points a bucket.
-        buckets: Number of buckets, of equal numbers of points (default: 1000).
+        series: The series. It is returned unchanged if it has at most two points per bucket.
+        buckets: Number of buckets with equal numbers of points (default: 1000).
 
     Example:
         >>> spike = np.where(np.arange(10_000) == 5_000, 9.0, 1.0)
@@ -35,29 +35,29 @@ def downsample_minmax(series: Series, buckets: int = BUCKETS) -> Series:
     length = len(series.steps)
     if length <= 2 * buckets:
         return series
-    kept = {0, length - 1}
+    indexes = {0, length - 1}
     bounds = np.linspace(0, length, buckets + 1).astype(int)
     for start, stop in itertools.pairwise(bounds):
         part = series.values[start:stop]
         finite = np.isfinite(part)
         if not finite.all():
-            kept.add(start + int(np.argmin(finite)))
+            indexes.add(start + int(np.argmin(finite)))
         if finite.any():
-            kept.add(start + int(np.argmin(np.where(finite, part, np.inf))))
-            kept.add(start + int(np.argmax(np.where(finite, part, -np.inf))))
-    places = sorted(kept)
+            indexes.add(start + int(np.argmin(np.where(finite, part, np.inf))))
+            indexes.add(start + int(np.argmax(np.where(finite, part, -np.inf))))
+    places = sorted(indexes)
     return Series(series.steps[places], series.values[places])
 
 
 def grid(rows: Sequence[Series], columns: int) -> tuple[NDArray[np.int64], Floats]:
-    """Returns series as rows of a heat map; a column of several steps has the largest magnitude.
+    """Returns series as rows of a heat map, with the largest magnitude of the steps of a column.
 
     Args:
         rows: The series.
         columns: The largest number of columns.
 
     Returns:
-        The first step of each column, and the values, NaN where there is none.
+        The first step of each column, and the values, NaN for missing ones.
 
     Example:
         >>> steps, values = grid([Series(np.arange(4), np.array([1.0, -2.0, 3.0, 1.0]))], 2)
@@ -82,14 +82,14 @@ def _largest_magnitudes(values: Floats) -> Floats:
 
 
 def octave_shares(by_step: Mapping[int, Histogram]) -> tuple[NDArray[np.int64], int, Floats]:
-    """Returns histograms as a heat map; a column of several steps has their sum.
+    """Returns histograms as a heat map, with the sum over the steps of a column.
 
     Args:
-        by_step: The histograms.
+        by_step: The histograms by step.
 
     Returns:
-        The first step of each column, the exponent of the lowest edge, and the share of the
-        elements by octave and column.
+        The first step of each column, the exponent of the lowest edge, and the fraction of elements
+        by octave and column.
 
     Example:
         >>> first, second = Histogram([3, 1], [0.0, 1.0, 2.0]), Histogram([2, 2], [1.0, 2.0, 3.0])
@@ -115,9 +115,9 @@ def octave_shares(by_step: Mapping[int, Histogram]) -> tuple[NDArray[np.int64], 
 
 
 def pack(array: NDArray[Any]) -> dict[str, Any]:
-    """Returns an array as page.js reads it: its type, and its bytes in base64.
+    """Returns an array for page.js: its type, and its bytes in base64.
 
-    Steps take 32 bits if they fit; so do values, if float32 has their magnitude.
+    Uses 32 bits if they can represent all steps, or the magnitudes of all values.
 
     Example:
         >>> pack(np.array([1.0]))
@@ -131,7 +131,7 @@ def pack(array: NDArray[Any]) -> dict[str, Any]:
         is_within = ((magnitudes >= range_of.tiny) & (magnitudes <= range_of.max)).all()
         dtype = "float32" if is_within else "float64"
     else:
-        # JavaScript's numbers hold 53 bits.
+        # Numbers in JavaScript have 53 bits.
         fits = not array.size or (array.min() >= 0 and array.max() < 2**32)
         dtype = "uint32" if fits else "float64"
     little_endian = array.astype(np.dtype(dtype).newbyteorder("<"))

@@ -1,4 +1,4 @@
-"""A logged key taken apart: what was measured, and of what."""
+"""Parses logged keys into statistic and scope."""
 
 import re
 from typing import NamedTuple
@@ -11,28 +11,28 @@ PERCENTILE_KEYS = {
     quantity: [f"adam_{family}/{quantity}_p{percent}" for percent in PERCENTILES]
     for quantity, family in PERCENTILE_FAMILIES.items()
 }
-"""The keys of what is read off histograms, by their quantity."""
+"""The keys of percentiles by quantity."""
 BASES = {
     **{statistic.key: statistic for statistic in STATISTICS.values()},
     **dict.fromkeys((f"adam_histogram/{quantity}" for quantity in QUANTITIES), None),
     **dict.fromkeys((key for keys in PERCENTILE_KEYS.values() for key in keys), None),
 }
-"""The keys of the whole model, and the statistics that they are of."""
+"""The keys of the model, and their statistics."""
 KEY = re.compile(
     r"(adam_[a-z_]+/)(?:optimizer/([^/]+)/)?(?:(group|layer|tensor)/([^/]+)/|(worst)_(\d+)/)?([^/]+)"
 )
-"""Family, optimizer, kind and name of the scope, and statistic."""
+"""Matches family, optimizer, kind and name of the scope, and statistic."""
 
 
 class Scope(NamedTuple):
-    """What a number is given for."""
+    """The scope of a key."""
 
     optimizer: str = ""
     """Empty if it is the only one."""
     kind: str = ""
-    """`group`, `layer`, `tensor` or `worst`; empty for the whole model."""
+    """`group`, `layer`, `tensor` or `worst`; empty for the model."""
     name: str = ""
-    """Of `worst`, the rank: 1 is the largest value of a tensor."""
+    """The name, or the rank if the kind is `worst`: 1 is the largest value."""
 
     @property
     def is_inner(self) -> bool:
@@ -40,7 +40,7 @@ class Scope(NamedTuple):
         return self.kind in ("layer", "tensor")
 
     def __str__(self) -> str:
-        """How a legend calls it.
+        """Returns the label in a legend.
 
         Example:
             >>> print(Scope("generator", "group", "decay"))
@@ -58,14 +58,14 @@ class Key(NamedTuple):
     """A logged key."""
 
     base: str
-    """All but the scope; of a key that is not ours, all of it."""
+    """The key without its scope."""
     statistic: Statistic | None
-    """What it is of; None for a histogram, a percentile, and what is not ours."""
+    """The statistic; None for histograms, percentiles and other keys."""
     scope: Scope
 
 
 def read_key(key: str) -> Key:
-    """Takes a key apart.
+    """Parses a key.
 
     Example:
         >>> base, statistic, scope = read_key("adam_update/layer/net.0/update_norm")
@@ -85,7 +85,7 @@ def read_key(key: str) -> Key:
 
 
 def is_tensor(key: str) -> bool:
-    """Returns whether a key holds the name of the tensor with one of the largest values.
+    """Returns whether the value of a key is the name of the tensor with one of the largest values.
 
     Example:
         >>> is_tensor("adam_gradient/worst_1/grad_max_tensor"), is_tensor("train/my_tensor")

@@ -1,4 +1,4 @@
-"""The report: one HTML page with the summary and the charts of some runs, which works offline."""
+"""The report: a single HTML page with the summary and the charts of runs, which works offline."""
 
 import base64
 import gzip
@@ -46,8 +46,8 @@ from lightning_adam.reports.summary import (
     key_facts,
     mapping,
     metrics_of,
+    monitor_config,
     optimizers_of,
-    own_config,
     settings_of,
     verdict_of,
 )
@@ -55,19 +55,19 @@ from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS, key_part
 from lightning_adam.statistics.histograms import Histogram
 from lightning_adam.version import __version__
 
-CELLS = 300_000
-"""The largest number of cells of all heat maps of layers together."""
-TIMES = 500
-"""The largest number of points of a run's wall-clock times."""
-PINNED_METRICS = 3
-"""Of many validation metrics, how many are shown first."""
+MAX_CELLS = 300_000
+"""Largest number of cells in all heat maps of layers together."""
+MAX_TIMES = 500
+"""Largest number of wall-clock times of a run."""
+MAX_PINNED_METRICS = 3
+"""Number of validation metrics that are always visible."""
 
 Logged = TypeVar("Logged")
 """A series, or the histograms of a key."""
 
 
 class IndexedRun(NamedTuple):
-    """A run, and what it has logged by key without its scope."""
+    """A run, with its series and histograms by key without scope."""
 
     run: Run
     series: dict[str, list[tuple[str, Scope, Series]]]
@@ -75,13 +75,13 @@ class IndexedRun(NamedTuple):
 
 
 def write_report(runs: Sequence[Run], file: Path, refresh: float | None = None) -> None:
-    """Writes the page of some runs.
+    """Writes the page of one or several runs.
 
     Args:
-        runs: The runs that `read_runs` returned; the others are compared with the first.
-        file: The file to write; an existing one is replaced.
-        refresh: Seconds after which an open page reloads itself, while a run is still training
-            (default: None, never).
+        runs: The runs, see `read_runs`. Several runs are compared with the first one.
+        file: The file to write. An existing file is replaced.
+        refresh: Seconds after which an open page reloads itself while a run is training (default:
+            None, never).
 
     Raises:
         ConfigError: If no run has anything that AdamMonitor logs, or the file cannot be written.
@@ -100,7 +100,8 @@ def write_report(runs: Sequence[Run], file: Path, refresh: float | None = None) 
             f"Train with callbacks=[AdamMonitor()]. {notes}".rstrip(" ."),
         )
     try:
-        # A browser never reads an incomplete page. A name may contain invalid Unicode.
+        # Replaced at once, so that a browser never reads an incomplete page. Names may contain
+        # invalid Unicode.
         unfinished = file.with_name(f".{file.name}.unfinished")
         unfinished.write_bytes(page(runs, refresh).encode("utf-8", errors="backslashreplace"))
         os.replace(unfinished, file)
@@ -112,14 +113,14 @@ def write_report(runs: Sequence[Run], file: Path, refresh: float | None = None) 
 
 
 def page(runs: Sequence[Run], refresh: float | None = None) -> str:
-    """Returns the page of some runs, as HTML."""
+    """Returns the page of one or several runs as HTML."""
     names = labels(runs)
-    judged = {metric.name for run in runs for metric in metrics_of(run)}
-    sections = {title: _charts(charts, runs, judged) for title, charts in SECTIONS.items()}
+    monitored = {metric.name for run in runs for metric in metrics_of(run)}
+    sections = {title: _charts(charts, runs, monitored) for title, charts in SECTIONS.items()}
     indexed = [IndexedRun(run, _by_base(run.series), _by_base(run.histograms)) for run in runs]
     overview = [chart.id for chart in sections["Overview"]]
     drawn = {
-        chart.id: _base(chart, runs) | data | {"isOverview": chart.id in overview}
+        chart.id: _chart_settings(chart, runs) | data | {"isOverview": chart.id in overview}
         for chart in itertools.chain.from_iterable(sections.values())
         if any((data := CHART_DATA[chart.kind](chart, indexed)).values())
     }
@@ -170,7 +171,7 @@ def page(runs: Sequence[Run], refresh: float | None = None) -> str:
 
 
 def page_templates(package: str) -> Environment:
-    """The templates in the folder `page` of a package, whose values are escaped."""
+    """Returns the templates in the folder `page` of a package, with autoescaping."""
     return Environment(
         loader=PackageLoader(package, "page"),
         autoescape=True,
@@ -182,36 +183,36 @@ def page_templates(package: str) -> Environment:
 
 @cache
 def plotly_bundle() -> str:
-    """Plotly's bundle of Cartesian charts, compressed to a third."""
+    """Returns Plotly's bundle of Cartesian charts, compressed and in base64."""
     bundle = files("lightning_adam.reports") / "page" / "plotly-cartesian.min.js"
     return base64.b64encode(gzip.compress(bundle.read_bytes(), mtime=0)).decode("ascii")
 
 
-def _charts(charts: Sequence[Chart], runs: Sequence[Run], judged: Set[str]) -> list[Chart]:
-    """The charts of a section; each metric that the module logs itself has its own.
+def _charts(charts: Sequence[Chart], runs: Sequence[Run], monitored: Set[str]) -> list[Chart]:
+    """Returns the charts of a section, with one for each loss and metric that the module logs.
 
-    Those that a run is judged by are the first.
+    Monitored metrics come first.
     """
     logged = dict.fromkeys(key for run in runs for key in run.series)
     found = []
     for chart in charts:
         keys = [key for key in logged if chart is LOSS and LOSS.draws(key)]
         if chart is VALIDATION:
-            # A run may be judged by a metric of any name.
-            others = {key for key in judged if not LOSS.draws(key)}
+            # The monitored metric may have any name.
+            others = {key for key in monitored if not LOSS.draws(key)}
             keys = [key for key in logged if chart.draws(key) or key in others]
-        order = sorted(keys, key=lambda key: (key not in judged, key))
-        found += [chart.of_key(key) for key in order[:PINNED_METRICS]] or [chart]
-        found += [chart.of_key(key, is_pinned=False) for key in order[PINNED_METRICS:]]
+        order = sorted(keys, key=lambda key: (key not in monitored, key))
+        found += [chart.of_key(key) for key in order[:MAX_PINNED_METRICS]] or [chart]
+        found += [chart.of_key(key, is_pinned=False) for key in order[MAX_PINNED_METRICS:]]
     return found
 
 
-def _base(chart: Chart, runs: Sequence[Run]) -> dict[str, Any]:
-    """The settings of a chart for page.js, and its reference lines."""
+def _chart_settings(chart: Chart, runs: Sequence[Run]) -> dict[str, Any]:
+    """Returns the settings and reference lines of a chart for page.js."""
     fixed = [each for each in chart.references if not each.code]
     lines: dict[tuple[str, float], dict[str, Any]] = {}
     for place, run in enumerate(runs):
-        own = own_config(run)
+        own = monitor_config(run)
         settings = [Settings.of(each) for each in optimizers_of(run).values()] or [Settings()]
         rules = thresholds(chart.id, mapping(own.get("findings")))
         for each in [*fixed, *rules]:
@@ -224,7 +225,7 @@ def _base(chart: Chart, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _chart_of(drawn: Mapping[str, Any], issue: Issue) -> str:
-    """The chart that shows an issue: of the statistic, or of the layers; empty if there is none."""
+    """Returns the id of the chart that shows an issue; empty if there is none."""
     is_inner = issue.worst.scope.startswith(("layer/", "tensor/"))
     statistics = {each["statistic"] for each in drawn.get("layers", {}).get("maps", [])}
     if is_inner and issue.statistic in statistics:
@@ -233,10 +234,10 @@ def _chart_of(drawn: Mapping[str, Any], issue: Issue) -> str:
 
 
 def _times(run: Run) -> dict[str, Any]:
-    """Some steps and the seconds since the first, if the logger stores times."""
+    """Returns steps and seconds since the first one; None if times are not logged."""
     if run.times is None or len(run.times.steps) < 2:
         return {"times": None}
-    every = -(-len(run.times.steps) // TIMES)
+    every = -(-len(run.times.steps) // MAX_TIMES)
     # The last step is always included.
     steps = [*run.times.steps[:-1:every], run.times.steps[-1]]
     values = [*run.times.values[:-1:every], run.times.values[-1]]
@@ -245,7 +246,7 @@ def _times(run: Run) -> dict[str, Any]:
 
 
 def _intervals(issues: Sequence[Sequence[Issue]]) -> list[dict[str, Any]]:
-    """The interval in which each finding above info was open."""
+    """Returns the interval in which each warning and error was open."""
     return [
         {
             "run": place,
@@ -265,13 +266,13 @@ def _intervals(issues: Sequence[Sequence[Issue]]) -> list[dict[str, Any]]:
 
 
 def _statistics(issue: Issue) -> list[str]:
-    """The statistics whose charts show an issue."""
+    """Returns the statistics with charts that show an issue."""
     rule = RULES.get(issue.worst.code)
     return [*dict.fromkeys(filter(None, [issue.statistic, *(rule.limits if rule else ())]))]
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """Returns the names of runs, each with the main settings in which it differs, no two alike.
+    """Returns distinct names of runs, with the main settings in which they differ.
 
     Example:
         >>> def run_of(lr):
@@ -280,7 +281,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
         >>> labels([run_of(0.1), run_of(0.2), run_of(0.2)])
         ['run (lr=0.1)', 'run (lr=0.2)', 'run (lr=0.2) #2']
     """
-    optimizers = [mapping(own_config(run).get("optimizer")) for run in runs]
+    optimizers = [mapping(monitor_config(run).get("optimizer")) for run in runs]
     differing = [
         name
         for name in MAIN_SETTINGS
@@ -296,7 +297,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def _first_differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Where each run first differs from the first run: at all, and clearly."""
+    """Returns where each run first differs from the first run: at all, and notably."""
     return [
         {
             "exact": first_difference(runs[0], run, 0),
@@ -308,13 +309,13 @@ def _first_differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _curves(chart: Chart, runs: Sequence[IndexedRun]) -> dict[str, Any]:
-    """A line for each run, key and scope."""
+    """Returns a line for each run, key and scope."""
     lines = []
     for place, key, base, scope, series in _matching(chart, [each.series for each in runs]):
         if not scope.is_inner:
             shown = downsample_minmax(series)
             line: dict[str, Any] = {"run": place, "scope": str(scope) if base in BASES else None}
-            # Percentiles share a chart.
+            # Percentiles of a quantity share a chart.
             line |= {"part": base.rpartition("_")[2] if "|" in chart.keys else ""}
             line |= {"steps": pack(shown.steps), "values": pack(shown.values)}
             if scope.kind == "worst":
@@ -324,7 +325,7 @@ def _curves(chart: Chart, runs: Sequence[IndexedRun]) -> dict[str, Any]:
 
 
 def _tensors(run: Run, key: str, steps: Iterable[int]) -> dict[str, list[Any]]:
-    """The tensors that the values of a key are of: their names, and each step's place in these."""
+    """Returns the distinct tensors of a key's values, and the index of the tensor at each step."""
     by_step = run.tensors.get(key, {})
     names = [by_step.get(step, "") for step in steps]
     places = {name: place for place, name in enumerate(dict.fromkeys(names))}
@@ -332,13 +333,13 @@ def _tensors(run: Run, key: str, steps: Iterable[int]) -> dict[str, list[Any]]:
 
 
 def _layers(chart: Chart, runs: Sequence[IndexedRun]) -> dict[str, Any]:
-    """The values by layer and step of each statistic and run."""
+    """Returns the values by layer and step for each statistic and run."""
     maps = _layer_maps(chart, [each.series for each in runs])
     return {"maps": [{"run": place} | entry for place, entry in maps]}
 
 
 def _events(chart: Chart, runs: Sequence[IndexedRun]) -> dict[str, Any]:
-    """The same of each event of a run."""
+    """Returns the values by layer and step for each statistic and event."""
     events = [(place, event) for place, each in enumerate(runs) for event in each.run.events]
     maps = []
     for number, entry in _layer_maps(chart, [_by_base(event.series) for _, event in events]):
@@ -354,12 +355,12 @@ def _layer_maps(
     for place, _, base, scope, series in _matching(chart, logged):
         if scope.is_inner:
             found.setdefault((base, place, f"{scope.kind}s"), {})[str(scope)] = series
-    columns = min(max(CELLS // max(sum(map(len, found.values())), 1), 20), COLUMNS)
+    columns = min(max(MAX_CELLS // max(sum(map(len, found.values())), 1), 20), COLUMNS)
     statistics = {each.key: each for each in STATISTICS.values()}
     order = [*statistics]
     for base, place, kind in sorted(found, key=lambda each: (order.index(each[0]), each[1:])):
         statistic, by_layer = statistics[base], found[base, place, kind]
-        layers = sorted(by_layer, key=_natural)
+        layers = sorted(by_layer, key=_natural_sort_key)
         steps, values = grid([by_layer[layer] for layer in layers], columns)
         entry: dict[str, Any] = {"statistic": statistic.name, "unit": statistic.unit, "scope": kind}
         entry |= {"meaning": statistic.meaning, "isLog": is_logarithmic(statistic)}
@@ -367,7 +368,7 @@ def _layer_maps(
 
 
 def _histograms(chart: Chart, runs: Sequence[IndexedRun]) -> dict[str, Any]:
-    """The shares by octave and step of each quantity, scope and run."""
+    """Returns the fractions by octave and step for each quantity, scope and run."""
     maps = []
     for place, _, base, scope, by_step in _matching(chart, [each.histograms for each in runs]):
         steps, lowest, shares = octave_shares(by_step)
@@ -379,7 +380,7 @@ def _histograms(chart: Chart, runs: Sequence[IndexedRun]) -> dict[str, Any]:
 
 
 def _eps_curves(chart: Chart, runs: Sequence[IndexedRun]) -> dict[str, Any]:
-    """The share of the last step's elements below each power of two, by run and scope."""
+    """Returns the fraction of elements below each power of two at the last step of each run."""
     lines = []
     for place, _, _, scope, by_step in _matching(chart, [each.histograms for each in runs]):
         step = max(by_step)
@@ -397,48 +398,48 @@ CHART_DATA: dict[ChartKind, Callable[[Chart, Sequence[IndexedRun]], dict[str, An
     ChartKind.HISTOGRAM: _histograms,
     ChartKind.EPS_CURVE: _eps_curves,
 }
-"""Returns the data of a chart, which page.js draws, by the kind of the chart."""
+"""Functions that return the data of a chart for page.js, by kind of chart."""
 
 
 def _by_base(by_key: Mapping[str, Logged]) -> dict[str, list[tuple[str, Scope, Logged]]]:
-    """The logged values by key without scope, in the order of the scopes."""
+    """Groups logged values by key without scope, sorted by scope."""
     found: dict[str, list[tuple[str, Scope, Logged]]] = {}
     for key, logged in by_key.items():
         base, _, scope = read_key(key)
         found.setdefault(base, []).append((key, scope, logged))
     for entries in found.values():
-        entries.sort(key=lambda entry: [*map(_natural, entry[1])])
+        entries.sort(key=lambda entry: [*map(_natural_sort_key, entry[1])])
     return found
 
 
 def _matching(
     chart: Chart, logged: Iterable[Mapping[str, list[tuple[str, Scope, Logged]]]]
 ) -> Iterator[tuple[int, str, str, Scope, Logged]]:
-    """The values that a chart draws, with the index of the run, the key, its base and its scope."""
+    """Yields the values of a chart, with the index of the run, the key, its base and its scope."""
     for place, by_base in enumerate(logged):
         for base in sorted(filter(chart.draws, by_base)):
             for key, scope, values in by_base[base]:
                 yield place, key, base, scope, values
 
 
-def _natural(key: str) -> list[tuple[int, str]]:
-    """Sorts net.2 before net.10."""
+def _natural_sort_key(key: str) -> list[tuple[int, str]]:
+    """Returns a sort key that places net.2 before net.10."""
     return [
         (int(part or 0), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", key)
     ]
 
 
-def _named(settings: dict[str, Any], part: str) -> dict[str, Any]:
-    """The settings of a name, given as it stands in a key."""
+def _find_settings(settings: dict[str, Any], part: str) -> dict[str, Any]:
+    """Returns the settings with a name, given as a part of a key."""
     found = (value for name, value in settings.items() if key_part(name) == part)
     return mapping(next(found, None))
 
 
 def _eps_of(run: Run, scope: Scope) -> list[float]:
-    """The different eps of a scope, as the run's config has them; 0 has no place on a log axis."""
-    optimizer = mapping(own_config(run).get("optimizer"))
+    """Returns the distinct eps of a scope in the config, without 0 because of the log axis."""
+    optimizer = mapping(monitor_config(run).get("optimizer"))
     if scope.optimizer:
-        optimizer = _named(optimizer, scope.optimizer)
+        optimizer = _find_settings(optimizer, scope.optimizer)
     groups = mapping(optimizer.get("param_groups"))
-    chosen = [_named(groups, scope.name)] if scope.kind == "group" else [*groups.values()]
+    chosen = [_find_settings(groups, scope.name)] if scope.kind == "group" else [*groups.values()]
     return sorted({float(group["eps"]) for group in chosen if group.get("eps")})

@@ -1,4 +1,4 @@
-"""The summary of a run: verdict, metrics, facts and findings, for the first screen of a report."""
+"""The summary of a run at the top of a report: verdict, metrics, facts and findings."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,15 +10,15 @@ import numpy as np
 from lightning_adam.config.errors import format_value
 from lightning_adam.config.monitor import Scope, Severity
 from lightning_adam.findings import RULES
-from lightning_adam.findings.finding import Finding
+from lightning_adam.findings.finding import Finding, Suggestion
 from lightning_adam.reports.charts import LOSS, VALIDATION
 from lightning_adam.reports.runs import Run, Series
 from lightning_adam.statistics.catalogue import STATISTICS
 
 MAIN_SETTINGS = ("class", "lr", "betas", "eps", "weight_decay", "amsgrad")
-"""The settings of an optimizer that are shown, in this order."""
+"""The settings of an optimizer to show, in order."""
 CHECKPOINT = "checkpoint"
-"""The source of a run that is a single step, read from a checkpoint."""
+"""The source of a run that was read from a checkpoint."""
 LOWER_IS_BETTER = {"loss", "error", "err", "perplexity", "ppl", "nll", "cer", "wer"}
 LOWER_IS_BETTER |= {"mse", "mae", "mape", "rmse", "bpc"}
 HIGHER_IS_BETTER = {"acc", "accuracy", "f1", "auc", "auroc", "precision", "recall", "score", "r2"}
@@ -27,7 +27,7 @@ HIGHER_IS_BETTER |= {"iou", "miou", "map", "dice", "bleu", "rouge", "psnr", "ssi
 
 
 class Fact(NamedTuple):
-    """A value of a run, and its name."""
+    """A named value of a run."""
 
     name: str
     value: str
@@ -40,58 +40,56 @@ class Metric(NamedTuple):
     name: str
     final: float
     best: float | None
-    """None where it is not known whether higher is better."""
+    """None if it is unknown whether higher is better."""
     best_step: int | None
 
 
 @dataclass(frozen=True)
 class Issue:
-    """The findings of one code and optimizer, which differ in scope and time."""
+    """All findings with the same code and optimizer."""
 
     findings: Sequence[Finding]
-    """In the order of their steps."""
+    """Sorted by step."""
 
     @property
     def worst(self) -> Finding:
-        """The first of the most severe."""
-        return min(self.findings, key=lambda each: _RANKS[each.severity])
+        """The first of the most severe findings."""
+        return max(self.findings, key=lambda each: each.rank)
 
     @property
     def scopes(self) -> list[str]:
-        """Where it was found, each once, the widest first."""
+        """The scopes, widest first."""
         kinds = [each.value for each in Scope]
         scopes = dict.fromkeys(each.scope for each in self.findings)
         return sorted(scopes, key=lambda scope: kinds.index(scope.partition("/")[0]))
 
     @property
     def start(self) -> int:
-        """The step at which it was first raised; 0 for a notice before the first step."""
+        """The step at which it was first raised; 0 for a preflight notice."""
         return self.findings[0].step
 
     @property
     def end(self) -> int | None:
-        """The step at which the last was resolved; None while one is open."""
+        """The step at which the last finding was closed; None while one is open."""
         ends = [each.closed for each in self.findings]
         return None if None in ends else max(each for each in ends if each is not None)
 
     @property
-    def suggesting(self) -> Finding:
-        """The last open finding: its suggestions apply to all of them."""
-        return ([each for each in self.findings if each.is_open] or [*self.findings])[-1]
+    def suggestions(self) -> Sequence[Suggestion]:
+        """The suggestions of the last open finding, which take all of them into account."""
+        findings = [each for each in self.findings if each.is_open] or self.findings
+        return findings[-1].suggestions
 
     @property
     def statistic(self) -> str:
-        """The statistic whose chart shows it; empty if none does."""
+        """The statistic of the chart that shows it; empty if there is none."""
         rule = RULES.get(self.worst.code)
         names = [*rule.limits, *rule.statistics] if rule else [*self.worst.evidence]
         return next((name for name in names if name in STATISTICS), "")
 
 
-_RANKS = {Severity.error: 0, Severity.warning: 1, Severity.info: 2, Severity.off: 3}
-
-
 def issues_of(findings: Iterable[Finding]) -> list[Issue]:
-    """Returns findings grouped by code and optimizer, the most severe and then the earliest first.
+    """Returns findings grouped by code and optimizer, most severe and then earliest first.
 
     Example:
         >>> def finding(scope, step):
@@ -106,14 +104,14 @@ def issues_of(findings: Iterable[Finding]) -> list[Issue]:
     for each in sorted(findings, key=lambda finding: finding.step):
         groups.setdefault((each.optimizer, each.code), []).append(each)
     issues = [Issue(group) for group in groups.values()]
-    return sorted(issues, key=lambda each: (_RANKS[each.worst.severity], each.start))
+    return sorted(issues, key=lambda each: (-each.worst.rank, each.start))
 
 
 class Verdict(NamedTuple):
     """Whether a run is healthy."""
 
     level: str
-    """`error`, `warning`, `healthy`, or `unknown` where nothing was judged."""
+    """`error`, `warning`, `healthy`, or `unknown` if the run was not judged."""
     text: str
     note: str
 
@@ -148,22 +146,22 @@ def verdict_of(run: Run) -> Verdict:
 
 
 def metrics_of(run: Run) -> list[Metric]:
-    """Returns the metric that the run is judged by, and its training loss, if they were logged.
+    """Returns the monitored metric and the training loss of a run, if they are logged.
 
-    The smallest training loss is that of the easiest batch, so that there is no best one.
+    The training loss has no best value, as the smallest one is that of an easy batch.
     """
     recorded = mapping(facts_of(run).get("metric"))
     name = recorded.get("name")
     validation = [key for key in run.series if VALIDATION.draws(key)]
-    # A loss is the safest choice where nothing was recorded.
+    # Without a recorded metric, prefer a loss.
     names = [name] if name in run.series else sorted(validation, key=lambda key: "loss" not in key)
     training = [key for key in run.series if LOSS.draws(key) and key not in names[:1]]
-    metrics = [_judged(run.series[each], each, str(recorded.get("mode", ""))) for each in names[:1]]
+    metrics = [_metric(run.series[each], each, str(recorded.get("mode", ""))) for each in names[:1]]
     finals = {each: float(run.series[each].values[-1]) for each in training[:1]}
     return metrics + [Metric(each, final, None, None) for each, final in finals.items()]
 
 
-def _judged(series: Series, key: str, mode: str) -> Metric:
+def _metric(series: Series, key: str, mode: str) -> Metric:
     steps, values = series
     words = {*re.split("[^a-z0-9]+", key.lower())}
     mode = mode or ("min" if words & LOWER_IS_BETTER else "max" if words & HIGHER_IS_BETTER else "")
@@ -205,7 +203,7 @@ def key_facts(run: Run) -> list[Fact]:
 
 
 def settings_of(run: Run) -> list[str]:
-    """Returns the settings of the optimizers and schedules of a run, one text an optimizer.
+    """Returns the settings of optimizer and schedule as text, one for each optimizer.
 
     Example:
         >>> from pathlib import Path
@@ -214,45 +212,45 @@ def settings_of(run: Run) -> list[str]:
         ['AdamW lr=0.001 eps=1e-08']
     """
     optimizers = optimizers_of(run)
-    schedulers = mapping(own_config(run).get("scheduler"))
+    schedulers = mapping(monitor_config(run).get("scheduler"))
     if [*optimizers] == [""]:
         schedulers = {"": schedulers}
     texts = []
     for name, optimizer in optimizers.items():
         schedule = mapping(schedulers.get(name))
         parts = [
-            _listed(optimizer, "class", MAIN_SETTINGS),
-            _listed(schedule, "name", schedule),
+            _format_settings(optimizer, "class", MAIN_SETTINGS),
+            _format_settings(schedule, "name", schedule),
         ]
         texts.append(": ".join(filter(None, [name, "; ".join(filter(None, parts))])))
     return [*filter(None, texts)]
 
 
-def _listed(settings: Mapping[str, Any], title: str, names: Iterable[str]) -> str:
+def _format_settings(settings: Mapping[str, Any], title: str, names: Iterable[str]) -> str:
     shown = [f"{name}={format_value(settings[name])}" for name in names if name in settings]
     return " ".join(shown).replace(f"{title}=", "", 1)
 
 
-def own_config(run: Run) -> dict[str, Any]:
-    """Returns what AdamMonitor has put into the config of a run."""
+def monitor_config(run: Run) -> dict[str, Any]:
+    """Returns the settings that AdamMonitor has logged to the config of a run."""
     return mapping(run.config.get("lightning_adam"))
 
 
 def facts_of(run: Run) -> dict[str, Any]:
-    """Returns the facts of a run that AdamMonitor has recorded."""
-    return mapping(own_config(run).get("run"))
+    """Returns the facts of a run that AdamMonitor has logged."""
+    return mapping(monitor_config(run).get("run"))
 
 
 def optimizers_of(run: Run) -> dict[str, dict[str, Any]]:
-    """Returns the settings of each optimizer by name; the name of a single one is empty."""
-    found = mapping(own_config(run).get("optimizer"))
+    """Returns the settings of each optimizer by name, which is empty for a single one."""
+    found = mapping(monitor_config(run).get("optimizer"))
     if "class" in found:
         return {"": found}
     return {name: mapping(each) for name, each in found.items() if isinstance(each, dict)}
 
 
 def mapping(value: object) -> dict[str, Any]:
-    """Returns a dict, empty for anything else: a config may hold anything."""
+    """Returns a dict, or an empty one for any other value in a config."""
     return value if isinstance(value, dict) else {}
 
 

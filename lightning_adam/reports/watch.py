@@ -13,13 +13,13 @@ from lightning_adam.reports.runs import Run, find_files, read_runs
 def watch_report(
     paths: Sequence[Path], file: Path, seconds: float, show: Callable[[str], object]
 ) -> None:
-    """Rewrites the page of some runs when they change, until all have ended, or Ctrl-C.
+    """Rewrites a report when its runs change, until all have ended or Ctrl-C.
 
     Args:
-        paths: Folders of runs, as for `read_runs`; it waits for those that do not exist yet.
+        paths: Folders of runs, as for `read_runs`. Waits for folders that do not exist yet.
         file: The file to write.
-        seconds: Time from one look at the runs to the next.
-        show: Called with a line when something has changed.
+        seconds: Time between two checks for changes.
+        show: Called with a line when the status has changed.
 
     Raises:
         ConfigError: If it is interrupted before AdamMonitor has logged anything, or the file cannot
@@ -27,12 +27,16 @@ def watch_report(
     """
     place = " ".join(map(str, paths))
     runs: list[Run] = []
-    stamp, status = None, ""
+    previous, status = None, ""
     try:
-        # A logger may write its last rows after AdamMonitor.
-        while (new := _stamp(paths)) != stamp or not runs or not all(run.has_ended for run in runs):
-            if new != stamp:
-                stamp = new
+        # Also after the end, as a logger may write its last rows after AdamMonitor.
+        while (
+            (current := _file_stats(paths)) != previous
+            or not runs
+            or not all(run.has_ended for run in runs)
+        ):
+            if current != previous:
+                previous = current
                 found = read_runs(paths) if all(map(find_files, paths)) else []
                 line = f"waiting for AdamMonitor to log to {place}"
                 if any(run.is_monitored for run in found):
@@ -48,12 +52,12 @@ def watch_report(
                 f"AdamMonitor has logged nothing to {place} yet",
                 "Start the run, and check its folder",
             ) from None
-    # An open page reloads once more, and then no longer.
+    # Without refresh, so that an open page stops reloading.
     write_report(runs, file)
 
 
-def _stamp(paths: Sequence[Path]) -> list[tuple[Path, int, int]]:
-    """The files that a page is made of, with their times and sizes."""
+def _file_stats(paths: Sequence[Path]) -> list[tuple[Path, int, int]]:
+    """Returns the files of the runs with their modification times and sizes."""
     logs = [file for path in paths for file in find_files(path)]
     folders = {folder for log in logs for folder in (log.parent, log.parent / "files")}
     files = [*logs, *(folder / f"{FINDINGS}.json" for folder in sorted(folders))]

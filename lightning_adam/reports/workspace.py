@@ -1,4 +1,4 @@
-"""The charts of the report as a saved workspace of a W&B project."""
+"""Saves the charts of the report as a workspace of a W&B project."""
 
 import contextlib
 import io
@@ -40,16 +40,16 @@ except ModuleNotFoundError as error:
 
 NAME = "Adam"
 ADDRESS = "lightningadam"
-"""Part of the workspace's address, by which a second call finds the workspace of the first."""
+"""Part of the workspace's URL, by which a later call finds the workspace."""
 OPTIMIZER = "(optimizer/[^/]+/)?"
-"""With several optimizers, each has the keys of the whole model in its own scope."""
+"""The optimizer in a key, if there are several."""
 LAYER_STATISTIC = "update_to_weight"
 COMPARED = ("lr", "betas", "eps", "weight_decay")
-"""The settings by which runs are compared."""
+"""The settings in the comparison of runs."""
 CONFIG = "lightning_adam.optimizer"
-"""Their place in the config of a run."""
+"""The path of these settings in the config of a run."""
 DEFAULTS = Settings(beta1=0.9, beta2=0.999, eps=1e-8)
-"""The settings for which the explanations give reference values that depend on them."""
+"""The settings for reference values in the explanations."""
 HEAT_MAP = "adam_layers"
 HEAT_MAP_SPEC = {
     "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
@@ -66,7 +66,7 @@ HEAT_MAP_SPEC = {
         },
     },
 }
-"""A heat map of the layers' table, in Vega-Lite with W&B's placeholders for fields."""
+"""A heat map of the layer table, in Vega-Lite with W&B's placeholders for fields."""
 
 
 def workspace_spec(project: str, metric: str | None = None) -> str:
@@ -74,7 +74,7 @@ def workspace_spec(project: str, metric: str | None = None) -> str:
 
     Args:
         project: `entity/project`.
-        metric: The metric to compare runs by (default: None, by their settings only).
+        metric: The metric by which to compare runs (default: None, only their settings).
 
     Raises:
         ConfigError: If `project` is not of that form.
@@ -96,10 +96,10 @@ def save_workspace(project: str, metric: str | None = None) -> str:
 
     Args:
         project: `entity/project`.
-        metric: The metric to compare runs by (default: None, that of the newest run).
+        metric: The metric by which to compare runs (default: None, that of the newest run).
 
     Returns:
-        A line with its address.
+        A line with the URL of the workspace.
 
     Raises:
         ConfigError: If the project cannot be reached or changed.
@@ -112,7 +112,7 @@ def save_workspace(project: str, metric: str | None = None) -> str:
         if saved is not None:
             saved.name, saved.sections = workspace.name, workspace.sections
             workspace = saved
-        # The library prints the address, which is returned here.
+        # The library prints the URL, which is returned here.
         with contextlib.redirect_stderr(io.StringIO()):
             workspace.save()
         return f"workspace: {workspace.url}"
@@ -130,7 +130,7 @@ def _parse_project(project: str) -> tuple[str, str]:
 
 
 def _metric_of_newest_run(project: str) -> str | None:
-    """The metric that AdamMonitor has recorded, else a validation metric of the summary."""
+    """Returns the metric that AdamMonitor has recorded, or a validation metric of the summary."""
     for run in wandb.Api().runs(project, order="-created_at", per_page=1, lazy=False):
         facts = mapping(mapping(run.config.get("lightning_adam")).get("run"))
         recorded = mapping(facts.get("metric")).get("name")
@@ -173,7 +173,7 @@ def _section(name: str, charts: Sequence[Chart], is_open: bool = True) -> ws.Sec
 
 
 def _curves(chart: Chart) -> wr.LinePlot:
-    """A line for each run; with several optimizers, for each of them."""
+    """Returns a plot with a line for each run and optimizer."""
     return wr.LinePlot(
         title=chart.title,
         x=X_AXIS,
@@ -184,7 +184,7 @@ def _curves(chart: Chart) -> wr.LinePlot:
 
 
 def _of_optimizers(keys: str) -> str:
-    """A pattern of keys of a family, also with the name of an optimizer."""
+    """Returns a pattern that also matches keys with the name of an optimizer."""
     return re.sub("(^|[|])(adam_[a-z_]+/)", rf"\1\2{OPTIMIZER}", keys)
 
 
@@ -198,12 +198,12 @@ def _eps_curve(chart: Chart) -> wr.CustomChart:
 
 
 def _histogram(chart: Chart) -> wr.LinePlot:
-    """The only key of a line plot: W&B draws it as a map of its bins over the steps."""
+    """Returns a line plot with a single histogram key, which W&B draws as a heat map."""
     return wr.LinePlot(title=chart.title, x=X_AXIS, y=[DENOMINATOR], title_y="log2")
 
 
 def _layers(chart: Chart) -> wr.LinePlot:
-    """A line for each layer, where layers are among the scopes."""
+    """Returns a plot with a line for each layer, if layers are logged."""
     statistic = STATISTICS[LAYER_STATISTIC]
     key = statistic.key_of("(layer|tensor)/[^/]+/")
     return wr.LinePlot(
@@ -220,11 +220,11 @@ PANELS: dict[ChartKind, Callable[[Chart], Any]] = {
     ChartKind.HISTOGRAM: _histogram,
     ChartKind.LAYERS: _layers,
 }
-"""How W&B draws a chart. It does not draw events: the flight recorder writes files."""
+"""Creates the W&B panel of a chart. Events have none, as the flight recorder only writes files."""
 
 
 def _comparison(metric: str | None) -> wr.ParallelCoordinatesPlot:
-    """The settings of the runs beside a metric."""
+    """Returns a plot of the settings and the metric of the runs."""
     columns = [
         wr.ParallelCoordinatesPlotColumn(wr.Config(f"{CONFIG}.{name}"), display_name=name)
         for name in COMPARED
@@ -235,7 +235,7 @@ def _comparison(metric: str | None) -> wr.ParallelCoordinatesPlot:
 
 
 def _explanation(charts: Sequence[Chart]) -> wr.MarkdownPanel:
-    """What the charts beside it show, with their reference lines: W&B's line plots have none."""
+    """Returns a panel that explains charts and their reference values, which W&B cannot draw."""
     lines = []
     for chart in charts:
         definition = chart.definition and f"`{chart.definition}`."
@@ -246,7 +246,7 @@ def _explanation(charts: Sequence[Chart]) -> wr.MarkdownPanel:
 
 
 def _references(chart: Chart) -> str:
-    """The healthy values and thresholds of a chart, in words."""
+    """Returns the healthy values and thresholds of a chart as text."""
     values = []
     for each in chart.references:
         condition = " with default settings" if callable(each.value) else ""
@@ -255,7 +255,7 @@ def _references(chart: Chart) -> str:
 
 
 def _create_heat_map(entity: str) -> str | None:
-    """Creates the chart that draws the layers' table; returns None where W&B does not allow it."""
+    """Creates the heat map of the layer table; returns None if W&B does not support it."""
     try:
         return wandb.Api().create_custom_chart(
             entity=entity,
@@ -268,7 +268,7 @@ def _create_heat_map(entity: str) -> str | None:
     except UnsupportedError:
         return None
     except WandbApiFailedError:
-        # It exists already. If instead all is refused, saving the workspace raises the error.
+        # It exists already. If access is denied, saving the workspace raises the error.
         return f"{entity}/{HEAT_MAP}"
 
 
@@ -282,7 +282,7 @@ def _heat_map_panel(chart: str) -> wr.CustomChart:
 
 @contextlib.contextmanager
 def _config_errors(project: str) -> Iterator[None]:
-    """Raises the errors of W&B's client as ConfigError."""
+    """Converts errors of the W&B client to ConfigError."""
     try:
         yield
     except UsageError as error:

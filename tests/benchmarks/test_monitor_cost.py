@@ -41,15 +41,15 @@ PNG = b"\x89PNG\r\n\x1a\n"
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
-class Ran(NamedTuple):
+class BenchmarkRun(NamedTuple):
     printed: str
     folder: Path
     results: Any
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """Runs the whole benchmark at its smallest size, and saves the results beside a README."""
+def result(tmp_path_factory: pytest.TempPathFactory) -> BenchmarkRun:
+    """Runs the benchmark at its smallest size, and saves the results with a README."""
     folder = tmp_path_factory.mktemp("saved")
     (folder / "README.md").write_text(README)
     rounds = ["--rounds", "2", "--training-rounds", "2"]
@@ -58,58 +58,62 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     finished = run([*command, "--save", str(folder)], REPOSITORY, variables)
     assert finished.returncode == 0, finished.output
     results = json.loads((folder / "monitor_cost.json").read_text())
-    # The progress comes first.
+    # Progress messages come first.
     tables = finished.output.index("### One measurement")
-    return Ran(finished.output[tables:], folder, results)
+    return BenchmarkRun(finished.output[tables:], folder, results)
 
 
 @pytest.mark.slow
-def test_every_arm_is_measured(ran: Ran) -> None:
-    size = ran.results["step"]["cpu"]["sizes"]["tiny"]
+def test_every_arm_is_measured(result: BenchmarkRun) -> None:
+    size = result.results["step"]["cpu"]["sizes"]["tiny"]
     assert size["arms"].keys() == ARMS
     for arm in size["arms"].values():
         assert len(arm["ratios"]) == len(arm["milliseconds"]) == 2
     for ratios in size["after"].values():
         assert [len(each) for each in ratios.values()] == [2, 2]
-    assert [len(each) for each in ran.results["step"]["cpu"]["in_between"].values()] == [2, 2, 2]
+    assert [len(each) for each in result.results["step"]["cpu"]["in_between"].values()] == [
+        2,
+        2,
+        2,
+    ]
 
 
 @pytest.mark.slow
-def test_every_interval_is_measured_in_training(ran: Ran) -> None:
-    segments = ran.results["training"]["cpu"]["workloads"]["tiny"]
+def test_every_interval_is_measured_in_training(result: BenchmarkRun) -> None:
+    segments = result.results["training"]["cpu"]["workloads"]["tiny"]
     assert segments.keys() == INTERVALS
     assert {len(each["totals"]) for each in segments.values()} == {2}
     assert [name for name, each in segments.items() if each["measurement_ms"]] == ["every step"]
 
 
 @pytest.mark.slow
-def test_tables_are_printed(ran: Ran) -> None:
+def test_tables_are_printed(result: BenchmarkRun) -> None:
     for title in ("One measurement", "The step after", "A step in between", "A training"):
-        assert f"### {title}\n" in ran.printed
+        assert f"### {title}\n" in result.printed
     for name in ARMS:
-        assert f"\n| {name} |" in ran.printed
+        assert f"\n| {name} |" in result.printed
     for name in INTERVALS:
-        assert f"\n| tiny: {name} |" in ran.printed
-    assert f"torch {torch.__version__}" in ran.printed
-    assert "python -m benchmarks.monitor_cost --sizes tiny" in ran.printed
+        assert f"\n| tiny: {name} |" in result.printed
+    assert f"torch {torch.__version__}" in result.printed
+    assert "python -m benchmarks.monitor_cost --sizes tiny" in result.printed
 
 
 @pytest.mark.slow
-def test_tables_are_written_into_the_readme(ran: Ran) -> None:
-    text = (ran.folder / "README.md").read_text()
+def test_tables_are_written_into_the_readme(result: BenchmarkRun) -> None:
+    text = (result.folder / "README.md").read_text()
     assert text.startswith("before\n<!-- results -->\n\n### One measurement\n")
     assert text.endswith("|\n\n<!-- /results -->\nafter\n")
-    assert ran.printed.strip() in text
+    assert result.printed.strip() in text
 
 
 @pytest.mark.slow
-def test_chart_is_drawn(ran: Ran) -> None:
-    assert (ran.folder / "monitor_cost.png").read_bytes().startswith(PNG)
+def test_chart_is_drawn(result: BenchmarkRun) -> None:
+    assert (result.folder / "monitor_cost.png").read_bytes().startswith(PNG)
 
 
 @pytest.mark.slow
-def test_saved_results_of_other_parts_are_kept(ran: Ran, tmp_path: Path) -> None:
-    step, training = ran.results["step"], ran.results["training"]
+def test_saved_results_of_other_parts_are_kept(result: BenchmarkRun, tmp_path: Path) -> None:
+    step, training = result.results["step"], result.results["training"]
     save({"step": step, "training": {}}, tmp_path)
     save({"step": {}, "training": training}, tmp_path)
     kept = json.loads((tmp_path / "monitor_cost.json").read_text())
@@ -122,7 +126,7 @@ SIZES = {
     "small": (2000, 2_000_000),
     "1B": (388, 985_379_328),
 }
-"""The numbers of tensors and of elements."""
+"""Numbers of tensors and elements."""
 
 
 def test_sizes_are_those_of_the_models() -> None:
@@ -145,7 +149,7 @@ def as_array(tensor: Tensor) -> Array:
 def four_of(
     named: Named, optimizer: torch.optim.AdamW
 ) -> Iterator[tuple[str, tuple[Array, Array, Array, Array]]]:
-    """Name, p, g, m and v."""
+    """Returns name, p, g, m and v."""
     for name, parameter in named:
         state = optimizer.state[parameter]
         assert parameter.grad is not None
@@ -167,7 +171,7 @@ def test_stand_in_for_composer_computes_its_norms(tiny: tuple[Named, torch.optim
     expected, squares = {}, 0.0
     for name, (p, g, m, v) in four_of(named, optimizer):
         direction = m / (1 - beta1**steps) / (np.sqrt(v / (1 - beta2**steps)) + group["eps"])
-        # The decay of the first group, unscaled and with their sign, for all tensors.
+        # The decay of the first group for all tensors, unscaled and with the sign of Composer.
         update = group["lr"] * direction - group["weight_decay"] * p
         for what, array in (("param", p), ("grad", g), ("moment", m), ("update", update)):
             expected[f"l2_norm/{what}/{name}"] = np.linalg.norm(array)

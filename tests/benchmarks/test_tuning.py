@@ -27,7 +27,7 @@ every_method = pytest.mark.parametrize(
 
 
 def bowl(configuration: Configuration) -> float:
-    """The least loss is at lr 0.003; larger learning rates than 0.05 diverge."""
+    """Has its minimum at lr 0.003, and diverges above lr 0.05."""
     lr = configuration.lr
     return math.inf if lr > 0.05 else 1 + (math.log10(lr) - math.log10(0.003)) ** 2
 
@@ -60,7 +60,7 @@ def test_loss_of_an_app_falls_with_the_number_of_steps(app: str) -> None:
     short, longer = (train(app, configuration, 0, share) for share in (1 / 50, 1 / 4))
     assert longer < short < 10
     assert train(app, configuration, 0, 1 / 50) == short != train(app, configuration, 1, 1 / 50)
-    # The samplers of some methods draw from this state.
+    # Some methods sample from this state.
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -69,7 +69,7 @@ def test_diverged_run_has_an_infinite_loss() -> None:
 
 
 @every_method
-def test_method_starts_at_the_app_and_keeps_to_its_budget(method: str) -> None:
+def test_method_starts_at_the_configuration_of_the_app_and_keeps_its_budget(method: str) -> None:
     runs: list[tuple[Configuration, float]] = []
 
     def record(configuration: Configuration, replicate: int, share: float) -> float:
@@ -84,7 +84,7 @@ def test_method_starts_at_the_app_and_keeps_to_its_budget(method: str) -> None:
     assert bowl(chosen) < 1.5 < bowl(start)
 
 
-def test_chosen_configuration_is_judged_by_seeds_that_no_search_uses(
+def test_chosen_configuration_is_evaluated_with_seeds_that_no_search_uses(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seeds: list[int] = []
@@ -122,7 +122,7 @@ def test_paired_comparison_counts_wins_ties_and_losses() -> None:
     noisy = [0.2, 0.1, 0.3, 0.35]
     apps = [(better, worse), (better, noisy), (worse, better), (noisy, noisy)]
     assert compare(apps) == Comparison(wins=1, ties=2, losses=1)
-    # Searches are paired, and one that is missing is left out with its pair.
+    # A missing search is omitted together with its pair.
     first: list[float | None] = [0.0, 1.0, None, 2.0]
     assert compare([(first, [0.1, 1.11, 0.0, 2.1])]) == Comparison(wins=1)
     assert compare([([0.5, 0.5], [1.0, 1.0])]) == Comparison(wins=1)

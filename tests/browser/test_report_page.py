@@ -58,7 +58,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> LoggedRuns:
 
 
 def positive(values: Mapping[int, float], is_log: bool) -> dict[float, float]:
-    """Returns a line as it is drawn: a logarithmic axis has no place for 0 and below."""
+    """Returns the drawn points of a line: only positive ones on a logarithmic axis."""
     return {step: value if value > 0 or not is_log else np.nan for step, value in values.items()}
 
 
@@ -68,7 +68,7 @@ def assert_same(
     assert drawn.keys() == logged.keys()
     for name, values in logged.items():
         assert list(drawn[name]) == list(values)
-        # The page has 32 bits of a number.
+        # The page has float32 values.
         np.testing.assert_allclose(list(drawn[name].values()), list(values.values()), rtol=1e-7)
 
 
@@ -87,7 +87,7 @@ def test_every_curve_shows_the_numbers_of_the_run(visit: Visits, logs: LoggedRun
     assert {*report.charts} == drawn.keys() | {LAYERS, HISTOGRAM, EPS_CURVE}
     logged = {name: curves_of(run, STATISTICS[name].key) for name in measured}
     logged |= {key: {run.name: line(run.series[key])} for key in foreign}
-    # Settings that never changed, and a single validation.
+    # Constant settings, and a single validation.
     single = {
         name for name, lines in logged.items() if all(len(values) == 1 for values in lines.values())
     }
@@ -149,12 +149,12 @@ def assert_compared(
 
 
 def assert_map(report: ReportPage, logged: Mapping[str, Mapping[int, float]]) -> None:
-    """Checks the numbers of a map of layers, and that its colors are those of its numbers."""
+    """Checks the values and colors of a heat map of layers."""
     (drawn,) = report.traces(LAYERS)
     assert drawn["rows"] == sorted(logged)
     assert drawn["x"] == sorted({step for values in logged.values() for step in values})
     expected = [[logged[layer].get(step, np.nan) for step in drawn["x"]] for layer in drawn["rows"]]
-    # The page has no NaN, but null.
+    # JSON has null instead of NaN.
     shown, colored = (np.array(drawn[part], dtype=np.float64) for part in ("raw", "z"))
     np.testing.assert_array_equal(shown, np.array(expected, dtype=np.float32))
     if report.is_log(LAYERS):
@@ -164,7 +164,7 @@ def assert_map(report: ReportPage, logged: Mapping[str, Mapping[int, float]]) ->
 
 
 def picture(plot: "Locator") -> str:
-    """Returns the picture of a map, as it is painted."""
+    """Returns the rendered picture of a heat map."""
     plot.page.evaluate("() => new Promise((done) => setTimeout(done, 50))")
     return plot.locator(".heatmaplayer image").first.get_attribute("href") or ""
 
@@ -191,7 +191,7 @@ def test_histogram_shows_the_chosen_quantity_scope_and_run(visit: Visits, logs: 
         }
         assert shares == pytest.approx(shares_of(logs.runs[1], quantity, scope), rel=1e-6)
         assert picture(report.plot(HISTOGRAM))
-        # eps is compared with denominators alone.
+        # Only the histogram of denominators shows eps.
         has_line = report.plot(HISTOGRAM).locator(".shapelayer path").count() > 0
         assert has_line is (quantity == "denominator")
 
@@ -221,7 +221,7 @@ def test_eps_curve_is_the_share_below_each_power_of_two(visit: Visits, logs: Log
 def test_axis_is_switched_between_linear_and_logarithmic(visit: Visits, logs: LoggedRuns) -> None:
     report = visit(logs.first_page)
     report.unfold()
-    # The axis of curves changes, and the colors of a map.
+    # Curves change their axis, heat maps their colors.
     shown = "(plot) => plot.layout.yaxis.type + JSON.stringify(plot.data[0].z ?? null)"
     for chart in ("grad_norm", LAYERS):
         plot = report.bring(chart)
@@ -236,7 +236,7 @@ def test_axis_is_switched_between_linear_and_logarithmic(visit: Visits, logs: Lo
         assert plot.evaluate(shown) == before
 
 
-def grounds(report: ReportPage) -> list[str]:
+def colors_of(report: ReportPage) -> list[str]:
     """Returns the colors of the page, of a plot and of its first line."""
     report.settle()
     colors: list[str] = report.plot("loss").evaluate(
@@ -255,7 +255,7 @@ def test_theme_follows_the_system_and_a_button_changes_it(visit: Visits, logs: L
         report.bring("loss")
         seen = []
         for is_dark in (dark, not dark, dark):
-            colors = grounds(report)
+            colors = colors_of(report)
             assert [luminance(color) < 0.2 for color in colors[:2]] == [is_dark, is_dark]
             seen.append(colors)
             report.theme_button.click()
@@ -263,13 +263,15 @@ def test_theme_follows_the_system_and_a_button_changes_it(visit: Visits, logs: L
         assert all(one != other for one, other in zip(seen[0], seen[1], strict=True))
 
 
-def test_chip_hides_and_shows_its_lines_in_every_chart(visit: Visits, logs: LoggedRuns) -> None:
+def test_legend_button_hides_and_shows_its_lines_in_all_charts(
+    visit: Visits, logs: LoggedRuns
+) -> None:
     report = visit(logs.first_page)
     names = ["decay", "no_decay", "model"]
     assert sorted(report.chips.all_inner_texts()) == sorted(names)
     report.bring("lr")
     chip = report.chips.nth(1)
-    # The line of the model stands over the others.
+    # The line of the model is drawn above the others.
     for pressed, shown in (("true", names), ("false", names[1:]), ("true", names)):
         assert chip.get_attribute("aria-pressed") == pressed
         for chart in ("lr", "eps_energy_loss", EPS_CURVE):
@@ -293,7 +295,7 @@ def test_zoom_applies_to_charts_that_are_drawn_later(visit: Visits, logs: Logged
     first, last = (int(step) for step in report.steps())
     assert first - 1 < chosen[0] <= first
     assert last <= chosen[1] < last + 1
-    # Lines leave the picture on both sides.
+    # Lines extend beyond the plot on both sides.
     assert list(report.lines("lr")["model"]) == list(range(first - 1, last + 2))
 
 
@@ -335,7 +337,7 @@ def test_explanation_of_a_chart_is_shown_on_hover_and_on_focus(
     report = visit(logs.first_page)
     heading, meaning = report.figure("loss").get_by_role("heading"), report.meaning("loss")
     assert not meaning.is_visible()
-    # Escape hides it until the pointer comes again.
+    # Escape hides it until the pointer returns.
     for end in ("Escape", ""):
         heading.hover()
         assert meaning.is_visible()
@@ -344,7 +346,7 @@ def test_explanation_of_a_chart_is_shown_on_hover_and_on_focus(
             assert not meaning.is_visible()
         report.plot("loss").hover()
         assert not meaning.is_visible()
-    button = report.figure("lr").get_by_role("button", name="what lr is")
+    button = report.figure("lr").get_by_role("button", name="Explain lr")
     meaning = report.meaning("lr")
     assert button.get_attribute("aria-describedby") == meaning.get_attribute("id")
     report.figure("val/loss").get_by_role("button", name="PNG").focus()
@@ -384,10 +386,10 @@ def test_chart_is_saved_as_a_picture_on_white(
             found = {tuple(color) for color in np.unique(pixels.reshape(-1, 3), axis=0).tolist()}
             assert len(found) > 10
             if not dark:
-                # The lines stand in it in their own colors.
+                # The picture contains the colors of the lines.
                 assert {tuple(bytes.fromhex(color[1:])) for color in colors} <= found
-        # The page itself is as before.
-        assert (luminance(grounds(report)[1]) < 0.2) is dark
+        # The page is unchanged.
+        assert (luminance(colors_of(report)[1]) < 0.2) is dark
 
 
 def test_map_of_a_run_without_the_chosen_statistic_shows_another(
@@ -422,7 +424,7 @@ EXPLANATION = """(figure) => {
     over: over.map((control) => control.ariaLabel),
   };
 }"""
-"""Where a chart's explanation is, and the controls that it covers."""
+"""Returns the position of a chart's explanation, and the controls that it covers."""
 
 
 @pytest.mark.parametrize(
@@ -450,7 +452,7 @@ def test_everything_is_readable_and_nothing_is_cut_off_or_covered(
     assert {text["text"]: text["size"] for text in texts if text["size"] < 11} == {}
     crowded = {chart: report.plot(chart).evaluate(CROWDED_TICKS) for chart in report.charts}
     assert {chart: ticks for chart, ticks in crowded.items() if ticks} == {}
-    assert_lines_stand_out(report)
+    assert_lines_have_contrast(report)
     report.chips.first.click()
     report.page.add_style_tag(content="[role=tooltip] { display: block !important; }")
     assert report.faint_texts() == {}
@@ -459,7 +461,7 @@ def test_everything_is_readable_and_nothing_is_cut_off_or_covered(
     assert not report.is_wider_than(width)
 
 
-def assert_lines_stand_out(report: ReportPage) -> None:
+def assert_lines_have_contrast(report: ReportPage) -> None:
     """Checks the contrast of lines and of their marks in the legend."""
     ground = report.figure("lr").evaluate("(figure) => getComputedStyle(figure).backgroundColor")
     colors = {trace["color"] for trace in report.traces("lr")}
@@ -484,7 +486,7 @@ FOCUSED = """() => {
     isCovered: !at.contains(hit),
   };
 }"""
-"""What has the focus, and whether that can be seen."""
+"""Returns the focused element, and whether its focus is visible."""
 NEVER_FOCUSED = """() => [...document.querySelectorAll("button, select, input, summary")]
   .filter((each) => each.checkVisibility() && !focused.includes(each))
   .map((each) => each.outerHTML.slice(0, 80))"""
@@ -494,8 +496,8 @@ def test_every_control_is_reached_by_keyboard_with_a_visible_focus(
     visit: Visits, logs: LoggedRuns
 ) -> None:
     report = visit(logs.both_page)
-    ground = grounds(report)[0]
-    # Backwards through the folded page, then forwards through all of it.
+    ground = colors_of(report)[0]
+    # Backwards through the collapsed page, then forwards through the expanded page.
     for key in ("Shift+Tab", "Tab"):
         if key == "Tab":
             report.unfold()
@@ -531,7 +533,7 @@ def test_every_control_has_a_unique_name(visit: Visits, logs: LoggedRuns) -> Non
 
 NASTY = "<img src=x onerror=window.hasAlerted=true>&amp;\"'🙂</script><script>alert(1)</script>"
 NASTY_SCOPE = NASTY.replace("/", "")
-"""A part of a key has no slash."""
+"""Parts of a key contain no slash."""
 SCOPE = NASTY_SCOPE + "a_name_without_any_space_" * 6
 LARGEST = "adam_update/worst_1/update_norm"
 NAMES = (f"one {NASTY}", f"two {NASTY}")
@@ -552,8 +554,8 @@ def write_nasty_run(folder: Path, name: str, value: str) -> Path:
     return write_wandb(folder, rows, run_id=name[:3], name=name, config=config)
 
 
-def hovered(report: ReportPage, chart: str) -> str:
-    """Returns what is shown beside the pointer over the middle of a plot."""
+def hover_text(report: ReportPage, chart: str) -> str:
+    """Returns the tooltip in the middle of a plot."""
     x, y = report.middle(chart)
     report.page.mouse.move(x - 9, y)
     report.page.mouse.move(x, y, steps=3)
@@ -562,7 +564,7 @@ def hovered(report: ReportPage, chart: str) -> str:
     return shown.text_content() or ""
 
 
-def test_names_are_never_read_as_html(visit: Visits, tmp_path: Path) -> None:
+def test_names_are_never_parsed_as_html(visit: Visits, tmp_path: Path) -> None:
     runs = [
         write_nasty_run(tmp_path / name[:3], name, value)
         for name, value in zip(NAMES, ("<b>1</b>", "<b>2</b>"), strict=True)
@@ -571,13 +573,13 @@ def test_names_are_never_read_as_html(visit: Visits, tmp_path: Path) -> None:
         write_report(read_runs(runs[: 1 if shown == "one" else 2]), tmp_path / f"{shown}.html")
         report = visit(tmp_path / f"{shown}.html", width)
         report.draw_all()
-        # A label may be shortened, but it is no tag.
+        # A label may be truncated, but is not parsed as a tag.
         if shown == "one":
             assert report.chips.all_inner_texts() == ["model", SCOPE, "worst 1"]
             for chart in ("lr", LAYERS):
-                assert NASTY_SCOPE in hovered(report, chart)
-            assert f"in {NASTY}" in hovered(report, "update_norm")
-            assert NAMES[0] in hovered(report, f"val/{NAMES[0]}")
+                assert NASTY_SCOPE in hover_text(report, chart)
+            assert f"in {NASTY}" in hover_text(report, "update_norm")
+            assert NAMES[0] in hover_text(report, f"val/{NAMES[0]}")
         else:
             assert_two_runs_are_named(report)
         with report.page.expect_download():
@@ -598,10 +600,10 @@ def assert_two_runs_are_named(report: ReportPage) -> None:
     ]
     assert cells[0] == ["config", *NAMES]
     assert cells[1:] == [[NAMES[0], '"<b>1</b>"', "-"], [NAMES[1], "-", '"<b>2</b>"']]
-    assert all(name in hovered(report, "train/loss") for name in NAMES)
+    assert all(name in hover_text(report, "train/loss") for name in NAMES)
     report.choice(LAYERS, "run").select_option(NAMES[1])
     report.settle()
-    assert NASTY_SCOPE in hovered(report, LAYERS)
+    assert NASTY_SCOPE in hover_text(report, LAYERS)
     report.scope.select_option(SCOPE)
     assert list(report.lines("lr")) != []
 

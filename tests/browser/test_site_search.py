@@ -1,4 +1,4 @@
-"""The search of the documentation's site, in a real browser."""
+"""The search of the documentation site in a real browser."""
 
 import functools
 import threading
@@ -41,7 +41,7 @@ def test_search_finds_the_page_of_a_statistic(address: str, browser: "Browser") 
     box = page.get_by_role("textbox", name="Search")
     box.click()
     page.get_by_text("Type to start searching").wait_for()
-    # It listens to keys.
+    # The search reacts to keyboard events.
     box.press_sequentially("eps_energy_loss")
     page.locator(".md-search-result__item a").first.click()
     page.get_by_role("heading", name="eps_energy_loss").wait_for()

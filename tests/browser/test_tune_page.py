@@ -16,14 +16,14 @@ HOSTILE = "</script><b>x"
 
 
 def test_page_shows_its_figures_the_overrides_and_the_tables(visit: Visits, tmp_path: Path) -> None:
-    """Without an error in the console or a request, which `visit` looks for."""
+    """`visit` checks that there are no console errors or requests."""
     strategy = Strategy(START, 7, SpaceConfig())
     runs, _ = search(strategy, lambda request: abs(request.configuration.lr - 0.01))
     report = report_of(strategy, runs, HOSTILE)
     write_report(report, tmp_path)
     page = visit(tmp_path / "tune.html", ready=".figure .main-svg").page
     assert page.locator(".figure").count() == page.locator(".figure .gtitle").count() == 2
-    # A point for each full run.
+    # One point for each complete run.
     full = [each for each in runs if each.request.length == 1]
     assert page.locator("#figure-0 .scatterlayer .trace").first.locator(".point").count() == len(
         full

@@ -1,4 +1,4 @@
-"""Text of the package on the site: never read as markup; names and papers become links."""
+"""Text of the package on the site: escaped, with links for names and papers."""
 
 import functools
 import re
@@ -33,7 +33,7 @@ LINKS = {
     "alg. 1 of arXiv 1412.6980": "https://arxiv.org/abs/1412.6980",
     "2506.04805; calibrated": "https://arxiv.org/abs/2506.04805",
     "pytorch/pytorch issue 147437": "https://github.com/pytorch/pytorch/issues/147437",
-    # These may mean something else.
+    # Ambiguous words.
     "the step": None,
     "`weight_decay`": None,
     "decay_timescale": None,
@@ -62,7 +62,7 @@ def tags(page: HtmlPage) -> list[str]:
     return [each.tag for each in page.elements]
 
 
-def test_no_text_is_read_as_markup() -> None:
+def test_text_is_escaped() -> None:
     with each_row() as row:
         for text in HOSTILE:
             with row(text):

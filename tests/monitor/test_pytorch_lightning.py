@@ -27,8 +27,6 @@ from tests.support.packages import PACKAGES, plain_module, trainer
 from tests.support.training import loader
 
 BATCHES, NAN_AT = 10, 7
-PRINTING = ("preconditions", "publishing", "finding_reporter")
-"""Modules of the monitor that print."""
 
 
 class Run(NamedTuple):

@@ -374,7 +374,7 @@ MUTANTS = (
     Mutant(
         "optim/resume",
         "(key in then and _to_plain(then[key]) != now[key])",
-        "_plain(saved.get(key)) != now[key]",
+        "_to_plain(saved.get(key)) != now[key]",
         "what a callback has set counts as changed by the user",
     ),
     Mutant(

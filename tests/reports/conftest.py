@@ -1,4 +1,4 @@
-"""A run of which everything was logged, to W&B and to Lightning's CSVLogger."""
+"""A run with full logging to W&B and Lightning's CSVLogger."""
 
 from pathlib import Path
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Training runs of which everything is logged."""
+"""Training runs with full logging."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,9 +25,9 @@ class Validated(Lit):
 def log_training(
     folder: Path, loggers: Sequence[Logger], batches: int, settings: Any, **monitored: Any
 ) -> None:
-    """Trains with all statistics at every step, until the runs of W&B are complete.
+    """Trains with all statistics at every step, and waits until the W&B runs are complete.
 
-    The settings of the optimizer stand beside those of ADAMW.
+    Adds `settings` to those of ADAMW.
     """
     monitor = AdamMonitor(every_n_steps=1, statistics="all", layer_table=True, **monitored)
     module = Validated({**ADAMW, **settings}, {"name": "cosine", "warmup_steps": 3})

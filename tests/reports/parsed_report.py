@@ -1,4 +1,4 @@
-"""The report's page as text: its elements, and the data that its script draws."""
+"""Parses the page of a report: its elements, and the data of its script."""
 
 import base64
 import functools
@@ -14,7 +14,7 @@ from tests.support.html_page import HtmlPage
 
 
 class ParsedReport(HtmlPage):
-    """A page of which every element is closed."""
+    """A page in which every element is closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -25,7 +25,7 @@ class ParsedReport(HtmlPage):
         (script,) = (each for each in self.all("script") if each.attributes.get("id") == "data")
 
         def refuse(constant: str) -> None:
-            raise AssertionError(f"a browser reads no {constant} in JSON")
+            raise AssertionError(f"JSON does not support {constant}")
 
         return dict(json.loads(script.source, parse_constant=refuse))
 
@@ -41,7 +41,7 @@ def report_of(*runs: Run) -> ParsedReport:
     return ParsedReport(page(runs))
 
 
-def unpacked(parts: dict[str, str]) -> NDArray[Any]:
-    """Reads an array as the page's script does."""
+def unpack(parts: dict[str, str]) -> NDArray[Any]:
+    """Decodes an array like page.js."""
     content = base64.b64decode(parts["bytes"], validate=True)
     return np.frombuffer(content, np.dtype(parts["type"]).newbyteorder("<"))

@@ -1,4 +1,4 @@
-"""Runs as the loggers leave them, and the numbers that W&B's own reader finds in them."""
+"""Writes files of runs, and reads them with W&B's reader for comparison."""
 
 import math
 import struct
@@ -25,7 +25,7 @@ BLOCK = 32768
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 IDENTIFIER = b":W&B\xe1\xbe\0"
 Values = dict[str, dict[int, float | str]]
-"""Numbers by key and step. NaN is a text, since it is not equal to itself."""
+"""Numbers by key and step, with NaN as text because it is not equal to itself."""
 
 
 def write_wandb(
@@ -93,7 +93,7 @@ def to_dict(run: Run) -> Values:
 
 
 def values_in(rows: Iterable[Mapping[str, Any]]) -> Values:
-    """Returns the numbers of rows of W&B's own reader."""
+    """Returns the numbers in rows of W&B's reader."""
     found: Values = {}
     for row in rows:
         numbers = {key: float(value) for key, value in row.items() if _is_number(value)}
@@ -143,10 +143,10 @@ def chunks_of(content: bytes) -> list[Chunk]:
     return found
 
 
-def logged_by_hand(
+def wandb_content(
     rows: Sequence[Mapping[str, str]], config: Mapping[tuple[str, ...], str] | None = None
 ) -> bytes:
-    """Makes the content of a .wandb file that holds only a config and rows, with JSON values."""
+    """Returns the content of a .wandb file with only a config and rows of JSON values."""
     content = bytearray(IDENTIFIER)
     entries = [wandb_internal_pb2.Record() for _ in rows]  # type: ignore[attr-defined]
     for record, row in zip(entries, rows, strict=True):
@@ -183,7 +183,7 @@ def has_ended(file: Path) -> bool:
 
 
 def wait_for_end(file: Path) -> None:
-    """Waits for the client, which writes for some milliseconds after it has finished a run."""
+    """Waits until the client has written the file, some milliseconds after the end of a run."""
     deadline = time.monotonic() + 60
     while not has_ended(file):
         assert time.monotonic() < deadline
@@ -200,7 +200,7 @@ def _parts_by_record(content: bytes) -> list[list[Chunk]]:
 
 
 class Record(NamedTuple):
-    """An entry of a run, as W&B's own reader prints it, and its chunks."""
+    """An entry of a run in W&B's reader, and its chunks."""
 
     entry: dict[str, Any]
     chunks: list[Chunk]
@@ -220,7 +220,7 @@ def run_of(
     name: str = "run",
     config: dict[str, Any] | None = None,
 ) -> Run:
-    """Makes a run in memory."""
+    """Returns a run in memory."""
     return Run(name, Path(name), config or {}, {k: series_of(v) for k, v in series.items()}, {}, [])
 
 

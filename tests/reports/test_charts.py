@@ -1,4 +1,4 @@
-"""The charts: every statistic has one, each finds its keys, and references follow the settings."""
+"""Charts: one for every statistic, with the right keys and reference values."""
 
 import itertools
 import math
@@ -36,7 +36,7 @@ FOREIGN_KEYS = {
     "validation": ["val/loss", "valid_acc", "validation/f1", "val_acc/dataloader_idx_0"],
     "": ["value_loss", "train/loss_scale", "train/accuracy", "lossy", "closs", "test/loss", ""],
 }
-"""Keys that a module logs itself, by the chart that draws them."""
+"""Keys of the module by the chart that draws them."""
 
 
 def charts_of(key: str) -> list[Chart]:
@@ -88,7 +88,7 @@ def test_pinned_charts_are_first_in_their_sections() -> None:
 
 
 def test_every_chart_has_its_own_id_an_explanation_and_keys_that_wandb_can_read() -> None:
-    """W&B has no lookaround and no backreferences, and puts a group around the expression."""
+    """W&B supports neither lookaround nor backreferences, and adds a group around the pattern."""
     assert len({chart.id for chart in CHARTS}) == len({chart.title for chart in CHARTS})
     assert len({chart.id for chart in CHARTS}) == len(CHARTS)
     with each_row() as row:
@@ -109,7 +109,7 @@ def test_losses_and_validation_metrics_are_recognized_by_their_keys() -> None:
                     assert ids_of(key) == ([name] if name else [])
 
 
-def test_chart_of_a_single_key_draws_no_other() -> None:
+def test_chart_of_a_single_key_draws_only_this_key() -> None:
     chart = SECTIONS["Overview"][0].of_key("train/loss.a")
     assert (chart.id, chart.title) == ("train/loss.a", "train/loss.a")
     assert chart.draws("train/loss.a")

@@ -24,7 +24,7 @@ CONFIGS = st.recursive(
 
 
 def dotted(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config's settings; what is empty is a setting too."""
+    """Returns the settings of a config by dotted name; an empty dict is a setting."""
     found: dict[str, Any] = {}
     left = [("", config)]
     while left:
@@ -43,7 +43,7 @@ def runs_of(*configs: dict[str, Any]) -> list[Run]:
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(CONFIGS, min_size=1, max_size=4))
-def test_differences_are_the_settings_that_not_all_runs_share(
+def test_differences_are_settings_that_are_not_equal_in_all_runs(
     configs: list[dict[str, Any]],
 ) -> None:
     flat = [dotted(config) for config in configs]
@@ -60,7 +60,7 @@ def optimizer(lr: float, **groups: float) -> dict[str, Any]:
     return {"optimizer": {"lr": lr, "param_groups": param_groups}}
 
 
-def test_settings_that_a_group_repeats_are_left_out() -> None:
+def test_differences_that_a_group_repeats_are_omitted() -> None:
     first, second = optimizer(1.0, decay=1.0, head=1.0), optimizer(2.0, decay=2.0, head=20.0)
     assert config_differences(runs_of(first, second)) == {
         "optimizer.lr": [1.0, 2.0],
@@ -118,7 +118,7 @@ RUNS = st.lists(st.sampled_from([*KEYS, "train/loss"]), max_size=5, unique=True)
 Values = dict[str, dict[int, float]]
 
 
-class Place(NamedTuple):
+class Difference(NamedTuple):
     distance: float
     step: int
     statistic: str
@@ -136,8 +136,8 @@ def distance(statistic: str, one: float, other: float) -> float:
     return apart if is_absolute else apart / max(abs(one), abs(other))
 
 
-def places_apart(first: Values, second: Values, tolerance: float) -> list[Place]:
-    """All that is apart in the first step in which anything is; layers alone, if there are any."""
+def first_differences(first: Values, second: Values, tolerance: float) -> list[Difference]:
+    """Returns all differences at the first different step, or those of layers if there are any."""
     found = []
     for name in set(MEASURED) - set(NOT_COMPARED):
         for part, scope in SCOPES.items():
@@ -146,7 +146,7 @@ def places_apart(first: Values, second: Values, tolerance: float) -> list[Place]
                 values = first[key][step], second[key][step]
                 apart = distance(name, *values)
                 if apart > tolerance:
-                    found.append(Place(apart, step, name, scope, values))
+                    found.append(Difference(apart, step, name, scope, values))
     start = min((place.step for place in found), default=0)
     at_start = [place for place in found if place.step == start]
     return [each for each in at_start if each.scope.kind in ("layer", "tensor")] or at_start
@@ -160,7 +160,7 @@ def test_first_difference_is_the_largest_of_the_first_different_step(
     first, second = runs
     assert first_difference(run_of(first), run_of(first), 0) is None
     found = first_difference(run_of(first), run_of(second), tolerance)
-    places = places_apart(first, second, tolerance)
+    places = first_differences(first, second, tolerance)
     if found is None:
         assert places == []
         return

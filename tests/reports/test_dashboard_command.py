@@ -22,7 +22,7 @@ PROJECT = f"{ENTITY}/project"
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    """A server with one project, to which the client is logged in."""
+    """A server with one project; the client is logged in."""
     with WandbServer("project") as found:
         for name, value in found.variables.items():
             monkeypatch.setenv(name, value)
@@ -129,7 +129,7 @@ def test_missing_project_permission_or_login_is_an_error(
 
 @pytest.mark.slow
 def test_server_that_does_not_answer_is_reported_in_one_line(tmp_path: Path) -> None:
-    """Runs in a process, because the client retries for twenty seconds."""
+    """Runs in a process, because the client retries for 20 seconds."""
     # Bound, so that no other server takes the port, but without a listener.
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""Downsampling of long series and many histograms keeps whatever stands out."""
+"""Downsampling of long series and many histograms keeps extreme values."""
 
 import math
 
@@ -18,7 +18,7 @@ from lightning_adam.reports.downsampling import (
 )
 from lightning_adam.reports.runs import Series
 from lightning_adam.statistics.histograms import Histogram
-from tests.reports.parsed_report import unpacked
+from tests.reports.parsed_report import unpack
 from tests.reports.run_files import series_of
 
 FEW_EXAMPLES = settings(max_examples=40, deadline=None)
@@ -63,7 +63,7 @@ def test_downsampled_series_keeps_extremes_and_the_first_non_finite_value(
 
 
 def _bounds(length: int, parts: int) -> tuple[list[int], list[int]]:
-    """Where parts of a length, which differ by one at most, begin and end."""
+    """Returns the bounds of parts with lengths that differ by at most one."""
     bounds = [length * part // parts for part in range(parts + 1)]
     return bounds[:-1], bounds[1:]
 
@@ -108,7 +108,7 @@ def test_column_of_a_map_shows_the_largest_magnitude_of_its_steps(
 
 
 def _parts(steps: list[int], starts: list[int]) -> list[list[int]]:
-    """The steps of each column; no column has two more than another."""
+    """Returns the steps of each column; their numbers differ by at most one."""
     assert starts[0] == steps[0]
     ends = [*starts[1:], math.inf]
     parts = [
@@ -122,7 +122,7 @@ def _parts(steps: list[int], starts: list[int]) -> list[list[int]]:
 
 @st.composite
 def histograms(draw: st.DrawFn) -> dict[int, Histogram]:
-    """Of windows that shift."""
+    """Returns histograms with shifting windows."""
     found = {}
     for step in draw(st.sets(st.integers(0, 100), min_size=1, max_size=12)):
         counts = draw(st.lists(st.sampled_from([0, 0, 1, 3, 10**9]), min_size=1, max_size=6))
@@ -133,7 +133,7 @@ def histograms(draw: st.DrawFn) -> dict[int, Histogram]:
 
 @FEW_EXAMPLES
 @given(histograms(), st.integers(1, 15))
-def test_octaves_are_shares_of_the_counts(by_step: dict[int, Histogram], columns: int) -> None:
+def test_octaves_are_fractions_of_the_counts(by_step: dict[int, Histogram], columns: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(downsampling, "COLUMNS", columns)
         starts, lowest, shares = octave_shares(by_step)
@@ -169,7 +169,7 @@ def test_octaves_are_shares_of_the_counts(by_step: dict[int, Histogram], columns
 def test_packed_values_are_exact_or_rounded_to_float32(values: list[float]) -> None:
     array = np.array(values)
     parts = pack(array)
-    found = unpacked(parts)
+    found = unpack(parts)
     assert found.dtype.name == parts["type"]
     if parts["type"] == "float64":
         assert np.array_equal(found, array, equal_nan=True)
@@ -182,5 +182,5 @@ def test_packed_values_are_exact_or_rounded_to_float32(values: list[float]) -> N
 @given(st.lists(st.integers(-(2**53), 2**53) | st.integers(0, 2**32 - 1), max_size=20))
 def test_packed_steps_are_exact(steps: list[int]) -> None:
     parts = pack(np.array(steps, dtype=np.int64))
-    assert unpacked(parts).tolist() == steps
+    assert unpack(parts).tolist() == steps
     assert (parts["type"] == "uint32") is all(0 <= step < 2**32 for step in steps)

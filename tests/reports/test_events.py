@@ -14,7 +14,7 @@ from lightning_adam import AdamMonitor
 from lightning_adam.reports.report import page
 from lightning_adam.reports.runs import Event, Run, read_runs
 from lightning_adam.statistics.catalogue import STATISTICS
-from tests.reports.parsed_report import ParsedReport, report_of, unpacked
+from tests.reports.parsed_report import ParsedReport, report_of, unpack
 from tests.reports.run_files import KEY, LAYER_KEY, run_of, wait_for_end
 from tests.support.exploding import Exploding, files_of, numbers, read, recorded
 from tests.support.monitored import TwoOptimizers
@@ -24,8 +24,8 @@ from tests.support.training import loader, trainer
 AT = 12
 
 
-def exploded(logger: Any, at: int = AT) -> Path:
-    """Returns the folder of a run that blows up."""
+def run_with_events(logger: Any, at: int = AT) -> Path:
+    """Returns the folder of a run with events."""
     monitor = AdamMonitor(5, flight_recorder=8)
     fit = trainer(max_epochs=1, logger=logger, callbacks=[monitor])
     fit.fit(Exploding(at, "inf in a weight"), loader(at + 3))
@@ -40,7 +40,7 @@ def exploded(logger: Any, at: int = AT) -> Path:
 
 
 def assert_read(event: Event, file: Path) -> None:
-    """Everything in the file is in the event, and nothing else."""
+    """Asserts that the event has exactly the values of the file."""
     expected: dict[str, dict[int, float]] = {}
     for row in read(file):
         for key, value in numbers(row).items():
@@ -58,7 +58,7 @@ def assert_read(event: Event, file: Path) -> None:
 def test_event_is_read_from_the_folder_of_its_run(kind: str, tmp_path: Path) -> None:
     is_wandb = kind == "wandb"
     logger = WandbLogger(offline=True, save_dir=tmp_path) if is_wandb else CSVLogger(tmp_path)
-    folder = exploded(logger)
+    folder = run_with_events(logger)
     (run,) = read_runs([folder])
     (event,) = run.events
     assert (event.step, event.reason, str(event)) == (AT, "not_finite", "not_finite at step 12")
@@ -75,9 +75,9 @@ def test_event_is_read_from_the_folder_of_its_run(kind: str, tmp_path: Path) -> 
         if any(each.key_of(f"layer/{layer}/") in event.series for layer in shown["layers"])
     }
     update_norm = next(each for each in data if each["statistic"] == "update_norm")
-    values = unpacked(update_norm["values"]).reshape(3, -1)
+    values = unpack(update_norm["values"]).reshape(3, -1)
     series = event.series["adam_update/layer/net.1/update_norm"]
-    assert np.array_equal(unpacked(update_norm["steps"]), series.steps)
+    assert np.array_equal(unpack(update_norm["steps"]), series.steps)
     assert np.array_equal(values[1], series.values.astype(values.dtype))
 
 
@@ -119,7 +119,7 @@ def test_each_event_of_each_run_has_its_maps() -> None:
         (0, "loss_spike at step 2,000"),
         (2, "loss_spike at step 100"),
     ]
-    assert [unpacked(each["values"])[-1] for each in maps] == [200.0, 4000.0, 200.0]
+    assert [unpack(each["values"])[-1] for each in maps] == [200.0, 4000.0, 200.0]
 
 
 UNREADABLE = (
@@ -128,7 +128,7 @@ UNREADABLE = (
     ("step_many_not_finite.csv", ""),
     ("step_1.csv", ""),
 )
-"""Names and contents of files that no flight recorder writes."""
+"""Names and contents of invalid files."""
 
 
 def test_file_that_cannot_be_read_is_noted(tmp_path: Path) -> None:
@@ -150,6 +150,6 @@ def test_resumed_run_has_the_events_of_all_parts(tmp_path: Path) -> None:
     same: Any = {"id": "abc", "resume": "allow", "offline": True}
     for part, at in (("first", 12), ("second", 6)):
         (tmp_path / part).mkdir()
-        exploded(WandbLogger(save_dir=tmp_path / part, **same), at)
+        run_with_events(WandbLogger(save_dir=tmp_path / part, **same), at)
     (run,) = read_runs([tmp_path])
     assert [event.step for event in run.events] == [6, 12]

@@ -51,7 +51,7 @@ GIVEN_AT_EACH_STEP = {"loss_scale", "skipped_steps"}
 
 
 class Plain(L.LightningModule):
-    """A module with an optimizer of torch, whose parameter groups have no names."""
+    """A module with an optimizer of torch and unnamed parameter groups."""
 
     def __init__(self, build: Callable[[nn.Sequential], Any]) -> None:
         super().__init__()
@@ -82,11 +82,11 @@ def fit(module: L.LightningModule, path: Path, **settings: Any) -> AdamStatistic
 def inspected(path: Path) -> tuple[SavedOptimizer, LastStep]:
     inspection = inspect(path)
     (optimizer,) = inspection.optimizers
-    assert not inspection.left_out
+    assert not inspection.not_inspected
     return optimizer.saved, optimizer.last_step
 
 
-def described(path: Path) -> str:
+def inspection_text(path: Path) -> str:
     return describe_inspection(inspect(path))
 
 
@@ -150,7 +150,7 @@ def save(net: nn.Module, optimizer: torch.optim.Optimizer, path: Path = Path("st
 
 
 def stepped_and_saved(**settings: Any) -> tuple[torch.optim.Optimizer, LastStep]:
-    """An optimizer after a step, and what is read from its state and its weights in a file."""
+    """Returns an optimizer after a step, and the inspection of its saved state and weights."""
     net = network()
     optimizer = stepped(list(net.parameters()), **settings)
     saved, last_step = inspected(save(net, optimizer))
@@ -159,7 +159,7 @@ def stepped_and_saved(**settings: Any) -> tuple[torch.optim.Optimizer, LastStep]
 
 
 @pytest.mark.parametrize("decoupled", [True, False])
-def test_printed_statistics_need_no_gradient_and_without_weights_no_weights(
+def test_printed_statistics_require_neither_gradient_nor_unknown_weights(
     decoupled: bool,
 ) -> None:
     optimizer = stepped(
@@ -224,7 +224,7 @@ def test_statistics_for_another_dtype_agree_with_the_reference(dtype: torch.dtyp
 
 
 def planted(path: Path, scale: float) -> None:
-    """Saves the state of an optimizer after 50 steps with gradients of that scale."""
+    """Saves the state of an optimizer after 50 steps with gradients of a given scale."""
     net = network()
     optimizer = torch.optim.AdamW(net.parameters())
     for _ in range(50):
@@ -236,7 +236,7 @@ def planted(path: Path, scale: float) -> None:
 
 def test_dominating_eps_is_found_with_an_override_that_prevents_it(tmp_path: Path) -> None:
     planted(tmp_path / "state.pt", 1e-9)
-    printed = described(tmp_path / "state.pt")
+    printed = inspection_text(tmp_path / "state.pt")
     assert "eps_dominates (error) in model" in printed
     (eps,) = set(re.findall(r"type: +optimizer\.eps=(\S+)", printed))
     assert 1e-13 < float(eps) < 1e-9
@@ -248,17 +248,17 @@ def test_dominating_eps_is_found_with_an_override_that_prevents_it(tmp_path: Pat
 
 def test_healthy_state_has_no_findings(tmp_path: Path) -> None:
     planted(tmp_path / "state.pt", 1e-2)
-    assert "\n\nNo issues found\n  class         AdamW\n" in described(tmp_path / "state.pt")
+    assert "\n\nNo issues found\n  class         AdamW\n" in inspection_text(tmp_path / "state.pt")
 
 
-def test_rules_that_are_not_judged_are_listed_by_their_reason(tmp_path: Path) -> None:
+def test_rules_that_are_not_judged_are_listed_by_reason(tmp_path: Path) -> None:
     planted(tmp_path / "state.pt", 1e-2)
     torch.save(torch.load(tmp_path / "state.pt")["optimizer"], tmp_path / "moments.pt")
     needs_weights = {"decay_lost", "correlated_updates"}
     with each_row() as row:
         for name, of_weights in [("state", set[str]()), ("moments", needs_weights)]:
             with row(name):
-                printed = " ".join(described(tmp_path / f"{name}.pt").split())
+                printed = " ".join(inspection_text(tmp_path / f"{name}.pt").split())
                 (judged,) = re.findall(r"rules ([a-z_, ]*[a-z]) [A-Z]", printed)
                 judged = {*judged.split(", ")}
                 found = {
@@ -288,12 +288,12 @@ def test_moments_that_underflowed_in_float16_are_counted(tmp_path: Path) -> None
     state = optimizer.state[weight]
     zero = (state["exp_avg_sq"] == 0) & (state["exp_avg"] != 0)
     assert values[UNDERFLOWED.name] == zero.double().mean() > 0.9
-    assert "eps is 0 in float16" not in described(tmp_path / "state.pt")
+    assert "eps rounds to 0 in float16" not in inspection_text(tmp_path / "state.pt")
 
 
 def test_summary_and_findings_precede_the_details(tmp_path: Path) -> None:
     planted(tmp_path / "state.pt", 1e-9)
-    _, summary, finding, hint, details, *_ = described(tmp_path / "state.pt").split("\n\n")
+    _, summary, finding, hint, details, *_ = inspection_text(tmp_path / "state.pt").split("\n\n")
     title, *rows = summary.splitlines()
     assert title == "1 error"
     assert [row.split(maxsplit=1) for row in rows][:-1] == [
@@ -307,13 +307,13 @@ def test_summary_and_findings_precede_the_details(tmp_path: Path) -> None:
         ["weight_decay", "0.01"],
     ]
     assert finding.startswith("eps_dominates (error) in model\n")
-    assert hint.endswith("pass NAME=VALUE to\ntorch.optim.AdamW.")
+    assert " ".join(hint.split()).endswith("pass NAME=VALUE to torch.optim.AdamW.")
     assert details.startswith("Moments\n")
 
 
 def test_settings_that_differ_name_their_groups(tmp_path: Path) -> None:
     fit(Plain(in_two_groups), tmp_path / "last.ckpt")
-    printed = described(tmp_path / "last.ckpt")
+    printed = inspection_text(tmp_path / "last.ckpt")
     assert re.search("eps +1e-08 in group_0; 1e-06 in group_1\n", printed)
     assert re.search("lr +0.01\n", printed)
 
@@ -326,12 +326,12 @@ def test_settings_of_many_groups_are_a_range(tmp_path: Path) -> None:
         group["params"][0].grad = torch.ones(2)  # type: ignore[index]
     optimizer.step()
     torch.save(optimizer.state_dict(), "state.pt")
-    assert re.search("lr +0.0001 to 0.1 in 4 groups\n", described(tmp_path / "state.pt"))
+    assert re.search("lr +0.0001 to 0.1 in 4 groups\n", inspection_text(tmp_path / "state.pt"))
 
 
-def test_rows_of_zeros_are_folded_into_one_line(tmp_path: Path) -> None:
+def test_rows_of_zeros_are_combined_in_one_line(tmp_path: Path) -> None:
     planted(tmp_path / "state.pt", 1e-2)
-    printed = described(tmp_path / "state.pt")
+    printed = inspection_text(tmp_path / "state.pt")
     assert "v stalled; v subnormal; m=v=0; update lost; decay lost: 0%\n" in printed
     curve = printed.split("for different values of eps\n")[1].split("\n\n")[0].splitlines()
     assert [line for line in curve if re.search(" 0%$", line)] == [curve[-2]]
@@ -391,7 +391,7 @@ def test_page_shows_every_optimizer_of_a_checkpoint(
         assert f"adam_update/optimizer/{name}/layer/" in " ".join(keys)
 
 
-def test_output_fits_a_hundred_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_has_at_most_100_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(Lit({**ADAMW, "amsgrad": True}), tmp_path / "last.ckpt")
     main(["inspect", str(tmp_path / "last.ckpt")])
     captured = capsys.readouterr()
@@ -407,12 +407,12 @@ def test_output_fits_a_hundred_columns(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_each_of_two_optimizers_is_printed(tmp_path: Path) -> None:
     fit(TwoOptimizers(torch.optim.Adam), tmp_path / "last.ckpt")
-    printed = described(tmp_path / "last.ckpt")
+    printed = inspection_text(tmp_path / "last.ckpt")
     assert "Optimizer 0: No issues found\n  class         AdamW\n" in printed
     assert "Optimizer 1: No issues found\n  class         Adam\n" in printed
 
 
-def test_optimizer_other_than_adam_is_left_out_with_a_note(tmp_path: Path) -> None:
+def test_optimizer_other_than_adam_is_not_inspected_and_noted(tmp_path: Path) -> None:
     planted(tmp_path / "state.pt", 1e-2)
     content = torch.load("state.pt")
     weight = nn.Parameter(torch.ones(3))
@@ -420,8 +420,10 @@ def test_optimizer_other_than_adam_is_left_out_with_a_note(tmp_path: Path) -> No
     weight.grad = torch.ones(3)
     sgd.step()
     torch.save({**content, "sgd": sgd.state_dict()}, "both.pt")
-    printed = described(tmp_path / "both.pt")
-    assert "Left out: optimizer sgd: not the state of an Adam-like optimizer: it has" in printed
+    printed = inspection_text(tmp_path / "both.pt")
+    assert (
+        "Not inspected: optimizer sgd: not the state of an Adam-like optimizer: it has" in printed
+    )
     assert "No issues found\n  class         AdamW\n" in printed
 
 
@@ -437,7 +439,7 @@ def test_weights_of_a_compiled_module_are_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("with_frozen", [False, True])
-def test_weights_that_cannot_be_matched_are_left_out(with_frozen: bool, tmp_path: Path) -> None:
+def test_weights_that_cannot_be_matched_are_not_used(with_frozen: bool, tmp_path: Path) -> None:
     net = nn.Sequential(*(nn.Linear(3, 3, bias=False) for _ in range(3)))
     optimizer = stepped(list(net[with_frozen:].parameters()), decoupled=True)
     saved, last_step = inspected(save(net, optimizer))
@@ -445,10 +447,10 @@ def test_weights_that_cannot_be_matched_are_left_out(with_frozen: bool, tmp_path
     known = {each.name for each in last_step.statistics}
     assert ("update_lost_fraction" in known) is not with_frozen
     assert {"eps_energy_loss", "normalized_update_rms", "nonfinite_count"} <= known
-    assert ("The weights are not known" in described(tmp_path / "state.pt")) is with_frozen
+    assert ("The weights are unknown" in inspection_text(tmp_path / "state.pt")) is with_frozen
 
 
-def test_weights_under_an_unusual_name_are_taken_only_if_they_are_the_only_ones() -> None:
+def test_weights_with_an_unusual_name_are_used_only_if_no_others_match() -> None:
     net = network()
     state = stepped(list(net.parameters()), decoupled=True).state_dict()
     rows = [
@@ -463,7 +465,7 @@ def test_weights_under_an_unusual_name_are_taken_only_if_they_are_the_only_ones(
                 torch.save({**dict.fromkeys(names, net.state_dict()), "optimizer": state}, "two.pt")
                 saved, _ = inspected(Path("two.pt"))
                 assert saved.weights == expected
-                are_known = not any("weights are not known" in each for each in saved.notes)
+                are_known = not any("weights are unknown" in each for each in saved.notes)
                 assert are_known == bool(expected)
 
 
@@ -483,13 +485,13 @@ def test_two_networks_with_the_same_names_leave_the_weights_unknown() -> None:
                 assert saved.weights == expected
                 notes = " ".join(saved.notes)
                 assert ("actor and critic fit equally well" in notes) == (not expected)
-                assert ("those of model; actor would fit, too" in notes) == (expected == "model")
+                assert ("those of model. actor would also fit." in notes) == (expected == "model")
 
 
 def test_optimizer_state_alone_is_printed_without_weights(tmp_path: Path) -> None:
     optimizer = stepped(list(network().parameters()), decoupled=True)
     torch.save(optimizer.state_dict(), "optimizer.pt")
-    printed = described(tmp_path / "optimizer.pt")
+    printed = inspection_text(tmp_path / "optimizer.pt")
     assert "in 6 tensors, weights unknown\n  moments       float32" in printed
     assert "decay/update" not in printed
     assert "lost to eps" in printed
@@ -508,7 +510,7 @@ def test_buffers_and_tied_weights_are_not_counted_as_parameters(tmp_path: Path) 
 
 def test_finished_schedule_is_shown_at_its_peak_lr(tmp_path: Path) -> None:
     fit(Lit(ADAMW, {"name": "linear"}), tmp_path / "last.ckpt")
-    printed = described(tmp_path / "last.ckpt")
+    printed = inspection_text(tmp_path / "last.ckpt")
     assert "The schedule has ended at lr 0. Updates and decay are shown at the peak lr." in printed
     assert re.search(r"lr +0 \(peak 0.01\)", printed)
     assert "update/weight" in printed
@@ -531,14 +533,14 @@ def test_statistics_at_the_end_of_a_schedule_equal_those_at_its_peak_lr() -> Non
     assert at_peak["update_to_weight"] > 0
 
 
-def test_optimizer_with_an_unknown_step_shows_its_moments_only(tmp_path: Path) -> None:
+def test_only_moments_are_shown_for_an_optimizer_with_an_unknown_step(tmp_path: Path) -> None:
     fit(Plain(lambda net: torch.optim.NAdam(net.parameters())), tmp_path / "last.ckpt")
     saved, last_step = inspected(tmp_path / "last.ckpt")
     assert not saved.is_adam
     known = {each.name for each in last_step.statistics}
     assert "exp_avg_rms" in known
     assert not known & {"normalized_update_rms", "eps_energy_loss", "denominator_mean"}
-    assert "unknown, with Adam's moments" in described(tmp_path / "last.ckpt")
+    assert "unknown, with Adam's moments" in inspection_text(tmp_path / "last.ckpt")
 
 
 def test_non_finite_state_is_found(tmp_path: Path) -> None:
@@ -546,12 +548,12 @@ def test_non_finite_state_is_found(tmp_path: Path) -> None:
     content = torch.load("state.pt")
     content["optimizer"]["state"][0]["exp_avg"][0, :2] = torch.nan
     torch.save(content, "state.pt")
-    printed = described(tmp_path / "state.pt")
+    printed = inspection_text(tmp_path / "state.pt")
     assert "not_finite (error)" in printed
     assert "2 elements are NaN or infinite." in printed
 
 
-def test_hyperparameters_of_any_class_are_left_out(tmp_path: Path) -> None:
+def test_hyperparameters_of_unknown_classes_are_ignored(tmp_path: Path) -> None:
     class Hyper(Lit):
         def __init__(self, optimizer: Any) -> None:
             super().__init__(optimizer)
@@ -589,7 +591,7 @@ UNUSABLE: list[tuple[Callable[[Path], object], str]] = [
         "the optimizer state is empty, before the first step",
     ),
 ]
-"""What makes a file, and its error."""
+"""Functions that write an invalid file, and the errors."""
 
 
 def test_unusable_files_raise(tmp_path: Path) -> None:
@@ -599,7 +601,7 @@ def test_unusable_files_raise(tmp_path: Path) -> None:
             with row((number, message)):
                 make(path)
                 with pytest.raises(ConfigError, match=re.escape(message)) as raised:
-                    described(path)
+                    inspection_text(path)
                 assert "\n" not in str(raised.value)
                 assert str(raised.value).startswith(str(path))
 

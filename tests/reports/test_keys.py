@@ -1,4 +1,4 @@
-"""Parsing of logged keys: every key of AdamMonitor, and those of others."""
+"""Parsing of logged keys of AdamMonitor and of the module."""
 
 from collections.abc import Iterable
 
@@ -39,7 +39,7 @@ SHOWN_SCOPES = [
     (Scope("gan", "tensor", "net.0.bias"), "gan: net.0.bias", True),
     (Scope("gan", "worst", "2"), "gan: worst 2", False),
 ]
-"""Scopes, how they are shown, and whether they are layers or tensors."""
+"""Scopes, their labels, and whether they are layers or tensors."""
 
 
 def full_key(key: Key) -> str:
@@ -52,7 +52,7 @@ def full_key(key: Key) -> str:
 
 
 def scopes_of(keys: Iterable[str]) -> set[Scope]:
-    """Returns the scopes of keys, all of which AdamMonitor has logged."""
+    """Returns the scopes of keys of AdamMonitor."""
     scopes = set()
     for key in keys:
         found = read_key(key)
@@ -108,18 +108,18 @@ SCOPES = st.one_of(
 @example("adam_gradient/grad_norm", "group", ("layer", "optimizer"))
 @example("adam_gradient/grad_norm", "", ("group", "worst_1"))
 @example("adam_gradient/grad_norm", "parts.group", ("tensor", "parts.group.0.weight"))
-def test_parsed_key_is_the_one_that_was_put_together(
+def test_parsed_key_has_the_parts_of_the_key(
     base: str, optimizer: str, inner: tuple[str, str]
 ) -> None:
     expected = Key(base, BASES[base], Scope(optimizer, *inner))
     assert read_key(full_key(expected)) == expected
 
 
-def test_foreign_key_is_kept_as_it_is() -> None:
+def test_foreign_key_is_unchanged() -> None:
     assert {key: read_key(key) for key in FOREIGN_KEYS} == {
         key: Key(key, None, Scope()) for key in FOREIGN_KEYS
     }
 
 
-def test_scope_is_shown_by_its_name_and_knows_whether_it_is_inside_the_model() -> None:
+def test_label_of_a_scope_and_whether_it_is_a_layer_or_tensor() -> None:
     assert [(scope, str(scope), scope.is_inner) for scope, *_ in SHOWN_SCOPES] == SHOWN_SCOPES

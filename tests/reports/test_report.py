@@ -1,4 +1,4 @@
-"""The report as text: its summary, its data, its explanations, and what it says is missing."""
+"""The page of a report: summary, data, explanations and notes."""
 
 import base64
 import gzip
@@ -17,13 +17,13 @@ from lightning_adam.findings import RULES
 from lightning_adam.findings.finding import Finding, Suggestion
 from lightning_adam.reports.charts import SECTIONS, ChartKind
 from lightning_adam.reports.keys import BASES
-from lightning_adam.reports.report import PINNED_METRICS, TIMES, labels, write_report
+from lightning_adam.reports.report import MAX_PINNED_METRICS, MAX_TIMES, labels, write_report
 from lightning_adam.reports.runs import Event, Run, Series, read_runs
 from lightning_adam.reports.summary import CHECKPOINT
 from lightning_adam.statistics.catalogue import STATISTICS, SYMBOLS
 from lightning_adam.statistics.histograms import PERCENTILE_FAMILIES, Histogram
 from tests.reports.conftest import UNDEFINED, LoggedRun
-from tests.reports.parsed_report import ParsedReport, report_of, unpacked
+from tests.reports.parsed_report import ParsedReport, report_of, unpack
 from tests.reports.run_files import KEY, LAYER_KEY, run_of
 from tests.support.findings import finding
 from tests.support.monitored import scoped
@@ -32,8 +32,8 @@ from tests.support.tables import each_row
 CHARTS = [chart for charts in SECTIONS.values() for chart in charts]
 NASTY = "</script><script>alert(1)</script><!-- 😀 \"'&amp; {{ 7 * 7 }}"
 NASTY_KEY = NASTY.replace("/", "")
-"""A part of a key has no slash."""
-NO_OPTIMIZER = "The config does not contain the optimizer."
+"""Parts of a key contain no slash."""
+NO_OPTIMIZER = "The config of the run has no optimizer."
 COUNTED = Histogram([1, 2, 3], [-2.0, -1.0, 0.0, 1.0])
 SHOWN_RUNS = {"wandb": ["wandb"], "csv": ["csv"], "both": ["wandb", "csv"]}
 """The runs of each page."""
@@ -74,7 +74,7 @@ def test_page_loads_nothing(pages: dict[str, ParsedReport]) -> None:
         assert not re.search(r"https?:|//cdn|fetch\(|import\(|XMLHttpRequest", own)
 
 
-def test_parts_of_the_page_find_each_other(pages: dict[str, ParsedReport]) -> None:
+def test_references_within_the_page_exist(pages: dict[str, ParsedReport]) -> None:
     for found in pages.values():
         scripts = found.all("script")
         assert [each.attributes["type"] for each in scripts] == [
@@ -87,7 +87,7 @@ def test_parts_of_the_page_find_each_other(pages: dict[str, ParsedReport]) -> No
         for name in ("aria-describedby", "aria-labelledby"):
             assert set(found.values(name)) <= set(identifiers)
         assert {link.removeprefix("#") for link in found.values("href")} <= {*identifiers, "data:,"}
-        asked = re.findall(r'(?:getElementById|byId)\("([^"]+)"\)', scripts[2].source)
+        asked = re.findall(r'(?:getElementById|getElement)\("([^"]+)"\)', scripts[2].source)
         assert {"data", "plotly", "legend", "theme"} <= set(asked) <= set(identifiers)
 
 
@@ -104,8 +104,8 @@ def test_every_curve_is_a_series_of_its_run(
             for line in chart["lines"] if chart["kind"] == "curves" else []:
                 key = key_of(name, line, chosen[line["run"]])
                 series = chosen[line["run"]].series[key]
-                assert np.array_equal(unpacked(line["steps"]), series.steps)
-                values = unpacked(line["values"])
+                assert np.array_equal(unpack(line["steps"]), series.steps)
+                values = unpack(line["values"])
                 assert np.array_equal(values, series.values.astype(values.dtype), equal_nan=True)
                 shown.add((line["run"], key))
         assert shown == {
@@ -143,10 +143,10 @@ def test_maps_histograms_and_the_eps_curve_show_the_numbers_of_the_run(
     for kind, names in (("layer", ["net.0", "net.1", "net.3"]), ("tensor", TENSORS)):
         shown = maps["update_norm", f"{kind}s"]
         assert shown["layers"] == names
-        values = unpacked(shown["values"]).reshape(len(names), -1)
+        values = unpack(shown["values"]).reshape(len(names), -1)
         for name, row in zip(names, values, strict=True):
             series = run.series[scoped(f"{kind}/{name}")]
-            assert np.array_equal(unpacked(shown["steps"]), series.steps)
+            assert np.array_equal(unpack(shown["steps"]), series.steps)
             assert np.array_equal(row, series.values.astype(np.float32))
     by_step = run.histograms["adam_histogram/group/net.head/denominator"]
     (counted,) = (
@@ -154,8 +154,8 @@ def test_maps_histograms_and_the_eps_curve_show_the_numbers_of_the_run(
         for each in charts["histogram"]["maps"]
         if (each["quantity"], each["scope"]) == ("denominator", "net.head")
     )
-    assert unpacked(counted["steps"]).tolist() == sorted(by_step)
-    shares = unpacked(counted["shares"]).reshape(-1, len(by_step))
+    assert unpack(counted["steps"]).tolist() == sorted(by_step)
+    shares = unpack(counted["shares"]).reshape(-1, len(by_step))
     assert shares.sum(axis=0) == pytest.approx(1)
     assert counted["eps"] == [1e-8]
     (line,) = (each for each in charts["eps_curve"]["lines"] if each["scope"] == "net.head")
@@ -198,14 +198,14 @@ def test_each_of_several_optimizers_has_its_own_eps() -> None:
 # ---- The texts
 
 
-def test_chart_without_data_says_how_to_log_it(pages: dict[str, ParsedReport]) -> None:
+def test_chart_without_data_explains_how_to_log_it(pages: dict[str, ParsedReport]) -> None:
     histograms = ["eps_curve", "histogram"]
     titles = {chart.id: chart.title for chart in CHARTS}
     for kind, found in pages.items():
         missing = titles.keys() - {"loss", "validation"} - found.charts.keys()
         assert missing == {*UNDEFINED, "events", *(histograms if kind == "csv" else [])}
         absent = found.named("absent")
-        (unseen,) = re.findall(r"Not logged: ([^.]*)[.] Set", "\n".join(absent))
+        (unseen,) = re.findall(r"Not logged: ([^.]*)[.] To", "\n".join(absent))
         assert set(unseen.split(", ")) == UNDEFINED
         assert (
             "Last steps before the failure: No recording. Set adam_monitor.flight_recorder=200."
@@ -218,13 +218,13 @@ def test_chart_without_data_says_how_to_log_it(pages: dict[str, ParsedReport]) -
             )
 
 
-def test_every_chart_is_drawn_or_named() -> None:
+def test_every_chart_is_drawn_or_listed() -> None:
     found = report_of(run_of({KEY: {0: 1.0}}))
     assert found.values("data-chart") == ["update_norm"]
     absent = "\n".join(found.named("absent"))
     for chart in CHARTS:
         if chart.kind is ChartKind.CURVES and not chart.is_pinned and chart.id not in STATISTICS:
-            # Percentiles, which their histogram stands for.
+            # Percentiles are omitted, as the histogram is listed.
             continue
         is_named = re.search(rf"(^|[ ,]){re.escape(chart.title)}([:.,]|$)", absent, re.MULTILINE)
         assert bool(is_named) is (chart.id != "update_norm"), chart.id
@@ -270,7 +270,7 @@ def test_each_metric_of_the_module_has_its_own_chart() -> None:
         f"val/{name}" for name in ("loss", "accuracy", "b", "c", "zeta")
     ]
     folded = found.all("details", "more")[0].inner("figure")
-    assert [each.attributes["data-chart"] for each in folded] == own[2 + PINNED_METRICS :]
+    assert [each.attributes["data-chart"] for each in folded] == own[2 + MAX_PINNED_METRICS :]
     assert [found.charts[each]["title"] for each in own] == own
     # A run may be judged by a metric of any name.
     judged = {"lightning_adam": {"run": {"metric": {"name": "zeta", "mode": "max"}}}}
@@ -299,8 +299,8 @@ def test_comparison_names_different_settings_and_the_first_different_step() -> N
     runs = [described("a", 0.1, 1.0), described("b", 0.1, 1.0), described("c", 0.2, 1.05)]
     found = report_of(*runs)
     assert found.named("difference") == [
-        "b (lr=0.1) equals a (lr=0.1) wherever both were measured.",
-        "c (lr=0.2) first differs from a (lr=0.1) at step 5, and nowhere by more than 10%.",
+        "b (lr=0.1) equals a (lr=0.1) at all common steps.",
+        "c (lr=0.2) first differs from a (lr=0.1) at step 5, but never by more than 10%.",
     ]
     assert re.search(r"lightning_adam\.optimizer\.lr\s*0\.1\s*0\.1\s*0\.2", found.text)
     clearly = report_of(described("a", 0.1, 1.0), described("d", 0.1, 1.5)).named("difference")
@@ -326,7 +326,7 @@ def test_two_loggers_of_one_run_show_no_difference_and_one_run_no_comparison(
     pages: dict[str, ParsedReport],
 ) -> None:
     (sentence,) = pages["both"].named("difference")
-    assert sentence.endswith("wherever both were measured.")
+    assert sentence.endswith("at all common steps.")
     assert "The configs are the same." in pages["both"].text
     for kind in ("wandb", "csv"):
         assert "comparison" not in pages[kind].values("id")
@@ -355,7 +355,7 @@ def test_labels_show_only_settings_that_differ() -> None:
 # ---- Unusual names
 
 
-def test_names_are_never_read_as_html() -> None:
+def test_names_are_escaped() -> None:
     def nasty(suffix: str, value: float) -> Run:
         optimizer = {"class": NASTY, "lr": NASTY + suffix, "param_groups": {NASTY: {"eps": 1.0}}}
         facts = {"device": NASTY, "metric": {"name": f"val/{NASTY}", "mode": "min"}}
@@ -404,7 +404,7 @@ def test_names_are_never_read_as_html() -> None:
     assert f"layer {NASTY_KEY}" in report_of(*runs).named("difference")[0]
 
 
-def test_name_that_is_no_valid_unicode_can_be_written(tmp_path: Path) -> None:
+def test_name_with_invalid_unicode_can_be_written(tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     write_report([run_of({KEY: {0: 1.0}}, "\udcff")], file)
     assert ParsedReport(file.read_text(encoding="utf-8")).texts("strong", "run") == [r"\udcff"]
@@ -482,14 +482,14 @@ def test_references_are_those_of_each_run_and_of_its_own_rule_settings() -> None
     assert references({}, strict, disabled) == {(*rule, 0), ("exp_avg_sq_lags", 2.5, 1)}
 
 
-def test_wall_clock_times_are_few_and_keep_the_last() -> None:
+def test_wall_clock_times_are_limited_and_include_the_last() -> None:
     run, steps = run_of({KEY: {0: 1.0}}), np.arange(0, 50_000, 10)
     whole = Series(steps, 1e9 + steps / np.float64(2))
-    for length in (2, 3, TIMES, TIMES + 1, len(steps)):
+    for length in (2, 3, MAX_TIMES, MAX_TIMES + 1, len(steps)):
         times = Series(whole.steps[:length], whole.values[:length])
         (found,) = report_of(replace(run, times=times)).data["runs"]
         shown = found["times"]
-        assert len(shown["steps"]) <= TIMES + 1
+        assert len(shown["steps"]) <= MAX_TIMES + 1
         assert (shown["steps"][0], shown["steps"][-1]) == (0, steps[length - 1])
         assert shown["seconds"] == [0.5 * step for step in shown["steps"]]
     for none in (None, Series(whole.steps[:1], whole.values[:1])):

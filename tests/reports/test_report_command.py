@@ -1,4 +1,4 @@
-"""`lightning-adam report`: what it prints, and how it ends."""
+"""`lightning-adam report`: output and exit status."""
 
 import re
 import shutil
@@ -18,12 +18,12 @@ REFUSED = {
     ("csv",): "csv/lightning_logs/version_0: no run has keys that begin with adam_.",
     ("ours", "-o", "nowhere/page.html"): "nowhere/page.html cannot be written",
 }
-"""Arguments, and a part of their error."""
+"""Arguments and a part of the error."""
 
 
 @pytest.mark.slow
 def test_command_prints_where_the_page_is(logged_run: LoggedRun, tmp_path: Path) -> None:
-    """Cold, as for a user: nothing is imported before."""
+    """Runs in a new process, without any imports."""
     finished = run(["lightning-adam", "report", logged_run.wandb], tmp_path, cold=True)
     *read, report = finished.lines
     assert (finished.returncode, report) == (0, "report: report.html")
@@ -31,7 +31,7 @@ def test_command_prints_where_the_page_is(logged_run: LoggedRun, tmp_path: Path)
     assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
-def test_report_of_several_runs_names_what_could_not_be_read(
+def test_report_of_several_runs_lists_unreadable_files(
     logged_run: LoggedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cut = shutil.copytree(logged_run.wandb, tmp_path / "cut")
@@ -55,7 +55,9 @@ def test_report_of_several_runs_names_what_could_not_be_read(
     assert not (tmp_path / "report.html").exists()
 
 
-def test_many_runs_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_runs_are_summarized_by_their_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for place in range(11):
         write_csv(tmp_path / str(place), [(0, {"adam_update/update_norm": 1.0})])
     main(["report", *map(str, range(10))])

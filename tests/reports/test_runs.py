@@ -1,4 +1,4 @@
-"""Runs read back: the same numbers as W&B's own reader, also from damaged files."""
+"""Reading runs: the same numbers as W&B's reader, also from damaged files."""
 
 import functools
 import json
@@ -35,12 +35,12 @@ from tests.reports.run_files import (
     chunks_of,
     comparable,
     histogram,
-    logged_by_hand,
     only,
     records_of,
     rows_of,
     to_dict,
     values_in,
+    wandb_content,
     wandb_values,
     write_csv,
     write_wandb,
@@ -57,14 +57,14 @@ NAME = "Δ <script>alert(1)</script> & 😀"
 
 
 def random_values(count: int, seed: int) -> list[float]:
-    """Of all magnitudes."""
+    """Returns random values of all magnitudes."""
     generator = np.random.default_rng(seed)
     scales = 10.0 ** generator.uniform(-300, 300, count)
     return list((generator.standard_normal(count) * scales).tolist())
 
 
 def varied_rows() -> list[dict[str, Any]]:
-    """Numbers of every kind among what is no number; some steps twice, and not in order."""
+    """Returns rows with all kinds of values, repeated steps and steps out of order."""
     special = [math.nan, math.inf, -math.inf, 0.0, -1, 2**53, 5e-324, 1.7976931348623157e308]
     rows: list[dict[str, Any]] = []
     for place, value in enumerate([*special, *random_values(40, seed=1)]):
@@ -95,7 +95,7 @@ def long_rows(count: int = 150) -> list[dict[str, Any]]:
 
 
 def wide_rows() -> list[dict[str, Any]]:
-    """The second and the fourth are larger than a block."""
+    """Returns rows, the second and fourth of which are larger than a block."""
     return [
         {GLOBAL_STEP: 1000 + step}
         | {LAYER_KEY.format(f"net.{layer}{'.x' * 60}"): step + layer / 7 for layer in range(width)}
@@ -112,7 +112,7 @@ def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- Compared with W&B's own reader
 
 
-def test_numbers_are_those_that_were_logged_and_those_of_wandbs_own_reader(run_file: Path) -> None:
+def test_numbers_equal_the_logged_ones_and_those_of_wandbs_reader(run_file: Path) -> None:
     chunks = chunks_of(run_file.read_bytes())
     assert chunks[-1].end > 5 * BLOCK
     assert {each.kind for each in chunks} == {FULL, FIRST, MIDDLE, LAST}
@@ -157,7 +157,7 @@ def test_name_and_config_are_the_latest(tmp_path: Path) -> None:
     assert run.is_monitored
 
 
-def test_run_without_a_name_is_called_by_its_id(tmp_path: Path) -> None:
+def test_name_of_a_run_without_a_name_is_its_id(tmp_path: Path) -> None:
     run = only(write_wandb(tmp_path, [], run_id="3xy"))
     assert (run.name, run.series, run.histograms, run.notes) == ("3xy", {}, {}, [])
     assert not run.is_monitored
@@ -212,7 +212,7 @@ def test_table_that_cannot_be_read_is_noted(tmp_path: Path) -> None:
 
 
 def test_record_may_begin_anywhere_in_a_block(tmp_path: Path) -> None:
-    """A chunk has at least the 7 bytes of its header; where just these are left, no data."""
+    """A chunk has a header of 7 bytes; if only these fit in a block, it has no data."""
     (tmp_path / "run").mkdir()
     file = tmp_path / "run" / "run-3xy.wandb"
     left = set()
@@ -222,7 +222,7 @@ def test_record_may_begin_anywhere_in_a_block(tmp_path: Path) -> None:
             {"_step": "1", KEY: "2.5"},
             {"_step": "2", KEY: "3"},
         ]
-        file.write_bytes(logged_by_hand(rows))
+        file.write_bytes(wandb_content(rows))
         assert to_dict(only(file)) == {KEY: {1: 2.5, 2: 3.0}}
         filler = chunks_of(file.read_bytes())[0]
         left.add(BLOCK - filler.end)
@@ -231,11 +231,11 @@ def test_record_may_begin_anywhere_in_a_block(tmp_path: Path) -> None:
     assert {0, 1, 6, 7, 8} <= left
 
 
-def test_rows_may_come_in_any_order_and_settings_one_by_one(tmp_path: Path) -> None:
+def test_rows_in_any_order_and_separate_settings_are_read(tmp_path: Path) -> None:
     rows = [{GLOBAL_STEP: str(step), "_step": "0", KEY: str(step)} for step in (5, 1_200, 3)]
     config = {("a", "b", "c"): "1", ("a", "b", "d"): "2", ("e",): "[3]"}
     file = tmp_path / "run-3xy.wandb"
-    file.write_bytes(logged_by_hand(rows, config))
+    file.write_bytes(wandb_content(rows, config))
     run = only(file)
     assert to_dict(run) == {KEY: {3: 3.0, 5: 5.0, 1_200: 1_200.0}}
     assert list(run.series[KEY].steps) == [3, 5, 1_200]
@@ -246,7 +246,7 @@ def test_rows_may_come_in_any_order_and_settings_one_by_one(tmp_path: Path) -> N
 # ---- Where runs are found
 
 
-def test_runs_below_a_folder_are_found_once_whatever_the_path(tmp_path: Path) -> None:
+def test_runs_in_a_folder_are_found_once_with_any_path(tmp_path: Path) -> None:
     first = write_wandb(tmp_path / "a", [{KEY: 1.0}], run_id="one")
     second = write_wandb(tmp_path / "b", [{KEY: 2.0}], run_id="two")
     table = write_csv(tmp_path / "c", [(0, {KEY: 3.0})])
@@ -271,7 +271,7 @@ def test_killed_and_resumed_run_has_ended(tmp_path: Path) -> None:
 
 WORST = "adam_update/worst_1/update_norm"
 NAMED = {0: "net.0.weight", 3: "7"}
-"""The tensor with the largest value, by step; a module may be called by a number."""
+"""The tensor with the largest value by step; the name of a module may be a number."""
 
 
 def test_names_of_the_tensors_with_the_largest_values_are_read(tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_resumed_run_is_one_run_in_which_the_later_row_of_a_step_counts(tmp_path
 
 
 def stored(findings: Iterable[Finding], **changes: Any) -> str:
-    """What the monitor writes to adam_findings.json."""
+    """Returns the content of adam_findings.json."""
     facts = {"measurements": 5, "seconds": 2.5, "has_ended": True, **changes}
     return json.dumps({**facts, "findings": [each.as_row() for each in findings]})
 
@@ -339,7 +339,7 @@ def finding(step: int, closed: int | None = None) -> Finding:
     return Finding(code, severity, "model", step, "", {}, {}, (), "", closed=closed)
 
 
-def test_findings_of_a_resumed_run_are_those_of_all_parts_as_they_are_last(tmp_path: Path) -> None:
+def test_findings_of_a_resumed_run_are_the_latest_of_all_parts(tmp_path: Path) -> None:
     parts = {"1": [finding(3), finding(4)], "2": [finding(3, closed=5), finding(6)], "3": None}
     for part, findings in parts.items():
         file = write_wandb(tmp_path / part, [{GLOBAL_STEP: int(part), KEY: 1.0}], run_id="same")
@@ -361,7 +361,7 @@ def test_times_of_a_resumed_run_are_those_of_its_rows_and_its_seconds_add_up(
         ]
 
     file = tmp_path / "run.wandb"
-    file.write_bytes(logged_by_hand(rows(range(3), 1000.0)))
+    file.write_bytes(wandb_content(rows(range(3), 1000.0)))
     run = only(file)
     assert run.times is not None
     assert run.times.steps.tolist() == [0, 1, 2]
@@ -405,7 +405,7 @@ class IntactRun:
     """For what is left of it."""
 
     def read(self, content: bytes) -> Run:
-        """Reads a file with this content instead of its content."""
+        """Reads the file with other content."""
         (self.folder / "run.wandb").write_bytes(content)
         return only(self.folder)
 
@@ -419,13 +419,13 @@ class IntactRun:
 
     @property
     def large_chunks(self) -> list[Chunk]:
-        """The chunks of records that cross from one block to the next."""
+        """Returns the chunks of records that span several blocks."""
         return [chunk for chunk in self.chunks if chunk.kind != FULL]
 
 
 @pytest.fixture(scope="module")
 def intact(tmp_path_factory: pytest.TempPathFactory) -> IntactRun:
-    """Of several blocks, with records that cross from one to the next, and one over three."""
+    """A run with several blocks, and records that span two and three of them."""
     rows = long_rows(60)
     rows[30] |= {f"{LAYER_KEY}/net.{layer}{'.x' * 100}": 1.0 for layer in range(350)}
     folder = tmp_path_factory.mktemp("intact")
@@ -475,7 +475,7 @@ def damaged_notes(run: Run) -> list[str]:
 
 
 def check_damage(intact: IntactRun, start: int, replacement: bytes) -> None:
-    """Every number is true, those of the intact blocks are there, and one note says it."""
+    """Asserts that all numbers are correct, intact blocks are complete, and one note is added."""
     content = bytearray(intact.content)
     content[start : start + len(replacement)] = replacement
     if content == intact.content:
@@ -530,7 +530,7 @@ def test_damage_anywhere_is_noted_and_the_other_blocks_are_shown(intact: IntactR
     assert run.notes == ["intact: its file is damaged in 2 places; the rest is shown."]
 
 
-def test_file_without_its_first_block_is_called_by_its_name(intact: IntactRun) -> None:
+def test_name_of_a_file_without_its_first_block_is_the_file_name(intact: IntactRun) -> None:
     content = bytearray(intact.content)
     content[9] ^= 0xFF
     run = intact.read(bytes(content))
@@ -639,7 +639,7 @@ DAMAGED_LINES = (
 )
 
 
-def test_damaged_line_of_a_csv_is_left_out_and_noted(csv_folder: Path) -> None:
+def test_damaged_line_of_a_csv_is_skipped_and_noted(csv_folder: Path) -> None:
     lines = TEXT.splitlines(keepends=True)
     with each_row() as row:
         for line in DAMAGED_LINES:
@@ -657,7 +657,7 @@ def test_damaged_line_of_a_csv_is_left_out_and_noted(csv_folder: Path) -> None:
 def test_overwritten_bytes_of_a_csv_change_only_their_lines(
     place: int, replacement: bytes, csv_folder: Path
 ) -> None:
-    """A wrong number looks like a true one, but the other lines are intact."""
+    """A damaged number may be valid, but the other lines are intact."""
     content = bytearray(TEXT)
     content[place : place + len(replacement)] = replacement
     run = read_csv(csv_folder, bytes(content))
@@ -671,7 +671,7 @@ def test_overwritten_bytes_of_a_csv_change_only_their_lines(
     assert sum(found[step] != value for step, value in untouched.items()) <= 1
 
 
-def test_open_quote_in_a_long_csv_costs_no_more_than_its_line(csv_folder: Path) -> None:
+def test_open_quote_in_a_long_csv_damages_only_its_line(csv_folder: Path) -> None:
     lines = ["step,loss\n", '0,"1.0\n', *(f"{step},0.5\n" for step in range(1, 30_000))]
     run = read_csv(csv_folder, "".join(lines).encode())
     assert len(run.series["loss"].steps) >= 29_999
@@ -700,7 +700,7 @@ lightning_adam: {version: 0.1.0}
 """
 
 
-def test_objects_in_hparams_are_read_as_plain_values_and_never_made(
+def test_objects_in_hparams_are_read_as_plain_values_and_never_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -733,10 +733,10 @@ HPARAMS_NOTES: dict[bytes | None, list[str]] = {
     # A folder of that name.
     None: [UNREADABLE],
 }
-"""Contents of hparams.yaml that are no settings, and the notes about them."""
+"""Contents of hparams.yaml that are not settings, and the notes."""
 
 
-def test_hparams_that_are_no_settings_leave_an_empty_config(tmp_path: Path) -> None:
+def test_invalid_hparams_give_an_empty_config(tmp_path: Path) -> None:
     hparams = tmp_path / "hparams.yaml"
     with each_row() as row:
         for content, notes in HPARAMS_NOTES.items():
@@ -755,7 +755,7 @@ def test_hparams_that_are_no_settings_leave_an_empty_config(tmp_path: Path) -> N
 # ---- What the monitor writes beside a run
 
 
-def test_run_without_the_monitors_file_was_not_judged_and_has_ended(tmp_path: Path) -> None:
+def test_run_without_a_findings_file_is_not_judged_and_has_ended(tmp_path: Path) -> None:
     run = read_csv(tmp_path, TEXT)
     assert (run.findings, run.seconds, run.measurements) == (None, None, None)
     assert run.has_ended

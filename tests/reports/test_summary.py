@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from lightning_adam.findings import Suggestion
 from lightning_adam.reports.runs import Run
 from lightning_adam.reports.summary import (
     Fact,
@@ -29,8 +30,8 @@ INFO = finding("warmup_short", "info", step=0)
 RESOLVED = replace(WARNING, closed=30)
 
 
-def recorded(series: dict[str, dict[int, float]], **facts: Any) -> Run:
-    """Returns a run with the facts that AdamMonitor records."""
+def with_facts(series: dict[str, dict[int, float]], **facts: Any) -> Run:
+    """Returns a run with the facts that AdamMonitor logs."""
     return run_of(series, config={"lightning_adam": {"run": facts}})
 
 
@@ -51,7 +52,7 @@ VERDICTS: list[tuple[list[Any] | None, int | None, Verdict]] = [
         Verdict("error", "2 errors, 1 warning", "2 open at the end, 9 measurements"),
     ),
 ]
-"""Findings, measurements, and the verdict on the run."""
+"""Findings, number of measurements, and verdict."""
 
 
 def test_verdict_is_that_of_the_most_severe_finding() -> None:
@@ -85,17 +86,18 @@ def test_findings_are_grouped_by_code_and_optimizer_and_sorted_by_severity_and_t
     assert issues[2].scopes == ["model", "layer/net.1", "tensor/net.1.bias"]
 
 
-def test_issue_shows_the_most_severe_finding_and_the_advice_of_the_last_open_one() -> None:
+def test_issue_shows_the_most_severe_finding_and_the_suggestions_of_the_last_open_one() -> None:
     found = [
         finding(step=1, closed=5),
         finding(step=2, scope="layer/a"),
         finding(step=3, severity="error", closed=4),
     ]
+    found = [replace(each, suggestions=(Suggestion(hint=f"{each.step}"),)) for each in found]
     (issue,) = issues_of(found)
     assert issue.worst is found[2]
-    assert issue.suggesting is found[1]
+    assert issue.suggestions == found[1].suggestions
     (resolved,) = issues_of([found[0], found[2]])
-    assert resolved.suggesting is found[2]
+    assert resolved.suggestions == found[2].suggestions
 
 
 def test_statistic_of_an_issue_is_the_one_that_its_rule_limits() -> None:
@@ -106,8 +108,8 @@ def test_statistic_of_an_issue_is_the_one_that_its_rule_limits() -> None:
         ("learning_rate_too_large", "update_to_weight"),
     ):
         assert issues_of([finding(code)])[0].statistic == expected
-    # A code of a later version is judged by its evidence.
-    evidence = {"unheard_of": 1.0, "grad_norm": 2.0}
+    # The statistic of an unknown code is found in its evidence.
+    evidence = {"unknown": 1.0, "grad_norm": 2.0}
     assert issues_of([finding("later", evidence=evidence)])[0].statistic == "grad_norm"
     assert issues_of([finding("later")])[0].statistic == ""
 
@@ -133,7 +135,7 @@ def test_best_value_follows_the_recorded_mode_or_the_name_of_the_metric() -> Non
         ):
             with row((name, mode)):
                 facts = {"metric": {"name": name, "mode": mode}} if mode else {}
-                assert metrics_of(recorded({name: CURVE}, **facts)) == [Metric(name, 2.0, *best)]
+                assert metrics_of(with_facts({name: CURVE}, **facts)) == [Metric(name, 2.0, *best)]
     (metric,) = metrics_of(run_of({"val/loss": {0: math.nan}}))
     assert (metric.best, metric.best_step) == (None, None)
 
@@ -142,7 +144,7 @@ def test_metrics_are_the_recorded_one_or_a_validation_loss_and_the_training_loss
     series = dict.fromkeys(("val/accuracy", "train/loss", "val/loss", "test/f1"), CURVE)
 
     def names_of(**facts: Any) -> list[str]:
-        return [metric.name for metric in metrics_of(recorded(series, **facts))]
+        return [metric.name for metric in metrics_of(with_facts(series, **facts))]
 
     assert names_of() == names_of(metric=None) == ["val/loss", "train/loss"]
     assert names_of(metric={"name": "missing", "mode": "min"}) == ["val/loss", "train/loss"]
@@ -156,7 +158,7 @@ def test_metrics_are_the_recorded_one_or_a_validation_loss_and_the_training_loss
 def test_key_facts_name_what_the_run_has_recorded() -> None:
     metric = {"name": "val/accuracy", "mode": "max"}
     facts = {"parameters": 1_234_567, "device": "8 x GPU", "precision": "16-mixed"}
-    run = recorded({"val/accuracy": CURVE, KEY: {1999: 1.0}}, metric=metric, **facts)
+    run = with_facts({"val/accuracy": CURVE, KEY: {1999: 1.0}}, metric=metric, **facts)
     assert key_facts(replace(run, seconds=4000.0)) == [
         Fact("val/accuracy", "3", "best, at step 0; final 2"),
         Fact("Last step", "1,999"),

@@ -1,4 +1,4 @@
-"""Runs of TensorBoardLogger: the same numbers as from the other loggers, also if files are cut."""
+"""Runs of TensorBoardLogger: the same numbers as the other loggers, also in cut files."""
 
 import math
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class LoggedTwice(NamedTuple):
     csv: Run
     tensorboard: Run
     events: Any
-    """What TensorBoard's own reader finds."""
+    """Returns the numbers in TensorBoard's reader."""
 
 
 @pytest.fixture(scope="module")

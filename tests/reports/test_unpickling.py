@@ -1,4 +1,4 @@
-"""Files of torch.save are read without importing or running anything that they name."""
+"""Files of torch.save are read without importing or executing anything that they name."""
 
 import builtins
 import collections
@@ -34,14 +34,14 @@ class Call:
         self.function, self.arguments = function, arguments
 
     def __call__(self) -> None:
-        """Lets pickle take a call for a function that is called in its turn."""
+        """Makes pickle call the result of another call."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self.function, self.arguments
 
 
 class Subclass(Tensor):
-    """A tensor whose numbers may mean anything."""
+    """A tensor subclass with an unknown meaning of its elements."""
 
 
 def save(content: Any, is_zip: bool = True, path: Path = Path("file.pt")) -> Path:
@@ -214,8 +214,8 @@ def test_instructions_that_torch_does_not_write_fail() -> None:
         ("a storage is larger than the file", storage(1 << 20)),
         ("a storage is larger than the file", storage(-1)),
         ("out of bounds for storage", tensor(1 << 20, stride=1)),
-        ("no container", tensor(4, stride=1) + b"(K\x01\x90"),
-        ("no container", tensor(4, stride=1) + b"K\0K\x01s"),
+        ("not a container", tensor(4, stride=1) + b"(K\x01\x90"),
+        ("not a container", tensor(4, stride=1) + b"K\0K\x01s"),
         ("130", b"\x82\x01"),
     ]
     with each_row() as row:

@@ -1,4 +1,4 @@
-"""`lightning-adam report --watch`: rewrites the page while runs train."""
+"""`lightning-adam report --watch`: rewrites the page while runs are training."""
 
 import os
 import time
@@ -16,7 +16,7 @@ Pages = list[tuple[list[Any], Any]]
 
 
 class Stage:
-    """What happens while the command sleeps, and the pages that it writes."""
+    """Runs actions while the command sleeps, and records the pages that it writes."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder

@@ -16,7 +16,7 @@ from lightning_adam.statistics.catalogue import STATISTICS
 from tests.statistics.cases import reference_tensors
 from tests.support.agreement import assert_agree, bare
 from tests.support.monitored import TwoOptimizers
-from tests.support.reported import Build, WithoutMixin, Fit, fit, not_measured
+from tests.support.reported import Build, Fit, WithoutMixin, fit, not_measured
 from tests.support.tables import each_row
 from tests.support.training import (
     Lit,
@@ -55,7 +55,7 @@ def decayed(state: Any, name: str, beta: float, value: Tensor) -> Tensor:
 
 
 class OwnAdamW(Foreign):
-    """The formulas of AdamW in a class of its own."""
+    """The formulas of AdamW in a separate class."""
 
     def move(self, p: Tensor, grad: Tensor, state: Any, group: dict[str, Any]) -> None:
         (beta1, beta2), step = group["betas"], self.count(state, group)
@@ -324,7 +324,10 @@ class Sparse(Lit):
     ("build", "expected"),
     [
         (Sparse, "measures nothing of SparseAdam"),
-        (lambda: WithoutMixin(lambda net: NoMoments(net.parameters())), "measures nothing of NoMoments"),
+        (
+            lambda: WithoutMixin(lambda net: NoMoments(net.parameters())),
+            "measures nothing of NoMoments",
+        ),
     ],
 )
 def test_optimizer_with_unknown_state_is_reported_and_not_logged(

@@ -34,9 +34,9 @@ def not_finite(nonfinite_count: float) -> bool:
     severity=Severity.error,
     sentence="eps removes {eps_energy_loss:.0%} of the energy of the update: it outweighs √v̂.",
     when="eps_energy_loss is above {threshold:g} and denominator_mean is below"
-    " {denominator_below:g} times eps. It is info in a layer whose denominator_mean is below"
-    " {beside_model:g} of the model's, while the smoothed grad_norm is below {converged_below:g}"
-    " of its maximum, and while it is above {grown_above:g} times its first value",
+    " {denominator_below:g} times eps. It is info if denominator_mean is below {beside_model:g} of"
+    " that of the model, or the smoothed grad_norm is below {converged_below:g} of its maximum or"
+    " above {grown_above:g} times its first value",
     suggest=suggestions.reduce_eps,
     source="Wortsman et al. 2023, arXiv 2309.14322; Everett et al. 2024, arXiv 2407.05872;"
     " thresholds calibrated",

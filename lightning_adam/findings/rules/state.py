@@ -14,7 +14,7 @@ from lightning_adam.findings.rule import Warmup, rule
     " the learning rate, {normalized_update_rms_before:.2f} before. Part of the optimizer's state"
     " was lost.",
     when="normalized_update_rms after a resume is above {larger:g} or below {smaller:.2g} times its"
-    " previous value, the first moment then holds a single gradient, or the step is 1 beside older"
+    " previous value, the first moment consists of a single gradient, or the step is 1 with older"
     " moments. It is also raised whenever the step of the state does not advance",
     suggest=suggestions.restore_state,
     source="derived from the effect of losing moments or steps",

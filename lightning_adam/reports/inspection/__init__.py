@@ -1,1 +1,1 @@
-"""Inspects the optimizer state in a checkpoint, without a run and without the model's code."""
+"""Inspects the optimizer state in a checkpoint, without the code of the model."""

@@ -1,4 +1,4 @@
-"""Reads the states of optimizers and modules from a checkpoint."""
+"""Reads the optimizer states and weights of a checkpoint."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,35 +12,35 @@ from lightning_adam.reports.inspection.unpickling import Unknown, load
 
 State = Mapping[str, Any]
 MODULES = ("current_model_state", "state_dict", "model", "model_state_dict", "net", "network")
-"""Usual names of a module's state. Lightning's weight averaging stores the trained weights in the
-first, and their average in the second."""
+"""Common names of a module's state. With weight averaging, Lightning stores the trained weights
+under the first name and their average under the second."""
 
 
 class Checkpoint(NamedTuple):
-    """The optimizers and the weights of a file."""
+    """The optimizer states and weights of a file."""
 
     path: Path
     title: str
-    """The kind of file, and the progress of its run."""
+    """The kind of the file and the progress of its run."""
     step: int | None
     """Lightning's global step; None if it is not stored."""
     optimizers: dict[str, State]
-    """The state_dict of each optimizer, by name; the name of a single one is empty."""
+    """The state_dict of each optimizer by name, which is empty for a single one."""
     weights: dict[str, dict[str, Tensor]]
-    """The states of modules, by their names in the file."""
+    """The states of modules by their names in the file."""
     optimizer_class: str = ""
-    """The class of the optimizer, if AdamMixin has recorded it."""
+    """The class of the optimizer if AdamMixin has recorded it, otherwise empty."""
     has_schedule: bool = False
 
 
 def read(path: Path) -> Checkpoint:
-    """Reads a file of Lightning or of `torch.save`, without running anything that it contains.
+    """Reads a file of Lightning or `torch.save` without executing code in it.
 
     Args:
         path: The file.
 
     Raises:
-        ConfigError: If there is no such file, it cannot be read, or has no optimizer state.
+        ConfigError: If the file does not exist, cannot be read, or has no optimizer state.
     """
     content = _load(path)
     if not isinstance(content, Mapping):
@@ -85,7 +85,7 @@ def _load(path: Path) -> Any:
             "Pass a checkpoint, such as checkpoints/last.ckpt of ModelCheckpoint(save_last=True)",
         ) from error
     except Exception as error:
-        # torch and pickle raise almost anything for a damaged file.
+        # torch and pickle raise many types of errors for a damaged file.
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"{path} cannot be read: it is damaged, or not a file of torch.save ({cause[:80]})",
@@ -103,7 +103,7 @@ def _optimizers(content: State) -> dict[str, State]:
 
 
 def _entries(content: State) -> Iterator[tuple[str, Any]]:
-    """The entries of a file, and the items of its lists."""
+    """Yields the entries of a file, and the items of its lists."""
     for name, each in content.items():
         yield str(name), each
         for index, item in enumerate(each if isinstance(each, list | tuple) else ()):
@@ -123,7 +123,7 @@ def _weights(content: State) -> dict[str, dict[str, Tensor]]:
             tensors = {str(key): each for key, each in state.items() if isinstance(each, Tensor)}
             if tensors:
                 found[str(name)] = tensors
-    # With weight averaging, only the first are the weights that the optimizer has updated.
+    # With weight averaging, only the first state has the weights that the optimizer has updated.
     return {MODULES[0]: found[MODULES[0]]} if MODULES[0] in found else found
 
 

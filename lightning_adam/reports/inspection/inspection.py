@@ -1,4 +1,4 @@
-"""Inspects a checkpoint: measures the last step of each optimizer, and judges it by the rules."""
+"""Inspects a checkpoint: measures the last step of each optimizer, and runs the rules on it."""
 
 import math
 from dataclasses import dataclass
@@ -30,11 +30,11 @@ class InspectedOptimizer:
 
     @property
     def steps(self) -> list[int]:
-        """The different step counts of the tensors, in ascending order."""
+        """The distinct step counts of the tensors in ascending order."""
         return sorted({int(each) for each in self.last_step.states.step if math.isfinite(each)})
 
     def not_judged(self) -> dict[str, list[str]]:
-        """Returns the codes of the rules that were not judged, by the reason."""
+        """Returns the codes of the rules that were not judged, by reason."""
         gradient, weights = "need the gradient", "need weights or state that are not known"
         history = "need several measurements"
         reasons: dict[str, list[str]] = {gradient: [], weights: [], history: []}
@@ -50,32 +50,32 @@ class InspectedOptimizer:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The Adam-like optimizers of a checkpoint."""
+    """The inspected optimizers of a checkpoint."""
 
     checkpoint: Checkpoint
     optimizers: list[InspectedOptimizer]
-    left_out: list[str]
-    """Why other optimizers are left out."""
+    not_inspected: list[str]
+    """Why other optimizers are not inspected."""
 
 
 def inspect(path: Path) -> Inspection:
     """Inspects a checkpoint.
 
     Args:
-        path: A checkpoint of Lightning, or a file of `torch.save` with the state_dict of an
-            optimizer, alone or beside others.
+        path: A checkpoint of Lightning, or a file of `torch.save` that contains the state_dict of
+            an optimizer.
 
     Raises:
         ConfigError: If it cannot be read, or has no Adam-like optimizer.
     """
     checkpoint = read(path)
-    saved, left_out = saved_optimizers(checkpoint)
-    return Inspection(checkpoint, [*map(_inspected, saved)], left_out)
+    saved, not_inspected = saved_optimizers(checkpoint)
+    return Inspection(checkpoint, [*map(_inspect_optimizer, saved)], not_inspected)
 
 
-def _inspected(saved: SavedOptimizer) -> InspectedOptimizer:
+def _inspect_optimizer(saved: SavedOptimizer) -> InspectedOptimizer:
     last_step = measure_last_step(saved)
-    # A checkpoint is a single measurement, without a history.
+    # A checkpoint is a single measurement without history.
     judged = [
         code
         for code, rule in RULES.items()

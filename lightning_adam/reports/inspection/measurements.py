@@ -1,6 +1,6 @@
-"""Measures the last step of a saved optimizer: everything that needs no gradient.
+"""Measures the last step of a saved optimizer, as far as it does not need the gradient.
 
-Kernels, columns and statistics are those of `AdamMonitor`.
+Uses the kernels, columns and statistics of `AdamMonitor`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -39,14 +39,14 @@ WEIGHT_COLUMNS = frozenset(
         "undecayed_over_denominator_squares",
     }
 )
-"""Columns that depend on the parameters."""
+"""Columns that require the parameters."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_ELEMENTS = 1 << 22
-"""Elements that are copied at a time: 64 MB, unless a single tensor has more."""
+"""Number of elements to copy at a time: 64 MB, unless a single tensor has more."""
 
 
 def _underflowed(active: float, second_moment_positive: float, elements: float) -> float | None:
-    """Fraction of elements whose second moment is 0, but not their first."""
+    """Fraction of elements with a second moment of 0 but a nonzero first moment."""
     return ratio(active - second_moment_positive, elements)
 
 
@@ -54,26 +54,25 @@ UNDERFLOWED = Statistic(
     name="exp_avg_sq_underflowed_fraction",
     family="underflow",
     meaning=_underflowed.__doc__ or "",
-    formula="share of elements with v=0 and m≠0",
+    formula="fraction of elements with v=0 and m≠0",
     unit="fraction",
     source="",
     is_headline=False,
     accumulators=("active", "second_moment_positive", "elements"),
     derive=_underflowed,
 )
-"""A substitute for `exp_avg_sq_zero_fraction`, which needs the gradient."""
+"""Replaces `exp_avg_sq_zero_fraction`, which needs the gradient."""
 
 
 class LastStep(NamedTuple):
-    """Measurements of the last step."""
+    """The measurement of the last step."""
 
     states: ParamStates
     measurement: Measurement
     exponents: Tensor
-    """Counts of each tensor's elements by binary exponent, `[tensors, quantities, bins]`; empty if
-    the step is not known."""
+    """Counts by binary exponent, `[tensors, quantities, bins]`; empty if the step is unknown."""
     statistics: list[Statistic]
-    """The statistics that the checkpoint determines."""
+    """The statistics that can be computed from the checkpoint."""
 
     @property
     def names(self) -> set[str]:
@@ -94,12 +93,12 @@ class LastStep(NamedTuple):
         return counts
 
     def low_denominator(self, scope: str) -> float | None:
-        """Returns the value that 1 % of the √v̂ in a scope are below."""
+        """Returns the 1st percentile of √v̂ in a scope."""
         return magnitude_above(self.denominators(scope), HARMLESS)
 
 
 def measure_last_step(saved: SavedOptimizer) -> LastStep:
-    """Returns the measurements of the last step of a saved optimizer."""
+    """Measures the last step of a saved optimizer."""
     states = StateReader().after_step(saved.optimizer)
     statistics = available_statistics(saved, states)
     exponents = torch.zeros(0, len(QUANTITIES), BINS, dtype=torch.int64)
@@ -114,9 +113,9 @@ def measure_last_step(saved: SavedOptimizer) -> LastStep:
 
 
 def available_statistics(saved: SavedOptimizer, states: ParamStates) -> list[Statistic]:
-    """Returns the statistics that need no gradient, and no weights if these are not known.
+    """Returns the statistics that need no gradient, and no weights if they are unknown.
 
-    `nonfinite_count` is among them: a gradient that is not finite makes the first moment so.
+    `nonfinite_count` is included, because a non-finite gradient makes the first moment non-finite.
     """
     capabilities = capabilities_of(saved.optimizer, states) & ~Capabilities.GRADIENT
     return [
@@ -142,14 +141,14 @@ def measure(
     optimizer: str = "",
     exponents: Tensor | None = None,
 ) -> Measurement:
-    """Returns a measurement of some statistics, in all scopes.
+    """Measures statistics in all scopes.
 
     Args:
         states: The tensors.
         statistics: The statistics.
-        change: A change of the tensors before they are measured (default: None).
-        optimizer: The optimizer's name in the keys (default: empty, it is the only one).
-        exponents: Counts of each tensor by binary exponent (default: None).
+        change: Applied to the tensors before the measurement (default: None).
+        optimizer: Name of the optimizer in the keys (default: empty, it is the only one).
+        exponents: Counts by binary exponent for each tensor (default: None).
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(3))
@@ -181,14 +180,14 @@ def measure(
 
 
 def with_eps(eps: float) -> Change:
-    """Returns a change to another eps."""
+    """Returns a change that sets another eps."""
     return lambda states: replace(
         states, settings=[each._replace(eps=eps) for each in states.settings]
     )
 
 
 def in_dtype(dtype: torch.dtype) -> Change:
-    """Returns a change of parameters and moments to another dtype."""
+    """Returns a change that casts parameters and moments to another dtype."""
 
     def change(states: ParamStates) -> ParamStates:
         cast: dict[str, Any] = {
@@ -201,7 +200,7 @@ def in_dtype(dtype: torch.dtype) -> Change:
 
 
 def _parts(states: ParamStates, activity: str) -> Iterator[ParamStates]:
-    """The tensors, a few at a time, so that copies of them fit into memory."""
-    # The bar is shown in a terminal only.
+    """Yields the tensors in parts, so that copies of them fit into memory."""
+    # The bar is only shown in a terminal.
     bar = tqdm(states, desc=activity, unit="tensor", leave=False, disable=None)
     return map(ParamStates.of, in_parts(bar, MAX_ELEMENTS))

@@ -1,4 +1,4 @@
-"""An inspection as a run of a single step, for the report page."""
+"""Converts an inspection to a run with a single step, for the report page."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from lightning_adam.statistics.names import group_names
 
 
 def run_of(inspection: Inspection) -> Run:
-    """Returns a run of one step, with the keys and the config that AdamMonitor logs."""
+    """Returns a run with one step, with the keys and the config of AdamMonitor."""
     checkpoint, optimizers = inspection.checkpoint, inspection.optimizers
     step = checkpoint.step
     if step is None:
@@ -44,7 +44,7 @@ def run_of(inspection: Inspection) -> Run:
             if not key.endswith(UNDERFLOWED.name)
         },
         histograms={key: {step: fold(each)} for key, each in counts.items()},
-        notes=[f"Left out: {each}." for each in inspection.left_out]
+        notes=[f"Not inspected: {each}." for each in inspection.not_inspected]
         + [
             f"Optimizer {each.saved.name}: {note}" if each.saved.name else note
             for each in optimizers
@@ -68,7 +68,7 @@ def _settings(optimizer: InspectedOptimizer) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A setting as AdamMonitor logs it: a tensor becomes a number."""
+    """Returns a setting as AdamMonitor logs it, with tensors converted to numbers."""
     if isinstance(value, list | tuple):
         return [*map(_plain, value)]
     return value.item() if hasattr(value, "item") else value

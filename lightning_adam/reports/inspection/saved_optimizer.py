@@ -1,4 +1,4 @@
-"""Rebuilds an optimizer right after its last step, from its saved state and the weights."""
+"""Rebuilds an optimizer from its saved state and the weights."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,17 +20,17 @@ ADAM_MODULE = "torch.optim.adam"
 """The module of torch's Adam and AdamW."""
 ADAM_STATE = {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
 SETTINGS = {"lr", "initial_lr", "betas", "eps", "weight_decay", "params", "param_names"}
-"""The fields of a group that are read."""
+"""The fields of a group that are used."""
 EMPTY = torch.zeros(0)
 BUFFERS = ("running_mean", "running_var")
-"""Buffers of a batch norm, which have the shape of its parameters."""
+"""Buffers of batch norms, which have the same shape as the parameters."""
 
 
 class UnknownAdam(Adam):
-    """An optimizer with Adam's moments whose step is not known."""
+    """An optimizer with the moments of Adam but an unknown step."""
 
     def step(self, closure: Any = None) -> Any:
-        """Raises: the step is not known."""
+        """Raises NotImplementedError."""
         raise NotImplementedError
 
 
@@ -41,26 +41,26 @@ class SavedOptimizer:
     name: str
     """Empty if it is the only one."""
     class_name: str
-    """Its class, or a description if that is not known."""
+    """The class, or a description if it is unknown."""
     optimizer: Optimizer
-    """With parameters, their state, and gradients of zero, which are not the original ones.
+    """The optimizer with its parameters and state. Gradients are 0, as they are not saved.
 
-    The learning rate is the peak where the schedule has ended at 0.
+    If the schedule has ended at a learning rate of 0, the learning rate is the peak.
     """
     groups: Sequence[Mapping[str, Any]]
-    """The parameter groups as they were saved."""
+    """The saved parameter groups."""
     weights: str
-    """Name of the module's state in the file that has its parameters; empty if not known."""
+    """Name of the module state with the parameters; empty if unknown."""
     is_adam: bool
-    """Whether its step is that of torch's Adam or AdamW."""
+    """Whether the step is that of torch's Adam or AdamW."""
     is_recorded: bool
-    """Whether AdamMixin has recorded its class."""
+    """Whether AdamMixin has recorded the class."""
     notes: tuple[str, ...]
-    """Sentences on what is missing."""
+    """Sentences about missing information."""
 
 
 def saved_optimizers(checkpoint: Checkpoint) -> tuple[list[SavedOptimizer], list[str]]:
-    """Returns the Adam-like optimizers of a checkpoint, and why others are left out.
+    """Returns the Adam-like optimizers of a checkpoint, and why others are not inspected.
 
     Args:
         checkpoint: The checkpoint.
@@ -79,20 +79,20 @@ def saved_optimizers(checkpoint: Checkpoint) -> tuple[list[SavedOptimizer], list
         >>> saved.class_name, saved.weights, saved.optimizer.param_groups[0]["eps"]
         ('Adam', 'model', 1e-06)
     """
-    saved, left_out = [], []
+    saved, not_inspected = [], []
     for name, state in checkpoint.optimizers.items():
-        reason = _reason_to_leave_out(state)
+        reason = _unsupported_reason(state)
         if reason is None:
             saved.append(_saved_optimizer(name, state, checkpoint))
         else:
-            left_out.append(f"optimizer {name}: {reason}" if name else reason)
+            not_inspected.append(f"optimizer {name}: {reason}" if name else reason)
     if not saved:
-        raise ConfigError(f"{checkpoint.path}: {'; '.join(left_out)}")
-    return saved, left_out
+        raise ConfigError(f"{checkpoint.path}: {'; '.join(not_inspected)}")
+    return saved, not_inspected
 
 
-def _reason_to_leave_out(state: State) -> str | None:
-    """Why a state cannot be inspected; None if it can."""
+def _unsupported_reason(state: State) -> str | None:
+    """Returns why a state cannot be inspected; None if it can."""
     entries = [each for each in state["state"].values() if isinstance(each, Mapping)]
     if not entries:
         return "the optimizer state is empty, before the first step. Use a later checkpoint"
@@ -111,7 +111,7 @@ def _reason_to_leave_out(state: State) -> str | None:
 def _saved_optimizer(name: str, state: State, checkpoint: Checkpoint) -> SavedOptimizer:
     entries, groups = state["state"], state["param_groups"]
     state_keys = {str(key) for entry in entries.values() for key in entry}
-    # Of torch's optimizers with these moments, only Adam and AdamW have amsgrad.
+    # Among torch's optimizers with these moments, only Adam and AdamW have amsgrad.
     is_adam = state_keys <= ADAM_STATE and all("amsgrad" in group for group in groups)
     if checkpoint.optimizer_class:
         is_adam &= checkpoint.optimizer_class.startswith(ADAM_MODULE)
@@ -152,7 +152,7 @@ def _saved_optimizer(name: str, state: State, checkpoint: Checkpoint) -> SavedOp
 
 
 def _names(groups: Sequence[State]) -> list[list[str]] | None:
-    """The names of the parameters, if the groups store them or use them as keys."""
+    """Returns the names of the parameters, if the groups store them or use them as keys."""
     if all("param_names" in group for group in groups):
         return [[clean_name(name) for name in group["param_names"]] for group in groups]
     if all(isinstance(key, str) for group in groups for key in group["params"]):
@@ -173,9 +173,9 @@ def _parameters(
     names: Sequence[Sequence[str]] | None,
     entries: State,
 ) -> tuple[str, dict[Any, Weight], list[str]]:
-    """The module's state with the parameters, each by its key in the optimizer's, and notes.
+    """Returns the name of the module state, the parameters by key in the optimizer, and notes.
 
-    Empty if no state fits, or it is not certain which one does.
+    The name is empty if no state matches, or if several do.
     """
     found: dict[str, dict[Any, Weight]] = {}
     for source, tensors in weights.items():
@@ -190,14 +190,14 @@ def _parameters(
     if len(candidates) == 1:
         (source,) = candidates
         others = [each for each in found if each != source]
-        notes = [f"The weights are those of {source}; {_listed(others)} would fit, too."]
+        notes = [f"The weights are those of {source}. {_join(others)} would also fit."]
         return source, found[source], notes if others else []
-    reason = f": {_listed(candidates)} fit equally well" if candidates else ""
+    reason = f": {_join(candidates)} fit equally well" if candidates else ""
     missing = "Statistics that depend on them are missing."
-    return "", {}, [f"The weights are not known{reason}. {missing}"]
+    return "", {}, [f"The weights are unknown{reason}. {missing}"]
 
 
-def _listed(names: Sequence[str]) -> str:
+def _join(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
@@ -222,9 +222,9 @@ def _by_name(
 def _by_order(
     tensors: Mapping[str, Tensor], keys: Sequence[Sequence[Any]], entries: State
 ) -> dict[Any, Weight] | None:
-    """The tensors with the shapes of the state in its order, if only one choice is possible.
+    """Matches tensors to the state by shape and order, if there is exactly one way.
 
-    A group has its parameters in the order of the module, but the groups may have any order.
+    The parameters of a group are in the order of the module, but the groups may be in any order.
     """
     if len(keys) > 1 and any(key not in entries for own in keys for key in own):
         return None
@@ -246,7 +246,7 @@ def _by_order(
 
 
 def _distinct(tensors: Mapping[str, Tensor]) -> list[Weight]:
-    """The tensors that may be parameters; of tied weights, the first."""
+    """Returns the tensors that may be parameters, with tied weights once."""
     found: dict[Any, Weight] = {}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() or tensor.is_complex():
@@ -259,7 +259,7 @@ def _distinct(tensors: Mapping[str, Tensor]) -> list[Weight]:
 def _first_indexes(
     shapes: Sequence[torch.Size | None], candidates: Sequence[torch.Size]
 ) -> list[int] | None:
-    """The first indexes of candidates that have the shapes, in their order."""
+    """Returns the first indexes of candidates with the shapes in order."""
     indexes, start = [], 0
     for shape in shapes:
         while start < len(candidates) and shape is not None and candidates[start] != shape:
@@ -303,7 +303,7 @@ def _optimizer(
         group.update({name: each for name, each in saved.items() if name != "params"})
         group["lr"] = group["lr"] if float(group["lr"]) else peak_lr(saved)
         if is_adam and "decoupled_weight_decay" not in saved:
-            # The kind of decay is not known; NaN decays nothing.
+            # Statistics of decay are NaN, because the kind of decay is unknown.
             group["weight_decay"] = group["weight_decay"] and math.nan
         if names is not None:
             group["param_names"] = list(names[index])
@@ -314,7 +314,7 @@ def _optimizer(
 
 
 def _zeros(tensors: Iterable[Tensor]) -> dict[torch.dtype, Tensor]:
-    """By dtype, as many zeros as the largest tensor has; all tensors share them."""
+    """Returns for each dtype as many zeros as the largest tensor has, to be shared."""
     sizes: dict[torch.dtype, int] = {}
     for tensor in tensors:
         sizes[tensor.dtype] = max(sizes.get(tensor.dtype, 0), tensor.numel())
@@ -322,7 +322,7 @@ def _zeros(tensors: Iterable[Tensor]) -> dict[torch.dtype, Tensor]:
 
 
 def _zeros_like(tensor: Tensor, zeros: Mapping[torch.dtype, Tensor]) -> Tensor:
-    """Zeros of a tensor's shape, with its strides if it has no gaps, as kernels read both alike."""
+    """Returns zeros with the shape of a tensor, and its strides if it has no gaps."""
     shape, strides = tensor.shape, tensor.stride()
     last = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     if tensor.numel() and last < tensor.numel():

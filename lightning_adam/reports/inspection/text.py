@@ -1,4 +1,4 @@
-"""An inspection as text, in 100 columns."""
+"""Formats an inspection as text with 100 columns."""
 
 import math
 import textwrap
@@ -27,12 +27,12 @@ from lightning_adam.statistics.names import group_names
 
 WIDTH = 100
 MAX_NAME = 34
-"""The longest name that a table shows whole."""
+"""Longest name in a table without truncation."""
 MOST = 3
-"""Layers and values that are listed of many."""
+"""Largest number of layers or values to list."""
 BAR_WIDTH = 50
 EPS_EXPONENTS = (4, 2, 0, -2, -4)
-"""The powers of ten by which other values of eps differ from the configured one."""
+"""Exponents of the factors between the configured eps and other values."""
 TITLES = {
     "exp_avg_rms": "rms m",
     "exp_avg_sq_mean": "mean v",
@@ -52,32 +52,32 @@ TITLES = {
     "decay_timescale": "timescale",
     "equilibrium_ratio": "equilibrium",
 }
-"""The statistics that are shown, and the titles of their columns."""
+"""The statistics to show, and the titles of their columns."""
 NAMES = [*TITLES]
 SECTIONS = (
     (
         "Moments",
-        "m is the moving average of the gradient, v that of its square. The step is lr·u with"
+        "m is the moving average of the gradient, and v that of its square. The step is lr·u with"
         " u = m̂/(√v̂+eps). For noise, rms u is √((1-β1)/(1+β1)), or 0.23 at β1 = 0.9.",
         NAMES[:6],
         "eps_energy_loss",
     ),
     (
         "Rounding",
-        "v stalls where its dtype is too coarse for it to decay. An update or a decay is lost where"
-        " it is too small to change its weight.",
+        "v is stalled if its dtype is too coarse for it to decay. An update or weight decay is lost"
+        " if it is too small to change the weight.",
         NAMES[6:12],
         "update_lost_fraction",
     ),
     (
         "Weights and weight decay",
         "The timescale is the number of steps in which decay shrinks a weight to 1/e. The"
-        " equilibrium is the norm relative to that at which decay and updates balance.",
+        " equilibrium is the norm relative to the one at which decay and updates balance.",
         NAMES[12:],
         "update_to_weight",
     ),
 )
-"""Title, explanation and statistics of a table, and the statistic by which layers are ranked."""
+"""Title, explanation and statistics of each table, and the statistic that ranks layers."""
 UPDATE = ("eps_energy_loss", "normalized_update_rms", "update_lost_fraction")
 """The statistics that depend on eps."""
 EPS_TABLE = ("eps_dominated_fraction", *UPDATE)
@@ -85,16 +85,16 @@ DTYPE_TABLE = (UNDERFLOWED.name, "exp_avg_sq_stalled_fraction", *UPDATE, "decay_
 
 
 def describe_inspection(inspection: Inspection) -> str:
-    """Returns an inspection as text: summary and findings of each optimizer, then the details."""
+    """Returns an inspection as text: summary and findings of each optimizer, then details."""
     checkpoint = inspection.checkpoint
     blocks = [f"{checkpoint.path}: {checkpoint.title}"]
-    blocks += ["\n".join(_wrapped(f"Left out: {each}.", 0)) for each in inspection.left_out]
+    blocks += ["\n".join(_wrap(f"Not inspected: {each}.", 0)) for each in inspection.not_inspected]
     for optimizer in inspection.optimizers:
         blocks += [_summary(optimizer), *_findings(optimizer)]
     for optimizer in inspection.optimizers:
         blocks += [f"Optimizer {optimizer.saved.name}"] * bool(optimizer.saved.name)
         blocks += _details(optimizer)
-    blocks.append("lightning-adam explain NAME explains a statistic or a finding.")
+    blocks.append("Run lightning-adam explain NAME for a statistic or a finding.")
     return "\n\n".join(blocks)
 
 
@@ -118,12 +118,12 @@ def _summary(optimizer: InspectedOptimizer) -> str:
     name = f"Optimizer {saved.name}: " if saved.name else ""
     lines = [name + (verdict or "No issues found")]
     for name, value in rows.items():
-        lines += _wrapped(f"{name:<12}  {value}", hanging=16) if value else []
-    return "\n".join([*lines, *(line for note in saved.notes for line in _wrapped(note))])
+        lines += _wrap(f"{name:<12}  {value}", hanging=16) if value else []
+    return "\n".join([*lines, *(line for note in saved.notes for line in _wrap(note))])
 
 
 def _setting(groups: Sequence[Mapping[str, Any]], name: str) -> str:
-    """A setting, with the groups of each value if they differ; the range if there are many."""
+    """Returns a setting, with the groups of each value if they differ, or the range of many."""
     found: dict[str, list[str]] = {}
     if not all(name in group for group in groups):
         return ""
@@ -151,10 +151,11 @@ def _findings(optimizer: InspectedOptimizer) -> Iterator[str]:
         title = f"{finding.code} ({finding.severity}) in {finding.scope}"
         yield "\n".join([title, *describe_finding(finding)])
     if not optimizer.saved.is_recorded and any(each.remedy for each in optimizer.findings):
-        yield (
-            "optimizer.NAME=VALUE is an override of lightning_adam's configs. Elsewhere, pass"
-            " NAME=VALUE to\ntorch.optim.AdamW."
+        text = (
+            "optimizer.NAME=VALUE is an override of the lightning_adam configs. Without them, pass"
+            " NAME=VALUE to torch.optim.AdamW."
         )
+        yield "\n".join(_wrap(text, 0))
 
 
 def _details(optimizer: InspectedOptimizer) -> Iterator[str]:
@@ -166,7 +167,7 @@ def _details(optimizer: InspectedOptimizer) -> Iterator[str]:
         yield _other_eps(last_step)
         yield _other_dtypes(last_step)
     reasons = optimizer.not_judged().items()
-    lines = [line for why, codes in reasons for line in _wrapped(f"{why}: {', '.join(codes)}.")]
+    lines = [line for why, codes in reasons for line in _wrap(f"{why}: {', '.join(codes)}.")]
     yield "\n".join(["Rules that were not judged", *lines])
 
 
@@ -180,11 +181,11 @@ def _section(
         rows |= {f"group {name}": row for name, row in groups.items()}
     if len(layers) > 1 and layers.keys() != groups.keys() and rank in rows["model"]:
         ranks = {name: row.get(rank, -math.inf) for name, row in layers.items()}
-        # NaN is the worst.
+        # NaN ranks first.
         worst = sorted(layers, key=lambda each: (ranks[each] == ranks[each], -ranks[each]))[:MOST]
         rows |= {f"layer {name}": layers[name] for name in worst}
     if not rows["model"].keys().isdisjoint(names):
-        yield "\n".join([title, *_wrapped(text), *_table(names, rows)])
+        yield "\n".join([title, *_wrap(text), *_table(names, rows)])
 
 
 def _eps_curve(last_step: LastStep) -> str:
@@ -208,7 +209,9 @@ def _other_eps(last_step: LastStep) -> str:
     values = {float(f"1e{exponent + each}") for each in EPS_EXPONENTS} | ({configured[0]} - {0.0})
     rows = {}
     for eps in sorted(values, reverse=True):
-        name, row = _changed(last_step, EPS_TABLE, _number(eps), [eps] == configured, with_eps(eps))
+        name, row = _row_after(
+            last_step, EPS_TABLE, _number(eps), [eps] == configured, with_eps(eps)
+        )
         rows[name] = row
     title = "The last update under other values of eps"
     return "\n".join([title, *_table(EPS_TABLE, rows, "eps")])
@@ -220,19 +223,19 @@ def _other_dtypes(last_step: LastStep) -> str:
     rows, notes = {}, []
     for dtype in DTYPES:
         change, text = in_dtype(dtype), dtype_name(dtype)
-        name, row = _changed(last_step, DTYPE_TABLE, text, own == {dtype}, change)
+        name, row = _row_after(last_step, DTYPE_TABLE, text, own == {dtype}, change)
         rows[name] = row
         if any(rounds_to_0(each.settings.eps, dtype) for each in states):
-            notes.append(f"  eps is 0 in {text}: where v is 0 too, the step is NaN.")
+            notes.append(f"  eps rounds to 0 in {text}: the step is NaN where v is 0.")
             rows[name] = {key: value for key, value in row.items() if key not in UPDATE}
     title = "The last step with parameters and moments in other dtypes"
     return "\n".join([title, *_table(DTYPE_TABLE, rows, "dtype"), *notes])
 
 
-def _changed(
+def _row_after(
     last_step: LastStep, names: Sequence[str], value: str, is_configured: bool, change: Change
 ) -> tuple[str, Mapping[str, float]]:
-    """A row of the statistics after a change, and its title."""
+    """Returns the title and the statistics of a row after a change."""
     if is_configured:
         return f"{value} (configured)", last_step.model()
     statistics = [each for each in last_step.statistics if each.name in names]
@@ -243,15 +246,15 @@ def _changed(
 def _table(
     names: Iterable[str], rows: Mapping[str, Mapping[str, float]], title: str = ""
 ) -> list[str]:
-    """A table of statistics, `·` where one is undefined; several rows of 0% become one line."""
+    """Returns a table of statistics, with `·` for undefined ones and rows of 0% combined."""
     names = [name for name in names if any(name in row for row in rows.values())]
     cells = {row: [_cell(values, name) for name in names] for row, values in rows.items()}
     titles = [TITLES[name] for name in names]
     zeros = [row for row, texts in cells.items() if {*texts} == {"0%"}]
     if len(zeros) == len(rows):
-        return _wrapped(f"{'; '.join(titles)}: 0%")
+        return _wrap(f"{'; '.join(titles)}: 0%")
     folded = zeros if len(zeros) > 1 else []
-    shown = [[_short(row), *texts] for row, texts in cells.items() if row not in folded]
+    shown = [[_truncate(row), *texts] for row, texts in cells.items() if row not in folded]
     widths = [max(map(len, column)) for column in zip([title, *titles], *shown, strict=True)]
     return [
         *(
@@ -273,7 +276,7 @@ def _cell(values: Mapping[str, float], name: str) -> str:
     return _fraction(values[name]) if is_fraction else _number(values[name])
 
 
-def _short(name: str) -> str:
+def _truncate(name: str) -> str:
     scope, _, rest = name.rpartition(" ")
     room = MAX_NAME - len(scope)
     return name if len(name) <= MAX_NAME else f"{scope} …{rest[1 - room :]}".strip()
@@ -284,7 +287,7 @@ def _number(value: float) -> str:
 
 
 def _fraction(value: float) -> str:
-    """A fraction in per cent; only 0 and 1 are shown as 0% and 100%.
+    """Returns a fraction in percent. Only exact 0 and 1 become 0% and 100%.
 
     Example:
         >>> _fraction(0.0), _fraction(1e-6), _fraction(0.12345), _fraction(0.99999), _fraction(1.0)
@@ -301,7 +304,7 @@ def _dtypes(tensors: Iterable[Tensor]) -> str:
     return ", ".join(sorted({dtype_name(each.dtype) for each in tensors}))
 
 
-def _wrapped(text: str, indent: int = 2, hanging: int = 0) -> list[str]:
+def _wrap(text: str, indent: int = 2, hanging: int = 0) -> list[str]:
     return textwrap.wrap(
         text,
         WIDTH,

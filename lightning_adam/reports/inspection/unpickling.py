@@ -1,4 +1,4 @@
-"""Loads a file of `torch.save` without importing or running anything that the file names."""
+"""Loads a file of `torch.save` without importing or executing anything that it names."""
 
 import io
 import os
@@ -16,20 +16,20 @@ from lightning_adam._compat.pickle import PythonUnpickler
 from lightning_adam._compat.torch import is_torchscript, storage_view
 
 NUMPY_FORMATS = {"f8": "<d", "f4": "<f", "i8": "<q", "i4": "<i"}
-"""The numpy scalars that are read, and their formats for `struct`."""
+"""The supported numpy scalars, and their formats for `struct`."""
 MARKED = {pickle.APPENDS[0], pickle.SETITEMS[0], pickle.ADDITEMS[0]}
-"""The instructions that add several items to a container."""
+"""Pickle instructions that add several items to a container."""
 CONTAINERS = {pickle.APPEND[0]: -2, pickle.SETITEM[0]: -3, **dict.fromkeys(MARKED, -1)}
-"""The instructions that add to a container, and its place on the stack."""
+"""Pickle instructions that add to a container, and its position on the stack."""
 EXTENSIONS = {pickle.EXT1[0], pickle.EXT2[0], pickle.EXT4[0]}
-"""The instructions that load objects of a registry of this process. torch.save writes none."""
+"""Pickle instructions that load objects from a registry; torch.save writes none."""
 
 
 FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 class Unknown:
-    """Stands for a class or an object that is not loaded, and ignores what is done to it.
+    """Replaces a class or an object that is not loaded, and ignores operations on it.
 
     Args:
         name: The name of the class or function, with its module.
@@ -43,7 +43,7 @@ class Unknown:
         self.__name__ = name
 
     def __call__(self, *arguments: Any) -> "Unknown":
-        """Returns itself: an object has the name of its class."""
+        """Returns itself as the instance of the class."""
         return self
 
     def append(self, *item: Any) -> None:
@@ -53,7 +53,7 @@ class Unknown:
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *options: Any) -> Tensor | Unknown:
-    # The dtype is among the options where the storage has none.
+    # An untyped storage has the dtype among the options.
     dtype = next((each for each in options if isinstance(each, torch.dtype)), storage.dtype)
     tensor = storage_view(storage, dtype, offset, size, stride)
     is_expanded = tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
@@ -93,17 +93,17 @@ KNOWN: dict[str, Any] = {
     "numpy._core.multiarray.scalar": _numpy_scalar,
     "_codecs.encode": lambda text, *_: text.encode("latin-1"),
 }
-"""What stands for the names in a file. No function here allocates memory or changes an object."""
+"""Replacements for the names in a file. None of them allocates memory or changes an object."""
 
 
 class SafeUnpickler(PythonUnpickler):
-    """Builds containers, numbers, strings and tensors, and an `Unknown` for everything else."""
+    """Loads containers, numbers, strings and tensors, and an `Unknown` for everything else."""
 
     file_size = 0
-    """No storage has more elements than the file has bytes."""
+    """Size of the file in bytes, which is more than the number of elements of any storage."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Returns what stands for a name. Nothing is imported."""
+        """Returns the replacement for a name. Nothing is imported."""
         return KNOWN.get(f"{module}.{name}") or Unknown(f"{module}.{name}")
 
 
@@ -132,7 +132,7 @@ def _into_container(instruction: int) -> Callable[[SafeUnpickler], None]:
     def load(unpickler: SafeUnpickler) -> None:
         stack = unpickler.metastack[-1] if instruction in MARKED else unpickler.stack
         if not isinstance(stack[CONTAINERS[instruction]], dict | list | set | Unknown):
-            raise pickle.UnpicklingError("items are added to something that is no container")
+            raise pickle.UnpicklingError("items are added to an object that is not a container")
         PythonUnpickler.dispatch[instruction](unpickler)
 
     return load
@@ -141,7 +141,7 @@ def _into_container(instruction: int) -> Callable[[SafeUnpickler], None]:
 SafeUnpickler.dispatch = {
     **{code: each for code, each in PythonUnpickler.dispatch.items() if code not in EXTENSIONS},
     **{instruction: _into_container(instruction) for instruction in CONTAINERS},
-    # A bytearray would be allocated before its bytes are read.
+    # As bytes, because a bytearray would be allocated before its content is read.
     pickle.BYTEARRAY8[0]: PythonUnpickler.dispatch[pickle.BINBYTES8[0]],
     pickle.NEWOBJ[0]: _call,
     pickle.NEWOBJ_EX[0]: _call_with_options,
@@ -151,20 +151,20 @@ SafeUnpickler.dispatch = {
 
 
 class _Stream(io.BufferedReader):
-    """A file that torch does not take for a tar archive, which it would extract."""
+    """A file without a descriptor, so that torch does not extract it as a tar archive."""
 
     def fileno(self) -> int:
         raise io.UnsupportedOperation
 
 
 def load(path: Path) -> Any:
-    """Returns the content of a file of `torch.save`, with an `Unknown` for all other objects.
+    """Loads a file of `torch.save`, with an `Unknown` for unsupported objects.
 
     Args:
-        path: The file. Tensors of a zip file are mapped, and read where they are used.
+        path: The file. Tensors of a zip file are memory-mapped.
 
     Raises:
-        Exception: If the file is damaged or of another format: whatever torch and pickle raise.
+        Exception: Any error of torch or pickle, if the file is damaged or has another format.
     """
     unpickler = type("Unpickler", (SafeUnpickler,), {"file_size": path.stat().st_size})
     module = SimpleNamespace(
@@ -172,7 +172,7 @@ def load(path: Path) -> Any:
         Unpickler=unpickler,
         load=lambda file, **options: unpickler(file, **options).load(),
     )
-    # With this variable torch uses its own unpickler, which rejects other classes.
+    # With this variable, torch would use its own unpickler, which rejects other classes.
     forced = os.environ.pop(FORCED, None)
     try:
         with _Stream(io.FileIO(path)) as file:

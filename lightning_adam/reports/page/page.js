@@ -1,100 +1,100 @@
-const bytesOf = (base64) => Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+const decodeBase64 = (base64) => Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
 
-/** Runs a script that is compressed. */
-async function load(base64) {
-  const stream = new Blob([bytesOf(base64)]).stream().pipeThrough(new DecompressionStream("gzip"));
+/** Runs a compressed script. */
+async function runCompressedScript(base64) {
+  const stream = new Blob([decodeBase64(base64)]).stream().pipeThrough(new DecompressionStream("gzip"));
   const script = document.createElement("script");
   script.textContent = await new Response(stream).text();
   document.head.append(script);
 }
 
 const report = JSON.parse(document.getElementById("data").textContent);
-await load(document.getElementById("plotly").textContent);
+await runCompressedScript(document.getElementById("plotly").textContent);
 const root = document.documentElement;
 const runNames = report.runs.map((run) => run.name);
 const isComparison = report.runs.length > 1;
-const isTouched = matchMedia("(pointer: coarse)").matches;
+const isTouchScreen = matchMedia("(pointer: coarse)").matches;
 
-// Okabe and Ito's colors, the darker ones lightened on a dark background.
+// The colors of Okabe and Ito, lighter on a dark background.
 const COLORS = {
   light: ["#0072b2", "#d55e00", "#008060", "#a8407c", "#8a6d00", "#4a4fc4", "#5f6b76"],
   dark: ["#56b4e9", "#f0803c", "#2dbd94", "#e08cc0", "#e3c13b", "#a3a6ff", "#aab4be"],
 };
-const SHARES = {
+const FRACTION_COLORS = {
   light: [[0, "#dcebf8"], [0.5, "#4292c6"], [1, "#08306b"]],
   dark: [[0, "#17314c"], [0.5, "#4292c6"], [1, "#dcebf8"]],
 };
-const VALUES = "Viridis";
-const SIGNED_VALUES = "RdBu";
-const OUTLIERS = 0.005;
-const LARGEST_LAYERS = 3;
-const MOST_BARS = 80;
+const VALUE_COLORS = "Viridis";
+const SIGNED_COLORS = "RdBu";
+const OUTLIER_FRACTION = 0.005;
+const MAX_COLORED_LAYERS = 3;
+const MAX_BARS = 80;
 
 // The state of the page: theme, range of the x-axis, hidden lines, scope, axis, smoothing.
-const chosen = { theme: "light", range: null, hidden: [], scope: null, axis: "step", smoothing: 0 };
+const state = { theme: "light", range: null, hidden: [], scope: null, axis: "step", smoothing: 0 };
 
 const ARRAYS = { float32: Float32Array, float64: Float64Array, uint32: Uint32Array };
-function unpacked(packed) {
+function unpack(packed) {
   if (!packed.array) {
-    packed.array = new ARRAYS[packed.type](bytesOf(packed.bytes).buffer);
+    packed.array = new ARRAYS[packed.type](decodeBase64(packed.bytes).buffer);
     packed.bytes = null;
   }
   return packed.array;
 }
 
-/** Names may contain anything; Plotly reads tags in its texts. */
-const asText = (name) =>
+/** Escapes a name, as Plotly parses HTML tags in texts. */
+const escapeHtml = (name) =>
   String(name).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-const sorted = (numbers) => Array.from(numbers).sort((one, other) => one - other);
+const sortNumbers = (numbers) => Array.from(numbers).sort((one, other) => one - other);
 const quantile = (ordered, share) => ordered[Math.round(share * (ordered.length - 1))];
 
 // ---- Scopes, lines, steps
 
 const charts = Object.values(report.charts);
-// A metric that the module logs itself has no scope.
+// Metrics of the module have no scope.
 const scopes = [...new Set(charts.flatMap((chart) => chart.lines ?? []).map((line) => line.scope ?? [])
   .flat())].sort(
   (one, other) => (other === "model") - (one === "model") || one.localeCompare(other));
-chosen.scope = scopes[0] ?? "model";
+state.scope = scopes[0] ?? "model";
 
-/** Lines are distinguished by run; those of a single run by scope. */
+/** Returns the name of a line: its run in a comparison, otherwise its scope. */
 const nameOf = (line) => (isComparison ? runNames[line.run] : line.scope ?? runNames[0]);
 const names = isComparison ? runNames : scopes;
 const colorOf = (line) => {
   const place = isComparison ? line.run : Math.max(scopes.indexOf(line.scope), 0);
-  return COLORS[chosen.theme][place % COLORS[chosen.theme].length];
+  return COLORS[state.theme][place % COLORS[state.theme].length];
 };
 const DASHES = { p1: "dot", p99: "dash" };
-/** The model's line is drawn last, and the widest. */
+/** The line of the model is drawn last and widest. */
 const isModel = (line) => scopes.indexOf(line.scope) <= 0;
 const isShown = (line) =>
-  !chosen.hidden.includes(nameOf(line)) &&
-  (!isComparison || line.scope === null || line.scope === chosen.scope);
+  !state.hidden.includes(nameOf(line)) &&
+  (!isComparison || line.scope === null || line.scope === state.scope);
 const shownLines = (chart) => {
   const lines = chart.lines.filter(isShown);
   return isComparison ? lines : [...lines.filter((line) => !isModel(line)), ...lines.filter(isModel)];
 };
 
-/** The first and the last step of a chart. */
+/** Returns the first and the last position on the x-axis of a chart. */
 function endsOf(chart) {
-  const ends = [Infinity, -Infinity];
+  const allEnds = [Infinity, -Infinity];
   for (const each of [...(chart.lines ?? []), ...(chart.maps ?? [])]) {
-    const steps = each.steps ? unpacked(each.steps) : [];
+    const steps = each.steps ? unpack(each.steps) : [];
     if (!steps.length) continue;
     const [first, last] = [positionOf(each.run, steps[0]), positionOf(each.run, steps.at(-1))];
-    ends[0] = Math.min(ends[0], first);
-    ends[1] = Math.max(ends[1], last);
+    allEnds[0] = Math.min(allEnds[0], first);
+    allEnds[1] = Math.max(allEnds[1], last);
   }
-  return ends;
+  return allEnds;
 }
-const ends = () => charts.filter((chart) => chart.kind !== "events").map(endsOf).reduce(
+const allEnds = () => charts.filter((chart) => chart.kind !== "events").map(endsOf).reduce(
   (all, each) => [Math.min(all[0], each[0]), Math.max(all[1], each[1])], [Infinity, -Infinity]);
 
-/** The position of a step on the x-axis: itself, or hours, minutes or seconds since the start. */
-const longest = Math.max(...report.runs.map((run) => run.times?.seconds.at(-1) ?? 0));
+/** Returns the position of a step on the x-axis: the step, or the time since the start. */
+const maxSeconds = Math.max(...report.runs.map((run) => run.times?.seconds.at(-1) ?? 0));
 const [timeUnit, secondsOfUnit] =
-  longest > 7200 ? ["h", 3600] : longest > 120 ? ["min", 60] : ["s", 1];
-const isTime = () => chosen.axis === "time";
+  maxSeconds > 7200 ? ["h", 3600] : maxSeconds > 120 ? ["min", 60] : ["s", 1];
+const isTime = () => state.axis === "time";
 function positionOf(run, step) {
   if (!isTime()) return step;
   const times = report.runs[run].times;
@@ -114,7 +114,7 @@ const positionsOf = (run, steps) =>
 
 const style = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 
-function layoutOf(extra) {
+function createLayout(extra) {
   const axis = {
     gridcolor: style("--line"), zerolinecolor: style("--line"), linecolor: style("--line"),
   };
@@ -123,46 +123,46 @@ function layoutOf(extra) {
     paper_bgcolor: style("--panel"), plot_bgcolor: style("--panel"),
     font: { color: style("--text"), size: 12, family: getComputedStyle(document.body).fontFamily },
     showlegend: false,
-    dragmode: isTouched ? false : "zoom",
+    dragmode: isTouchScreen ? false : "zoom",
     hoverlabel: { align: "left", namelength: 30 },
     ...extra,
   };
-  // Labels make room on their own side: on both, Plotly may not terminate.
+  // Automatic margins on both sides may keep Plotly from terminating.
   layout.xaxis = { ...axis, automargin: "bottom", ...extra.xaxis };
   layout.yaxis = { ...axis, automargin: "left", fixedrange: true, ...extra.yaxis };
   return layout;
 }
 
-const padded = ([first, last]) => [first - 0.02 * (last - first), last + 0.02 * (last - first)];
+const padRange = ([first, last]) => [first - 0.02 * (last - first), last + 0.02 * (last - first)];
 
 function stepAxis(own) {
   const title = isTime() ? `time (${timeUnit})` : "step";
   return {
     title: { text: title, standoff: 4 },
     ...(isTime() ? {} : { tickformat: own[1] < 1e4 ? ",~f" : "~s" }), nticks: 5, tickangle: 0,
-    ...(chosen.range ? { range: [...chosen.range] } : own[0] < own[1] ? { range: padded(own) } : {}),
+    ...(state.range ? { range: [...state.range] } : own[0] < own[1] ? { range: padRange(own) } : {}),
   };
 }
 
-/** The points within the range, and one more on both sides, so that lines leave the plot. */
-function placesWithin(positions) {
-  if (!chosen.range) return [0, positions.length];
-  let first = positions.findIndex((each) => each >= chosen.range[0]);
+/** Returns the points within the range and one more on both sides, so that lines leave the plot. */
+function rangeInView(positions) {
+  if (!state.range) return [0, positions.length];
+  let first = positions.findIndex((each) => each >= state.range[0]);
   first = first === -1 ? positions.length : first;
-  let end = positions.findIndex((each) => each > chosen.range[1]);
+  let end = positions.findIndex((each) => each > state.range[1]);
   end = end === -1 ? positions.length : end;
   return [Math.max(first - 1, 0), Math.min(end + 1, positions.length)];
 }
 
-const shortNumber = (value) => {
+const formatNumber = (value) => {
   const exact = Number(value.toPrecision(3));
   const size = Math.abs(exact);
   return size === 0 || (size >= 1e-3 && size < 1e5) ? String(exact) : exact.toExponential();
 };
-const formatted = (value, unit) =>
-  unit === "fraction" ? `${Number((100 * value).toPrecision(3))}%` : shortNumber(value);
+const formatValue = (value, unit) =>
+  unit === "fraction" ? `${Number((100 * value).toPrecision(3))}%` : formatNumber(value);
 
-/** Ticks at powers of ten between two exponents. */
+/** Returns ticks at powers of ten between two exponents. */
 function decades(lowest, highest, most = 8) {
   const every = Math.max(1, Math.ceil((highest - lowest) / most));
   const ticks = [];
@@ -170,7 +170,7 @@ function decades(lowest, highest, most = 8) {
   return { tickvals: ticks, ticktext: ticks.map((exponent) => `1e${exponent}`) };
 }
 
-/** Ticks at powers of ten; also at two and five of them, or evenly, where there are few. */
+/** Returns ticks at powers of ten; in short ranges also at 2 and 5, or evenly spaced. */
 function logarithmicTicks([low, high]) {
   const ticks = [];
   if (high < 4 * low) {
@@ -186,18 +186,18 @@ function logarithmicTicks([low, high]) {
     }
   }
   const exact = ticks.map((tick) => Number(tick.toPrecision(3)));
-  return { tickvals: exact, ticktext: exact.map(shortNumber) };
+  return { tickvals: exact, ticktext: exact.map(formatNumber) };
 }
 
-/** The axis of values: robust against outliers, from 0 for fractions; close references fit in. */
-function valueAxis(values, { isLog, unit, references, isWhole }) {
+/** Returns the axis of values: without outliers, from 0 for fractions, with close references. */
+function createValueAxis(values, { isLog, unit, references, isWhole }) {
   const scale = isLog ? Math.log10 : (value) => value;
-  const ordered = sorted(values.filter((value) => Number.isFinite(value) && (value > 0 || !isLog)));
+  const ordered = sortNumbers(values.filter((value) => Number.isFinite(value) && (value > 0 || !isLog)));
   if (!ordered.length) return { axis: {}, low: NaN, high: NaN, isCut: false };
   const all = [scale(ordered[0]), scale(ordered.at(-1))];
   let [low, high] = all;
   if (ordered.length >= 40 && !isWhole) {
-    const core = [OUTLIERS, 1 - OUTLIERS].map((share) => scale(quantile(ordered, share)));
+    const core = [OUTLIER_FRACTION, 1 - OUTLIER_FRACTION].map((share) => scale(quantile(ordered, share)));
     const reach = 3 * Math.max(core[1] - core[0], isLog ? 0.3 : 1e-3 * Math.abs(core[1]));
     if (high > core[1] + reach) high = core[1] + 0.2 * reach;
     if (low < core[0] - reach) low = core[0] - 0.2 * reach;
@@ -224,7 +224,7 @@ function valueAxis(values, { isLog, unit, references, isWhole }) {
   return { axis, low, high, isCut };
 }
 
-/** Lines at healthy values and thresholds; those beyond the axis are named at its edge. */
+/** Returns lines at healthy values and thresholds, with labels at the edge for those beyond. */
 function referenceMarks(references, { low, high }, isLog, unit, isVertical = false) {
   const [across, along] = isVertical ? ["y", "x"] : ["x", "y"];
   const found = { shapes: [], annotations: [] };
@@ -236,7 +236,7 @@ function referenceMarks(references, { low, high }, isLog, unit, isVertical = fal
     const at = positionOfValue(each);
     if (!Number.isFinite(at)) continue;
     const color = style(each.code ? "--warning" : "--healthy");
-    const text = asText(`${each.label} ${formatted(each.value, unit)}`);
+    const text = escapeHtml(`${each.label} ${formatValue(each.value, unit)}`);
     const label = { text, showarrow: false, font: { color, size: 11 }, bgcolor: style("--panel") };
     if (at < low || at > high) {
       if (isVertical) continue;
@@ -263,14 +263,14 @@ function referenceMarks(references, { low, high }, isLog, unit, isVertical = fal
   return found;
 }
 
-const isOfShownRun = (each) => !isComparison || !chosen.hidden.includes(runNames[each.run]);
+const isOfShownRun = (each) => !isComparison || !state.hidden.includes(runNames[each.run]);
 const referencesOf = (chart) =>
   chart.references.filter((each) => each.runs.some((run) => isOfShownRun({ run })));
 
-const MOST_LABELS = 3;
+const MAX_LABELS = 3;
 
-/** Unites intervals that overlap. */
-function united(intervals) {
+/** Merges overlapping intervals. */
+function mergeIntervals(intervals) {
   const found = [];
   for (const [start, end] of intervals.sort(([one], [other]) => one - other)) {
     if (found.length && start <= found.at(-1)[1]) found.at(-1)[1] = Math.max(found.at(-1)[1], end);
@@ -279,14 +279,14 @@ function united(intervals) {
   return found;
 }
 
-/** Intervals of findings, by code or all in one where there are many, and recorded failures. */
+/** Returns intervals of findings, by code or combined if there are many, and failures. */
 function findingMarks(chart, own) {
-  const [first, last] = chosen.range ?? own;
+  const [first, last] = state.range ?? own;
   const labelOf = ({ code, optimizer }) => (optimizer ? `${code} (${optimizer})` : code);
   const shown = report.findings.filter((each) =>
     isOfShownRun(each) && (chart.isOverview || each.statistics.includes(chart.id)));
   const { size } = new Set(shown.map(labelOf));
-  const isMany = size > MOST_LABELS;
+  const isMany = size > MAX_LABELS;
   const groups = new Map();
   for (const each of shown) {
     const name = isMany ? "" : [each.run, labelOf(each)].join("\n");
@@ -296,7 +296,7 @@ function findingMarks(chart, own) {
     const color = style(found.some(({ severity }) => severity === "error") ? "--error" : "--warning");
     const intervals = found.map(({ run, start, end }) =>
       [positionOf(run, start), end === null ? own[1] : positionOf(run, end)]);
-    return united(intervals).map(([start, end], place) => (
+    return mergeIntervals(intervals).map(([start, end], place) => (
       { start, end, color, label: place ? "" : isMany ? `${size} findings` : labelOf(found[0]) }));
   });
   if (chart.isOverview) {
@@ -314,46 +314,46 @@ function findingMarks(chart, own) {
   ]);
   const labeled = within.filter(({ label }) => label).sort((one, other) => one.start - other.start);
   const annotations = labeled.map(({ start, color, label }, place) => ({
-    text: asText(label), showarrow: false, font: { color, size: 11 }, bgcolor: style("--panel"),
+    text: escapeHtml(label), showarrow: false, font: { color, size: 11 }, bgcolor: style("--panel"),
     opacity: 0.9, x: Math.max(start, first), yref: "paper", y: 0.02 + 0.09 * (place % 6),
     yanchor: "bottom", xanchor: start > (first + last) / 2 ? "right" : "left",
   }));
   return { shapes, annotations };
 }
 
-const merged = (...marks) => ({
+const mergeMarks = (...marks) => ({
   shapes: marks.flatMap((each) => each.shapes),
   annotations: marks.flatMap((each) => each.annotations),
 });
 
-// ---- Kinds of charts: each returns what Plotly needs
+// ---- Kinds of charts: each function returns the data and layout for Plotly
 
-/** An exponential moving average, without the bias of its start. */
-function smoothed(values) {
-  if (!chosen.smoothing) return values;
+/** Returns an exponential moving average with bias correction. */
+function smooth(values) {
+  if (!state.smoothing) return values;
   let average = 0, weight = 0;
   return Array.from(values, (value) => {
     if (!Number.isFinite(value)) return value;
-    average = chosen.smoothing * average + (1 - chosen.smoothing) * value;
-    weight = chosen.smoothing * weight + 1 - chosen.smoothing;
+    average = state.smoothing * average + (1 - state.smoothing) * value;
+    weight = state.smoothing * weight + 1 - state.smoothing;
     return average / weight;
   });
 }
 
-/** The tensor that each value of a line is of. */
-const tensorsOf = ({ tensors }) => tensors.places.map((place) => asText(tensors.names[place]));
+/** Returns the name of the tensor of each value of a line. */
+const tensorsOf = ({ tensors }) => tensors.places.map((place) => escapeHtml(tensors.names[place]));
 
-/** The end of a name, as long as there is room for beside a plot. */
-function shortName(name, place) {
+/** Returns the end of a name that fits beside a plot. */
+function truncateName(name, place) {
   const room = place.clientWidth < 600 ? 14 : 40;
-  return asText(name.length > room ? `…${name.slice(1 - room)}` : name);
+  return escapeHtml(name.length > room ? `…${name.slice(1 - room)}` : name);
 }
 
-/** Values of a single step: a bar each. */
+/** Draws the values of a single step as bars. */
 function bars(labels, values, place, { isLog, unit, references, colors }) {
-  const axis = valueAxis(values, { isLog, unit, references, isWhole: true });
+  const axis = createValueAxis(values, { isLog, unit, references, isWhole: true });
   const [low, high] = isLog ? [axis.low, axis.high] : [Math.min(axis.low, 0), Math.max(axis.high, 0)];
-  // Beside a bar, its value.
+  // Room for the value beside the bar.
   const room = 0.25 * (high - low);
   const few = (ticks = []) => ticks.filter((_, at) => at % Math.ceil(ticks.length / 3) === 0);
   const ticks = isLog
@@ -361,11 +361,11 @@ function bars(labels, values, place, { isLog, unit, references, colors }) {
   return {
     data: [{
       type: "bar", orientation: "h", x: values, y: labels.map((_, row) => row),
-      text: values.map((value) => formatted(value, unit)), textposition: "outside", constraintext: "none",
-      cliponaxis: false, textangle: 0, customdata: labels.map(asText),
+      text: values.map((value) => formatValue(value, unit)), textposition: "outside", constraintext: "none",
+      cliponaxis: false, textangle: 0, customdata: labels.map(escapeHtml),
       marker: { color: colors ?? style("--accent") }, hovertemplate: "%{customdata}: %{x:.4g}<extra></extra>",
     }],
-    layout: layoutOf({
+    layout: createLayout({
       ...referenceMarks(references, axis, isLog, unit, true),
       hovermode: "closest", bargap: 0.35,
       xaxis: {
@@ -374,7 +374,7 @@ function bars(labels, values, place, { isLog, unit, references, colors }) {
       },
       yaxis: {
         autorange: "reversed", showgrid: false, zeroline: false,
-        tickvals: labels.map((_, row) => row), ticktext: labels.map((label) => shortName(label, place)),
+        tickvals: labels.map((_, row) => row), ticktext: labels.map((label) => truncateName(label, place)),
       },
     }),
     isCut: false,
@@ -384,24 +384,24 @@ function bars(labels, values, place, { isLog, unit, references, colors }) {
 function curves(chart, settings, place) {
   const lines = shownLines(chart);
   const references = referencesOf(chart);
-  if (chart.lines.every((line) => unpacked(line.steps).length === 1)) {
+  if (chart.lines.every((line) => unpack(line.steps).length === 1)) {
     const shown = lines.toReversed();
     return bars(
       shown.map((line) => [nameOf(line), line.part].filter(Boolean).join(" ")),
-      shown.map((line) => unpacked(line.values)[0]), place,
+      shown.map((line) => unpack(line.values)[0]), place,
       { isLog: settings.isLog, unit: chart.unit, references, colors: shown.map(colorOf) });
   }
   const own = endsOf(chart);
   const inView = [];
   const data = lines.flatMap((line) => {
-    const positions = positionsOf(line.run, unpacked(line.steps));
-    const [first, end] = placesWithin(positions);
-    let values = unpacked(line.values);
+    const positions = positionsOf(line.run, unpack(line.steps));
+    const [first, end] = rangeInView(positions);
+    let values = unpack(line.values);
     if (settings.isLog) values = values.map((value) => (value > 0 ? value : NaN));
-    const shown = smoothed(values).slice(first, end);
+    const shown = smooth(values).slice(first, end);
     // An infinite value would remove the ticks of the axis.
     for (const value of shown) if (Number.isFinite(value)) inView.push(value);
-    const name = asText([nameOf(line), line.part].filter(Boolean).join(" "));
+    const name = escapeHtml([nameOf(line), line.part].filter(Boolean).join(" "));
     const trace = {
       type: "scatter", mode: end - first > 60 ? "lines" : "lines+markers",
       x: positions.slice(first, end), marker: { size: 4 },
@@ -409,23 +409,23 @@ function curves(chart, settings, place) {
         dash: DASHES[line.part] ?? "solid" },
     };
     const raw = {
-      ...trace, name: `${name} (not smoothed)`, y: values.slice(first, end),
+      ...trace, name: `${name} (not smooth)`, y: values.slice(first, end),
       mode: "lines", opacity: 0.25, hoverinfo: "skip",
     };
-    return [...(chosen.smoothing ? [raw] : []), {
+    return [...(state.smoothing ? [raw] : []), {
       ...trace, name, y: shown,
       ...(line.tensors ? { text: tensorsOf(line).slice(first, end) } : {}),
       hovertemplate: line.tensors ? "%{y:.4g} in %{text}" : "%{y:.4g}",
     }];
   });
-  const axis = valueAxis(inView, {
+  const axis = createValueAxis(inView, {
     isLog: settings.isLog, unit: chart.unit, references, isWhole: settings.isWhole,
   });
-  const marks = merged(
+  const marks = mergeMarks(
     findingMarks(chart, own), referenceMarks(references, axis, settings.isLog, chart.unit));
   return {
     data,
-    layout: layoutOf({
+    layout: createLayout({
       ...marks,
       hovermode: "x unified",
       xaxis: {
@@ -438,7 +438,7 @@ function curves(chart, settings, place) {
   };
 }
 
-/** Lines at the eps that were used. */
+/** Returns lines at the configured values of eps. */
 function epsMarks(values, isVertical, positionOfEps) {
   const across = isVertical ? ["y", "x"] : ["x", "y"];
   return {
@@ -458,7 +458,7 @@ function epsMarks(values, isVertical, positionOfEps) {
   };
 }
 
-/** From where a thousandth of the elements are below, to where all but a thousandth are. */
+/** Returns the range of log10(eps) that contains all but a thousandth of the elements. */
 function epsRange(lines) {
   const range = [Infinity, -Infinity];
   for (const line of lines) {
@@ -479,18 +479,18 @@ function epsRange(lines) {
 
 function epsCurve(chart, settings, place) {
   const lines = shownLines(chart);
-  const used = sorted(new Set(lines.flatMap((line) => line.eps)));
+  const used = sortNumbers(new Set(lines.flatMap((line) => line.eps)));
   const [low, high] = epsRange(lines);
   const { tickvals, ticktext } = decades(low, high, place.clientWidth < 420 ? 4 : 7);
   return {
     data: lines.map((line) => ({
       type: "scatter", mode: "lines",
-      name: asText(nameOf(line)),
+      name: escapeHtml(nameOf(line)),
       x: line.magnitudes, y: line.shares,
       line: { color: colorOf(line), width: !isComparison && isModel(line) ? 2.2 : 1.6 },
       hovertemplate: `%{y:.4g} at step ${line.step.toLocaleString("en")}`,
     })),
-    layout: layoutOf({
+    layout: createLayout({
       hovermode: "x unified",
       ...epsMarks(used, true, (eps) => eps),
       xaxis: {
@@ -503,7 +503,7 @@ function epsCurve(chart, settings, place) {
   };
 }
 
-const asRows = (values, columns, change = (value) => value) => {
+const splitRows = (values, columns, change = (value) => value) => {
   const rows = [];
   for (let start = 0; start < values.length; start += columns) {
     rows.push(Array.from(values.subarray(start, start + columns), change));
@@ -511,7 +511,7 @@ const asRows = (values, columns, change = (value) => value) => {
   return rows;
 };
 
-/** The first and the last row between which all but a thousandth of the elements are. */
+/** Returns the first and the last row that contain all but a thousandth of the elements. */
 function occupiedRows(rows) {
   const sums = rows.map((row) => row.reduce((sum, share) => sum + (share || 0), 0));
   const total = sums.reduce((sum, each) => sum + each, 0);
@@ -524,8 +524,8 @@ function occupiedRows(rows) {
 
 function histogram(chart, settings) {
   const map = chart.maps[settings.map];
-  const positions = Array.from(positionsOf(map.run, unpacked(map.steps)));
-  const shares = asRows(unpacked(map.shares), positions.length, (share) => (share > 0 ? share : null));
+  const positions = Array.from(positionsOf(map.run, unpack(map.steps)));
+  const shares = splitRows(unpack(map.shares), positions.length, (share) => (share > 0 ? share : null));
   const centers = shares.map((_, octave) => (map.lowest + octave + 0.5) * Math.log10(2));
   const marks = map.quantity === "denominator" ? map.eps : [];
   const [first, last] = occupiedRows(shares);
@@ -536,12 +536,12 @@ function histogram(chart, settings) {
   const trace = isSingle
     ? {
       type: "bar", x: centers, y: shares.map((row) => row[0]), customdata: magnitudes, width: Math.log10(2),
-      marker: { color: COLORS[chosen.theme][0] },
+      marker: { color: COLORS[state.theme][0] },
       hovertemplate: "%{y:.2%} from %{customdata} to its double<extra></extra>",
     }
     : {
       type: "heatmap", x: positions, y: centers, z: shares,
-      colorscale: SHARES[chosen.theme],
+      colorscale: FRACTION_COLORS[state.theme],
       colorbar: { thickness: 10, outlinewidth: 0, tickformat: ".0%" },
       customdata: shares.map((row, octave) => row.map(() => magnitudes[octave])),
       hovertemplate: `${isTime() ? `%{x:.3g} ${timeUnit}` : "step %{x:,}"}<br>`
@@ -550,7 +550,7 @@ function histogram(chart, settings) {
   const scale = { ...decades(low, high), range: [low, high] };
   return {
     data: [trace],
-    layout: layoutOf({
+    layout: createLayout({
       hovermode: "closest",
       ...epsMarks(marks, isSingle, Math.log10),
       xaxis: isSingle ? { ...scale, fixedrange: true } : stepAxis(endsOf(chart)),
@@ -562,11 +562,11 @@ function histogram(chart, settings) {
 function layers(chart, settings, place) {
   const map = chart.maps[settings.map];
   const positions = map.event === undefined
-    ? Array.from(positionsOf(map.run, unpacked(map.steps))) : Array.from(unpacked(map.steps));
-  const values = unpacked(map.values);
+    ? Array.from(positionsOf(map.run, unpack(map.steps))) : Array.from(unpack(map.steps));
+  const values = unpack(map.values);
   const { isLog } = settings;
   if (positions.length === 1) {
-    const least = sorted(values).at(-MOST_BARS) ?? -Infinity;
+    const least = sortNumbers(values).at(-MAX_BARS) ?? -Infinity;
     const rows = map.layers.map((_, row) => row).filter((row) => values[row] >= least);
     place.style.height = `${Math.max(60 + 17 * rows.length, 250)}px`;
     return bars(rows.map((row) => map.layers[row]), rows.map((row) => values[row]), place, {
@@ -578,7 +578,7 @@ function layers(chart, settings, place) {
   let [low, high] = [Infinity, -Infinity];
   for (const value of shown) { low = Math.min(low, value); high = Math.max(high, value); }
   const isSigned = !isLog && low < 0;
-  const raw = asRows(values, positions.length);
+  const raw = splitRows(values, positions.length);
   const height = Math.min(Math.max(140 + 18 * map.layers.length, 250), 640);
   place.style.height = `${height}px`;
   const every = Math.ceil(map.layers.length / ((height - 60) / 16));
@@ -588,47 +588,47 @@ function layers(chart, settings, place) {
       type: "heatmap", x: positions, y: map.layers.map((_, row) => row),
       z: isLog ? raw.map((row) => row.map((value) => (value > 0 ? Math.log10(value) : null))) : raw,
       customdata: raw,
-      text: map.layers.map((name) => Array(positions.length).fill(asText(name))),
+      text: map.layers.map((name) => Array(positions.length).fill(escapeHtml(name))),
       hovertemplate: `%{text}<br>${isTime() ? `%{x:.3g} ${timeUnit}` : "step %{x:,}"}<br>`
         + `${map.statistic} %{customdata:.4g}<extra></extra>`,
-      colorscale: isSigned ? SIGNED_VALUES : VALUES,
+      colorscale: isSigned ? SIGNED_COLORS : VALUE_COLORS,
       ...(isSigned ? { zmid: 0 } : {}),
       colorbar: {
         thickness: 10, outlinewidth: 0, exponentformat: "power",
         ...(isLog ? decades(low, high, 5) : { tickformat: map.unit === "fraction" ? ".3~%" : ".3~g" }),
       },
     }],
-    layout: layoutOf({
+    layout: createLayout({
       hovermode: "closest",
       xaxis: map.event === undefined
         ? stepAxis([positions[0], positions.at(-1)])
         : { title: { text: "step", standoff: 4 }, tickformat: ",~f", nticks: 6 },
       yaxis: {
         autorange: "reversed", showgrid: false, zeroline: false,
-        tickvals: ticks, ticktext: ticks.map((row) => shortName(map.layers[row], place)),
+        tickvals: ticks, ticktext: ticks.map((row) => truncateName(map.layers[row], place)),
       },
     }),
   };
 }
 
-/** The curves of a map of layers: the chosen layers, or those with the largest values, in color. */
-function layerCurves(chart, settings, place, heatMap) {
+/** The curves of a map of layers: the selected layer, or the layers with the largest values, in color. */
+function drawLayerCurves(chart, settings, place, heatMap) {
   const map = chart.maps[settings.map];
   const positions = map.event === undefined
-    ? Array.from(positionsOf(map.run, unpacked(map.steps))) : Array.from(unpacked(map.steps));
-  const values = unpacked(map.values);
-  const rows = asRows(values, positions.length,
+    ? Array.from(positionsOf(map.run, unpack(map.steps))) : Array.from(unpack(map.steps));
+  const values = unpack(map.values);
+  const rows = splitRows(values, positions.length,
     (value) => (settings.isLog && !(value > 0) ? NaN : value));
   const peaks = rows.map((row) => Math.max(...row.filter(Number.isFinite)));
-  const largest = sorted(rows.keys()).sort((one, other) => peaks[other] - peaks[one]);
-  const named = settings.layer ? [map.layers.indexOf(settings.layer)] : largest.slice(0, LARGEST_LAYERS);
-  const [first, end] = map.event === undefined ? placesWithin(positions) : [0, positions.length];
+  const largest = sortNumbers(rows.keys()).sort((one, other) => peaks[other] - peaks[one]);
+  const named = settings.layer ? [map.layers.indexOf(settings.layer)] : largest.slice(0, MAX_COLORED_LAYERS);
+  const [first, end] = map.event === undefined ? rangeInView(positions) : [0, positions.length];
   const others = rows.map((_, row) => row).filter((row) => !named.includes(row));
   const x = positions.slice(first, end);
   const inView = rows.flatMap((row) => row.slice(first, end));
   const references = map.event === undefined && report.charts[map.statistic]
     ? referencesOf(report.charts[map.statistic]) : [];
-  const axis = valueAxis(inView, { isLog: settings.isLog, unit: map.unit, references });
+  const axis = createValueAxis(inView, { isLog: settings.isLog, unit: map.unit, references });
   place.style.height = heatMap.style.height;
   return {
     data: [
@@ -641,11 +641,11 @@ function layerCurves(chart, settings, place, heatMap) {
       },
       ...named.map((row, color) => ({
         type: "scatter", mode: x.length > 60 ? "lines" : "lines+markers", marker: { size: 4 },
-        name: asText(map.layers[row]), x, y: smoothed(rows[row]).slice(first, end),
-        line: { color: COLORS[chosen.theme][color % 7], width: 1.8 }, hovertemplate: "%{y:.4g}",
+        name: escapeHtml(map.layers[row]), x, y: smooth(rows[row]).slice(first, end),
+        line: { color: COLORS[state.theme][color % 7], width: 1.8 }, hovertemplate: "%{y:.4g}",
       })),
     ],
-    layout: layoutOf({
+    layout: createLayout({
       ...referenceMarks(references, axis, settings.isLog, map.unit),
       hovermode: "x unified", showlegend: true,
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 11 } },
@@ -657,7 +657,7 @@ function layerCurves(chart, settings, place, heatMap) {
   };
 }
 
-const KINDS = { curves, eps_curve: epsCurve, histogram, layers, events: layers };
+const DRAW_FUNCTIONS = { curves, eps_curve: epsCurve, histogram, layers, events: layers };
 
 // ---- A chart: its controls and its plots
 
@@ -681,13 +681,13 @@ class Panel {
     this.choosers = [];
     if (this.chart.maps) {
       this.settings.map = this.firstMap();
-      // One selection for each field in which the maps differ; together they choose one.
+      // One selection for each field in which the maps differ.
       this.fields = ["run", "event", "statistic", "quantity", "scope"].filter(
         (field) => new Set(this.chart.maps.map((map) => map[field])).size > 1 ||
           (field === "event" && this.kind === "events"));
       for (const field of this.fields) {
         const found = new Set(this.chart.maps.map((map) => map[field]));
-        const options = field === "run" ? sorted(found) : [...found];
+        const options = field === "run" ? sortNumbers(found) : [...found];
         const labels = field === "run" ? options.map((run) => runNames[run]) : options;
         const chooser = selection(field, labels, (place) => this.choose(field, options[place]),
           options.indexOf(this.map[field]));
@@ -717,7 +717,7 @@ class Panel {
     controls.append(save);
   }
 
-  /** Chooses a map by a field; the nearest where not every run has every statistic and scope. */
+  /** Selects a map by a field, keeping the other fields if possible. */
   choose(field, value) {
     const wanted = { ...this.map, [field]: value };
     const maps = this.chart.maps;
@@ -726,7 +726,7 @@ class Panel {
     this.set({ map, isLog: undefined, layer: null });
   }
 
-  /** The denominators, and how far layers move or what moved them. */
+  /** Returns the initial map: denominators, update_to_weight, or grad_rms of an event. */
   firstMap() {
     const statistic = this.kind === "events" ? "grad_rms" : "update_to_weight";
     const first = this.chart.maps.findIndex((map) =>
@@ -734,12 +734,12 @@ class Panel {
     return Math.max(first, 0);
   }
 
-  /** Whether the axis is logarithmic: as it was chosen, else as the chart says, if it has values. */
+  /** Whether the axis is logarithmic: as selected, otherwise as the chart defines if it has positive values. */
   get isLog() {
     const { isLog } = this.map ?? this.chart;
     if (this.settings.isLog !== undefined || !isLog) return this.settings.isLog ?? isLog;
     const arrays = this.map ? [this.map.values] : this.chart.lines?.map((line) => line.values);
-    return arrays.some((each) => each && unpacked(each).some((value) => value > 0));
+    return arrays.some((each) => each && unpack(each).some((value) => value > 0));
   }
 
   set(settings) {
@@ -754,16 +754,16 @@ class Panel {
 
   content() {
     const settings = { ...this.settings, isLog: this.log ? this.isLog : false };
-    const main = KINDS[this.kind](this.chart, settings, this.place);
+    const main = DRAW_FUNCTIONS[this.kind](this.chart, settings, this.place);
     if (!this.side) return [main];
-    this.side.hidden = this.layer.hidden = unpacked(this.map.steps).length === 1;
-    return this.side.hidden ? [main] : [main, layerCurves(this.chart, settings, this.side, this.place)];
+    this.side.hidden = this.layer.hidden = unpack(this.map.steps).length === 1;
+    return this.side.hidden ? [main] : [main, drawLayerCurves(this.chart, settings, this.side, this.place)];
   }
 
   draw() {
     if (!this.isDue) return;
     this.isDue = false;
-    for (const show of this.choosers) show();
+    for (const update of this.choosers) update();
     if (this.layer) {
       const options = ["largest layers", ...this.map.layers];
       this.layer.replaceChildren(...options.map((option) => new Option(option)));
@@ -780,13 +780,13 @@ class Panel {
 
   plot(place, data, layout) {
     const isFirst = !place.data;
-    // Without it Plotly does not look for the ends of an axis in arrays that have not changed.
+    // Without it Plotly does not look for the allEnds of an axis in arrays that have not changed.
     layout.datarevision = this.revision = (this.revision ?? 0) + 1;
     Plotly.react(place, data, layout, { displayModeBar: false, responsive: true, doubleClick: false });
     if (!isFirst) return;
     place.on("plotly_relayout", (change) => this.follow(change));
     place.on("plotly_doubleclick", () => {
-      if (this.hasSteps) show({ range: null });
+      if (this.hasSteps) update({ range: null });
       if (this.kind === "events") this.refresh();
     });
     if (this.isOfLayers && place === this.place) {
@@ -797,39 +797,39 @@ class Panel {
     }
   }
 
-  /** Whether its steps are those of the whole run. */
+  /** Whether the x-axis has the steps of the whole run. */
   get hasSteps() {
-    const isSingle = this.map && unpacked(this.map.steps).length === 1;
+    const isSingle = this.map && unpack(this.map.steps).length === 1;
     return this.kind !== "eps_curve" && this.kind !== "events" && !isSingle;
   }
 
   /** Applies a zoom to all other charts. */
   follow(change) {
     const range = change["xaxis.range"] ?? [change["xaxis.range[0]"], change["xaxis.range[1]"]];
-    if (this.hasSteps && range[0] !== undefined) show({ range: range.map(Number) });
+    if (this.hasSteps && range[0] !== undefined) update({ range: range.map(Number) });
   }
 
-  /** A picture for a paper or a slide: on white, with its title and its legend. */
+  /** Saves a picture for a paper or a slide: light theme, with title and legend. */
   save() {
-    const theme = chosen.theme;
-    root.dataset.theme = chosen.theme = "light";
+    const theme = state.theme;
+    root.dataset.theme = state.theme = "light";
     const [{ data, layout }] = this.content();
     const isScoped = this.chart.lines?.some((line) => line.scope !== null);
     const { map } = this;
     const parts = [
       this.chart.title, map?.event, map?.statistic ?? map?.quantity, map?.scope,
-      isComparison && (map ? runNames[map.run] : isScoped && chosen.scope),
+      isComparison && (map ? runNames[map.run] : isScoped && state.scope),
     ].filter(Boolean);
     const unit = map?.unit ?? this.chart.unit;
     layout.title = {
-      text: asText(parts.join(", ") + (unit ? ` [${unit}]` : "")), x: 0.02, font: { size: 20 },
+      text: escapeHtml(parts.join(", ") + (unit ? ` [${unit}]` : "")), x: 0.02, font: { size: 20 },
     };
     layout.font.size = 16;
     layout.margin = { l: 12, r: 12, t: data.length > 1 ? 84 : 52, b: 12 };
     layout.showlegend = data.length > 1;
     layout.legend = { orientation: "h", x: 1, xanchor: "right", y: 1.02, yanchor: "bottom" };
     for (const trace of data) if (trace.line) trace.line.width += 0.8;
-    root.dataset.theme = chosen.theme = theme;
+    root.dataset.theme = state.theme = theme;
     const name = parts.join("_").replaceAll(/[^\w.=-]+/g, "_").replaceAll(/^_+|_+$/g, "");
     return Plotly.downloadImage({ data, layout }, {
       format: "png", width: 900, height: this.isOfLayers ? Math.max(500, this.place.clientHeight) : 500,
@@ -838,97 +838,97 @@ class Panel {
   }
 }
 
-function button(text, act) {
-  const made = document.createElement("button");
-  made.type = "button";
-  made.textContent = text;
-  made.addEventListener("click", act);
-  return made;
+function button(text, onSelect) {
+  const element = document.createElement("button");
+  element.type = "button";
+  element.textContent = text;
+  element.addEventListener("click", onSelect);
+  return element;
 }
 
-function selection(label, options, act, first = 0) {
-  const made = document.createElement("select");
-  made.ariaLabel = label;
-  made.append(...options.map((option) => new Option(option)));
-  made.selectedIndex = first;
-  made.addEventListener("change", () => act(made.selectedIndex));
-  return made;
+function selection(label, options, onSelect, first = 0) {
+  const element = document.createElement("select");
+  element.ariaLabel = label;
+  element.append(...options.map((option) => new Option(option)));
+  element.selectedIndex = first;
+  element.addEventListener("change", () => onSelect(element.selectedIndex));
+  return element;
 }
 
 // ---- The page
 
-const byId = (id) => document.getElementById(id);
+const getElement = (id) => document.getElementById(id);
 const panels = [...document.querySelectorAll(".panel")].map((figure) => new Panel(figure));
 const panelOf = (chart) => panels.find((panel) => panel.chart.id === chart);
 
-/** Changes the state of the page, and draws the visible charts again. */
-function show(change) {
-  Object.assign(chosen, change);
-  root.dataset.theme = chosen.theme;
-  const [first, last] = chosen.range ?? ends();
-  byId("unit").textContent = isTime() ? `time (${timeUnit})` : "steps";
-  byId("first-step").value = Math.ceil(first);
-  byId("last-step").value = Math.floor(last);
+/** Changes the state of the page, and redraws the visible charts. */
+function update(change) {
+  Object.assign(state, change);
+  root.dataset.theme = state.theme;
+  const [first, last] = state.range ?? allEnds();
+  getElement("unit").textContent = isTime() ? `time (${timeUnit})` : "steps";
+  getElement("first-step").value = Math.ceil(first);
+  getElement("last-step").value = Math.floor(last);
   for (const each of legend.children) {
-    each.setAttribute("aria-pressed", !chosen.hidden.includes(each.name));
+    each.setAttribute("aria-pressed", !state.hidden.includes(each.name));
     each.style.setProperty("--mark", each.color());
   }
   for (const each of document.querySelectorAll("[data-run]")) {
     each.style.setProperty("--mark", colorOf({ run: Number(each.dataset.run) }));
   }
   for (const panel of panels) panel.refresh();
-  remember();
+  saveState();
 }
 
-/** While a run trains, the page reloads itself and keeps its state. */
-const KEPT = "adam_report";
-function remember() {
-  if (report.refresh) sessionStorage.setItem(KEPT, JSON.stringify({ ...chosen, search: search.value }));
+/** While a run is training, the page reloads itself and restores its state. */
+const STORAGE_KEY = "adam_report";
+function saveState() {
+  if (report.refresh) sessionStorage.setItem(STORAGE_KEY, JSON.stringify({ ...state, search: search.value }));
 }
-function remembered() {
+function restoreState() {
   if (!report.refresh) return {};
   setTimeout(() => location.reload(), 1000 * report.refresh);
-  return JSON.parse(sessionStorage.getItem(KEPT) ?? "{}");
+  return JSON.parse(sessionStorage.getItem(STORAGE_KEY) ?? "{}");
 }
 
-const inputs = ["first-step", "last-step"].map(byId);
+const inputs = ["first-step", "last-step"].map(getElement);
 for (const input of inputs) {
   input.addEventListener("change", () => {
     let range = inputs.map((each) => Number(each.value));
-    // An end that passes the other leaves that one at its outermost.
-    const all = ends();
+    // If the ends cross, the other end is reset.
+    const all = allEnds();
     if (range[0] >= range[1]) range = input === inputs[0] ? [range[0], all[1]] : [all[0], range[1]];
-    show({ range: range[0] < range[1] ? range : null });
+    update({ range: range[0] < range[1] ? range : null });
   });
 }
-byId("all-steps").addEventListener("click", () => show({ range: null }));
-byId("theme").addEventListener("click", () =>
-  show({ theme: chosen.theme === "light" ? "dark" : "light" }));
-byId("smoothing").addEventListener("input", (event) => show({ smoothing: Number(event.target.value) }));
+getElement("all-steps").addEventListener("click", () => update({ range: null }));
+getElement("theme").addEventListener("click", () =>
+  update({ theme: state.theme === "light" ? "dark" : "light" }));
+getElement("smoothing").addEventListener("input", (event) => update({ smoothing: Number(event.target.value) }));
 
-const legend = byId("legend");
+const legend = getElement("legend");
 names.forEach((name, place) => {
-  const mark = button(name, () => show({
-    hidden: chosen.hidden.includes(name)
-      ? chosen.hidden.filter((each) => each !== name) : [...chosen.hidden, name],
+  const mark = button(name, () => update({
+    hidden: state.hidden.includes(name)
+      ? state.hidden.filter((each) => each !== name) : [...state.hidden, name],
   }));
   mark.name = name;
-  mark.color = () => COLORS[chosen.theme][place % COLORS[chosen.theme].length];
+  mark.color = () => COLORS[state.theme][place % COLORS[state.theme].length];
   legend.append(mark);
 });
 
 if (isComparison && scopes.length > 1) {
-  byId("scope").append(...scopes.map((each) => new Option(each)));
-  byId("scope").addEventListener("change", () => show({ scope: byId("scope").value }));
-  byId("scope-choice").hidden = false;
+  getElement("scope").append(...scopes.map((each) => new Option(each)));
+  getElement("scope").addEventListener("change", () => update({ scope: getElement("scope").value }));
+  getElement("scope-choice").hidden = false;
 }
 if (report.runs.every((run) => run.times)) {
-  byId("axis").addEventListener("change", () => show({ axis: byId("axis").value, range: null }));
-  byId("axis-choice").hidden = false;
+  getElement("axis").addEventListener("change", () => update({ axis: getElement("axis").value, range: null }));
+  getElement("axis-choice").hidden = false;
 }
 
-/** Shows the charts whose title or explanation has every word. */
-const search = byId("search");
+/** Shows only charts with every word in the title or explanation. */
+const search = getElement("search");
 function filterCharts() {
   const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
   for (const { figure } of panels) {
@@ -940,7 +940,7 @@ function filterCharts() {
     const isFound = part.querySelector("figure:not([hidden])") !== null;
     part.hidden = words.length > 0 && !isFound;
     if (!part.matches("details")) continue;
-    // A search opens what it finds; after it everything is as open as before.
+    // A search opens sections with matches; afterwards they are closed again.
     if (words.length) {
       part.wasOpen ??= part.open;
       part.open = isFound;
@@ -949,13 +949,13 @@ function filterCharts() {
       part.wasOpen = undefined;
     }
   }
-  byId("no-chart").hidden = !words.length || panels.some((panel) => !panel.figure.hidden);
-  remember();
+  getElement("no-chart").hidden = !words.length || panels.some((panel) => !panel.figure.hidden);
+  saveState();
 }
 search.addEventListener("input", filterCharts);
 
-/** Follows a link from a finding to the chart that shows it. */
-function showChart({ chart, statistic, place, scope }) {
+/** Scrolls from a finding to its chart. */
+function revealChart({ chart, statistic, place, scope }) {
   const panel = panelOf(chart);
   if (search.value) { search.value = ""; filterCharts(); }
   panel.figure.closest("details")?.setAttribute("open", "");
@@ -968,8 +968,8 @@ function showChart({ chart, statistic, place, scope }) {
   }
   const shown = scope || "model";
   if (isComparison && scopes.includes(shown)) {
-    byId("scope").value = shown;
-    show({ scope: shown });
+    getElement("scope").value = shown;
+    update({ scope: shown });
   }
   for (const each of document.querySelectorAll(".is-shown")) each.classList.remove("is-shown");
   panel.figure.classList.add("is-shown");
@@ -979,7 +979,7 @@ function showChart({ chart, statistic, place, scope }) {
 for (const link of document.querySelectorAll("a[data-chart]")) {
   link.addEventListener("click", (event) => {
     event.preventDefault();
-    showChart(link.dataset);
+    revealChart(link.dataset);
   });
 }
 
@@ -1010,20 +1010,20 @@ new ResizeObserver(([{ target }]) => {
   root.style.scrollPaddingTop = isSticky ? `${target.offsetHeight + 8}px` : "";
 }).observe(document.querySelector(".toolbar"));
 
-// A chart is drawn when it comes into view.
-const sight = new IntersectionObserver((entries) => {
+// Charts are drawn when they come into view.
+const visibility = new IntersectionObserver((entries) => {
   for (const entry of entries) {
     const panel = panels.find((each) => each.place === entry.target);
     panel.isVisible = entry.isIntersecting;
     if (panel.isVisible) panel.draw();
   }
 }, { rootMargin: "300px" });
-for (const panel of panels) sight.observe(panel.place);
+for (const panel of panels) visibility.observe(panel.place);
 
-const kept = remembered();
-search.value = kept.search ?? "";
-delete kept.search;
-byId("axis").value = kept.axis ?? "step";
-byId("smoothing").value = kept.smoothing ?? 0;
-show({ theme: matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light", ...kept });
+const restored = restoreState();
+search.value = restored.search ?? "";
+delete restored.search;
+getElement("axis").value = restored.axis ?? "step";
+getElement("smoothing").value = restored.smoothing ?? 0;
+update({ theme: matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light", ...restored });
 if (search.value) filterCharts();

@@ -1,4 +1,4 @@
-"""Reads the folder of Lightning's CSVLogger."""
+"""Reads the metrics.csv of Lightning's CSVLogger."""
 
 import csv
 import os
@@ -15,7 +15,7 @@ def read(file: Path, has_read: Callable[[int], object]) -> RunPart:
 
     Args:
         file: The file.
-        has_read: Called with the number of bytes that were read since the last call.
+        has_read: Called with the number of bytes read since the last call.
     """
     part = RunPart(file, "CSVLogger")
     incomplete = 0
@@ -50,7 +50,7 @@ def _complete_lines(lines: Iterable[str], has_read: Callable[[int], object]) -> 
 
 
 def _cells(line: str) -> list[str]:
-    """The cells of one line: a quote that damage has left open ends with it."""
+    """Returns the cells of one line, so that a damaged quote does not extend to the next."""
     try:
         return next(csv.reader([line]), [])
     except csv.Error:

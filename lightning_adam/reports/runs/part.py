@@ -1,4 +1,4 @@
-"""`RunPart`: what one file holds of a run; a resumed run may have several files."""
+"""`RunPart`: the content of one log file; a resumed run may have several."""
 
 import csv
 import json
@@ -20,11 +20,11 @@ from lightning_adam.statistics.histograms import Histogram
 TIME = "_timestamp"
 """The key of the Unix time of a row."""
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, csv.Error, yaml.YAMLError)
-"""What reading a damaged file raises."""
+"""Errors of reading a damaged file."""
 
 
 class RunPart:
-    """What one file holds of a run.
+    """The content of one log file.
 
     Args:
         file: The file of a logger.
@@ -35,23 +35,23 @@ class RunPart:
         self.file = file
         self.source = source
         self.identity = str(file.parent)
-        """Parts with the same identity are of one run."""
+        """The same for all parts of a run."""
         self.name = "/".join(file.parent.parts[-2:])
         self.folder = file.parent
-        """The folder of the files that the monitor writes."""
+        """The folder with the files of the monitor."""
         self.config: dict[str, Any] = {}
         self.keys: dict[str, int] = {}
-        """The number of each key, in the order in which they came."""
+        """Numbers the keys in order of appearance."""
         self.numbers, self.steps, self.values = array("q"), array("q"), array("d")
-        """For each value: the number of its key, its step and the value."""
+        """For each value: the number of its key, the step and the value."""
         self.histograms: dict[str, dict[int, Histogram]] = {}
         self.tensors: dict[str, dict[int, str]] = {}
         self.notes: list[str] = []
         self.has_end: bool | None = None
-        """Whether the file is complete; None if its format does not tell."""
+        """Whether the file is complete; None if the format has no end marker."""
 
     def add(self, step: int, row: Mapping[str, float]) -> None:
-        """Adds the numbers of a row, by key."""
+        """Adds the numbers of a row by key."""
         self.numbers.extend([self.keys.setdefault(key, len(self.keys)) for key in row])
         self.values.extend(row.values())
         self.steps.extend(array("q", [step]) * len(row))
@@ -65,14 +65,14 @@ class RunPart:
         self.histograms.setdefault(key, {})[step] = histogram
 
     def seconds(self) -> float:
-        """Returns the time from the first to the last row; 0 if it is not stored."""
+        """Returns the time from the first to the last row; 0 if times are not logged."""
         if TIME not in self.keys:
             return 0.0
         return float(np.ptp(np.asarray(self.values)[np.asarray(self.numbers) == self.keys[TIME]]))
 
 
 def join(parts: Sequence[RunPart]) -> Run:
-    """Returns the run of its parts, in their order; of two rows of a step the later one counts."""
+    """Joins the parts of a run in order. The later of two rows for the same step is used."""
     first, last = parts[0], parts[-1]
     config: dict[str, Any] = {}
     histograms: dict[str, dict[int, Histogram]] = {}
@@ -109,7 +109,7 @@ def join(parts: Sequence[RunPart]) -> Run:
         times=times,
         seconds=max(timed, sum(each.get("seconds", 0.0) for each in stored)) or None,
         measurements=max(
-            _measured_steps(series), sum(each.get("measurements", 0) for each in stored)
+            _count_measurements(series), sum(each.get("measurements", 0) for each in stored)
         )
         or None,
         has_ended=has_ended,
@@ -117,7 +117,7 @@ def join(parts: Sequence[RunPart]) -> Run:
 
 
 def series_of(parts: Sequence[RunPart]) -> dict[str, Series]:
-    """Returns the values of each key in the order of the steps."""
+    """Returns the values of each key sorted by step."""
     keys: dict[str, int] = {}
     renumbered = []
     for part in parts:
@@ -135,8 +135,8 @@ def series_of(parts: Sequence[RunPart]) -> dict[str, Series]:
     return {key: Series(*piece) for key, piece in zip(keys, pieces, strict=False)}
 
 
-def measured(row: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the numbers of a row of layers, by key; without a layer it is of the whole model."""
+def values_by_key(row: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the numbers of a layer table's row by key. A row without a layer is the model."""
     scope = f"optimizer/{key_part(row['optimizer'])}/" if row.get("optimizer") else ""
     scope += f"layer/{key_part(row['layer'])}/" if row["layer"] else ""
     return {
@@ -147,7 +147,7 @@ def measured(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def merge(target: dict[Any, Any], update: Mapping[Any, Any]) -> None:
-    """Updates nested dicts; lists and values are replaced."""
+    """Updates nested dicts. Lists and values are replaced."""
     for key, value in update.items():
         if isinstance(value, dict):
             target[key] = target[key] if isinstance(target.get(key), dict) else {}
@@ -157,15 +157,15 @@ def merge(target: dict[Any, Any], update: Mapping[Any, Any]) -> None:
 
 
 def _join_findings(parts: Sequence[Sequence[Finding]]) -> list[Finding] | None:
-    """The findings of all parts; of one that was continued, as it is in the last part."""
+    """Returns the findings of all parts. A later part replaces the same finding of earlier ones."""
     found = {
         (each.step, each.code, each.scope, each.optimizer): each for part in parts for each in part
     }
     return [*sorted(found.values(), key=lambda each: each.step)] if parts else None
 
 
-def _measured_steps(series: Mapping[str, Series]) -> int:
-    """The steps at which statistics are logged, over all optimizers."""
+def _count_measurements(series: Mapping[str, Series]) -> int:
+    """Returns the number of steps with logged statistics, summed over optimizers."""
     found: dict[str, int] = {}
     for key, each in series.items():
         _, statistic, scope = read_key(key)
@@ -175,7 +175,7 @@ def _measured_steps(series: Mapping[str, Series]) -> int:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Reads objects of any class as the plain values that they are made of."""
+    """Loads objects of any class as plain values."""
 
 
 def _construct_plain(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
@@ -183,7 +183,7 @@ def _construct_plain(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> A
         return loader.construct_mapping(node, deep=True)
     if isinstance(node, yaml.SequenceNode):
         return loader.construct_sequence(node, deep=True)
-    # A class or a function has no value, but a name.
+    # A class or a function has only a name.
     return node.value or suffix.rpartition(":")[2]
 
 
@@ -202,7 +202,7 @@ def _read_hparams(folder: Path, name: str, notes: list[str]) -> dict[Any, Any]:
 
 
 def _read_findings(folder: Path, name: str, notes: list[str]) -> dict[str, Any]:
-    """What the monitor has written at the last finding or at the end; empty if nothing."""
+    """Returns the content of the findings file; empty if there is none."""
     file = folder / f"{FINDINGS}.json"
     try:
         if not file.exists():
@@ -227,5 +227,5 @@ def _event(file: Path) -> Event:
     rows = RunPart(file, "")
     with file.open(encoding="utf-8", newline="") as lines:
         for row in csv.DictReader(lines):
-            rows.add(int(row[X_AXIS]), measured(row))
+            rows.add(int(row[X_AXIS]), values_by_key(row))
     return Event(int(step), reason, series_of([rows]))

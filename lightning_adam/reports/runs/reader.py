@@ -17,24 +17,24 @@ FORMATS: dict[str, Callable[[Path, Callable[[int], object]], RunPart]] = {
     "metrics.csv": csv.read,
     EVENTS: tensorboard.read,
 }
-"""The names of the files of each logger, and what reads them."""
+"""Functions that read the files of each logger, by file name."""
 
 
 def read_runs(paths: Iterable[Path]) -> list[Run]:
-    """Reads all runs at some paths.
+    """Reads all runs at the given paths.
 
     Args:
         paths: Folders of runs, files of W&B (.wandb), CSVLogger (metrics.csv) or TensorBoard
             (events.out.tfevents.*), and folders that contain such files at any depth.
 
     Returns:
-        The runs in the order of the paths; those of a path in the order of their names. The parts
-        of a W&B run that was resumed are one run, and so are all files of a folder. The later row
-        of a step counts.
+        The runs in the order of the paths, sorted by name within a path. The parts of a resumed W&B
+        run are joined, and so are all files of a folder. The later of two rows for the same step is
+        used.
 
     Raises:
-        ConfigError: If there is no run at one of the paths, or a run of TensorBoard needs
-            tensorboard or tensorboardX.
+        ConfigError: If there is no run at one of the paths, or if neither tensorboard nor
+            tensorboardX is installed for a TensorBoard run.
 
     Example:
         >>> import tempfile
@@ -63,7 +63,7 @@ def read_runs(paths: Iterable[Path]) -> list[Run]:
         files |= dict.fromkeys(found)
     runs: dict[str, list[RunPart]] = {}
     size = sum(file.stat().st_size for file in files)
-    # disable=None: shown at a terminal only.
+    # disable=None: only shown in a terminal.
     with tqdm(
         total=size, unit="B", unit_scale=True, desc="reading", leave=False, disable=None
     ) as bar:
@@ -75,13 +75,13 @@ def read_runs(paths: Iterable[Path]) -> list[Run]:
 
 
 def find_files(path: Path) -> list[Path]:
-    """Returns the files of the runs at a path; empty if there is none, or no such path."""
-    # Resolved, so that a link, such as W&B's latest-run, is not a second run.
+    """Returns the log files at a path; empty if there are none."""
+    # Resolved, so that a link such as W&B's latest-run is not read twice.
     candidates = [path] if path.is_file() else path.rglob("*")
     found = {each.resolve() for each in candidates if _is_log(each) and each.is_file()}
     events = {file for file in found if fnmatch(file.name, EVENTS)}
     folders = {file.parent for file in events}
-    # Below the folder of a run, add_scalars writes the curves that share a chart.
+    # In subfolders of a run, add_scalars writes curves that share a chart; they are ignored.
     return sorted(found - {each for each in events if not folders.isdisjoint(each.parent.parents)})
 
 

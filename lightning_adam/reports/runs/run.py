@@ -1,4 +1,4 @@
-"""`Run`: what a training run has logged."""
+"""`Run`: the logged data of a training run."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,23 +12,23 @@ from lightning_adam.statistics.histograms import Histogram
 
 
 class Series(NamedTuple):
-    """The values of a key by step; each step occurs once."""
+    """The values of a key by step. Steps are unique and sorted."""
 
     steps: NDArray[np.int64]
     values: NDArray[np.float64]
 
 
 class Event(NamedTuple):
-    """A failure that the flight recorder has written: the steps before it."""
+    """A failure recorded by the flight recorder, with the steps before it."""
 
     step: int
     """The optimizer step."""
     reason: str
     series: dict[str, Series]
-    """By key, for the model and the layers."""
+    """Values by key, for the model and the layers."""
 
     def __str__(self) -> str:
-        """Its label in the report.
+        """Returns the label in the report.
 
         Example:
             >>> print(Event(1200, "loss_spike", {}))
@@ -39,33 +39,33 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """What a run has logged."""
+    """The logged data of a run."""
 
     name: str
     path: Path
     config: dict[str, Any]
     series: dict[str, Series]
-    """By key. Rows of the layer table are included, under the keys of their layers."""
+    """Values by key, including those of the layer table."""
     histograms: dict[str, dict[int, Histogram]]
-    """By key and step."""
+    """Histograms by key and step."""
     notes: list[str]
-    """What could not be read, one sentence each."""
+    """Sentences about missing or damaged data."""
     events: list[Event] = field(default_factory=list)
-    """In the order of their steps."""
+    """Sorted by step."""
     findings: list[Finding] | None = None
-    """In the order of their steps; None if rules were disabled, or nothing was stored."""
+    """Sorted by step; None if rules were disabled or nothing is stored."""
     tensors: dict[str, dict[int, str]] = field(default_factory=dict)
-    """Names of the tensors with the largest values, by the key of the values and step."""
+    """Names of the tensors with the largest values, by key and step."""
     source: str = ""
-    """Where it was read from: `W&B`, `CSVLogger`, `TensorBoard`, or `checkpoint`."""
+    """The logger, `W&B`, `CSVLogger` or `TensorBoard`, or `checkpoint`."""
     times: Series | None = None
-    """Unix time in seconds by step; None if the logger stores none."""
+    """Unix time in seconds by step; None if not logged."""
     seconds: float | None = None
-    """Wall time; None if it is not known."""
+    """Wall time in seconds; None if unknown."""
     measurements: int | None = None
-    """Number of measurements of AdamMonitor; None if there are none."""
+    """Number of measurements by AdamMonitor; None if there are none."""
     has_ended: bool = True
-    """False while the run trains, or if it was killed."""
+    """False while the run is training, or if it was killed."""
 
     @property
     def is_monitored(self) -> bool:
@@ -75,5 +75,5 @@ class Run:
 
     @property
     def last_step(self) -> int | None:
-        """The last logged step; None if nothing is logged yet."""
+        """The last logged step; None if there is none."""
         return max((int(each.steps[-1]) for each in self.series.values()), default=None)

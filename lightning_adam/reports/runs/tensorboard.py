@@ -11,11 +11,11 @@ from lightning_adam.statistics.histograms import Histogram
 
 
 def read(file: Path, has_read: Callable[[int], object]) -> RunPart:
-    """Reads an event file up to where it is cut.
+    """Reads an event file up to the point where it is cut.
 
     Args:
         file: The file.
-        has_read: Called with the number of bytes that were read since the last call.
+        has_read: Called with the number of bytes read since the last call.
 
     Raises:
         ConfigError: If neither tensorboard nor tensorboardX is installed.
@@ -45,7 +45,7 @@ def _read_event(part: RunPart, event: Event) -> None:
     row = {}
     for value in event.summary.value:
         kind, key = value.WhichOneof("value"), value.tag
-        # Lightning adds these two.
+        # Lightning logs these two itself.
         is_own = key == "epoch" or (key == "hp_metric" and value.simple_value == -1)
         if kind == "simple_value" and not is_own:
             row[key] = value.simple_value

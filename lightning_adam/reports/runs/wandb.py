@@ -1,4 +1,4 @@
-"""Reads an offline run of W&B."""
+"""Reads the .wandb file of an offline W&B run."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -8,16 +8,16 @@ from typing import Any
 from lightning_adam._compat.wandb import ConfigRecord, HistoryItem, is_log, records
 from lightning_adam.monitor.log_keys import LAYERS, X_AXIS
 from lightning_adam.reports.keys import is_tensor
-from lightning_adam.reports.runs.part import TIME, UNREADABLE, RunPart, measured, merge
+from lightning_adam.reports.runs.part import TIME, UNREADABLE, RunPart, merge, values_by_key
 from lightning_adam.statistics.histograms import Histogram
 
 
 def read(file: Path, has_read: Callable[[int], object]) -> RunPart:
-    """Reads a .wandb file up to where it is cut.
+    """Reads a .wandb file up to the point where it is cut.
 
     Args:
         file: The file.
-        has_read: Called with the number of bytes that were read since the last call.
+        has_read: Called with the number of bytes read since the last call.
     """
     part = RunPart(file, "W&B")
     part.identity, part.name, part.folder = str(file), file.stem, file.parent / "files"
@@ -84,11 +84,11 @@ def _read_row(part: RunPart, items: Iterable[HistoryItem]) -> None:
 
 
 def _read_layers(part: RunPart, file: Path) -> None:
-    """Reads a piece of the layer table into the keys of the layers."""
+    """Reads a layer table into the keys of the layers."""
     try:
         table = json.loads(file.read_text(encoding="utf-8"))
         rows = [dict(zip(table["columns"], cells, strict=True)) for cells in table["data"]]
-        for step, numbers in [(int(row[X_AXIS]), measured(row)) for row in rows]:
+        for step, numbers in [(int(row[X_AXIS]), values_by_key(row)) for row in rows]:
             part.add(step, numbers)
     except UNREADABLE:
         part.notes.append(f"{part.name}: a table of layers could not be read: {file.name}.")

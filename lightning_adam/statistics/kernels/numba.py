@@ -61,25 +61,7 @@ Work = Callable[[Iterator[tuple[int, int]]], Result]
 
 
 def measure(states: ParamStates, columns: Sequence[str]) -> Tensor:
-    """Returns the columns of each tensor.
-
-    Args:
-        states: Parameters on the CPU, at least one, right after the step.
-        columns: Names of `COLUMNS`.
-
-    Returns:
-        The matrix `[tensors, columns]` in float64.
-
-    Example:
-        >>> layer = torch.nn.Linear(3, 4, bias=False)
-        >>> adam = torch.optim.Adam(layer.parameters())
-        >>> layer(torch.ones(3)).sum().backward()
-        >>> adam.step()
-        >>> from lightning_adam.statistics.state_reader import StateReader
-        >>> states = StateReader().after_step(adam)
-        >>> measure(states, ["elements", "grad_squares", "grad_max_abs"])
-        tensor([[12., 12.,  1.]], dtype=torch.float64)
-    """
+    """Returns the columns of tensors on the CPU; see `eager.measure`."""
     plan = _plan_for(states)
     rows = np.empty((len(columns), len(states)))
     settings = plan.settings(states)
@@ -95,25 +77,7 @@ def measure(states: ParamStates, columns: Sequence[str]) -> Tensor:
 
 
 def count_exponents(states: ParamStates, groups: Sequence[int], number: int) -> Tensor:
-    """Counts active elements by binary exponent, for each of `QUANTITIES` and group of tensors.
-
-    Args:
-        states: Parameters on the CPU, at least one, right after the step.
-        groups: Index of each tensor's group in the result.
-        number: Number of groups.
-
-    Returns:
-        Counts, `[number, len(QUANTITIES), BINS]` in int64.
-
-    Example:
-        >>> weight = torch.nn.Parameter(torch.zeros(5))
-        >>> adam = torch.optim.Adam([weight])
-        >>> weight.grad = torch.ones(5)
-        >>> adam.step()
-        >>> from lightning_adam.statistics.state_reader import StateReader
-        >>> int(count_exponents(StateReader().after_step(adam), [0], 1)[0, 0, 127])
-        5
-    """
+    """Counts active elements on the CPU; see `eager.count_exponents`."""
     plan = _plan_for(states)
     counts = np.zeros((number, len(QUANTITIES), BINS), np.int64)
     settings = plan.settings(states)
@@ -131,18 +95,7 @@ def count_exponents(states: ParamStates, groups: Sequence[int], number: int) -> 
 
 
 def grad_squares(grads: Sequence[Tensor]) -> Tensor:
-    """Returns Σg² of gradients; NaN for sparse ones.
-
-    Args:
-        grads: Gradients on the CPU.
-
-    Returns:
-        The sums, `[gradients]` in float64.
-
-    Example:
-        >>> grad_squares([torch.tensor([3.0, 4.0])])
-        tensor([25.], dtype=torch.float64)
-    """
+    """Returns Σg² of gradients on the CPU; see `eager.grad_squares`."""
     is_read = [
         grad.layout is torch.strided and grad.dtype in DTYPE_CODES and grad.is_contiguous()
         for grad in grads

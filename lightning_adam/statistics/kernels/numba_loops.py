@@ -657,20 +657,8 @@ def count_items(
 ) -> None:
     """Counts the exponents of the active elements of some items in float32.
 
-    Args:
-        first: As for `add_items`, like the arguments below.
-        last: Index after the last item.
-        items: The items.
-        addresses: Addresses of the tensors.
-        factors: Factors of the tensors.
-        p_stored: Type of p.
-        g_stored: Type of g.
-        m_stored: Type of m.
-        v_stored: Type of v.
-        v_max_stored: Type of max_exp_avg_sq.
-        coupled: None without coupled decay.
-        groups: Index of the group of each tensor.
-        counts: Output: the counts, `[groups, quantities, bins]`.
+    Takes the arguments of `add_items`, but adds to `counts`, `[groups, quantities, bins]`.
+    `groups` has the index of the group of each tensor.
     """
     exponents = np.empty((4, BLOCK), np.uint8)
     for item in range(first, last):
@@ -714,15 +702,8 @@ def count_items_exact(
 ) -> None:
     """Counts the exponents of the active elements of some items in float64.
 
-    Args:
-        first: As for `add_items_exact`, like the arguments below.
-        last: Index after the last item.
-        items: The items.
-        addresses: Addresses of the tensors.
-        kinds: Codes of the dtypes.
-        factors: Factors of the tensors.
-        groups: Index of the group of each tensor.
-        counts: Output: the counts, `[groups, quantities, bins]`.
+    Takes the arguments of `add_items_exact`, but adds to `counts`, `[groups, quantities, bins]`.
+    `groups` has the index of the group of each tensor.
     """
     exponents = np.empty((4, BLOCK), np.uint8)
     buffers = np.empty((5, BLOCK))

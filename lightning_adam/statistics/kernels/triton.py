@@ -69,25 +69,7 @@ PADDED_WIDTH = 1 << (len(ROW_FIELDS) - 1).bit_length()
 
 @torch.no_grad()
 def measure(states: ParamStates, columns: Sequence[str]) -> Tensor:
-    """Returns the columns of each tensor.
-
-    Args:
-        states: Parameters on one CUDA device, at least one, right after the step.
-        columns: Names of `COLUMNS`.
-
-    Returns:
-        The matrix `[tensors, columns]` in float64, on the tensors' device.
-
-    Example:
-        >>> layer = torch.nn.Linear(3, 4, bias=False, device="cuda")  # doctest: +SKIP
-        >>> adam = torch.optim.Adam(layer.parameters(), fused=True)  # doctest: +SKIP
-        >>> layer(torch.ones(3, device="cuda")).sum().backward()  # doctest: +SKIP
-        >>> adam.step()  # doctest: +SKIP
-        >>> from lightning_adam.statistics.state_reader import StateReader
-        >>> states = StateReader().after_step(adam)  # doctest: +SKIP
-        >>> measure(states, ["elements", "grad_squares"])  # doctest: +SKIP
-        tensor([[12., 12.]], device='cuda:0', dtype=torch.float64)
-    """
+    """Returns the columns of tensors on a CUDA device; see `eager.measure`."""
     with _current_device(states):
         table, settings = _updated(states)
         sizes = len(states), len(columns)
@@ -102,26 +84,7 @@ def measure(states: ParamStates, columns: Sequence[str]) -> Tensor:
 
 @torch.no_grad()
 def count_exponents(states: ParamStates, groups: Sequence[int], number: int) -> Tensor:
-    """Counts active elements by binary exponent, for each of `QUANTITIES` and group of tensors.
-
-    Args:
-        states: Parameters on one CUDA device, at least one, right after the step.
-        groups: Index of each tensor's group in the result.
-        number: Number of groups.
-
-    Returns:
-        Counts, `[number, len(QUANTITIES), BINS]` in int64, on the tensors' device.
-
-    Example:
-        >>> weight = torch.nn.Parameter(torch.zeros(5, device="cuda"))  # doctest: +SKIP
-        >>> adam = torch.optim.Adam([weight])  # doctest: +SKIP
-        >>> weight.grad = torch.ones_like(weight)  # doctest: +SKIP
-        >>> adam.step()  # doctest: +SKIP
-        >>> from lightning_adam.statistics.state_reader import StateReader
-        >>> states = StateReader().after_step(adam)  # doctest: +SKIP
-        >>> int(count_exponents(states, [0], 1)[0, 0, 127])  # doctest: +SKIP
-        5
-    """
+    """Counts active elements on a CUDA device; see `eager.count_exponents`."""
     with _current_device(states):
         table, settings = _updated(states)
         shape = (number, len(QUANTITIES), BINS)

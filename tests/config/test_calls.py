@@ -1,4 +1,4 @@
-"""The argument that a class does not accept, found in its error or by trial."""
+"""Errors of calls: the invalid argument is found in the error's text or by further calls."""
 
 import functools
 from collections.abc import Callable
@@ -67,7 +67,7 @@ SCHEDULERS: list[tuple[Any, Given, str]] = [
     (lr_scheduler.CyclicLR, {}, "+node.base_lr=VALUE +node.max_lr=VALUE"),
     (lr_scheduler.SequentialLR, {}, "+node.schedulers=VALUE +node.milestones=VALUE"),
 ]
-"""A class, its arguments, and what the error says to set."""
+"""A class, its arguments, and the suggestion of the error."""
 
 UNKNOWN: list[tuple[Any, Given, str]] = [
     (
@@ -84,7 +84,7 @@ UNKNOWN: list[tuple[Any, Given, str]] = [
         " TypeError: 'int' object is not iterable. Change node.milestones",
     ),
 ]
-"""A class and arguments of which none can be told to be at fault, and the error."""
+"""A class, arguments of which the invalid one is unknown, and the error."""
 
 
 def parameters() -> list[torch.nn.Parameter]:
@@ -150,7 +150,7 @@ PARENTS: list[tuple[dict[str, Any], str, str]] = [
         "Set schedulers.1.schedulers.1.T_max='total_steps'",
     ),
 ]
-"""A scheduler of schedulers, and the beginning of its error and of the suggestion."""
+"""A scheduler of schedulers, and the prefixes of its error and suggestion."""
 
 
 @pytest.mark.parametrize("form", [dict, lambda node: instantiate(OmegaConf.create(node))])

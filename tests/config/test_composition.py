@@ -50,7 +50,7 @@ from lightning_adam.config.schedule import (
 from lightning_adam.monitor.settings import monitor_config
 from tests.support.tables import each_row
 
-DEFAULT_PLACE = """
+DEFAULT_PATH = """
 defaults:
   - lightning_adam/optimizer: adamw
   - lightning_adam/scheduler: cosine
@@ -87,7 +87,7 @@ def composed(folder: Path, config: str, overrides: Sequence[str] = ()) -> DictCo
 
 
 def test_presets_are_composed_at_their_default_paths(tmp_path: Path) -> None:
-    cfg = composed(tmp_path, DEFAULT_PLACE)
+    cfg = composed(tmp_path, DEFAULT_PATH)
     assert set(cfg) == {"optimizer", "scheduler", "adam_monitor"}
     assert OmegaConf.to_object(cfg.optimizer) == AdamConfig(
         weight_decay=0.01, decoupled_weight_decay=True
@@ -102,13 +102,13 @@ def test_each_scheduler_preset_equals_its_dataclass(tmp_path: Path) -> None:
     with each_row() as row:
         for option, config in presets.items():
             with row(option):
-                cfg = composed(tmp_path, DEFAULT_PLACE, [f"lightning_adam/scheduler={option}"])
+                cfg = composed(tmp_path, DEFAULT_PATH, [f"lightning_adam/scheduler={option}"])
                 assert OmegaConf.to_object(cfg.scheduler) == config()
 
 
 def test_custom_optimizer_preset_has_the_defaults_of_its_dataclass(tmp_path: Path) -> None:
     line = ["lightning_adam/optimizer=custom", "optimizer._target_=torch.optim.NAdam"]
-    cfg = composed(tmp_path, DEFAULT_PLACE, [*line, "optimizer.lr=1"])
+    cfg = composed(tmp_path, DEFAULT_PATH, [*line, "optimizer.lr=1"])
     parsed, plain = parse_optimizer(cfg.optimizer).config, CustomOptimizerConfig()
     for entry in fields(CustomOptimizerConfig):
         if entry.init:
@@ -197,13 +197,13 @@ PARSERS: dict[str, Any] = {
 
 
 def changed(config: Any) -> dict[str, Any]:
-    """The fields that differ from their defaults."""
+    """Returns the fields that differ from their defaults."""
     values = {entry.name: getattr(config, entry.name) for entry in fields(config)}
     return {name: value for name, value in values.items() if value != getattr(type(config)(), name)}
 
 
 def owner(config: Any, name: str) -> type:
-    """The class that declares a field, as several schedules share it."""
+    """Returns the class that declares a field, as several schedules share it."""
     classes = [
         each for each in type(config).__mro__ if name in vars(each).get("__annotations__", ())
     ]
@@ -229,7 +229,7 @@ def test_every_overridden_field_is_parsed(tmp_path: Path) -> None:
             with row(preset):
                 pairs = changed(config).items()
                 line = [format_override(f"{place}.{name}", value) for name, value in pairs]
-                cfg = composed(tmp_path, DEFAULT_PLACE, [preset, *shlex.split(" ".join(line))])
+                cfg = composed(tmp_path, DEFAULT_PATH, [preset, *shlex.split(" ".join(line))])
                 assert PARSERS[place](cfg[place]) == config
 
 
@@ -239,7 +239,7 @@ def test_overridden_custom_scheduler_is_parsed(tmp_path: Path) -> None:
         " +scheduler.step_size=5 scheduler.interval=epoch scheduler.frequency=2"
         " scheduler.monitor=val/acc scheduler.count_skipped_steps=true scheduler.strict=false"
     )
-    parsed = parse_schedule(composed(tmp_path, DEFAULT_PLACE, line.split()).scheduler)
+    parsed = parse_schedule(composed(tmp_path, DEFAULT_PATH, line.split()).scheduler)
     config = parsed.config
     assert isinstance(config, CustomSchedulerConfig)
     assert config.factory.keywords == {"step_size": 5}
@@ -249,7 +249,7 @@ def test_overridden_custom_scheduler_is_parsed(tmp_path: Path) -> None:
 
 
 def test_adam_preset_has_the_defaults_of_adam(tmp_path: Path) -> None:
-    cfg = composed(tmp_path, DEFAULT_PLACE, ["lightning_adam/optimizer=adam"])
+    cfg = composed(tmp_path, DEFAULT_PATH, ["lightning_adam/optimizer=adam"])
     assert OmegaConf.to_object(cfg.optimizer) == AdamConfig()
 
 
@@ -274,7 +274,7 @@ def test_preset_can_be_used_twice_in_one_config(tmp_path: Path) -> None:
     assert (cfg.generator.weight_decay, cfg.discriminator.weight_decay) == (0.0, 0.01)
 
 
-PLACES = {"optimizer": DEFAULT_PLACE, "model.optimizer": RELOCATED, "discriminator": TWICE}
+PLACES = {"optimizer": DEFAULT_PATH, "model.optimizer": RELOCATED, "discriminator": TWICE}
 TYPOS = {
     "lrr=1": "Key 'lrr' not in 'AdamConfig'",
     "lr=abc": "Value 'abc' of type 'str' could not be converted to Float",
@@ -304,6 +304,6 @@ def test_values_before_the_preset_are_checked_too(tmp_path: Path) -> None:
 
 
 def test_added_key_is_an_error_when_it_is_parsed(tmp_path: Path) -> None:
-    cfg = composed(tmp_path, DEFAULT_PLACE, ["+optimizer.nesterov=true"])
+    cfg = composed(tmp_path, DEFAULT_PATH, ["+optimizer.nesterov=true"])
     with pytest.raises(ConfigError, match=r"^optimizer\.nesterov=true is not a setting\. "):
         parse_optimizer(cfg.optimizer)

@@ -1,4 +1,4 @@
-"""Every form of a config trains bit-identically to torch by hand."""
+"""Every form of a config trains bit-identically to plain torch."""
 
 import functools
 import math
@@ -25,7 +25,7 @@ partial: Callable[..., Any] = functools.partial
 
 
 class FromHparams(AdamMixin, L.LightningModule):
-    """Its configs are in `self.hparams` alone."""
+    """Has its configs only in `self.hparams`."""
 
     def __init__(self, optimizer: Any, scheduler: Any) -> None:
         super().__init__()
@@ -37,14 +37,14 @@ class FromHparams(AdamMixin, L.LightningModule):
 
 
 def factor(step: int) -> float:
-    """A cosine after a linear warm-up, as in the presets."""
+    """Returns a cosine after a linear warm-up, as in the presets."""
     if step < WARMUP_STEPS:
         return (step + 1) / (WARMUP_STEPS + 1)
     return (1 + math.cos(math.pi * (step - WARMUP_STEPS) / (STEPS - WARMUP_STEPS))) / 2
 
 
 def parameters_by_hand(schedule: Callable[[torch.optim.Optimizer], Any]) -> list[Tensor]:
-    """torch alone: AdamW, with weight decay on matrices only."""
+    """Returns the parameters after training with torch.optim.AdamW, with decay of matrices only."""
     net = network()
     matrices = [each for each in net.parameters() if each.ndim == 2]
     vectors = [each for each in net.parameters() if each.ndim == 1]

@@ -1,4 +1,4 @@
-"""How an error writes a setting for each source, and that the suggested line is read back."""
+"""The syntax of settings in errors for each source; suggestions are valid input."""
 
 import ast
 import copy
@@ -59,7 +59,7 @@ def read_from_the_environment(typed: str) -> object:
 
 
 def same(ours: object, theirs: object) -> bool:
-    """Equal, but for texts that Hydra reads as a number or as a word such as `true`."""
+    """Returns whether values are equal, except for texts that Hydra reads as other types."""
     if isinstance(ours, list) and isinstance(theirs, list):
         return len(ours) == len(theirs) and all(map(same, ours, theirs))
     if isinstance(ours, dict) and isinstance(theirs, dict):
@@ -118,7 +118,7 @@ FORMATTED: list[tuple[Source, str, object, str]] = [
     (Source.ENVIRONMENT, "every_n_steps", 10, "LIGHTNING_ADAM_MONITOR=every_n_steps=10"),
     (Source.ENVIRONMENT, "scopes", ["model"], "LIGHTNING_ADAM_MONITOR='scopes=[model]'"),
 ]
-"""A setting with a value, as it is written for a source."""
+"""A source, a setting with a value, and its format."""
 
 
 def test_override_has_the_syntax_of_its_source() -> None:
@@ -259,7 +259,7 @@ def errors() -> list[ConfigError]:
     ids=["pickle 2", "pickle 5", "deepcopy"],
 )
 def test_error_is_the_same_in_another_process(copied: Callable[[Any], Any]) -> None:
-    """Launchers of Hydra and processes of Lightning pass errors on."""
+    """Hydra's launchers and Lightning's processes pickle errors."""
     with each_row() as row:
         for error in errors():
             with row(error):
@@ -304,7 +304,7 @@ def test_hydra_app_prints_the_override(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """While an app runs, a dict too is overridden on the command line."""
+    """In a running app, a dict is also overridden on the command line."""
     (tmp_path / "app.py").write_text(APP, encoding="utf-8")
     monkeypatch.setattr("sys.argv", ["app.py", f"+form={form}", "+optimizer.lr=-1"])
     with pytest.raises(SystemExit, match="1"):

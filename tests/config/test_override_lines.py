@@ -1,4 +1,4 @@
-"""Lines of overrides: what each builds, or its error."""
+"""Command lines of overrides: the optimizer and schedule that they build, or their error."""
 
 import logging
 import re
@@ -64,7 +64,7 @@ INVALID = {
         "scheduler.step_size_up=0 is not accepted by torch.optim.lr_scheduler.CyclicLR: float"
     ),
 }
-"""Lines, and the beginning of the error of each."""
+"""Invalid overrides, and the prefix of the error."""
 
 CORRECTED = {
     "optimizer.betas=[0.9]": "optimizer.betas=[0.9] must have at least 2 items, not 1",
@@ -149,7 +149,9 @@ CORRECTED = {
         "scheduler.num_cycles=0 must be at least 1"
     ),
     "scheduler.min_lr=0.1": "scheduler.min_lr=0.1 is above the peak learning rate, 0.001",
-    "scheduler.min_lr=1e-6 scheduler.min_lr_ratio=0.1": "scheduler.min_lr=1e-06 cannot be combined with",
+    "scheduler.min_lr=1e-6 scheduler.min_lr_ratio=0.1": (
+        "scheduler.min_lr=1e-06 cannot be combined with min_lr_ratio"
+    ),
     f"{SCHEDULER}=wsd scheduler.decay_steps=3 scheduler.decay_ratio=0.5": (
         "scheduler.decay_ratio=0.5 cannot be combined with decay_steps"
     ),
@@ -161,7 +163,7 @@ CORRECTED = {
         "adam_monitor.scopes=[[model]] has ['model'], which must be 'model', 'group', 'layer' or"
     ),
 }
-"""Lines that build when the suggestions are followed, and the beginning of the first error."""
+"""Overrides that build after following the suggestions, and the prefix of the first error."""
 
 VALID = {
     f"{CLASS}.NAdam optimizer.lr=1": [1.0],
@@ -173,7 +175,7 @@ VALID = {
     "optimizer.lr=1_0": [10.0, 10.0],
     "optimizer.lr=0.5 'optimizer.lr=${optimizer.weight_decay}'": [0.01, 0.01],
 }
-"""Lines, and the peak learning rate of each group that they build."""
+"""Valid overrides, and the peak learning rate of each group."""
 
 SHORTENED = {
     "scheduler.warmup_ratio=0.5 scheduler.total_steps=1000": {"warmup_steps": 500},
@@ -181,12 +183,12 @@ SHORTENED = {
     f"{SCHEDULER}=wsd scheduler.warmup_steps=95": {"warmup_steps": 95, "decay_steps": 5},
     f"{SCHEDULER}=wsd scheduler.warmup_steps=1 scheduler.decay_ratio=1": {"decay_steps": 99},
 }
-"""Lines with steps beyond the end, and the steps that they build."""
+"""Overrides with steps beyond the end of the run, and the steps that remain."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Hydra, initialized for an app with the presets; the tables of groups are not logged."""
+    """Initializes Hydra for an app with the presets, and does not log the tables of groups."""
     folder = tmp_path_factory.mktemp("app")
     (folder / "config.yaml").write_text(CONFIG)
     with pytest.MonkeyPatch.context() as patch:
@@ -212,7 +214,7 @@ def build(network: nn.Module, overrides: list[str]) -> dict[str, Any]:
 
 
 def message_of(error: BaseException) -> str:
-    """The one line of the error, without what Hydra puts around it."""
+    """Returns the error's line, without the lines that Hydra adds."""
     text = str(error)
     if text.startswith("Error in call to target"):
         text = next(line for line in text.split("\n") if FIELD.match(line))
@@ -221,7 +223,7 @@ def message_of(error: BaseException) -> str:
 
 
 def corrected(overrides: list[str], message: str) -> list[str]:
-    """The overrides as the error suggests."""
+    """Returns the overrides with the error's suggestion applied."""
     suggestion = re.search(r"[.?] Use (for example )?", message)
     assert suggestion
     (override,) = shlex.split(message[suggestion.end() :])
@@ -233,7 +235,7 @@ def corrected(overrides: list[str], message: str) -> list[str]:
 
 
 def errors_until_built(network: nn.Module, overrides: list[str]) -> list[str]:
-    """The errors of a line, until it builds because their suggestions are followed."""
+    """Follows the suggestions until the overrides build, and returns the errors."""
     messages: list[str] = []
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Parsing a config in any form: what is accepted, and the message of every error."""
+"""Parsing of configs in any form: valid values, and the message of every error."""
 
 import ast
 import functools
@@ -515,7 +515,7 @@ INVALID_MONITORS: list[tuple[dict[str, Any], str, str]] = [
         "stop_on=[]",
     ),
 ]
-"""Invalid values, the beginning of the error, and the suggestion at its end, or how it begins."""
+"""Invalid values, the prefix of the error, and the suggestion at its end or its prefix."""
 
 TABLES = pytest.mark.parametrize(
     ("parse", "table"),
@@ -561,7 +561,7 @@ def test_suggestion_works(
 
 
 def corrected(values: dict[str, Any], error: ConfigError) -> Any:
-    """The values as the error suggests."""
+    """Returns the values with the error's suggestion applied."""
     assert error.path is not None
     node = OmegaConf.create(values)
     if "is not a setting" in error.problem:
@@ -585,13 +585,13 @@ def bounded_fields(config: type) -> Iterator[str]:
     hints = get_type_hints(config, include_extras=True)
     for entry in fields(config):
         for each in parts(hints[entry.name]):
-            # All integers have the upper limit.
+            # All integers have this upper limit.
             if isinstance(each, Limits) and each.limits != {"lt": 2**63}:
                 yield entry.name
 
 
 def parts(hint: Any) -> Iterator[Any]:
-    """A type with its arguments and its metadata, at any depth."""
+    """Yields a type with its arguments and its metadata, at any depth."""
     yield hint
     for each in (*get_args(hint), *getattr(hint, "__metadata__", ())):
         yield from parts(each)
@@ -621,7 +621,7 @@ VALID: list[tuple[Callable[[Any], object], dict[str, Any]]] = [
     (monitor_config, {"every_n_steps": 1, "layer_depth": 1, "flight_recorder": 1}),
     (monitor_config, {"histograms_every_n_steps": 1}),
 ]
-"""Values at the end of their ranges."""
+"""Values at the limits of their ranges."""
 
 
 def test_limits_of_ranges_are_accepted() -> None:
@@ -669,7 +669,7 @@ def test_structured_schedule_has_its_name() -> None:
 
 def test_missing_name_of_a_schedule_is_suggested_as_a_new_key() -> None:
     root = OmegaConf.create({"scheduler": {"warmup_steps": 3}})
-    # As a config is that Hydra has composed.
+    # Like a config that Hydra has composed.
     OmegaConf.set_struct(root, True)
     with pytest.raises(ConfigError, match=r"^scheduler\.name is required, .*\+scheduler\.name=co"):
         parse_schedule(root.scheduler)
@@ -703,7 +703,7 @@ def test_hydra_plugin_imports_no_heavy_libraries(module: str) -> None:
 
 @functools.cache
 def packages_loaded(module: str) -> set[str]:
-    """The packages, except those of Python, that the import of a module loads."""
+    """Returns the packages, except those of Python, that the import of a module loads."""
     script = f"import sys, {module}; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

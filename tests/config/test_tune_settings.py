@@ -1,4 +1,4 @@
-"""The settings of `hydra/sweeper=adam_tune`: what is given, and what cannot work."""
+"""The settings of `hydra/sweeper=adam_tune`: defaults and invalid values."""
 
 import re
 from typing import Any

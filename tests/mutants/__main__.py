@@ -40,8 +40,8 @@ PRELOADED = (
 """Libraries that take long to import. Not wandb: its import makes a folder that each process
 removes when it ends."""
 
-LEFT_OUT = (".*", "__pycache__", "outputs", "multirun", "site", "wandb", "*.egg-info")
-"""Not copied."""
+NOT_COPIED = (".*", "__pycache__", "outputs", "multirun", "site", "wandb", "*.egg-info")
+"""Patterns of files that are not copied to the trees."""
 
 CPU_SECONDS = {"mirrors": 300, "all": 3600}
 """The limit of a process: a mutant may make a loop endless."""
@@ -96,7 +96,7 @@ MIRRORS: dict[str, tuple[str, ...]] = {
         "test_parsing",
         "test_loops",
     ),
-    "optim/weight_decay": ("test_what_decays", "test_param_groups"),
+    "optim/weight_decay": ("test_weight_decay", "test_param_groups"),
     "optim/console": ("test_console", "test_optimizers", "test_mixin"),
     "config/optimizer": (
         "test_parsing",
@@ -193,7 +193,7 @@ MIRRORS: dict[str, tuple[str, ...]] = {
 project does not have are ignored."""
 
 COMPILED = "statistics/kernels/numba_loops"
-"""The module whose machine code numba caches on the disk."""
+"""The module with machine code that numba caches on disk."""
 
 
 class Outcome(NamedTuple):
@@ -206,7 +206,7 @@ class Outcome(NamedTuple):
 
 
 def main() -> int:
-    """The number of mutants that survived."""
+    """Returns the number of mutants that survived."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--only", type=int, nargs="+", metavar="N", help="numbers of mutants")
@@ -253,9 +253,9 @@ class _Runner:
         self._running: set[int] = set()
         self._trees = [folder / f"tree_{number}" for number in range(jobs)]
         for tree in self._trees:
-            shutil.copytree(project, tree, ignore=shutil.ignore_patterns(*LEFT_OUT))
+            shutil.copytree(project, tree, ignore=shutil.ignore_patterns(*NOT_COPIED))
         found = sorted(self._trees[0].glob("tests/**/test_*.py"), key=lambda path: -len(path.parts))
-        # Of two files of one name, the one that is less deep.
+        # Of two files with the same name, the one that is less deep.
         self._files = {path.stem: str(path.relative_to(self._trees[0])) for path in found}
 
     def report(self, numbers: Sequence[int], tests: Sequence[str] | None, meets_all: bool) -> int:
@@ -285,7 +285,7 @@ class _Runner:
         return failed
 
     def _mirrors(self, module: str) -> list[str]:
-        """The doctests of a module, and the test files that mirror it, as far as there are any."""
+        """Returns the doctests of a module and its existing mirroring test files."""
         names = MIRRORS.get(module) or MIRRORS.get(module.rpartition("/")[0], ())
         files = [self._files[name] for name in names if name in self._files]
         return [f"lightning_adam/{module}.py", *files]
@@ -297,12 +297,12 @@ class _Runner:
         for first in range(0, len(numbers), len(self._trees)):
             together = numbers[first : first + len(self._trees)]
             selections = [tests or self._mirrors(MUTANTS[each].module) for each in together]
-            outcomes = self._together(together, selections)
+            outcomes = self._run_together(together, selections)
             left = [
                 each for each, outcome in zip(together, outcomes, strict=True) if not outcome[0]
             ]
             if meets_all and left:
-                again = dict(zip(left, self._together(left, [[] for _ in left]), strict=True))
+                again = dict(zip(left, self._run_together(left, [[] for _ in left]), strict=True))
                 outcomes = [
                     outcome._replace(
                         killer=again[each].killer, seconds=outcome.seconds + again[each].seconds
@@ -313,10 +313,10 @@ class _Runner:
                 ]
             yield from zip(together, outcomes, strict=True)
 
-    def _together(
+    def _run_together(
         self, numbers: Sequence[int], selections: Sequence[Sequence[str]]
     ) -> list[Outcome]:
-        """One mutant in each tree; no files are all default tests."""
+        """Runs one mutant in each tree; an empty selection means all default tests."""
         trees = self._trees[: len(numbers)]
         sources = []
         for tree, number in zip(trees, numbers, strict=True):
@@ -337,9 +337,9 @@ class _Runner:
         return outcomes
 
     def _start(self, tree: Path, mutant: Mutant | None, files: Sequence[str]) -> tuple[int, Path]:
-        """Forks a process that runs tests; its number, and the folder in which it writes."""
+        """Forks a process that runs tests; returns its ID and its output folder."""
         scratch = Path(tempfile.mkdtemp(dir=self._folder))
-        # Machine code that is not a mutant's own is compiled once for each tree.
+        # Machine code of unchanged modules is compiled once for each tree.
         is_compiled = mutant is not None and mutant.module == COMPILED
         cache = scratch / "numba" if is_compiled else tree.with_name(f"{tree.name}_numba")
         options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", "--tb=short"]
@@ -354,7 +354,7 @@ class _Runner:
         return process, scratch
 
     def end(self) -> None:
-        """Ends what is still running, with all that it has started."""
+        """Kills all running processes and their children."""
         for process in self._running:
             os.killpg(process, signal.SIGKILL)
 
@@ -374,7 +374,7 @@ class _Runner:
 
 
 def planted(mutant: Mutant, source: str) -> str:
-    """The module with the fault in it.
+    """Returns the module with the fault in it.
 
     Raises:
         ValueError: If the text does not occur once.
@@ -386,7 +386,7 @@ def planted(mutant: Mutant, source: str) -> str:
 
 
 class _Watch:
-    """Writes down the first test that fails, or the first file that cannot be collected."""
+    """Records the first test that fails, or the first file that cannot be collected."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -401,7 +401,7 @@ class _Watch:
 
 
 def _test(tree: Path, scratch: Path, cache: Path, seconds: int, options: list[str]) -> NoReturn:
-    """Runs tests in this process, which is the copy's own from here on."""
+    """Runs the tests of a copy in this process, and exits."""
     code = 70
     try:
         os.setsid()
@@ -420,7 +420,7 @@ def _test(tree: Path, scratch: Path, cache: Path, seconds: int, options: list[st
         }
         os.environ.update(own)
         sys.modules["numba"].config.CACHE_DIR = str(cache)
-        # The copy is compiled once, whatever the environment says.
+        # Bytecode of the copy is cached, regardless of the environment.
         sys.dont_write_bytecode = False
         # No other tree, be it this one or one that is installed.
         sys.path[:] = [str(tree), *(each for each in sys.path if not _is_tree(Path(each)))]

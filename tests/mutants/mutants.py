@@ -601,8 +601,8 @@ MUTANTS = (
     ),
     Mutant(
         "monitor/finding_reporter",
-        "return self._is_reported(finding) and self._printed[_recurrence_key(finding)] <= MAX_PRINTED",
-        "return self._is_reported(finding)",
+        " and self._printed[_recurrence_key(finding)] <= MAX_PRINTED",
+        "",
         "a recurring finding is printed every time",
     ),
     Mutant(

@@ -1,4 +1,4 @@
-"""Runs with Lightning's callbacks that touch the optimizer, its rates or its schedule."""
+"""Runs with callbacks of Lightning that change the optimizer, its rates or its schedule."""
 
 import warnings
 from collections.abc import Callable
@@ -55,7 +55,7 @@ CALLBACKS: dict[str, Callable[[], L.Callback]] = {
 
 
 class WithoutMixin(Lit):
-    """Without the mixin's `configure_optimizers`."""
+    """Builds the optimizer without the mixin."""
 
     def __init__(self, optimizer: Any, scheduler: Any) -> None:
         super().__init__()

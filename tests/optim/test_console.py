@@ -1,4 +1,4 @@
-"""The logger of what is printed about a run."""
+"""The logger of the package's console output."""
 
 import logging
 import sys

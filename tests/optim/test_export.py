@@ -1,4 +1,4 @@
-"""A module with the mixin is exported, copied and pickled, before and after a fit."""
+"""A module with the mixin can be exported, copied and pickled before and after a fit."""
 
 import pickle
 from collections.abc import Callable

@@ -65,7 +65,7 @@ class Tuned(AdamMixin, L.LightningModule):
 
 
 class Unfreezing(BaseFinetuning):
-    """Trains the head alone, and the backbone from the third epoch on."""
+    """Trains only the head, and from the third epoch also the backbone."""
 
     def freeze_before_training(self, pl_module: Any) -> None:
         self.freeze(pl_module.backbone)
@@ -153,7 +153,7 @@ def test_unfreezing_trains_as_torch_by_hand() -> None:
         by_hand.training_step((inputs, targets), 0).backward()  # type: ignore[no-untyped-call]
         adam.step()
     for one, other in zip(parameters(module), parameters(by_hand), strict=True):
-        # The peak of the added group is a quotient of two rates.
+        # The peak of the added group is a quotient, so it is rounded.
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
 
 
@@ -193,7 +193,7 @@ ADDED: list[tuple[Callable[[Any], dict[str, Any]], list[tuple[str, float]]]] = [
     (lambda part: {"params": part.parameters(), "weight_decay": 0.3}, [("group_2", 0.3)]),
     (lambda part: {"params": part.parameters(), "weight_decay": 0.0}, [("group_2", 0.0)]),
 ]
-"""Groups as they are added, and the names and weight decays they get."""
+"""Added groups, and their resulting names and weight decays."""
 
 
 def test_group_may_be_added_in_every_form() -> None:
@@ -279,7 +279,7 @@ def test_run_that_unfreezes_is_resumed_bit_identically(scheduler: Any) -> None:
 
 
 class ByHand(Tuned):
-    """Manual optimization, and the schedule stepped by hand."""
+    """Manual optimization, also with manual steps of the schedule."""
 
     def __init__(self, optimizer: Any = ADAMW, scheduler: Any = None) -> None:
         super().__init__(optimizer, scheduler)

@@ -1,4 +1,4 @@
-"""`save_hyperparameters` with configs: what is saved can be loaded at Lightning's defaults."""
+"""Checkpoints with configs in `save_hyperparameters` load with Lightning's defaults."""
 
 import functools
 from collections.abc import Callable
@@ -45,7 +45,7 @@ class PassesArguments(Base):
 
 
 class TemplateModule(Base):
-    """As in lightning-hydra-template."""
+    """Like the module of lightning-hydra-template."""
 
     def __init__(self, optimizer: Any, scheduler: Any, width: int = 6) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class OwnHooks(PassesArguments):
 
 
 class WithoutMixin(L.LightningModule):
-    """Without the mixin."""
+    """Builds the optimizer without the mixin."""
 
     def __init__(self, optimizer: Any, scheduler: Any) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class WithoutMixin(L.LightningModule):
 
 
 class TakesWholeConfig(Base):
-    """Is given the whole config."""
+    """Takes the whole config as an argument."""
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(optimizer=cfg["optimizer"], scheduler=cfg["scheduler"])
@@ -109,7 +109,7 @@ Form = Callable[[], Any]
 
 
 def plain_node() -> Any:
-    """With interpolations to a part of the config that the module is not given."""
+    """Returns a config with interpolations to a part that the module does not get."""
     cfg = {
         "steps": TOTAL_STEPS,
         "lr": LR,
@@ -190,7 +190,7 @@ def test_run_with_saved_configs_is_resumed_and_loaded_at_the_defaults(
                 resumed = module_of(kind, form)
                 fitted(resumed, 2, checkpoint)
                 assert_same_parameters(resumed, uninterrupted_run)
-            # A module that overrides on_save_checkpoint without super() saves what it was given.
+            # A module that overrides on_save_checkpoint without super() saves them unchanged.
             files = [checkpoint] if kind in (OwnHooks, WithoutMixin) else [checkpoint, weights]
             for file in files:
                 with row((name, file.name)):
@@ -230,7 +230,7 @@ def test_lr_find_restores_a_module_with_saved_configs(
 
 
 class Data(L.LightningDataModule):
-    """Hydra gives it a ListConfig."""
+    """Has a ListConfig from Hydra as its argument."""
 
     def __init__(self, sizes: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The learning rate of every step where the length of a run changes, in a real Trainer."""
+"""The learning rate of every step when the length of a run changes, in a real Trainer."""
 
 import itertools
 import logging
@@ -71,7 +71,7 @@ class Rates(L.Callback):
 def curve(
     scheduler: dict[str, Any], total_steps: int, first: int, last: int, epoch_steps: float = 4
 ) -> list[float]:
-    """The learning rates of the steps from `first` to before `last`, in a run of `total_steps`."""
+    """Returns the learning rates of the steps from `first` to before `last`."""
     adam = Adam([torch.zeros(1, requires_grad=True)], lr=LR)
     built = build_scheduler(adam, scheduler, total_steps, epoch_steps)
     seen = []
@@ -83,7 +83,7 @@ def curve(
 
 
 class Epochs(Lit):
-    """Its epochs have the given numbers of batches."""
+    """Data whose epochs have different numbers of batches."""
 
     def __init__(self, scheduler: Any, batches: list[int]) -> None:
         super().__init__({"lr": LR}, scheduler)
@@ -107,7 +107,7 @@ def fitted(
     callbacks: Any = (),
     **flags: Any,
 ) -> list[float]:
-    """The learning rates of a run."""
+    """Returns the learning rates of a run."""
     recorder = Rates()
     fit = trainer(
         callbacks=[recorder, *callbacks],
@@ -149,12 +149,12 @@ RESUMED: list[tuple[dict[str, Any], int]] = [
     ({"max_epochs": 4}, 16),
     ({"max_epochs": 3}, 12),
     ({"max_epochs": 6}, 24),
-    # As with twice the devices.
+    # Like twice the number of devices.
     ({"max_epochs": 4, "batches": 2}, 8 + 4),
     ({"max_epochs": 4, "accumulate_grad_batches": 2}, 8 + 4),
     ({"max_epochs": None, "max_steps": 11}, 11),
 ]
-"""Flags of the resumed run, and its steps with those before."""
+"""Flags of the resumed run, and its total number of steps."""
 MORE: dict[str, list[tuple[dict[str, Any], int]]] = {
     "epoch": [
         ({"max_epochs": 4, "batches": 8}, 8 + 16),
@@ -364,7 +364,7 @@ def test_longer_run_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixt
 
 
 class ByHand(L.LightningModule):
-    """Steps its optimizer and schedule by hand."""
+    """Steps its optimizer and schedule in manual optimization."""
 
     automatic_optimization = False
 
@@ -444,7 +444,7 @@ OTHERS: list[tuple[dict[str, Any], int, int]] = [
     ({"val_check_interval": 3, "check_val_every_n_epoch": None}, 8, 8),
     ({"barebones": True}, 8, 8),
 ]
-"""Flags, the steps of the schedule, and those that are trained."""
+"""Flags, the steps of the schedule, and the steps that are trained."""
 
 
 def test_epochs_without_a_limit_have_a_length() -> None:

@@ -135,7 +135,7 @@ def test_configs_in_hparams_are_used_and_restored_from_a_checkpoint(
 
 
 class Counting:
-    """Another mixin, with its own constructor and keyword."""
+    """Another mixin, with its constructor and keyword argument."""
 
     def __init__(self, *args: Any, start: int = 0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -261,7 +261,7 @@ def test_custom_scheduler_is_stepped_as_in_lightning() -> None:
 
 
 def test_frequency_above_the_batches_of_an_epoch_is_an_error() -> None:
-    """Lightning alone never steps such a scheduler, without a warning."""
+    """Without this error, Lightning would silently never step the scheduler."""
     scheduler = {"_target_": f"{TORCH}.StepLR", "step_size": 1, "interval": "step"}
     with pytest.raises(ConfigError, match=r"^frequency=10 is more than the 8 batches"):
         trainer(max_epochs=2).fit(Lit(ADAMW, {**scheduler, "frequency": 10}), loader(8))
@@ -281,7 +281,7 @@ def test_custom_plateau_has_a_metric_and_no_frequency() -> None:
 
 
 class Rates(L.Callback):
-    """The learning rates of all steps since the fit has begun to train."""
+    """Records the learning rates of all steps of a fit."""
 
     def __init__(self) -> None:
         self.seen: list[float] = []
@@ -296,7 +296,7 @@ class Rates(L.Callback):
 
 
 def curve(scheduler: dict[str, Any], peak: float, steps: int) -> list[float]:
-    """The learning rates of a schedule that begins with a peak."""
+    """Returns the learning rates of a schedule with the given peak."""
     adam = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=peak)
     built = build_scheduler(adam, scheduler, steps)
     seen = []
@@ -327,7 +327,7 @@ FINDABLE: list[tuple[dict[str, Any], Callable[[float], dict[str, Any]]]] = [
     ({"name": "one_cycle"}, lambda _: {"name": "one_cycle"}),
     (COSINE, lambda _: COSINE),
 ]
-"""A schedule, and the one that begins with another peak."""
+"""A schedule, and the same one with another peak."""
 
 
 class Finder(LearningRateFinder):

@@ -1,4 +1,4 @@
-"""`build_optimizer` builds the optimizer that one would build by hand with torch."""
+"""`build_optimizer` builds the same optimizer as plain torch."""
 
 import functools
 import inspect
@@ -57,7 +57,7 @@ def assert_equal(ours: list[Tensor], theirs: list[Tensor]) -> None:
 
 
 def by_ndim(net: nn.Module, **settings: Any) -> list[dict[str, Any]]:
-    """The groups by hand: matrices with the settings, vectors without weight decay."""
+    """Returns groups in plain torch: matrices with the settings, vectors without weight decay."""
     matrices = [each for each in net.parameters() if each.ndim == 2]
     vectors = [each for each in net.parameters() if each.ndim == 1]
     return [{"params": matrices, **settings}, {"params": vectors, "weight_decay": 0.0}]
@@ -145,7 +145,7 @@ def test_fused_is_not_chosen_for_complex_parameters() -> None:
 
 @pytest.fixture
 def mesh() -> Iterator[DeviceMesh]:
-    """Of this process alone."""
+    """Creates a device mesh of this process."""
     store = distributed.HashStore()  # type: ignore[attr-defined]
     distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield init_device_mesh("cpu", (1,))
@@ -214,7 +214,7 @@ def test_capturable_without_fused_is_an_error_when_built() -> None:
         build_optimizer(network(), {"capturable": True, "fused": False})
 
 
-# torch's own inputs for its optimizers' tests; the import needs expecttest.
+# The inputs of torch's optimizer tests. The import needs expecttest.
 CLASSES: dict[Any, dict[str, Any]] = {
     torch.optim.Adam: {},
     torch.optim.AdamW: {"decoupled_weight_decay": True},
@@ -294,7 +294,7 @@ def test_custom_class_trains_as_by_hand(node: Any) -> None:
 
 
 class Forwarding(torch.optim.NAdam):
-    """Passes its arguments on, as subclasses do."""
+    """Passes on all keyword arguments, like many subclasses."""
 
     def __init__(self, params: Any, **settings: Any) -> None:
         super().__init__(params, **settings)

@@ -160,7 +160,7 @@ class Transformer(nn.Module):
 
 
 def settings(module: nn.Module, **config: Any) -> dict[str, tuple[float, float]]:
-    """The learning rate and the weight decay of each group."""
+    """Returns the learning rate and the weight decay of each group."""
     return {
         group["name"]: (group.get("lr", 1e-3), group["weight_decay"])
         for group in grouped(module, **config)
@@ -336,7 +336,7 @@ def test_named_group_keeps_the_layer_decay() -> None:
 
 
 def test_lr_scale_of_a_group_in_a_layer_is_the_product_of_both_scales() -> None:
-    """`lr_find` gives all groups one lr, which is then multiplied by their scales."""
+    """`lr_find` sets the same lr for all groups; the scales then multiply it."""
     matrices = GroupConfig(name="linear", match="*.linear.weight", lr_scale=4)
     decay = LayerDecayConfig(pattern="blocks.*", rate=0.5)
     groups = grouped(Transformer(2), groups=[matrices], layer_decay=decay)
@@ -381,7 +381,7 @@ def test_every_trained_parameter_is_in_exactly_one_group() -> None:
 
 
 class Backbone(nn.Module):
-    """A head and a scale that are registered before the layers, and what is between them."""
+    """A head and a scale that are registered before the layers, and modules between layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -402,7 +402,7 @@ class Backbone(nn.Module):
 
 
 class Task(nn.Module):
-    """A module as it is trained: with parameters around the network."""
+    """A training module, with parameters outside of its network."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -413,7 +413,7 @@ class Task(nn.Module):
 
 
 class Bert(nn.Module):
-    """The embeddings are not beside the layers, but one level above."""
+    """Has its embeddings one level above the layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -425,7 +425,7 @@ class Bert(nn.Module):
 
 
 def layers(module: nn.Module, pattern: str) -> dict[str, str]:
-    """The layer of each parameter."""
+    """Returns the layer of each parameter."""
     decay = LayerDecayConfig(pattern=pattern, rate=0.5)
     groups = grouped(module, layer_decay=decay, weight_decay_on=WeightDecayOn.all)
     return {
@@ -584,7 +584,7 @@ def test_eps_of_a_later_group_that_rounds_to_0_is_an_error() -> None:
 
 
 def test_eps_that_rounds_to_0_is_named_by_the_group_that_sets_it() -> None:
-    """One group's name begins with the other's, and both have the same eps."""
+    """One group's name is a prefix of the other's, and both have the same eps."""
     net = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2).half()})
     groups = [
         {"name": "head", "match": "a.*", "eps": 1e-9},

@@ -1,4 +1,4 @@
-"""How often a fit parses a config."""
+"""A fit parses each config once."""
 
 from collections import Counter
 from typing import Any
@@ -17,7 +17,7 @@ SCHEDULER = {"name": "cosine", "warmup_steps": 1}
 
 
 class FromHyperparameters(Lit):
-    """Its configs are in `self.hparams` alone."""
+    """Has its configs only in `self.hparams`."""
 
     def __init__(self, optimizer: Any, scheduler: Any) -> None:
         super().__init__(None)
@@ -26,7 +26,7 @@ class FromHyperparameters(Lit):
 
 @pytest.fixture
 def parsed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each dataclass has been built from values."""
+    """Counts how often each dataclass is built from values."""
     counts: Counter[str] = Counter()
 
     def counting(schema: Any, values: Any, path: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A learning rate that falls when a metric has stopped improving, in a real Trainer."""
+"""The `plateau` schedule in a real Trainer."""
 
 import warnings
 from datetime import timedelta
@@ -37,7 +37,7 @@ EPOCHS = 3
 
 
 class Stalled(Lit):
-    """Nothing that it logs improves, so that each comparison after the first reduces the rate."""
+    """Logs constant metrics, so each comparison after the first reduces the learning rate."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ VALIDATION_INTERVALS: list[tuple[dict[str, Any], list[float]]] = [
         [1, 1, 1, 0.5, 0.5, 0.25],
     ),
     (
-        # Validation after batches 3, 6, 9 and 12 of all.
+        # Validation after batches 3, 6, 9 and 12 of the run.
         {
             "val_check_interval": 3,
             "check_val_every_n_epoch": None,
@@ -151,7 +151,7 @@ def test_metric_of_training_and_validation_is_compared_after_validation() -> Non
 
 
 class Plain(Stalled):
-    """What Lightning does with a scheduler of torch."""
+    """Uses torch's scheduler as documented by Lightning."""
 
     def __init__(self, options: dict[str, Any], **keys: Any) -> None:
         super().__init__(None, **keys)
@@ -179,7 +179,7 @@ IN_TRAINING: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ({}, {"strict": False}, {"max_epochs": 2}),
     ({}, {"strict": False}, {"max_epochs": 2, "validation": None}),
 ]
-"""What the module logs, options of the schedule, and flags of the Trainer."""
+"""The metrics that the module logs, options of the schedule, and flags of the Trainer."""
 
 
 def test_metric_of_training_is_compared_as_in_lightning() -> None:
@@ -251,7 +251,7 @@ def test_checkpoint_within_an_epoch_continues_the_comparisons(
 
 
 class FromLateMetric(Stalled):
-    """The sanity check logs nothing."""
+    """Logs nothing in the sanity check."""
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         if not self.trainer.sanity_checking:
@@ -276,7 +276,7 @@ MISSING: list[tuple[type[Stalled], dict[str, Any], dict[str, Any], dict[str, Any
     (Stalled, {"monitor": "val/mae"}, {}, {}, "val/loss", 4),
     (Stalled, {"monitor": "val/ac"}, {"validation": ("val/acc", "val/nll")}, {}, "val/nll", 0),
 ]
-"""The module, its schedule, what it logs, flags, the metric that is suggested, and the steps."""
+"""The module, its schedule, its metrics, flags, the suggested metric, and the steps taken."""
 
 
 @pytest.mark.parametrize("scheduler", [PLATEAU, TORCH_PLATEAU], ids=["ours", "torch's"])

@@ -1,4 +1,4 @@
-"""Precision, clipping, implementation and accumulation: the steps taken and the values logged."""
+"""Steps and logged values with each precision, clipping, implementation and accumulation."""
 
 from copy import deepcopy
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ GRADIENT_TOLERANCES = {
     "bf16-true": 5e-2,
     # Everything computed, and the batch, has 11 bits.
     "16-true": 6e-3,
-    # The reference's own precision; only the order of sums may differ.
+    # The precision of the reference. Only the order of sums may differ.
     "64-true": 1e-12,
 }
 """The largest error of a gradient, relative to the largest element of the exact one."""
@@ -269,7 +269,7 @@ def test_gradients_of_a_fused_optimizer_from_the_mixin_are_clipped(
 
 
 class ClippingInHook(Lit):
-    """As Lightning's documentation has it."""
+    """Clips as in Lightning's documentation."""
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         nn.utils.clip_grad_norm_(self.parameters(), MAX_NORM)
@@ -281,7 +281,7 @@ class ManualClippingInHook(Manual):
 
 
 class WithoutMixin(FusedWithoutMixin):
-    """Without the mixin."""
+    """Builds the optimizer without the mixin."""
 
     def __init__(self, optimizer: Any) -> None:
         super().__init__()
@@ -297,7 +297,7 @@ class WithoutMixinClippingInHook(WithoutMixin):
 
 
 class ManualTwoClipped(Manual):
-    """Two optimizers, each with its own norm."""
+    """Two optimizers, each clipped to its own norm."""
 
     def configure_optimizers(self) -> Any:
         parts = (self.net[:2], self.net[2:])
@@ -314,7 +314,7 @@ class ManualTwoClipped(Manual):
 
 
 class Norms(L.Callback):
-    """The norm of the gradients as hooks see them, and as the steps use them."""
+    """Records the norm of the gradients in hooks and in the steps."""
 
     def __init__(self) -> None:
         self.seen = list[float]()
@@ -353,7 +353,7 @@ UNSCALED: list[tuple[type[Any], bool, dict[str, Any]]] = [
     (ManualClippingInHook, True, {}),
     (ManualTwoClipped, True, {}),
 ]
-"""A way to train, whether it clips, and the trainer's flags."""
+"""A module, whether it clips, and the trainer's flags."""
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

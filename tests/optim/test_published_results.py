@@ -83,7 +83,7 @@ class Bytes(AdamMixin, L.LightningModule):
 
 
 def train_gpt(eps: float, loss_scale: float = 1.0, steps: int = 250) -> tuple[float, float]:
-    """The mean loss of the last steps, and the mean `eps_energy_loss` of the run."""
+    """Returns the mean loss of the last steps, and the mean `eps_energy_loss` of the run."""
     module, recorder = Bytes(eps, loss_scale), MemoryLogger()
     monitor = AdamMonitor(10, statistics=["eps_energy_loss"], scopes=["model"])
     torch.manual_seed(1)
@@ -95,7 +95,7 @@ def train_gpt(eps: float, loss_scale: float = 1.0, steps: int = 250) -> tuple[fl
 
 @pytest.mark.nightly
 def test_only_a_large_eps_raises_the_loss() -> None:
-    """Wortsman et al. 2023, arXiv 2309.14322, section 3.4.1: eps beside small gradients."""
+    """Wortsman et al. 2023, arXiv 2309.14322, section 3.4.1: eps and small gradients."""
     losses, lost = zip(*map(train_gpt, (1e-15, 1e-8, 1e-5, 1e-3, 1e-2, 1e-1)), strict=True)
     assert losses[:3] == pytest.approx([losses[1]] * 3, abs=0.01)
     assert losses[2] + 0.02 < losses[3] < losses[4] - 0.05 < losses[5] - 0.1

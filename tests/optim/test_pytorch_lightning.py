@@ -1,4 +1,4 @@
-"""AdamMixin over modules of `pytorch_lightning`, which train as those of `lightning.pytorch`."""
+"""AdamMixin with `pytorch_lightning` trains like with `lightning.pytorch`."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -20,7 +20,7 @@ FOREIGN = PACKAGES[1]
 
 
 class TrainingResult(NamedTuple):
-    """What a run has left, or the error that has ended it."""
+    """The result of a run, or the error that ended it."""
 
     steps: int
     rates: list[list[float]]

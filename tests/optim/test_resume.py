@@ -1,4 +1,4 @@
-"""Resume: which settings and schedule apply, and which state belongs to which parameter."""
+"""Resume: the settings and the schedule that apply, and the state of each parameter."""
 
 import itertools
 import logging
@@ -63,7 +63,7 @@ def run_training(
 
 
 def saved(folder: Path, *arguments: Any, **flags: Any) -> Path:
-    """The checkpoint of a run of one epoch."""
+    """Returns the checkpoint of a run of one epoch."""
     _, fit = run_training(*arguments, **flags)
     fit.save_checkpoint(folder / "first.ckpt")
     return folder / "first.ckpt"
@@ -107,7 +107,7 @@ def settings(fit: L.Trainer, *names: str) -> dict[str, list[Any]]:
 
 
 def by_hand(optimizer: torch.optim.Optimizer, net: nn.Module, schedule: list[list[float]]) -> None:
-    """Steps over the batches of Lit with the given learning rates of each group."""
+    """Trains over the batches of Lit in a plain loop, with the learning rates of each group."""
     for rates, batch in zip(schedule, list(loader(STEPS)) * 2, strict=False):
         for group, lr in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = lr
@@ -117,7 +117,7 @@ def by_hand(optimizer: torch.optim.Optimizer, net: nn.Module, schedule: list[lis
 
 
 def adamw(net: nn.Sequential, **settings: Any) -> torch.optim.AdamW:
-    """The groups of Lit's AdamW, by hand."""
+    """Returns the groups of Lit's AdamW in plain torch."""
     decay = [net[0].weight, net[3].weight]
     no_decay = [net[0].bias, *net[1].parameters(), net[3].bias]
     groups = [{"params": decay}, {"params": no_decay, "weight_decay": 0.0}]
@@ -138,7 +138,7 @@ USE_CONFIG = "To use the config's, set resume='config'"
 
 
 def changed_by_hand(name: str, value: Any) -> nn.Module:
-    """Two epochs of Lit by hand, between which a setting changes."""
+    """Trains two epochs of Lit in a plain loop; a setting changes between them."""
     net = network()
     optimizer = adamw(net, lr=1e-2, weight_decay=0.1)
     by_hand(optimizer, net, [[1e-2 * (1 - step / 20)] * 2 for step in range(STEPS)])
@@ -168,7 +168,7 @@ def test_changed_setting_applies_and_all_others_continue(tmp_path: Path) -> None
 
 
 def without_record(checkpoint: Path) -> Path:
-    """The same checkpoint as torch's own optimizer would save it."""
+    """Returns the checkpoint without the recorded settings, like one of a torch optimizer."""
     loaded = torch.load(checkpoint, weights_only=True)
     for group in loaded["optimizer_states"][0]["param_groups"]:
         del group["configured"]
@@ -205,7 +205,7 @@ def test_config_applies_to_a_checkpoint_without_a_record_on_request(tmp_path: Pa
 
 
 class Setting(L.Callback):
-    """Sets what the config does not say, at the end of the first epoch."""
+    """Changes a setting at run time, at the end of the first epoch."""
 
     def __init__(self, **values: Any) -> None:
         self.values = values
@@ -253,7 +253,7 @@ def test_value_set_by_a_callback_is_kept_unless_the_config_changes_it(tmp_path: 
 
 
 def test_recorded_settings_are_those_of_the_last_run(tmp_path: Path) -> None:
-    """A value that has been changed on resume is no change when it is resumed again."""
+    """A changed value is not a change when the run is resumed again."""
     first = saved(tmp_path, ADAMW, LINEAR)
     _, second = run_training({**ADAMW, "lr": 3e-3}, LINEAR, 2, first)
     second.save_checkpoint(tmp_path / "second.ckpt")
@@ -349,7 +349,7 @@ def test_implementation_is_the_current_one_and_resumes_any_other(
 def test_fused_and_not_fused_resume_each_other_under_a_grad_scaler(
     fused: bool, clip: float | None, tmp_path: Path
 ) -> None:
-    """With Lightning alone a fused run that resumes another ends in an AssertionError."""
+    """With Lightning alone, a fused run that resumes another raises an AssertionError."""
 
     def flags() -> dict[str, Any]:
         scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
@@ -381,7 +381,7 @@ def test_amsgrad_maximum_starts_from_the_second_moment_or_is_dropped(
 
 
 def test_amsgrad_maximum_of_the_checkpoint_continues(tmp_path: Path) -> None:
-    # The second moment forgets fast, so that it falls below its maximum.
+    # The second moment decays fast, so it falls below its maximum.
     config = {**ADAMW, "amsgrad": True, "betas": [0.9, 0.5]}
     checkpoint = saved(tmp_path, config)
     states = state_of(checkpoint).values()
@@ -410,7 +410,7 @@ def state_of(checkpoint: Path) -> dict[int, dict[str, Tensor]]:
 def test_each_parameter_keeps_its_state_in_any_groups(
     before: list[Any], after: list[Any], tmp_path: Path
 ) -> None:
-    """Without decay and with one learning rate groups change nothing."""
+    """Groups change nothing without decay and with the same learning rate."""
 
     def config(groups: list[Any]) -> dict[str, Any]:
         return {"lr": 1e-2, "groups": [{**group, "lr_scale": 1.0} for group in groups]}
@@ -524,7 +524,7 @@ def test_parameters_frozen_before_or_after_resuming_are_logged(
 
 
 class Unnamed(Lit):
-    """Groups that are built by hand, without names: those of the mixin, or of other sizes."""
+    """Builds groups without names: like the mixin's, or of other sizes."""
 
     def __init__(self, *sizes: int) -> None:
         super().__init__(ADAMW)
@@ -603,7 +603,7 @@ def test_changed_setting_of_a_custom_optimizer_applies(tmp_path: Path) -> None:
 
 
 def test_eps_that_rounds_to_0_in_the_new_dtype_is_an_error(tmp_path: Path) -> None:
-    """Also one that a callback has set."""
+    """Also for an eps that a callback has set."""
     sentence = r"^eps=1e-08 rounds to 0 in float16"
     small = {**ADAMW, "eps": 1e-4}
     unchanged = saved(tmp_path, small, callbacks=[Setting(eps=1e-8)])
@@ -655,7 +655,7 @@ CHANGED_SCHEDULES: list[tuple[Any, Any, Any, list[str]]] = [
     (LINEAR, None, lambda step: 1.0, []),
     (T_MAX_20, None, lambda step: 1.0, []),
 ]
-"""Of the checkpoint and of the config, the factor of today's at a step, and what is said."""
+"""The schedules of checkpoint and config, the expected factor, and the log line."""
 
 
 class Rates(L.Callback):
@@ -727,7 +727,7 @@ def test_plateau_resumes_with_its_metric_history(resume: Resume, lr: float, tmp_
 
 
 def test_plateau_of_another_mode_keeps_the_lr_but_not_the_history(tmp_path: Path) -> None:
-    """The best value of the one mode is no best value of the other."""
+    """A best value has no meaning in the other mode."""
     checkpoint = tmp_path / "first.ckpt"
     fit_stalled(ADAMW, PLATEAU, 4).save_checkpoint(checkpoint)
     fit = fit_stalled(ADAMW, {**PLATEAU, "mode": "max"}, 6, checkpoint)
@@ -754,7 +754,7 @@ FACTORS: dict[str, Any] = {
     "ExponentialLR of steps": lambda step, epoch: 0.9**step,
     "StepLR of epochs": lambda step, epoch: 0.5**epoch,
 }
-"""By the optimizer steps and the epochs that are done; a plateau starts anew."""
+"""Factors by completed optimizer steps and epochs; a plateau starts again."""
 
 
 @pytest.mark.parametrize("saved_by", ["the trainer", "a callback"])
@@ -868,7 +868,7 @@ def test_counters_continue_beside_the_settings_of_the_config(tmp_path: Path) -> 
 
 
 class WithoutMixin(L.LightningModule):
-    """Without the mixin."""
+    """Builds the optimizer without the mixin."""
 
     def __init__(self, optimizer: Any, scheduler: Any) -> None:
         super().__init__()
@@ -922,7 +922,7 @@ class ManualWithoutMixin(Manual):
 
 
 class TwoOptimizers(Manual):
-    """One for the matrices' part, one for the rest; the schedules have the same steps."""
+    """Has one optimizer for part of the matrices, and one for all other parameters."""
 
     def __init__(self, optimizer: Any, scheduler: Any) -> None:
         super().__init__()
@@ -988,11 +988,11 @@ STEPPED: dict[str, Any] = {
     "SequentialLR": stepped("SequentialLR", milestones=[3], schedulers=CHILDREN),
 }
 ONE_CYCLE = stepped("OneCycleLR", max_lr=1e-2, total_steps=20, cycle_momentum=False)
-"""Its peak is its own, not the optimizer's."""
+"""Has a peak that is not the optimizer's lr."""
 
 
 class HandLoop:
-    """A loop without a Trainer."""
+    """A training loop without a Trainer."""
 
     def __init__(self, optimizer: Any, scheduler: Any) -> None:
         self.net = network()
@@ -1025,7 +1025,7 @@ ORDERS = {"os": "optimizer, schedule", "so": "schedule, optimizer", "o": "optimi
 def test_parameters_that_were_never_trained_are_not_logged_as_frozen() -> None:
     first, again = HandLoop(ADAMW, None), HandLoop(ADAMW, None)
     for loop in (first, again):
-        # After the optimizer was built, which has them in its groups.
+        # Frozen after the optimizer was built, so its groups contain them.
         loop.net[0].requires_grad_(False)
     first.train(0, 2)
     with log_lines() as lines:
@@ -1086,7 +1086,7 @@ def test_found_peak_is_kept_by_one_cycle() -> None:
 
 
 def test_found_lr_is_kept_by_every_schedule() -> None:
-    """With the schedule of the checkpoint, another one or none."""
+    """With the schedule of the checkpoint, another schedule, or none."""
     every: dict[str, Any] = {"none": None, **STEPPED}
     earlier = [(name, every[name]) for name in ("none", "cosine", "ExponentialLR")]
     pairs = itertools.product(earlier, every.items())
@@ -1144,7 +1144,7 @@ class Wrapped(Lit):
         self.net = wrap(self.net)
 
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
-        # Wrappers rename the weights as well, which is left to the user.
+        # Wrappers also rename the weights. Loading them is up to the user.
         weights = dict(zip(self.state_dict(), state_dict.values(), strict=True))
         return super().load_state_dict(weights, *args, **kwargs)
 
@@ -1184,7 +1184,7 @@ class WithoutLogging(Wrapped):
 
 
 class Plain(Lit):
-    """An optimizer of torch alone, without names."""
+    """Uses an optimizer of plain torch, without names."""
 
     def __init__(self, make: Any, frozen: Sequence[int] = (), schedule: bool = False) -> None:
         super().__init__(ADAMW, T_MAX_20 if schedule else None)
@@ -1221,7 +1221,7 @@ def of_two_groups(module: Any) -> Any:
 
 
 def of_two_tuples(module: Any) -> Any:
-    """As nanoGPT, and the examples of transformers, build them."""
+    """Returns groups as in nanoGPT and the examples of transformers."""
     trained = [each for each in module.parameters() if each.requires_grad]
     decay = [each for each in trained if each.ndim >= 2]
     rest = [each for each in trained if each.ndim < 2]
@@ -1241,7 +1241,7 @@ PLAIN: list[tuple[Any, tuple[int, ...], bool]] = [
     (of_two_tuples, (), False),
     (of_two_tuples, (0,), True),
 ]
-"""What builds the optimizer, which modules are frozen, and whether there is a schedule."""
+"""A function that builds the optimizer, the frozen modules, and whether there is a schedule."""
 
 
 def test_checkpoint_of_torchs_own_optimizer_is_resumed_bit_identically(tmp_path: Path) -> None:

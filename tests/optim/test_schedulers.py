@@ -32,7 +32,7 @@ from tests.support.tables import each_row
 
 TORCH = "torch.optim.lr_scheduler"
 # transformers 5.23, get_scheduler with peak 10, 2 warm-up steps and 10 in all (constant: 4). From
-# the peak on; before it, transformers trains its first step with 0, and ours is one step ahead.
+# the peak on. Before it, transformers starts with 0, and this package is one step ahead.
 LINEAR = [10 / 3, 20 / 3, 10, 8.75, 7.5, 6.25, 5, 3.75, 2.5, 1.25]
 COSINE = [10 / 3, 20 / 3, 10, 9.619398, 8.535534, 6.913417, 5, 3.086583, 1.464466, 0.380602]
 CONSTANT: list[float] = [2, 4, 6, 8, 10, 10, 10, 10, 10, 10]
@@ -67,7 +67,7 @@ def partial(name: str, **arguments: Any) -> functools.partial[Any]:
 
 
 def steps(adam: Adam, scheduler: LRScheduler, count: int) -> list[list[float]]:
-    """The learning rates of each group at each step."""
+    """Returns the learning rates of each group at each step."""
     seen = []
     for _ in range(count):
         seen.append([group["lr"] for group in adam.param_groups])
@@ -367,7 +367,7 @@ def test_total_steps_argument_of_a_custom_scheduler_is_the_length() -> None:
 
 SET_LENGTH = r"Set total_steps=N, or give the Trainer max_steps$"
 BAD_SCHEDULES: list[tuple[Any, int | None, str]] = [
-    # A length that is not known.
+    # The length of the run is unknown.
     ({"name": "cosine"}, None, rf"^name='cosine' needs .*{SET_LENGTH}"),
     ({"name": "linear"}, None, rf"^name='linear' needs .*{SET_LENGTH}"),
     ({"name": "constant", "warmup_ratio": 0.1}, None, rf"^name='constant' needs .*{SET_LENGTH}"),
@@ -381,7 +381,7 @@ BAD_SCHEDULES: list[tuple[Any, int | None, str]] = [
         None,
         r"^T_max='total_steps' needs .*Set T_max=N, ",
     ),
-    # A minimum above the peak, and a length of an epoch that is not known.
+    # The minimum is above the peak, or the length of an epoch is unknown.
     (
         {"name": "cosine", "min_lr": 1.5},
         10,
@@ -397,7 +397,7 @@ BAD_SCHEDULES: list[tuple[Any, int | None, str]] = [
         10,
         r"^name='exponential' needs the number of steps of an epoch.*Set decay_steps=N$",
     ),
-    # Settings that exclude each other.
+    # Settings that cannot be combined.
     (
         {"name": "cosine", "warmup_steps": 0, "warmup_epochs": 1},
         10,
@@ -423,7 +423,7 @@ BAD_SCHEDULES: list[tuple[Any, int | None, str]] = [
         10,
         r"^decay_ratio=0\.1 cannot be combined with decay_steps",
     ),
-    # A class that cannot be built, or a child of it.
+    # A scheduler or a child of it cannot be built.
     (
         partial("SequentialLR", schedulers=[partial("StepLR", step_sise=1)], milestones=[]),
         10,

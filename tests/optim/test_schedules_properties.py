@@ -1,4 +1,4 @@
-"""Properties of the schedules at any warm-up, length and minimum, and what torch computes."""
+"""Properties of the schedules for any settings, and comparisons with torch and transformers."""
 
 import io
 import math
@@ -35,7 +35,7 @@ from lightning_adam.optim.shapes import SHAPES
 PEAK = 10.0
 LONGEST = 2000
 DECAYS = {"cosine": "cosine", "linear": "linear", "sqrt": "1-sqrt"}
-"""Our names of the decays, and those of transformers."""
+"""Names of the decays here and in transformers."""
 
 TO_THE_MINIMUM = ("linear", "cosine", "cosine_restarts", "polynomial", "wsd")
 """The schedules that end at the minimum."""
@@ -55,7 +55,7 @@ deterministic = settings(deadline=None, derandomize=True)
 
 
 class Case(NamedTuple):
-    """A config, and what its fields mean."""
+    """A schedule's config, with its fields in steps."""
 
     config: dict[str, Any]
     warmup: int
@@ -77,7 +77,7 @@ def optimizer(peak: float = PEAK) -> Adam:
 
 
 def schedule(case: Case) -> Callable[[float], float]:
-    """The multiplier of the peak, which is defined between the steps too."""
+    """Returns the multiplier of the peak, which is defined between the steps too."""
     scheduler = build_scheduler(optimizer(), case.config, case.total)
     assert isinstance(scheduler, Schedule)
     return cast("Callable[[float], float]", scheduler.curve)
@@ -95,7 +95,7 @@ def cases(
     minima: st.SearchStrategy[float] = minima,
     longest: int = LONGEST,
 ) -> Case:
-    """A shape with valid settings; at least one step follows the warm-up."""
+    """Returns a shape with valid settings; at least one step follows the warm-up."""
     name = draw(st.sampled_from(sorted(names)))
     total = draw(st.integers(1, longest))
     warmup = 0 if name == "one_cycle" else draw(st.integers(0, total - 1))
@@ -135,7 +135,7 @@ shares = st.floats(0.0, 1.5) | st.sampled_from([0.0, 1.0])
 
 
 def transformers_schedule(case: Case, later: int = 0) -> Callable[[int], float]:
-    """The function of transformers that means the same.
+    """Returns the function of transformers that means the same.
 
     Args:
         case: The schedule.
@@ -176,7 +176,7 @@ def transformers_schedule(case: Case, later: int = 0) -> Callable[[int], float]:
 
 
 def restarts(case: Case) -> set[int]:
-    """The steps at which a cycle of equal length ends, where transformers rounds."""
+    """Returns the steps at which a cycle of equal length ends, where transformers rounds."""
     if case.name != "cosine_restarts":
         return set()
     ends = (Fraction(case.length * each, case.config["num_cycles"]) for each in range(1, 10))
@@ -191,7 +191,7 @@ def test_agrees_with_transformers_at_every_step(case: Case) -> None:
             minimum=0.0, config={**case.config, "min_lr_ratio": 0, "cycle_mult": 1}
         )
     ours, theirs = schedule(case), transformers_schedule(case)
-    # The cosine of transformers turns round at the end.
+    # The cosine of transformers rises again after the end.
     last = case.total if case.name == "cosine" else case.total + case.length
     compared = sorted({*range(case.warmup, last + 1)} - restarts(case))
     assert [ours(step) for step in compared] == pytest.approx(
@@ -202,14 +202,14 @@ def test_agrees_with_transformers_at_every_step(case: Case) -> None:
 @deterministic
 @given(cases(IN_TRANSFORMERS, minima=st.just(0.0)))
 def test_warmup_is_that_of_transformers_one_step_earlier(case: Case) -> None:
-    """Transformers trains its first step with a learning rate of 0, and ours does not."""
+    """transformers starts with a learning rate of 0, and this package does not."""
     ours, theirs = schedule(case), transformers_schedule(case, later=1)
     steps = range(case.warmup + 1)
     assert [ours(step) for step in steps] == pytest.approx([theirs(step + 1) for step in steps])
 
 
 def factors_of_torch(build: Callable[[Adam], LRScheduler], steps: int) -> list[float]:
-    """What a scheduler of torch makes of a learning rate of 1 at each step."""
+    """Returns the learning rates of a torch scheduler with the peak 1."""
     adam = optimizer(1.0)
     scheduler = build(adam)
     factors = []
@@ -286,7 +286,7 @@ def test_every_step_of_the_run_moves(case: Case) -> None:
     multiplier = schedule(case)
     assert min(multiplier(step) for step in range(case.total)) > 0
     if case.name in TO_THE_MINIMUM and case.minimum < 1:
-        # A high power is below the precision of the minimum.
+        # A high power is lost in the precision of the minimum.
         is_above = multiplier(case.total - 1) > multiplier(case.total)
         assert is_above or (case.config.get("power", 1) > 1 and case.minimum)
 
@@ -310,7 +310,7 @@ def test_factor_never_rises_after_the_warmup(case: Case, one: float, other: floa
 
 
 def largest_change(case: Case, width: float) -> float:
-    """How far the multiplier can move within a width of `width` steps.
+    """Returns the largest possible change of the factor within `width` steps.
 
     A warm-up has the slope 1/(warmup + 1). A way of `length` steps from 1 to the minimum has a
     slope of at most 1/length if straight, π/2 times that if half a cosine (in its middle) and
@@ -432,7 +432,7 @@ class Run:
         self.scheduler = build_scheduler(self.optimizer, case.config, case.total)
 
     def rates(self, metrics: list[float]) -> list[tuple[float, Any]]:
-        """The learning rate and the betas of each step; a step for each metric."""
+        """Returns the learning rate and the betas of each step; a step for each metric."""
         seen = []
         for metric in metrics:
             (group,) = self.optimizer.param_groups

@@ -1,4 +1,4 @@
-"""Steps skipped by a GradScaler or without a loss leave everything as if they had not been."""
+"""Steps that are skipped by a GradScaler or have no loss have no effect."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection
@@ -51,7 +51,7 @@ def loader_of(batches: list[Any]) -> DataLoader[Any]:
 
 @cache
 def uninterrupted_lrs() -> list[float]:
-    """The learning rates of a run in which no step is skipped."""
+    """Returns the learning rates of a run in which no step is skipped."""
     return fit_with_scaler(Lit(ADAMW, COSINE), monitor()).values(LR)
 
 
@@ -62,7 +62,7 @@ def uninterrupted_lrs() -> list[float]:
 def test_skipped_steps_train_like_a_run_without_their_batches(
     implementation: str, clipping: str, accumulation: int, has_loss: bool
 ) -> None:
-    """The loss scale is a power of two, and nothing gets so small that halving it would round."""
+    """The loss scale is a power of two, so scaling is exact for these values."""
     flags = {"accumulate_grad_batches": accumulation, **CLIPPING[clipping]}
     batches = list(loader(ATTEMPTS * accumulation))
     bad = [index for index in range(len(batches)) if index // accumulation in BAD_STEPS]
@@ -95,7 +95,7 @@ def test_measured_steps_are_the_steps_the_optimizer_took(
     "bad", [[0, 1, 2], [3], [1, 3, 5, 7, 9], [8, 9], [1, 2, 3, 4, 6, 7]], ids=str
 )
 def test_fused_step_skipped_by_grad_scaler_is_not_measured(bad: list[int]) -> None:
-    """Without a schedule nothing asks the device between two measurements."""
+    """Without a schedule, nothing synchronizes with the device between measurements."""
     with each_row() as row:
         for every_n_steps in (1, 2, 3, 4):
             run = fit_with_scaler(BadBatches("fused", None, bad), monitor(every_n_steps))
@@ -139,7 +139,7 @@ class TwoStepsPerBatch(Lit):
 
 @fused_or_not
 def test_expected_step_that_is_never_taken_counts_as_skipped(implementation: str) -> None:
-    """Also if a later step of the same batch is taken."""
+    """Also before a later step in the same batch."""
     used = monitor()
     module = TwoStepsPerBatch(implementation, BAD_STEPS)
     run = fit_with_scaler(module, used, ATTEMPTS // 2)
@@ -175,7 +175,7 @@ def test_fused_and_for_loop_log_the_same_rows(every_n_steps: int) -> None:
     fused, plain = rows_of("fused"), rows_of("for-loop")
     assert [x for x, _ in fused] == [x for x, _ in plain]
     for (_, one), (_, other) in zip(fused, plain, strict=True):
-        # They round differently, in float32.
+        # The implementations round differently in float32.
         assert one == pytest.approx(other, rel=1e-4, abs=1e-7)
 
 
@@ -226,7 +226,7 @@ def test_monitor_of_a_fused_step_waits_for_the_device_at_measurements_only() -> 
         return reads.batches
 
     added = host_reads(AdamMonitor(5)) - host_reads()
-    # After the last batch the skipped steps are counted, whatever was measured.
+    # After the last batch, skipped steps are counted even without a measurement.
     assert set(added) == {0, 4, 9, 14, 19}
 
 
@@ -270,7 +270,7 @@ class TwoOptimizersWithoutMixin(WithoutMixin):
         ):
             optimizer.zero_grad()
             is_bad = net is self.net and batch_idx in self.bad_batches
-            # Without a loss there are no gradients, which a GradScaler refuses.
+            # A GradScaler raises an error without gradients.
             if self.has_loss or not is_bad:
                 loss = loss_of(net, batch)
                 self.manual_backward(loss * torch.inf if is_bad else loss)
@@ -279,7 +279,7 @@ class TwoOptimizersWithoutMixin(WithoutMixin):
 
 
 class Rates(L.Callback):
-    """The learning rates of the steps that were taken, by optimizer."""
+    """Records the learning rates of the steps that were taken, by optimizer."""
 
     def __init__(self) -> None:
         self.used = defaultdict[int, list[float]](list)

@@ -30,7 +30,7 @@ from tests.support.training import assert_same_parameters, parameters, run_train
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "guides" / "other_optimizers.md").read_text(encoding="utf-8")
 DISTRIBUTIONS = {"optimi": "torch-optimi"}
-"""The distribution of a package, if it has another name."""
+"""Distribution names that differ from the package's."""
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-true"}
 COLUMNS = {
     "gradient": ["grad_norm", "grad_rms", "grad_max", "grad_zero_fraction", "nonfinite_count"],
@@ -40,7 +40,7 @@ COLUMNS = {
 }
 SETTINGS = {"lr", "beta1", "beta2", "eps", "weight_decay", "step", "skipped_steps"}
 OF_TRAINER = {"loss_scale", "grad_norm_before_clip", "clip_coefficient"}
-"""What a Trainer that clips or scales adds, with any optimizer."""
+"""Columns that a Trainer with clipping or scaling adds for any optimizer."""
 NOT_ON_THE_CPU = ("no", "none", "with Triton")
 BATCHES, SIZE = 5, 64
 PRESETS = """
@@ -130,7 +130,7 @@ def loader() -> DataLoader[tuple[Tensor, ...]]:
 
 
 def from_guide(name: str) -> Any:
-    """A class that the guide defines."""
+    """Returns a class that the guide defines."""
     (block,) = (each for each in PAGE.split("```python\n")[1:] if f"class {name}" in each)
     names: dict[str, Any] = {"LitClassifier": Lit}
     exec(block.partition("```")[0], names)
@@ -156,7 +156,7 @@ def monitored(optimizer: Any, scheduler: Any = None, **flags: Any) -> Fit:
 
 
 def moment(state: Any, name: str) -> Tensor | None:
-    """A moment, dequantised by the library itself."""
+    """Returns a moment, dequantised by the library itself."""
     number = {"exp_avg": 1, "exp_avg_sq": 2}[name]
     kept = state.get(name, state.get(f"state{number}"))
     if f"qmap{number}" in state:
@@ -170,7 +170,7 @@ def moment(state: Any, name: str) -> Tensor | None:
 
 
 def reference_tensors(ended: Fit) -> list[oracle.Tensor]:
-    """The tensors for the oracle, with zeros for a moment that does not exist."""
+    """Returns the tensors for the oracle, with zeros for a moment that does not exist."""
     tensors = []
     (optimizer,) = ended.optimizers
     module: Any = ended.run.module
@@ -202,7 +202,7 @@ def reference_tensors(ended: Fit) -> list[oracle.Tensor]:
 
 
 def composed(row: Row, folder: Path) -> Any:
-    """The config as composed from the row's overrides."""
+    """Returns the config as composed from the row's overrides."""
     (folder / "config.yaml").write_text(PRESETS, encoding="utf-8")
     overrides = [f"optimizer._target_={row.target}", "optimizer.lr=1e-2", *row.arguments]
     if row.package == "schedulefree":
@@ -291,7 +291,7 @@ def test_resumed_run_equals_the_uninterrupted_one(
     resumed = monitored(again, scheduler, ckpt_path="first.ckpt", **flags)
     tolerance = 0.0
     if optimizer is SCHEDULEFREE:
-        # The checkpoint has the averaged weights, from which the others are computed again.
+        # The checkpoint has the averaged weights, and the others are recomputed from them.
         tolerance = 1e-6 if precision == "32-true" else 1e-2
     before, one, other = (parameters(each.run.module) for each in (first, resumed, uninterrupted))
     assert not all(map(torch.equal, before, other))
@@ -356,7 +356,7 @@ def test_sharded_quantised_state_is_measured(tmp_path: Path) -> None:
             if is_sharded:
                 fully_shard(net, mesh=init_device_mesh("cpu", (1,)))
             optimizer = build_optimizer(net, TORCHAO)
-            # The other kernels would crash on a tensor that is read wrongly.
+            # The other kernels would crash if they misread the tensor.
             metric = AdamStatistics("all", kernel="eager")
             with uncompiled():
                 net(torch.ones(SIZE)).square().sum().backward()
@@ -389,7 +389,7 @@ def test_state_without_memory_is_skipped() -> None:
         weight.grad = torch.ones(3)
     optimizer.step()
     optimizer.state[weights[0]]["exp_avg"] = WithoutMemory((3,))
-    # The other kernels would crash where its elements should be.
+    # The other kernels would crash when they access its elements.
     metric = AdamStatistics("all", kernel="eager")
     assert metric(optimizer)["adam_gradient/grad_norm"] == pytest.approx(3**0.5)
     assert metric.skipped == ["group_0.0"]
@@ -428,7 +428,7 @@ def test_schedulefree_validates_and_saves_the_averaged_weights(tmp_path: Path) -
 
 
 class TakesGradients(Optimizer):
-    """Like heavyball: no gradient remains after the step, and the count is None in between."""
+    """Like heavyball: removes gradients in the step, and sets the count to None between steps."""
 
     consume_grad = True
 

@@ -1,4 +1,4 @@
-"""What is found before the first step of a sharded training, on two ranks."""
+"""Findings before the first step of a sharded run, on two ranks."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ class ValidatedFirst(Sharded):
 
 
 class WithoutNames(ValidatedFirst):
-    """Its groups have no names of parameters, and not all parameters."""
+    """Has groups without parameter names that lack some parameters."""
 
     def configure_optimizers(self) -> Any:
         named = self.named_parameters()
@@ -36,7 +36,7 @@ class WithoutNames(ValidatedFirst):
 
 
 def left_out_notices(kind: type[ValidatedFirst]) -> list[str]:
-    """What is said of parameters that are in no group."""
+    """Returns the notices about parameters that are in no group."""
     monitor = AdamMonitor()
     fit = trainer(
         devices=2,

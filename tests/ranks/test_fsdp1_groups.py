@@ -1,4 +1,4 @@
-"""Parameter groups under FSDP1, whose parameters are slices of a flat one, on two ranks."""
+"""Parameter groups with FSDP1, where parameters are views of a flat one, on two ranks."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ STRATEGIES = ("FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD")
 
 
 class Net(nn.Module):
-    """Some of its parameters are on one rank alone."""
+    """Has parameters that are only on one rank."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def errors() -> list[str]:
 
 
 def build_without_deciding() -> list[list[str]]:
-    """Builds optimizers in which everything decays, over what cannot be told apart."""
+    """Builds optimizers in which all parameters decay, without knowing the shapes."""
     config = {"weight_decay_on": "all"}
     net, _ = wrapped()
     _, flat = wrapped(keeps=False)

@@ -33,7 +33,7 @@ FAULT_CALLS: dict[str, tuple[Any, str, int]] = {
     "logging": (RowLog, "_publish", 2),
     "judging": (FindingReporter, "judge", 2),
 }
-"""Functions, and the call at which each fails."""
+"""Functions, and the number of the call that fails."""
 
 Fits = Callable[[str], list[dict[str, Any]]]
 
@@ -98,7 +98,7 @@ def steps_until_statistic(kind: str) -> int:
 
 
 def steps_until_finding(kind: str, every_n_steps: int) -> int:
-    """Trains until a finding that only the last rank has stops it."""
+    """Trains until a finding on the last rank stops the run."""
     is_last = dist.get_rank() == dist.get_world_size() - 1
     # At this threshold it holds at every step.
     settings = {"threshold": -1.0, "patience": 1, "severity": "error" if is_last else "off"}
@@ -136,7 +136,7 @@ fsdp2_and_others = pytest.mark.parametrize(
     "kind",
     [pytest.param(kind, marks=() if kind == "FSDP2" else pytest.mark.slow) for kind in KINDS],
 )
-"""For tests of which the default tier runs one kind alone."""
+"""For tests that run only one kind in the default tier."""
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def assert_close_rows(first: Any, second: Any) -> None:
         assert values.keys() == others.keys()
         for key, value in others.items():
             if re.search(r"_p\d+$", key):
-                # An element beside a power of two may be counted in either octave.
+                # An element close to a power of two may be counted in either octave.
                 assert values[key] == pytest.approx(value, rel=0.1), key
             elif key.endswith("exp_avg_carryover"):
                 # The root of a difference of sums.

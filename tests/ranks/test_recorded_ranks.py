@@ -1,4 +1,4 @@
-"""The flight recorder on two ranks writes one file, with what one process would write."""
+"""The flight recorder on two ranks writes one file, equal to that of one process."""
 
 import itertools
 import warnings
@@ -29,7 +29,7 @@ class FailingAtTheEnd(L.Callback):
 
 
 class BreakingWeight(L.Callback):
-    """Sets what the last rank holds of a weight to infinity, before the fourth step."""
+    """Sets the last rank's part of a weight to infinity before the fourth step."""
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
         if trainer.global_step == 3 and trainer.global_rank == trainer.world_size - 1:

@@ -1,4 +1,4 @@
-"""Resuming on two ranks: the same, with another rate, longer, and in other groups."""
+"""Resume on two ranks: unchanged, with another lr, longer, and in other groups."""
 
 import functools
 import itertools
@@ -31,7 +31,7 @@ HEAD = {"name": "head", "match": "*5.*", "lr_scale": 0.1}
 
 
 class Case:
-    """The second part of a run of one epoch."""
+    """A change of the config for the resumed part of a run."""
 
     def __init__(self, epochs: int = 2, **changes: Any) -> None:
         self.epochs = epochs
@@ -51,7 +51,7 @@ RATES = {"decay": 1.0, "no_decay": 1.0, "head": 0.1, "head_no_decay": 0.1}
 
 
 def factor(step: int, total: int) -> float:
-    """The schedule by hand."""
+    """Returns the factor of the schedule at a step."""
     if step < 2:
         return (step + 1) / 3
     return (1 + math.cos(math.pi * (step - 2) / (total - 2))) / 2
@@ -91,7 +91,7 @@ class Recorder(L.Callback):
 
 
 def train(kind: str, way: str, name: str, path: str | None = None) -> dict[str, Any]:
-    """Trains by Lightning, from a checkpoint if there is one; otherwise saves one."""
+    """Trains with Lightning, from a checkpoint if given; otherwise saves one."""
     case, is_one_file = CASES[name], kind == ONE_FILE
     kind = "FSDP2" if is_one_file else kind
 
@@ -129,7 +129,7 @@ def train(kind: str, way: str, name: str, path: str | None = None) -> dict[str, 
 
 
 def train_zero_redundancy(name: str, path: str | None = None) -> dict[str, Any]:
-    """Trains with ZeroRedundancyOptimizer, whose ranks each have the state of some parameters."""
+    """Trains with ZeroRedundancyOptimizer, where each rank has the state of some parameters."""
     case = CASES[name]
     config = {key: case.config[key] for key in ("lr", "weight_decay")}
     optimizer = functools.partial(
@@ -169,7 +169,7 @@ def error_of(name: str) -> str:
 
 
 def train_fsdp1(way: str, name: str, path: str | None = None) -> dict[str, Any]:
-    """Trains with FSDP1 in a plain loop, which saves the optimizer and the schedule alone."""
+    """Trains with FSDP1 in a plain loop, which saves only the optimizer and the schedule."""
     case = CASES[name]
     lit = KINDS["DDP"].module(case.config)
     settings: dict[str, Any] = {"use_orig_params": True, "device_id": torch.device("cpu")}
@@ -194,7 +194,7 @@ def train_fsdp1(way: str, name: str, path: str | None = None) -> dict[str, Any]:
         optimizer.step()
         scheduler.step()
     if path is None:
-        # Each rank saves its own part: torch 2.13 gathers wrong moments on CPU.
+        # Each rank saves its part, because torch 2.13 gathers wrong moments on the CPU.
         states = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
         torch.save(states, f"{dist.get_rank()}FSDP1.ckpt")
     return describe_settings(optimizer, lit, begun, rates)
@@ -234,7 +234,7 @@ def test_resumed_run_has_the_moments_groups_and_rates_of_its_config(
     kind: str, way: str, ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # Up to the end of the warm-up the length of the run makes no difference.
+    # The length of the run has no effect until the end of the warm-up.
     whole = run_kind(ranks, kind, way, "same")
     first = run_kind(ranks, kind, way, "first")
     with each_row() as row:

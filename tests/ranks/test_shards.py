@@ -1,4 +1,4 @@
-"""Statistics of sharded optimizers: what ranks measure together is what one process measures.
+"""Statistics of sharded optimizers equal those of one process.
 
 Every rank gets the same data, so the mean of their gradients is the gradient of one process.
 """
@@ -60,7 +60,7 @@ Build = Callable[[Net], Sharded]
 
 
 def groups(module: nn.Module) -> list[dict[str, Any]]:
-    """One that decays and one that does not."""
+    """Returns one that decays and one that does not."""
     named = list(module.named_parameters())
     return [
         {
@@ -107,7 +107,7 @@ def fsdp2(net: Net, mesh: Any = None) -> Net:
 
 
 def fsdp2_of_parts(net: Net, *, and_the_rest: bool) -> Net:
-    """Shards a layer, and the rest too or not: then all ranks hold it as plain tensors."""
+    """Shards a layer, and optionally the rest; otherwise the rest are plain tensors."""
     fully_shard(net.wide)
     return fsdp2(net) if and_the_rest else net
 
@@ -149,7 +149,7 @@ def zero(net: Net) -> Sharded:
 
 
 class Case(NamedTuple):
-    """A way to shard a module, and what it is compared with."""
+    """A way to shard a module, and the reference to compare with."""
 
     build: Build
     whole: Build = adamw
@@ -165,7 +165,7 @@ CASES = {
     "FSDP2, amsgrad": Case(lambda net: amsgrad(fsdp2(net)), amsgrad),
     "FSDP2, NAdam": Case(lambda net: nadam(fsdp2(net)), nadam),
     "FSDP2 of a part": Case(lambda net: adamw(fsdp2_of_parts(net, and_the_rest=False))),
-    # Sums in another order differ in the last digits.
+    # The order of sums changes the last digits.
     "tensor parallel": Case(lambda net: adamw(tensor_parallel(net)), dtype=torch.float64),
     "FSDP1": Case(lambda net: adamw(fsdp1(net)), adamw_using_all),
     "FSDP1, not sharded": Case(lambda net: adamw(fsdp1(net, "NO_SHARD")), adamw_using_all),

@@ -1,4 +1,4 @@
-"""Whether measured statistics are those of the reference, within what a kernel may be off by.
+"""Compares measured statistics with the reference, within the tolerance of a kernel.
 
 A kernel that computes in float32 may count elements within 4 ulp of a boundary on its other side.
 """
@@ -22,15 +22,15 @@ from tests.support.oracle import (
 )
 
 ULPS = 4 * 2.0**-23
-"""Four units in the last place of a float32, relative to it."""
+"""Four units in the last place of a float32, as a relative error."""
 SMALLEST_FLOAT32 = 2.0**-149
 """The smallest float32."""
 SIGNED_SUMS = ("exp_avg_mean", "grad_momentum_cosine", "exp_avg_carryover", "decay_alignment")
-"""Sums of terms of either sign: their error is small beside the terms, not beside the sum."""
+"""Sums of terms with both signs: the error is relative to the terms, not to the sum."""
 
 
 def bare(values: Mapping[str, float], scope: str = "") -> dict[str, float]:
-    """Selects the values of a scope, given as the keys have it (`group/decay/`), by bare name."""
+    """Selects the values of a scope, given as a key prefix (`group/decay/`), by their names."""
     keys = {name: statistic.key_of(scope) for name, statistic in STATISTICS.items()}
     return {name: values[key] for name, key in keys.items() if key in values}
 
@@ -62,7 +62,7 @@ def assert_agree(
 
 
 def tolerances(tensors: Sequence[Tensor]) -> dict[str, float]:
-    """By how much each fraction may be off."""
+    """Returns the tolerance of each fraction."""
     with np.errstate(all="ignore"):
         parts = [_tolerance(tensor) for tensor in tensors if tensor.parameter.numel()]
     allowed = {}
@@ -125,8 +125,8 @@ def _near(values: Array, boundary: float) -> Mask:
 
 
 def _undecided(dtype: torch.dtype, values: Array, change: Array) -> Mask:
-    """Marks where the last bits of the change decide whether it is rounded away."""
-    # What is rounded to fewer digits than float32 has was a float32 before.
+    """Marks elements where the last bits of the change decide whether it is lost in rounding."""
+    # A value of a narrower dtype was rounded from float32.
     spread = ULPS * abs(change) + (0 if dtype is torch.float32 else ULPS * abs(values))
     sides = [round_to(dtype, values - change + side * spread) == values for side in (-1, 1)]
     return np.asarray(sides[0] != sides[1])

@@ -1,4 +1,4 @@
-"""The report's page in a real browser: what it draws, its texts and its controls."""
+"""The report's page in a real browser: its charts, texts and controls."""
 
 import json
 import os
@@ -136,7 +136,7 @@ MARKS = """(plot) => ({
     { type, x0, x1, y0, y1, isAcross: xref === "paper", isAlong: yref === "paper" })),
   labels: (plot.layout.annotations ?? []).map((each) => each.text),
 })"""
-"""The lines and labels that stand over the curves of a plot."""
+"""The lines and labels over the curves of a plot."""
 
 RANGES = """() => Object.fromEntries([...document.querySelectorAll("figure")]
   .map((each) => [each.dataset.chart, each.querySelector(".plot")])
@@ -150,7 +150,7 @@ OVERLAPPING = """(controls) => controls.flatMap((one, place) => controls.slice(p
 
 
 class Curves(NamedTuple):
-    """What a chart of curves shows."""
+    """The contents of a chart of curves."""
 
     lines: dict[str, dict[float, float]]
     """By name, the numbers by step."""
@@ -208,7 +208,7 @@ class ReportPage:
         )
 
     def draw_all(self) -> None:
-        """Makes the window so high that every chart is drawn."""
+        """Makes the window high enough to draw every chart."""
         self.unfold()
         height = self.page.evaluate("() => document.documentElement.scrollHeight")
         size: ViewportSize = {"width": self.page.evaluate("() => innerWidth"), "height": height}
@@ -236,7 +236,7 @@ class ReportPage:
         return named_lines(self.traces(chart))
 
     def curves(self) -> dict[str, "Curves"]:
-        """Returns what each chart of curves shows, once it is drawn."""
+        """Returns the contents of each chart of curves, once it is drawn."""
         found = self.page.locator("[data-kind=curves]").evaluate_all(CURVES)
         return {
             chart: Curves(named_lines(traces), is_log, visible)
@@ -244,7 +244,7 @@ class ReportPage:
         }
 
     def marks(self, chart: str) -> dict[str, Any]:
-        """Returns the lines and the labels that stand over the curves of a chart."""
+        """Returns the lines and the labels over the curves of a chart."""
         found: dict[str, Any] = self.bring(chart).evaluate(MARKS)
         return found
 
@@ -272,7 +272,7 @@ class ReportPage:
         return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
     def drag(self, chart: str, start: float, end: float) -> tuple[float, float]:
-        """Drags between two shares of a plot's width, and returns the steps at both ends."""
+        """Drags between two fractions of a plot's width, and returns the steps at both ends."""
         box, (_, y) = self.box(chart), self.middle(chart)
         pixels = [box["x"] + share * box["width"] for share in (start, end)]
         places, ticks = self.axis(chart, "x")
@@ -324,7 +324,7 @@ def chromium() -> Iterator["Browser"]:
 
 
 class Visits:
-    """The pages that a test opens, with their complaints and network requests."""
+    """The pages that a test opens, with their errors and network requests."""
 
     def __init__(self, browser: "Browser") -> None:
         self.browser = browser
@@ -357,7 +357,7 @@ class Visits:
             self.complaints.append(address)
 
     def leave(self) -> None:
-        """Closes the pages, and fails if one has complained."""
+        """Closes the pages, and fails if one has logged an error."""
         calls = [call for page in self.pages for call in page.evaluate("() => networkCalls")]
         for page in self.pages:
             page.context.close()

@@ -1,4 +1,4 @@
-"""What a user does and sees: commands in a shell, the README's project, the run that is left."""
+"""Runs commands like a user: in a shell, in the README's project, and reads the W&B runs."""
 
 import functools
 import itertools
@@ -22,7 +22,7 @@ from tests.support.documentation import CONFIG, TRAIN, TRAIN_LINE, named_files, 
 from tests.support.documentation import REPOSITORY as REPOSITORY
 
 BIN = Path(sys.executable).parent
-"""Where the environment that runs the tests has its commands."""
+"""Folder of the commands in the environment of the tests."""
 
 GLOBAL_STEP = "trainer/global_step"
 MODEL = ""
@@ -35,23 +35,23 @@ NON_SCALAR_PREFIXES = (
     "adam_layers",
     "adam_findings",
 )
-"""What the keys of histograms, curves and tables begin with."""
+"""Prefixes of the keys of histograms, curves and tables."""
 
 BRIEFLY = ("width=2", "trainer.max_epochs=1", "trainer.limit_train_batches=25")
-"""Overrides for a small training that is a little longer than the recipe's warm-up."""
+"""Overrides for a short run, slightly longer than the recipe's warm-up."""
 PROJECT_KEYS = (10 * 3072 // 32, 10)
-"""What decides on the keys of the README's training: optimizer steps, `every_n_steps`."""
+"""Optimizer steps and `every_n_steps` of the README's run, which determine its keys."""
 DEMO_KEYS = (8 * 63, 10, 20)
-"""The same of `make demo`, and `histograms_every_n_steps`."""
+"""The same for `make demo`, with `histograms_every_n_steps`."""
 BRIEF_KEYS = (25, 10, 20)
-"""The same of a brief run."""
+"""The same for a short run."""
 
 Command = Sequence[str | Path]
 ASSIGNED = re.compile(r"[A-Za-z_]\w*=")
 """An environment variable before a command."""
 
 TEST_VARIABLES = ("WANDB_", "HYDRA_", "PYTEST_", "PYTHONPATH", "NETRC", "LIGHTNING_ADAM_")
-"""What the tests' own environment must not lend to a user's."""
+"""Variables of the tests that a user's environment does not have."""
 
 
 @dataclass(frozen=True)
@@ -60,20 +60,20 @@ class Finished:
 
     returncode: int
     output: str
-    """stdout and stderr as a terminal would show them, what a progress bar overwrites included."""
+    """stdout and stderr, including text that a progress bar overwrites in a terminal."""
 
     @property
     def lines(self) -> list[str]:
         return [line.strip() for line in re.split(r"[\r\n]+", self.output) if line.strip()]
 
     def after(self, beginning: str) -> str:
-        """The rest of the only line with that beginning."""
+        """Returns the rest of the only line with that prefix."""
         (found,) = {line for line in self.lines if line.startswith(beginning)}
         return found.removeprefix(beginning)
 
 
 def environment(bin_folder: Path = BIN, /, **changes: str) -> dict[str, str]:
-    """A user's environment, with the commands of `bin_folder` first on the path."""
+    """Returns a user's environment, with the commands of `bin_folder` first on the path."""
     own = os.environ.items()
     kept = {name: value for name, value in own if not name.startswith(TEST_VARIABLES)}
     path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
@@ -89,7 +89,7 @@ def run(
     *,
     cold: bool = False,
 ) -> Finished:
-    """Runs a command in a folder, with nobody at the keyboard.
+    """Runs a command in a folder, without input.
 
     Args:
         command: The words of the command.
@@ -127,9 +127,9 @@ def run(
 def python_program(
     words: Sequence[str], variables: Mapping[str, str]
 ) -> tuple[str, Sequence[str]] | None:
-    """The program and its arguments, if it is one that the fork server can start."""
+    """Returns the program and its arguments; None if the fork server cannot start it."""
     found = shutil.which(words[0], path=variables.get("PATH", ""))
-    # PYTHONPATH may hold other versions of the libraries that the server has imported.
+    # PYTHONPATH may contain other versions of the libraries that the server has imported.
     if found is None or Path(found).parent != BIN or "PYTHONPATH" in variables:
         return None
     if Path(found).name.startswith("python"):
@@ -160,13 +160,13 @@ def run_text(
 
 
 def plain_words(text: str) -> list[str] | None:
-    """The words of a line in which a shell would expand, redirect and combine nothing."""
+    """Returns the words of a line without shell syntax; None for other lines."""
     unquoted = re.sub(r"'[^']*'|\"[^\"$`]*\"", "", text.strip())
     return None if re.search(r"[\n\\$`*?~#|&;<>(){}\[\]\"']", unquoted) else shlex.split(text)
 
 
 def succeed(command: Command, folder: Path = REPOSITORY, *, cold: bool = False) -> str:
-    """The output of a command that has to work."""
+    """Runs a command that must succeed, and returns its output."""
     finished = run(command, folder, cold=cold)
     if finished.returncode:
         raise AssertionError(f"{shlex.join(map(str, command))}\n{finished.output}")
@@ -174,13 +174,13 @@ def succeed(command: Command, folder: Path = REPOSITORY, *, cold: bool = False) 
 
 
 def follow_the_readme(folder: Path, bin_folder: Path = BIN) -> tuple[Finished, Path]:
-    """Does what the README says under "In your project", in that folder.
+    """Follows the README's section "In your project" in a folder.
 
     Returns:
         The training and the only W&B run that it left.
     """
     write_the_project(folder)
-    # The README shows what is printed where there is no GPU.
+    # The README shows the output without a GPU.
     variables = environment(bin_folder, CUDA_VISIBLE_DEVICES="")
     (line,) = shell_lines(re.escape(TRAIN_LINE))
     training = run_text(line, folder, variables)
@@ -190,7 +190,7 @@ def follow_the_readme(folder: Path, bin_folder: Path = BIN) -> tuple[Finished, P
 
 
 def write_the_project(folder: Path) -> None:
-    """The files of the README, each where its first line says."""
+    """Writes the files of the README to the paths in their first lines."""
     write_files(folder, named_files(TRAIN, CONFIG))
 
 
@@ -203,7 +203,7 @@ def write_files(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def recipe(folder: Path, *overrides: str, variables: Mapping[str, str] | None = None) -> Finished:
-    """The recipe, run from the repository's root, its jobs in that folder."""
+    """Returns the command of a recipe from the repository's root, with its jobs in a folder."""
     command: Command = [BIN / "python", "-m", "recipes.mnist", *overrides, *jobs_in(folder)]
     return run(command, REPOSITORY, variables)
 
@@ -214,36 +214,36 @@ def jobs_in(folder: Path) -> list[str]:
 
 
 def offline_runs(folder: Path) -> list[Path]:
-    """The W&B runs that were left under a folder, the oldest first."""
+    """Returns the W&B runs that were left under a folder, the oldest first."""
     return sorted(path for path in folder.rglob("offline-run-*") if path.is_dir())
 
 
 @functools.cache
 def records(offline_run: Path) -> list[dict[str, Any]]:
-    """What a finished W&B run left, as W&B's own reader gives it."""
+    """Returns the records of a finished W&B run, from W&B's reader."""
     printed = succeed(["wandb", "leet", "inspect", "--json", offline_run])
     return [json.loads(line) for line in printed.splitlines()]
 
 
 def run_config(offline_run: Path) -> dict[str, Any]:
-    """Our part of a W&B run's config."""
+    """Returns the part of a W&B run's config from this package."""
     updates = [entry["config"]["update"] for entry in records(offline_run) if "config" in entry]
     (ours,) = (update["lightning_adam"] for update in updates if "lightning_adam" in update)
     return dict(ours)
 
 
 def history(offline_run: Path) -> list[dict[str, Any]]:
-    """The rows of a W&B run's history."""
+    """Returns the rows of a W&B run's history."""
     return [entry["history"]["item"] for entry in records(offline_run) if "history" in entry]
 
 
 def logged_rows(offline_run: Path) -> dict[int, dict[str, float]]:
-    """Our keys in a W&B run's history, by the step they were logged under."""
+    """Returns this package's keys in a W&B run's history, by step."""
     return our_rows(history(offline_run), GLOBAL_STEP)
 
 
 def our_rows(rows: Iterable[Mapping[str, Any]], step_key: str) -> dict[int, dict[str, float]]:
-    """Our numbers of each row that has any, by the row's step; histograms and tables aside."""
+    """Returns this package's scalars in a W&B run's history, by step, without empty rows."""
     found: dict[int, dict[str, float]] = {}
     for row in rows:
         ours = {
@@ -257,14 +257,14 @@ def our_rows(rows: Iterable[Mapping[str, Any]], step_key: str) -> dict[int, dict
 
 
 def keys(rows: Mapping[int, Iterable[str]]) -> dict[int, list[str]]:
-    """What was logged at each step, the numbers left aside."""
+    """Returns the keys that were logged at each step."""
     return {step: sorted(row) for step, row in rows.items()}
 
 
 def promised_keys(
     steps: int, every_n_steps: int, histograms_every_n_steps: int | None = None
 ) -> dict[int, list[str]]:
-    """The keys that a run without clipping has to log, by step."""
+    """Returns the keys that a run without clipping has to log, by step."""
     logged: dict[int, set[str]] = {}
     for step in (1, *range(every_n_steps, steps + 1, every_n_steps)):
         undefined = {*CLIPPING, *(["grad_momentum_cosine"] if step == 1 else [])}

@@ -43,7 +43,7 @@ def blocks() -> list[Block]:
 
 
 def block(language: str, beginning: str) -> str:
-    """Returns the text of the only block in a language with a beginning."""
+    """Returns the text of the only block in a language with a prefix."""
     texts = {
         each.text
         for each in blocks()

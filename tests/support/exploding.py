@@ -1,4 +1,4 @@
-"""Runs that blow up at a known step, and the files that the flight recorder writes of them."""
+"""Runs that fail at a known step, and their flight recorder files."""
 
 import csv
 import math
@@ -19,7 +19,7 @@ Row = dict[str, str]
 
 
 class Exploding(Lit):
-    """A fault is planted before one of its optimizer steps, counted from 1."""
+    """Applies a fault before one of its optimizer steps, counted from 1."""
 
     def __init__(self, at: int, how: str) -> None:
         super().__init__(ADAMW, {"name": "constant"})
@@ -77,7 +77,7 @@ def recorded(
 
 
 def files_of(folder: Path | str) -> list[Path]:
-    """The files in the recorder's folder of a run, the earliest step first."""
+    """Returns the files in the recorder's folder of a run, the earliest step first."""
     found = Path(folder).glob("adam_flight_recorder/*")
     return sorted(found, key=lambda file: int(file.name.split("_")[1]))
 
@@ -92,7 +92,7 @@ def steps_of(rows: list[Row]) -> list[int]:
 
 
 def numbers(row: Mapping[str, str]) -> dict[str, float]:
-    """The statistics that are defined, by key."""
+    """Returns the statistics that are defined, by key."""
     scope = f"layer/{row['layer']}/" if row["scope"] == "layer" else ""
     return {
         statistic.key_of(scope): float(row[name])
@@ -102,12 +102,12 @@ def numbers(row: Mapping[str, str]) -> dict[str, float]:
 
 
 def is_hyperparameter(key: str) -> bool:
-    """Whether a statistic is logged only when it changes."""
+    """Returns whether a statistic is logged only when it changes."""
     return key.rpartition("/")[2] in HYPERPARAMETER_STATISTICS
 
 
 def logged_by(recorder: MemoryLogger) -> dict[int | None, dict[str, float]]:
-    """The metrics that the monitor logs at each measurement, by the step on the x-axis."""
+    """Returns the metrics that the monitor logs at each measurement, by the step on the x-axis."""
 
     def is_ours(key: str) -> bool:
         return key.startswith("adam_") and not is_hyperparameter(key)

@@ -1,4 +1,4 @@
-"""Findings made by hand."""
+"""Builds findings for tests."""
 
 from typing import Any
 

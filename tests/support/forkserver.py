@@ -1,4 +1,4 @@
-"""Python programs without the seconds that importing torch and Lightning takes.
+"""Starts Python programs without the seconds that imports of torch and Lightning take.
 
 A server imports the libraries once and forks itself for each program. The program sees its own
 arguments, folder, environment and output, as in a new process. What it must not find imported,
@@ -83,7 +83,7 @@ def _become(
         sys.excepthook(*sys.exc_info())
         sys.exit(1)
     finally:
-        # A process of multiprocessing ends without what a program does at its end, in this order.
+        # A multiprocessing process skips these steps, which a program runs at exit in this order.
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
 

@@ -1,4 +1,4 @@
-"""HTML taken apart, as a browser would."""
+"""Parses HTML like a browser."""
 
 from html.parser import HTMLParser
 
@@ -15,14 +15,14 @@ class Element:
 
     @property
     def text(self) -> str:
-        """All text in it, that of scripts and styles aside."""
+        """All text in the element, except that of scripts and styles."""
         return "".join(self.page.pieces[self.pieces])
 
     def inner(self, *tags: str) -> list["Element"]:
         return [each for each in self.page.elements[self.elements] if each.tag in tags]
 
     def end(self) -> None:
-        """Notes that all that comes from now on is behind it."""
+        """Ends the element: later content is outside of it."""
         self.pieces = slice(self.pieces.start, len(self.page.pieces))
         self.elements = slice(self.elements.start, len(self.page.elements))
 
@@ -33,7 +33,7 @@ class HtmlPage(HTMLParser):
         self.elements: list[Element] = []
         self.pieces: list[str] = []
         self.misplaced: list[str] = []
-        """The tags that are closed out of turn, or never."""
+        """Tags that are closed in the wrong order, or never."""
         self._open: list[Element] = []
         self.feed(text)
         self.close()
@@ -64,11 +64,11 @@ class HtmlPage(HTMLParser):
 
     @property
     def text(self) -> str:
-        """All text but that of scripts and styles, with single spaces."""
+        """All text except that of scripts and styles, with single spaces."""
         return " ".join("".join(self.pieces).split())
 
     def all(self, tag: str, name: str | None = None) -> list[Element]:
-        """The elements with a tag, and with a class if one is given."""
+        """Returns the elements with a tag, and with a class if one is given."""
         return [
             each
             for each in self.elements
@@ -76,17 +76,17 @@ class HtmlPage(HTMLParser):
         ]
 
     def texts(self, tag: str, name: str | None = None) -> list[str]:
-        """The texts of these elements, with single spaces."""
+        """Returns the texts of these elements, with single spaces."""
         return [" ".join(each.text.split()) for each in self.all(tag, name)]
 
     def values(self, attribute: str) -> list[str]:
-        """What the elements that have an attribute have as its value."""
+        """Returns the values of an attribute, of the elements that have it."""
         return [
             each.attributes[attribute] for each in self.elements if attribute in each.attributes
         ]
 
     def cells(self, identifier: str) -> list[list[str]]:
-        """The texts of a table's cells, row by row; none if there is no such table."""
+        """Returns the texts of a table's cells, row by row; none if there is no such table."""
         tables = [each for each in self.all("table") if each.attributes.get("id") == identifier]
         rows = [row for table in tables for row in table.inner("tr")]
         return [[cell.text for cell in row.inner("td", "th")] for row in rows]

@@ -1,4 +1,4 @@
-"""An environment with what an extra asks for and nothing else, linked from that of the tests.
+"""Environments with only the requirements of an extra, linked from that of the tests.
 
 Installing torch and its dependencies takes minutes; pip finds the linked packages installed.
 """
@@ -37,7 +37,7 @@ def link_packages(environment: Path, extra: str = "", requires: Iterable[str] = 
 
 
 def distributions(root: Requirement, requires: Iterable[str]) -> list[Distribution]:
-    """The distributions that a package and its extras need, without the package itself."""
+    """Returns the distributions that a package and its extras need, without the package itself."""
     found: dict[str, Distribution] = {}
     open_, seen = [(root, requires)], set()
     while open_:
@@ -63,7 +63,7 @@ def link(name: Path, source: Path) -> None:
 
 
 def write_script(name: Path, source: Path) -> None:
-    """Writes a command of pip anew for another environment, whose path may have a space."""
+    """Rewrites a pip command for another environment; its path may contain a space."""
     first, _, rest = source.read_text(errors="replace").partition("\n")
     if first.startswith("#!") and "python" in first:
         python = name.parent / "python"

@@ -1,4 +1,4 @@
-"""Ways to train: a table of modules, data and flags of the Trainer."""
+"""A table of training loops: modules, data and flags of the Trainer."""
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -239,13 +239,13 @@ class Loop:
     data: Callable[[], Any] = lambda: loader(6)
     scheduler: dict[str, Any] = field(default_factory=lambda: LINEAR)
     measured: list[int] | None = None
-    """The steps whose measurements are logged, if not all."""
+    """The steps at which measurements are logged, if not all."""
     is_logged: bool = True
     optimizer: str = ""
     """The name in the keys, of the first of several optimizers."""
 
     def key_of(self, name: str) -> str:
-        """The key of a statistic of the model."""
+        """Returns the key of a statistic of the model."""
         return STATISTICS[name].key_of(f"optimizer/{self.optimizer}/" if self.optimizer else "")
 
 
@@ -363,7 +363,7 @@ DISTINCT_LOOPS = (
     "None for some batches",
     "compiled module",
 )
-"""Loops that differ in what calls the optimizer's step, and when."""
+"""Loops that differ in how and when the optimizer's step is called."""
 
 
 def each_of(names: Collection[str]) -> pytest.MarkDecorator:
@@ -377,7 +377,7 @@ each_distinct_loop = each_of(DISTINCT_LOOPS)
 
 
 def run_loop(loop: Loop, *callbacks: L.Callback, scheduler: Any = None) -> TrainingRun:
-    """Trains as the loop says, with callbacks added."""
+    """Runs a loop with additional callbacks."""
     module = loop.kind(ADAMW, scheduler or loop.scheduler)
     flags = {"num_sanity_val_steps": 0, **loop.flags}
     validation = loader(2) if isinstance(module, Validating) else None
@@ -387,5 +387,5 @@ def run_loop(loop: Loop, *callbacks: L.Callback, scheduler: Any = None) -> Train
 
 @cache
 def baseline_fit(name: str) -> TrainingRun:
-    """A run of the table without the monitor."""
+    """Runs a loop of the table without the monitor."""
     return run_loop(next(loop for loop in LOOPS if loop.name == name))

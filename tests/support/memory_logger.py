@@ -1,4 +1,4 @@
-"""A logger that keeps what it is given."""
+"""A logger that keeps metrics in memory."""
 
 from lightning.pytorch.loggers import CSVLogger
 

@@ -1,4 +1,4 @@
-"""Training with AdamMonitor, and modules whose steps are unusual to monitor."""
+"""Runs with AdamMonitor, and modules with unusual optimizer steps."""
 
 from collections.abc import Collection
 from typing import Any
@@ -19,7 +19,7 @@ KEY = "adam_update/update_norm"
 
 
 def scoped(scope: str, key: str = KEY) -> str:
-    """The key of a statistic in a scope, such as `group/decay`."""
+    """Returns the key of a statistic in a scope, such as `group/decay`."""
     family, name = key.split("/")
     return f"{family}/{scope}/{name}" if scope else key
 
@@ -39,7 +39,7 @@ def fit_monitored(
 
 
 class DelayedArrival(PendingMeasurement):
-    """Arrives after it was polled a number of times, as from a device that is behind."""
+    """A copy that arrives after several polls, like from a device that is behind."""
 
     asked_for = 3
     must_not_wait = False
@@ -58,7 +58,7 @@ class DelayedArrival(PendingMeasurement):
 
 
 SELF_SCALING = "fused, as torch leaves it"
-"""An implementation whose step unscales and skips itself, on the device. The mixin has it not."""
+"""An optimizer step that unscales and skips on the device. The mixin does not use it."""
 
 
 class BadBatches(Lit):
@@ -107,19 +107,19 @@ def fit_with_scaler(
 
 
 def step_hooks(optimizer: torch.optim.Optimizer) -> list[str]:
-    """The names of the hooks around an optimizer's step."""
+    """Returns the names of the hooks around an optimizer's step."""
     hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
     return [hook.__qualname__ for each in hooks for hook in each.values()]
 
 
 def steps_logged(run: TrainingRun) -> list[tuple[int | None, float, float]]:
-    """The x value, the optimizer step and the number of skipped steps of each row."""
+    """Returns the x value, the optimizer step and the number of skipped steps of each row."""
     keys = ("adam_schedule/step", "adam_schedule/skipped_steps")
     return [(x, row[keys[0]], row[keys[1]]) for x, row in run.logger.rows if keys[0] in row]
 
 
 def step_counts(bad: Collection[int], every_n_steps: int) -> list[tuple[int, float, float]]:
-    """The rows that `steps_logged` should find if some attempts are skipped."""
+    """Returns the rows that `steps_logged` should find if some attempts are skipped."""
     taken = [attempt for attempt in range(ATTEMPTS) if attempt not in bad]
     return [
         (attempt, step, attempt + 1 - step)

@@ -1,4 +1,4 @@
-"""Training runs, and what their loggers have written to disk."""
+"""Training runs, and the files of their loggers."""
 
 import csv
 import json
@@ -57,7 +57,7 @@ def fit_offline(
 
 
 def events_under(folder: Path) -> EventAccumulator:
-    """The event files of TensorBoard, with all histograms."""
+    """Returns the event files of TensorBoard, with all histograms."""
     (events,) = folder.rglob("events.out.tfevents.*")
     return EventAccumulator(str(events), size_guidance={"histograms": 0}).Reload()
 
@@ -67,7 +67,7 @@ def steps_of(rows: Iterable[Row], key: str) -> list[int]:
 
 
 def tables(offline_run: Path, rows: Sequence[Row], key: str) -> list[Table]:
-    """The tables under a key of a run's history."""
+    """Returns the tables under a key of a run's history."""
     found = []
     for row in rows:
         if f"{key}.path" in row:
@@ -78,7 +78,7 @@ def tables(offline_run: Path, rows: Sequence[Row], key: str) -> list[Table]:
 
 
 def csv_rows(folder: Path) -> dict[int, dict[str, float]]:
-    """Our keys in the CSV logger's file, by step."""
+    """Returns this package's keys in the CSV logger's file, by step."""
     (metrics,) = folder.rglob("metrics.csv")
     with metrics.open(newline="", encoding="utf-8") as file:
         rows = [{key: cell for key, cell in row.items() if cell} for row in csv.DictReader(file)]

@@ -1,4 +1,4 @@
-"""`lightning.pytorch` and `pytorch_lightning`, whose classes are different objects."""
+"""`lightning.pytorch` and `pytorch_lightning`, which have different class objects."""
 
 from importlib import import_module
 from typing import Any
@@ -23,12 +23,12 @@ QUIET: dict[str, Any] = {
 
 
 def trainer(package: str, **flags: Any) -> Any:
-    """A Trainer of a package."""
+    """Returns a Trainer of a package."""
     return import_module(package).Trainer(**{**QUIET, **flags})
 
 
 def plain_module(package: str, nan_at: int | None = None) -> Any:
-    """A module of a package, without the mixin; the loss of one batch may be NaN."""
+    """Returns a module of a package, without the mixin; the loss of one batch may be NaN."""
     kind: Any = import_module(package).LightningModule
 
     class Plain(kind):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Covering arrays: few cases of a large product that still hold every pair of its values."""
+"""Covering arrays: few cases of a large product that contain every pair of values."""
 
 import itertools
 from collections.abc import Iterable
@@ -39,7 +39,7 @@ def pairwise(*axes: Iterable[Any]) -> list[tuple[Any, ...]]:
 
 
 def pairwise_params(*axes: dict[str, Any]) -> list[Any]:
-    """The same for named values: `pytest.param`s whose ids are the names, joined by a comma."""
+    """Returns `pytest.param`s of pairwise rows of named values; the ids are the joined names."""
     return [
         pytest.param(*(axis[name] for axis, name in zip(axes, row, strict=True)), id=", ".join(row))
         for row in pairwise(*axes)

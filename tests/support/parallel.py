@@ -25,7 +25,7 @@ from tests.support.training import trainer
 STEPS = 6
 """In two epochs."""
 BATCH = 16
-"""Of all ranks together."""
+"""Batch size over all ranks."""
 OPTIMIZER = {"lr": 1e-2, "weight_decay": 0.1, "decoupled_weight_decay": True}
 
 
@@ -141,7 +141,7 @@ def world_size() -> int:
 
 
 def loader(kind: str) -> DataLoader[tuple[Tensor, ...]]:
-    """This rank's share of each batch."""
+    """Loads this rank's part of each batch."""
     inputs = torch.randn(STEPS // 2 * BATCH, 6, generator=torch.Generator().manual_seed(3))
     data = TensorDataset(inputs, inputs[:, :1].sin())
     ranks = KINDS[kind].ranks_a_share if world_size() > 1 else 1
@@ -171,7 +171,7 @@ def fit_ranks(
 
 
 def local_parameters(module: nn.Module) -> list[Tensor]:
-    """Copies what this rank holds of each parameter."""
+    """Copies this rank's part of each parameter."""
     return [
         (each.to_local() if isinstance(each, DTensor) else each).detach().clone()
         for each in module.parameters()

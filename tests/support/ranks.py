@@ -1,4 +1,4 @@
-"""Processes of one training that stay for all tests: what one of them runs, all ranks run.
+"""Persistent processes of a distributed run, which all tests share.
 
 A test sends a function of its module; the ranks import the module, call the function, and send back
 what it returns.
@@ -24,7 +24,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from tests.support import forkserver
 
 LIMIT = 240.0
-"""The seconds after which a call fails; then the ranks are started anew."""
+"""Seconds after which a call fails; then the ranks are restarted."""
 
 
 class Ranks:
@@ -70,7 +70,7 @@ class Ranks:
                 except EOFError:
                     is_error, results[pipe] = True, "has ended"
                 if is_error:
-                    # The others may wait for it.
+                    # The other ranks may wait for it.
                     self._fail(pipe, results[pipe])
         return [results[pipe] for pipe in self._pipes]
 

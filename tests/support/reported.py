@@ -1,4 +1,4 @@
-"""Modules with any optimizer, and what AdamMonitor logs and warns of in their training runs."""
+"""Runs of modules with any optimizer, with AdamMonitor's logs and warnings."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -48,5 +48,5 @@ def fit(module: L.LightningModule, monitor: AdamMonitor | None = None, **flags: 
 
 
 def not_measured(line: str) -> set[str]:
-    """The statistics that the monitor's line says it cannot measure."""
+    """Returns the statistics that the monitor's line says it cannot measure."""
     return set(line.rstrip(".").partition("state does not provide ")[2].split(", "))

@@ -1,4 +1,4 @@
-"""Expensive files that all test processes use, made by the first that needs them."""
+"""Expensive files that all test processes share; the first process creates them."""
 
 import os
 import shutil

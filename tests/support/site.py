@@ -15,7 +15,7 @@ OUTPUT = "output.txt"
 
 @dataclass
 class Site:
-    """The built site, and what mkdocs has printed."""
+    """The built site, and the output of mkdocs."""
 
     folder: Path
     output: str

@@ -1,4 +1,4 @@
-"""A small module and its data, to train for real."""
+"""A small module and its data, for real training runs."""
 
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ ADAMW = {"lr": LR, "weight_decay": 0.1, "decoupled_weight_decay": True}
 
 
 class Lit(AdamMixin, L.LightningModule):
-    """Regression with matrices, a norm and biases; the configs as users pass them."""
+    """Regression with matrices, a norm and biases; takes configs like users' modules."""
 
     def __init__(self, optimizer: Any = None, scheduler: Any = None) -> None:
         super().__init__(optimizer=optimizer, scheduler=scheduler)
@@ -66,7 +66,7 @@ def assert_same_parameters(one: nn.Module, other: nn.Module) -> None:
 
 
 class TrainingRun(NamedTuple):
-    """A training run that has ended, and what it logged."""
+    """A completed training run with its logged values."""
 
     trainer: L.Trainer
     module: L.LightningModule
@@ -76,7 +76,7 @@ class TrainingRun(NamedTuple):
         return [metrics[key] for _, metrics in self.logger.rows if key in metrics]
 
     def steps_of(self, key: str) -> list[int | None]:
-        """The x values under which a key was logged."""
+        """Returns the x values under which a key was logged."""
         return self.logger.steps_of(key)
 
 

@@ -1,4 +1,4 @@
-"""A user's app that is tuned: it computes its metric from the settings, and trains nothing."""
+"""An app to tune, which computes its metric from the settings instead of training."""
 
 from pathlib import Path
 
@@ -36,24 +36,24 @@ MINIMIZE = "hydra.sweeper.direction=minimize"
 
 
 def write_app(folder: Path, package: str = "", place: str = "optimizer") -> Path:
-    """Writes the app, with the optimizer's config at another place if `package` says so."""
+    """Writes the app; `package` is the path of the optimizer's config."""
     program, config = APP.format(place=place), CONFIG.format(package=package)
     write_files(folder, {"train.py": program, "conf/config.yaml": config})
     return folder
 
 
 def variables(folder: Path, **others: str) -> dict[str, str]:
-    """The environment in which each job of the app writes down its settings."""
+    """Returns the environment in which each job of the app records its settings."""
     return environment(TRAINED=str(folder / "trained.txt"), **others)
 
 
 def trained_settings(folder: Path) -> list[tuple[float, ...]]:
-    """The learning rate, betas, weight decay and seed of each job that the app ran, in order."""
+    """Returns the learning rate, betas, weight decay and seed of each job, in order."""
     lines = (folder / "trained.txt").read_text().splitlines()
     return [tuple(map(float, line.split())) for line in lines]
 
 
 def runs(folder: Path, storage: str | None = None) -> list[Run]:
-    """The runs of an app's search, those of killed processes included."""
+    """Returns the runs of an app's search, those of killed processes included."""
     journal = f"journal:{folder / 'multirun/adam_tune_train/trials.journal'}"
     return History(storage or journal, "train", "minimize").runs()

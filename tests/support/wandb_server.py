@@ -1,4 +1,4 @@
-"""A stand-in for a W&B server on this machine: it keeps what arrives, and can refuse or fail.
+"""A local stand-in for a W&B server, which keeps data and can refuse requests or fail.
 
 python -m tests.support.wandb_server --delay 2
 
@@ -35,7 +35,7 @@ NOT_FOUND = 404
 
 @dataclass
 class Run:
-    """What has arrived of a run."""
+    """The received data of a run."""
 
     project: str
     config: Json = field(default_factory=dict)
@@ -91,7 +91,7 @@ class RefusedError(Exception):
 
 
 class WandbServer:
-    """Answers W&B's client, and keeps what it sends.
+    """Answers W&B's client, and keeps the data that it sends.
 
     Args:
         projects: The projects that exist from the start; a run creates its own.
@@ -174,7 +174,7 @@ class WandbServer:
                 raise TimeoutError(f"not within {patience_s} s")
 
     def respond(self, path: str, body: bytes) -> tuple[int, Json]:
-        """The status and the content of the answer to a request."""
+        """Returns the status and the content of the answer to a request."""
         time.sleep(self.delay_s)
         with self._changed:
             try:
@@ -284,7 +284,7 @@ class WandbServer:
         }
 
     def _runs(self, asked: Json) -> Json:
-        """The newest run, as a client asks for it that needs no other."""
+        """Returns the newest run, the only one that clients request."""
         if asked["project"] not in self.projects:
             return {"project": None}
         assert (asked["order"], asked["perPage"]) == ("-created_at", 1)
@@ -389,7 +389,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def variables(url: str) -> dict[str, str]:
-    """The environment of a client of the server at that address."""
+    """Returns the environment of a client of the server at that address."""
     return {
         "WANDB_BASE_URL": url,
         "WANDB_API_KEY": KEY,

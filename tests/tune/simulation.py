@@ -1,4 +1,4 @@
-"""Searches in which a function stands for the training runs."""
+"""Searches with a function instead of training runs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ Objective = Callable[[Request], float]
 
 
 def ended(request: Request, number: int, value: float | None, **facts: Any) -> Run:
-    """A run with a value; one without a value has failed."""
+    """Returns a completed run, or a failed run without a value."""
     outcome = Outcome.failed if value is None else Outcome.complete
     return Run(request, number, outcome, value, **{"steps": STEPS, **facts})
 
@@ -47,7 +47,7 @@ def search(
 
 
 def used(runs: Sequence[Run]) -> float:
-    """What the runs cost, in full runs."""
+    """Returns the cost of the runs, in full runs."""
     return sum(each.request.length for each in runs)
 
 
@@ -56,7 +56,7 @@ def of(runs: Sequence[Run], stage: Stage) -> list[Run]:
 
 
 def report_of(strategy: Strategy, runs: Sequence[Run], name: str = "mnist", **facts: Any) -> Report:
-    """The report of a search whose app is started with `data=small one`."""
+    """Returns the report of a search with the override `data=small one`."""
     given: dict[str, Any] = {"arguments": ["data=small one"], "is_seeded": True, **facts}
     return Report(
         settings=TuneConfig(study_name=name, n_trials=strategy.budget),

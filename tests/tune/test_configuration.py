@@ -1,4 +1,4 @@
-"""Where Adam's hyperparameters stand in an app's config, and the overrides that change them."""
+"""The paths of Adam's hyperparameters in an app's config, and the overrides that change them."""
 
 from dataclasses import replace
 from typing import Any
@@ -27,7 +27,7 @@ PATHS = ConfigPaths("optimizer", "scheduler")
 
 
 def config_of(**nodes: Any) -> DictConfig:
-    """`model__optimizer=...` stands at model.optimizer."""
+    """Returns a config; `model__optimizer=...` sets model.optimizer."""
     config = OmegaConf.create({})
     for path, node in nodes.items():
         OmegaConf.update(config, path.replace("__", "."), node, force_add=True)
@@ -41,7 +41,7 @@ FOUND: list[tuple[dict[str, Any], ConfigPaths]] = [
         {"model__optimizer": ADAM, "lr__schedule": COSINE},
         ConfigPaths("model.optimizer", "lr.schedule"),
     ),
-    # Of several schedules the one beside the optimizer is its own; of others none is.
+    # Of several schedules, only the one next to the optimizer belongs to it.
     (
         {"a__optimizer": ADAM, "a__scheduler": COSINE, "b__scheduler": COSINE},
         ConfigPaths("a.optimizer", "a.scheduler"),
@@ -52,7 +52,7 @@ FOUND: list[tuple[dict[str, Any], ConfigPaths]] = [
     ),
     ({"optimizer": ADAM, "again": "${optimizer}", "unset": "???"}, ConfigPaths("optimizer")),
 ]
-"""The nodes of a config, and where its optimizer and schedule are found."""
+"""The nodes of a config, and the paths of its optimizer and schedule."""
 
 
 def test_optimizer_and_schedule_are_found_at_any_path() -> None:
@@ -78,7 +78,7 @@ def test_partial_node_of_a_torch_optimizer_is_tuned_with_its_defaults() -> None:
                 start = read_configuration(config, paths)
                 expected = Configuration(0.01, (0.9, 0.999), 1e-6, decay, is_decoupled, amsgrad)
                 assert start == expected
-                # An argument that the node does not have is added to it.
+                # An argument that the node does not set is added.
                 other = replace(start, eps=1e-5, betas=(0.8, 0.99))
                 assert paths.overrides(start, other) == [
                     "++model.optim.betas=[0.8,0.99]",
@@ -130,7 +130,7 @@ def test_warmup_is_read_in_its_configured_unit() -> None:
 
 def test_every_schedule_with_warmup_is_recognized() -> None:
     for name, schedule in SCHEDULES.items():
-        # Its `factory` has a type that OmegaConf does not know.
+        # OmegaConf does not support the type of `factory`.
         fields = {"name": "custom"} if name == "custom" else OmegaConf.structured(schedule)
         config = config_of(optimizer=ADAM, scheduler=fields)
         expected = "scheduler" if "warmup_ratio" in config.scheduler else None
@@ -163,7 +163,7 @@ share = st.floats(0, 0.9999)
 def test_overrides_compose_to_the_configuration(
     preset: Configuration, configuration: Configuration
 ) -> None:
-    """Through Hydra's own parser and composition, from the presets."""
+    """The overrides are parsed and composed by Hydra, with the presets."""
     overrides = PATHS.overrides(preset, configuration)
     with initialize(version_base="1.3", config_path=None):
         composed = compose(overrides=[*GROUPS, *overrides])

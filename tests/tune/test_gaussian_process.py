@@ -1,4 +1,4 @@
-"""The Gaussian process against scikit-learn's, and against the formulas of a textbook."""
+"""The Gaussian process, compared with scikit-learn's and with textbook formulas."""
 
 import numpy as np
 import pytest
@@ -93,7 +93,7 @@ def test_failed_and_huge_losses_do_not_hide_other_differences() -> None:
     warped = Warp(losses)(losses)
     assert (np.diff(warped[:5]) > 0).all()
     assert warped[5] == warped[6] > warped[4]
-    # A Gaussian process sees differences relative to the whole range.
+    # A Gaussian process depends on differences relative to the whole range.
     share = (warped[3] - warped[0]) / (warped[4] - warped[0])
     assert share > 1e-2 * (rest[3] - rest[0])
     assert Warp(np.array([np.nan, np.nan]))(np.array([np.nan])).tolist() == [0.0]

@@ -1,4 +1,4 @@
-"""The history of a search: in a file and in a database, shared by processes that may be killed."""
+"""The history of a search in a file or database, shared by processes that may be killed."""
 
 import math
 import os
@@ -137,7 +137,7 @@ def test_optuna_loads_the_study_with_its_parameters(url: str) -> None:
     )
 
 
-# ---- Processes that are killed
+# ---- Killed processes
 
 
 def test_run_is_lost_without_a_heartbeat_of_its_owner_and_job() -> None:
@@ -148,7 +148,7 @@ def test_run_is_lost_without_a_heartbeat_of_its_owner_and_job() -> None:
             open_history(URLS[0]).reap_stale()
             assert history.is_running(number)
     with history.keep_alive("owner", [number]):
-        # What its owner has given up, only its job can answer for.
+        # After the owner has lost the run, only the job can keep it alive.
         history.reap_stale([number], "the launcher broke")
     assert history.runs()[0].error == "the launcher broke"
     number = begin_run(history)
@@ -171,7 +171,7 @@ with history.keep_alive(sys.argv[2], [0]):
 
 
 def start(url: str, name: str, folder: Path) -> ForkServerProcess:
-    """Starts a process that answers for run 0, and waits until it does."""
+    """Starts a process that keeps run 0 alive, and waits until it does."""
     (folder / "program.py").write_text(OWNER)
     variables = environment(PYTHONPATH=str(Path(__file__).parents[2]))
     process = forkserver.start("program.py", [url, name], folder, variables, folder / "output")
@@ -243,7 +243,7 @@ def test_storage_that_cannot_be_opened_raises_without_its_password(
         with pytest.raises(ConfigError, match=re.escape(beginning)) as raised:
             open_storage(url)
         assert "secret" not in str(raised.value)
-    # Only a database that does not answer is asked again.
+    # Only a database that does not answer is tried again.
     assert len(pauses) == 2
 
 

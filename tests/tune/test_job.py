@@ -1,4 +1,4 @@
-"""A run in its process: what it writes to the history, and what the launcher receives."""
+"""The job of a run: its records in the history, and its result for the launcher."""
 
 import os
 import warnings

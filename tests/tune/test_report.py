@@ -1,4 +1,4 @@
-"""The report of a search as text, as a page and as values."""
+"""The report of a search as Markdown, HTML and values."""
 
 import logging
 import os
@@ -30,7 +30,7 @@ def strategy(budget: int = 7, sign: float = 1.0) -> Strategy:
 
 
 def race_runs(*values: float | None, stage: Stage = Stage.search) -> list[Run]:
-    """The start and a better configuration, in turn, each pair with another seed."""
+    """Returns pairs of runs of the start and a better configuration, each with a new seed."""
     return [
         ended(
             Request(stage, BETTER if number % 2 else START, replicate=number // 2),
@@ -68,7 +68,7 @@ def table_rows(text: str, title: str) -> list[list[str]]:
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What is logged, without the notes of Optuna."""
+    """Returns the log messages, without those of Optuna."""
     return [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
 
 

@@ -1,4 +1,4 @@
-"""Coordinates of configurations: scales, ranges, and what a report says of their ends."""
+"""Coordinates of configurations: scales, ranges, and values at their ends."""
 
 import math
 from dataclasses import replace
@@ -25,7 +25,7 @@ def space_of(start: Configuration = START, config: SpaceConfig | None = None) ->
 
 
 def timescale(configuration: Configuration, steps: float) -> float:
-    """As Wang & Aitchison 2024 define it, in lengths of the run."""
+    """Returns the timescale of Wang & Aitchison 2024, in lengths of the run."""
     assert configuration.weight_decay is not None
     return 1 / (configuration.lr * configuration.weight_decay * steps)
 
@@ -97,10 +97,10 @@ def test_value_near_an_end_of_its_range_is_reported() -> None:
     rows = [
         (replace(START, lr=0.15), [("lr", "high")]),
         (replace(START, lr=2e-5), [("lr", "low")]),
-        # On a linear scale it would be at the low end.
+        # On a linear scale, it would be at the low end.
         (replace(START, lr=0.005), []),
         (replace(START, betas=beta1), [("beta1", "high"), ("beta2", "low")]),
-        # No decay and no warm-up are no reason to widen a range; much of them is.
+        # No decay and no warm-up are not reported; large values are.
         (replace(START, weight_decay=0.0, warmup_ratio=0.0), []),
         (replace(START, weight_decay=9.0), [("decay_timescale", "low")]),
         (replace(START, warmup_ratio=0.5), [("warmup_ratio", "high")]),

@@ -1,4 +1,4 @@
-"""What a search runs next and what it concludes, with functions in the place of training runs."""
+"""The requests and decisions of a search, with functions instead of training runs."""
 
 import math
 from dataclasses import replace
@@ -23,7 +23,7 @@ BEST_LR = 10**-2.3
 
 @pytest.fixture(autouse=True)
 def _few_draws(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proposal is the best of 100 draws, which takes half the time."""
+    """Reduces the draws per proposal to 100, which halves the time."""
     if not request.node.get_closest_marker("slow"):
         monkeypatch.setattr(space, "DRAWS", 100)
 
@@ -33,7 +33,7 @@ def strategy(budget: int, start: Configuration = START, seed: int = 0) -> Strate
 
 
 def bowl(request: Request) -> float:
-    """Lowest at lr 0.005; shorter runs are worse."""
+    """Returns a loss that is lowest at lr 0.005, and higher for shorter runs."""
     return math.log10(request.configuration.lr / BEST_LR) ** 2 + 0.1 / request.length
 
 
@@ -50,7 +50,7 @@ def ladder_rates(budget: int, fixed_length: str) -> set[float]:
     return {each.configuration.lr for each in rungs}
 
 
-# ---- What is run
+# ---- Requests
 
 
 def test_larger_budget_never_tries_fewer_learning_rates() -> None:
@@ -93,7 +93,7 @@ def test_search_finds_the_learning_rate_of_either_direction() -> None:
 
 
 def decay_bowl(request: Request) -> float:
-    """A little weight decay does no harm."""
+    """Returns a loss that only strong weight decay raises."""
     found, length = request.configuration, 10_000 * request.length
     assert found.weight_decay is not None
     decay = found.weight_decay * (found.lr * length if found.decoupled_weight_decay else 1e3)
@@ -152,7 +152,7 @@ def test_eps_is_searched_for_states_of_16_bits_or_a_finding_about_eps() -> None:
 
 
 def test_proposal_has_the_largest_expected_improvement(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against the mean improvement of samples."""
+    """Compares with the mean improvement of samples."""
     runs, _ = search(strategy(7), bowl)
     state = _SearchState(strategy(20), runs)
     known, _ = state.process.predict(state.coordinates)
@@ -179,7 +179,7 @@ def test_search_with_a_larger_budget_or_range_keeps_all_runs() -> None:
         assert 11 < used(runs) <= 12 + 1e-6
         keys = [each.request.key for each in runs]
         assert len(keys) == len(set(keys))
-    # The same budget is spent already.
+    # The budget is already spent.
     assert strategy(7).next_request(first) is None
 
 
@@ -202,11 +202,11 @@ def test_run_lost_by_its_launcher_is_retried_once() -> None:
     assert used([lost]) + used(search(strategy(4), bowl, [lost])[0][1:]) <= 5
 
 
-# ---- What is concluded
+# ---- Decisions
 
 
 def decide(at_start: list[float | None], at_best: list[float | None], budget: int) -> Decision:
-    """Runs of the start and of one other configuration, the first of them with the first seed."""
+    """Decides on runs of the start and another configuration; the first have the first seed."""
     other = replace(START, lr=BEST_LR)
     runs: list[Run] = []
     for configuration, values in ((START, at_start), (other, at_best)):

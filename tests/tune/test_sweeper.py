@@ -1,4 +1,4 @@
-"""The sweeper in an app of this process: what it runs, resumes, refuses and keeps secret."""
+"""The sweeper in an app of this process: runs, resumed searches, errors and passwords."""
 
 import logging
 import sys
@@ -85,7 +85,7 @@ def test_search_resumes_with_a_larger_budget_and_other_workers(
     assert [each.value for each in runs] == [
         abs(each.request.configuration.lr - 0.01) for each in runs
     ]
-    # Apps ask `if cfg.seed:`, so that an app without one is not seeded with 0.
+    # Many apps check `if cfg.seed:`, so the first seed is not 0.
     assert seeds == [1, 1]
     capsys.readouterr()
     with pytest.raises(SystemExit):
@@ -98,7 +98,7 @@ def test_search_resumes_with_a_larger_budget_and_other_workers(
 def test_storage_url_is_not_in_any_file_or_output(
     tune: Tune, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Neither that of the config nor that of the command line, which is used."""
+    """Neither the URL of the config nor that of the command line, which applies."""
     url = f"sqlite:///{Path.cwd()}/secret.db"
     config = {**CONFIG, "hydra": {"sweeper": {"storage": "sqlite:///secret too.db"}}}
     tune(loss, f"hydra.sweeper.storage={url}", config=config, storage=url)
@@ -116,7 +116,7 @@ def test_search_stops_if_its_first_runs_fail() -> None:
     ):
         _check_failures(crashed)
     _check_failures(crashed[:4])
-    # A run that diverges says nothing of the app.
+    # A run that diverges is not a failure of the app.
     for other in (ended(request, 5, 0.5), ended(request, 5, None, error="diverged: the metric is")):
         _check_failures([*crashed, other])
 

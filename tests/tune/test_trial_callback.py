@@ -1,4 +1,4 @@
-"""The callback of a run, with real Trainers: it shortens a run, and changes nothing else."""
+"""The callback shortens a run and changes nothing else, with real Trainers."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -30,7 +30,7 @@ BeginTrial = Callable[..., Callable[[], Run]]
 
 
 class Tuned(Lit):
-    """Trains with AdamMixin; notes its learning rates and when it is validated."""
+    """Trains with AdamMixin; records its learning rates and validations."""
 
     def __init__(self, lr: float = LR) -> None:
         super().__init__({"lr": lr}, COSINE)
@@ -71,7 +71,7 @@ class Endless(IterableDataset[Any]):
 
 @pytest.fixture
 def begin(monkeypatch: pytest.MonkeyPatch) -> BeginTrial:
-    """Begins a run of a search, which the Trainers of this process then belong to."""
+    """Adds a run of a search, to which the Trainers of this process then belong."""
     history = History("journal:trials.journal", "search", "minimize")
     monkeypatch.setenv(STORAGE_VARIABLE, history.url)
 
@@ -86,7 +86,7 @@ def begin(monkeypatch: pytest.MonkeyPatch) -> BeginTrial:
 
 
 def fit(module: L.LightningModule, data: Any = None, **flags: Any) -> L.Trainer:
-    """Lightning attaches the callback by itself, as in a user's app."""
+    """Trains; Lightning attaches the callback, like in a user's app."""
     fitting = trainer(**{"max_epochs": EPOCHS, **flags})
     fitting.fit(module, loader(BATCHES) if data is None else data, loader(1))
     return fitting
@@ -114,7 +114,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def test_short_run_equals_a_run_with_that_many_max_steps(
     begin: BeginTrial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Down to the bits: the schedule is complete, too."""
+    """Bit-identically, including a complete schedule."""
     with each_row() as row:
         for number, (name, flags) in enumerate(SETTINGS.items()):
             with row(name):
@@ -175,7 +175,7 @@ def test_trainer_length_is_restored_after_a_short_run(begin: BeginTrial) -> None
     fitting = fit(Tuned(), **flags)
     assert fitting.global_step == 9
     assert {name: getattr(fitting, name) for name in flags} == flags
-    # What the app trains next with it is not what is tuned.
+    # The next module that the app trains with it is not tuned.
     fitting.fit(Tuned(lr=0.5), loader(BATCHES))
     assert fitting.global_step == FULL
 

@@ -1,4 +1,4 @@
-"""What an error says to type works: every route of a config into a module, with a bad value."""
+"""Suggested overrides work, for every way to pass a config with an invalid value to a module."""
 
 import copy
 import functools
@@ -34,7 +34,7 @@ def network() -> nn.Module:
 
 
 class Direct(AdamMixin, LightningModule):
-    """Gives the configs on, as the README says."""
+    """Passes the configs to the mixin, as in the README."""
 
     def __init__(self, optimizer: Any = None, scheduler: Any = None) -> None:
         super().__init__(optimizer=optimizer, scheduler=scheduler)
@@ -42,7 +42,7 @@ class Direct(AdamMixin, LightningModule):
 
 
 class FromHparams(AdamMixin, LightningModule):
-    """Keeps the configs as hyperparameters, as the template does: they are parsed in `fit`."""
+    """Saves the configs as hyperparameters, as the template does. They are parsed in `fit`."""
 
     def __init__(self, optimizer: Any = None, scheduler: Any = None) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class FromHparams(AdamMixin, LightningModule):
 
 
 class Renamed(AdamMixin, LightningModule):
-    """Has arguments of other names."""
+    """Has arguments with other names."""
 
     def __init__(self, adam: Any, lr_schedule: Any = None) -> None:
         super().__init__(optimizer=adam, scheduler=lr_schedule)
@@ -67,7 +67,7 @@ class Nested(AdamMixin, LightningModule):
 
 
 class InstantiatesConfigs(AdamMixin, LightningModule):
-    """Instantiates its configs, which come with `_recursive_: false`."""
+    """Instantiates its configs, which have `_recursive_: false`."""
 
     def __init__(self, optimizer: Any, scheduler: Any) -> None:
         super().__init__(optimizer=instantiate(optimizer), scheduler=instantiate(scheduler))
@@ -75,7 +75,7 @@ class InstantiatesConfigs(AdamMixin, LightningModule):
 
 
 class Plain(LightningModule):
-    """Has no mixin, and builds with the configs when `fit` starts."""
+    """Has no mixin, and builds the optimizer when `fit` starts."""
 
     def __init__(self, optimizer: Any, scheduler: Any) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Plain(LightningModule):
 
 
 class GAN(LightningModule):
-    """Has two optimizers of one kind."""
+    """Has two optimizers of the same class."""
 
     def __init__(self, generator_optimizer: Any, discriminator_optimizer: Any) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class GAN(LightningModule):
 
 
 def config(kind: type, presets: str = "", **values: Any) -> str:
-    """A config with a model that has the values."""
+    """Returns a config whose model has the values."""
     node = {"model": {"_target_": f"{__name__}.{kind.__name__}", **values}}
     return presets + OmegaConf.to_yaml(node)
 
@@ -132,7 +132,7 @@ HEAD = {"name": "head", "match": "net.*", "lr_scale": -1}
 
 
 def configured(cfg: DictConfig, **given: Any) -> Any:
-    """What the template does, and what Lightning does when `fit` starts."""
+    """Instantiates the model like the template, and configures it like `fit`."""
     return instantiate(cfg.model, **given).configure_optimizers()
 
 
@@ -171,7 +171,7 @@ def monitored(cfg: DictConfig) -> Any:
 
 
 class Route(NamedTuple):
-    """A config, the overrides of a run that fails, and what its error says to type."""
+    """A config, invalid overrides, and the override that the error suggests."""
 
     config: str
     overrides: str
@@ -303,7 +303,7 @@ Run = Callable[[Callable[[DictConfig], Any], str, list[str]], Any]
 
 @pytest.fixture
 def job(tmp_path: Path) -> Run:
-    """Runs a function as a job of Hydra, and raises its error; presets are composed once."""
+    """Runs a function as a Hydra job, and raises its error. Presets are composed once."""
 
     @functools.cache
     def composed(presets: str) -> DictConfig:
@@ -344,7 +344,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def config_error(run: Callable[..., Any], *arguments: Any) -> ConfigError:
-    """The error of a run, without what Hydra puts around it."""
+    """Returns the error of a run, without the lines that Hydra adds."""
     with pytest.raises(Exception) as raised:  # noqa: PT011
         run(*arguments)
     error: BaseException | None = raised.value
@@ -355,17 +355,17 @@ def config_error(run: Callable[..., Any], *arguments: Any) -> ConfigError:
 
 
 def suggested_override(error: ConfigError) -> str:
-    """What an error says to type."""
+    """Returns the override that an error suggests."""
     return re.sub(r"^(Use for example|Use|Set) ", "", error.suggestion)
 
 
 def check(run: Run, route: Route) -> None:
-    """Types what the error says, in the place of what was given and behind it."""
+    """Applies the suggestion in place of the invalid override, and after it."""
     given = shlex.split(route.overrides)
     assert suggested_override(config_error(run, route.run, route.config, given)) == route.suggested
     (override,) = shlex.split(route.suggested.replace("VALUE", "3"))
     kept = [each for each in given if key_of(each) != key_of(override)]
-    # Of two overrides without a + the last one wins.
+    # The last of two overrides without a + applies.
     for before in {tuple(kept), tuple(given if override.startswith("+") else kept)}:
         run(route.run, route.config, [*before, override])
 
@@ -390,7 +390,7 @@ IN_DEFAULT = [
     "by_hand_with_containers, partial",
     "a monitor",
 ]
-"""One route of each kind; the others run in CI, and all of them on a command line."""
+"""One route of each kind. The others run in CI, where all of them also run on a command line."""
 
 
 @pytest.mark.parametrize(
@@ -449,7 +449,7 @@ def test_config_without_an_app_is_set_in_code() -> None:
 
 
 def test_config_composed_in_code_is_overridden(tmp_path: Path) -> None:
-    """Its overrides are in code too: `compose(overrides=[...])`."""
+    """The overrides are also in code: `compose(overrides=[...])`."""
     (tmp_path / "config.yaml").write_text(config(FromHparams, **PARTIALS))
     with initialize_config_dir(str(tmp_path), version_base="1.3"):
         cfg = compose("config", ["+model.optimizer.layer_decay.rate=0.5"])

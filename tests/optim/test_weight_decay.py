@@ -1,4 +1,4 @@
-"""What decays under `weight_decay_on: matrices`, in the modules that people train."""
+"""The parameters of common modules that decay with `weight_decay_on: matrices`."""
 
 import math
 from collections.abc import Callable
@@ -43,7 +43,7 @@ class RMSNorm(DirectParameters):
 
 
 class AdaLayerNorm(nn.Module):
-    """A norm whose scale a linear layer computes."""
+    """A norm with a scale that is computed by a linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class AdaLayerNorm(nn.Module):
 
 
 class NormalizedLinear(nn.Linear):
-    """A linear layer, although its name begins like that of a norm."""
+    """A linear layer with a name that resembles a norm."""
 
 
 class NormalizingFlow(DirectParameters):
@@ -80,7 +80,7 @@ class ViT(nn.Module):
 
 
 class ListsNoDecay(nn.Module):
-    """Names what does not decay, as timm's models do."""
+    """Lists parameters that do not decay, like timm's models."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class ListsNoDecay(nn.Module):
 
 
 class MarkedNoDecay(DirectParameters):
-    """Marks a parameter as the authors of Mamba do."""
+    """Marks a parameter like Mamba."""
 
     def __init__(self, **shapes: tuple[int, ...]) -> None:
         super().__init__(**shapes)

@@ -59,11 +59,11 @@ def describe_suggestions(suggestions: Iterable[Suggestion]) -> list[str]:
         >>> lead = Suggestion(("optimizer.betas=[0.9,0.95]",), is_lead=True)
         >>> for line in describe_suggestions([Suggestion(("optimizer.eps=1e-13",)), lead]):
         ...     print(line)
-          type:    optimizer.eps=1e-13
-          lead:    'optimizer.betas=[0.9,0.95]'
+          use:     optimizer.eps=1e-13
+          try:     'optimizer.betas=[0.9,0.95]'
     """
     return [
-        f"  {'lead:' if each.is_lead else 'type:' if each.overrides else 'do:':<9}{each}"
+        f"  {'try:' if each.is_lead else 'use:' if each.overrides else 'do:':<9}{each}"
         for each in suggestions
     ]
 
@@ -190,13 +190,13 @@ def when_judged(rule: Rule | Notice) -> str:
     """
     if isinstance(rule, Notice):
         return "judged before the first step"
-    waits = [] if rule.warmup.value == "none" else [f"after {rule.warmup.value}"]
-    waits += ["after the learning-rate warm-up"] * rule.waits_for_peak
-    when = " and ".join(waits) or "from the first step"
-    scopes = " and ".join(each.value for each in rule.scopes)
-    scopes += " and the monitor's scopes" if rule.is_local else ""
-    rows = "1 measurement" if rule.patience == 1 else f"{rule.patience} measurements in a row"
-    return f"judged {when}, for {scopes}; raised after {rows}"
+    waits = [] if rule.warmup.value == "none" else [rule.warmup.value]
+    waits += ["the learning-rate warm-up"] * rule.waits_for_peak
+    when = f"after {' and '.join(waits)}" if waits else "from the first step"
+    scopes = [each.value for each in rule.scopes]
+    scopes += ["adam_monitor.scopes"] * rule.is_local
+    rows = "1 measurement" if rule.patience == 1 else f"{rule.patience} consecutive measurements"
+    return f"judged {when}, for {', '.join(scopes)}; raised after {rows}"
 
 
 def suggestion_summary(rule: Rule | Notice) -> str:

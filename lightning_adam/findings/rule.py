@@ -20,8 +20,8 @@ class Warmup(Enum):
     """Number of optimizer steps before a rule is judged."""
 
     NONE = "none"
-    FIRST_MOMENT = "3/(1-β1) steps, at least 30"
-    DIRECTION = "15/(1-β1) steps, at least 150"
+    FIRST_MOMENT = "max(30, 3/(1-β1)) steps"
+    DIRECTION = "max(150, 15/(1-β1)) steps"
     SECOND_MOMENT = "1/(1-β2) steps"
 
     def steps(self, beta1: float, beta2: float) -> float:
@@ -143,7 +143,7 @@ def rule(
         scopes: Scopes in which the rule is judged, widest first (default: the model).
         is_local: Also judge the rule in the scopes that the monitor logs (default: False).
         patience: Number of consecutive measurements after which it is raised (default: 3).
-        warmup: Steps before the rule is judged (default: 3/(1-β1), at least 30).
+        warmup: Steps before the rule is judged (default: max(30, 3/(1-β1))).
         waits_for_peak: Judge the rule only after the learning-rate warm-up (default: True).
         suppressed_by: Codes of its root causes (default: none).
         evidence: Statistics to report in addition to those of the condition (default: none).

@@ -1,4 +1,4 @@
-"""Two W&B runs, their pages, and their numbers as the page has to draw them."""
+"""Two W&B runs, their pages, and the numbers that the pages must show."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ GROUPS = ("decay", "no_decay")
 
 
 class LoggedRuns(NamedTuple):
-    """The runs, and the pages of the first and of both."""
+    """The runs, and the pages of the first run and of both."""
 
     runs: Sequence[Run]
     first_page: Path
@@ -30,7 +30,7 @@ class LoggedRuns(NamedTuple):
 
     @property
     def labels(self) -> list[str]:
-        """How a page of both runs distinguishes them."""
+        """The labels of the runs on the page of both."""
         return [
             f"{run.name} (lr={lr}, eps={eps})"
             for run, lr, eps in zip(self.runs, LRS, EPS, strict=True)
@@ -77,7 +77,7 @@ def line(series: Series) -> dict[int, float]:
 
 
 def shares_of(run: Run, quantity: str, scope: str) -> Mapping[tuple[int, int], float]:
-    """Returns the share of the elements by step and octave."""
+    """Returns the fraction of elements by step and octave."""
     key = f"adam_histogram/{quantity}"
     key = key if scope == "model" else scoped(f"group/{scope}", key)
     return {

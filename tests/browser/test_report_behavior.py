@@ -32,7 +32,7 @@ LR = STATISTICS["lr"].key
 
 @pytest.fixture
 def show(visit: Visits, tmp_path: Path) -> Shown:
-    """Writes and opens the report of some runs."""
+    """Returns a function that writes and opens the report of some runs."""
 
     def opened(*runs: Run, refresh: float | None = None, **settings: Any) -> ReportPage:
         write_report(runs, tmp_path / "report.html", refresh)
@@ -57,7 +57,7 @@ def axis_of(report: ReportPage, chart: str, letter: str = "y") -> list[float]:
 # ---- Axes
 
 
-def test_outliers_do_not_determine_the_axis_until_the_full_range_is_chosen(show: Shown) -> None:
+def test_outliers_are_outside_the_axis_until_the_full_range_is_selected(show: Shown) -> None:
     report = show(run_of({RATIO: noise() | {100: 1e9}, LR: noise(middle=1e-3)}))
     button = report.figure("rms_ratio_max").get_by_role("button", name="with outliers")
     assert axis_of(report, "rms_ratio_max")[1] < 20
@@ -84,11 +84,11 @@ def test_fractions_start_at_zero_and_the_learning_rate_is_linear(show: Shown) ->
     assert low == 0
     assert max(ratio.values()) < high <= 1.04
     for values in ({0: 0.0, 1: 0.0}, {0: -1.0, 1: -1.0}):
-        # No place on a logarithmic axis.
+        # Not on a logarithmic axis.
         assert not show(run_of({STEP_SIZE: values})).is_log("update_to_weight")
 
 
-def test_histograms_and_eps_curve_leave_out_a_thousandth_of_the_elements(show: Shown) -> None:
+def test_histograms_and_eps_curve_omit_a_thousandth_of_the_elements(show: Shown) -> None:
     counts = [1, *[0] * 25, 4000, 9000, 4000, *[0] * 10, 1]
     edges = [float(edge) for edge in range(-60, -60 + len(counts) + 1)]
     middle = (-34 + 1.5) * math.log10(2)
@@ -101,7 +101,7 @@ def test_histograms_and_eps_curve_leave_out_a_thousandth_of_the_elements(show: S
         assert low < middle - 0.45
         assert high > middle + 0.45
         assert high - low < 3, "36 octaves are 11 decades"
-    # An eps far from the elements is shown too.
+    # An eps far from the elements is also shown.
     adam = {"optimizer": {"class": "Adam", "param_groups": {"all": {"eps": 1e-3}}}}
     report = show(replace(run, config={"lightning_adam": adam}))
     for chart, letter in (("histogram", "y"), ("eps_curve", "x")):
@@ -127,14 +127,14 @@ def test_reference_values_and_thresholds_are_lines(show: Shown) -> None:
         assert lines_of(report, "rms_ratio_max") == pytest.approx(sorted(expected))
         labels = report.marks("rms_ratio_max")["labels"]
         assert sum(label.startswith("exp_avg_sq_lags") for label in labels) == 1
-    # The painted line stands at its value.
+    # The line is drawn at its value.
     position = report.pixel("rms_ratio_max", "y", 1.5)
     box = report.box("rms_ratio_max", ".shapelayer path >> nth=1")
     boxes = [report.box("rms_ratio_max", f".shapelayer path >> nth={at}")["y"] for at in (0, 1)]
     assert any(y + box["height"] / 2 == pytest.approx(position, abs=2) for y in boxes)
 
 
-def test_reference_beyond_the_axis_is_named_at_its_edge(show: Shown) -> None:
+def test_reference_beyond_the_axis_has_a_label_at_its_edge(show: Shown) -> None:
     report = show(run_of({STEP_SIZE: noise(middle=1e-6), RATIO: noise(middle=1e6)}))
     assert lines_of(report, "update_to_weight") == lines_of(report, "rms_ratio_max") == []
     assert {label[0] for label in report.marks("update_to_weight")["labels"]} == {"↑"}
@@ -165,7 +165,7 @@ def intervals(report: ReportPage, chart: str) -> list[tuple[float, float]]:
     return sorted((mark["x0"], mark["x1"]) for mark in marks if mark["type"] == "rect")
 
 
-def test_interval_of_a_finding_is_shaded_where_it_is_seen_and_in_the_overview(show: Shown) -> None:
+def test_interval_of_a_finding_is_shaded_in_its_charts_and_in_the_overview(show: Shown) -> None:
     report = show(faulty())
     report.unfold()
     expected = [(50, 120), (150, 199)]
@@ -178,7 +178,7 @@ def test_interval_of_a_finding_is_shaded_where_it_is_seen_and_in_the_overview(sh
         assert intervals(report, chart) == []
 
 
-def test_link_of_a_finding_opens_selects_and_outlines_its_chart(show: Shown) -> None:
+def test_link_of_a_finding_opens_and_outlines_its_chart(show: Shown) -> None:
     statistics = (STEP_SIZE, EPS_LOSS)
     logged = dict.fromkeys((RATIO, EPS_LOSS, STATISTICS["decay_lost_fraction"].key), noise())
     logged |= {scoped(f"layer/{name}", key): noise() for name in LAYERS for key in statistics}
@@ -213,7 +213,7 @@ def test_link_of_a_finding_opens_selects_and_outlines_its_chart(show: Shown) -> 
             assert report.choice("layers", "run").locator("option:checked").inner_text() == "run"
 
 
-def test_findings_and_failures_with_hostile_names_are_text(show: Shown) -> None:
+def test_findings_and_failures_with_html_in_names_are_escaped(show: Shown) -> None:
     nasty = "<img src=x onerror=window.hasAlerted=true>&amp;</script><script>alert(1)</script>"
     found = finding(nasty, scope=f"layer/{nasty}", optimizer=nasty, evidence={"rms_ratio_max": 1.0})
     run = replace(run_of({RATIO: noise(), f"train/{nasty}loss": noise()}, nasty), findings=[found])
@@ -243,7 +243,7 @@ def test_findings_are_readable(show: Shown, width: int, dark: bool) -> None:
 # ---- Smoothing, wall clock
 
 
-def test_smoothing_is_an_average_without_the_bias_of_its_start(show: Shown) -> None:
+def test_smoothing_is_a_bias_corrected_moving_average(show: Shown) -> None:
     values = noise(scale=0.5) | {50: math.nan}
     report = show(run_of({"train/loss": values, LR: values}))
     report.bring("train/loss")
@@ -298,7 +298,7 @@ def layered() -> Run:
 
 
 def side(report: ReportPage) -> dict[str, list[Any]]:
-    """Returns the named curves beside the map of layers."""
+    """Returns the named curves beside the heat map of layers."""
     report.settle()
     found: dict[str, list[Any]] = (
         report.figure("layers")
@@ -310,7 +310,7 @@ def side(report: ReportPage) -> dict[str, list[Any]]:
     return found
 
 
-def test_curves_of_layers_stand_beside_their_map(show: Shown) -> None:
+def test_curves_of_layers_are_beside_their_heat_map(show: Shown) -> None:
     run = layered()
     report = show(run)
     report.bring("layers")

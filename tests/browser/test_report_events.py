@@ -1,4 +1,4 @@
-"""The last steps before a failure, in the report in a real browser."""
+"""Events of the flight recorder in the report, in a real browser."""
 
 import math
 from dataclasses import replace
@@ -20,7 +20,7 @@ GRAD_RMS, NONFINITE = "adam_gradient/grad_rms", "adam_underflow/nonfinite_count"
 
 
 def event(step: int, reason: str) -> Event:
-    """Returns an event of ten steps, of which the last is not finite."""
+    """Returns an event with ten steps, the last of which is not finite."""
     last = step - 1
     logged = {}
     for layer in LAYERS:
@@ -39,7 +39,7 @@ def opened(visit: Visits, tmp_path: Path) -> ReportPage:
     return visit(tmp_path / "report.html")
 
 
-def test_map_of_an_event_shows_its_own_steps(opened: ReportPage) -> None:
+def test_map_of_an_event_shows_the_steps_of_the_event(opened: ReportPage) -> None:
     choice = opened.choice(EVENTS, "event")
     assert choice.locator("option").all_inner_texts() == [
         "loss_spike at step 1,000",

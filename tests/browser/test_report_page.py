@@ -114,7 +114,7 @@ def assert_drawn(drawn: Curves, logged: Mapping[str, Mapping[int, float]]) -> No
     assert drawn.visible == sum(np.isfinite([*values.values()]).any() for values in lines.values())
 
 
-def test_lines_and_maps_of_two_runs_show_the_chosen_scope_run_and_statistic(
+def test_lines_and_maps_of_two_runs_show_the_selected_scope_run_and_statistic(
     visit: Visits, logs: LoggedRuns
 ) -> None:
     report = visit(logs.both_page)
@@ -169,7 +169,9 @@ def picture(plot: "Locator") -> str:
     return plot.locator(".heatmaplayer image").first.get_attribute("href") or ""
 
 
-def test_histogram_shows_the_chosen_quantity_scope_and_run(visit: Visits, logs: LoggedRuns) -> None:
+def test_histogram_shows_the_selected_quantity_scope_and_run(
+    visit: Visits, logs: LoggedRuns
+) -> None:
     report = visit(logs.both_page)
     quantities, scopes = (report.choice(HISTOGRAM, field) for field in ("quantity", "scope"))
     assert {*quantities.locator("option").all_inner_texts()} == QUANTITIES.keys()
@@ -299,7 +301,7 @@ def test_zoom_applies_to_charts_that_are_drawn_later(visit: Visits, logs: Logged
     assert list(report.lines("lr")["model"]) == list(range(first - 1, last + 2))
 
 
-def test_steps_are_typed_and_all_are_shown_again(visit: Visits, logs: LoggedRuns) -> None:
+def test_range_of_steps_is_entered_and_reset(visit: Visits, logs: LoggedRuns) -> None:
     report = visit(logs.first_page)
     report.bring("loss")
     before = report.ranges()
@@ -365,7 +367,7 @@ def test_explanation_of_a_chart_is_shown_on_hover_and_on_focus(
 # ---- Pictures
 
 
-def test_chart_is_saved_as_a_picture_on_white(
+def test_chart_is_saved_as_a_picture_with_the_light_theme(
     visit: Visits, logs: LoggedRuns, tmp_path: Path
 ) -> None:
     for dark, charts in ((False, ["rms_ratio", HISTOGRAM]), (True, [EPS_CURVE, LAYERS])):
@@ -392,7 +394,7 @@ def test_chart_is_saved_as_a_picture_on_white(
         assert (luminance(colors_of(report)[1]) < 0.2) is dark
 
 
-def test_map_of_a_run_without_the_chosen_statistic_shows_another(
+def test_map_of_a_run_without_the_selected_statistic_shows_another(
     visit: Visits, tmp_path: Path
 ) -> None:
     names = ("update_to_weight", "update_norm")
@@ -436,7 +438,7 @@ EXPLANATION = """(figure) => {
         ("both", NARROW, False),
     ],
 )
-def test_everything_is_readable_and_nothing_is_cut_off_or_covered(
+def test_page_is_readable_and_nothing_is_cut_off_or_covered(
     runs: str, width: int, dark: bool, visit: Visits, logs: LoggedRuns
 ) -> None:
     report = visit(logs.first_page if runs == "first" else logs.both_page, width, dark)

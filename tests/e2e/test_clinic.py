@@ -61,7 +61,7 @@ def test_remedy_prevents_the_finding_and_lowers_the_loss(tmp_path: Path, fault: 
     faulty = clinic(tmp_path / "faulty", f"fault={fault}", "compare=false")
     assert FINDINGS[fault] in codes(faulty)
     remedy = faulty.after("remedy: ")
-    assert (f"type:    {remedy}" in faulty.output) == (fault in SUGGESTED)
+    assert (f"use:     {remedy}" in faulty.output) == (fault in SUGGESTED)
     command = ["-m", "recipes.diagnostics.clinic", f"fault={fault}", "compare=false"]
     before = shlex.join([str(BIN / "python"), *command])
     pasted = f"{before} {remedy} {shlex.join([QUIET, *jobs_in(tmp_path / 'remedied')])}"

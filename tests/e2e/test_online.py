@@ -119,7 +119,7 @@ def test_finding_is_sent_as_an_alert_if_alerts_are_on(server: WandbServer, tmp_p
     assert training.returncode == 0, training.output
     (alert,) = server.alerts
     assert alert["title"] == "Adam: eps_dominates"
-    assert "type:    optimizer.eps=" in alert["text"]
+    assert "use:     optimizer.eps=" in alert["text"]
     assert server.run.summary["adam_findings_raised/eps_dominates"] == 60
     assert any("adam_findings" in name for name in media(server))
 

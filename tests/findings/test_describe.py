@@ -22,9 +22,9 @@ def test_findings_of_two_optimizers_are_described_separately() -> None:
         lines = text.splitlines()
         found = [line for line in lines if "of encoder" in line or "of decoder" in line]
         assert len(found) == 2
-        assert [line for line in lines if "type:" in line] == [
-            "  type:    optimizer.eps=1e-10",
-            "  type:    decoder.eps=1e-12",
+        assert [line for line in lines if "use:" in line] == [
+            "  use:     optimizer.eps=1e-10",
+            "  use:     decoder.eps=1e-12",
         ]
 
 

@@ -106,14 +106,14 @@ def test_finding_is_logged_as_a_warning_with_its_evidence_and_override(tiny: Run
     lines = block.splitlines()
     assert lines[0] == f"AdamMonitor: eps_dominates (error) at step {RAISED_AT}, in model"
     assert "eps_energy_loss" in block
-    assert f"  type:    {' '.join(finding.remedy)}" in lines
+    assert f"  use:     {' '.join(finding.remedy)}" in lines
     assert lines[-1] == "  more:    lightning-adam explain eps_dominates"
     assert all(len(line) <= 100 for line in lines)
     summary = tiny.log_lines[-1].splitlines()
     assert summary[:3] == [
         f"AdamMonitor: 1 issue in {STEPS} measurements",
         f"  eps_dominates (error), from step {RAISED_AT} to the end",
-        f"  type:    {' '.join(finding.remedy)}",
+        f"  use:     {' '.join(finding.remedy)}",
     ]
 
 

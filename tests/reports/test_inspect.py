@@ -238,7 +238,7 @@ def test_dominating_eps_is_found_with_an_override_that_prevents_it(tmp_path: Pat
     planted(tmp_path / "state.pt", 1e-9)
     printed = inspection_text(tmp_path / "state.pt")
     assert "eps_dominates (error) in model" in printed
-    (eps,) = set(re.findall(r"type: +optimizer\.eps=(\S+)", printed))
+    (eps,) = set(re.findall(r"use: +optimizer\.eps=(\S+)", printed))
     assert 1e-13 < float(eps) < 1e-9
     assert re.search(r"1e-08 +100% █{50}  < configured", printed)
     _, last_step = inspected(tmp_path / "state.pt")
@@ -614,7 +614,7 @@ def test_command_prints_findings_and_fails_for_a_missing_file(
     captured = capsys.readouterr()
     assert captured.err == ""
     assert captured.out.startswith("state.pt: a file of torch.save\n\n1 error\n  class ")
-    assert "type:    optimizer.eps=" in captured.out
+    assert "use:     optimizer.eps=" in captured.out
     with pytest.raises(SystemExit) as raised:
         main(["inspect", "nowhere.ckpt"])
     assert raised.value.code == 1

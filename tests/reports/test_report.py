@@ -579,8 +579,8 @@ def test_suggestions_keep_their_order() -> None:
     )
     report = reported(finding("loss_spike", suggestions=suggestions))
     assert report.named("suggestion") == [
-        "Lead: inspect the batches",
-        "Lead: --multirun optimizer.lr=0.1,1",
-        "Type: optimizer.eps=1e-10 then compare",
+        "Try: inspect the batches",
+        "Try: --multirun optimizer.lr=0.1,1",
+        "Use: optimizer.eps=1e-10 then compare",
         "Do: stop",
     ]

@@ -46,7 +46,7 @@ def describe_finding(
     if not finding.is_notice and finding.evidence:
         lines += _wrap(format_numbers(finding.evidence))
     if finding.worst:
-        lines += _wrap(f"most in {format_numbers(finding.worst)}")
+        lines += _wrap(f"worst tensors: {format_numbers(finding.worst)}")
     lines += describe_suggestions(finding.suggestions if suggestions is None else suggestions)
     lines.append(f"  more:    lightning-adam explain {finding.code}")
     return lines

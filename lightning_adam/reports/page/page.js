@@ -409,7 +409,7 @@ function curves(chart, settings, place) {
         dash: DASHES[line.part] ?? "solid" },
     };
     const raw = {
-      ...trace, name: `${name} (not smooth)`, y: values.slice(first, end),
+      ...trace, name: `${name} (not smoothed)`, y: values.slice(first, end),
       mode: "lines", opacity: 0.25, hoverinfo: "skip",
     };
     return [...(state.smoothing ? [raw] : []), {

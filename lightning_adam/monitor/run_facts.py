@@ -15,7 +15,7 @@ from lightning_adam._compat.lightning import either, is_overridden, is_smoke_tes
 from lightning_adam._compat.torch import flat_shapes
 from lightning_adam.config.errors import ConfigPath, Source
 from lightning_adam.findings.context import GroupFacts, RunFacts
-from lightning_adam.optim.length import steps_of
+from lightning_adam.optim.length import run_length
 from lightning_adam.optim.optimizers import optimizer_settings, plan_of
 from lightning_adam.optim.param_groups import Plan, peak_lr
 from lightning_adam.optim.schedulers import Schedule, scheduler_settings
@@ -45,7 +45,7 @@ def run_facts(
     own = [each for each in schedules if each.optimizer is optimizer]
     steps = None
     if len(trainer.optimizers) == 1 and not is_smoke_test(trainer):
-        steps = steps_of(trainer)
+        steps = run_length(trainer).total_steps
     batches, window = float(trainer.num_training_batches), trainer.accumulate_grad_batches
     batches = batches if math.isfinite(batches) else math.nan
     is_manual = not module.automatic_optimization

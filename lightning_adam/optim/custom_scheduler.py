@@ -44,8 +44,8 @@ class _ClampedOneCycle(_Scheduler):
             return super().get_lr()
         if self.last_epoch == total_steps + 1:
             rank_zero_warn(
-                f"OneCycleLR has ended after {total_steps} steps, but the run continues. The"
-                " learning rate stays at its last value."
+                f"OneCycleLR has ended after {total_steps} steps, but the run continues with its"
+                " last learning rate. To avoid this, set total_steps to the length of the run."
             )
         return [group["lr"] for group in self.optimizer.param_groups]
 

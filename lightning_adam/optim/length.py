@@ -53,15 +53,6 @@ def run_length(trainer: Trainer, earlier: RunLength | None = None) -> RunLength:
     return RunLength(min(total, max_steps or total), total / epochs, tuple(ends))
 
 
-def steps_of(trainer: Trainer) -> int | None:
-    """Returns the number of optimizer steps of a run; None if it has no end or is unknown.
-
-    Args:
-        trainer: The trainer. Its data is set up if it is not yet.
-    """
-    return run_length(trainer).total_steps
-
-
 def _batches_done(trainer: Trainer) -> int:
     """Returns the completed batches of the epoch in which the loaded checkpoint was saved."""
     epochs: Any = trainer.fit_loop.epoch_progress.current

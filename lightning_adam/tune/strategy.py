@@ -217,7 +217,7 @@ class _SearchState:
 
     def proposal(self) -> Request | None:
         """Returns the next proposal of the Gaussian process; None if the budget is spent."""
-        if self._is_ladder_running(MIN_LENGTH):
+        if any(each.outcome is Outcome.running for each in self._runs_of(Stage.ladder, MIN_LENGTH)):
             return None
         count = len(self._runs_of(Stage.search))
         amsgrad = self.strategy.start.amsgrad
@@ -398,9 +398,6 @@ class _SearchState:
             for each in self.runs
             if each.request.stage is stage and length in (None, each.request.length)
         ]
-
-    def _is_ladder_running(self, length: float) -> bool:
-        return any(each.outcome is Outcome.running for each in self._runs_of(Stage.ladder, length))
 
     def _loss(self, run: Run) -> float:
         """Returns a run's loss; infinite if it failed, nan if it has not ended."""

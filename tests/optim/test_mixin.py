@@ -199,12 +199,6 @@ def test_fused_is_chosen_with_clipping_and_every_precision() -> None:
                 assert fit.optimizers[0].param_groups[0]["fused"] is True
 
 
-def test_eps_that_rounds_to_0_in_half_precision_raises_before_training() -> None:
-    fit = trainer(max_epochs=1, precision="16-true")
-    with pytest.raises(ConfigError, match=r"^eps=1e-08 rounds to 0 in float16"):
-        fit.fit(Lit(ADAMW), loader(3))
-
-
 def test_groups_and_schedule_are_logged_once_when_fit_starts(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -76,11 +76,6 @@ def test_matrix_shared_with_an_embedding_is_listed_once_and_does_not_decay() -> 
     assert names(Tied()) == {"no_decay": {"head.weight", "head.bias"}}
 
 
-def test_shared_matrix_is_listed_once() -> None:
-    layer = nn.Linear(3, 3)
-    assert names(nn.Sequential(layer, layer)) == {"decay": {"0.weight"}, "no_decay": {"0.bias"}}
-
-
 def test_frozen_parameters_are_in_no_group() -> None:
     net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
     net[0].requires_grad_(False)

@@ -97,17 +97,6 @@ def test_agrees_with_the_values_of_transformers() -> None:
                 assert rates(config, 10, 10, 4) == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine"])
-def test_schedule_ends_at_the_minimum_and_stays_there(name: str) -> None:
-    seen = rates({"name": name, "warmup_steps": 3, "min_lr_ratio": 0.1}, 25, 20)
-    assert seen[20:] == pytest.approx([1.0] * 5)
-    assert min(seen[3:]) >= 1.0
-
-
-def test_total_steps_of_the_config_takes_precedence() -> None:
-    assert rates({"name": "linear", "total_steps": 4}, 5, 100) == [10, 7.5, 5, 2.5, 0]
-
-
 def test_groups_keep_their_lr_scales() -> None:
     adam = optimizer(10.0, 1.0)
     scheduler = build_scheduler(adam, {"name": "linear", "warmup_steps": 4}, 10)

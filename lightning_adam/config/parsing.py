@@ -8,6 +8,7 @@ imported when the first config is parsed, because every Hydra app of the environ
 file.
 """
 
+import dataclasses
 import functools
 import inspect
 import re
@@ -23,6 +24,7 @@ from typing import (
     Generic,
     TypeVar,
     get_args,
+    get_origin,
     get_type_hints,
 )
 
@@ -375,14 +377,14 @@ def _convert_error(
         if error["type"] == "missing" and not location:
             return path.required()
         values = values[name]
-        names = [entry.name for entry in fields(hint) if entry.init]
-        if name not in names:
-            return path.unknown(values, names)
-        default = getattr(hint(), name)  # type: ignore[operator]
+        entries = {entry.name: entry for entry in fields(hint) if entry.init}
+        if name not in entries:
+            return path.unknown(values, entries)
+        default = _default(entries[name])
         hint = get_type_hints(hint, include_extras=True)[name]
         configs = [each for each in _parts(hint) if isinstance(each, type) and is_dataclass(each)]
         if configs and location:
-            if hint is not configs[0]:
+            if any(get_origin(part) in (list, dict) for part in _parts(hint)):
                 # An item of a list or dict of configs.
                 item = location.pop(0)
                 path, values, default = path / item, values[item], UNSET
@@ -400,6 +402,13 @@ def _convert_error(
     elif not examples and default not in (UNSET, None, MISSING):
         examples = [default]
     return path.invalid(values, problem, *examples[:1])
+
+
+def _default(entry: "dataclasses.Field[Any]") -> Any:
+    """Returns the default of a field, or UNSET."""
+    if entry.default_factory is not dataclasses.MISSING:
+        return entry.default_factory()
+    return UNSET if entry.default is dataclasses.MISSING else entry.default
 
 
 def _parts(hint: Any) -> Iterator[Any]:

@@ -103,7 +103,7 @@ def validation_metric(
 
 
 def finish(trainer: L.Trainer, results: Mapping[str, Any]) -> None:
-    """Ends the run, writes its report, and prints the results and the paths of what was written."""
+    """Ends the run, prints its results, writes its report, and prints the paths of its files."""
     if not trainer.is_global_zero:
         return
     look = how_to_look(trainer.logger)
@@ -117,8 +117,13 @@ def finish(trainer: L.Trainer, results: Mapping[str, Any]) -> None:
     print("\n".join([f"checkpoint: {quoted(checkpoint)}", *look] if checkpoint else look))
     if folder is not None:
         report = Path(HydraConfig.get().runtime.output_dir, "report.html")
-        write_report(read_runs([folder]), report)
-        print(f"report: {quoted(report)}")
+        try:
+            write_report(read_runs([folder]), report)
+        except ConfigError as error:
+            # No step was measured, for example because a finished run was resumed.
+            print(f"report: not written. {error}")
+        else:
+            print(f"report: {quoted(report)}")
 
 
 def how_to_look(logger: Logger | None) -> list[str]:

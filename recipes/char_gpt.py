@@ -66,7 +66,7 @@ class GPT(nn.Module):
 
 
 class LitGPT(AdamMixin, L.LightningModule):
-    def __init__(self, net: nn.Module, optimizer: DictConfig, scheduler: DictConfig) -> None:
+    def __init__(self, net: nn.Module, optimizer: DictConfig, scheduler: DictConfig | None) -> None:
         super().__init__(optimizer=optimizer, scheduler=scheduler)
         self.net = net
         self.perplexity = Perplexity()
@@ -131,7 +131,7 @@ def sample_text(net: GPT, prompt: str, length: int, temperature: float, seed: in
 @hydra.main(version_base="1.3", config_path="conf", config_name="char_gpt")
 def main(cfg: DictConfig) -> float | None:
     check(cfg)
-    L.seed_everything(cfg.seed)
+    seed = L.seed_everything(cfg.seed)
     text = read_text(cfg.text, 16 * (cfg.context + 1))
     checkpoint = ModelCheckpoint(
         dirpath=f"{HydraConfig.get().runtime.output_dir}/checkpoints",
@@ -142,15 +142,15 @@ def main(cfg: DictConfig) -> float | None:
     trainer = instantiate(
         cfg.trainer,
         logger=instantiate(cfg.get("logger")) or False,
-        callbacks=[instantiate(cfg.adam_monitor), checkpoint],
+        callbacks=[instantiate(cfg.get("adam_monitor")) or L.Callback(), checkpoint],
     )
     net = GPT(cfg.layers, cfg.width, cfg.heads, cfg.context)
-    module = LitGPT(net, cfg.optimizer, cfg.scheduler)
+    module = LitGPT(net, cfg.optimizer, cfg.get("scheduler"))
     train, validation = text_loaders(text, cfg.context, cfg.batch_size)
     trainer.fit(module, train, validation, ckpt_path=cfg.ckpt_path)
     loss = validation_metric(trainer, module, validation, "val/loss")
     bits = None if loss is None else loss / math.log(2)
-    print(f"\n{sample_text(net, **cfg.sample, seed=cfg.seed)}")
+    print(f"\n{sample_text(net, **cfg.sample, seed=seed)}")
     finish(trainer, {"validation bits per byte": bits})
     return bits
 

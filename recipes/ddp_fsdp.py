@@ -35,7 +35,11 @@ from recipes._common import Loader, finish, read_text, validation_metric
 
 class LitGPT2(AdamMixin, L.LightningModule):
     def __init__(
-        self, net: GPT2LMHeadModel, optimizer: DictConfig, scheduler: DictConfig, replicas: int
+        self,
+        net: GPT2LMHeadModel,
+        optimizer: DictConfig,
+        scheduler: DictConfig | None,
+        replicas: int,
     ) -> None:
         super().__init__(optimizer=optimizer, scheduler=scheduler)
         self.net = net
@@ -87,7 +91,10 @@ def gpt2(layers: int, width: int, heads: int, context: int, vocabulary: int) -> 
         embd_pdrop=0.0,
         attn_pdrop=0.0,
     )
-    return GPT2LMHeadModel(config)
+    net = GPT2LMHeadModel(config)
+    # Otherwise transformers warns that it has to guess the loss.
+    net.loss_type = "ForCausalLM"
+    return net
 
 
 def token_loaders(path: str | None, context: int, batch_size: int) -> tuple[Loader, Loader]:
@@ -148,7 +155,7 @@ def main(cfg: DictConfig) -> float | None:
     trainer = instantiate(
         cfg.trainer,
         logger=instantiate(cfg.get("logger")) or False,
-        callbacks=[instantiate(cfg.adam_monitor), checkpoint],
+        callbacks=[instantiate(cfg.get("adam_monitor")) or L.Callback(), checkpoint],
     )
     is_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     if is_sweep and not trainer.strategy.cluster_environment.creates_processes_externally:
@@ -158,7 +165,7 @@ def main(cfg: DictConfig) -> float | None:
             "Run the jobs one by one",
         )
     net = gpt2(cfg.layers, cfg.width, cfg.heads, cfg.context, cfg.vocabulary)
-    module = LitGPT2(net, cfg.optimizer, cfg.scheduler, cfg.replicas)
+    module = LitGPT2(net, cfg.optimizer, cfg.get("scheduler"), cfg.replicas)
     train, validation = token_loaders(cfg.tokens, cfg.context, cfg.batch_size)
     trainer.fit(module, train, validation, ckpt_path=cfg.ckpt_path)
     loss = validation_metric(trainer, module, validation, "val/loss")

@@ -133,7 +133,7 @@ def main(cfg: DictConfig) -> float | None:
     trainer = instantiate(
         cfg.trainer,
         logger=instantiate(cfg.get("logger")) or False,
-        callbacks=[instantiate(cfg.adam_monitor), checkpoint],
+        callbacks=[instantiate(cfg.get("adam_monitor")) or L.Callback(), checkpoint],
     )
     module = LitGAN(cfg, classifier)
     trainer.fit(module, train, validation, ckpt_path=cfg.ckpt_path)

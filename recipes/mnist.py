@@ -67,9 +67,9 @@ def main(cfg: DictConfig) -> float | None:
     trainer = instantiate(
         cfg.trainer,
         logger=instantiate(cfg.get("logger")) or False,
-        callbacks=[instantiate(cfg.adam_monitor), checkpoint],
+        callbacks=[instantiate(cfg.get("adam_monitor")) or L.Callback(), checkpoint],
     )
-    module = LitClassifier(small_cnn(cfg.width), cfg.optimizer, cfg.scheduler)
+    module = LitClassifier(small_cnn(cfg.width), cfg.optimizer, cfg.get("scheduler"))
     train, validation = mnist_loaders(cfg.batch_size)
     trainer.fit(module, train, validation, ckpt_path=cfg.ckpt_path)
     accuracy = validation_metric(trainer, module, validation, "val/accuracy")

@@ -56,7 +56,9 @@ class LitWithTorchAdamW(LitWithFault):
         return AdamW(self.parameters(), lr=adam.lr, betas=tuple(adam.betas), eps=adam.eps)
 
 
-def train(cfg: DictConfig, overrides: str, loaders: Sequence[Loader]) -> tuple[Row, list[Finding]]:
+def train(
+    cfg: DictConfig, overrides: str, loaders: tuple[Loader, Loader]
+) -> tuple[Row, list[Finding]]:
     """Trains with a config, and returns its row, and its warnings and errors."""
     L.seed_everything(cfg.seed, verbose=False)
     monitor = instantiate(cfg.adam_monitor)

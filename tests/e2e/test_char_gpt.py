@@ -8,11 +8,10 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from torch.utils.data import DataLoader
 
 from lightning_adam import ConfigError
 from recipes import char_gpt
-from recipes._common import read_text, text_loaders
+from recipes._common import Loader, read_text, text_loaders
 from recipes.char_gpt import GPT, LitGPT, sample_text
 from tests.support.commands import (
     BIN,
@@ -114,7 +113,7 @@ def test_end_of_the_text_validates_and_is_not_trained_on() -> None:
     assert bytes_of(validation) == (4, set(b"b"))
 
 
-def bytes_of(loader: "DataLoader[tuple[torch.Tensor]]") -> tuple[int, set[int]]:
+def bytes_of(loader: Loader) -> tuple[int, set[int]]:
     """The number of the pieces, and the bytes in them."""
     pieces = torch.cat([batch[0] for batch in loader])
     assert pieces.shape[1] == 16

@@ -9,7 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+import torch
+from hydra import compose, initialize_config_module
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
 
+from lightning_adam import build_adam
+from recipes.ddp_fsdp import gpt2
 from tests.support.commands import (
     REPOSITORY,
     Finished,
@@ -159,3 +165,27 @@ def test_sweep_that_would_start_itself_in_each_process_is_an_error(tmp_path: Pat
     failed = run([*command, f"hydra.sweep.dir={tmp_path}"])
     assert failed.returncode == 1
     assert "-m needs a launcher that starts all processes of a job" in failed.output
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_settings_for_eight_gpus_train_gpt2_with_half_a_million_tokens_a_step(
+    strategy: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    line = ["experiment=gpt2_8gpu", f"strategy={strategy}", "trainer.accelerator=cpu"]
+    with initialize_config_module("recipes.conf", version_base="1.3"):
+        line.append(f"trainer.default_root_dir={tmp_path}")
+        cfg = compose("ddp_fsdp", line)
+    trainer = instantiate(cfg.trainer, logger=False)
+    assert (trainer.num_devices, trainer.max_steps) == (8, 600_000)
+    assert (trainer.precision, trainer.val_check_batch) == ("bf16-mixed", 5000)
+    pieces = cfg.batch_size * trainer.num_devices * trainer.accumulate_grad_batches
+    assert pieces * cfg.context == 491_520
+    with torch.device("meta"):
+        net = gpt2(cfg.layers, cfg.width, cfg.heads, cfg.context, cfg.vocabulary)
+    # GPT-2 has 124,439,808; 47 rows of the embedding are padding.
+    assert sum(each.numel() for each in net.parameters()) == 124_439_808 + 47 * cfg.width
+    adam = build_adam(net, cfg.optimizer, cfg.scheduler, total_steps=trainer.max_steps)
+    decay, no_decay = adam["optimizer"].param_groups
+    assert (decay["weight_decay"], no_decay["weight_decay"]) == (0.1, 0.0)
+    assert decay["initial_lr"] == 6e-4

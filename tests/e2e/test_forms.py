@@ -1,4 +1,4 @@
-"""LightningCLI, and a GAN of two optimizers with Hydra groups of their own."""
+"""LightningCLI, and a GAN of two optimizers with separate Hydra groups."""
 
 import csv
 import json
@@ -315,7 +315,7 @@ adam_monitor: {scopes: [model, group]}
 
 @pytest.fixture(scope="module")
 def adversaries(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
-    """A run of a generator and a discriminator, each with an optimizer of its own."""
+    """A run of a generator and a discriminator, each with its own optimizer."""
     folder = tmp_path_factory.mktemp("adversaries")
     write_files(folder, {"gan.py": GAN, "conf/config.yaml": GAN_CONFIG})
     overrides = ["generator.betas=[0.5,0.9]", "discriminator.lr=4e-3", "scheduler.warmup_steps=1"]

@@ -45,7 +45,7 @@ def tune(folder: Path, *words: str) -> Finished:
 
 
 def start(folder: Path, *words: str, seconds: float) -> ForkServerProcess:
-    """Starts a search whose runs take so many seconds; its output is in output.txt."""
+    """Starts a search with runs of `seconds` seconds, and writes its output to output.txt."""
     own = variables(folder, SECONDS=str(seconds))
     words = (*TUNE[2:], MINIMIZE, *words)
     return forkserver.start("train.py", words, folder, own, folder / "output.txt")

@@ -1247,7 +1247,7 @@ MUTANTS = (
         "optim/optimizers",
         "        remember()\n\n    optimizer.register",
         "\n    optimizer.register",
-        "a part of a later group never keeps a rate of its own",
+        "a part of a later group never keeps its own rate",
     ),
     Mutant(
         "optim/shapes",

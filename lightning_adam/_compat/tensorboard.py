@@ -24,12 +24,7 @@ TEXT = "/text_summary"
 
 
 def event_class() -> Any:
-    """Returns the class of an event; None if neither tensorboard nor tensorboardX is installed.
-
-    Example:
-        >>> event_class()(step=3).step
-        3
-    """
+    """Returns the class of an event; None if neither tensorboard nor tensorboardX is installed."""
     for name in MODULES:
         with suppress(ImportError):
             return import_module(name).Event

@@ -85,12 +85,7 @@ class SchedulerInterval(Choice):
 
 @dataclass
 class ScheduleConfig(BaseConfig):
-    """The field that every schedule has.
-
-    Example:
-        >>> ScheduleConfig("cosine").name
-        'cosine'
-    """
+    """The field that every schedule has."""
 
     name: str = MISSING
     """The schedule (default: the preset's name; lightning_adam)."""
@@ -98,12 +93,7 @@ class ScheduleConfig(BaseConfig):
 
 @dataclass
 class StepScheduleConfig(ScheduleConfig):
-    """A learning rate that is a function of the optimizer step.
-
-    Example:
-        >>> StepScheduleConfig("one_cycle", total_steps=100).total_steps
-        100
-    """
+    """A learning rate that is a function of the optimizer step."""
 
     total_steps: Annotated[Count, Example(1000)] | None = None
     """Optimizer steps of the whole schedule (default: null, the steps of the run;
@@ -119,10 +109,6 @@ class WarmupScheduleConfig(StepScheduleConfig):
 
     With `w` steps of warm-up the first step trains with `1/(w + 1)` of the peak, and the step after
     the warm-up with the peak. A warm-up that is longer than the run ends with it.
-
-    Example:
-        >>> WarmupScheduleConfig("constant", warmup_steps=100).warmup_steps
-        100
     """
 
     warmup_steps: Annotated[CountOrZero, Example(100)] | None = None
@@ -137,12 +123,7 @@ class WarmupScheduleConfig(StepScheduleConfig):
 
 @dataclass
 class DecayScheduleConfig(WarmupScheduleConfig):
-    """Warm-up, then a decay towards a final learning rate.
-
-    Example:
-        >>> DecayScheduleConfig("linear", min_lr=1e-6).min_lr
-        1e-06
-    """
+    """Warm-up, then a decay towards a final learning rate."""
 
     min_lr_ratio: Annotated[Fraction, Example(0.1)] = 0.0
     """Final learning rate as a fraction of the peak, in [0, 1] (default: 0; Bergsma et al. 2025,
@@ -309,10 +290,6 @@ class CustomSchedulerConfig(ScheduleConfig):
 
     The value `total_steps` stands for the number of optimizer steps in the run:
     `scheduler.T_max=total_steps`.
-
-    Example:
-        >>> CustomSchedulerConfig(interval=SchedulerInterval.step).frequency
-        1
     """
 
     name: str = "custom"

@@ -29,12 +29,7 @@ class Direction(Choice):
 
 @dataclass
 class Range(BaseConfig):
-    """The range of a hyperparameter, both ends included.
-
-    Example:
-        >>> Range(1e-5, 0.2).high
-        0.2
-    """
+    """The range of a hyperparameter, both ends included."""
 
     low: NotNegative
     """Lower end (required; optuna.distributions)."""
@@ -44,12 +39,7 @@ class Range(BaseConfig):
 
 @dataclass
 class SpaceConfig(BaseConfig):
-    """The search space of `hydra/sweeper=adam_tune`. `null` keeps a value as configured.
-
-    Example:
-        >>> SpaceConfig().lr
-        Range(low=1e-05, high=0.2)
-    """
+    """The search space of `hydra/sweeper=adam_tune`. `null` keeps a value as configured."""
 
     lr: Range | None = field(default_factory=lambda: Range(1e-5, 0.2))
     """Learning rate, logarithmic (default: 1e-5 to 0.2; lightning_adam)."""

@@ -110,13 +110,7 @@ def build(
     total_steps: int | None,
     trainer: Trainer | None,
 ) -> AdamSetup:
-    """Builds the optimizer and the schedule; see `build_adam`.
-
-    Example:
-        >>> built = build(nn.Linear(3, 4), {"lr": 0.01}, None, None, None)
-        >>> built.schedule is None, built.as_lightning().keys()
-        (True, dict_keys(['optimizer']))
-    """
+    """Builds the optimizer and the schedule; see `build_adam`."""
     if trainer is None and isinstance(module, either("LightningModule")):
         trainer = attached_trainer(module)
     if trainer is not None and trainer.lightning_module is None:

@@ -30,11 +30,7 @@ if _LOGGER.level == logging.NOTSET:
 
 @rank_zero_only
 def log_info(message: str) -> None:
-    """Logs a message at INFO, on rank 0.
-
-    Example:
-        >>> log_info("AdamW, fused")
-    """
+    """Logs a message at INFO, on rank 0."""
     _LOGGER.info(message)
 
 

@@ -96,10 +96,6 @@ def plan_of(optimizer: Optimizer) -> Plan:
 
     Raises:
         KeyError: If `build_optimizer` did not build it.
-
-    Example:
-        >>> plan_of(build_optimizer(nn.Linear(3, 4), {})).names
-        ['weight', 'bias']
     """
     return _PLANS[optimizer]
 
@@ -146,10 +142,6 @@ def call_target(factory: functools.partial[Any], path: ConfigPath, *arguments: A
 
     Raises:
         ConfigError: If the call fails. It names the argument at fault if that is known.
-
-    Example:
-        >>> call_target(functools.partial(int), ConfigPath("optimizer"), "3")
-        3
     """
     try:
         return factory(*arguments)

@@ -20,12 +20,7 @@ DECOUPLED = {"AdamW", "NAdamW", "RAdamW"}
 
 @dataclass(frozen=True)
 class Configuration:
-    """Hyperparameters of Adam and its schedule; None for those that the app does not have.
-
-    Example:
-        >>> Configuration(lr=1e-3, betas=(0.9, 0.999)).lr
-        0.001
-    """
+    """Hyperparameters of Adam and its schedule; None for those that the app does not have."""
 
     lr: float
     betas: tuple[float, float] | None = None

@@ -54,12 +54,7 @@ class Trial:
     overrides: list[str] = field(default_factory=list)
 
     def as_variable(self) -> str:
-        """Returns the trial as the value of `LIGHTNING_ADAM_TRIAL`.
-
-        Example:
-            >>> Trial("mnist", "minimize", "start", 0, 1.0, {}).as_variable()[:24]
-            '{"study_name": "mnist", '
-        """
+        """Returns the trial as the value of `LIGHTNING_ADAM_TRIAL`."""
         return json.dumps(asdict(self))
 
     def history(self) -> History:
@@ -74,12 +69,7 @@ class Trial:
 
 
 def current_trial() -> Trial | None:
-    """Returns the run that this process trains; None outside a search.
-
-    Example:
-        >>> current_trial() is None
-        True
-    """
+    """Returns the run that this process trains; None outside a search."""
     given = os.environ.get(TRIAL_VARIABLE)
     return Trial(**json.loads(given)) if given else None
 
@@ -198,12 +188,7 @@ def to_metric(result: object) -> float:
 
 
 def format_error(error: BaseException) -> str:
-    """Returns the class of an error and the first line of its message.
-
-    Example:
-        >>> format_error(ValueError("no such file"))
-        'ValueError: no such file'
-    """
+    """Returns the class of an error and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 

@@ -60,12 +60,7 @@ class Request:
 
     @property
     def key(self) -> tuple[Configuration, float, int]:
-        """Identifies a run: requests with the same key are the same run.
-
-        Example:
-            >>> Request(Stage.start, Configuration(1e-3)).key[1:]
-            (1.0, 0)
-        """
+        """Identifies a run: requests with the same key are the same run."""
         return self.configuration, self.length, self.replicate
 
 
@@ -113,20 +108,9 @@ class Run:
 
     @property
     def is_retried(self) -> bool:
-        """Whether the run is started again, because its process was killed.
-
-        Example:
-            >>> request = Request(Stage.start, Configuration(1e-3))
-            >>> Run(request, 0, Outcome.failed, is_lost=True).is_retried
-            True
-        """
+        """Whether the run is started again, because its process was killed."""
         return self.is_lost and (not self.is_given_up or self.request.attempt < MAX_ATTEMPTS)
 
     def loss(self, sign: float) -> float:
-        """Returns the metric times `sign`, so that lower is better; nan without a metric.
-
-        Example:
-            >>> Run(Request(Stage.start, Configuration(1e-3)), 0, Outcome.failed).loss(1.0)
-            nan
-        """
+        """Returns the metric times `sign`, so that lower is better; nan without a metric."""
         return math.nan if self.value is None else sign * self.value

@@ -20,12 +20,7 @@ MIN_STEPS = 8
 
 
 def trial_callbacks() -> list[Callback]:
-    """Returns the callback of the run that this process trains; an empty list outside a search.
-
-    Example:
-        >>> trial_callbacks()
-        []
-    """
+    """Returns the callback of the run that this process trains; an empty list outside a search."""
     trial = current_trial()
     return [] if trial is None else [TrialCallback(trial)]
 
@@ -38,10 +33,6 @@ class TrialCallback(AnyCallback):
 
     Args:
         trial: The run.
-
-    Example:
-        >>> TrialCallback(Trial("mnist", "minimize", "start", 3, 1.0, {})).trial.number
-        3
     """
 
     def __init__(self, trial: Trial) -> None:

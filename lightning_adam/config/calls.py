@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_adam.config.errors import UNSET, ConfigError, ConfigPath, Placeholder
-from lightning_adam.config.parsing import target_name
+from lightning_adam.config.parsing import parameters_of, target_name
 from lightning_adam.config.schedule import TOTAL_STEPS
 
 TERMS = {
@@ -47,7 +47,11 @@ def call_error(
     """
     name = target_name(target)
     cause = textwrap.shorten(str(error.args[0] if error.args else error), 200, placeholder=" …")
-    parameters = _parameters(target)
+    parameters = {
+        name: each
+        for name, each in parameters_of(target).items()
+        if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    }
     bound = _bound(target, arguments)
     missing = [
         each.name
@@ -79,16 +83,6 @@ def call_error(
     if default is inspect.Parameter.empty or default == value:
         return setting.error(problem, setting.suggest(Placeholder("VALUE"), "Set"), value)
     return setting.invalid(value, problem, default)
-
-
-def _parameters(target: functools.partial[Any]) -> dict[str, inspect.Parameter]:
-    """Returns the named parameters of a target; empty if its signature is unknown."""
-    try:
-        parameters = inspect.signature(target.func).parameters
-    except (TypeError, ValueError):
-        return {}
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return {name: each for name, each in parameters.items() if each.kind not in variable}
 
 
 def _bound(target: functools.partial[Any], arguments: Sequence[Any]) -> set[str]:

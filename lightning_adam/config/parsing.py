@@ -507,6 +507,14 @@ def _nearest_target(target: str) -> str:
     return f"{module}.{names[close[0]]}" if close else "package.module.Class"
 
 
+def parameters_of(target: functools.partial[Any]) -> dict[str, inspect.Parameter]:
+    """Returns the parameters of a target by their names; empty if its signature is unknown."""
+    try:
+        return dict(inspect.signature(target.func).parameters)
+    except (TypeError, ValueError):
+        return {}
+
+
 def check_arguments(target: functools.partial[Any], path: ConfigPath) -> None:
     """Checks that the signature of the target accepts the arguments from the config.
 
@@ -517,14 +525,11 @@ def check_arguments(target: functools.partial[Any], path: ConfigPath) -> None:
         >>> from fractions import Fraction
         >>> check_arguments(functools.partial(Fraction, denominator=4), ConfigPath("optimizer"))
     """
-    try:
-        parameters = list(inspect.signature(target.func).parameters.values())
-    except (TypeError, ValueError):
-        return
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+    parameters = parameters_of(target)
+    if not parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
         return
     # The first argument is not from the config: the parameters, or the optimizer.
-    names = [parameter.name for parameter in parameters][1:]
+    names = list(parameters)[1:]
     for name, value in target.keywords.items():
         if name not in names:
             raise (path / name).unknown(value, names)

@@ -1,7 +1,6 @@
 """Builds torch optimizers: the class, its parameter groups, and a supported implementation."""
 
 import functools
-import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from lightning_adam.config.optimizer import (
     CustomOptimizerConfig,
     parse_optimizer,
 )
-from lightning_adam.config.parsing import target_name
+from lightning_adam.config.parsing import parameters_of, target_name
 from lightning_adam.optim.console import group_table, log_info
 from lightning_adam.optim.param_groups import LR_SCALE, Plan, make_plan
 from lightning_adam.statistics.dtypes import dtype_name, rounds_to_0
@@ -156,14 +155,8 @@ def hyperparameters(factory: functools.partial[Any]) -> dict[str, Any]:
         >>> hyperparameters(functools.partial(Adam, weight_decay=0.1))["lr"]
         0.001
     """
-    try:
-        parameters = inspect.signature(factory.func).parameters
-    except (TypeError, ValueError):
-        return dict(factory.keywords)
-    defaults = {name: each.default for name, each in parameters.items()}
-    known = {
-        name: value for name, value in defaults.items() if value is not inspect.Parameter.empty
-    }
+    parameters = parameters_of(factory).items()
+    known = {name: each.default for name, each in parameters if each.default is not each.empty}
     return known | factory.keywords
 
 

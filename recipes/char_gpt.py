@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torchmetrics.text import Perplexity
 
 from lightning_adam import AdamMixin, ConfigError
-from recipes._common import finish, read_text, text_loaders, validation_metric
+from recipes._common import check_positive, finish, read_text, text_loaders, validation_metric
 
 BYTES = 256
 
@@ -96,6 +96,7 @@ class LitGPT(AdamMixin, L.LightningModule):
 
 def check(cfg: DictConfig) -> None:
     """Raises for settings that would fail during or after the run."""
+    check_positive(cfg, "batch_size", "context", "width", "heads")
     if cfg.width % cfg.heads:
         raise ConfigError(
             f"width={cfg.width} is not a multiple of heads={cfg.heads}",

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lightning_adam import AdamMixin, ConfigError
-from recipes._common import Loader, finish, read_text, validation_metric
+from recipes._common import Loader, check_positive, finish, read_text, validation_metric
 
 
 class LitGPT2(AdamMixin, L.LightningModule):
@@ -144,6 +144,7 @@ OmegaConf.register_new_resolver(
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="ddp_fsdp")
 def main(cfg: DictConfig) -> float | None:
+    check_positive(cfg, "batch_size", "context", "layers", "width", "heads", "replicas")
     # All processes begin with the same parameters.
     L.seed_everything(cfg.seed)
     checkpoint = ModelCheckpoint(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot, softplus
 
 from lightning_adam import build_adam
-from recipes._common import finish, mnist_loaders, quoted, validation_metric
+from recipes._common import check_positive, finish, mnist_loaders, quoted, validation_metric
 
 
 class LitGAN(L.LightningModule):
@@ -70,7 +70,7 @@ class LitGAN(L.LightningModule):
 
     def generate(self, digits: Tensor) -> Tensor:
         """Returns an image of each digit."""
-        noise = torch.randn(len(digits), self.cfg.noise, device=digits.device)
+        noise = torch.randn(len(digits), self.cfg.noise).type_as(next(self.parameters()))
         return self.generator(torch.cat([noise, one_hot(digits, 10)], dim=1))  # type: ignore[no-any-return]
 
     def judge(self, images: Tensor, digits: Tensor) -> Tensor:
@@ -115,6 +115,7 @@ def draw(module: LitGAN, path: Path) -> None:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="gan")
 def main(cfg: DictConfig) -> float | None:
+    check_positive(cfg, "batch_size", "width")
     L.seed_everything(cfg.seed)
     output = Path(HydraConfig.get().runtime.output_dir)
     train, validation = mnist_loaders(cfg.batch_size)

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_adam import AdamMixin
-from recipes._common import finish, mnist_loaders, validation_metric
+from recipes._common import check_positive, finish, mnist_loaders, validation_metric
 
 
 class LitClassifier(AdamMixin, L.LightningModule):
@@ -56,6 +56,7 @@ def small_cnn(width: int) -> nn.Module:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="mnist")
 def main(cfg: DictConfig) -> float | None:
+    check_positive(cfg, "batch_size", "width")
     L.seed_everything(cfg.seed)
     checkpoint = ModelCheckpoint(
         dirpath=f"{HydraConfig.get().runtime.output_dir}/checkpoints",

@@ -33,7 +33,14 @@ from lightning_adam.findings.describe import describe_suggestions
 from lightning_adam.findings.finding import Finding
 from lightning_adam.reports.report import write_report
 from lightning_adam.reports.runs import read_runs
-from recipes._common import how_to_look, mnist_loaders, quoted, run_folder, validation_metric
+from recipes._common import (
+    check_positive,
+    how_to_look,
+    mnist_loaders,
+    quoted,
+    run_folder,
+    validation_metric,
+)
 
 warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU")
 
@@ -233,6 +240,7 @@ def side_by_side(before: Outcome, after: Outcome) -> str:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="clinic")
 def main(cfg: DictConfig) -> float:
+    check_positive(cfg, "batch_size", "width")
     before = train(cfg)
     runs = [before]
     print(f"\nfindings: {before.codes}\nvalidation loss: {before.loss:.4f}")

@@ -69,14 +69,14 @@ DECAY_SCHEDULES = [
 TOPICS: dict[str, list[Section]] = {
     "optimizer": [
         Section("lightning_adam/optimizer=adam, adamw", "optimizer", AdamConfig),
-        Section("One of optimizer.groups", "optimizer.groups.0", GroupConfig),
+        Section("An item of optimizer.groups", "optimizer.groups.0", GroupConfig),
         Section("optimizer.layer_decay", "optimizer.layer_decay", LayerDecayConfig),
         Section("lightning_adam/optimizer=custom", "optimizer", CustomOptimizerConfig),
     ],
     "scheduler": [
-        Section("Every schedule", "scheduler", ScheduleConfig),
-        Section("All but custom", "scheduler", StepScheduleConfig),
-        Section("All but one_cycle and custom", "scheduler", WarmupScheduleConfig),
+        Section("All schedules", "scheduler", ScheduleConfig),
+        Section("All schedules except custom", "scheduler", StepScheduleConfig),
+        Section("All schedules except one_cycle and custom", "scheduler", WarmupScheduleConfig),
         Section(", ".join(DECAY_SCHEDULES), "scheduler", DecayScheduleConfig),
         *(
             Section(f"lightning_adam/scheduler={name}", "scheduler", config)

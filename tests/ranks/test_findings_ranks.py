@@ -53,5 +53,4 @@ def left_out_notices(kind: type[ValidatedFirst]) -> list[str]:
 def test_only_parameters_without_a_group_are_reported_as_left_out(ranks: Ranks) -> None:
     assert ranks.run(left_out_notices, ValidatedFirst) == [[], []]
     for (sentence,) in ranks.run(left_out_notices, WithoutNames):
-        assert sentence.startswith("1 parameters require a gradient")
-        assert f"such as {LEFT_OUT}:" in sentence
+        assert sentence.endswith(f"are never trained: {LEFT_OUT}.")

@@ -40,7 +40,7 @@ def groups_of(module: nn.Module, root: nn.Module | None = None) -> dict[str, lis
     return {group["name"]: group["param_names"] for group in built.param_groups}
 
 
-# What the ranks run.
+# Functions that the ranks run
 
 
 def group_each_strategy() -> list[dict[str, list[str]]]:
@@ -76,7 +76,7 @@ def build_without_deciding() -> list[list[str]]:
     return [build_optimizer(each, config).param_groups[0]["param_names"] for each in (net, flat)]
 
 
-# What is asserted.
+# Tests
 
 
 def test_groups_are_those_of_the_original_shapes(ranks: Ranks) -> None:

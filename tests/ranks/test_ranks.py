@@ -47,7 +47,7 @@ def build_monitor() -> AdamMonitor:
     )
 
 
-# What the ranks run.
+# Functions that the ranks run
 
 
 def fit_plain(kind: str) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def fit_with_fault(kind: str, place: str, rank: int) -> dict[str, Any]:
     }
 
 
-# What is asserted.
+# Tests
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 fsdp2_and_others = pytest.mark.parametrize(

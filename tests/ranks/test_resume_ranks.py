@@ -87,7 +87,7 @@ class Recorder(L.Callback):
         self.rates.append({group["name"]: group["lr"] for group in optimizer.param_groups})
 
 
-# What the ranks run.
+# Functions that the ranks run
 
 
 def train(kind: str, way: str, name: str, path: str | None = None) -> dict[str, Any]:
@@ -219,7 +219,7 @@ def describe_settings(
     }
 
 
-# What is asserted.
+# Tests
 
 
 def run_kind(ranks: Ranks, kind: str, way: str, *arguments: Any) -> list[dict[str, Any]]:

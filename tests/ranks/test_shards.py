@@ -205,7 +205,7 @@ def measure(sharded: Sharded) -> dict[str, Any]:
     }
 
 
-# What the ranks run.
+# Functions that the ranks run
 
 
 def measure_case(name: str) -> dict[str, Any]:
@@ -249,7 +249,7 @@ def measure_without_wrapper() -> str:
     return ""
 
 
-# What is asserted.
+# Tests
 
 
 def assert_measured_like_one_process(name: str, results: list[dict[str, Any]]) -> None:

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command.
 
     Args:
-        arguments: The words after `lightning-adam` (default: None, those of the command line).
+        arguments: The arguments of the command (default: None, those of the command line).
 
     Example:
         >>> main(["explain", "monitor"])  # doctest: +ELLIPSIS
@@ -222,7 +222,7 @@ def _topic(name: str) -> str:
         topics = [*TOPICS, "statistics", "histograms", "findings"]
         close = nearest(name, [*topics, *STATISTICS, *RULES, *NOTICES], 1)
         raise argparse.ArgumentTypeError(
-            f"{name} is neither {', '.join(topics)} nor the name of a statistic or a finding. Use"
-            f" for example lightning-adam explain {(close or ['statistics'])[0]}"
+            f"{name} is not a topic ({', '.join(topics)}), a statistic or a finding. Use for example"
+            f" lightning-adam explain {(close or ['statistics'])[0]}"
         )
     return "\n\n".join([*rules, *map(explain_statistic, chosen), SYMBOLS])

@@ -222,7 +222,7 @@ def _topic(name: str) -> str:
         topics = [*TOPICS, "statistics", "histograms", "findings"]
         close = nearest(name, [*topics, *STATISTICS, *RULES, *NOTICES], 1)
         raise argparse.ArgumentTypeError(
-            f"{name} is not a topic ({', '.join(topics)}), a statistic or a finding. Use for example"
-            f" lightning-adam explain {(close or ['statistics'])[0]}"
+            f"{name} is not a topic ({', '.join(topics)}), a statistic or a finding. Use for"
+            f" example lightning-adam explain {(close or ['statistics'])[0]}"
         )
     return "\n\n".join([*rules, *map(explain_statistic, chosen), SYMBOLS])

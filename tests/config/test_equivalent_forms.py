@@ -37,7 +37,7 @@ class FromHparams(AdamMixin, L.LightningModule):
 
 
 def factor(step: int) -> float:
-    """Returns a cosine after a linear warm-up, as in the presets."""
+    """Returns the factor of a cosine with a linear warm-up, like the presets."""
     if step < WARMUP_STEPS:
         return (step + 1) / (WARMUP_STEPS + 1)
     return (1 + math.cos(math.pi * (step - WARMUP_STEPS) / (STEPS - WARMUP_STEPS))) / 2

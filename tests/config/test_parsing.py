@@ -591,7 +591,7 @@ def bounded_fields(config: type) -> Iterator[str]:
 
 
 def parts(hint: Any) -> Iterator[Any]:
-    """Yields a type with its arguments and its metadata, at any depth."""
+    """Yields a type with its arguments and its metadata, recursively."""
     yield hint
     for each in (*get_args(hint), *getattr(hint, "__metadata__", ())):
         yield from parts(each)

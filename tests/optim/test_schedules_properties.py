@@ -77,7 +77,7 @@ def optimizer(peak: float = PEAK) -> Adam:
 
 
 def schedule(case: Case) -> Callable[[float], float]:
-    """Returns the multiplier of the peak, which is defined between the steps too."""
+    """Returns the factor on the peak, a function that is also defined between steps."""
     scheduler = build_scheduler(optimizer(), case.config, case.total)
     assert isinstance(scheduler, Schedule)
     return cast("Callable[[float], float]", scheduler.curve)
@@ -95,7 +95,7 @@ def cases(
     minima: st.SearchStrategy[float] = minima,
     longest: int = LONGEST,
 ) -> Case:
-    """Returns a shape with valid settings; at least one step follows the warm-up."""
+    """Draws a schedule with valid settings and at least one step after the warm-up."""
     name = draw(st.sampled_from(sorted(names)))
     total = draw(st.integers(1, longest))
     warmup = 0 if name == "one_cycle" else draw(st.integers(0, total - 1))

@@ -60,7 +60,7 @@ Build = Callable[[Net], Sharded]
 
 
 def groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Returns one that decays and one that does not."""
+    """Returns a group that decays and one that does not."""
     named = list(module.named_parameters())
     return [
         {

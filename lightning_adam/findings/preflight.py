@@ -172,16 +172,17 @@ def eps_vanishes(run: RunFacts) -> Iterator[PreflightNotice]:
 
 @notice(
     severity=Severity.warning,
-    sentence="{count} parameters require a gradient but are in no parameter group, for example"
-    " {first}: they are never trained.",
+    sentence="Parameters that require a gradient but are in no parameter group are never trained:"
+    " {names}.",
     suggest=_add_or_freeze,
     source="arithmetic",
 )
 def parameters_left_out(run: RunFacts) -> Iterator[PreflightNotice]:
     """The model has trainable parameters that are in no optimizer."""
-    names = run.ungrouped_parameters
-    if names:
-        yield PreflightNotice({"count": len(names), "first": names[0]})
+    first, *others = run.ungrouped_parameters or [""]
+    if first:
+        names = f"{first} and {len(others)} more" if others else first
+        yield PreflightNotice({"names": names})
 
 
 @notice(

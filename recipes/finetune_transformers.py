@@ -42,7 +42,7 @@ VALIDATION_EXAMPLES = 100
 
 
 class LitMaskedLM(AdamMixin, L.LightningModule):
-    def __init__(self, net: nn.Module, optimizer: DictConfig, scheduler: DictConfig) -> None:
+    def __init__(self, net: nn.Module, optimizer: DictConfig, scheduler: DictConfig | None) -> None:
         super().__init__(optimizer=optimizer, scheduler=scheduler)
         self.net = net
 
@@ -70,7 +70,7 @@ class Restorer(nn.Module):
 
 
 class LitRestorer(AdamMixin, L.LightningModule):
-    def __init__(self, net: nn.Module, optimizer: DictConfig, scheduler: DictConfig) -> None:
+    def __init__(self, net: nn.Module, optimizer: DictConfig, scheduler: DictConfig | None) -> None:
         super().__init__(optimizer=optimizer, scheduler=scheduler)
         self.net = net
         self.accuracy = MulticlassAccuracy(num_classes=len(MARKS), average="micro")

@@ -26,7 +26,7 @@ VALIDATION_IMAGES = 600
 class LitReader(AdamMixin, L.LightningModule):
     """Reads an image row by row."""
 
-    def __init__(self, width: int, optimizer: DictConfig, scheduler: DictConfig) -> None:
+    def __init__(self, width: int, optimizer: DictConfig, scheduler: DictConfig | None) -> None:
         super().__init__(optimizer=optimizer, scheduler=scheduler)
         self.rows = nn.GRU(input_size=8, hidden_size=width, batch_first=True)
         self.head = nn.Linear(width, 10)
@@ -64,7 +64,7 @@ def digit_loaders(batch_size: int) -> tuple[Loader, Loader]:
 def main(cfg: DictConfig) -> float | None:
     L.seed_everything(cfg.seed, verbose=False)
     trainer = instantiate(cfg.trainer, logger=instantiate(cfg.get("logger")) or False)
-    module = LitReader(cfg.width, cfg.optimizer, cfg.scheduler)
+    module = LitReader(cfg.width, cfg.optimizer, cfg.get("scheduler"))
     train, validation = digit_loaders(cfg.batch_size)
     trainer.fit(module, train, validation)
     # The sweeper minimizes what the app returns.

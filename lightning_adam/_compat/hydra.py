@@ -30,7 +30,7 @@ def running_call() -> Call | None:
     """Returns the innermost running call by `instantiate`; None without one."""
     called: Mapping[str, Any] | None = None
     for name, variables in _frames(INSTANTIATE):
-        if name == "_call_target" and {"full_key", "kwargs"} <= variables.keys():
+        if name == "_call_target" and {"full_key", "kwargs"} <= set(variables):
             called = variables
         elif name == "instantiate" and called is not None:
             return Call(

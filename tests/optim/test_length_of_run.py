@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_adam import build_adam, build_scheduler
 from tests.support.tables import each_row
-from tests.support.training import LR, Lit, loader, loss_of, network, trainer
+from tests.support.training import LR, LearningRates, Lit, loader, loss_of, network, trainer
 
 TORCH = "torch.optim.lr_scheduler"
 LINEAR = {"name": "linear", "warmup_steps": 3}
@@ -54,18 +54,6 @@ SCHEDULES: list[dict[str, Any]] = [
         "milestones": [3],
     },
 ]
-
-
-class Rates(L.Callback):
-    """The learning rate of each step."""
-
-    def __init__(self) -> None:
-        self.seen: list[float] = []
-
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any
-    ) -> None:
-        self.seen.append(optimizer.param_groups[0]["lr"])
 
 
 def curve(
@@ -108,7 +96,7 @@ def fitted(
     **flags: Any,
 ) -> list[float]:
     """Returns the learning rates of a run."""
-    recorder = Rates()
+    recorder = LearningRates()
     fit = trainer(
         callbacks=[recorder, *callbacks],
         enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in callbacks),
@@ -123,7 +111,7 @@ def test_second_fit_with_more_epochs_continues_the_schedule() -> None:
     with each_row() as row:
         for scheduler in SCHEDULES:
             with row(scheduler):
-                recorder = Rates()
+                recorder = LearningRates()
                 fit = trainer(max_epochs=2, callbacks=[recorder])
                 module = Epochs(scheduler, [4])
                 fit.fit(module)
@@ -278,7 +266,7 @@ def test_run_continues_after_an_error_in_the_middle_of_an_epoch() -> None:
                 raise RuntimeError
             return super().training_step(batch, batch_idx)
 
-    recorder = Rates()
+    recorder = LearningRates()
     fit = trainer(max_epochs=3, callbacks=[recorder])
     module = Failing(LINEAR, [4])
     with pytest.raises(RuntimeError):
@@ -295,7 +283,7 @@ def test_epoch_that_a_hook_ends_shortens_the_run() -> None:
         def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
             return -1 if batch_idx == 2 else None
 
-    recorder = Rates()
+    recorder = LearningRates()
     trainer(max_epochs=3, callbacks=[recorder]).fit(Skipping(LINEAR, [4]))
     expected = curve(LINEAR, 12, 0, 2) + curve(LINEAR, 10, 2, 4) + curve(LINEAR, 8, 4, 6)
     assert recorder.seen == pytest.approx(expected)
@@ -338,7 +326,7 @@ def test_schedule_in_epochs_continues_in_a_second_fit() -> None:
         for options, expected in table:
             scheduler = {"_target_": f"{TORCH}.ExponentialLR", "gamma": 0.5, **options}
             with row(options):
-                recorder = Rates()
+                recorder = LearningRates()
                 fit = trainer(max_epochs=3, callbacks=[recorder])
                 module = Epochs(scheduler, [4])
                 fit.fit(module)
@@ -408,7 +396,7 @@ def test_manual_optimization_continues_in_a_second_fit_and_when_resumed(tmp_path
 
 def test_checkpoint_can_be_resumed_on_a_trainer_that_has_trained(tmp_path: Path) -> None:
     fitted(LINEAR, callbacks=[checkpoint(tmp_path, "epoch")])
-    recorder = Rates()
+    recorder = LearningRates()
     fit = trainer(max_epochs=2, callbacks=[recorder])
     module = Epochs(LINEAR, [4])
     fit.fit(module)
@@ -467,7 +455,7 @@ def test_other_ends_of_a_run() -> None:
         warnings.filterwarnings("ignore", message=".*barebones|.*overfit_batches")
         for flags, total, trained in OTHERS:
             with row(flags):
-                recorder = Rates()
+                recorder = LearningRates()
                 callbacks = [recorder, *flags.get("callbacks", ())]
                 fit = trainer(**{"max_epochs": 2, **flags, "callbacks": callbacks})
                 fit.fit(Epochs(LINEAR, [4]))
@@ -476,13 +464,13 @@ def test_other_ends_of_a_run() -> None:
 
 def test_stream_without_a_length_ends_with_max_steps(tmp_path: Path) -> None:
     data = DataLoader(Stream(), batch_size=4)
-    recorder = Rates()
+    recorder = LearningRates()
     fit = trainer(max_steps=6, callbacks=[recorder])
     module = Lit({"lr": LR}, LINEAR)
     fit.fit(module, data)
     fit.save_checkpoint(tmp_path / "6.ckpt")
     assert recorder.seen == pytest.approx(curve(LINEAR, 6, 0, 6))
-    second = Rates()
+    second = LearningRates()
     fit = trainer(max_steps=11, callbacks=[second])
     fit.fit(module, data, ckpt_path=tmp_path / "6.ckpt")
     assert second.seen == pytest.approx(curve(LINEAR, 11, 6, 11))

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lightning_adam import AdamMixin, ConfigError, build_adam, build_scheduler
 from lightning_adam.optim.schedulers import scheduler_settings
 from tests.support.tables import each_row
-from tests.support.training import ADAMW, Lit, loader, loss_of, network, trainer
+from tests.support.training import ADAMW, LearningRates, Lit, loader, loss_of, network, trainer
 
 COSINE = {"name": "cosine", "warmup_steps": 5}
 TORCH = "torch.optim.lr_scheduler"
@@ -274,19 +274,11 @@ def test_custom_plateau_has_a_metric_and_no_frequency() -> None:
     assert "monitor" not in build_adam(network(), ADAMW, stepwise)["lr_scheduler"]
 
 
-class Rates(L.Callback):
-    """Records the learning rates of all steps of a fit."""
-
-    def __init__(self) -> None:
-        self.seen: list[float] = []
+class FitLearningRates(LearningRates):
+    """Records only the last fit, without the steps of `lr_find`."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.seen = []
-
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any
-    ) -> None:
-        self.seen.append(optimizer.param_groups[0]["lr"])
 
 
 def curve(scheduler: dict[str, Any], peak: float, steps: int) -> list[float]:
@@ -336,7 +328,7 @@ def test_optimizer_lr_moves_the_whole_curve(
     with each_row() as row:
         for scheduler, with_peak in FINDABLE:
             for way in ("by hand", "tuner", "callback"):
-                rates = Rates()
+                rates = FitLearningRates()
                 callbacks = [rates, *([Finder()] if way == "callback" else [])]
                 fit = trainer(max_epochs=1, callbacks=callbacks)
                 module = Lit(ADAMW, scheduler)

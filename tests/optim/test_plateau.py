@@ -18,6 +18,7 @@ from tests.support.tables import each_row
 from tests.support.training import (
     ADAMW,
     LR,
+    LearningRates,
     Lit,
     assert_same_parameters,
     loader,
@@ -64,18 +65,6 @@ class Stalled(Lit):
             self.log(key, 1.0)
 
 
-class Rates(L.Callback):
-    """The learning rate of each step, in units of the peak."""
-
-    def __init__(self) -> None:
-        self.seen: list[float] = []
-
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any
-    ) -> None:
-        self.seen.append(optimizer.param_groups[0]["lr"] / LR)
-
-
 def rates(
     module: L.LightningModule,
     *,
@@ -84,11 +73,12 @@ def rates(
     callbacks: Any = (),
     **flags: Any,
 ) -> list[float]:
-    recorder = Rates()
+    """Returns the learning rate of each step, in units of the peak."""
+    recorder = LearningRates()
     fit = trainer(callbacks=[recorder, *callbacks], **{"max_epochs": EPOCHS, **flags})
     batches = loader(2) if validation == "two" else validation
     fit.fit(module, loader(BATCHES), batches, ckpt_path=ckpt_path, weights_only=False)
-    return recorder.seen
+    return [lr / LR for lr in recorder.seen]
 
 
 VALIDATION_INTERVALS: list[tuple[dict[str, Any], list[float]]] = [
@@ -284,7 +274,7 @@ def test_metric_that_is_not_logged_raises_one_sentence(scheduler: dict[str, Any]
     with each_row() as row:
         for module, options, keys, flags, suggested, steps in MISSING:
             with row((options, keys, flags)):
-                seen = Rates()
+                seen = LearningRates()
                 with pytest.raises(ConfigError) as raised:
                     rates(
                         module({**scheduler, **options}, **keys),

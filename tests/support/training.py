@@ -65,6 +65,18 @@ def assert_same_parameters(one: nn.Module, other: nn.Module) -> None:
     assert all(torch.equal(*pair) for pair in pairs)
 
 
+class LearningRates(L.Callback):
+    """Records the learning rate of the first group before each step."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any
+    ) -> None:
+        self.seen.append(optimizer.param_groups[0]["lr"])
+
+
 class TrainingRun(NamedTuple):
     """A completed training run with its logged values."""
 

@@ -276,7 +276,7 @@ def write_report(report: Report, folder: Path) -> None:
 
 def markdown(report: Report) -> str:
     """Returns the report as Markdown. Its last line is the overrides to use."""
-    parts = [f"# Adam tuned: {_escape_markdown(report.settings.study_name)}"]
+    parts = [f"# Adam tuning report: {_escape_markdown(report.settings.study_name)}"]
     parts.append(_escape_markdown(" ".join(report.sentences())))
     for table in report.tables():
         parts += [f"## {table.title}", *([table.note] if table.note else [])]

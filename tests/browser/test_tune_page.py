@@ -28,7 +28,7 @@ def test_page_shows_its_figures_the_overrides_and_the_tables(visit: Visits, tmp_
     assert page.locator("#figure-0 .scatterlayer .trace").first.locator(".point").count() == len(
         full
     )
-    assert page.locator("h1").inner_text() == f"Adam tuned: {HOSTILE}"
+    assert page.locator("h1").inner_text() == f"Adam tuning report: {HOSTILE}"
     assert page.locator("b").count() == 0
     assert page.locator("#line").inner_text() == report.line
     for table in report.tables():

@@ -101,7 +101,7 @@ def test_names_are_escaped_in_html_and_markdown() -> None:
     made = report_of(strategy(20), SHAPES["no facts"], SPECIAL_CHARACTERS)
     page = HtmlPage(html(made))
     (heading,) = page.texts("h1")
-    assert heading.startswith("Adam tuned: </script><script>alert(1)</script> | a b [x](y)")
+    assert heading.startswith("Adam tuning report: </script><script>alert(1)</script> | a b [x](y)")
     assert "{{ 7 * 7 }} &amp;" in heading
     assert "alert(1)</script>" not in html(made)
     first = markdown(made).splitlines()[0]

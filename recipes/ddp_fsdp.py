@@ -97,7 +97,9 @@ def gpt2(layers: int, width: int, heads: int, context: int, vocabulary: int) -> 
     return net
 
 
-def token_loaders(path: str | None, context: int, batch_size: int) -> tuple[Loader, Loader]:
+def token_loaders(
+    path: str | None, context: int, vocabulary: int, batch_size: int
+) -> tuple[Loader, Loader]:
     """Returns loaders of pieces of `context` tokens; the last sixteenth of them validates.
 
     Tokens are 16-bit integers in a file, or the bytes of Python's standard library.
@@ -110,6 +112,12 @@ def token_loaders(path: str | None, context: int, batch_size: int) -> tuple[Load
         raise ConfigError(
             f"tokens={path} is not a file: {Path(path).absolute()}",
             "Use the path of a file of 16-bit tokens, or tokens=null for bytes of Python's sources",
+        )
+    largest = int(tokens[: 1 << 20].int().max())
+    if largest >= vocabulary:
+        raise ConfigError(
+            f"vocabulary={vocabulary} must be above the largest token in tokens={path}, {largest}",
+            f"Use for example vocabulary={largest // 64 * 64 + 64}",
         )
     pieces = tokens[: len(tokens) // context * context].view(-1, context)
     split = len(pieces) - len(pieces) // 16
@@ -167,7 +175,7 @@ def main(cfg: DictConfig) -> float | None:
         )
     net = gpt2(cfg.layers, cfg.width, cfg.heads, cfg.context, cfg.vocabulary)
     module = LitGPT2(net, cfg.optimizer, cfg.get("scheduler"), cfg.replicas)
-    train, validation = token_loaders(cfg.tokens, cfg.context, cfg.batch_size)
+    train, validation = token_loaders(cfg.tokens, cfg.context, cfg.vocabulary, cfg.batch_size)
     trainer.fit(module, train, validation, ckpt_path=cfg.ckpt_path)
     loss = validation_metric(trainer, module, validation, "val/loss")
     finish(trainer, {"validation loss": loss})

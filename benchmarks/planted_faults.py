@@ -114,7 +114,7 @@ def judge(run: Run, every_n_steps: int = EVERY_N_STEPS, **changes: Any) -> Verdi
     facts = run_facts(loop, every)
     schedule = LambdaLR(optimizer, lambda step: loop.schedule(step / loop.steps))
     engine = RuleEngine()
-    statistics = AdamStatistics(judged=engine.statistics, module=loop.module)
+    statistics = AdamStatistics(rule_statistics=engine.statistics, module=loop.module)
     losses = []
     for step in range(1, loop.steps + 1):
         is_resumed = loop.interrupt(step, optimizer)

@@ -65,7 +65,7 @@ class RuleEngine:
         >>> weight = torch.nn.Parameter(torch.ones(100))
         >>> adam = torch.optim.Adam([weight])
         >>> engine = RuleEngine()
-        >>> statistics = AdamStatistics(judged=engine.statistics)
+        >>> statistics = AdamStatistics(rule_statistics=engine.statistics)
         >>> for step in range(1, 51):
         ...     weight.grad = 1e-9 * torch.randn(100)
         ...     adam.step()

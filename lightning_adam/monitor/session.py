@@ -183,7 +183,7 @@ class MonitorSession:
             module=root,
             optimizer_name=name or None,
             kernel=config.kernel,
-            judged=[] if self.reporter is None else self.reporter.track(optimizer, name),
+            rule_statistics=[] if self.reporter is None else self.reporter.track(optimizer, name),
         )
         tracked = TrackedOptimizer(
             optimizer, name, statistics, cadence, self.failsafe, self._gradients

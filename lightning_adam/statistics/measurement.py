@@ -39,7 +39,7 @@ class MetricRequest:
         scopes: The kinds of scope.
         worst: By statistic: number of tensors with the largest values.
         optimizer: Name of the optimizer in the keys; empty if it is the only one.
-        judged: Statistics that are only available from `Measurement.of`.
+        rule_statistics: Statistics that are only available from `Measurement.of`.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class MetricRequest:
         scopes: Sequence[Scope] = (Scope.model,),
         worst: Mapping[Statistic, int] | None = None,
         optimizer: str = "",
-        judged: Sequence[Statistic] = (),
+        rule_statistics: Sequence[Statistic] = (),
     ) -> None:
         self.statistics = list(statistics)
         self.scopes = list(scopes)
         self.worst = dict(worst or {})
-        self.judged = list(judged)
+        self.rule_statistics = list(rule_statistics)
         self._prefix = f"optimizer/{key_part(optimizer)}/" if optimizer else ""
         self._columns: dict[Capabilities, Columns] = {}
         self._parts: dict[tuple[Scope, str], str] = {}
@@ -68,7 +68,7 @@ class MetricRequest:
     def _columns_of(self, capabilities: Capabilities) -> "Columns":
         names = {
             ACCUMULATORS[name].column
-            for statistic in (*self.statistics, *self.worst, *self.judged)
+            for statistic in (*self.statistics, *self.worst, *self.rule_statistics)
             if statistic.needs in capabilities
             for name in statistic.accumulators
         }

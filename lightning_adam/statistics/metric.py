@@ -59,8 +59,8 @@ class AdamStatistics(Metric):
             `adam_update/optimizer/generator/update_norm` (default: None, it is the only one).
         kernel: Implementation that reads the tensors: `numba` on the CPU, `triton` on CUDA, `eager`
             on any device, many times slower (default: `auto`, the fast one if it is installed).
-        judged: Names of additional statistics that are only in `measurement`, for rules (default:
-            none).
+        rule_statistics: Names of additional statistics that are only in `measurement`, for rules
+            (default: none).
 
     Raises:
         ConfigError: If a statistic or a scope is unknown, a number is out of range, or the kernel
@@ -93,7 +93,7 @@ class AdamStatistics(Metric):
         module: nn.Module | None = None,
         optimizer_name: str | None = None,
         kernel: str = "auto",
-        judged: Sequence[str] = (),
+        rule_statistics: Sequence[str] = (),
     ) -> None:
         # `update` reduces over ranks, so that `compute` need not.
         super().__init__(sync_on_compute=False)
@@ -108,11 +108,11 @@ class AdamStatistics(Metric):
         selection = parse_monitor(arguments, path)
         check_selection(selection)
         config = selection.config
-        for name in judged:
+        for name in rule_statistics:
             if name not in STATISTICS:
                 problem = f"must hold names of statistics, unlike {name}"
                 close = nearest(name, STATISTICS, 1, cutoff=0.0)
-                raise (path / "judged").invalid(list(judged), problem, close)
+                raise (path / "rule_statistics").invalid(list(rule_statistics), problem, close)
         self.statistics = select(config.statistics)
         self.kernel = config.kernel.value
         self._request = MetricRequest(
@@ -120,7 +120,7 @@ class AdamStatistics(Metric):
             config.scopes,
             {STATISTICS[name]: tensors for name, tensors in config.worst.items()},
             optimizer_name or "",
-            [STATISTICS[name] for name in judged],
+            [STATISTICS[name] for name in rule_statistics],
         )
         self._reader = StateReader(module, config.layer_depth)
         self._scopes = Scopes([], [])

@@ -43,7 +43,7 @@ class Loop:
         self.layers.to(dtype)
         self.adam = torch.optim.AdamW(self.layers.parameters(), **settings)
         self.engine = engine
-        self.statistics = AdamStatistics(judged=engine.statistics, module=self.layers)
+        self.statistics = AdamStatistics(rule_statistics=engine.statistics, module=self.layers)
         self.step = 0
         self.low: dict[str, float] = {}
         """By scope: the 1st percentile of the denominators."""

@@ -211,9 +211,9 @@ INVALID: list[tuple[dict[str, Any], str]] = [
         r"^worst=\{'grad_norm': 'many'\} has 'many', which must be an integer\.",
     ),
     (
-        {"judged": ["grad_nrm"]},
-        r"^judged=\['grad_nrm'\] must hold names of statistics, unlike grad_nrm\. .*"
-        r"judged=\['grad_norm'\]$",
+        {"rule_statistics": ["grad_nrm"]},
+        r"^rule_statistics=\['grad_nrm'\] must hold names of statistics, unlike grad_nrm\. .*"
+        r"rule_statistics=\['grad_norm'\]$",
     ),
 ]
 """Arguments and their errors."""

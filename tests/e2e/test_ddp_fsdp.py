@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 
@@ -173,12 +173,12 @@ def test_settings_for_eight_gpus_train_gpt2_with_half_a_million_tokens_a_step(
 ) -> None:
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
     line = ["experiment=gpt2_8gpu", f"strategy={strategy}", "trainer.accelerator=cpu"]
-    with initialize_config_module("recipes.conf", version_base="1.3"):
+    with initialize_config_dir(str(REPOSITORY / "recipes/conf"), version_base="1.3"):
         line.append(f"trainer.default_root_dir={tmp_path}")
         cfg = compose("ddp_fsdp", line)
     trainer = instantiate(cfg.trainer, logger=False)
     assert (trainer.num_devices, trainer.max_steps) == (8, 600_000)
-    assert (trainer.precision, trainer.val_check_batch) == ("bf16-mixed", 5000)
+    assert (trainer.precision, trainer.val_check_interval) == ("bf16-mixed", 5000)
     pieces = cfg.batch_size * trainer.num_devices * trainer.accumulate_grad_batches
     assert pieces * cfg.context == 491_520
     with torch.device("meta"):

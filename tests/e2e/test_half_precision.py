@@ -50,7 +50,7 @@ def train(folder: Path, *cases: str) -> list[Row]:
     rows = table(finished)
     printed = {
         shlex.join(shlex.split(each))
-        for each in re.findall(r"^  (?:type|lead): +(.*?)(?:  \(.*)?$", finished.output, re.M)
+        for each in re.findall(r"^  (?:use|try): +(.*?)(?:  \(.*)?$", finished.output, re.M)
     }
     tried = {row.overrides.removeprefix("+ ") for row in rows if row.overrides.startswith("+ ")}
     assert tried <= printed

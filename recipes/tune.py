@@ -10,6 +10,8 @@ python -m recipes.tune hydra.mode=RUN optimizer.lr=1e-2
 import hydra
 import lightning as L
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from sklearn.datasets import load_digits  # type: ignore[import-untyped]
@@ -18,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_adam import AdamMixin
-from recipes._common import Loader, validation_metric
+from recipes._common import Loader, check_positive, finish, validation_metric
 
 VALIDATION_IMAGES = 600
 
@@ -62,13 +64,17 @@ def digit_loaders(batch_size: int) -> tuple[Loader, Loader]:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="tune")
 def main(cfg: DictConfig) -> float | None:
+    check_positive(cfg, "batch_size", "width")
     L.seed_everything(cfg.seed, verbose=False)
     trainer = instantiate(cfg.trainer, logger=instantiate(cfg.get("logger")) or False)
     module = LitReader(cfg.width, cfg.optimizer, cfg.get("scheduler"))
     train, validation = digit_loaders(cfg.batch_size)
     trainer.fit(module, train, validation)
-    # The sweeper minimizes what the app returns.
-    return validation_metric(trainer, module, validation, "val/loss")
+    loss = validation_metric(trainer, module, validation, "val/loss")
+    if HydraConfig.get().mode is RunMode.RUN:
+        finish(trainer, {"validation loss": loss})
+    # The search minimizes what the app returns.
+    return loss
 
 
 if __name__ == "__main__":

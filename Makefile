@@ -48,7 +48,7 @@ lint: .venv/dev-installed ## run ruff (lint and format), the word list and mypy
 	$(BIN) -m mypy
 
 release-check: .venv/dev-installed ## build the wheel and the sdist, check, install and run them
-	$(BIN) -m pytest -m '' tests/e2e/test_installed.py
+	$(BIN) -m pytest -m '' -k 'not editable' tests/e2e/test_installed.py
 
 clean: ## remove .venv, caches, builds and the outputs of runs
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist outputs multirun site

@@ -1,7 +1,7 @@
 """The source distribution and the wheel: contents, metadata, the quick start once installed.
 
 In CI the dependencies are linked from the environment of the tests. The nightly tests install the
-wheel and the repository with pip. `make release-check` runs this file.
+wheel and the repository with pip. `make release-check` runs all but the latter.
 """
 
 import json

@@ -578,7 +578,7 @@ def test_all_commands_of_the_pages_succeed(project: Path, template: Path) -> Non
                 assert finished.returncode == 0, finished.output
                 missing = [each for each in expected(PRINTED, line) if each not in finished.output]
                 assert not missing, finished.output
-    assert {path.parent.name for path in project.rglob("tune.md")} == {
+    assert {path.parent.name for path in (project / "multirun").rglob("tune.md")} == {
         "adam_tune_train",
         "adam_tune_narrow",
     }

@@ -1,40 +1,13 @@
 """A small GPT on bytes, and the loaders of its text."""
 
-from typing import Any
-
-import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_adam import AdamMixin
 from recipes._common import read_text
+from recipes.char_gpt import BYTES, Block
 
-BYTES = 256
 CONTEXT = 128
-
-
-class Block(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.before_attention = nn.LayerNorm(width)
-        self.queries_keys_values = nn.Linear(width, 3 * width)
-        self.attention = nn.Linear(width, width)
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(width),
-            nn.Linear(width, 4 * width),
-            nn.GELU(),
-            nn.Linear(4 * width, width),
-        )
-
-    def forward(self, residual: Tensor) -> Tensor:
-        packed = self.queries_keys_values(self.before_attention(residual))
-        queries, keys, values = packed.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed: Tensor = scaled_dot_product_attention(queries, keys, values, is_causal=True)
-        residual = residual + self.attention(mixed.transpose(1, 2).flatten(2))
-        return residual + self.feed_forward(residual)  # type: ignore[no-any-return]
 
 
 class SmallGPT(nn.Module):
@@ -67,20 +40,6 @@ class SmallGPT(nn.Module):
         positions = torch.arange(text.shape[1], device=text.device)
         residual = self.tokens(text) + self.positions(positions)
         return self.head(self.last(self.blocks(residual)))  # type: ignore[no-any-return]
-
-
-class LitGPT(AdamMixin, L.LightningModule):
-    """Trains the network to predict the next byte."""
-
-    def __init__(self, net: SmallGPT, optimizer: Any) -> None:
-        super().__init__(optimizer=optimizer)
-        self.net = net
-
-    def training_step(self, batch: tuple[Tensor], batch_idx: int) -> Tensor:
-        (text,) = batch
-        loss = cross_entropy(self.net(text[:, :-1]).flatten(0, 1), text[:, 1:].flatten())
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
 
 
 def library_text() -> bytearray:

@@ -155,8 +155,9 @@ def run_folder(logger: Logger | None) -> Path | None:
     """Returns the folder that the logger writes to, or None for other loggers."""
     if isinstance(logger, WandbLogger):
         return Path(logger.experiment.dir).parent
-    is_local = isinstance(logger, CSVLogger | TensorBoardLogger)
-    return Path(str(logger.log_dir)) if is_local and logger is not None else None
+    if isinstance(logger, CSVLogger | TensorBoardLogger):
+        return Path(logger.log_dir)
+    return None
 
 
 def quoted(path: str | Path) -> str:

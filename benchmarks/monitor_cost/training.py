@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.monitor_cost.results import NONE, NONE_AGAIN, Segments
 from benchmarks.quiet import progress, silence
-from benchmarks.small_gpt import LitGPT, SmallGPT, text_loader
+from benchmarks.small_gpt import SmallGPT, text_loader
 from lightning_adam import AdamMonitor
 from recipes._common import mnist_loaders
+from recipes.char_gpt import LitGPT
 from recipes.mnist import LitClassifier, small_cnn
 
 INTERVALS: dict[str, int | None] = {
@@ -51,7 +52,9 @@ def noise_loader() -> DataLoader[Any]:
 
 TRAININGS: dict[str, Callable[[], Training]] = {
     "mnist": lambda: Training(lambda: cnn(32), mnist_loaders(batch_size=64)[0]),
-    "gpt": lambda: Training(lambda: LitGPT(SmallGPT(), fused(3e-4)), text_loader(batch_size=8)),
+    "gpt": lambda: Training(
+        lambda: LitGPT(SmallGPT(), fused(3e-4), None), text_loader(batch_size=8)
+    ),
     "tiny": lambda: Training(lambda: cnn(1), noise_loader()),
 }
 

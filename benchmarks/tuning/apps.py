@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy, mse_loss
 
-from benchmarks.small_gpt import BYTES, SmallGPT, library_text, text_pieces
+from benchmarks.small_gpt import SmallGPT, library_text, text_pieces
 from lightning_adam.optim.shapes import Curve
 from lightning_adam.tune.configuration import Configuration
 from recipes._common import mnist_loaders
+from recipes.char_gpt import BYTES
 
 DEFAULT = Configuration(
     lr=1e-3,

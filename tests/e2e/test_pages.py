@@ -233,7 +233,7 @@ def test_project_of_the_quick_start_learns_and_prints_what_the_page_shows(tmp_pa
 
 
 def test_diff_of_the_readme_leads_to_the_quick_start() -> None:
-    """The added and unchanged lines stand in the script in this order, the removed ones nowhere."""
+    """The script has the added and unchanged lines in this order, and no removed line."""
     lines = block(*ADOPTION).splitlines()
     removed = [line[1:] for line in lines if line[:1] == "-" and line[1:].strip()]
     kept = [line[1:] for line in lines if line[:1] != "-" and line[1:].strip()]

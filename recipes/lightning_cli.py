@@ -20,7 +20,7 @@ from recipes._common import Loader, mnist_loaders, validation_metric
 
 
 class LitClassifier(AdamMixin, L.LightningModule):
-    """The arguments are typed as --model. LightningCLI checks their types."""
+    """Its arguments are the options `--model.*`; LightningCLI checks their types."""
 
     def __init__(
         self, optimizer: AdamConfig, scheduler: dict[str, Any] | None = None, width: int = 32
@@ -48,7 +48,7 @@ class LitClassifier(AdamMixin, L.LightningModule):
 
 
 class MNIST(L.LightningDataModule):
-    """The arguments are typed as --data."""
+    """Its argument is the option `--data.batch_size`."""
 
     def __init__(self, batch_size: int = 64) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class MNIST(L.LightningDataModule):
 
 
 class AdamCLI(LightningCLI):
-    """Attaches AdamMonitor. Its settings are typed as --adam_monitor."""
+    """Attaches AdamMonitor. Its settings are the options `--adam_monitor.*`."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(AdamMonitor, "adam_monitor")
